@@ -1,0 +1,46 @@
+"""surgeon: recipe-driven surgery on language models.
+
+import surgeon
+report = surgeon.apply("zero_core", output="out")
+checkpoint = surgeon.Checkpoint.open("builtin:tiny30")
+region = surgeon.Region.load("out/regions/core.region.safetensors")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from surgeon.api import apply, plan, score, verify
+    from surgeon.checkpoint import Checkpoint
+    from surgeon.errors import SurgeonError
+    from surgeon.execute import write_variant
+    from surgeon.region import Region
+    from surgeon.report.data import Report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Checkpoint", "Region", "Report", "SurgeonError", "__version__",
+    "apply", "plan", "score", "verify", "write_variant",
+]  # fmt: skip
+
+# Resolved on first use, so that `import surgeon` and `surgeon --help` load nothing heavy.
+_HOMES = {
+    "Checkpoint": "surgeon.checkpoint",
+    "Region": "surgeon.region",
+    "Report": "surgeon.report.data",
+    "SurgeonError": "surgeon.errors",
+    "apply": "surgeon.api",
+    "plan": "surgeon.api",
+    "score": "surgeon.api",
+    "verify": "surgeon.api",
+    "write_variant": "surgeon.execute",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'surgeon' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

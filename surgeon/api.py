@@ -1,0 +1,340 @@
+"""The Python interface: one function per command, data in and data out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from surgeon.checkpoint import Checkpoint
+from surgeon.corpora import Corpus
+from surgeon.errors import InputError
+from surgeon.execute import Written, output_lock, write_variant
+from surgeon.hashing import content_hash, file_hash
+from surgeon.model import LoadedModel, Precision, load_model, resolve_precision
+from surgeon.plan import Plan, make_plan
+from surgeon.progress import Progress
+from surgeon.recipe import VerifySpec, load_recipe, resolved_yaml
+from surgeon.region import Region
+from surgeon.regions import build_regions
+from surgeon.report.card import model_card
+from surgeon.report.data import (
+    ModelReport,
+    RegionReport,
+    Report,
+    RoleCount,
+    VariantReport,
+    check_expectations,
+    perplexity,
+    summarize,
+)
+from surgeon.report.manifest import environment, manifest
+from surgeon.scoring import ScoreSet, run_scores
+from surgeon.storage import replacing
+from surgeon.verify import EvaluationText, Measure, edited, evaluation_texts, measure_languages
+from surgeon.windows import bos_token
+
+RECIPE_FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes shipped with the package by name, such as `zero_core` or `smollm2/zero_core`."""
+    folder = next((folder for folder in RECIPE_FOLDERS if folder.is_dir()), None)
+    if folder is None:
+        return {}
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the path of a recipe file, or of a shipped recipe by bare name."""
+    path = Path(name).expanduser()
+    shipped = shipped_recipes()
+    if not path.is_file() and str(name) in shipped:
+        return shipped[str(name)]
+    return path
+
+
+def plan(recipe: str | Path, *, output: str | Path | None = None, overrides: Sequence[str] = ()) -> Plan:
+    """Read a recipe and the headers of its model, and return what `apply` would do.
+
+    Raises:
+        SurgeonError: the recipe, the model or the corpus cannot be used.
+    """
+    file = load_recipe(find_recipe(recipe), overrides)
+    checkpoint = Checkpoint.open(file.recipe.model)
+    return make_plan(file, checkpoint, Path(output if output is not None else file.recipe.output))
+
+
+class _Run:
+    """One run of a plan: the model is loaded when first needed, and once per precision."""
+
+    def __init__(self, plan: Plan, device: str, jobs: int, progress: Progress) -> None:
+        self.plan, self.device, self.jobs, self.progress = plan, device, jobs, progress
+        self.timings: dict[str, float] = {}
+        self._models: dict[str, LoadedModel] = {}
+
+    def model(self, precision: str) -> LoadedModel:
+        if precision not in self._models:
+            with self.timed("load"):
+                chosen: Precision = "float32" if precision == "float32" else "native"
+                self._models[precision] = load_model(self.plan.checkpoint, chosen, self.device)
+        return self._models[precision]
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.timings[what] = round(self.timings.get(what, 0.0) + time.perf_counter() - started, 3)
+
+    @cached_property
+    def scores(self) -> list[ScoreSet]:
+        with self.timed("score"):
+            return run_scores(self.plan, self.model, self.device, self.jobs, self.progress)
+
+    @cached_property
+    def regions(self) -> dict[str, Region]:
+        scores = self.scores
+        with self.timed("select"):
+            return build_regions(self.plan, scores, self.jobs)
+
+
+def apply(
+    recipe: str | Path,
+    *,
+    output: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "cpu",
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Carry out a recipe: score, select, write the variants, verify, report.
+
+    Everything is written below `output` (the recipe's, if not given). Scores, regions and variants that an
+    earlier or interrupted run finished are reused. `Report.passed` says whether the expectations held.
+
+    Raises:
+        SurgeonError: something in the recipe, the model, or the environment; nothing is left half written.
+    """
+    started = time.perf_counter()
+    run = _Run(
+        plan(recipe, output=output, overrides=overrides), device, jobs or os.cpu_count() or 1, progress or Progress()
+    )
+    the_plan, out = run.plan, run.plan.output
+    texts = {language: the_plan.corpus.text(language) for language in the_plan.verify_languages}
+    del texts  # read once before anything is written, so that a missing text is found now
+    with output_lock(out):
+        region_files = _save_regions(run)
+        written = _write_variants(run, region_files)
+        measures, method = _verify(run)
+        with run.timed("manifest"):
+            _write_json(out / "manifest.json", manifest(the_plan, written, region_files, device, run.jobs))
+        with replacing(out / "recipe.yaml") as staged:
+            staged.write_text(resolved_yaml(the_plan.recipe), encoding="utf-8")
+        run.timings["total"] = round(time.perf_counter() - started, 3)
+        report = _report(run, written, measures, method)
+        with replacing(out / "report.json") as staged:
+            report.save(staged)
+    return report
+
+
+def score(
+    recipe: str | Path,
+    *,
+    output: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "cpu",
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Path]:
+    """Compute the scores and regions of a recipe only; returns the region files by name."""
+    run = _Run(
+        plan(recipe, output=output, overrides=overrides), device, jobs or os.cpu_count() or 1, progress or Progress()
+    )
+    with output_lock(run.plan.output):
+        return _save_regions(run)
+
+
+def _save_regions(run: _Run) -> dict[str, Path]:
+    files = {}
+    for name, region in run.regions.items():
+        path = run.plan.output / "regions" / f"{name}.region.safetensors"
+        region.save(path)
+        files[name] = path
+    return files
+
+
+def _write_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, Written]:
+    written = {}
+    for name, variant in run.plan.variants.items():
+        if not variant.write:
+            continue
+        operations = run.plan.recipe.variants[name].operations
+        used = {operation.zero: run.regions[operation.zero] for operation in operations}
+        marker = {
+            "variant": name,
+            "operations": [operation.model_dump() for operation in operations],
+            "regions": {label: file_hash(region_files[label]) for label in used},
+            "model": {
+                "source": run.plan.checkpoint.source.name,
+                "revision": run.plan.checkpoint.source.revision,
+                "content_sha256": content_hash(run.plan.checkpoint, run.jobs),
+            },
+            "recipe": json.loads(run.plan.recipe.model_dump_json(by_alias=True, exclude_none=True)),
+        }
+        with run.timed("write"), run.progress.task(f"write {name}", run.plan.checkpoint.data_bytes) as advance:
+            written[name] = write_variant(
+                run.plan.checkpoint,
+                operations,
+                used,
+                run.plan.output / "variants" / name,
+                marker=marker,
+                card=model_card(run.plan, name, used),
+                jobs=run.jobs,
+                advance=advance,
+            )
+    return written
+
+
+def _verify(run: _Run) -> tuple[dict[str, dict[str, Measure]], dict[str, Any]]:
+    spec = run.plan.recipe.verify
+    if spec is None:
+        return {}, {}
+    loaded = run.model(resolve_precision("auto", run.device))
+    with run.timed("verify"):
+        texts = evaluation_texts(loaded, run.plan.corpus, run.plan.verify_languages, spec)
+        measures = {"base": measure_languages(loaded, texts, spec.batch_size, "base", run.progress)}
+        for name, variant in run.plan.recipe.variants.items():
+            with edited(loaded, variant.operations, run.regions):
+                measures[name] = measure_languages(loaded, texts, spec.batch_size, name, run.progress)
+    return measures, _method(loaded, spec)
+
+
+def _method(loaded: LoadedModel, spec: VerifySpec) -> dict[str, Any]:
+    return {
+        "tokens": spec.tokens,
+        "window": spec.window,
+        "stride": spec.stride or spec.window,
+        "bos": "before every window" if bos_token(loaded.tokenizer) is not None else "never (the tokenizer adds none)",
+        "precision": loaded.precision,
+        "device": loaded.device,
+    }
+
+
+def _report(
+    run: _Run, written: Mapping[str, Written], measures: Mapping[str, Mapping[str, Measure]], method: dict[str, Any]
+) -> Report:
+    the_plan = run.plan
+    recipe, checkpoint = the_plan.recipe, the_plan.checkpoint
+    return Report(
+        name=recipe.name,
+        recipe=json.loads(recipe.model_dump_json(by_alias=True, exclude_none=True)),
+        model=ModelReport(
+            name=checkpoint.source.name,
+            revision=checkpoint.source.revision,
+            model_type=checkpoint.config.get("model_type"),
+            parameters=sum(info.numel for info in checkpoint.tensors.values()),
+            tensors=len(checkpoint.tensors),
+            shards=len(checkpoint.headers),
+            bytes=checkpoint.data_bytes,
+            content_sha256=content_hash(checkpoint, run.jobs),
+        ),
+        scores={
+            language: {"sequences": file.sequences, "tokens": file.tokens}
+            for item in run.scores
+            for language, file in item.files.items()
+        },
+        regions={name: _region_report(the_plan, name, region) for name, region in run.regions.items()},
+        variants={name: _variant_report(the_plan, name, written.get(name)) for name in the_plan.variants},
+        method=method,
+        perplexity={
+            name: {language: perplexity(item) for language, item in by_language.items()}
+            for name, by_language in measures.items()
+        },
+        summary=summarize(measures) if measures else {},
+        expectations=check_expectations(recipe.verify.expect, measures) if recipe.verify else [],
+        timings=run.timings,
+        environment=environment(run.device),
+    )
+
+
+def _region_report(the_plan: Plan, name: str, region: Region) -> RegionReport:
+    planned = the_plan.regions[name]
+    roles: dict[str, RoleCount] = {}
+    for info in planned.tensors:
+        role = planned.places[info.name].role
+        known = roles.get(role, RoleCount(entries=0, numel=0))
+        roles[role] = RoleCount(entries=known.entries + region[info.name].entries, numel=known.numel + info.numel)
+    return RegionReport(
+        fraction=region.density(),
+        entries=region.entries,
+        numel=region.numel,
+        tensors=len(region),
+        roles=roles,
+        origin="file" if planned.select is None else planned.select.kind,
+    )
+
+
+def _variant_report(the_plan: Plan, name: str, done: Written | None) -> VariantReport:
+    variant = the_plan.variants[name]
+    return VariantReport(
+        operations=list(variant.operations),
+        entries=done.entries if done else variant.entries,
+        written=done is not None,
+        path=str(done.path) if done else None,
+        bytes=sum(path.stat().st_size for path in done.files) if done else None,
+        reused=done.reused if done else False,
+    )
+
+
+def verify(
+    checkpoint: str | Path,
+    *,
+    base: str | Path | None = None,
+    corpus: Corpus,
+    spec: VerifySpec,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, dict[str, Measure]]:
+    """Check a checkpoint's files, then measure it per language; `base` first if given. Returns name -> language.
+
+    Raises:
+        SurgeonError: files are damaged, or the corpus lacks a language.
+    """
+    languages = corpus.languages if spec.languages == "all" else list(dict.fromkeys(spec.languages))
+    named = ([("base", base)] if base is not None else []) + [("checkpoint", checkpoint)]
+    opened = [(label, Checkpoint.open(source)) for label, source in named]
+    result = {}
+    for label, item in opened:
+        loaded = load_model(item, resolve_precision("auto", device), device)
+        texts: dict[str, EvaluationText] = evaluation_texts(loaded, corpus, languages, spec)
+        result[label] = measure_languages(loaded, texts, spec.batch_size, label, progress or Progress())
+    return result
+
+
+def copy_recipe(name: str, target: Path) -> Path:
+    """Copy a shipped recipe into a folder, to be edited there.
+
+    Raises:
+        InputError: there is no such recipe, or the file exists.
+    """
+    shipped = shipped_recipes()
+    if name not in shipped:
+        from surgeon.errors import did_you_mean
+
+        raise InputError(f"no shipped recipe '{name}'{did_you_mean(name, shipped)}")
+    destination = target / shipped[name].name
+    if destination.exists():
+        raise InputError(f"{destination} exists already; remove it or copy elsewhere with --output")
+    shutil.copyfile(shipped[name], destination)
+    return destination
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    with replacing(path) as staged:
+        staged.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

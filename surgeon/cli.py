@@ -1,0 +1,274 @@
+"""The command line: parse, call, render. Heavy modules are imported inside the commands that need them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from surgeon.errors import EnvironmentFailure, InputError, SurgeonError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from surgeon.progress import Progress
+
+app = typer.Typer(
+    name="surgeon",
+    help="Recipe-driven surgery on language models: find a region, cut it, measure what that did.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
+]
+OutputOption = Annotated[Path | None, typer.Option("--output", help="Folder to write to, instead of the recipe's.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override one field of the recipe; repeatable.")
+]
+JobsOption = Annotated[int, typer.Option("--jobs", min=1, help="Threads for copying and hashing.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1, mps.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout and nothing else there.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show the library's own log messages.")]
+PROCESSORS = os.cpu_count() or 1
+
+
+def main() -> None:
+    """Run the command line and turn our errors into one message and an exit code."""
+    try:
+        app()
+    except SurgeonError as error:
+        _fail(str(error), error.exit_code)
+    except MemoryError:
+        _fail("out of memory; see `surgeon plan` for what the recipe needs", EnvironmentFailure.exit_code)
+    except OSError as error:
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EIO,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EPERM,
+            errno.ENOMEM,
+        ):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(
+            f"{where}{error.strerror}; what was finished is kept, run the same command again",
+            EnvironmentFailure.exit_code,
+        )
+
+
+def _fail(message: str, code: int) -> None:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from surgeon import __version__
+
+        print(f"surgeon {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def apply(
+    recipe: RecipeArgument,
+    output: OutputOption = None,
+    overrides: SetOption = None,
+    jobs: JobsOption = PROCESSORS,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+    dry_run: DryRunOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Carry out a recipe: score, select, write the variants, verify, report."""
+    if dry_run:
+        plan(recipe, output, overrides, as_json, verbose)
+        return
+    from surgeon import api
+    from surgeon.report.terminal import render, report_view
+
+    _prepare(device, verbose)
+    report = api.apply(
+        recipe, output=output, overrides=overrides or (), device=device, jobs=jobs, progress=_progress(as_json)
+    )
+    if as_json:
+        print(report.model_dump_json(indent=2))
+    else:
+        render(_stdout(), report_view(report, str(output if output is not None else report.recipe["output"])))
+    if not report.passed:
+        raise SystemExit(1)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    output: OutputOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show what a recipe would do, from headers alone; writes nothing."""
+    from surgeon import api
+    from surgeon.report.terminal import plan_data, plan_view, render
+
+    made = api.plan(recipe, output=output, overrides=overrides or ())
+    if as_json:
+        _print_json(plan_data(made))
+    else:
+        render(_stdout(), plan_view(made))
+
+
+@app.command()
+def score(
+    recipe: RecipeArgument,
+    output: OutputOption = None,
+    overrides: SetOption = None,
+    jobs: JobsOption = PROCESSORS,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Compute the importance scores and regions of a recipe only."""
+    from surgeon import api
+
+    _prepare(device, verbose)
+    files = api.score(
+        recipe, output=output, overrides=overrides or (), device=device, jobs=jobs, progress=_progress(as_json)
+    )
+    if as_json:
+        _print_json({name: str(path) for name, path in files.items()})
+    else:
+        for name, path in files.items():
+            print(f"{name}: {path}")
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, builtin:NAME or a Hub id.")],
+    base: Annotated[str | None, typer.Option("--base", help="A checkpoint to measure beside it.")] = None,
+    languages: Annotated[str, typer.Option(help="Comma-separated language codes, or all.")] = "all",
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens per language, at most.")] = 512,
+    window: Annotated[int, typer.Option(min=2, help="Window in tokens; also the stride.")] = 256,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Check a checkpoint's files, then measure its perplexity on the Declaration in 30 languages."""
+    from surgeon import api
+    from surgeon.corpora import builtin_corpus
+    from surgeon.recipe import VerifySpec
+    from surgeon.report.data import perplexity
+    from surgeon.report.terminal import measures_view, render
+
+    _prepare(device, verbose)
+    corpus = builtin_corpus("udhr30")
+    chosen: Any = "all" if languages == "all" else [word.strip() for word in languages.split(",")]
+    for language in chosen if chosen != "all" else ():
+        corpus.text(language)
+    spec = VerifySpec(languages=chosen, tokens=tokens, window=window)
+    measures = api.verify(checkpoint, base=base, corpus=corpus, spec=spec, device=device, progress=_progress(as_json))
+    found = {name: {k: perplexity(m) for k, m in by_language.items()} for name, by_language in measures.items()}
+    if as_json:
+        _print_json({name: {k: item.model_dump(mode="json") for k, item in row.items()} for name, row in found.items()})
+    else:
+        render(_stdout(), measures_view(found))
+
+
+@app.command()
+def inspect(
+    target: Annotated[str, typer.Argument(metavar="X", help="A checkpoint or a region file.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a checkpoint or a region file holds, from headers."""
+    from surgeon.report.inspection import inspection_view, look_at
+    from surgeon.report.terminal import render
+
+    found = look_at(target)
+    if as_json:
+        _print_json(found)
+    else:
+        render(_stdout(), inspection_view(found))
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one.")] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy it into the current folder, or into --output.")] = False,
+    output: OutputOption = None,
+) -> None:
+    """List, show or copy the shipped recipes."""
+    from surgeon import api
+    from surgeon.errors import did_you_mean
+
+    shipped = api.shipped_recipes()
+    if name is None:
+        for known, path in shipped.items():
+            print(f"{known:<24} {_first_comment(path)}")
+        return
+    if copy:
+        print(api.copy_recipe(name, output or Path.cwd()))
+        return
+    if name not in shipped:
+        raise InputError(f"no shipped recipe '{name}'{did_you_mean(name, shipped)}")
+    print(shipped[name].read_text(encoding="utf-8"), end="")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    from surgeon.recipe import recipe_schema
+
+    _print_json(recipe_schema())
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _progress(quiet: bool) -> Progress:
+    from rich.console import Console
+
+    from surgeon.progress import Progress
+
+    console = Console(stderr=True)
+    return Progress(None if quiet and not console.is_terminal else console)
+
+
+def _prepare(device: str, verbose: bool) -> None:
+    """Check the device and quiet the libraries below, whose warnings are not meant for our users."""
+    import logging
+    import warnings
+
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device}: not available here ({str(error).splitlines()[0]})") from None
+    if not verbose:
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")

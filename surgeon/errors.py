@@ -1,0 +1,72 @@
+"""Every error that surgeon raises on purpose.
+
+    SurgeonError                 never raised itself
+    ├── InputError               the user can mend it: recipe, checkpoint, arguments   (exit code 2)
+    │   ├── RecipeError          one or more problems in a recipe, each with its line
+    │   ├── CheckpointError      a checkpoint that is missing, damaged or not understood
+    │   └── RegionError          a region that cannot be read, does not fit, or is empty
+    └── EnvironmentFailure       disk, network or memory gave out; work done is kept    (exit code 3)
+
+Messages say what is wrong, where (file, line, tensor) and how to mend it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class SurgeonError(Exception):
+    """Base of all errors below; catch it to catch them all."""
+
+    exit_code = 2
+
+
+class InputError(SurgeonError):
+    """Something the user gave cannot be used as it is."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, damaged, or of a kind that surgeon does not read."""
+
+
+class RegionError(InputError):
+    """A region file is damaged, or a region does not fit the tensors at hand."""
+
+
+class EnvironmentFailure(SurgeonError):
+    """Disk, network or memory gave out. What was finished is kept; the same command resumes."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong in a recipe: `where` is `file:line` or `--set PATH`, `what` the message."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class RecipeError(InputError):
+    """All problems of one recipe at once."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the nearest known word, else the list of known words."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    if not names:
+        return ""
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"; known: {shown}"

@@ -1,0 +1,293 @@
+"""Recipe and headers make a plan: what would be scored, selected, changed, written and measured.
+
+Nothing but headers is read. Whatever in the recipe does not fit the model or the corpus is found here,
+before a byte of a tensor is touched, and reported with its line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from surgeon.checkpoint import Checkpoint
+from surgeon.corpora import Corpus, DatasetLocation, builtin_corpus
+from surgeon.edits import check_regions_fit, touched_tensors
+from surgeon.errors import InputError, Problem, RecipeError, RegionError, did_you_mean
+from surgeon.naming import SELECTORS, Place, natural_key, place, refuse_quantized, scope
+from surgeon.operations import region_of
+from surgeon.recipe import Recipe, RecipeFile, RegionSpec, ScoreSpec, SelectSpec
+from surgeon.region import Region
+from surgeon.select import entry_count
+from surgeon.sources import refuse_output_inside
+from surgeon.storage import TensorInfo
+
+_BASELINE_BYTES = 60_000_000  # the interpreter with numpy
+_TORCH_BYTES = 350_000_000  # torch and transformers loaded
+
+
+@dataclass(frozen=True)
+class RegionPlan:
+    """A region to be made: its tensors, and at most how many of their entries it will select."""
+
+    name: str
+    tensors: tuple[TensorInfo, ...]
+    places: Mapping[str, Place]
+    select: SelectSpec | None
+    score: ScoreSpec | None
+    entries: int
+    exact: bool
+    file: Region | None
+
+    @property
+    def numel(self) -> int:
+        """Entries of all tensors in scope."""
+        return sum(info.numel for info in self.tensors)
+
+    def groups(self) -> list[list[TensorInfo]]:
+        """Tensors that share one cut: each alone, by layer, or all together."""
+        kind = self.select.scope if self.select else "tensor"
+        if kind == "global":
+            return [list(self.tensors)]
+        if kind == "tensor":
+            return [[info] for info in self.tensors]
+        layers: dict[object, list[TensorInfo]] = {}
+        for info in self.tensors:
+            layer = self.places[info.name].layer
+            layers.setdefault(info.name if layer is None else layer, []).append(info)
+        return list(layers.values())
+
+
+@dataclass(frozen=True)
+class VariantPlan:
+    """A variant to be made; bytes are those of the whole checkpoint it would be written as."""
+
+    name: str
+    write: bool
+    operations: tuple[str, ...]
+    tensors: int
+    entries: int
+    shards: int
+    bytes_to_write: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `apply` will do, known from the recipe and the headers alone."""
+
+    file: RecipeFile
+    checkpoint: Checkpoint
+    corpus: Corpus
+    output: Path
+    regions: Mapping[str, RegionPlan]
+    variants: Mapping[str, VariantPlan]
+    verify_languages: tuple[str, ...]
+    peak_memory: int
+    disk_needed: int
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        return self.file.recipe
+
+    def scored_tensors(self) -> tuple[TensorInfo, ...]:
+        """Tensors to score: all decoder-layer parameters, so that recipes share scores, and what regions add."""
+        chosen = {info.name: info for info in scope(self.checkpoint).tensors}
+        for region in self.regions.values():
+            if region.score is not None:
+                chosen |= {info.name: info for info in region.tensors}
+        return tuple(chosen[name] for name in sorted(chosen, key=natural_key))
+
+    def scores(self) -> list[ScoreSpec]:
+        """The distinct scores that the regions need."""
+        distinct: list[ScoreSpec] = []
+        for region in self.regions.values():
+            if region.score is not None and region.score not in distinct:
+                distinct.append(region.score)
+        return distinct
+
+
+def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
+    """Plan a recipe on a checkpoint.
+
+    Raises:
+        RecipeError: the recipe does not fit the model or the corpus; all misfits at once.
+        CheckpointError: the checkpoint is quantized.
+        InputError: the output lies inside the source or a hub cache, or the corpus does not exist.
+    """
+    recipe = file.recipe
+    refuse_output_inside(output, checkpoint.source.path)
+    refuse_quantized(checkpoint)
+    corpus = open_corpus(recipe)
+    problems = list(_language_problems(file, corpus))
+    regions: dict[str, RegionPlan] = {}
+    for name, spec in recipe.regions.items():
+        regions[name] = _plan_region(file, checkpoint, name, spec, problems)
+    if problems:
+        raise RecipeError(problems)
+    variants = {name: _plan_variant(recipe, checkpoint, name, regions) for name in recipe.variants}
+    languages: tuple[str, ...] = ()
+    if recipe.verify is not None:
+        chosen = recipe.verify.languages
+        languages = tuple(corpus.languages if chosen == "all" else dict.fromkeys(chosen))
+    partial = Plan(file, checkpoint, corpus, output, regions, variants, languages, 0, 0)
+    return Plan(
+        file, checkpoint, corpus, output, regions, variants, languages, _peak_memory(partial), _disk_needed(partial)
+    )
+
+
+def open_corpus(recipe: Recipe) -> Corpus:
+    """Open the corpus a recipe names; no text is read.
+
+    Raises:
+        InputError: there is no such corpus.
+    """
+    if isinstance(recipe.corpus, str):
+        if not recipe.corpus.startswith("builtin:"):
+            raise InputError(
+                f"corpus: {recipe.corpus!r} is no corpus; write builtin:udhr30, or a mapping of languages such as "
+                "{ar: texts/ar.txt}"
+            )
+        return builtin_corpus(recipe.corpus.removeprefix("builtin:"))
+    locations: dict[str, Path | DatasetLocation] = {}
+    for language, text in recipe.corpus.items():
+        if isinstance(text, str):
+            locations[language] = Path(text).expanduser()
+        else:
+            locations[language] = DatasetLocation(
+                text.dataset, text.config, text.split, text.field, text.revision, text.documents
+            )
+    return Corpus("of the recipe", locations)
+
+
+def _language_problems(file: RecipeFile, corpus: Corpus) -> Iterator[Problem]:
+    recipe = file.recipe
+    if isinstance(recipe.corpus, dict):
+        for language, where in corpus.locations.items():
+            if isinstance(where, Path) and not where.is_file():
+                yield file.problem(("corpus", language), f"no such text file: {where}")
+    known = corpus.languages
+    for name, spec in recipe.regions.items():
+        for i, language in enumerate(spec.score.languages if spec.score else ()):
+            if language not in known:
+                what = f"the corpus has no text for language '{language}'{did_you_mean(language, known)}"
+                yield file.problem(("regions", name, "score", "languages", i), what)
+    if recipe.verify is not None:
+        for i, language in enumerate(recipe.verify.languages if recipe.verify.languages != "all" else ()):
+            if language not in known:
+                what = f"the corpus has no text for language '{language}'{did_you_mean(language, known)}"
+                yield file.problem(("verify", "languages", i), what)
+        measured = known if recipe.verify.languages == "all" else recipe.verify.languages
+        for i, expectation in enumerate(recipe.verify.expect):
+            if expectation.language is not None and expectation.language not in measured:
+                what = (
+                    f"language '{expectation.language}' is not measured{did_you_mean(expectation.language, measured)}"
+                )
+                yield file.problem(("verify", "expect", i, "language"), what)
+
+
+def _plan_region(
+    file: RecipeFile, checkpoint: Checkpoint, name: str, spec: RegionSpec, problems: list[Problem]
+) -> RegionPlan:
+    if spec.file is not None:
+        return _plan_region_file(file, checkpoint, name, spec.file, problems)
+    assert spec.select is not None
+    chosen = scope(checkpoint, spec.include, spec.exclude)
+    for key, selectors in (("include", spec.include), ("exclude", spec.exclude)):
+        for i, selector in enumerate(selectors):
+            if selector in chosen.unmatched:
+                what = f"'{selector}' names no role and no tensor of {checkpoint.source.name}"
+                if selector in SELECTORS:
+                    what = f"the model {checkpoint.source.name} has no tensor of role '{selector}'"
+                problems.append(
+                    file.problem(
+                        ("regions", name, key, i), what + did_you_mean(selector, [*SELECTORS, *checkpoint.tensors])
+                    )
+                )
+    plan = RegionPlan(name, chosen.tensors, chosen.places, spec.select, file.recipe.score_of(name), 0, True, None)
+    entries = sum(entry_count([info.shape for info in group], spec.select.fraction) for group in plan.groups())
+    if entries == 0 and not any(problem.where == file.problem(("regions", name), "").where for problem in problems):
+        what = (
+            f"region '{name}' selects nothing: no tensor of the model is in its scope"
+            if not chosen.tensors
+            else f"region '{name}' selects nothing: {spec.select.fraction:g} of each tensor is less than one entry"
+        )
+        problems.append(file.problem(("regions", name), what))
+    exact = spec.select.monolingual is None
+    return RegionPlan(name, plan.tensors, plan.places, plan.select, plan.score, entries, exact, None)
+
+
+def _plan_region_file(
+    file: RecipeFile, checkpoint: Checkpoint, name: str, path: str, problems: list[Problem]
+) -> RegionPlan:
+    try:
+        region = Region.load(Path(path).expanduser())
+        check_regions_fit(checkpoint, {name: region})
+        entries = region.entries
+    except RegionError as error:
+        problems.append(file.problem(("regions", name, "file"), str(error)))
+        return RegionPlan(name, (), {}, None, None, 0, True, None)
+    if entries == 0:
+        problems.append(file.problem(("regions", name, "file"), f"{path}: the region is empty"))
+    tensors = tuple(checkpoint.tensors[tensor] for tensor in region)
+    places = {info.name: place(info, checkpoint.config) for info in tensors}
+    return RegionPlan(name, tensors, places, None, None, entries, True, region)
+
+
+def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Mapping[str, RegionPlan]) -> VariantPlan:
+    spec = recipe.variants[name]
+    used = {region_of(operation): regions[region_of(operation)] for operation in spec.operations}
+    shapes = {
+        label: Region({info.name: info.shape for info in region.tensors}, _no_masks) for label, region in used.items()
+    }
+    touched = touched_tensors(checkpoint, spec.operations, shapes)
+    return VariantPlan(
+        name,
+        spec.write,
+        tuple(f"{next(iter(operation.model_dump()))} {region_of(operation)}" for operation in spec.operations),
+        len(touched),
+        sum(region.entries for region in used.values()),
+        len({checkpoint.tensors[tensor].path for tensor in touched}),
+        checkpoint.data_bytes if spec.write else 0,
+    )
+
+
+def _no_masks(name: str) -> NoReturn:
+    raise AssertionError("a plan reads no masks")
+
+
+def _peak_memory(plan: Plan) -> int:
+    """Estimate the peak of anonymous memory in bytes; mapped files are not counted, they page out."""
+    checkpoint, recipe = plan.checkpoint, plan.recipe
+    largest = max((info.numel for region in plan.regions.values() for info in region.tensors), default=0)
+    densest = max((region.entries / max(region.numel, 1) for region in plan.regions.values()), default=0.0)
+    writing = int(largest * densest) * 40
+    scores = plan.scores()
+    if not scores and recipe.verify is None:
+        return _BASELINE_BYTES + writing
+    widened = 4 * sum(info.numel for info in checkpoint.tensors.values() if info.dtype != "F32")
+    selecting = 24 * min(largest, 1 << 22) + 12 * largest
+    running = [_activations(checkpoint, s.batch_size * s.sequence_length, True) + 4 * largest for s in scores]
+    if recipe.verify is not None:
+        running.append(_activations(checkpoint, recipe.verify.batch_size * recipe.verify.window, False))
+    return _TORCH_BYTES + widened + max(*running, selecting, writing)
+
+
+def _activations(checkpoint: Checkpoint, tokens: int, backward: bool) -> int:
+    config = {**checkpoint.config, **(checkpoint.config.get("text_config") or {})}
+    hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
+    wide = int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden)
+    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
+    vocabulary = int(config.get("vocab_size") or 0)
+    kept = layers if backward else 1
+    return 4 * tokens * (kept * (12 * hidden + 5 * wide) + (4 if backward else 3) * vocabulary)
+
+
+def _disk_needed(plan: Plan) -> int:
+    variants = sum(variant.bytes_to_write for variant in plan.variants.values())
+    scored = 4 * sum(info.numel for info in plan.scored_tensors())
+    scores = scored * sum(len(dict.fromkeys(score.languages)) for score in plan.scores())
+    regions = sum(min(math.ceil(region.entries * 1.3), region.numel // 8) for region in plan.regions.values())
+    return variants + scores + 2 * regions

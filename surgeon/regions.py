@@ -1,0 +1,108 @@
+"""Make the regions of a plan from their scores, one group of tensors at a time, and keep them by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.hashing import content_hash, tensor_hashes
+from surgeon.plan import Plan, RegionPlan
+from surgeon.region import Indices, Mask, Region, encode_indices
+from surgeon.scoring import ScoreSet
+from surgeon.select import Scores, select_extreme, select_random
+from surgeon.sources import cache_folder
+
+REGION_VERSION = 1  # raise it when the same scores and settings would give another region
+
+
+def build_regions(plan: Plan, scores: Sequence[ScoreSet], jobs: int) -> dict[str, Region]:
+    """Return the plan's regions, from the cache where they are known."""
+    return {name: _build(plan, region, scores, jobs) for name, region in plan.regions.items()}
+
+
+def _build(plan: Plan, region: RegionPlan, scores: Sequence[ScoreSet], jobs: int) -> Region:
+    if region.file is not None:
+        return region.file
+    score_set = next((item for item in scores if item.spec == region.score), None)
+    path = _cache_path(plan, region, score_set, jobs)
+    if not path.is_file():
+        selected = _select(region, score_set)
+        selected.metadata.update(_provenance(plan, region, jobs))
+        selected.save(path)
+    return Region.load(path)
+
+
+def _cache_path(plan: Plan, region: RegionPlan, score_set: ScoreSet | None, jobs: int) -> Path:
+    assert region.select is not None
+    ingredients: dict[str, Any] = {
+        "version": REGION_VERSION,
+        "model": content_hash(plan.checkpoint, jobs),
+        "provenance": _provenance(plan, region, jobs),
+        "tensors": [info.name for info in region.tensors],
+        "scores": [file.path.name for file in score_set.files.values()] if score_set else [],
+    }
+    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "regions" / f"{key[:32]}.region.safetensors"
+
+
+def _provenance(plan: Plan, region: RegionPlan, jobs: int) -> dict[str, Any]:
+    assert region.select is not None
+    hashes = tensor_hashes(plan.checkpoint, jobs)
+    return {
+        "model": plan.checkpoint.source.name,
+        "revision": plan.checkpoint.source.revision,
+        "select": region.select.model_dump(exclude_none=True),
+        "score": None if region.score is None else region.score.model_dump(),
+        "corpus": plan.corpus.name,
+        "source_sha256": {info.name: hashes[info.name] for info in region.tensors},
+    }
+
+
+def _select(region: RegionPlan, score_set: ScoreSet | None) -> Region:
+    """Return a region whose masks are computed group by group as they are asked for."""
+    groups = region.groups()
+    group_of = {info.name: i for i, group in enumerate(groups) for info in group}
+
+    @lru_cache(maxsize=1)  # asked for in order, so one group at a time is enough
+    def select_group(i: int) -> Mapping[str, Mask]:
+        chosen = _select_group(region, [(info.name, info.numel) for info in groups[i]], score_set)
+        return {info.name: encode_indices(chosen[info.name], info.shape) for info in groups[i]}
+
+    order = sorted(region.tensors, key=lambda info: group_of[info.name])
+    return Region({info.name: info.shape for info in order}, lambda name: select_group(group_of[name])[name])
+
+
+def _select_group(region: RegionPlan, group: list[tuple[str, int]], score_set: ScoreSet | None) -> dict[str, Indices]:
+    select = region.select
+    assert select is not None
+    if select.kind == "random":
+        return select_random(group, select.fraction, select.seed)
+    assert score_set is not None
+    readers = {language: file.reader() for language, file in score_set.files.items()}
+    if select.monolingual is None:
+        return select_extreme(_summed(list(readers.values())), group, select.fraction, select.kind)
+    chosen = select_extreme(readers[select.monolingual], group, select.fraction, "top")
+    for language, reader in readers.items():
+        if language != select.monolingual:
+            other = select_extreme(reader, group, select.fraction, "top")
+            chosen = {name: np.setdiff1d(chosen[name], other[name], assume_unique=True) for name in chosen}
+    return chosen
+
+
+def _summed(readers: Sequence[Scores]) -> Scores:
+    """Add the languages' scores in float32, in the recipe's order."""
+
+    def total(name: str) -> NDArray[np.float32]:
+        result = np.array(readers[0](name), dtype=np.float32)
+        for reader in readers[1:]:
+            result += reader(name)
+        return result
+
+    return total

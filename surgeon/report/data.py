@@ -1,0 +1,185 @@
+"""The report of a run as data: `report.json` is this and nothing else; everything shown is rendered from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from surgeon.recipe import ExpectSpec
+from surgeon.verify import Measure, geometric_mean
+
+SCHEMA_VERSION = 1
+
+
+class Model(BaseModel):
+    """Base: immutable; inf and nan are written as the strings "Infinity" and "NaN", which JSON itself lacks."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings", extra="forbid")
+
+
+class RoleCount(Model):
+    """Entries selected of a role's, over all layers."""
+
+    entries: int
+    numel: int
+
+
+class RegionReport(Model):
+    """A region as it was cut. `fraction` is the density reached: selected / in scope."""
+
+    fraction: float
+    entries: int
+    numel: int
+    tensors: int
+    roles: dict[str, RoleCount]
+    origin: str
+
+
+class Perplexity(Model):
+    """One language under one model. `nll` in nats, summed over `tokens` predicted tokens of `bytes` of text."""
+
+    nll: float
+    tokens: int
+    bytes: int
+    perplexity: float
+    log_perplexity: float
+    bits_per_byte: float
+
+
+class Summary(Model):
+    """A model over all languages; ratios are of geometric means, `log` the natural logarithm of the mean."""
+
+    geometric_mean_perplexity: float
+    log_geometric_mean_perplexity: float
+    ratio_to_base: float
+
+
+class VariantReport(Model):
+    """A variant. `entries` counts the entries its operations act on; `path` is set if it was written."""
+
+    operations: list[str]
+    entries: int
+    written: bool
+    path: str | None = None
+    bytes: int | None = None
+    reused: bool = False
+
+
+class Expectation(Model):
+    """A bound of the recipe and what came out."""
+
+    variant: str
+    language: str | None
+    ratio_at_least: float | None
+    ratio_at_most: float | None
+    ratio: float
+    passed: bool
+
+
+class ModelReport(Model):
+    """The source model."""
+
+    name: str
+    revision: str | None
+    model_type: str | None
+    parameters: int
+    tensors: int
+    shards: int
+    bytes: int
+    content_sha256: str
+
+
+class Report(Model):
+    """Everything that one `apply` found."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    recipe: dict[str, Any]
+    model: ModelReport
+    scores: dict[str, dict[str, int]] = {}
+    regions: dict[str, RegionReport] = {}
+    variants: dict[str, VariantReport] = {}
+    method: dict[str, Any] = {}
+    perplexity: dict[str, dict[str, Perplexity]] = {}
+    summary: dict[str, Summary] = {}
+    expectations: list[Expectation] = []
+    timings: dict[str, float]
+    environment: dict[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """True if every expectation held."""
+        return all(expectation.passed for expectation in self.expectations)
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON."""
+        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read a `report.json`."""
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def perplexity(measured: Measure) -> Perplexity:
+    """Turn a measure into its entry of the report."""
+    return Perplexity(
+        nll=measured.nll,
+        tokens=measured.tokens,
+        bytes=measured.bytes,
+        perplexity=measured.perplexity,
+        log_perplexity=measured.log_perplexity,
+        bits_per_byte=measured.bits_per_byte,
+    )
+
+
+def summarize(measures: Mapping[str, Mapping[str, Measure]]) -> dict[str, Summary]:
+    """Summarize each model over its languages, beside `base`."""
+    base = geometric_mean(measures["base"])
+    result = {}
+    for name, by_language in measures.items():
+        log = geometric_mean(by_language)
+        result[name] = Summary(
+            geometric_mean_perplexity=_exp(log), log_geometric_mean_perplexity=log, ratio_to_base=_exp(log - base)
+        )
+    return result
+
+
+def check_expectations(
+    expect: Sequence[ExpectSpec], measures: Mapping[str, Mapping[str, Measure]]
+) -> list[Expectation]:
+    """Compare what was measured with what the recipe expects; a ratio that is not a number fails any bound."""
+    result = []
+    for item in expect:
+        if item.language is None:
+            log = geometric_mean(measures[item.variant]) - geometric_mean(measures["base"])
+        else:
+            log = measures[item.variant][item.language].log_perplexity - measures["base"][item.language].log_perplexity
+        ratio = _exp(log)
+        passed = not math.isnan(ratio)
+        if item.ratio_at_least is not None:
+            passed &= ratio >= item.ratio_at_least
+        if item.ratio_at_most is not None:
+            passed &= ratio <= item.ratio_at_most
+        result.append(
+            Expectation(
+                variant=item.variant,
+                language=item.language,
+                ratio_at_least=item.ratio_at_least,
+                ratio_at_most=item.ratio_at_most,
+                ratio=ratio,
+                passed=passed,
+            )
+        )
+    return result
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,213 @@
+"""Tables for people: the plan, the regions, perplexity per language, expectations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from surgeon.plan import Plan
+from surgeon.report.data import Expectation, Perplexity, Report
+
+LANGUAGE_NAMES: Mapping[str, str] = {
+    "ar": "Arabic", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
+    "fa": "Persian", "fi": "Finnish", "fr": "French", "hu": "Hungarian", "id": "Indonesian", "it": "Italian",
+    "ja": "Japanese", "ko": "Korean", "ml": "Malayalam", "ms": "Malay", "nl": "Dutch", "no": "Norwegian",
+    "pl": "Polish", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sv": "Swedish", "sw": "Swahili",
+    "ta": "Tamil", "tr": "Turkish", "uk": "Ukrainian", "vi": "Vietnamese", "zh": "Chinese",
+}  # fmt: skip
+
+
+def number(value: float) -> str:
+    """Format a perplexity or ratio in at most seven characters."""
+    if math.isnan(value):
+        return "nan"
+    if math.isinf(value):
+        return "inf"
+    if value >= 99999.5:
+        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}" if value >= 10 else f"{value:.2f}"
+
+
+def size(count: int) -> str:
+    """Format a number of bytes."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def _style(ratio: float) -> str:
+    if math.isnan(ratio) or ratio >= 10:
+        return "bold red"
+    return "yellow" if ratio >= 1.05 else "dim" if ratio <= 1.01 else ""
+
+
+def table(title: str, *columns: str) -> Table:
+    """Make an empty table in our style; all columns but the first are numbers."""
+    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    for i, column in enumerate(columns):
+        result.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    return result
+
+
+def regions_table(report: Report) -> Table:
+    """Show the regions: entries, density, and the roles touched most."""
+    rows = table("Regions", "region", "entries", "of", "share", "densest roles")
+    for name, region in report.regions.items():
+        roles = sorted(region.roles.items(), key=lambda item: -item[1].entries / max(item[1].numel, 1))
+        shown = ", ".join(f"{role} {100 * count.entries / count.numel:.2g} %" for role, count in roles[:3])
+        rows.add_row(name, f"{region.entries:,}", f"{region.numel:,}", f"{100 * region.fraction:.3g} %", shown)
+    return rows
+
+
+def perplexity_table(report: Report) -> Table:
+    """Show perplexity per language: the base, then each variant with its ratio to the base."""
+    rows = _perplexity_rows(report.perplexity, "base")
+    variants = [name for name in report.perplexity if name != "base"]
+    rows.add_section()
+    mean: list[RenderableType] = [
+        Text("geometric mean", style="bold"), number(report.summary["base"].geometric_mean_perplexity)
+    ]  # fmt: skip
+    for name in variants:
+        summary = report.summary[name]
+        text = f"{number(summary.geometric_mean_perplexity)}  x{number(summary.ratio_to_base)}"
+        mean.append(Text(text, style=_style(summary.ratio_to_base)))
+    rows.add_row(*mean)
+    return rows
+
+
+def measures_view(found: Mapping[str, Mapping[str, Perplexity]]) -> Table:
+    """Show what `verify` measured: perplexity per language, and bits per byte of the checkpoint."""
+    rows = _perplexity_rows(found, next(iter(found)))
+    last = list(found)[-1]
+    rows.add_column("bits/byte", justify="right")
+    rows.columns[-1]._cells = [f"{item.bits_per_byte:.3f}" for item in found[last].values()]
+    return rows
+
+
+def _perplexity_rows(found: Mapping[str, Mapping[str, Perplexity]], first: str) -> Table:
+    others = [name for name in found if name != first]
+    rows = table("Perplexity", "language", first, *others)
+    for language, base in found[first].items():
+        cells: list[RenderableType] = [LANGUAGE_NAMES.get(language, language), number(base.perplexity)]
+        cells += [_cell(found[name][language], base) for name in others]
+        rows.add_row(*cells)
+    return rows
+
+
+def _cell(measured: Perplexity, base: Perplexity) -> Text:
+    difference = measured.log_perplexity - base.log_perplexity
+    ratio = math.exp(min(difference, 700.0)) if not math.isnan(difference) else math.nan
+    return Text(f"{number(measured.perplexity)}  x{number(ratio)}", style=_style(ratio))
+
+
+def expectation_line(item: Expectation) -> Text:
+    """Say of one expectation whether it held."""
+    bounds = []
+    if item.ratio_at_least is not None:
+        bounds.append(f"at least {number(item.ratio_at_least)}")
+    if item.ratio_at_most is not None:
+        bounds.append(f"at most {number(item.ratio_at_most)}")
+    where = f" in {LANGUAGE_NAMES.get(item.language, item.language)}" if item.language else ""
+    mark, style = ("held  ", "green") if item.passed else ("FAILED", "bold red")
+    ratio = "nan" if math.isnan(item.ratio) else f"{item.ratio:.4g}"
+    return Text.assemble((mark, style), f"  {item.variant}{where}: ratio {ratio}, expected {' and '.join(bounds)}")
+
+
+def report_view(report: Report, output: str) -> Group:
+    """Show a whole report."""
+    parts: list[RenderableType] = [regions_table(report)]
+    if report.perplexity:
+        parts.append(perplexity_table(report))
+        method = report.method
+        parts.append(
+            Text(
+                f"Token-weighted over at most {method['tokens']} tokens a language; window {method['window']}, "
+                f"stride {method['stride']}, BOS {method['bos']}, {method['precision']} arithmetic. x = ratio to base.",
+                style="dim",
+            )
+        )
+    parts += [expectation_line(item) for item in report.expectations]
+    written = [name for name, variant in report.variants.items() if variant.written]
+    parts.append(Text(""))
+    for name in written:
+        variant = report.variants[name]
+        again = " (already complete)" if variant.reused else ""
+        parts.append(Text(f"wrote {variant.path} ({size(variant.bytes or 0)}){again}"))
+    parts.append(Text(f"report {output}/report.json"))
+    return Group(*parts)
+
+
+def plan_view(plan: Plan) -> Group:
+    """Show a plan: regions, variants, and what they need."""
+    regions = table("Regions", "region", "selects", "tensors", "entries", "of")
+    for name, region in plan.regions.items():
+        how = "from file"
+        if region.select is not None:
+            how = f"{region.select.kind} {100 * region.select.fraction:g} % per {region.select.scope}"
+            how += f", only {region.select.monolingual}" if region.select.monolingual else ""
+        most = "" if region.exact else "<= "
+        regions.add_row(name, how, str(len(region.tensors)), f"{most}{region.entries:,}", f"{region.numel:,}")
+    variants = table("Variants", "variant", "operations", "tensors", "entries", "shards", "writes")
+    for variant in plan.variants.values():
+        writes = size(variant.bytes_to_write) if variant.write else "in memory"
+        variants.add_row(
+            variant.name, ", ".join(variant.operations), str(variant.tensors), f"<= {variant.entries:,}",
+            f"{variant.shards}/{len(plan.checkpoint.headers)}", writes,
+        )  # fmt: skip
+    lines = [
+        f"model   {plan.checkpoint.source.name}: {len(plan.checkpoint.tensors)} tensors in "
+        f"{len(plan.checkpoint.headers)} file(s), {size(plan.checkpoint.data_bytes)}",
+        f"corpus  {plan.corpus.name}: {len(plan.corpus.languages)} languages",
+    ]
+    lines += [
+        f"score   {spec.kind} ({spec.reduction}) on {', '.join(spec.languages)}: at most {spec.samples} sequences of "
+        f"{spec.sequence_length} tokens each"
+        for spec in plan.scores()
+    ]
+    if plan.verify_languages:
+        lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
+    needs = f"needs   about {size(plan.peak_memory)} of memory (estimate), at most {size(plan.disk_needed)} of disk"
+    parts: list[Any] = [Text("\n".join(lines)), Text("")]
+    if plan.regions:
+        parts.append(regions)
+    if plan.variants:
+        parts.append(variants)
+    return Group(*parts, Text(f"{needs}\noutput  {plan.output}"))
+
+
+def plan_data(plan: Plan) -> dict[str, Any]:
+    """Return a plan as plain data, for `--json`."""
+    return {
+        "model": plan.checkpoint.source.name,
+        "output": str(plan.output),
+        "regions": {
+            name: {"tensors": len(r.tensors), "numel": r.numel, "entries": r.entries, "exact": r.exact}
+            for name, r in plan.regions.items()
+        },
+        "variants": {
+            v.name: {
+                "operations": list(v.operations), "write": v.write, "tensors": v.tensors, "entries_at_most": v.entries,
+                "shards": v.shards, "bytes_to_write": v.bytes_to_write,
+            }
+            for v in plan.variants.values()
+        },
+        "verify_languages": list(plan.verify_languages),
+        "peak_memory": plan.peak_memory,
+        "disk_needed": plan.disk_needed,
+    }  # fmt: skip
+
+
+def render(console: Console, view: RenderableType) -> None:
+    """Print, never narrower than tables need when piped."""
+    if not console.is_terminal:
+        console = Console(file=console.file, width=max(console.width, 120), no_color=True, highlight=False)
+    console.print(view, highlight=False)

@@ -1,0 +1,146 @@
+"""Perplexity per language, of a model as it is and with a variant's edits poked into it.
+
+Token-weighted: exp(sum of negative log-likelihoods / number of predicted tokens), sums in float64. Bits per
+byte stand beside it, because perplexities of models with different tokenizers do not compare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from surgeon.corpora import Corpus
+from surgeon.edits import make_edit
+from surgeon.errors import InputError
+from surgeon.model import LoadedModel
+from surgeon.operations import Operation, region_of
+from surgeon.progress import Progress
+from surgeon.recipe import VerifySpec
+from surgeon.region import Region
+from surgeon.windows import Window, bos_token, evaluation_windows, tokenize
+
+
+@dataclass(frozen=True)
+class Measure:
+    """`nll` is the sum of negative log-likelihoods in nats over `tokens` tokens, which are `bytes` of text."""
+
+    nll: float
+    tokens: int
+    bytes: int
+
+    @property
+    def log_perplexity(self) -> float:
+        """Nats per token; the perplexity's logarithm, finite where the perplexity overflows."""
+        return self.nll / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats per token); inf where that overflows."""
+        try:
+            return math.exp(self.log_perplexity)
+        except OverflowError:
+            return math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits needed per byte of text."""
+        return self.nll / math.log(2) / self.bytes
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """One language's windows, and the bytes of text whose tokens they predict."""
+
+    windows: tuple[Window, ...]
+    bytes: int
+
+
+def evaluation_texts(
+    loaded: LoadedModel, corpus: Corpus, languages: Sequence[str], spec: VerifySpec
+) -> dict[str, EvaluationText]:
+    """Tokenize the evaluation half of each language.
+
+    Raises:
+        InputError: a text gives no token that could be predicted.
+    """
+    bos = bos_token(loaded.tokenizer)
+    result = {}
+    for language in languages:
+        tokens = tokenize(loaded.tokenizer, corpus.text(language).evaluate)
+        windows, size = evaluation_windows(tokens, bos, spec.tokens, spec.window, spec.stride or spec.window)
+        if not windows:
+            raise InputError(f"the text for '{language}' is too short to evaluate on: it has no token to predict")
+        result[language] = EvaluationText(tuple(windows), size)
+    return result
+
+
+def measure(loaded: LoadedModel, text: EvaluationText, batch_size: int) -> Measure:
+    """Measure one language; the sum of a broken model may be inf or nan and is returned as it is."""
+    import torch
+
+    total, tokens = 0.0, 0
+    for start in range(0, len(text.windows), batch_size):
+        batch = text.windows[start : start + batch_size]
+        width = max(len(window.inputs) for window in batch)
+        # Padding stands to the right, where causal attention cannot see it from a counted position.
+        inputs = torch.tensor([window.inputs + (0,) * (width - len(window.inputs)) for window in batch])
+        with torch.inference_mode():
+            logits = loaded.model(input_ids=inputs.to(loaded.device), use_cache=False).logits
+            for row, window in enumerate(batch):
+                stop = len(window.inputs)
+                counted = logits[row, stop - len(window.labels) : stop].float()
+                labels = torch.tensor(window.labels, device=counted.device)
+                losses = torch.nn.functional.cross_entropy(counted, labels, reduction="none")
+                total += float(losses.double().sum())
+                tokens += len(window.labels)
+    return Measure(total, tokens, text.bytes)
+
+
+@contextmanager
+def edited(loaded: LoadedModel, operations: Sequence[Operation], regions: Mapping[str, Region]) -> Iterator[None]:
+    """Poke a variant's edits into the loaded model, and put the source's values back at the end.
+
+    The source's values come from the mapped file, so only indices are kept meanwhile.
+    """
+    import torch
+
+    from surgeon.tensors import as_tensor
+
+    named = [
+        name for name in loaded.parameters if any(name in regions[region_of(operation)] for operation in operations)
+    ]
+
+    def poke(undo: bool) -> None:
+        for name in named:
+            edit = make_edit(loaded.checkpoint, name, operations, regions)
+            source = loaded.checkpoint.array(name).reshape(-1)
+            values = as_tensor(source[edit.indices] if undo else edit.values)
+            parameter = loaded.parameters[name]
+            at = torch.from_numpy(edit.indices).to(parameter.device)
+            with torch.no_grad():
+                parameter.view(-1)[at] = values.to(parameter.device, parameter.dtype)
+
+    try:
+        poke(undo=False)
+        yield
+    finally:
+        poke(undo=True)
+
+
+def measure_languages(
+    loaded: LoadedModel, texts: Mapping[str, EvaluationText], batch_size: int, label: str, progress: Progress
+) -> dict[str, Measure]:
+    """Measure all languages of one model."""
+    result = {}
+    with progress.task(f"perplexity of {label}", len(texts)) as advance:
+        for language, text in texts.items():
+            result[language] = measure(loaded, text, batch_size)
+            advance(1)
+    return result
+
+
+def geometric_mean(measures: Mapping[str, Measure]) -> float:
+    """Return the mean of the log-perplexities (the logarithm of the geometric mean perplexity), in nats."""
+    return math.fsum(m.log_perplexity for m in measures.values()) / len(measures)

@@ -1,0 +1,83 @@
+"""Tokens cut into the sequences a model is scored on, and into the windows its perplexity is measured in.
+
+BOS policy: if the tokenizer itself begins a text with BOS, every sequence and every window begins with it
+(models trained so break without it); otherwise none does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of a text without special tokens; `ends[i]` is the byte of the text at which token i ends."""
+
+    ids: tuple[int, ...]
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Input ids of which the last `targets` outputs are counted; `labels` are the ids they must predict."""
+
+    inputs: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+def bos_token(tokenizer: Any) -> int | None:
+    """Return the BOS id if the tokenizer begins a text with it, else None."""
+    ids = tokenizer("a")["input_ids"]
+    bos = tokenizer.bos_token_id
+    return bos if bos is not None and ids and ids[0] == bos else None
+
+
+def tokenize(tokenizer: Any, text: str) -> Tokens:
+    """Tokenize a text without special tokens."""
+    if tokenizer.is_fast:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids = encoded["input_ids"]
+        char_ends = [end for _, end in encoded["offset_mapping"]]
+    else:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        char_ends = [len(tokenizer.decode(ids[: i + 1])) for i in range(len(ids))]
+    byte_at = [0]
+    for character in text:
+        byte_at.append(byte_at[-1] + len(character.encode("utf-8", "surrogatepass")))
+    return Tokens(tuple(ids), tuple(byte_at[min(end, len(text))] for end in char_ends))
+
+
+def scoring_sequences(tokens: Tokens, bos: int | None, samples: int, length: int) -> list[tuple[int, ...]]:
+    """Cut the first `samples` sequences of `length` ids each (BOS included), one after the other.
+
+    A text shorter than one sequence gives that one, shorter; what is left at the end is dropped.
+    """
+    prefix = () if bos is None else (bos,)
+    step = length - len(prefix)
+    starts = range(0, max(len(tokens.ids) - step, 0) + 1, step)
+    return [prefix + tokens.ids[start : start + step] for start in starts[:samples]]
+
+
+def evaluation_windows(
+    tokens: Tokens, bos: int | None, limit: int, window: int, stride: int
+) -> tuple[list[Window], int]:
+    """Cut windows in which the first `limit` predictable tokens are each predicted once.
+
+    Each window predicts `stride` new tokens from at most `window` inputs: BOS if there is one, then as many
+    of the tokens before them as fit, at least one without BOS. Without BOS the text's first token has
+    nothing to be predicted from and is not counted. Also returns the bytes of text that the counted tokens
+    stand for.
+    """
+    first = 0 if bos is not None else 1
+    ids = tokens.ids[: limit + first]
+    prefix = () if bos is None else (bos,)
+    windows = []
+    for start in range(first, len(ids), stride):
+        stop = min(start + stride, len(ids))
+        anchor = start - first  # without BOS the token before the first target must be among the inputs
+        before = max(0, anchor - (window - stride))
+        windows.append(Window(prefix + ids[before : stop - 1], ids[start:stop]))
+    if len(ids) <= first:
+        return [], 0
+    return windows, tokens.ends[len(ids) - 1] - (tokens.ends[0] if first else 0)
