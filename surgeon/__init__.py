@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from surgeon.api import apply, plan, score, verify
+    from surgeon.api import apply, plan_recipe, score, verify_checkpoint
     from surgeon.checkpoint import Checkpoint
     from surgeon.errors import SurgeonError
     from surgeon.execute import write_variant
@@ -23,19 +23,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Checkpoint", "Region", "Report", "SurgeonError", "__version__",
-    "apply", "plan", "score", "verify", "write_variant",
+    "apply", "plan_recipe", "score", "verify_checkpoint", "write_variant",
 ]  # fmt: skip
 
-# Resolved on first use, so that `import surgeon` and `surgeon --help` load nothing heavy.
+# Resolved on first use, so that `import surgeon` and `surgeon --help` load nothing heavy. No name here may be
+# that of a submodule: importing the submodule would replace it.
 _HOMES = {
     "Checkpoint": "surgeon.checkpoint",
     "Region": "surgeon.region",
     "Report": "surgeon.report.data",
     "SurgeonError": "surgeon.errors",
     "apply": "surgeon.api",
-    "plan": "surgeon.api",
+    "plan_recipe": "surgeon.api",
     "score": "surgeon.api",
-    "verify": "surgeon.api",
+    "verify_checkpoint": "surgeon.api",
     "write_variant": "surgeon.execute",
 }
 

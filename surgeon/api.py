@@ -60,7 +60,7 @@ def find_recipe(name: str | Path) -> Path:
     return path
 
 
-def plan(recipe: str | Path, *, output: str | Path | None = None, overrides: Sequence[str] = ()) -> Plan:
+def plan_recipe(recipe: str | Path, *, output: str | Path | None = None, overrides: Sequence[str] = ()) -> Plan:
     """Read a recipe and the headers of its model, and return what `apply` would do.
 
     Raises:
@@ -123,7 +123,10 @@ def apply(
     """
     started = time.perf_counter()
     run = _Run(
-        plan(recipe, output=output, overrides=overrides), device, jobs or os.cpu_count() or 1, progress or Progress()
+        plan_recipe(recipe, output=output, overrides=overrides),
+        device,
+        jobs or os.cpu_count() or 1,
+        progress or Progress(),
     )
     the_plan, out = run.plan, run.plan.output
     texts = {language: the_plan.corpus.text(language) for language in the_plan.verify_languages}
@@ -154,7 +157,10 @@ def score(
 ) -> dict[str, Path]:
     """Compute the scores and regions of a recipe only; returns the region files by name."""
     run = _Run(
-        plan(recipe, output=output, overrides=overrides), device, jobs or os.cpu_count() or 1, progress or Progress()
+        plan_recipe(recipe, output=output, overrides=overrides),
+        device,
+        jobs or os.cpu_count() or 1,
+        progress or Progress(),
     )
     with output_lock(run.plan.output):
         return _save_regions(run)
@@ -292,7 +298,7 @@ def _variant_report(the_plan: Plan, name: str, done: Written | None) -> VariantR
     )
 
 
-def verify(
+def verify_checkpoint(
     checkpoint: str | Path,
     *,
     base: str | Path | None = None,

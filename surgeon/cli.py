@@ -124,7 +124,7 @@ def plan(
     from surgeon import api
     from surgeon.report.terminal import plan_data, plan_view, render
 
-    made = api.plan(recipe, output=output, overrides=overrides or ())
+    made = api.plan_recipe(recipe, output=output, overrides=overrides or ())
     if as_json:
         _print_json(plan_data(made))
     else:
@@ -179,7 +179,9 @@ def verify(
     for language in chosen if chosen != "all" else ():
         corpus.text(language)
     spec = VerifySpec(languages=chosen, tokens=tokens, window=window)
-    measures = api.verify(checkpoint, base=base, corpus=corpus, spec=spec, device=device, progress=_progress(as_json))
+    measures = api.verify_checkpoint(
+        checkpoint, base=base, corpus=corpus, spec=spec, device=device, progress=_progress(as_json)
+    )
     found = {name: {k: perplexity(m) for k, m in by_language.items()} for name, by_language in measures.items()}
     if as_json:
         _print_json({name: {k: item.model_dump(mode="json") for k, item in row.items()} for name, row in found.items()})

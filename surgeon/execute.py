@@ -86,7 +86,8 @@ def write_variant(
     """Write the checkpoint with the operations done to it as a complete folder `destination`.
 
     `marker` is stored as `surgeon.json`; if `destination` already holds an intact variant with an equal
-    marker it is left as it is; without a marker it is always written anew. `card` becomes README.md. `advance` is called with bytes done.
+    marker it is left as it is; without a marker it is always written anew. `card` becomes README.md.
+    `advance` is called with bytes done.
 
     Raises:
         InputError: the output lies inside the source or a hub cache, or is a folder that surgeon did not write.

@@ -1,0 +1,42 @@
+# `make demo` and `make test` need nothing but Python >= 3.10 and a package index.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# torch first and pinned: an open range may fetch several gigabytes of CUDA on a machine without a GPU.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint smollm2 wheel clean
+
+demo: $(VENV)/installed
+	$(BIN)/surgeon apply recipes/zero_core.yaml
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+smollm2: $(VENV)/installed-dev
+	$(BIN)/python scripts/fetch_smollm2.py models/SmolLM2-135M-Instruct
+	$(BIN)/surgeon apply recipes/smollm2/zero_core.yaml
+
+wheel: $(VENV)/installed-dev
+	$(BIN)/python -m build --wheel --outdir dist .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) torch
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(INSTALL) -e ".[dev,smollm2]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist build out models

@@ -1,0 +1,140 @@
+"""Tiny real models, tokenizers and texts, made on the fly and kept for the session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models run slower on two threads than on one
+
+import hypothesis
+import pytest
+
+# The same examples every time, and no deadline on a busy machine.
+hypothesis.settings.register_profile("surgeon", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("surgeon")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's cache, and none reaches the network."""
+    monkeypatch.setenv("SURGEON_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+def byte_tokenizer(bos: bool = False):  # type: ignore[no-untyped-def]
+    """A tokenizer with one token per byte; with `bos` it begins every text with one."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<s>": 0, "</s>": 1} | {letter: i + 2 for i, letter in enumerate(alphabet)}
+    core = Tokenizer(models.BPE(vocabulary, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    if bos:
+        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+
+
+def tiny_config(family: str, **changes: object):  # type: ignore[no-untyped-def]
+    """Configs of a few thousand parameters; every family has two layers."""
+    import transformers
+
+    if family == "gpt2":
+        values = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 258}
+        return transformers.GPT2Config(**{**values, **changes})
+    values = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 258, "max_position_embeddings": 64, "tie_word_embeddings": False,
+        "bos_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
+    kind = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}
+    return kind[family](**{**values, **changes})
+
+
+ModelMaker = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
+    """`make_model("llama", dtype="bfloat16", shard="20KB", tie_word_embeddings=True, bos=True)` -> folder."""
+
+    def make(
+        family: str = "llama",
+        dtype: str = "float32",
+        shard: str = "1GB",
+        seed: int = 0,
+        bos: bool = False,
+        **config: object,
+    ) -> Path:
+        import torch
+        import transformers
+
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(tiny_config(family, **config))
+        with torch.no_grad():  # far from the initial state, where norms are all one and biases all zero
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        folder = tmp_path_factory.mktemp(family) / "model"
+        model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
+        byte_tokenizer(bos).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def llama(make_model: ModelMaker) -> Path:
+    """A float32 Llama with two layers."""
+    return make_model("llama")
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two languages of text in local files."""
+    folder = tmp_path_factory.mktemp("texts")
+    german = "Alle Menschen sind frei und gleich an Würde und Rechten geboren. "
+    french = "Tous les êtres humains naissent libres et égaux en dignité et en droits. "
+    result = {}
+    for language, sentence in (("de", german), ("fr", french)):
+        path = folder / f"{language}.txt"
+        path.write_text("\n".join(f"{i}. {sentence}" for i in range(12)) + "\n", encoding="utf-8")
+        result[language] = str(path)
+    return result
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, llama: Path, texts: dict[str, str]) -> Callable[..., Path]:
+    """`recipe(old=new, ...)` writes a small complete recipe, with pieces of its text replaced."""
+
+    def write(**replacements: str) -> Path:
+        text = f"""\
+version: 1
+name: test
+model: {llama}
+corpus: {{de: {texts["de"]}, fr: {texts["fr"]}}}
+regions:
+  core:
+    score: {{kind: grad_param, languages: [de, fr], samples: 4, sequence_length: 32}}
+    select: {{top: 0.05}}
+  bottom: {{from: core, select: {{bottom: 0.05}}, exclude: [norm]}}
+  random: {{select: {{random: 0.05, seed: 7}}, exclude: [norm]}}
+variants:
+  cut: {{operations: [{{zero: core}}]}}
+  control: {{operations: [{{zero: bottom}}], write: false}}
+verify:
+  tokens: 64
+  window: 32
+output: {tmp_path / "out"}
+"""
+        for old, new in replacements.items():
+            assert old in text, old
+            text = text.replace(old, new)
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
