@@ -5,12 +5,15 @@
 Makes a sharded bfloat16 checkpoint of Llama-like tensors with random bytes and a region file of a random 1 % of
 its matrices, then runs in turn, each as a fresh process:
 
-    cp      cp -r SOURCE TARGET                          (no flush to disk)
-    sync    cp -r SOURCE TARGET, then sync of the target (flushed, as surgeon does)
-    write   python: open, load the region, surgeon.write_variant
-    apply   surgeon apply of the same as a recipe without verification, SHA-256 manifest included
+    cp      cp -r SOURCE TARGET                                      not flushed
+    stage   python: open, load the region, copy and poke             not flushed
+    sync    cp -r SOURCE TARGET, then sync of the target             flushed
+    write   python: surgeon.write_variant (stage, flush, rename)     flushed
+    apply   surgeon apply of the same as a recipe without            flushed
+            verification, SHA-256 of inputs and outputs included
 
-and prints each one's median wall time, its ratio to `cp`, and its peak anonymous memory.
+and prints each one's median wall time, the ratios to `cp` and to `sync` within each round, and its peak
+anonymous memory. `stage` against `cp`, and `write` against `sync`, are like against like.
 """
 
 from __future__ import annotations
@@ -42,11 +45,11 @@ SHAPES = {
 }  # fmt: skip
 
 WRITE = """
-import surgeon, sys
+import surgeon, surgeon.execute, sys
 from pathlib import Path
 from surgeon.operations import OPERATIONS
 checkpoint, region = surgeon.Checkpoint.open(sys.argv[1]), surgeon.Region.load(sys.argv[2])
-surgeon.write_variant(checkpoint, [OPERATIONS["zero"](zero="r")], {"r": region}, Path(sys.argv[3]))
+surgeon.execute.{function}(checkpoint, [OPERATIONS["zero"](zero="r")], {{"r": region}}, Path(sys.argv[3]))
 """
 
 RECIPE = """
@@ -91,6 +94,7 @@ def make_region(source: Path, path: Path, fraction: float) -> None:
 def timed(command: list[str], target: Path, environment: dict[str, str]) -> tuple[float, int]:
     """Run a command with an empty target and return its wall seconds and peak anonymous bytes."""
     shutil.rmtree(target, ignore_errors=True)
+    shutil.rmtree(target.with_name(f".{target.name}.staging"), ignore_errors=True)
     os.sync()
     started = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
@@ -135,8 +139,19 @@ def main() -> None:
         environment = {**os.environ, "SURGEON_CACHE": str(folder / "cache")}
         commands = {
             "cp": ["cp", "-r", str(source), str(target)],
+            "stage": [
+                sys.executable,
+                "-c",
+                WRITE.format(function="stage_variant"),
+                *map(str, (source, region, target)),
+            ],
             "sync": ["sh", "-c", f"cp -r {source} {target} && find {target} -type f -exec sync {{}} +"],
-            "write": [sys.executable, "-c", WRITE, str(source), str(region), str(target)],
+            "write": [
+                sys.executable,
+                "-c",
+                WRITE.format(function="write_variant"),
+                *map(str, (source, region, target)),
+            ],
             "apply": [sys.executable, "-m", "surgeon", "apply", str(recipe)],
         }
         results: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
@@ -144,16 +159,22 @@ def main() -> None:
             for name, command in commands.items():
                 results[name].append(timed(command, target, environment))
         size = sum(path.stat().st_size for path in source.iterdir()) / 1e9
-        print(
-            f"{size:.2f} GB in {len(list(source.glob('*.safetensors')))} shards; {arguments.runs} runs after one warm-up"
-        )
-        print(f"{'':6} {'median s':>9} {'ratio to cp (min median max)':>30} {'peak anonymous MB':>18}")
-        reference = [seconds for seconds, _ in results["cp"][1:]]
-        for name, measured in results.items():
-            ratios = sorted(seconds / other for (seconds, _), other in zip(measured[1:], reference, strict=True))
-            shown = f"{ratios[0]:.2f} {statistics.median(ratios):.2f} {ratios[-1]:.2f}"
-            median = statistics.median(seconds for seconds, _ in measured[1:])
-            print(f"{name:6} {median:9.2f} {shown:>30} {max(peak for _, peak in measured) / 1e6:18.0f}")
+        shards = len(list(source.glob("*.safetensors")))
+        print(f"{size:.2f} GB in {shards} shards; {arguments.runs} runs after one warm-up")
+        print_table({name: measured[1:] for name, measured in results.items()})
+
+
+def print_table(results: dict[str, list[tuple[float, int]]]) -> None:
+    """Print medians, ratios within each round (minimum, median, maximum) and peaks."""
+    print(f"{'':6} {'median s':>9} {'ratio to cp':>18} {'ratio to sync':>18} {'peak anonymous MB':>18}")
+    for name, measured in results.items():
+        columns = []
+        for reference in ("cp", "sync"):
+            ratios = sorted(a / b for (a, _), (b, _) in zip(measured, results[reference], strict=True))
+            columns.append(f"{ratios[0]:.2f} {statistics.median(ratios):.2f} {ratios[-1]:.2f}")
+        seconds = statistics.median(seconds for seconds, _ in measured)
+        peak = max(peak for _, peak in measured) / 1e6
+        print(f"{name:6} {seconds:9.2f} {columns[0]:>18} {columns[1]:>18} {peak:18.0f}")
 
 
 if __name__ == "__main__":

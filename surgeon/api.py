@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 
 from surgeon.checkpoint import Checkpoint
 from surgeon.corpora import Corpus
-from surgeon.errors import InputError
-from surgeon.execute import Written, output_lock, write_variant
+from surgeon.errors import InputError, did_you_mean
+from surgeon.execute import Staged, Written, output_lock, publish, stage_variant
 from surgeon.hashing import content_hash, file_hash
 from surgeon.model import LoadedModel, Precision, load_model, resolve_precision
 from surgeon.plan import Plan, make_plan
@@ -133,16 +134,19 @@ def apply(
     del texts  # read once before anything is written, so that a missing text is found now
     with output_lock(out):
         region_files = _save_regions(run)
-        written = _write_variants(run, region_files)
-        measures, method = _verify(run)
+        staged = _stage_variants(run, region_files)
+        with ThreadPoolExecutor(1) as background:  # the disk flushes while the processors measure
+            publishing = background.submit(_publish_variants, staged)
+            measures, method = _verify(run)
+            written = publishing.result()
         with run.timed("manifest"):
             _write_json(out / "manifest.json", manifest(the_plan, written, region_files, device, run.jobs))
-        with replacing(out / "recipe.yaml") as staged:
-            staged.write_text(resolved_yaml(the_plan.recipe), encoding="utf-8")
+        with replacing(out / "recipe.yaml") as part:
+            part.write_text(resolved_yaml(the_plan.recipe), encoding="utf-8")
         run.timings["total"] = round(time.perf_counter() - started, 3)
         report = _report(run, written, measures, method)
-        with replacing(out / "report.json") as staged:
-            report.save(staged)
+        with replacing(out / "report.json") as part:
+            report.save(part)
     return report
 
 
@@ -175,8 +179,8 @@ def _save_regions(run: _Run) -> dict[str, Path]:
     return files
 
 
-def _write_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, Written]:
-    written = {}
+def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, Staged | Written]:
+    staged: dict[str, Staged | Written] = {}
     for name, variant in run.plan.variants.items():
         if not variant.write:
             continue
@@ -194,7 +198,7 @@ def _write_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, Wr
             "recipe": json.loads(run.plan.recipe.model_dump_json(by_alias=True, exclude_none=True)),
         }
         with run.timed("write"), run.progress.task(f"write {name}", run.plan.checkpoint.data_bytes) as advance:
-            written[name] = write_variant(
+            staged[name] = stage_variant(
                 run.plan.checkpoint,
                 operations,
                 used,
@@ -204,7 +208,11 @@ def _write_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, Wr
                 jobs=run.jobs,
                 advance=advance,
             )
-    return written
+    return staged
+
+
+def _publish_variants(staged: Mapping[str, Staged | Written]) -> dict[str, Written]:
+    return {name: item if isinstance(item, Written) else publish(item) for name, item in staged.items()}
 
 
 def _verify(run: _Run) -> tuple[dict[str, dict[str, Measure]], dict[str, Any]]:
@@ -331,8 +339,6 @@ def copy_recipe(name: str, target: Path) -> Path:
     """
     shipped = shipped_recipes()
     if name not in shipped:
-        from surgeon.errors import did_you_mean
-
         raise InputError(f"no shipped recipe '{name}'{did_you_mean(name, shipped)}")
     destination = target / shipped[name].name
     if destination.exists():

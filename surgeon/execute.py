@@ -1,7 +1,8 @@
-"""Write a variant: copy the shard's bytes, poke the edited entries, flush, rename.
+"""Write a variant: copy the shard's bytes, poke the edited entries on the way, flush, rename.
 
 Every byte that no edit touches stays as it is, header included, because it is never interpreted. The variant
-is staged in a hidden folder beside its final name, which it gets only when it is complete.
+is staged in a hidden folder beside its final name, which it gets only when it is complete and flushed. Staging
+costs what `cp` costs; flushing costs what the disk takes, so a run that has a verification to do does it meanwhile.
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from surgeon.checkpoint import INDEX_NAME, Checkpoint
-from surgeon.edits import check_regions_fit, make_edit, touched_tensors
-from surgeon.errors import EnvironmentFailure, InputError
+from surgeon.edits import Edit, check_regions_fit, make_edit, touched_tensors
+from surgeon.errors import CheckpointError, EnvironmentFailure, InputError
 from surgeon.operations import Operation
 from surgeon.region import Region
 from surgeon.sources import refuse_output_inside
-from surgeon.storage import Header, flush, map_bytes, view
+from surgeon.storage import Header, flush
 
 MARKER = "surgeon.json"
+_BUFFER_BYTES = 1 << 18  # stays in the processor's cache between reading, poking and writing
 # Weights in other formats would still hold what was cut; they are left behind, as are hidden files.
 _OTHER_WEIGHTS = (
     ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".msgpack", ".tflite",
@@ -44,6 +50,16 @@ class Written:
     tensors: int
     entries: int
     reused: bool
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A variant whose files are complete in a hidden folder, but perhaps not yet on the disk's platters."""
+
+    folder: Path
+    destination: Path
+    tensors: int
+    entries: int
 
 
 @contextmanager
@@ -94,6 +110,24 @@ def write_variant(
         RegionError: a region does not fit the checkpoint.
         EnvironmentFailure: not enough disk.
     """
+    staged = stage_variant(
+        checkpoint, operations, regions, destination, marker=marker, card=card, jobs=jobs, advance=advance
+    )
+    return staged if isinstance(staged, Written) else publish(staged)
+
+
+def stage_variant(
+    checkpoint: Checkpoint,
+    operations: Sequence[Operation],
+    regions: Mapping[str, Region],
+    destination: Path,
+    *,
+    marker: Mapping[str, Any] | None = None,
+    card: str | None = None,
+    jobs: int = 2,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Staged | Written:
+    """Do all of `write_variant` but the last step, `publish`; a variant that is already there is returned as such."""
     refuse_output_inside(destination, checkpoint.source.path)
     check_regions_fit(checkpoint, regions)
     if destination.exists():
@@ -103,26 +137,40 @@ def write_variant(
             return done
     destination.parent.mkdir(parents=True, exist_ok=True)
     _require_space(destination.parent, checkpoint)
-    stage = destination.with_name(f".{destination.name}.staging")
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
-    copy_companions(checkpoint, stage)
+    folder = destination.with_name(f".{destination.name}.staging")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    copy_companions(checkpoint, folder)
     touched = touched_tensors(checkpoint, operations, regions)
 
     def job(header: Header) -> int:
         names = [name for name in touched if name in header.tensors]
-        entries = write_shard(checkpoint, header, names, stage / header.path.name, operations, regions)
+        entries = write_shard(checkpoint, header, names, folder / header.path.name, operations, regions)
         advance(header.file_size)
         return entries
 
     with ThreadPoolExecutor(max(1, jobs)) as pool:
         entries = sum(pool.map(job, checkpoint.headers))
     if card is not None:
-        (stage / "README.md").write_text(card, encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
     complete = {**(marker or {}), "tensors": len(touched), "entries": entries}
-    (stage / MARKER).write_text(json.dumps(complete, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _publish(stage, destination)
-    return Written(destination, _files(destination), len(touched), entries, reused=False)
+    (folder / MARKER).write_text(json.dumps(complete, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return Staged(folder, destination, len(touched), entries)
+
+
+def publish(staged: Staged) -> Written:
+    """Flush a staged variant to disk and give it its final name; an older one of that name steps aside until then."""
+    for path in _files(staged.folder):
+        flush(path)
+    flush(staged.folder)
+    old = staged.destination.with_name(f".{staged.destination.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if staged.destination.exists():
+        os.rename(staged.destination, old)
+    os.rename(staged.folder, staged.destination)
+    flush(staged.destination.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    return Written(staged.destination, _files(staged.destination), staged.tensors, staged.entries, reused=False)
 
 
 def write_shard(
@@ -133,17 +181,54 @@ def write_shard(
     operations: Sequence[Operation],
     regions: Mapping[str, Region],
 ) -> int:
-    """Copy one shard to `target` and poke the edits of the named tensors; returns the number of edited entries."""
-    copy_file(header.path, target)
-    entries = 0
-    if names:
-        data = map_bytes(target, "shared")
-        for name in names:
-            edit = make_edit(checkpoint, name, operations, regions)
-            view(data, header.tensors[name]).reshape(-1)[edit.indices] = edit.values
+    """Copy one shard to `target` with the edits of the named tensors; returns the number of edited entries.
+
+    The bytes stream through one small buffer, where the edits are poked into them on the way. Memory: the buffer,
+    and the indices and values of one tensor's edit.
+    """
+    if not names:
+        copy_file(header.path, target)
+        return 0
+    entries, position = 0, 0
+    with header.path.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
+        buffer = np.empty(_BUFFER_BYTES, dtype=np.uint8)
+        for info in sorted((header.tensors[name] for name in names), key=lambda info: info.offset):
+            _stream(reader, writer, info.offset - position, buffer)
+            edit = make_edit(checkpoint, info.name, operations, regions)
+            _stream(reader, writer, info.nbytes, buffer, edit)
             entries += edit.indices.size
-    flush(target)
+            position = info.offset + info.nbytes
+        _stream(reader, writer, header.file_size - position, buffer)
     return entries
+
+
+def _stream(reader: FileIO, writer: FileIO, count: int, buffer: NDArray[np.uint8], edit: Edit | None = None) -> None:
+    """Copy `count` bytes; with an edit, they are one tensor's, and its entries get their new values."""
+    width = edit.values.itemsize if edit is not None else 1
+    step = buffer.size - buffer.size % width
+    bounds = None if edit is None else np.searchsorted(edit.indices, np.arange(0, count + step, step) // width)
+    for number, start in enumerate(range(0, count, step)):
+        chunk = buffer[: min(step, count - start)]
+        _read_fully(reader, chunk)
+        if edit is not None and bounds is not None:
+            chosen = slice(bounds[number], bounds[number + 1])
+            chunk.view(edit.values.dtype)[edit.indices[chosen] - start // width] = edit.values[chosen]
+        _write_fully(writer, chunk)
+
+
+def _read_fully(reader: FileIO, chunk: NDArray[np.uint8]) -> None:
+    done = 0
+    while done < chunk.size:
+        count = reader.readinto(chunk[done:].data)
+        if not count:
+            raise CheckpointError(f"{reader.name!s}: became shorter while it was read; is something writing to it?")
+        done += count
+
+
+def _write_fully(writer: FileIO, chunk: NDArray[np.uint8]) -> None:
+    done = 0
+    while done < chunk.size:
+        done += writer.write(chunk[done:].data) or 0
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -210,18 +295,3 @@ def _finished(destination: Path, marker: Mapping[str, Any] | None) -> Written | 
         return None
     Checkpoint.open(destination)
     return Written(destination, _files(destination), tensors, entries, reused=True)
-
-
-def _publish(stage: Path, destination: Path) -> None:
-    """Give a staged folder its final name; an older variant of that name steps aside until then."""
-    for path in _files(stage):
-        if path.suffix != ".safetensors":  # shards were flushed by their own jobs
-            flush(path)
-    flush(stage)
-    old = destination.with_name(f".{destination.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if destination.exists():
-        os.rename(destination, old)
-    os.rename(stage, destination)
-    flush(destination.parent)
-    shutil.rmtree(old, ignore_errors=True)

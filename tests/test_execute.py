@@ -204,6 +204,7 @@ def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
 
 KILLED = """
 import os, sys, time
+from pathlib import Path
 import surgeon.execute as execute
 from surgeon.checkpoint import Checkpoint
 from surgeon.operations import OPERATIONS
@@ -217,9 +218,8 @@ def slow(source, target):
         time.sleep(60)
 execute.copy_file = slow
 region = Region.load(sys.argv[3])
-execute.write_variant(
-    Checkpoint.open(sys.argv[1]), [OPERATIONS["zero"](zero="r")], {"r": region}, __import__("pathlib").Path(sys.argv[2]), jobs=1
-)
+zero = [OPERATIONS["zero"](zero="r")]
+execute.write_variant(Checkpoint.open(sys.argv[1]), zero, {"r": region}, Path(sys.argv[2]), jobs=1)
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -137,10 +138,8 @@ def test_no_yaml_whatever_ends_in_a_traceback(tmp_path_factory: pytest.TempPathF
     base = yaml.safe_load(GOOD)
     for key in ("regions", "variants", "verify", "corpus", "name"):
         path = write(tmp_path_factory.mktemp("r"), yaml.safe_dump({**base, key: data}))
-        try:
+        with contextlib.suppress(RecipeError):  # anything else would reach the user as a traceback
             load_recipe(path)
-        except RecipeError as error:
-            assert error.problems
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

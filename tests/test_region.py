@@ -112,11 +112,11 @@ def test_a_region_file_is_pinned_byte_by_byte(tmp_path: Path) -> None:
     path = tmp_path / "r.region.safetensors"
     Region.from_indices({"w": np.array([1, 300])}, {"w": (20, 20)}, {"seed": 3}).save(path)
     header = (
-        '{"__metadata__":{"format":"surgeon-region","format_version":"1","polarity":"selected",'
-        '"provenance":"{\\"seed\\": 3}",'
-        '"tensors":"{\\"w\\": {\\"encoding\\": \\"gaps\\", \\"entries\\": 2, \\"shape\\": [20, 20]}}"},'
-        '"w":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}'
-    ).encode()
+        b'{"__metadata__":{"format":"surgeon-region","format_version":"1","polarity":"selected",'
+        b'"provenance":"{\\"seed\\": 3}",'
+        b'"tensors":"{\\"w\\": {\\"encoding\\": \\"gaps\\", \\"entries\\": 2, \\"shape\\": [20, 20]}}"},'
+        b'"w":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}'
+    )
     header += b" " * (-len(header) % 8)
     assert path.read_bytes() == len(header).to_bytes(8, "little") + header + bytes([1, 255, 44])
 
