@@ -168,7 +168,7 @@ def test_a_failed_expectation_exits_with_1_and_keeps_the_work(recipe: RecipeMake
 
 BAD = {
     "missing model": ("model: {llama}", "model: /nowhere/at/all", "/nowhere/at/all: no such file or folder"),
-    "wrong tensor name": ("exclude: [norm]}}", "exclude: [model.layers.0.upproj.weight]}}", "names no role and no tensor"),
+    "wrong tensor name": ("exclude: [norm]}}", "exclude: [model.layers.0.upproj]}}", "names no role and no tensor"),
     "wrong role": ("exclude: [norm]}}", "exclude: [router]}}", "has no tensor of role 'router'"),
     "language without text": ("languages: [de, fr]", "languages: [de, xx]", "no text for language 'xx'"),
     "missing text": ("corpus: {{de: ", "corpus: {{en: /no/such.txt, de: ", "no such text file: /no/such.txt"),
@@ -178,7 +178,7 @@ BAD = {
     "norwegian": ("languages: [de, fr]", "languages: [de, no]", "the bare word `no` as false"),
     "inside the source": ("output: ", "output: {llama}/", "lies inside the source checkpoint"),
     "corpus": ("corpus: {{", "corpus: builtin:udh30 #", "no builtin corpus 'udh30'; did you mean 'udhr30'?"),
-    "region file": ("regions:\n", "regions:\n  extra: {{file: /no/r.safetensors}}\n", "/no/r.safetensors: no such file"),
+    "region file": ("regions:\n", "regions:\n  extra: {{file: /no/r.x}}\n", "/no/r.x: no such file"),
 }  # fmt: skip
 
 
