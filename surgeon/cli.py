@@ -95,7 +95,7 @@ def apply(
 ) -> None:
     """Carry out a recipe: score, select, write the variants, verify, report."""
     if dry_run:
-        plan(recipe, output, overrides, as_json, verbose)
+        _show_plan(recipe, output, overrides, as_json)
         return
     from surgeon import api
     from surgeon.report.terminal import render, report_view
@@ -117,10 +117,17 @@ def plan(
     recipe: RecipeArgument,
     output: OutputOption = None,
     overrides: SetOption = None,
+    jobs: JobsOption = PROCESSORS,
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
+    dry_run: DryRunOption = True,
     verbose: VerboseOption = False,
 ) -> None:
-    """Show what a recipe would do, from headers alone; writes nothing."""
+    """Show what `apply` with the same arguments would do, from headers alone; writes nothing."""
+    _show_plan(recipe, output, overrides, as_json)
+
+
+def _show_plan(recipe: str, output: Path | None, overrides: list[str] | None, as_json: bool) -> None:
     from surgeon import api
     from surgeon.report.terminal import plan_data, plan_view, render
 
@@ -139,9 +146,13 @@ def score(
     jobs: JobsOption = PROCESSORS,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
+    dry_run: DryRunOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Compute the importance scores and regions of a recipe only."""
+    if dry_run:
+        _show_plan(recipe, output, overrides, as_json)
+        return
     from surgeon import api
 
     _prepare(device, verbose)

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -301,3 +302,35 @@ def test_public_names_are_no_submodules() -> None:
     for name in surgeon.__all__:
         assert getattr(surgeon, name)
         assert name == "__version__" or importlib.util.find_spec(f"surgeon.{name}") is None
+
+
+def test_a_run_killed_at_any_stage_is_finished_by_the_same_command_without_scoring_again(
+    recipe: RecipeMaker, tmp_path: Path
+) -> None:
+    path, out, cache = recipe(), tmp_path / "out", tmp_path / "cache"
+    command = [sys.executable, "-m", "surgeon", "apply", str(path)]
+    environment = {**os.environ, "SURGEON_CACHE": str(cache)}
+    stages = {
+        "first language scored": lambda: len(list(cache.glob("scores/*.safetensors"))) >= 1,
+        "all languages scored": lambda: len(list(cache.glob("scores/*.safetensors"))) >= 2,
+        "variant staged": lambda: (out / "variants").is_dir(),
+    }
+    scored: dict[Path, int] = {}
+    for stage, reached in stages.items():
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not reached() and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        variant = out / "variants" / "cut"
+        assert not variant.exists() or Checkpoint.open(variant), stage
+        assert not (out / "report.json").exists() or Report.load(out / "report.json"), stage
+        known = {file: file.stat().st_mtime_ns for file in cache.glob("scores/*.safetensors")}
+        assert {file: stamp for file, stamp in known.items() if file in scored} == scored, stage
+        scored = known
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert {file: file.stat().st_mtime_ns for file in cache.glob("scores/*.safetensors")} == scored
+    assert "score" not in finished.stderr
+    assert [item.name for item in (out / "variants").iterdir()] == ["cut"]
+    assert Report.load(out / "report.json").variants["cut"].written
