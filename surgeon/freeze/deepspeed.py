@@ -70,11 +70,11 @@ class FragmentHeld(Held):
         """Return the flat indices of the frozen entries in `master()`, int64."""
         return self.indices[self.part].long() - self.start
 
-    def clean_moments(self, optimizer: torch.optim.Optimizer) -> None:
-        """Set the moments of the frozen entries to zero."""
+    def moments(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        """Return this process's fragments of the moments."""
         fragment = self.parameter._hp_mapping  # type: ignore[attr-defined]
-        for key in MOMENTS & set(getattr(fragment, "optim_fragment", None) or {}):
-            fragment.get_hp_fragment(key).scatter_(0, self.master_indices(), 0.0)
+        keys = MOMENTS & set(getattr(fragment, "optim_fragment", None) or {})
+        return [fragment.get_hp_fragment(key) for key in keys]
 
     def _hook_first(self) -> None:
         """Let the gradient hook run before DeepSpeed's, which takes the gradient away to reduce it."""
@@ -108,5 +108,6 @@ class Stage3Held(FragmentHeld):
         part.scatter_(0, self.master_indices(), self.values)
         self.zero.set_local_hp_param(part, self.parameter)
 
-    def clean_moments(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave the moments: they are zero in a new engine, and masked gradients keep them so."""
+    def moments(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        """Return nothing: they are zero in a new engine, and masked gradients keep them so."""
+        return []

@@ -30,7 +30,8 @@ from surgeon.region import Region
 
 logger = logging.getLogger(__name__)
 
-# Before this many steps per optimizer, it is checked that nothing but the optimizer has changed the entries.
+# In this many first steps of an optimizer it is found out whether anything else changes the entries between steps,
+# and whether its moments need cleaning.
 _WATCHED_STEPS = 2
 
 
@@ -74,7 +75,11 @@ def freeze(
         logger.warning("not frozen: %s", _refusal(bundle, skipped))
     frozen = Frozen(bundle, _hold(bundle, chosen), skipped)
     if optimizer is not None:
-        frozen.attach(*(optimizer if isinstance(optimizer, list | tuple) else [optimizer]))
+        try:
+            frozen.attach(*(optimizer if isinstance(optimizer, list | tuple) else [optimizer]))
+        except FreezeError:
+            frozen.remove()
+            raise
     return frozen
 
 
@@ -210,6 +215,7 @@ class Frozen:
     def _follow(self, optimizer: Optimizer, flat_copies: bool) -> None:
         """Hook one optimizer; with `flat_copies` it steps on copies, not on the model's own parameters."""
         steps = 0
+        dirties_moments = False  # by coupled weight decay, which enters them without a gradient
 
         def mine() -> list[Held]:
             if flat_copies:
@@ -230,9 +236,12 @@ class Frozen:
             steps += 1
 
         def after(*_: Any) -> None:
+            nonlocal dirties_moments
             for item in mine():
                 item.write()
                 item.gradient_is_clean = False
+                if dirties_moments or steps <= _WATCHED_STEPS:
+                    dirties_moments |= item.clean_moments(optimizer)
 
         def clean(*_: Any) -> None:
             for item in mine():

@@ -183,13 +183,20 @@ class Held:
         flat.scatter_(0, self.indices.to(flat.device).long(), 0.0)
         self.gradient_is_clean = True
 
-    def clean_moments(self, optimizer: torch.optim.Optimizer) -> None:
-        """Set the optimizer's moments of the frozen entries to zero."""
+    def moments(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        """Return the optimizer's moments of `master()`, flat like it."""
         state = optimizer.state.get(self.parameter, {})
-        for key in MOMENTS & state.keys():
-            if state[key].shape == self.parameter.shape:
-                flat = local_flat(state[key], f"{key} of tensor '{self.name}'")
-                flat.scatter_(0, self.indices.to(flat.device).long(), 0.0)
+        keys = [key for key in MOMENTS & state.keys() if state[key].shape == self.parameter.shape]
+        return [local_flat(state[key], f"{key} of tensor '{self.name}'") for key in keys]
+
+    def clean_moments(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Set the moments of the frozen entries to zero; returns whether any was not."""
+        dirty = False
+        for moment in self.moments(optimizer):
+            indices = self.master_indices().to(moment.device)
+            dirty = dirty or bool(moment[indices].any())
+            moment.scatter_(0, indices, 0.0)
+        return dirty
 
     def _follow(self, target: Tensor) -> None:
         if target.device != self.values.device:  # the model was moved after freezing
