@@ -20,6 +20,7 @@ from typing import Any
 from surgeon.checkpoint import INDEX_NAME, Checkpoint
 from surgeon.edits import check_regions_fit, make_edit, touched_tensors
 from surgeon.errors import EnvironmentFailure, InputError
+from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
 from surgeon.operations import Operation
 from surgeon.region import Region
 from surgeon.sources import refuse_output_inside
@@ -80,6 +81,7 @@ def write_variant(
     *,
     marker: Mapping[str, Any] | None = None,
     card: str | None = None,
+    complete: Callable[[Path], None] = lambda stage: None,
     jobs: int = 2,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Written:
@@ -87,7 +89,7 @@ def write_variant(
 
     `marker` is stored as `surgeon.json`; if `destination` already holds an intact variant with an equal
     marker it is left as it is; without a marker it is always written anew. `card` becomes README.md.
-    `advance` is called with bytes done.
+    `complete` may add files to the staged folder once its weights are written. `advance` is called with bytes done.
 
     Raises:
         InputError: the output lies inside the source or a hub cache, or is a folder that surgeon did not write.
@@ -119,8 +121,9 @@ def write_variant(
         entries = sum(pool.map(job, checkpoint.headers))
     if card is not None:
         (stage / "README.md").write_text(card, encoding="utf-8")
-    complete = {**(marker or {}), "tensors": len(touched), "entries": entries}
-    (stage / MARKER).write_text(json.dumps(complete, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    complete(stage)
+    filled = {**(marker or {}), "tensors": len(touched), "entries": entries}
+    (stage / MARKER).write_text(json.dumps(filled, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _publish(stage, destination)
     return Written(destination, _files(destination), len(touched), entries, reused=False)
 
@@ -171,6 +174,8 @@ def companions(checkpoint: Checkpoint) -> list[Path]:
         relative = path.relative_to(root)
         hidden = any(part.startswith(".") for part in relative.parts)
         if hidden or not path.is_file() or relative.name in (MARKER, "README.md"):
+            continue
+        if relative.parts[0] == FREEZE_FOLDER:  # it speaks of the source's weights
             continue
         if relative.name == INDEX_NAME or not relative.name.endswith(_OTHER_WEIGHTS):
             result.append(relative)
