@@ -15,7 +15,7 @@ from freezing import load, make_bundle, random_region, saved_state, tiny_model
 from safetensors.torch import save_file
 
 from surgeon.errors import EnvironmentFailure, FreezeError, RegionError
-from surgeon.freeze import Bundle, freeze, verify_checkpoint, write_bundle
+from surgeon.freeze import Bundle, freeze, verify_saved, write_bundle
 from surgeon.freeze.binding import match_names
 from surgeon.region import Region
 
@@ -143,24 +143,24 @@ def test_a_model_loaded_narrower_than_it_is_stored(base: Path) -> None:
     assert frozen.verify() == frozen.entries
 
 
-def test_verify_checkpoint_reads_the_disk(base: Path, tmp_path: Path) -> None:
+def test_verify_saved_reads_the_disk(base: Path, tmp_path: Path) -> None:
     entries = Bundle.load(base).region.entries
-    assert verify_checkpoint(base, base) == entries
+    assert verify_saved(base, base) == entries
     model = load(base)
     model.double().save_pretrained(tmp_path / "wider")
-    assert verify_checkpoint(tmp_path / "wider", base) == entries
+    assert verify_saved(tmp_path / "wider", base) == entries
     name = "model.layers.1.mlp.down_proj.weight"
     index = int(Bundle.load(base).region.indices(name)[0])
     with torch.no_grad():
         model.get_parameter(name).view(-1)[index] += 1e-6
     model.save_pretrained(tmp_path / "moved")
     with pytest.raises(FreezeError, match=f"frozen entries have changed in '{name}'"):
-        verify_checkpoint(tmp_path / "moved", base)
+        verify_saved(tmp_path / "moved", base)
     model.float().save_pretrained(tmp_path / "rounded")
     with pytest.raises(FreezeError, match=name):
-        verify_checkpoint(tmp_path / "rounded", base)
+        verify_saved(tmp_path / "rounded", base)
     with pytest.raises(FreezeError, match="a bare region says nothing of values"):
-        verify_checkpoint(base, base / "freeze" / "region.safetensors")
+        verify_saved(base, base / "freeze" / "region.safetensors")
 
 
 def test_bundle_of_a_sharded_checkpoint_and_an_empty_region(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_bundle_of_a_sharded_checkpoint_and_an_empty_region(tmp_path: Path) -> N
     save_file({name: state[name].contiguous() for name in names[:9]}, tmp_path / "a-00001-of-00002.safetensors")
     save_file({name: state[name].contiguous() for name in names[9:]}, tmp_path / "a-00002-of-00002.safetensors")
     write_bundle(tmp_path, random_region(state), base={"name": "tiny", "revision": "abc"})
-    assert verify_checkpoint(tmp_path, tmp_path) == Bundle.load(tmp_path).region.entries
+    assert verify_saved(tmp_path, tmp_path) == Bundle.load(tmp_path).region.entries
     with pytest.raises(FreezeError, match="nothing to freeze"):
         write_bundle(tmp_path, Region.from_indices({}, {"lm_head.weight": (64, 32)}), base={})
     with pytest.raises(FreezeError, match="has no tensor 'elsewhere'"):

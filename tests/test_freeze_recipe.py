@@ -14,7 +14,7 @@ from freezing import compare, saved_state
 import surgeon
 from surgeon.api import plan_recipe
 from surgeon.errors import FreezeError, RecipeError
-from surgeon.freeze import Bundle, freeze, verify_checkpoint
+from surgeon.freeze import Bundle, freeze, verify_saved
 
 ROOT = Path(__file__).parent.parent
 NO_VERIFY = "verify:\n  tokens: 64\n  window: 32\n"
@@ -35,7 +35,7 @@ def test_a_frozen_variant_is_the_source_and_a_bundle(frozen: Path, llama: Path) 
     assert bundle.region == surgeon.Region.load(frozen.parent / "regions" / "core.region.safetensors")
     assert bundle.base is not None
     assert bundle.base["name"] == str(llama)
-    assert verify_checkpoint(frozen / "frozen", bundle) == bundle.region.entries
+    assert verify_saved(frozen / "frozen", bundle) == bundle.region.entries
     assert "freeze/" in (frozen / "frozen" / "README.md").read_text()
     assert "byte for byte" in (frozen / "frozen" / "README.md").read_text()
     assert not (frozen / "cut" / "freeze").exists()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from surgeon.errors import FreezeError
-    from surgeon.freeze.bundle import Bundle, verify_checkpoint, write_bundle
+    from surgeon.freeze.bundle import Bundle, verify_saved, write_bundle
     from surgeon.freeze.frozen import Frozen, freeze
     from surgeon.freeze.lightning import LightningFreeze
     from surgeon.freeze.peft import merge
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bundle", "FreezeCallback", "FreezeError", "Frozen", "LightningFreeze",
-    "freeze", "merge", "verify_checkpoint", "write_bundle",
+    "freeze", "merge", "verify_saved", "write_bundle",
 ]  # fmt: skip
 
 # Resolved on first use: reading a bundle needs no torch, and only the adapters need their trainers.
@@ -36,7 +36,7 @@ _HOMES = {
     "LightningFreeze": "surgeon.freeze.lightning",
     "freeze": "surgeon.freeze.frozen",
     "merge": "surgeon.freeze.peft",
-    "verify_checkpoint": "surgeon.freeze.bundle",
+    "verify_saved": "surgeon.freeze.bundle",
     "write_bundle": "surgeon.freeze.bundle",
 }
 

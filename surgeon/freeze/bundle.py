@@ -191,7 +191,7 @@ def write_bundle(
     return target
 
 
-def verify_checkpoint(folder: str | Path, bundle: Bundle | str | Path) -> int:
+def verify_saved(folder: str | Path, bundle: Bundle | str | Path) -> int:
     """Check on disk that a saved checkpoint still holds every frozen entry; returns how many were checked.
 
     The checkpoint may be stored in another dtype than the base if that dtype holds the base's values exactly.

@@ -213,7 +213,7 @@ class Held:
         if mine != theirs or shape_of(self.parameter) != shape_of(other):
             raise FreezeError(
                 f"tensor '{self.name}': the other model is not distributed as the frozen one; save it and use "
-                "verify_checkpoint"
+                "verify_saved"
             )
 
 
