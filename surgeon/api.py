@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.corpora import Corpus
 from surgeon.errors import InputError, did_you_mean
 from surgeon.execute import Staged, Written, output_lock, publish, stage_variant
+from surgeon.freeze.bundle import write_bundle
 from surgeon.hashing import content_hash, file_hash
 from surgeon.model import LoadedModel, Precision, load_model, resolve_precision
 from surgeon.plan import Plan, make_plan
@@ -184,11 +185,14 @@ def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, St
     for name, variant in run.plan.variants.items():
         if not variant.write:
             continue
-        operations = run.plan.recipe.variants[name].operations
-        used = {operation.zero: run.regions[operation.zero] for operation in operations}
+        spec = run.plan.recipe.variants[name]
+        used = {operation.zero: run.regions[operation.zero] for operation in spec.operations}
+        if spec.freeze is not None:
+            used[spec.freeze] = run.regions[spec.freeze]
         marker = {
             "variant": name,
-            "operations": [operation.model_dump() for operation in operations],
+            "operations": [operation.model_dump() for operation in spec.operations],
+            "freeze": spec.freeze,
             "regions": {label: file_hash(region_files[label]) for label in used},
             "model": {
                 "source": run.plan.checkpoint.source.name,
@@ -200,11 +204,12 @@ def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, St
         with run.timed("write"), run.progress.task(f"write {name}", run.plan.checkpoint.data_bytes) as advance:
             staged[name] = stage_variant(
                 run.plan.checkpoint,
-                operations,
+                spec.operations,
                 used,
                 run.plan.output / "variants" / name,
                 marker=marker,
                 card=model_card(run.plan, name, used),
+                complete=partial(_write_freeze, run, spec.freeze),
                 jobs=run.jobs,
                 advance=advance,
             )
@@ -213,6 +218,19 @@ def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, St
 
 def _publish_variants(staged: Mapping[str, Staged | Written]) -> dict[str, Written]:
     return {name: item if isinstance(item, Written) else publish(item) for name, item in staged.items()}
+
+
+def _write_freeze(run: _Run, region: str | None, stage: Path) -> None:
+    """Write `freeze/` beside staged weights if the variant freezes a region."""
+    if region is None:
+        return
+    source = run.plan.checkpoint.source
+    base = {
+        "name": source.name,
+        "revision": source.revision,
+        "content_sha256": content_hash(run.plan.checkpoint, run.jobs),
+    }
+    write_bundle(stage, run.regions[region], base=base, ties=run.plan.checkpoint.ties)
 
 
 def _verify(run: _Run) -> tuple[dict[str, dict[str, Measure]], dict[str, Any]]:

@@ -4,7 +4,8 @@
     ├── InputError               the user can mend it: recipe, checkpoint, arguments   (exit code 2)
     │   ├── RecipeError          one or more problems in a recipe, each with its line
     │   ├── CheckpointError      a checkpoint that is missing, damaged or not understood
-    │   └── RegionError          a region that cannot be read, does not fit, or is empty
+    │   ├── RegionError          a region that cannot be read, does not fit, or is empty
+    │   └── FreezeError          a bundle, model or optimizer that cannot be frozen, or a frozen entry that moved
     └── EnvironmentFailure       disk, network or memory gave out; work done is kept    (exit code 3)
 
 Messages say what is wrong, where (file, line, tensor) and how to mend it.
@@ -33,6 +34,10 @@ class CheckpointError(InputError):
 
 class RegionError(InputError):
     """A region file is damaged, or a region does not fit the tensors at hand."""
+
+
+class FreezeError(InputError):
+    """A model cannot be frozen as asked, or a frozen entry has moved."""
 
 
 class EnvironmentFailure(SurgeonError):

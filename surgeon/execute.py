@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from surgeon.checkpoint import INDEX_NAME, Checkpoint
 from surgeon.edits import Edit, check_regions_fit, make_edit, touched_tensors
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError
+from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
 from surgeon.operations import Operation
 from surgeon.region import Region
 from surgeon.sources import refuse_output_inside
@@ -124,10 +125,14 @@ def stage_variant(
     *,
     marker: Mapping[str, Any] | None = None,
     card: str | None = None,
+    complete: Callable[[Path], None] = lambda folder: None,
     jobs: int = 2,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Staged | Written:
-    """Do all of `write_variant` but the last step, `publish`; a variant that is already there is returned as such."""
+    """Do all of `write_variant` but the last step, `publish`; a variant that is already there is returned as such.
+
+    `complete` may add files to the staged folder once its weights are written.
+    """
     refuse_output_inside(destination, checkpoint.source.path)
     check_regions_fit(checkpoint, regions)
     if destination.exists():
@@ -153,8 +158,9 @@ def stage_variant(
         entries = sum(pool.map(job, checkpoint.headers))
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
-    complete = {**(marker or {}), "tensors": len(touched), "entries": entries}
-    (folder / MARKER).write_text(json.dumps(complete, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    complete(folder)
+    filled = {**(marker or {}), "tensors": len(touched), "entries": entries}
+    (folder / MARKER).write_text(json.dumps(filled, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return Staged(folder, destination, len(touched), entries)
 
 
@@ -256,6 +262,8 @@ def companions(checkpoint: Checkpoint) -> list[Path]:
         relative = path.relative_to(root)
         hidden = any(part.startswith(".") for part in relative.parts)
         if hidden or not path.is_file() or relative.name in (MARKER, "README.md"):
+            continue
+        if relative.parts[0] == FREEZE_FOLDER:  # it speaks of the source's weights
             continue
         if relative.name == INDEX_NAME or not relative.name.endswith(_OTHER_WEIGHTS):
             result.append(relative)

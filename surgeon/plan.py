@@ -243,10 +243,11 @@ def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Ma
         label: Region({info.name: info.shape for info in region.tensors}, _no_masks) for label, region in used.items()
     }
     touched = touched_tensors(checkpoint, spec.operations, shapes)
+    operations = [f"{next(iter(operation.model_dump()))} {region_of(operation)}" for operation in spec.operations]
     return VariantPlan(
         name,
         spec.write,
-        tuple(f"{next(iter(operation.model_dump()))} {region_of(operation)}" for operation in spec.operations),
+        tuple(operations + ([f"freeze {spec.freeze}"] if spec.freeze is not None else [])),
         len(touched),
         sum(region.entries for region in used.values()),
         len({checkpoint.tensors[tensor].path for tensor in touched}),

@@ -99,10 +99,19 @@ class RegionSpec(Model):
 
 
 class VariantSpec(Model):
-    """Operations in the order in which they are done, and whether the result is written or only measured."""
+    """Operations in the order in which they are done, a region to freeze, and whether the result is written."""
 
-    operations: Annotated[list[Operation], Field(min_length=1)]
+    operations: list[Operation] = []
+    freeze: str | None = Field(None, description="a region whose entries trainers shall keep; writes `freeze/` beside")
     write: bool = True
+
+    @model_validator(mode="after")
+    def _does_something(self) -> VariantSpec:
+        if not self.operations and self.freeze is None:
+            raise ValueError("does nothing: give it `operations: [{zero: REGION}]`, or `freeze: REGION`")
+        if self.freeze is not None and not self.write:
+            raise ValueError("freeze writes a bundle beside the weights, so it does not go with `write: false`")
+        return self
 
 
 class ExpectSpec(Model):
@@ -317,6 +326,9 @@ def _dangling(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
         if not _is_file_name(name):
             yield ("variants", name), f"variant name '{name}' cannot name a folder: use letters, digits, . _ -"
         operations = variant.get("operations") if isinstance(variant, dict) else None
+        frozen = variant.get("freeze") if isinstance(variant, dict) else None
+        if isinstance(frozen, str) and frozen not in regions:
+            yield ("variants", name, "freeze"), f"no region '{frozen}'{did_you_mean(frozen, regions)}"
         for i, operation in enumerate(operations if isinstance(operations, list) else ()):
             if isinstance(operation, dict):
                 yield from _dangling_operation(("variants", name, "operations", i), operation, regions)

@@ -22,17 +22,28 @@ def model_card(plan: Plan, variant: str, regions: dict[str, Region]) -> str:
         for name, region in regions.items()
     )
     operations = "\n".join(f"{i}. `{operation}`" for i, operation in enumerate(spec.operations, 1))
+    if plan.recipe.variants[variant].operations:
+        warning = (
+            "**This model was changed on purpose and may be damaged.** It is meant for research on what its "
+            "parameters do,\nnot for use."
+        )
+    else:
+        warning = "The weights are those of the source, byte for byte."
+    if plan.recipe.variants[variant].freeze is not None:
+        warning += (
+            "\n\nThe folder `freeze/` names entries that further training shall keep: "
+            "`surgeon.freeze.freeze(model, THIS_REPOSITORY, optimizer)`."
+        )
     return f"""---
 {yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}
 ---
 
 # {plan.recipe.name}: {variant}
 
-**This model was changed on purpose and may be damaged.** It is meant for research on what its parameters do,
-not for use.
+{warning}
 
 Made from `{source.name}`{f" at `{source.revision}`" if source.revision else ""} by [surgeon](https://pypi.org/project/model-surgeon/),
-by these operations in this order:
+by these steps in this order:
 
 {operations}
 
@@ -40,6 +51,6 @@ by these operations in this order:
 |---|---|---|---|
 {rows}
 
-All other bytes of the weights are those of the source. `surgeon.json` in this folder says which recipe made it;
+All bytes of the weights that these steps do not touch are those of the source. `surgeon.json` in this folder says which recipe made it;
 run `surgeon apply` on that recipe to make it again.
 """

@@ -1,0 +1,47 @@
+"""Keep a region's entries bit for bit while any trainer changes everything else.
+
+from surgeon.freeze import freeze
+frozen = freeze(model, "out/variants/frozen", optimizer)   # a folder, a Hub id, a Bundle or a Region
+...                                                        # train as always
+frozen.verify()
+
+Needs torch, numpy, safetensors and ml_dtypes only. docs/freezing.md shows each trainer, docs/freeze-format.md
+the files.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from surgeon.errors import FreezeError
+    from surgeon.freeze.bundle import Bundle, verify_saved, write_bundle
+    from surgeon.freeze.frozen import Frozen, freeze
+    from surgeon.freeze.lightning import LightningFreeze
+    from surgeon.freeze.peft import merge
+    from surgeon.freeze.trainer import FreezeCallback
+
+__all__ = [
+    "Bundle", "FreezeCallback", "FreezeError", "Frozen", "LightningFreeze",
+    "freeze", "merge", "verify_saved", "write_bundle",
+]  # fmt: skip
+
+# Resolved on first use: reading a bundle needs no torch, and only the adapters need their trainers.
+_HOMES = {
+    "Bundle": "surgeon.freeze.bundle",
+    "FreezeCallback": "surgeon.freeze.trainer",
+    "FreezeError": "surgeon.errors",
+    "Frozen": "surgeon.freeze.frozen",
+    "LightningFreeze": "surgeon.freeze.lightning",
+    "freeze": "surgeon.freeze.frozen",
+    "merge": "surgeon.freeze.peft",
+    "verify_saved": "surgeon.freeze.bundle",
+    "write_bundle": "surgeon.freeze.bundle",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'surgeon.freeze' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

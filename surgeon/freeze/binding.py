@@ -1,0 +1,96 @@
+"""Which parameter of a model is which tensor on disk.
+
+Trainers wrap models (`module.`, `_orig_mod.`), users hold them in modules of their own (`net.`), and model
+classes add or drop a leading `model.`. One rule covers them: segments that wrappers insert are ignored, and
+otherwise all names differ by one prefix, the same for every tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch.nn import Parameter
+
+from surgeon.errors import FreezeError
+from surgeon.freeze.bundle import Bundle, aliases
+from surgeon.freeze.held import shape_of
+
+# Inserted by torch.compile, activation checkpointing and PEFT; `base_layer` holds the weight that LoRA adds to.
+_INSERTED = {"_orig_mod", "_checkpoint_wrapped_module", "base_layer", "original_module"}
+_Prefix = tuple[str, str]  # what to drop, what to add
+
+
+def bind(bundle: Bundle, parameters: Mapping[str, Parameter]) -> tuple[dict[str, list[Parameter]], dict[str, str]]:
+    """Find the parameters of each tensor of the bundle; returns them, and the reasons for tensors without any.
+
+    A tensor with tied names is bound to every distinct parameter that bears one of them, so that it stays
+    frozen also in a model that unties them.
+
+    Raises:
+        FreezeError: the names fit several parts of the model equally well.
+    """
+    hints = {name: tensor.model_name for name, tensor in bundle.tensors.items() if tensor.model_name}
+    wanted = {alias for name in bundle.names() for alias in aliases(bundle.ties, name)}
+    names = match_names(sorted(wanted), parameters, hints)
+    chosen: dict[str, list[Parameter]] = {}
+    misfits: dict[str, str] = {}
+    for name in bundle.names():
+        shape = bundle.region.shapes[name]
+        found = [parameters[names[alias]] for alias in aliases(bundle.ties, name) if alias in names]
+        distinct = list({id(parameter): parameter for parameter in found}.values())
+        odd = [parameter for parameter in distinct if shape_of(parameter) != shape]
+        if not distinct:
+            misfits[name] = "the model has no parameter of that name"
+        elif odd:
+            misfits[name] = f"its shape is {list(shape_of(odd[0]))} in the model and {list(shape)} in the bundle"
+        elif not all(parameter.is_floating_point() for parameter in distinct):
+            misfits[name] = f"the model holds it quantized, as {distinct[0].dtype}"
+        else:
+            chosen[name] = distinct
+    return chosen, misfits
+
+
+def match_names(stored: Iterable[str], model: Iterable[str], hints: Mapping[str, str]) -> dict[str, str]:
+    """Map names on disk to names in the model; a name without a partner is left out.
+
+    `hints` gives the name in the model class where a bundle knows it to differ from the one on disk.
+
+    Raises:
+        FreezeError: two prefixes fit equally well, as in a module that holds a student and a teacher.
+    """
+    plain: dict[str | None, str] = {_plain(name): name for name in model}
+    wanted = {name: hints.get(name, name) for name in stored}
+    fits = {
+        prefix: [name for name, hint in wanted.items() if _shift(hint, prefix) in plain]
+        for prefix in _candidates(wanted.values(), plain)
+    }
+    best = max(len(names) for names in fits.values())
+    winners = [prefix for prefix, names in fits.items() if len(names) == best]
+    if best and len(winners) > 1 and winners[0] != ("", ""):
+        shown = " and ".join(f"'{added}'" for _, added in winners[:2])
+        raise FreezeError(
+            f"the model holds the tensors to freeze more than once, under {shown}; pass the submodule that is trained"
+        )
+    return {name: plain[_shift(wanted[name], winners[0])] for name in fits[winners[0]]}
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _INSERTED)
+
+
+def _shift(name: str, prefix: _Prefix) -> str | None:
+    dropped, added = prefix
+    return added + name.removeprefix(dropped) if name.startswith(dropped) else None
+
+
+def _candidates(stored: Iterable[str], model: Iterable[str | None]) -> list[_Prefix]:
+    """Return the prefixes, no change first, by which one of a few names fits some parameter."""
+    found: dict[_Prefix, None] = {("", ""): None}
+    # The longest names are the most specific: a bare `weight` would fit anywhere.
+    for probe in sorted(stored, key=len, reverse=True)[:8]:
+        for name in filter(None, model):
+            if name.endswith("." + probe):
+                found["", name.removesuffix(probe)] = None
+            elif probe.endswith("." + name):
+                found[probe.removesuffix(name), ""] = None
+    return list(found)

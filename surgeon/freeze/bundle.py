@@ -1,0 +1,268 @@
+"""The freeze bundle: a region file and a manifest in the folder `freeze/` beside the weights.
+
+The manifest says, per tensor, what the frozen entries must hold, so that a loader can refuse another model
+and anybody can check a trained checkpoint against it without the base at hand. docs/freeze-format.md has
+the format and a loader in twenty lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.errors import CheckpointError, EnvironmentFailure, FreezeError, RegionError
+from surgeon.region import Region
+from surgeon.storage import NUMPY_DTYPES, TensorInfo, map_bytes, read_header, replacing, view
+
+FOLDER = "freeze"
+MANIFEST = "manifest.json"
+REGION = "region.safetensors"
+FORMAT = "surgeon-freeze"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FrozenTensor:
+    """What the manifest says of one tensor.
+
+    `dtype` is the safetensors name; `sha256` hashes the whole tensor, `frozen_sha256` only the frozen entries,
+    in ascending flat index; `model_name` is the parameter's name in the model class where it is known.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    entries: int
+    sha256: str
+    frozen_sha256: str
+    model_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A region to freeze and what its entries hold.
+
+    Without a manifest (a bare region) `tensors` is empty, and only names and shapes can be checked. `ties`
+    are groups of names that are one parameter; an entry frozen under one of them is frozen under all.
+    """
+
+    region: Region
+    tensors: Mapping[str, FrozenTensor]
+    ties: tuple[tuple[str, ...], ...] = ()
+    base: Mapping[str, Any] | None = None
+    source: str = "region"
+
+    @classmethod
+    def load(cls, source: str | Path, revision: str | None = None) -> Bundle:
+        """Read a bundle from a checkpoint folder, its `freeze/` folder, `org/name` or `hf://org/name@revision`.
+
+        A single region file is taken as a bundle without a manifest.
+
+        Raises:
+            FreezeError: nothing there, or the manifest is damaged or of another version.
+            RegionError: the region file is damaged, or is not the one the manifest was made for.
+            EnvironmentFailure: the Hub did not answer.
+        """
+        path = Path(source).expanduser()
+        if path.is_file() and path.name != MANIFEST:
+            return cls(Region.load(path), {}, source=str(source))
+        folder = _find_folder(str(source), path, revision)
+        data = _read_manifest(folder / MANIFEST)
+        region = Region.load(folder / str(data["region"]["file"]))
+        if sha256((folder / str(data["region"]["file"])).read_bytes()) != data["region"]["sha256"]:
+            raise RegionError(f"{folder}: the region file is not the one of the manifest; fetch the bundle again")
+        tensors = {
+            name: FrozenTensor(name, **{**entry, "shape": tuple(entry["shape"])})
+            for name, entry in data["tensors"].items()
+        }
+        for name in region:
+            if name not in tensors or tensors[name].shape != region.shapes[name]:
+                raise FreezeError(f"{folder / MANIFEST}: does not describe tensor '{name}' of its region file")
+        return cls(region, tensors, tuple(map(tuple, data["ties"])), data["base"], str(source))
+
+    def names(self) -> list[str]:
+        """Return the tensors that have frozen entries."""
+        return [name for name in self.region if self.region[name].entries]
+
+
+def _find_folder(source: str, path: Path, revision: str | None) -> Path:
+    candidates = [path.parent] if path.name == MANIFEST else [path / FOLDER, path]
+    for folder in candidates:
+        if (folder / MANIFEST).is_file():
+            return folder
+    repository = source.removeprefix("hf://")
+    if path.exists() or repository.count("/") != 1:
+        raise FreezeError(
+            f"{source}: no {FOLDER}/{MANIFEST} there; give a checkpoint that surgeon wrote with `freeze:` in its "
+            "recipe, a region file, or a Hub id"
+        )
+    repository, _, pinned = repository.partition("@")
+    return _download(repository, pinned or revision) / FOLDER
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    where = f"hf://{repository}" + (f"@{revision}" if revision else "")
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[f"{FOLDER}/*"]))
+    except LocalEntryNotFoundError:
+        raise EnvironmentFailure(f"{where}: no such folder here, and the Hub cannot be reached") from None
+    except HFValidationError as error:
+        raise FreezeError(f"{where}: no such folder here, and not a Hub id ({error})") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise EnvironmentFailure(f"{where}: the Hub did not give the bundle: {error}") from None
+    if not (folder / FOLDER / MANIFEST).is_file():
+        raise FreezeError(f"{where}: the repository has no {FOLDER}/{MANIFEST}; it holds no freeze bundle")
+    return folder
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        kind, version, polarity = data["format"], data["format_version"], data["polarity"]
+        _ = data["region"]["file"], data["region"]["sha256"], data["ties"], data["base"], data["tensors"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FreezeError(f"{path}: not a freeze manifest ({type(error).__name__}: {error})") from None
+    if (kind, version, polarity) != (FORMAT, FORMAT_VERSION, "selected entries are frozen"):
+        raise FreezeError(
+            f"{path}: {kind} version {version}, {polarity!r}; this surgeon reads {FORMAT} version {FORMAT_VERSION}: "
+            "upgrade surgeon"
+        )
+    assert isinstance(data, dict)
+    return data
+
+
+def write_bundle(
+    folder: Path,
+    region: Region,
+    *,
+    base: Mapping[str, Any],
+    ties: Sequence[Sequence[str]] = (),
+    model_names: Mapping[str, str] | None = None,
+) -> Path:
+    """Write `folder/freeze/` for the checkpoint whose safetensors files lie in `folder`; returns that folder.
+
+    The hashes are those of the checkpoint as it is on disk now. `base` names the model and revision it was
+    made from; `model_names` maps names on disk to names in the model class where the two differ.
+
+    Raises:
+        FreezeError: the region selects nothing, or has a tensor that is not in the folder or of another shape.
+    """
+    stored = stored_tensors(folder)
+    tensors = {}
+    for name in region:
+        if not region[name].entries:
+            continue
+        info = _fitting(folder, stored, name, region.shapes[name])
+        array = view(map_bytes(info.path), info)
+        tensors[name] = {
+            "shape": list(info.shape),
+            "dtype": info.dtype,
+            "entries": region[name].entries,
+            "sha256": sha256(np.ascontiguousarray(array).tobytes()),
+            "frozen_sha256": sha256(array.reshape(-1)[region.indices(name)].tobytes()),
+            "model_name": (model_names or {}).get(name),
+        }
+    if not tensors:
+        raise FreezeError(f"{folder}: the region selects no entry, so there is nothing to freeze")
+    kept = Region({name: region.shapes[name] for name in tensors}, region.__getitem__, region.metadata)
+    target = folder / FOLDER
+    kept.save(target / REGION)
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "polarity": "selected entries are frozen",
+        "base": dict(base),
+        "region": {"file": REGION, "sha256": sha256((target / REGION).read_bytes())},
+        "ties": [list(group) for group in ties],
+        "tensors": tensors,
+    }
+    with replacing(target / MANIFEST) as staged:
+        staged.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return target
+
+
+def verify_saved(folder: str | Path, bundle: Bundle | str | Path) -> int:
+    """Check on disk that a saved checkpoint still holds every frozen entry; returns how many were checked.
+
+    The checkpoint may be stored in another dtype than the base if that dtype holds the base's values exactly.
+
+    Raises:
+        FreezeError: an entry has moved, a tensor is missing or of another shape, or the bundle is a bare region.
+    """
+    folder = Path(folder)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    if not bundle.tensors:
+        raise FreezeError(f"{bundle.source}: a bare region says nothing of values; use `surgeon diff BASE TRAINED`")
+    stored = stored_tensors(folder)
+    moved = []
+    for name in bundle.names():
+        expected = bundle.tensors[name]
+        known_as = next((alias for alias in aliases(bundle.ties, name) if alias in stored), name)
+        info = _fitting(folder, stored, known_as, expected.shape)
+        values = view(map_bytes(info.path), info).reshape(-1)[bundle.region.indices(name)]
+        if frozen_hash(values, expected.dtype) != expected.frozen_sha256:
+            moved.append(name)
+    if moved:
+        raise FreezeError(f"{folder}: frozen entries have changed in {shorten(moved)}")
+    return bundle.region.entries
+
+
+def frozen_hash(values: NDArray[Any], dtype: str) -> str | None:
+    """Hash frozen values in the base's dtype; None if that dtype cannot hold them, so that they have changed."""
+    with np.errstate(all="ignore"):
+        cast = values.astype(NUMPY_DTYPES[dtype])
+        if cast.astype(values.dtype).tobytes() != values.tobytes():
+            return None
+    return sha256(cast.tobytes())
+
+
+def stored_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """Return the tensors of all safetensors files that lie directly in a folder.
+
+    Raises:
+        FreezeError: there is none, or one is damaged.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FreezeError(f"{folder}: no safetensors file in this folder")
+    try:
+        return {name: info for file in files for name, info in read_header(file).tensors.items()}
+    except CheckpointError as error:
+        raise FreezeError(str(error)) from None
+
+
+def _fitting(folder: Path, stored: Mapping[str, TensorInfo], name: str, shape: tuple[int, ...]) -> TensorInfo:
+    if name not in stored:
+        raise FreezeError(f"{folder}: has no tensor '{name}', which the region needs")
+    if stored[name].shape != shape:
+        raise FreezeError(
+            f"{folder}: tensor '{name}' has shape {list(stored[name].shape)}, in the region {list(shape)}: "
+            "the region belongs to another model"
+        )
+    return stored[name]
+
+
+def aliases(ties: Iterable[Sequence[str]], name: str) -> tuple[str, ...]:
+    """Return all names of the parameter `name`, itself first."""
+    return (name, *(alias for group in ties if name in group for alias in group if alias != name))
+
+
+def shorten(names: Sequence[str], shown: int = 3) -> str:
+    """Return the first few names as a phrase, such as `'a', 'b' and 4 more`."""
+    phrase = ", ".join(f"'{name}'" for name in names[:shown])
+    return phrase + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
