@@ -44,6 +44,11 @@ def size(count: int) -> str:
     return f"{value:.3g} TB"
 
 
+def short_name(name: str) -> str:
+    """Shorten a tensor's name for a table: what nearly all names share is left out."""
+    return name.removesuffix(".weight").removeprefix("model.")
+
+
 def _style(ratio: float) -> str:
     if math.isnan(ratio) or ratio >= 10:
         return "bold red"
