@@ -308,7 +308,7 @@ def _reader(mask: Mask | None) -> Callable[[int, int], Indices]:
 
 def _measure(left: NDArray[Any], right: NDArray[Any], at: Indices) -> Change:
     """Total up a piece of both checkpoints whose entries differ at positions `at`."""
-    if left.dtype.kind == "c" or left.dtype.type is np.void:  # complex numbers and bare bytes have no magnitudes to compare
+    if left.dtype.kind == "c" or left.dtype.type is np.void:  # complex numbers and bare bytes have no magnitudes
         return Change(entries=left.size, changed=at.size)
     values = left.astype(np.float64)
     with np.errstate(all="ignore"):  # infinities are the user's, and counted below

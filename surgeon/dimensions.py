@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,18 @@ SPREAD_AT = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Cell:
-    """Entries selected and present in one role of one layer; `layer` None outside the layers."""
+    """Entries selected and present in one role of one layer; `layer` None outside the layers.
+
+    `rows` and `columns` are the shares of the entries that the fullest hundredth of the rows and of the columns
+    of its matrices hold; None where there is no matrix, or no entry.
+    """
 
     layer: int | None
     role: str
     entries: int
     numel: int
+    rows: float | None
+    columns: float | None
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def profile(region: Region, config: Mapping[str, Any], top: int = 24) -> Profile
     places = places_of(region.shapes, config)
     hidden = hidden_size(region.shapes, places)
     cells: dict[tuple[int | None, str], tuple[int, int]] = {}
-    crowds: dict[str, _Crowd] = {}
+    crowds: dict[tuple[int | None, str], _Crowd] = {}
     hits = np.zeros(hidden or 0, dtype=np.int64)
     slots, outstanding = np.zeros_like(hits), np.zeros_like(hits)
     for name in region:
@@ -138,7 +144,7 @@ def profile(region: Region, config: Mapping[str, Any], top: int = 24) -> Profile
         known = cells.get((where.layer, where.role), (0, 0))
         cells[where.layer, where.role] = known[0] + indices.size, known[1] + math.prod(shape)
         if len(shape) > 1:
-            crowds.setdefault(where.role, _Crowd()).add(indices, shape)
+            crowds.setdefault((where.layer, where.role), _Crowd()).add(indices, shape)
         axis = residual_axis(shape, where, hidden)
         if axis is not None:
             counts = np.bincount(along(indices, shape, axis), minlength=shape[axis])
@@ -147,8 +153,8 @@ def profile(region: Region, config: Mapping[str, Any], top: int = 24) -> Profile
             outstanding[_fullest(counts)] += 1
     order = np.lexsort((np.arange(hits.size), -hits))[:top]
     return Profile(
-        tuple(Cell(*key, *counts) for key, counts in cells.items()),
-        {role: crowd.spread() for role, crowd in crowds.items() if crowd.total},
+        tuple(Cell(*key, *counts, *crowds.get(key, _Crowd()).fullest()) for key, counts in cells.items()),
+        _spreads(crowds),
         hidden,
         tuple(Dimension(int(i), int(hits[i]), int(slots[i]), int(outstanding[i])) for i in order if hits[i]),
     )
@@ -179,17 +185,25 @@ class _Crowd:
         rows, columns = (tuple(round(float(value), 6) for value in held / self.total) for held in self.held)
         return Spread(rows, columns)
 
+    def fullest(self) -> tuple[float | None, float | None]:
+        if not self.total:
+            return None, None
+        spread, hundredth = self.spread(), SPREAD_AT.index(0.01)
+        return spread.rows[hundredth], spread.columns[hundredth]
+
+
+def _spreads(crowds: Mapping[tuple[int | None, str], _Crowd]) -> dict[str, Spread]:
+    """Sum the layers of each role."""
+    by_role: dict[str, _Crowd] = {}
+    for (_, role), crowd in crowds.items():
+        whole = by_role.setdefault(role, _Crowd())
+        whole.total += crowd.total
+        whole.held = [mine + theirs for mine, theirs in zip(whole.held, crowd.held, strict=True)]
+    return {role: crowd.spread() for role, crowd in by_role.items() if crowd.total}
+
 
 def _held(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return how many entries the fullest `SPREAD_AT` of the positions hold, interpolated between whole ones."""
     running = np.concatenate([[0], np.cumsum(np.sort(counts)[::-1])])
     held: NDArray[np.float64] = np.interp(np.array(SPREAD_AT) * counts.size, np.arange(running.size), running)
     return held
-
-
-def by_layer_and_role(cells: Iterable[Cell]) -> dict[str, dict[int | None, Cell]]:
-    """Arrange cells as role -> layer -> cell."""
-    result: dict[str, dict[int | None, Cell]] = {}
-    for cell in cells:
-        result.setdefault(cell.role, {})[cell.layer] = cell
-    return result

@@ -12,14 +12,10 @@ from rich.text import Text
 from surgeon.diff import KINDS, Change, Diff, TensorDiff
 from surgeon.naming import ROLES
 from surgeon.overlap import Overlap, TensorOverlap
-from surgeon.report.terminal import short_name, table
+from surgeon.report.terminal import table
+from surgeon.report.words import percent, short_name
 
 SHOWN = 5  # tensors listed unless details are asked for
-
-
-def percent(share: float) -> str:
-    """Format a share with three digits."""
-    return f"{100 * share:.3g} %"
 
 
 def diff_view(diff: Diff, overlap: Overlap | None, details: bool) -> Group:

@@ -12,7 +12,8 @@ from rich.text import Text
 from surgeon.checkpoint import Checkpoint
 from surgeon.naming import place
 from surgeon.region import FORMAT, Region
-from surgeon.report.terminal import size, table
+from surgeon.report.terminal import table
+from surgeon.report.words import size
 from surgeon.storage import read_header
 
 

@@ -13,40 +13,7 @@ from rich.text import Text
 
 from surgeon.plan import Plan
 from surgeon.report.data import Expectation, Perplexity, Report
-
-LANGUAGE_NAMES: Mapping[str, str] = {
-    "ar": "Arabic", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
-    "fa": "Persian", "fi": "Finnish", "fr": "French", "hu": "Hungarian", "id": "Indonesian", "it": "Italian",
-    "ja": "Japanese", "ko": "Korean", "ml": "Malayalam", "ms": "Malay", "nl": "Dutch", "no": "Norwegian",
-    "pl": "Polish", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sv": "Swedish", "sw": "Swahili",
-    "ta": "Tamil", "tr": "Turkish", "uk": "Ukrainian", "vi": "Vietnamese", "zh": "Chinese",
-}  # fmt: skip
-
-
-def number(value: float) -> str:
-    """Format a perplexity or ratio in at most seven characters."""
-    if math.isnan(value):
-        return "nan"
-    if math.isinf(value):
-        return "inf"
-    if value >= 99999.5:
-        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
-    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}" if value >= 10 else f"{value:.2f}"
-
-
-def size(count: int) -> str:
-    """Format a number of bytes."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
-
-
-def short_name(name: str) -> str:
-    """Shorten a tensor's name for a table: what nearly all names share is left out."""
-    return name.removesuffix(".weight").removeprefix("model.")
+from surgeon.report.words import language_name, number, size
 
 
 def _style(ratio: float) -> str:
@@ -102,7 +69,7 @@ def _perplexity_rows(found: Mapping[str, Mapping[str, Perplexity]], first: str) 
     others = [name for name in found if name != first]
     rows = table("Perplexity", "language", first, *others)
     for language, base in found[first].items():
-        cells: list[RenderableType] = [LANGUAGE_NAMES.get(language, language), number(base.perplexity)]
+        cells: list[RenderableType] = [language_name(language), number(base.perplexity)]
         cells += [_cell(found[name][language], base) for name in others]
         rows.add_row(*cells)
     return rows
@@ -121,7 +88,7 @@ def expectation_line(item: Expectation) -> Text:
         bounds.append(f"at least {number(item.ratio_at_least)}")
     if item.ratio_at_most is not None:
         bounds.append(f"at most {number(item.ratio_at_most)}")
-    where = f" in {LANGUAGE_NAMES.get(item.language, item.language)}" if item.language else ""
+    where = f" in {language_name(item.language)}" if item.language else ""
     mark, style = ("held  ", "green") if item.passed else ("FAILED", "bold red")
     ratio = "nan" if math.isnan(item.ratio) else f"{item.ratio:.4g}"
     return Text.assemble((mark, style), f"  {item.variant}{where}: ratio {ratio}, expected {' and '.join(bounds)}")
