@@ -35,6 +35,7 @@ from surgeon.report.data import (
     region_report,
     summarize,
 )
+from surgeon.report.html import write_page
 from surgeon.report.manifest import environment, manifest
 from surgeon.scoring import ScoreSet, run_scores
 from surgeon.storage import replacing
@@ -147,6 +148,7 @@ def apply(
         report = _report(run, written, measures, method)
         with replacing(out / "report.json") as part:
             report.save(part)
+        write_page(report, out)
     return report
 
 
