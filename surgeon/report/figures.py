@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from surgeon.naming import ROLES
 from surgeon.report.data import CellCount, Perplexity, RegionReport, Report
-from surgeon.report.svg import CHARACTER, WIDTH, Bar, Figure, HeatCell, bars, heatmap, legend, line, marker, text
+from surgeon.report.svg import WIDTH, Bar, Figure, HeatCell, bars, gutter, heatmap, legend, line, marker, text
 from surgeon.report.words import language, language_name, number, percent
 
 ORDERS = ("script", "family", "effect")
@@ -53,7 +53,7 @@ def perplexity_figure(report: Report, order: str) -> Figure:
     models = list(report.perplexity)
     groups = language_groups(report, order)
     key, top = legend(models, 0)
-    left = 14 + CHARACTER * max(len(language_name(code)) for code in report.perplexity["base"])
+    left = gutter(language_name(code) for code in report.perplexity["base"])
     scale, ticks = _log_scale(report, left)
     titled = order != "effect"
     height = top + 24 + sum(_ROW * len(codes) + (24 if titled else 0) for _, codes in groups) + 8
@@ -229,7 +229,10 @@ def _dimension_figure(name: str, region: RegionReport, shown: int = 16) -> Figur
     densities = [item.hits / item.slots for item in chosen]
     scale = max(*densities, 2 * mean, 1e-12) if len(densities) > 1 else max(densities[0], 2 * mean)
     groups = [
-        (f"{item.index}", [Bar(density / scale, 1, f"{percent(density)}, in {item.tensors}")])
+        (
+            f"{item.index}",
+            [Bar(density / scale, 1, f"{percent(density)}, {item.tensors} tensor{'' if item.tensors == 1 else 's'}")],
+        )
         for item, density in zip(chosen, densities, strict=True)
     ]
     return bars(

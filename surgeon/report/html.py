@@ -177,11 +177,15 @@ def _verdict(item: Expectation) -> str:
         bounds.append(f"at most {number(item.ratio_at_most)}")
     where = f" in {language_name(item.language)}" if item.language else ""
     kind, word = ("held", "held") if item.passed else ("failed", "FAILED")
-    ratio = "not a number" if math.isnan(item.ratio) else f"{item.ratio:.4g} times the base's"
+    ratio = "not a number" if math.isnan(item.ratio) else f"{_exactly(item.ratio)} times the base's"
     return (
         f'<li><b class="{kind}">{word}</b><span>{escape(item.variant)}{escape(where)}: perplexity {ratio}, '
         f"expected {' and '.join(bounds)}</span></li>"
     )
+
+
+def _exactly(ratio: float) -> str:
+    return f"{ratio:.3f}" if ratio < 100 else number(ratio)
 
 
 def _times(ratio: float) -> str:
@@ -217,17 +221,18 @@ def _perplexity_table(report: Report) -> str:
     rows = []
     for code, base in sorted(report.perplexity["base"].items(), key=lambda item: language_name(item[0])):
         known = language(code)
-        cells = [escape(known.name), escape(known.script), escape(known.family), _measured(base)]
+        cells = [escape(known.name), _measured(base)]
         cells += [_measured(report.perplexity[name][code], log_ratio(report, name, code)) for name in variants]
         cells.append(f'<td data-value="{base.bits_per_byte:.6g}">{base.bits_per_byte:.3f}</td>')
+        cells += [escape(known.script), escape(known.family)]
         rows.append(cells)
-    foot = ["Geometric mean", "", "", number(report.summary["base"].geometric_mean_perplexity)]
+    foot = ["Geometric mean", number(report.summary["base"].geometric_mean_perplexity)]
     for name in variants:
         summary = report.summary[name]
         foot.append(f"{number(summary.geometric_mean_perplexity)} {_times(summary.ratio_to_base)}")
-    heads = ["language", "script", "family", "base", *map(escape, variants), "bits/byte of base"]
+    heads = ["language", "base", *map(escape, variants), "base, bits/byte", "script", "family"]
     caption = "Perplexity per language; × is the multiple of the base's. The column heads sort."
-    return table(caption, heads, rows, [*foot, ""], sortable=True, words=frozenset({1, 2}))
+    return table(caption, heads, rows, [*foot, "", "", ""], True, frozenset({len(heads) - 2, len(heads) - 1}))
 
 
 def _measured(found: Perplexity, log: float | None = None) -> str:

@@ -6,14 +6,14 @@ inside a figure that is saved as a file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 STYLE = Path(__file__).with_name("figures.css")
-WIDTH = 640.0
-CHARACTER = 7.4  # width of a letter at the size of figures.css, on the safe side
+WIDTH = 560.0
+CHARACTER = 9.0  # width of a letter at the size that a page gives them on a phone, on the safe side
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Figure:
         ground = f'<rect class="ground" width="{WIDTH:g}" height="{self.height:g}"/>'
         sized = f'<svg width="{WIDTH:g}" height="{self.height:g}" '
         return self.inline().replace("<svg ", sized, 1).replace("</desc>", f"</desc>{style}{ground}", 1) + "\n"
+
+
+def gutter(labels: Iterable[str]) -> float:
+    """Return the room that labels need to the left of a chart."""
+    return 12 + CHARACTER * max(len(label) for label in labels)
 
 
 def text(x: float, y: float, content: str, anchor: str = "start", kind: str = "") -> str:
@@ -79,7 +84,7 @@ def legend(names: Sequence[str], y: float, first: float = 0.0) -> tuple[str, flo
     """Return a legend of series in as many lines as it takes, and the height used."""
     parts, x, top = [], first, y
     for i, name in enumerate(names):
-        width = 20 + CHARACTER * len(name) + 16
+        width = 20 + CHARACTER * len(name) + 12
         if x + width > WIDTH and x > first:
             x, y = first, y + 20
         parts += [marker(x + 7, y + 10, i, name), text(x + 18, y + 14.5, name)]
@@ -107,11 +112,11 @@ def heatmap(
     axis: str,
 ) -> Figure:
     """Draw a table of coloured cells; `axis` names the columns, a cell that is None stays empty."""
-    left = 14 + CHARACTER * max(len(row) for row in rows)
-    wide = min(64.0, (WIDTH - left) / len(columns))
+    left = gutter(rows)
+    wide = min(96.0, (WIDTH - left) / len(columns))
     high = 24.0
     slanted = any(CHARACTER * len(column) > wide for column in columns) and len(columns) <= 12
-    top = 34.0 + (min(100.0, 5.2 * max(len(column) for column in columns)) if slanted else 0)
+    top = 40.0 + (min(100.0, 5.2 * max(len(column) for column in columns)) if slanted else 0)
     every = max(1, -(-len(columns) * 26 // int(WIDTH - left))) if not slanted else 1
     parts = [text(left, 13, axis, kind="quiet")]
     for j, column in enumerate(columns):
@@ -152,9 +157,9 @@ def bars(
     name: str, title: str, description: str, groups: Sequence[tuple[str, Sequence[Bar]]], mark: tuple[float, str]
 ) -> Figure:
     """Draw horizontal bars in labelled groups, with a line at `mark` (a length, and what it means)."""
-    left = 14 + CHARACTER * max(len(label) for label, _ in groups)
+    left = gutter(label for label, _ in groups)
     room = WIDTH - left - 12 - CHARACTER * max(len(bar.label) for _, group in groups for bar in group)
-    thick = 15.0
+    thick = 16.0
     y = 26.0
     parts = []
     for label, group in groups:
