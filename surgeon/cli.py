@@ -203,7 +203,7 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Show what differs between two checkpoints, or how far two regions coincide."""
-    from surgeon.comparison import diff as compare
+    from surgeon.comparison import compare
     from surgeon.report.differences import diff_data, diff_view, overlap_data, overlap_view
     from surgeon.report.terminal import render
 

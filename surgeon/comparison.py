@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgeon.checkpoint import Checkpoint
-from surgeon.diff import Diff, compare
+from surgeon.diff import Diff, compare_checkpoints
 from surgeon.errors import InputError, RegionError
 from surgeon.overlap import Overlap, overlap
 from surgeon.progress import Progress
@@ -23,7 +23,7 @@ class Comparison:
     overlap: Overlap | None
 
 
-def diff(
+def compare(
     before: str | Path | None,
     after: str | Path | None,
     *,
@@ -65,7 +65,7 @@ def diff(
     left, right = (Checkpoint.open(path) for path in sides)
     total = sum(info.numel for info in left.tensors.values())
     with (progress or Progress()).task("compare", total) as advance:
-        found = compare(left, right, opened, jobs=jobs, advance=advance)
+        found = compare_checkpoints(left, right, opened, jobs=jobs, advance=advance)
     if save is not None:
         _save(found, Path(save).expanduser())
     return Comparison(names, found, both)

@@ -166,7 +166,7 @@ class Diff:
         return Region(shapes, lambda name: _changed_mask(changed[name]), metadata)
 
 
-def compare(
+def compare_checkpoints(
     before: Checkpoint,
     after: Checkpoint,
     regions: Mapping[str, Region] | None = None,

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from surgeon import diff as module
 from surgeon.checkpoint import Checkpoint
-from surgeon.comparison import diff
-from surgeon.diff import Diff, TensorDiff, compare
+from surgeon.comparison import compare
+from surgeon.diff import Diff, TensorDiff, compare_checkpoints
 from surgeon.errors import InputError, RegionError
 from surgeon.overlap import overlap
 from surgeon.region import Region
@@ -80,7 +80,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def found(tmp_path: Path, before: Arrays, after: Arrays, regions: Mapping[str, Region] | None = None) -> Diff:
     left = write(tmp_path / "before" / "model.safetensors", before)
     right = write(tmp_path / "after" / "model.safetensors", after)
-    return compare(Checkpoint.open(left), Checkpoint.open(right), regions, jobs=2)
+    return compare_checkpoints(Checkpoint.open(left), Checkpoint.open(right), regions, jobs=2)
 
 
 def by_name(result: Diff) -> dict[str, TensorDiff]:
@@ -139,7 +139,7 @@ def test_sharding_is_no_difference(tmp_path: Path) -> None:
     tensors = random_tensors(ml_dtypes.bfloat16)
     whole = write(tmp_path / "whole" / "model.safetensors", tensors)
     shards = write_sharded(tmp_path / "shards", tensors)
-    result = compare(Checkpoint.open(whole), Checkpoint.open(shards))
+    result = compare_checkpoints(Checkpoint.open(whole), Checkpoint.open(shards))
     assert result.identical
     assert result.total.changed == 0
 
@@ -189,7 +189,7 @@ def test_packed_entries_are_compared_byte_by_byte(tmp_path: Path) -> None:
     other[[3, 150]] ^= 1
     left = write(tmp_path / "a.safetensors", {"experts": packed}, {"experts": "F4"})
     right = write(tmp_path / "b.safetensors", {"experts": other}, {"experts": "F4"})
-    tensor = compare(Checkpoint.open(left), Checkpoint.open(right)).tensors[0]
+    tensor = compare_checkpoints(Checkpoint.open(left), Checkpoint.open(right)).tensors[0]
     assert (tensor.kind, tensor.change.changed, tensor.note) == ("changed", 2, module.BYTEWISE)
 
 
@@ -224,7 +224,7 @@ def test_saved_region_holds_the_changed_entries(tmp_path: Path, share: float) ->
     left = write(tmp_path / "a" / "model.safetensors", before)
     right = write(tmp_path / "b" / "model.safetensors", after)
     path = tmp_path / "changed.region.safetensors"
-    diff(left, right, save=path)
+    compare(left, right, save=path)
     saved = Region.load(path)
     assert set(saved) == {name for name, mask in masks.items() if mask.any()}
     for name in saved:
@@ -234,7 +234,7 @@ def test_saved_region_holds_the_changed_entries(tmp_path: Path, share: float) ->
 def test_nothing_to_save_is_said(tmp_path: Path) -> None:
     left = write(tmp_path / "a" / "model.safetensors", random_tensors())
     with pytest.raises(RegionError, match="no entry differs"):
-        diff(left, left, save=tmp_path / "changed.safetensors")
+        compare(left, left, save=tmp_path / "changed.safetensors")
 
 
 def test_a_tied_head_that_only_one_stores_is_noted(tmp_path: Path, make_model: Callable[..., Path]) -> None:
@@ -244,7 +244,7 @@ def test_a_tied_head_that_only_one_stores_is_noted(tmp_path: Path, make_model: C
     stored["lm_head.weight"] = stored["model.embed_tokens.weight"]
     both = write(tmp_path / "both" / "model.safetensors", stored)
     (both.parent / "config.json").write_text((tied / "config.json").read_text())
-    result = compare(checkpoint, Checkpoint.open(both.parent))
+    result = compare_checkpoints(checkpoint, Checkpoint.open(both.parent))
     extra = by_name(result)["lm_head.weight"]
     assert (extra.kind, extra.note) == ("extra", "tied to model.embed_tokens.weight, which both have")
 
@@ -274,11 +274,11 @@ def test_arguments_that_make_no_pair(tmp_path: Path) -> None:
     Region.from_masks({"a": np.eye(4, dtype=np.bool_)}).save(region)
     model = write(tmp_path / "m" / "model.safetensors", random_tensors())
     with pytest.raises(InputError, match="two checkpoints"):
-        diff(model, None)
+        compare(model, None)
     with pytest.raises(InputError, match="after --region"):
-        diff(model, region)
+        compare(model, region)
     with pytest.raises(InputError, match="--save"):
-        diff(region, region, save=tmp_path / "x")
+        compare(region, region, save=tmp_path / "x")
 
 
 def test_memory_stays_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_memory_stays_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         right = Checkpoint.open(write(tmp_path / f"{entries}b.safetensors", {"layers.0.mlp.up_proj.weight": array}))
         del array
         tracemalloc.start()
-        compare(left, right)
+        compare_checkpoints(left, right)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0] < 80e6
