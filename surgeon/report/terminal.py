@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -28,6 +28,14 @@ def table(title: str, *columns: str) -> Table:
     for i, column in enumerate(columns):
         result.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return result
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Draw values as blocks of eight heights, from the lowest to the highest; all alike are drawn at half height."""
+    low, high = min(values), max(values)
+    if high - low <= 1e-3 * abs(high):
+        return "\u2584" * len(values)
+    return "".join(chr(0x2581 + round(7 * (value - low) / (high - low))) for value in values)
 
 
 def regions_table(report: Report) -> Table:
