@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from surgeon.api import apply, plan_recipe, score, verify_checkpoint
     from surgeon.checkpoint import Checkpoint
+    from surgeon.comparison import compare
     from surgeon.errors import SurgeonError
     from surgeon.execute import write_variant
     from surgeon.region import Region
@@ -23,7 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Checkpoint", "Region", "Report", "SurgeonError", "__version__",
-    "apply", "plan_recipe", "score", "verify_checkpoint", "write_variant",
+    "apply", "compare", "plan_recipe", "score", "verify_checkpoint", "write_variant",
 ]  # fmt: skip
 
 # Resolved on first use, so that `import surgeon` and `surgeon --help` load nothing heavy. No name here may be
@@ -34,6 +35,7 @@ _HOMES = {
     "Report": "surgeon.report.data",
     "SurgeonError": "surgeon.errors",
     "apply": "surgeon.api",
+    "compare": "surgeon.comparison",
     "plan_recipe": "surgeon.api",
     "score": "surgeon.api",
     "verify_checkpoint": "surgeon.api",

@@ -30,12 +30,13 @@ from surgeon.report.data import (
     ModelReport,
     RegionReport,
     Report,
-    RoleCount,
     VariantReport,
     check_expectations,
     perplexity,
+    region_report,
     summarize,
 )
+from surgeon.report.html import write_page
 from surgeon.report.manifest import environment, manifest
 from surgeon.scoring import ScoreSet, run_scores
 from surgeon.storage import replacing
@@ -148,6 +149,7 @@ def apply(
         report = _report(run, written, measures, method)
         with replacing(out / "report.json") as part:
             report.save(part)
+        write_page(report, out)
     return report
 
 
@@ -296,20 +298,8 @@ def _report(
 
 
 def _region_report(the_plan: Plan, name: str, region: Region) -> RegionReport:
-    planned = the_plan.regions[name]
-    roles: dict[str, RoleCount] = {}
-    for info in planned.tensors:
-        role = planned.places[info.name].role
-        known = roles.get(role, RoleCount(entries=0, numel=0))
-        roles[role] = RoleCount(entries=known.entries + region[info.name].entries, numel=known.numel + info.numel)
-    return RegionReport(
-        fraction=region.density(),
-        entries=region.entries,
-        numel=region.numel,
-        tensors=len(region),
-        roles=roles,
-        origin="file" if planned.select is None else planned.select.kind,
-    )
+    select = the_plan.regions[name].select
+    return region_report(region, the_plan.checkpoint.config, "file" if select is None else select.kind)
 
 
 def _variant_report(the_plan: Plan, name: str, done: Written | None) -> VariantReport:

@@ -201,6 +201,40 @@ def verify(
 
 
 @app.command()
+def diff(
+    before: Annotated[str | None, typer.Argument(metavar="A", help="A checkpoint, or a region file.")] = None,
+    after: Annotated[str | None, typer.Argument(metavar="B", help="Another of the same kind.")] = None,
+    regions: Annotated[
+        list[Path] | None, typer.Option("--region", help="A region file to count inside of; given twice, compared too.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Write the changed entries as a region file.")] = None,
+    details: Annotated[bool, typer.Option("--details", "-v", help="Show every layer and tensor.")] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if there is a difference.")] = False,
+    jobs: JobsOption = PROCESSORS,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what differs between two checkpoints, or how far two regions coincide."""
+    from surgeon.comparison import compare
+    from surgeon.report.differences import diff_data, diff_view, overlap_data, overlap_view
+    from surgeon.report.terminal import render
+
+    found = compare(before, after, regions=regions or (), save=save, jobs=jobs, progress=_progress(as_json))
+    if found.checkpoints is not None:
+        view = diff_view(found.checkpoints, found.overlap, details)
+        data, differ = diff_data(found.checkpoints, found.overlap), not found.checkpoints.identical
+    else:
+        assert found.overlap is not None
+        view = overlap_view(found.overlap, found.names, details)
+        data, differ = overlap_data(found.overlap), not found.overlap.identical
+    if as_json:
+        _print_json(data)
+    else:
+        render(_stdout(), view)
+    if exit_code and differ:
+        raise SystemExit(1)
+
+
+@app.command()
 def inspect(
     target: Annotated[str, typer.Argument(metavar="X", help="A checkpoint or a region file.")],
     as_json: JsonOption = False,

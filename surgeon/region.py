@@ -278,6 +278,17 @@ class Region:
         return shared / union if union else 1.0
 
 
+def is_region_file(path: str | Path) -> bool:
+    """True if this is a readable safetensors file that says it is a region."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        return False
+    try:
+        return read_header(path).metadata.get("format") == FORMAT
+    except CheckpointError:
+        return False
+
+
 def _check_encoding(path: Path, name: str, mask: Mask) -> None:
     if mask.encoding == "gaps":
         count = int(np.count_nonzero(mask.data != _SKIP))

@@ -57,6 +57,7 @@ def _provenance(plan: Plan, region: RegionPlan, jobs: int) -> dict[str, Any]:
     hashes = tensor_hashes(plan.checkpoint, jobs)
     return {
         "model": plan.checkpoint.source.name,
+        "model_type": plan.checkpoint.config.get("model_type"),
         "revision": plan.checkpoint.source.revision,
         "select": region.select.model_dump(exclude_none=True),
         "score": None if region.score is None else region.score.model_dump(),

@@ -182,6 +182,12 @@ def view(data: NDArray[np.uint8], info: TensorInfo) -> NDArray[Any]:
     return data[info.offset : info.offset + info.nbytes].view(dtype).reshape(info.shape)
 
 
+def read_bytes(info: TensorInfo, start: int, count: int) -> NDArray[np.uint8]:
+    """Read bytes of one tensor into memory of their own; unlike a mapped view they are gone when dropped."""
+    with info.path.open("rb") as file:
+        return np.fromfile(file, np.uint8, count, offset=info.offset + start)
+
+
 TensorSpec = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
 
 

@@ -35,9 +35,9 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
 def test_apply_writes_the_whole_output(recipe: RecipeMaker, tmp_path: Path) -> None:
     report = surgeon.apply(recipe())
     out = tmp_path / "out"
-    assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) >= [
-        "manifest.json", "recipe.yaml", "regions", "report.json", "variants",
-    ]  # fmt: skip
+    assert {path.name for path in out.iterdir() if not path.name.startswith(".")} == {
+        "figures", "manifest.json", "recipe.yaml", "regions", "report.html", "report.json", "variants",
+    }  # fmt: skip
     assert [path.name for path in (out / "variants").iterdir()] == ["cut"]  # the control is measured only
     assert Report.load(out / "report.json") == report
     data = json.loads((out / "report.json").read_text())

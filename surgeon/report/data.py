@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from surgeon.dimensions import SPREAD_AT, profile
 from surgeon.recipe import ExpectSpec
+from surgeon.region import Region
 from surgeon.verify import Measure, geometric_mean
 
 SCHEMA_VERSION = 1
@@ -28,8 +31,39 @@ class RoleCount(Model):
     numel: int
 
 
+class CellCount(RoleCount):
+    """Entries selected of one role in one layer; `layer` is None outside the layers.
+
+    `rows` and `columns`: the share of them that the fullest hundredth of the rows or columns holds.
+    """
+
+    layer: int | None
+    role: str
+    rows: float | None
+    columns: float | None
+
+
+class SpreadReport(Model):
+    """The share of a role's entries that the fullest rows and columns of its matrices hold, at `spread_at`."""
+
+    rows: list[float]
+    columns: list[float]
+
+
+class DimensionCount(Model):
+    """A residual dimension: `hits` of its `slots` entries are selected; it stands out in `tensors` tensors."""
+
+    index: int
+    hits: int
+    slots: int
+    tensors: int
+
+
 class RegionReport(Model):
-    """A region as it was cut. `fraction` is the density reached: selected / in scope."""
+    """A region as it was cut. `fraction` is the density reached: selected / in scope.
+
+    `spread_at` are shares of rows or columns; `dimensions` the residual dimensions that hold most entries.
+    """
 
     fraction: float
     entries: int
@@ -37,6 +71,11 @@ class RegionReport(Model):
     tensors: int
     roles: dict[str, RoleCount]
     origin: str
+    cells: list[CellCount] = []
+    spread_at: list[float] = []
+    spreads: dict[str, SpreadReport] = {}
+    hidden_size: int | None = None
+    dimensions: list[DimensionCount] = []
 
 
 class Perplexity(Model):
@@ -123,6 +162,28 @@ class Report(Model):
     def load(cls, path: Path) -> Report:
         """Read a `report.json`."""
         return cls.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def region_report(region: Region, config: Mapping[str, Any], origin: str) -> RegionReport:
+    """Describe a region; `config` is that of its model, `origin` how it was selected."""
+    found = profile(region, config)
+    roles: dict[str, RoleCount] = {}
+    for cell in found.cells:
+        known = roles.get(cell.role, RoleCount(entries=0, numel=0))
+        roles[cell.role] = RoleCount(entries=known.entries + cell.entries, numel=known.numel + cell.numel)
+    return RegionReport(
+        fraction=region.density(),
+        entries=region.entries,
+        numel=region.numel,
+        tensors=len(region),
+        roles=roles,
+        origin=origin,
+        cells=[CellCount(**asdict(cell)) for cell in found.cells],
+        spread_at=list(SPREAD_AT),
+        spreads={role: SpreadReport(rows=list(s.rows), columns=list(s.columns)) for role, s in found.spreads.items()},
+        hidden_size=found.hidden_size,
+        dimensions=[DimensionCount(**asdict(dimension)) for dimension in found.dimensions],
+    )
 
 
 def perplexity(measured: Measure) -> Perplexity:

@@ -1,84 +1,248 @@
-"""What a checkpoint or a region file holds, told from headers."""
+"""What a checkpoint, a region file, a written variant or an output folder holds, told from headers."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
+from pydantic import ValidationError
+from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from surgeon.checkpoint import Checkpoint
-from surgeon.naming import place
-from surgeon.region import FORMAT, Region
-from surgeon.report.terminal import size, table
-from surgeon.storage import read_header
+from surgeon.dimensions import hidden_size
+from surgeon.errors import InputError
+from surgeon.execute import MARKER
+from surgeon.naming import place, scope
+from surgeon.region import Region, is_region_file
+from surgeon.report.data import Report, region_report
+from surgeon.report.figures import roles_in_order
+from surgeon.report.terminal import expectation_line, regions_table, sparkline, table
+from surgeon.report.words import number, percent, size
+
+DIMENSIONS_SHOWN = 8
 
 
 def look_at(target: str) -> dict[str, Any]:
-    """Describe a checkpoint or a region file as plain data.
+    """Describe a checkpoint, region file, variant or output folder as plain data; `kind` says which it is.
 
     Raises:
         SurgeonError: nothing readable is there.
     """
     path = Path(target).expanduser()
-    if path.is_file() and path.suffix == ".safetensors" and read_header(path).metadata.get("format") == FORMAT:
+    if is_region_file(path):
         return _region(path)
-    return _checkpoint(Checkpoint.open(target))
+    if (path / "report.json").is_file():
+        return _output(path)
+    found = _checkpoint(Checkpoint.open(target))
+    if (path / MARKER).is_file():
+        found = {**found, "kind": "variant", **_marker(path / MARKER)}
+    return found
 
 
 def _region(path: Path) -> dict[str, Any]:
     region = Region.load(path)
-    roles: dict[str, dict[str, int]] = {}
-    for name in region:
-        # Roles are told from names alone here, since a region file does not carry the model's config.
-        info = read_header(path).tensors[name]
-        role = place(info, {}).role
-        count = roles.setdefault(role, {"entries": 0, "numel": 0})
-        count["entries"] += region[name].entries
-        count["numel"] += region[name].numel
-    provenance = {key: value for key, value in region.metadata.items() if key != "source_sha256"}
+    # Names and shapes tell the rest; only a transposed family needs to be named by the provenance.
+    found = region_report(region, {"model_type": region.metadata.get("model_type")}, "file").model_dump()
+    roles = {role: {**count, **_crowding(found, role)} for role, count in found["roles"].items()}
+    layers: dict[int, dict[str, int]] = {}
+    for cell in found["cells"]:
+        if cell["layer"] is not None:
+            count = layers.setdefault(cell["layer"], {"entries": 0, "numel": 0})
+            count["entries"] += cell["entries"]
+            count["numel"] += cell["numel"]
     return {
         "kind": "region", "path": str(path), "tensors": len(region), "entries": region.entries, "numel": region.numel,
-        "density": region.density(), "bytes": path.stat().st_size, "roles": roles, "provenance": provenance,
+        "density": region.density(), "bytes": path.stat().st_size,
+        "encodings": dict(Counter(region[name].encoding for name in region)),
+        "roles": roles,
+        "layers": [{"layer": layer, **layers[layer]} for layer in sorted(layers)],
+        "hidden_size": found["hidden_size"], "dimensions": found["dimensions"],
+        "provenance": {key: value for key, value in region.metadata.items() if key != "source_sha256"},
     }  # fmt: skip
 
 
+def _crowding(found: Mapping[str, Any], role: str) -> dict[str, float | None]:
+    """Return the share of a role's entries in the fullest hundredth of rows and columns."""
+    spread = found["spreads"].get(role)
+    if spread is None:
+        return {"in_fullest_rows": None, "in_fullest_columns": None}
+    at = found["spread_at"].index(0.01)
+    return {"in_fullest_rows": spread["rows"][at], "in_fullest_columns": spread["columns"][at]}
+
+
 def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    places = {name: place(info, checkpoint.config) for name, info in checkpoint.tensors.items()}
     roles: dict[str, dict[str, int]] = {}
-    layers = set()
-    for info in checkpoint.tensors.values():
-        where = place(info, checkpoint.config)
-        count = roles.setdefault(where.role, {"tensors": 0, "numel": 0})
+    for name, info in checkpoint.tensors.items():
+        count = roles.setdefault(places[name].role, {"tensors": 0, "numel": 0})
         count["tensors"] += 1
         count["numel"] += info.numel
-        if where.layer is not None:
-            layers.add(where.layer)
+    reach = scope(checkpoint)
     return {
         "kind": "checkpoint",
         "source": checkpoint.source.name,
         "revision": checkpoint.source.revision,
         "model_type": checkpoint.config.get("model_type"),
-        "layers": len(layers),
+        "quantization": checkpoint.config.get("quantization_config"),
+        "layers": len({where.layer for where in places.values() if where.layer is not None}),
+        "hidden_size": hidden_size({name: info.shape for name, info in checkpoint.tensors.items()}, places),
         "parameters": sum(info.numel for info in checkpoint.tensors.values()),
         "tensors": len(checkpoint.tensors),
         "shards": len(checkpoint.headers),
         "bytes": checkpoint.data_bytes,
         "dtypes": dict(Counter(info.dtype for info in checkpoint.tensors.values())),
         "ties": [list(group) for group in checkpoint.ties],
+        "reach": {"tensors": len(reach.tensors), "numel": sum(info.numel for info in reach.tensors)},
         "roles": roles,
     }
 
 
-def inspection_view(found: dict[str, Any]) -> Group:
+def _marker(path: Path) -> dict[str, Any]:
+    """Read what a written variant says of itself.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        chosen = {"variant": data["variant"], "operations": data["operations"], "made_from": data["model"]}
+        return {
+            **chosen,
+            "recipe": data["recipe"]["name"],
+            "edited": {key: data[key] for key in ("tensors", "entries")},
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({type(error).__name__}: {error}); write the variant again") from None
+
+
+def _output(path: Path) -> dict[str, Any]:
+    try:
+        report = Report.load(path / "report.json")
+    except (ValidationError, ValueError) as error:
+        raise InputError(
+            f"{path / 'report.json'}: not a report that this surgeon reads ({str(error).splitlines()[0]}); "
+            "run `surgeon apply` again"
+        ) from None
+    return {"kind": "output", "path": str(path), "passed": report.passed, "report": report.model_dump(mode="json")}
+
+
+def inspection_view(found: Mapping[str, Any]) -> Group:
     """Show what `look_at` found."""
-    skipped = ("roles", "provenance", "bytes")
-    lines = [f"{key:<12} {value}" for key, value in found.items() if key not in skipped and value not in (None, [])]
-    lines.append(f"{'size':<12} {size(found['bytes'])}")
-    lines += [f"{key:<12} {value}" for key, value in found.get("provenance", {}).items()]
-    first, second = ("entries", "numel") if found["kind"] == "region" else ("tensors", "numel")
-    roles = table("Roles", "role", first, "parameters")
-    for role, count in found["roles"].items():
-        roles.add_row(role, f"{count[first]:,}", f"{count[second]:,}")
-    return Group(Text("\n".join(lines)), Text(""), roles)
+    views = {"region": _region_view, "output": _output_view}
+    return views.get(found["kind"], _checkpoint_view)(found)
+
+
+def _facts(*pairs: tuple[str, str | None]) -> Table:
+    """Lay out names and values in two columns; long values wrap beside their name."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        if value:
+            grid.add_row(Text(name, style="dim"), value)
+    return grid
+
+
+def _region_view(found: Mapping[str, Any]) -> Group:
+    provenance = found["provenance"]
+    encodings = ", ".join(f"{count} as {name}" for name, count in found["encodings"].items())
+    head = _facts(
+        ("region", found["path"]),
+        ("entries", f"{found['entries']:,} of {found['numel']:,} ({percent(found['density'])})"),
+        ("tensors", f"{found['tensors']:,} ({encodings}), {size(found['bytes'])}"),
+        *((key, _plain(value)) for key, value in provenance.items()),
+    )
+    parts: list[RenderableType] = [head, Text("")]
+    roles = table("Roles", "role", "entries", "of", "share", "in 1 % rows", "in 1 % columns")
+    for role in roles_in_order(list(found["roles"])):
+        count = found["roles"][role]
+        crowding = [_share(count["in_fullest_rows"]), _share(count["in_fullest_columns"])]
+        share = percent(count["entries"] / count["numel"]) if count["numel"] else "-"
+        roles.add_row(role, f"{count['entries']:,}", f"{count['numel']:,}", share, *crowding)
+    parts.append(roles)
+    layers = found["layers"]
+    lines = []
+    if len(layers) > 1:
+        densities = [item["entries"] / item["numel"] for item in layers]
+        marks = f"{sparkline(densities)}  {percent(min(densities))} to {percent(max(densities))}"
+        lines.append(("layers", f"{layers[0]['layer']}-{layers[-1]['layer']}  {marks}"))
+    fullest = [
+        f"{item['index']} ({item['hits']:,}, out in {item['tensors']})"
+        for item in found["dimensions"][:DIMENSIONS_SHOWN]
+    ]
+    if fullest:
+        lines.append(("residual", ", ".join(fullest)))
+        explained = f"dimension (entries, tensors it stands out in), of {found['hidden_size']:,}"
+        lines.append(("", explained))
+    return Group(*parts, _facts(*lines))
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else percent(value)
+
+
+def _plain(value: Any) -> str | None:
+    """Show a value of the provenance on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items() if item is not None)
+    if isinstance(value, list):
+        return " ".join(str(item) for item in value)
+    return None if value is None else str(value)
+
+
+def _checkpoint_view(found: Mapping[str, Any]) -> Group:
+    pairs: list[tuple[str, str | None]] = [("checkpoint", found["source"])]
+    if found["kind"] == "variant":
+        pairs[0] = ("variant", f"{found['variant']} of recipe {found['recipe']}")
+        operations = [" ".join(f"{key} {value}" for key, value in item.items()) for item in found["operations"]]
+        edited = f"{found['edited']['entries']:,} entries in {found['edited']['tensors']:,} tensors"
+        pairs += [("made from", found["made_from"]["source"]), ("edits", f"{', '.join(operations)}: {edited}")]
+    reach = found["reach"]
+    quantized = "the weights are quantized: nothing can be cut here" if found["quantization"] else None
+    pairs += [
+        ("revision", found["revision"]),
+        ("family", f"{found['model_type'] or 'unknown'}, {found['layers']} layers, hidden size {found['hidden_size']}"),
+        ("size", f"{found['parameters']:,} parameters, {size(found['bytes'])} in {found['shards']} file(s)"),
+        ("dtypes", ", ".join(f"{name} ({count} tensors)" for name, count in found["dtypes"].items())),
+        ("tied", "; ".join(" = ".join(group) for group in found["ties"])),
+        ("surgery", quantized or f"reaches {reach['numel']:,} parameters in {reach['tensors']} decoder tensors"),
+    ]
+    roles = table("Roles", "role", "tensors", "parameters", "share")
+    for role in roles_in_order(list(found["roles"])):
+        count = found["roles"][role]
+        share = percent(count["numel"] / found["parameters"]) if found["parameters"] else "-"
+        roles.add_row(role, f"{count['tensors']:,}", f"{count['numel']:,}", share)
+    return Group(_facts(*pairs), Text(""), roles)
+
+
+def _output_view(found: Mapping[str, Any]) -> Group:
+    report = Report.model_validate(found["report"])
+    folder = Path(found["path"])
+    head = _facts(
+        ("output", found["path"]),
+        ("recipe", report.name),
+        ("model", f"{report.model.name}, {report.model.parameters:,} parameters"),
+        ("measured", f"{len(report.perplexity.get('base', {}))} languages" if report.perplexity else "nothing"),
+    )
+    parts: list[RenderableType] = [head, Text("")]
+    if report.regions:
+        parts.append(regions_table(report))
+    if report.variants:
+        variants = table("Variants", "variant", "perplexity", "times base", "entries", "on disk")
+        base = report.summary.get("base")
+        variants.add_row("base", number(base.geometric_mean_perplexity) if base else "-", "", "", "")
+        for name, variant in report.variants.items():
+            summary = report.summary.get(name)
+            values = ["-", "-"]
+            if summary is not None:
+                values = [number(summary.geometric_mean_perplexity), number(summary.ratio_to_base)]
+            there = (folder / "variants" / name).is_dir()
+            disk = size(variant.bytes or 0) if there else "gone" if variant.written else "no"
+            variants.add_row(name, *values, f"{variant.entries:,}", disk)
+        parts.append(variants)
+    return Group(*parts, *(expectation_line(item) for item in report.expectations))

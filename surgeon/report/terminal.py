@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -13,35 +13,7 @@ from rich.text import Text
 
 from surgeon.plan import Plan
 from surgeon.report.data import Expectation, Perplexity, Report
-
-LANGUAGE_NAMES: Mapping[str, str] = {
-    "ar": "Arabic", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
-    "fa": "Persian", "fi": "Finnish", "fr": "French", "hu": "Hungarian", "id": "Indonesian", "it": "Italian",
-    "ja": "Japanese", "ko": "Korean", "ml": "Malayalam", "ms": "Malay", "nl": "Dutch", "no": "Norwegian",
-    "pl": "Polish", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sv": "Swedish", "sw": "Swahili",
-    "ta": "Tamil", "tr": "Turkish", "uk": "Ukrainian", "vi": "Vietnamese", "zh": "Chinese",
-}  # fmt: skip
-
-
-def number(value: float) -> str:
-    """Format a perplexity or ratio in at most seven characters."""
-    if math.isnan(value):
-        return "nan"
-    if math.isinf(value):
-        return "inf"
-    if value >= 99999.5:
-        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
-    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}" if value >= 10 else f"{value:.2f}"
-
-
-def size(count: int) -> str:
-    """Format a number of bytes."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
+from surgeon.report.words import language_name, number, size
 
 
 def _style(ratio: float) -> str:
@@ -56,6 +28,14 @@ def table(title: str, *columns: str) -> Table:
     for i, column in enumerate(columns):
         result.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return result
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Draw values as blocks of eight heights, from the lowest to the highest; all alike are drawn at half height."""
+    low, high = min(values), max(values)
+    if high - low <= 1e-3 * abs(high):
+        return "\u2584" * len(values)
+    return "".join(chr(0x2581 + round(7 * (value - low) / (high - low))) for value in values)
 
 
 def regions_table(report: Report) -> Table:
@@ -97,7 +77,7 @@ def _perplexity_rows(found: Mapping[str, Mapping[str, Perplexity]], first: str) 
     others = [name for name in found if name != first]
     rows = table("Perplexity", "language", first, *others)
     for language, base in found[first].items():
-        cells: list[RenderableType] = [LANGUAGE_NAMES.get(language, language), number(base.perplexity)]
+        cells: list[RenderableType] = [language_name(language), number(base.perplexity)]
         cells += [_cell(found[name][language], base) for name in others]
         rows.add_row(*cells)
     return rows
@@ -116,7 +96,7 @@ def expectation_line(item: Expectation) -> Text:
         bounds.append(f"at least {number(item.ratio_at_least)}")
     if item.ratio_at_most is not None:
         bounds.append(f"at most {number(item.ratio_at_most)}")
-    where = f" in {LANGUAGE_NAMES.get(item.language, item.language)}" if item.language else ""
+    where = f" in {language_name(item.language)}" if item.language else ""
     mark, style = ("held  ", "green") if item.passed else ("FAILED", "bold red")
     ratio = "nan" if math.isnan(item.ratio) else f"{item.ratio:.4g}"
     return Text.assemble((mark, style), f"  {item.variant}{where}: ratio {ratio}, expected {' and '.join(bounds)}")

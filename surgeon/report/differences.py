@@ -1,0 +1,242 @@
+"""Two checkpoints, or two regions, side by side: as tables for people and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from surgeon.diff import KINDS, Change, Diff, TensorDiff
+from surgeon.naming import ROLES
+from surgeon.overlap import Overlap, TensorOverlap
+from surgeon.report.terminal import table
+from surgeon.report.words import percent, short_name
+
+SHOWN = 5  # tensors listed unless details are asked for
+
+
+def diff_view(diff: Diff, overlap: Overlap | None, details: bool) -> Group:
+    """Show a diff: one screen, or every layer and tensor with `details`."""
+    parts: list[RenderableType] = [_headline(diff)]
+    if diff.total.changed:
+        parts.append(_changes_table("By role", "role", _in_order(diff.by_role())))
+        if details:
+            layers = {"none" if k is None else str(k): c for k, c in sorted(diff.by_layer().items(), key=_layer_key)}
+            parts.append(_changes_table("By layer", "layer", layers))
+        changed = [tensor for tensor in diff.tensors if tensor.change.changed]
+        largest = sorted(changed, key=lambda tensor: -(tensor.change.relative or 0.0))
+        parts.append(_tensors_table(changed if details else largest[:SHOWN], details))
+        if len(changed) > SHOWN and not details:
+            parts.append(Text(f"{len(changed) - SHOWN} more tensors, and the layers: --details", style="dim"))
+    odd = [tensor for tensor in diff.tensors if tensor.kind not in ("same", "changed")]
+    parts += [_odd_line(tensor) for tensor in (odd if details else odd[: 2 * SHOWN])]
+    if len(odd) > 2 * SHOWN and not details:
+        parts.append(Text(f"and {len(odd) - 2 * SHOWN} more: --details", style="dim"))
+    if overlap is not None:
+        parts.append(overlap_view(overlap, diff.regions, details))
+    return Group(*parts)
+
+
+def _layer_key(item: tuple[int | None, Change]) -> int:
+    return -1 if item[0] is None else item[0]
+
+
+def _in_order(changes: Mapping[str, Change]) -> dict[str, Change]:
+    return {
+        role: changes[role] for role in sorted(changes, key=lambda role: ROLES.index(role) if role in ROLES else 99)
+    }
+
+
+def _headline(diff: Diff) -> Text:
+    lines = [f"before   {diff.before.source.name}", f"after    {diff.after.source.name}"]
+    counts = [f"{diff.count(kind):,} {kind}" for kind in KINDS if diff.count(kind)]
+    lines.append(f"tensors  {', '.join(counts)}")
+    whole = diff.total
+    if not whole.changed:
+        lines.append(f"entries  no difference in {whole.entries:,}")
+    else:
+        lines.append(
+            f"entries  {whole.changed:,} of {whole.entries:,} changed ({percent(whole.changed / whole.entries)})"
+        )
+        lines.append(f"         {whole.zeroed:,} became zero, {whole.sign_flips:,} changed sign{_not_finite(whole)}")
+        lines.append(
+            f"size     L2 {whole.l2:.4g}, {_relative(whole)} of the weights compared; largest {whole.largest:.4g}"
+        )
+    lines += [_region_line(diff, i) for i in range(len(diff.regions))]
+    dimensions = diff.dimensions(5)
+    if dimensions:
+        shown = ", ".join(f"{index} ({count:,})" for index, count, _ in dimensions)
+        lines.append(f"residual {shown}: dimension (entries)")
+    if diff.config:
+        keys = list(diff.config)
+        lines.append(f"config   differs in {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}")
+    return Text("\n".join(lines))
+
+
+def _not_finite(change: Change) -> str:
+    return f", {change.not_finite:,} are or were not finite" if change.not_finite else ""
+
+
+def _relative(change: Change) -> str:
+    return "-" if change.relative is None else percent(change.relative)
+
+
+def _region_line(diff: Diff, region: int) -> str:
+    inside, whole, entries = diff.inside(region), diff.total, diff.region_entries[region]
+    name = diff.regions[region]
+    if not whole.changed:
+        return f"region   {name}: {entries:,} entries, none changed"
+    squared = percent(inside.delta_square / whole.delta_square) if whole.delta_square else "-"
+    reached = percent(inside.changed / entries) if entries else "-"
+    return (
+        f"region   {name}: {percent(inside.changed / whole.changed)} of the changed entries and {squared} of the\n"
+        f"         squared change lie inside; {reached} of its {entries:,} entries changed"
+    )
+
+
+def _changes_table(title: str, first: str, changes: Mapping[str, Change]) -> Table:
+    rows = table(title, first, "changed", "of", "share", "L2", "relative", "largest")
+    for label, change in changes.items():
+        rows.add_row(label, *_cells(change))
+    return rows
+
+
+def _cells(change: Change) -> list[str]:
+    share = percent(change.changed / change.entries) if change.changed else "-"
+    if not change.changed:
+        return ["0", f"{change.entries:,}", share, "-", "-", "-"]
+    return [
+        f"{change.changed:,}", f"{change.entries:,}", share,
+        f"{change.l2:.3g}", _relative(change), f"{change.largest:.3g}",
+    ]  # fmt: skip
+
+
+def _tensors_table(tensors: list[TensorDiff], details: bool) -> Table:
+    title = "Tensors" if details else "Tensors that changed most, relative to their size"
+    rows = table(title, "tensor", "changed", "share", "relative", "row", "column")
+    for tensor in tensors:
+        change = tensor.change
+        rows.add_row(
+            short_name(tensor.name), f"{change.changed:,}", percent(change.changed / change.entries), _relative(change),
+            _fullest(tensor.rows), _fullest(tensor.columns),
+        )  # fmt: skip
+    return rows
+
+
+def _fullest(counts: tuple[tuple[int, int], ...]) -> str:
+    return f"{counts[0][0]} ({counts[0][1]:,})" if counts else "-"
+
+
+def _odd_line(tensor: TensorDiff) -> Text:
+    """Say of a tensor that is not simply the same or changed what is the matter with it."""
+    before, after = tensor.before, tensor.after
+    if tensor.kind == "missing":
+        what = "only in the first"
+    elif tensor.kind == "extra":
+        what = "only in the second"
+    elif tensor.kind == "renamed" and after is not None:
+        what = f"same content under the name {after.name}"
+    elif tensor.kind == "reshaped" and before is not None and after is not None:
+        what = f"{list(before.shape)} became {list(after.shape)}; entries not compared"
+    else:
+        assert before is not None
+        assert after is not None
+        what = f"{before.dtype} became {after.dtype}; {tensor.change.changed:,} values differ"
+    note = f" ({tensor.note})" if tensor.note else ""
+    return Text.assemble((f"{tensor.kind:<9}", "yellow"), f"{tensor.name}: {what}{note}")
+
+
+def overlap_view(overlap: Overlap, names: tuple[str, ...], details: bool) -> Group:
+    """Show how far two regions coincide."""
+    left, right = names
+    rows = table(f"{left} and {right}", "tensor", left, right, "both", "Jaccard", "by chance", "rows", "columns")
+    most = sorted(overlap.tensors, key=lambda item: -item.jaccard)
+    for item in overlap.tensors if details else most[:SHOWN]:
+        rows.add_row(*_overlap_cells(item))
+    rows.add_section()
+    rows.add_row(*_overlap_cells(overlap.total))
+    parts: list[RenderableType] = [rows]
+    if len(overlap.tensors) > SHOWN and not details:
+        parts.append(Text(f"the {SHOWN} tensors that coincide most; all of them: --details", style="dim"))
+    for label, only in ((left, overlap.only_left), (right, overlap.only_right)):
+        if only:
+            parts.append(Text(f"{len(only)} tensors only in {label}, such as {only[0]}"))
+    legend = "rows, columns: shared part of the entries' distribution over them, 1 if they crowd into the same ones"
+    return Group(*parts, Text(legend, style="dim"))
+
+
+def _overlap_cells(item: TensorOverlap) -> list[str]:
+    return [
+        short_name(item.name), f"{item.left:,}", f"{item.right:,}", f"{item.shared:,}",
+        f"{item.jaccard:.4f}", f"{item.by_chance:.4f}", f"{item.rows:.2f}", f"{item.columns:.2f}",
+    ]  # fmt: skip
+
+
+def diff_data(diff: Diff, overlap: Overlap | None) -> dict[str, Any]:
+    """Return a diff as plain data, for `--json`; tensors that are the same are only counted."""
+    data: dict[str, Any] = {
+        "before": diff.before.source.name,
+        "after": diff.after.source.name,
+        "identical": diff.identical,
+        "tensor_counts": {kind: diff.count(kind) for kind in KINDS},
+        "total": _change_data(diff.total),
+        "regions": {
+            name: {"entries": diff.region_entries[i], "inside": _change_data(diff.inside(i))}
+            for i, name in enumerate(diff.regions)
+        },
+        "roles": {role: _change_data(change) for role, change in _in_order(diff.by_role()).items()},
+        "layers": [
+            {"layer": layer, **_change_data(change)}
+            for layer, change in sorted(diff.by_layer().items(), key=_layer_key)
+        ],
+        "dimensions": [
+            {"dimension": index, "changed": count, "tensors": tensors} for index, count, tensors in diff.dimensions(24)
+        ],
+        "config": {key: list(values) for key, values in diff.config.items()},
+        "tensors": [_tensor_data(diff, tensor) for tensor in diff.tensors if tensor.kind != "same"],
+    }
+    if overlap is not None:
+        data["overlap"] = overlap_data(overlap)
+    return data
+
+
+def _change_data(change: Change) -> dict[str, Any]:
+    return {
+        "entries": change.entries, "changed": change.changed, "zeroed": change.zeroed,
+        "sign_flips": change.sign_flips, "not_finite": change.not_finite,
+        "l2": change.l2, "relative": change.relative, "largest": change.largest,
+    }  # fmt: skip
+
+
+def _tensor_data(diff: Diff, tensor: TensorDiff) -> dict[str, Any]:
+    sides = {
+        side: info and {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
+        for side, info in (("before", tensor.before), ("after", tensor.after))
+    }
+    return {
+        "name": tensor.name, "kind": tensor.kind, "note": tensor.note, **sides,
+        "layer": tensor.where.layer, "role": tensor.where.role,
+        **_change_data(tensor.change),
+        "regions": {name: _change_data(part) for name, part in zip(diff.regions, tensor.inside, strict=False)},
+        "rows": [list(pair) for pair in tensor.rows], "columns": [list(pair) for pair in tensor.columns],
+    }  # fmt: skip
+
+
+def overlap_data(overlap: Overlap) -> dict[str, Any]:
+    """Return an overlap as plain data, for `--json`."""
+    return {
+        **_overlap_fields(overlap.total),
+        "only_left": list(overlap.only_left),
+        "only_right": list(overlap.only_right),
+        "tensors": {item.name: _overlap_fields(item) for item in overlap.tensors},
+    }
+
+
+def _overlap_fields(item: TensorOverlap) -> dict[str, Any]:
+    return {
+        "numel": item.numel, "left": item.left, "right": item.right, "shared": item.shared,
+        "jaccard": item.jaccard, "by_chance": item.by_chance, "rows": item.rows, "columns": item.columns,
+    }  # fmt: skip

@@ -1,0 +1,176 @@
+"""Drawing: a few shapes as SVG text, and the two charts that everything else is made of.
+
+Colours are CSS classes, so that one drawing serves light and dark; `figures.css` defines them, and travels
+inside a figure that is saved as a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+STYLE = Path(__file__).with_name("figures.css")
+WIDTH = 560.0
+CHARACTER = 9.0  # width of a letter at the size that a page gives them on a phone, on the safe side
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing. `name` is its file's stem, `title` and `description` say in words what it shows."""
+
+    name: str
+    title: str
+    description: str
+    height: float
+    body: str
+
+    def inline(self) -> str:
+        """Return the drawing as an element of a page."""
+        return (
+            f'<svg class="figure" viewBox="0 0 {WIDTH:g} {self.height:g}" role="img" '
+            f'aria-labelledby="{self.name}-title {self.name}-description" xmlns="http://www.w3.org/2000/svg">'
+            f'<title id="{self.name}-title">{escape(self.title)}</title>'
+            f'<desc id="{self.name}-description">{escape(self.description)}</desc>{self.body}</svg>'
+        )
+
+    def standalone(self) -> str:
+        """Return the drawing as a file of its own, on its own ground."""
+        style = f"<style>{STYLE.read_text(encoding='utf-8')}</style>"
+        ground = f'<rect class="ground" width="{WIDTH:g}" height="{self.height:g}"/>'
+        sized = f'<svg width="{WIDTH:g}" height="{self.height:g}" '
+        return self.inline().replace("<svg ", sized, 1).replace("</desc>", f"</desc>{style}{ground}", 1) + "\n"
+
+
+def gutter(labels: Iterable[str]) -> float:
+    """Return the room that labels need to the left of a chart."""
+    return 12 + CHARACTER * max(len(label) for label in labels)
+
+
+def text(x: float, y: float, content: str, anchor: str = "start", kind: str = "") -> str:
+    """Return a line of text; `anchor` is start, middle or end."""
+    chosen = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{chosen}>{escape(content)}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    """Return a straight line."""
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+
+
+def box(x: float, y: float, width: float, height: float, kind: str, tip: str = "", opacity: float = 1.0) -> str:
+    """Return a rectangle; `tip` is shown when pointed at."""
+    fill = f' fill-opacity="{opacity:.3f}"' if opacity < 1 else ""
+    inner = f"<title>{escape(tip)}</title>" if tip else ""
+    size = f'width="{max(width, 0):.1f}" height="{max(height, 0):.1f}"'
+    return f'<rect x="{x:.1f}" y="{y:.1f}" {size} class="{kind}"{fill}>{inner}</rect>'
+
+
+def marker(x: float, y: float, series: int, tip: str) -> str:
+    """Return the marker of a series; shapes differ as well as colours, for those who see few colours."""
+    r = 4.6
+    shapes = (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" ',
+        f'<path d="M{x:.1f} {y - r - 1:.1f}l{r + 1} {r + 1}l{-r - 1} {r + 1}l{-r - 1} {-r - 1}z" ',
+        f'<rect x="{x - r + 0.6:.1f}" y="{y - r + 0.6:.1f}" width="{2 * r - 1.2}" height="{2 * r - 1.2}" ',
+        f'<path d="M{x:.1f} {y - r - 0.6:.1f}l{r + 0.8} {2 * r}h{-2 * r - 1.6}z" ',
+    )
+    closing = {0: "circle", 2: "rect"}.get(series % 4, "path")
+    return f'{shapes[series % 4]}class="series{series % 6}"><title>{escape(tip)}</title></{closing}>'
+
+
+def legend(names: Sequence[str], y: float, first: float = 0.0) -> tuple[str, float]:
+    """Return a legend of series in as many lines as it takes, and the height used."""
+    parts, x, top = [], first, y
+    for i, name in enumerate(names):
+        width = 20 + CHARACTER * len(name) + 12
+        if x + width > WIDTH and x > first:
+            x, y = first, y + 20
+        parts += [marker(x + 7, y + 10, i, name), text(x + 18, y + 14.5, name)]
+        x += width
+    return "".join(parts), y + 24 - top
+
+
+@dataclass(frozen=True)
+class HeatCell:
+    """One cell: `level` from 0 to 1 sets its colour, `hue` which one; `label` stands in it if there is room."""
+
+    level: float
+    label: str
+    tip: str
+    hue: str = "heat"
+
+
+def heatmap(
+    name: str,
+    title: str,
+    description: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Sequence[Sequence[HeatCell | None]],
+    axis: str,
+) -> Figure:
+    """Draw a table of coloured cells; `axis` names the columns, a cell that is None stays empty."""
+    left = gutter(rows)
+    wide = min(96.0, (WIDTH - left) / len(columns))
+    high = 24.0
+    slanted = any(CHARACTER * len(column) > wide for column in columns) and len(columns) <= 12
+    top = 40.0 + (min(100.0, 5.2 * max(len(column) for column in columns)) if slanted else 0)
+    every = max(1, -(-len(columns) * 26 // int(WIDTH - left))) if not slanted else 1
+    parts = [text(left, 13, axis, kind="quiet")]
+    for j, column in enumerate(columns):
+        x = left + (j + 0.5) * wide
+        if slanted:
+            parts.append(f'<g transform="translate({x:.1f} {top - 6:.1f}) rotate(-38)">{text(0, 0, column)}</g>')
+        elif j % every == 0:
+            parts.append(text(x, top - 6, column, "middle"))
+    for i, row in enumerate(rows):
+        y = top + i * high
+        parts.append(text(left - 8, y + high / 2 + 4.5, row, "end"))
+        for j, cell in enumerate(cells[i]):
+            if cell is not None:
+                parts += _heat_cell(cell, left + j * wide, y, wide, high)
+    return Figure(name, title, description, top + len(rows) * high + 4, "".join(parts))
+
+
+def _heat_cell(cell: HeatCell, x: float, y: float, wide: float, high: float) -> list[str]:
+    level = min(max(cell.level, 0.0), 1.0)
+    gap = 1.0 if wide > 6 else 0.2
+    parts = [box(x, y, wide - gap, high - gap, cell.hue, cell.tip, 0.06 + 0.94 * level if level < 1 else 1.0)]
+    if len(cell.label) * 6.4 <= wide - 4:
+        kind = "inside strong" if level > 0.55 else "inside"
+        parts.append(text(x + wide / 2, y + high / 2 + 4, cell.label, "middle", kind))
+    return parts
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a group: its length from 0 to 1, the series that colours it, and what stands behind it."""
+
+    length: float
+    series: int
+    label: str
+
+
+def bars(
+    name: str, title: str, description: str, groups: Sequence[tuple[str, Sequence[Bar]]], mark: tuple[float, str]
+) -> Figure:
+    """Draw horizontal bars in labelled groups, with a line at `mark` (a length, and what it means)."""
+    left = gutter(label for label, _ in groups)
+    room = WIDTH - left - 12 - CHARACTER * max(len(bar.label) for _, group in groups for bar in group)
+    thick = 16.0
+    y = 26.0
+    parts = []
+    for label, group in groups:
+        parts.append(text(left - 8, y + thick * len(group) / 2 + 4.5, label, "end"))
+        for bar in group:
+            parts.append(box(left, y + 1, bar.length * room, thick - 2, f"series{bar.series}", f"{label}: {bar.label}"))
+            parts.append(text(left + bar.length * room + 7, y + thick - 3, bar.label, kind="small"))
+            y += thick
+        y += 6
+    at = left + mark[0] * room
+    parts.append(line(at, 20, at, y - 4, "mark"))
+    near_end = at + CHARACTER * len(mark[1]) > WIDTH
+    parts.append(text(at, 14, mark[1], "end" if near_end else "start", "quiet"))
+    return Figure(name, title, description, y, "".join(parts))

@@ -1,0 +1,79 @@
+"""Numbers, names and languages as people read them; shared by the terminal, the page and the figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Language:
+    """A language's English name, the script it is written in, and its family."""
+
+    name: str
+    script: str
+    family: str
+
+
+LANGUAGES: Mapping[str, Language] = {
+    code: Language(*rest)
+    for code, *rest in (
+        ("ar", "Arabic", "Arabic", "Semitic"), ("cs", "Czech", "Latin", "Slavic"),
+        ("da", "Danish", "Latin", "Germanic"), ("de", "German", "Latin", "Germanic"),
+        ("el", "Greek", "Greek", "Hellenic"), ("en", "English", "Latin", "Germanic"),
+        ("es", "Spanish", "Latin", "Romance"), ("fa", "Persian", "Arabic", "Iranian"),
+        ("fi", "Finnish", "Latin", "Uralic"), ("fr", "French", "Latin", "Romance"),
+        ("hu", "Hungarian", "Latin", "Uralic"), ("id", "Indonesian", "Latin", "Malayic"),
+        ("it", "Italian", "Latin", "Romance"), ("ja", "Japanese", "Han and Kana", "Japonic"),
+        ("ko", "Korean", "Hangul", "Koreanic"), ("ml", "Malayalam", "Malayalam", "Dravidian"),
+        ("ms", "Malay", "Latin", "Malayic"), ("nl", "Dutch", "Latin", "Germanic"),
+        ("no", "Norwegian", "Latin", "Germanic"), ("pl", "Polish", "Latin", "Slavic"),
+        ("pt", "Portuguese", "Latin", "Romance"), ("ro", "Romanian", "Latin", "Romance"),
+        ("ru", "Russian", "Cyrillic", "Slavic"), ("sv", "Swedish", "Latin", "Germanic"),
+        ("sw", "Swahili", "Latin", "Bantu"), ("ta", "Tamil", "Tamil", "Dravidian"),
+        ("tr", "Turkish", "Latin", "Turkic"), ("uk", "Ukrainian", "Cyrillic", "Slavic"),
+        ("vi", "Vietnamese", "Latin", "Austroasiatic"), ("zh", "Chinese", "Han", "Sinitic"),
+    )
+}  # fmt: skip
+
+
+def language(code: str) -> Language:
+    """Return what is known of a language; a text under another code is its own name."""
+    return LANGUAGES.get(code, Language(code, "other", "other"))
+
+
+def language_name(code: str) -> str:
+    """Return a language's English name, or its code."""
+    return language(code).name
+
+
+def number(value: float) -> str:
+    """Format a perplexity or ratio in at most seven characters."""
+    if math.isnan(value):
+        return "nan"
+    if math.isinf(value):
+        return "inf"
+    if value >= 99999.5:
+        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}" if value >= 10 else f"{value:.2f}"
+
+
+def size(count: int) -> str:
+    """Format a number of bytes."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def short_name(name: str) -> str:
+    """Shorten a tensor's name for a table: what nearly all names share is left out."""
+    return name.removesuffix(".weight").removeprefix("model.")
+
+
+def percent(share: float) -> str:
+    """Format a share with three digits."""
+    return f"{100 * share:.3g} %"
