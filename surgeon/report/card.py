@@ -42,8 +42,8 @@ def model_card(plan: Plan, variant: str, regions: dict[str, Region]) -> str:
 
 {warning}
 
-Made from `{source.name}`{f" at `{source.revision}`" if source.revision else ""} by [surgeon](https://pypi.org/project/model-surgeon/),
-by these steps in this order:
+Made from `{source.name}`{f" at `{source.revision}`" if source.revision else ""} by
+[surgeon](https://pypi.org/project/model-surgeon/), in these steps:
 
 {operations}
 
@@ -51,6 +51,6 @@ by these steps in this order:
 |---|---|---|---|
 {rows}
 
-All bytes of the weights that these steps do not touch are those of the source. `surgeon.json` in this folder says which recipe made it;
-run `surgeon apply` on that recipe to make it again.
+All bytes of the weights that these steps do not touch are those of the source. `surgeon.json` in this folder says
+which recipe made it; run `surgeon apply` on that recipe to make it again.
 """
