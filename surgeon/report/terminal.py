@@ -16,7 +16,7 @@ from rich.text import Text
 
 from surgeon.plan import Plan
 from surgeon.report.data import Expectation, Perplexity, RegionReport, Report
-from surgeon.report.words import language_name, number, percent, size
+from surgeon.report.words import from_log, language_name, number, percent, size
 
 
 def _style(ratio: float) -> str:
@@ -122,7 +122,7 @@ def _perplexity_rows(found: Mapping[str, Mapping[str, Perplexity]], first: str, 
 
 def _cell(measured: Perplexity, base: Perplexity, brief: bool) -> Text:
     difference = measured.log_perplexity - base.log_perplexity
-    ratio = math.exp(min(difference, 700.0)) if not math.isnan(difference) else math.nan
+    ratio = from_log(difference)
     value = "" if brief else f"{number(measured.perplexity)}  "
     return Text(f"{value}x{number(ratio)}", style=_style(ratio))
 
