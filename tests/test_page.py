@@ -14,70 +14,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from reports import LANGUAGES, make_report
 
-from surgeon.recipe import ExpectSpec
-from surgeon.region import Region
-from surgeon.report.data import (
-    ModelReport,
-    Report,
-    VariantReport,
-    check_expectations,
-    perplexity,
-    region_report,
-    summarize,
-)
+from surgeon.report.data import Report
 from surgeon.report.figures import figures, language_groups
 from surgeon.report.html import page, write_page
 from surgeon.report.svg import STYLE
-from surgeon.verify import Measure
-
-LANGUAGES = ["ar", "en", "fr", "ko", "no", "zh", "klingon"]
-VARIANTS = ["base", "cut", "broken", "<script>alert(1)</script>"]
-
-
-def make_region() -> Region:
-    generator = np.random.default_rng(0)
-    masks = {}
-    for layer in range(3):
-        for module, shape in {"self_attn.q_proj": (8, 16), "mlp.down_proj": (16, 40)}.items():
-            mask = generator.random(shape) < 0.05
-            mask[3] = True
-            masks[f"model.layers.{layer}.{module}.weight"] = mask
-        masks[f"model.layers.{layer}.input_layernorm.weight"] = np.zeros(16, np.bool_)
-    return Region.from_masks(masks)
-
-
-def make_report() -> Report:
-    """Four models on seven languages; one of them overflows, one is not a number."""
-    measures: dict[str, dict[str, Measure]] = {}
-    for i, variant in enumerate(VARIANTS):
-        measures[variant] = {
-            code: Measure(nll=100.0 * (3 + 0.2 * i + 0.1 * j), tokens=100, bytes=400)
-            for j, code in enumerate(LANGUAGES)
-        }
-    measures["broken"]["ar"] = Measure(math.nan, 100, 400)
-    measures["broken"]["zh"] = Measure(1e6, 100, 400)
-    expect = [ExpectSpec(variant="cut", ratio_at_least=1.1), ExpectSpec(variant="broken", ratio_at_most=2.0)]
-    return Report(
-        name="test <report>",
-        recipe={"version": 1, "name": "a & b", "model": "m"},
-        model=ModelReport(
-            name="m", revision=None, model_type="llama", parameters=1000, tensors=9, shards=1, bytes=4000,
-            content_sha256="0" * 64,
-        ),
-        scores={"ar": {"sequences": 3, "tokens": 30}},
-        regions={"core": region_report(make_region(), {}, "top")},
-        variants={
-            name: VariantReport(operations=["zero core"], entries=10, written=name == "cut", path="out/variants/cut")
-            for name in VARIANTS[1:]
-        },
-        method={"tokens": 512, "window": 256, "stride": 256, "bos": "never", "precision": "float32"},
-        perplexity={name: {k: perplexity(m) for k, m in row.items()} for name, row in measures.items()},
-        summary=summarize(measures),
-        expectations=check_expectations(expect, measures),
-        timings={"total": 1.0},
-        environment={"python": "3.11", "packages": {"model-surgeon": "0.1.0"}},
-    )  # fmt: skip
 
 
 class Structure(HTMLParser):

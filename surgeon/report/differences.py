@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -12,7 +12,7 @@ from rich.text import Text
 from surgeon.diff import KINDS, Change, Diff, TensorDiff
 from surgeon.naming import ROLES
 from surgeon.overlap import Overlap, TensorOverlap
-from surgeon.report.terminal import table
+from surgeon.report.terminal import Fitting, table
 from surgeon.report.words import percent, short_name
 
 SHOWN = 5  # tensors listed unless details are asked for
@@ -28,7 +28,7 @@ def diff_view(diff: Diff, overlap: Overlap | None, details: bool) -> Group:
             parts.append(_changes_table("By layer", "layer", layers))
         changed = [tensor for tensor in diff.tensors if tensor.change.changed]
         largest = sorted(changed, key=lambda tensor: -(tensor.change.relative or 0.0))
-        parts.append(_tensors_table(changed if details else largest[:SHOWN], details))
+        parts.append(_tensors_view(changed if details else largest[:SHOWN], details))
         if len(changed) > SHOWN and not details:
             parts.append(Text(f"{len(changed) - SHOWN} more tensors, and the layers: --details", style="dim"))
     odd = [tensor for tensor in diff.tensors if tensor.kind not in ("same", "changed")]
@@ -114,15 +114,20 @@ def _cells(change: Change) -> list[str]:
     ]  # fmt: skip
 
 
-def _tensors_table(tensors: list[TensorDiff], details: bool) -> Table:
+def _tensors_view(tensors: list[TensorDiff], details: bool) -> Fitting:
+    return Fitting([_tensors_table(tensors, details, lines) for lines in (True, False)])
+
+
+def _tensors_table(tensors: list[TensorDiff], details: bool, lines: bool) -> Table:
+    """List tensors; `lines` adds the row and the column of each that changed most."""
     title = "Tensors" if details else "Tensors that changed most, relative to their size"
-    rows = table(title, "tensor", "changed", "share", "relative", "row", "column")
+    rows = table(title, "tensor", "changed", "share", "relative", *(("row", "column") if lines else ()))
     for tensor in tensors:
         change = tensor.change
-        rows.add_row(
-            short_name(tensor.name), f"{change.changed:,}", percent(change.changed / change.entries), _relative(change),
-            _fullest(tensor.rows), _fullest(tensor.columns),
-        )  # fmt: skip
+        cells = [f"{change.changed:,}", percent(change.changed / change.entries), _relative(change)]
+        if lines:
+            cells += [_fullest(tensor.rows), _fullest(tensor.columns)]
+        rows.add_row(short_name(tensor.name), *cells)
     return rows
 
 
@@ -152,13 +157,9 @@ def _odd_line(tensor: TensorDiff) -> Text:
 def overlap_view(overlap: Overlap, names: tuple[str, ...], details: bool) -> Group:
     """Show how far two regions coincide."""
     left, right = names
-    rows = table(f"{left} and {right}", "tensor", left, right, "both", "Jaccard", "by chance", "rows", "columns")
     most = sorted(overlap.tensors, key=lambda item: -item.jaccard)
-    for item in overlap.tensors if details else most[:SHOWN]:
-        rows.add_row(*_overlap_cells(item))
-    rows.add_section()
-    rows.add_row(*_overlap_cells(overlap.total))
-    parts: list[RenderableType] = [rows]
+    shown = overlap.tensors if details else most[:SHOWN]
+    parts: list[RenderableType] = [Fitting([_overlap_table(shown, overlap.total, names, n) for n in (8, 6)])]
     if len(overlap.tensors) > SHOWN and not details:
         parts.append(Text(f"the {SHOWN} tensors that coincide most; all of them: --details", style="dim"))
     for label, only in ((left, overlap.only_left), (right, overlap.only_right)):
@@ -166,6 +167,18 @@ def overlap_view(overlap: Overlap, names: tuple[str, ...], details: bool) -> Gro
             parts.append(Text(f"{len(only)} tensors only in {label}, such as {only[0]}"))
     legend = "rows, columns: shared part of the entries' distribution over them, 1 if they crowd into the same ones"
     return Group(*parts, Text(legend, style="dim"))
+
+
+def _overlap_table(shown: Sequence[TensorOverlap], total: TensorOverlap, names: tuple[str, ...], columns: int) -> Table:
+    """List tensors and their total; the columns that count entries go first where room is short."""
+    heads = ["tensor", *names, "both", "Jaccard", "by chance", "rows", "columns"]
+    kept = [0, *range(len(heads) - columns + 1, len(heads))]
+    rows = table(" and ".join(names), *(heads[i] for i in kept))
+    for item in shown:
+        rows.add_row(*(_overlap_cells(item)[i] for i in kept))
+    rows.add_section()
+    rows.add_row(*(_overlap_cells(total)[i] for i in kept))
+    return rows
 
 
 def _overlap_cells(item: TensorOverlap) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from surgeon.naming import ROLES
 from surgeon.report.data import CellCount, Perplexity, RegionReport, Report
 from surgeon.report.svg import WIDTH, Bar, Figure, HeatCell, bars, gutter, heatmap, legend, line, marker, text
-from surgeon.report.words import language, language_name, number, percent
+from surgeon.report.words import from_log, language, language_name, number, percent
 
 ORDERS = ("script", "family", "effect")
 _OVERFLOW = 25.0  # nats per token beyond which a model is merely broken; drawn at the edge
@@ -129,7 +129,7 @@ def ratio_figure(report: Report) -> Figure:
 
     def cell(variant: str, code: str) -> HeatCell:
         value = logs[variant, code]
-        ratio = math.exp(min(value, 700.0)) if not math.isnan(value) else math.nan
+        ratio = from_log(value)
         level = abs(value) / full if math.isfinite(value) else 1.0
         tip = f"{language_name(code)}, {variant}: {number(ratio)} times the base's perplexity"
         return HeatCell(level, number(ratio), tip, "help" if value < 0 else "hurt")
@@ -197,8 +197,9 @@ def _layer_heatmap(
     highest = max((key for key in values if values[key] is not None), key=lambda key: values[key] or 0.0)
     where = f"{highest[0]} of layer {highest[1]}"
     description = f"Roles by layers, in per cent. Highest: {percent(values[highest] or 0.0)} in {where}."
+    axis = f"layer; cells in per cent, full colour at {percent(full)}"
     cells = [[cell(role, layer) for layer in layers] for role in roles]
-    return heatmap(name, title, description, roles, [str(layer) for layer in layers], cells, "layer; cells in per cent")
+    return heatmap(name, title, description, roles, [str(layer) for layer in layers], cells, axis)
 
 
 def _spread_figure(name: str, region: RegionReport) -> Figure:

@@ -17,7 +17,7 @@ import yaml
 from surgeon.report.data import Expectation, Perplexity, RegionReport, Report
 from surgeon.report.figures import ORDERS, figures, log_ratio, roles_in_order
 from surgeon.report.svg import STYLE, Figure
-from surgeon.report.words import language, language_name, number, percent, size
+from surgeon.report.words import from_log, language, language_name, number, percent, size
 from surgeon.storage import replacing
 
 _HERE = Path(__file__).parent
@@ -135,6 +135,7 @@ def _word(column: int, words: frozenset[int]) -> str:
 
 def _figure(figure: Figure) -> str:
     caption = f"<strong>{escape(figure.title)}.</strong> {escape(figure.description)}"
+    caption = caption.replace(" %", "\u00a0%")
     return f"<figure><figcaption>{caption}</figcaption>{figure.inline()}</figure>"
 
 
@@ -239,7 +240,7 @@ def _measured(found: Perplexity, log: float | None = None) -> str:
     order = found.log_perplexity if math.isfinite(found.log_perplexity) else 1e9
     ratio = ""
     if log is not None:
-        ratio = " " + _times(math.exp(min(log, 700.0)) if not math.isnan(log) else math.nan)
+        ratio = " " + _times(from_log(log))
     return f'<td data-value="{order:.6g}">{number(found.perplexity)}{ratio}</td>'
 
 

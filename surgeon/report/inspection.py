@@ -128,7 +128,9 @@ def _output(path: Path) -> dict[str, Any]:
             f"{path / 'report.json'}: not a report that this surgeon reads ({str(error).splitlines()[0]}); "
             "run `surgeon apply` again"
         ) from None
-    return {"kind": "output", "path": str(path), "passed": report.passed, "report": report.model_dump(mode="json")}
+    # By way of text, since only there are inf and nan the strings that JSON can hold.
+    data = json.loads(report.model_dump_json())
+    return {"kind": "output", "path": str(path), "passed": report.passed, "report": data}
 
 
 def inspection_view(found: Mapping[str, Any]) -> Group:
@@ -209,7 +211,7 @@ def _checkpoint_view(found: Mapping[str, Any]) -> Group:
         ("family", f"{found['model_type'] or 'unknown'}, {found['layers']} layers, hidden size {found['hidden_size']}"),
         ("size", f"{found['parameters']:,} parameters, {size(found['bytes'])} in {found['shards']} file(s)"),
         ("dtypes", ", ".join(f"{name} ({count} tensors)" for name, count in found["dtypes"].items())),
-        ("tied", "; ".join(" = ".join(group) for group in found["ties"])),
+        ("tied", "; ".join(_tie(group) for group in found["ties"])),
         ("surgery", quantized or f"reaches {reach['numel']:,} parameters in {reach['tensors']} decoder tensors"),
     ]
     roles = table("Roles", "role", "tensors", "parameters", "share")
@@ -218,6 +220,10 @@ def _checkpoint_view(found: Mapping[str, Any]) -> Group:
         share = percent(count["numel"] / found["parameters"]) if found["parameters"] else "-"
         roles.add_row(role, f"{count['tensors']:,}", f"{count['numel']:,}", share)
     return Group(_facts(*pairs), Text(""), roles)
+
+
+def _tie(group: list[str]) -> str:
+    return " = ".join(group) if len(group) > 1 else f"{group[0]} is also the head, which is not stored"
 
 
 def _output_view(found: Mapping[str, Any]) -> Group:

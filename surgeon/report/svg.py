@@ -6,6 +6,7 @@ inside a figure that is saved as a file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -112,17 +113,19 @@ def heatmap(
     axis: str,
 ) -> Figure:
     """Draw a table of coloured cells; `axis` names the columns, a cell that is None stays empty."""
-    left = gutter(rows)
+    left, high = gutter(rows), 24.0
+    longest = max(len(column) for column in columns)
     wide = min(96.0, (WIDTH - left) / len(columns))
-    high = 24.0
-    slanted = any(CHARACTER * len(column) > wide for column in columns) and len(columns) <= 12
-    top = 40.0 + (min(100.0, 5.2 * max(len(column) for column in columns)) if slanted else 0)
-    every = max(1, -(-len(columns) * 26 // int(WIDTH - left))) if not slanted else 1
+    slanted = longest > 3 and CHARACTER * longest > wide
+    if slanted:  # the last label leans out to the right
+        wide = min(96.0, (WIDTH - left - 4.0 * len(columns[-1])) / len(columns))
+    top = 40.0 + (6.2 * longest if slanted else 0)
+    every = 1 if slanted else max(1, math.ceil(len(columns) * 26 / (WIDTH - left)))
     parts = [text(left, 13, axis, kind="quiet")]
     for j, column in enumerate(columns):
         x = left + (j + 0.5) * wide
         if slanted:
-            parts.append(f'<g transform="translate({x:.1f} {top - 6:.1f}) rotate(-38)">{text(0, 0, column)}</g>')
+            parts.append(f'<g transform="translate({x:.1f} {top - 6:.1f}) rotate(-55)">{text(0, 0, column)}</g>')
         elif j % every == 0:
             parts.append(text(x, top - 6, column, "middle"))
     for i, row in enumerate(rows):

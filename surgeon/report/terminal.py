@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from surgeon.plan import Plan
-from surgeon.report.data import Expectation, Perplexity, Report
-from surgeon.report.words import language_name, number, size
+from surgeon.report.data import Expectation, Perplexity, RegionReport, Report
+from surgeon.report.words import from_log, language_name, number, percent, size
 
 
 def _style(ratio: float) -> str:
@@ -39,27 +42,61 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def regions_table(report: Report) -> Table:
-    """Show the regions: entries, density, and the roles touched most."""
-    rows = table("Regions", "region", "entries", "of", "share", "densest roles")
+    """Show the regions: entries, density, and where entries crowd most."""
+    rows = table("Regions", "region", "entries", "of", "share", "fullest 1 % of lines hold")
     for name, region in report.regions.items():
-        roles = sorted(region.roles.items(), key=lambda item: -item[1].entries / max(item[1].numel, 1))
-        shown = ", ".join(f"{role} {100 * count.entries / count.numel:.2g} %" for role, count in roles[:3])
-        rows.add_row(name, f"{region.entries:,}", f"{region.numel:,}", f"{100 * region.fraction:.3g} %", shown)
+        rows.add_row(name, f"{region.entries:,}", f"{region.numel:,}", percent(region.fraction), _crowding(region))
     return rows
 
 
-def perplexity_table(report: Report) -> Table:
-    """Show perplexity per language: the base, then each variant with its ratio to the base."""
-    rows = _perplexity_rows(report.perplexity, "base")
+def _crowding(region: RegionReport) -> str:
+    """Name the role whose entries crowd most into few rows or columns, and the share they hold."""
+    if not region.spreads:
+        return "-"
+    at = region.spread_at.index(0.01)
+    lines = [(getattr(s, axis)[at], role, axis) for role, s in region.spreads.items() for axis in ("rows", "columns")]
+    share, role, axis = max(lines)
+    return f"{role} {axis} {percent(share)}"
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Shows the first of several renderings that is no wider than the screen, or else the last."""
+
+    choices: Sequence[RenderableType]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for choice in self.choices[:-1]:
+            if Measurement.get(console, options.update(max_width=10_000), choice).maximum <= options.max_width:
+                yield choice
+                return
+        yield self.choices[-1]
+
+
+def perplexity_view(report: Report) -> Fitting:
+    """Show perplexity per language: the base, then each variant with its ratio to the base.
+
+    On a narrow screen the ratios alone, and then in as many tables as it takes.
+    """
     variants = [name for name in report.perplexity if name != "base"]
+    whole = [perplexity_table(report, variants, brief) for brief in (False, True)]
+    split = [[variants[i : i + count] for i in range(0, len(variants), count)] for count in (6, 4, 3, 2)]
+    groups = [Group(*(perplexity_table(report, part, True) for part in parts)) for parts in split]
+    return Fitting([*whole, *groups])
+
+
+def perplexity_table(report: Report, variants: Sequence[str], brief: bool) -> Table:
+    """Show the base and some variants; `brief` leaves out the variants' perplexities and keeps their ratios."""
+    found = {name: report.perplexity[name] for name in ("base", *variants)}
+    rows = _perplexity_rows(found, "base", brief)
     rows.add_section()
     mean: list[RenderableType] = [
         Text("geometric mean", style="bold"), number(report.summary["base"].geometric_mean_perplexity)
     ]  # fmt: skip
     for name in variants:
         summary = report.summary[name]
-        text = f"{number(summary.geometric_mean_perplexity)}  x{number(summary.ratio_to_base)}"
-        mean.append(Text(text, style=_style(summary.ratio_to_base)))
+        value = "" if brief else f"{number(summary.geometric_mean_perplexity)}  "
+        mean.append(Text(f"{value}x{number(summary.ratio_to_base)}", style=_style(summary.ratio_to_base)))
     rows.add_row(*mean)
     return rows
 
@@ -73,20 +110,21 @@ def measures_view(found: Mapping[str, Mapping[str, Perplexity]]) -> Table:
     return rows
 
 
-def _perplexity_rows(found: Mapping[str, Mapping[str, Perplexity]], first: str) -> Table:
+def _perplexity_rows(found: Mapping[str, Mapping[str, Perplexity]], first: str, brief: bool = False) -> Table:
     others = [name for name in found if name != first]
     rows = table("Perplexity", "language", first, *others)
     for language, base in found[first].items():
         cells: list[RenderableType] = [language_name(language), number(base.perplexity)]
-        cells += [_cell(found[name][language], base) for name in others]
+        cells += [_cell(found[name][language], base, brief) for name in others]
         rows.add_row(*cells)
     return rows
 
 
-def _cell(measured: Perplexity, base: Perplexity) -> Text:
+def _cell(measured: Perplexity, base: Perplexity, brief: bool) -> Text:
     difference = measured.log_perplexity - base.log_perplexity
-    ratio = math.exp(min(difference, 700.0)) if not math.isnan(difference) else math.nan
-    return Text(f"{number(measured.perplexity)}  x{number(ratio)}", style=_style(ratio))
+    ratio = from_log(difference)
+    value = "" if brief else f"{number(measured.perplexity)}  "
+    return Text(f"{value}x{number(ratio)}", style=_style(ratio))
 
 
 def expectation_line(item: Expectation) -> Text:
@@ -106,7 +144,7 @@ def report_view(report: Report, output: str) -> Group:
     """Show a whole report."""
     parts: list[RenderableType] = [regions_table(report)]
     if report.perplexity:
-        parts.append(perplexity_table(report))
+        parts.append(perplexity_view(report))
         method = report.method
         parts.append(
             Text(
@@ -122,7 +160,7 @@ def report_view(report: Report, output: str) -> Group:
         variant = report.variants[name]
         again = " (already complete)" if variant.reused else ""
         parts.append(Text(f"wrote {variant.path} ({size(variant.bytes or 0)}){again}"))
-    parts.append(Text(f"report {output}/report.json"))
+    parts.append(Text(f"report {output}/report.html, {output}/report.json"))
     return Group(*parts)
 
 
@@ -187,7 +225,10 @@ def plan_data(plan: Plan) -> dict[str, Any]:
 
 
 def render(console: Console, view: RenderableType) -> None:
-    """Print, never narrower than tables need when piped."""
-    if not console.is_terminal:
-        console = Console(file=console.file, width=max(console.width, 120), no_color=True, highlight=False)
-    console.print(view, highlight=False)
+    """Print; into a pipe without colours, padding or the width of a screen."""
+    if console.is_terminal:
+        console.print(view, highlight=False)
+        return
+    text = StringIO()
+    Console(file=text, width=max(console.width, 120), no_color=True, highlight=False).print(view)
+    console.file.write("\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n")

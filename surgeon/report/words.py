@@ -77,3 +77,11 @@ def short_name(name: str) -> str:
 def percent(share: float) -> str:
     """Format a share with three digits."""
     return f"{100 * share:.3g} %"
+
+
+def from_log(value: float) -> float:
+    """Return exp(value); inf where that overflows, nan for nan."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
