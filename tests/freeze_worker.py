@@ -43,15 +43,16 @@ def report(frozen: Any, output: Path, **more: Any) -> None:
 
 
 def train_accelerate(setup: str, base: Path, output: Path) -> None:
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 
-    plugin = None
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     if setup == "accelerate-fsdp2":
-        plugin = FullyShardedDataParallelPlugin(
+        # accelerate offers FSDP only where it sees an accelerator; what it does then runs on a CPU as well.
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="FULL_STATE_DICT",
             transformer_cls_names_to_wrap=["LlamaDecoderLayer"], reshard_after_forward=True,
         )  # fmt: skip
-    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin, gradient_accumulation_steps=2)
     model = load(base, torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer)
@@ -94,8 +95,12 @@ def train_fsdp2_mixed(setup: str, base: Path, output: Path) -> None:
 
 def train_deepspeed(setup: str, base: Path, output: Path) -> None:
     import deepspeed
-    from deepspeed.utils import safe_get_full_fp32_param
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+    from surgeon.freeze.deepspeed import FragmentHeld
+
+    # Moments are not cleaned here, so that only masked gradients can keep them clean.
+    FragmentHeld.moments = lambda self, optimizer: []  # type: ignore[method-assign]
     stage = int(setup[-1])
     config = {
         "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2, "gradient_clipping": 1.0,
@@ -112,7 +117,12 @@ def train_deepspeed(setup: str, base: Path, output: Path) -> None:
     frozen.verify(engine.module)
     named = dict(engine.module.named_parameters())
     save({name: safe_get_full_fp32_param(parameter) for name, parameter in named.items()}, output / "model.safetensors")
-    report(frozen, output, optimizer=type(engine.optimizer).__name__, norm=float(engine.get_global_grad_norm()))
+    dirty = trained = 0
+    for name, parameter in named.items():
+        moment = safe_get_full_optimizer_state(parameter, "exp_avg").flatten() != 0
+        frozen_here = moment[torch.from_numpy(frozen.bundle.region.indices(name))]
+        dirty, trained = dirty + int(frozen_here.sum()), trained + int(moment.sum())
+    report(frozen, output, optimizer=type(engine.optimizer).__name__, dirty_moments=dirty, moments=trained)
     half: dict[str, Any] = {}
     for name, parameter in named.items():
         if stage == 3:

@@ -21,7 +21,7 @@ WORKER = Path(__file__).with_name("freeze_worker.py")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # 63 rows of embeddings do not divide by two, so that shards are uneven.
+    # 67 rows of embeddings do not divide by two, so that shards are uneven.
     return make_bundle(tmp_path_factory.mktemp("base"), torch.bfloat16, vocab_size=67, intermediate_size=51)
 
 
@@ -69,3 +69,4 @@ def test_zero_keeps_the_float32_masters(base: Path, tmp_path: Path, setup: str) 
     entries = Bundle.load(base).region.entries
     assert sum(result["entries"] for result in ranks) == entries
     assert all(0 < result["entries"] < entries and result["checked"] == entries for result in ranks)
+    assert all(result["dirty_moments"] == 0 < result["moments"] for result in ranks)
