@@ -1,0 +1,179 @@
+"""One of two processes that train a frozen model; started by test_freeze_distributed.py through torchrun.
+
+    torchrun --nproc-per-node 2 tests/freeze_worker.py SETUP BASE OUTPUT
+
+Writes the trained weights, gathered, to OUTPUT/model.safetensors in the dtype of the master weights, and prints
+what `Frozen` says of itself.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from freezing import batches, load
+from safetensors.torch import save_file
+
+from surgeon.freeze import freeze
+
+STEPS = 3
+
+
+def rank() -> int:
+    return distributed.get_rank()
+
+
+def own_batches(count: int) -> list[dict[str, torch.Tensor]]:
+    """Other data on each process, the same in every run."""
+    return batches(count, seed=10 + rank())
+
+
+def save(state: dict[str, Any], output: Path) -> None:
+    if rank() == 0:
+        save_file({name: tensor.detach().contiguous().clone() for name, tensor in state.items()}, output)
+
+
+def report(frozen: Any, output: Path, **more: Any) -> None:
+    result = {"entries": frozen.entries, "checked": frozen.verify(), **more}
+    (output / f"rank{rank()}.json").write_text(json.dumps(result))
+
+
+def train_accelerate(setup: str, base: Path, output: Path) -> None:
+    from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    if setup == "accelerate-fsdp2":
+        # accelerate offers FSDP only where it sees an accelerator; what it does then runs on a CPU as well.
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="FULL_STATE_DICT",
+            transformer_cls_names_to_wrap=["LlamaDecoderLayer"], reshard_after_forward=True,
+        )  # fmt: skip
+    model = load(base, torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    frozen = freeze(model, base, optimizer)
+    for batch in own_batches(2 * STEPS):
+        with accelerator.accumulate(model):
+            accelerator.backward(model(**batch).loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    frozen.verify(model)
+    save(accelerator.get_state_dict(model), output / "model.safetensors")
+    report(frozen, output, kind=type(model).__name__)
+
+
+def train_fsdp2_mixed(setup: str, base: Path, output: Path) -> None:
+    """`fully_shard` by hand: bfloat16 compute, float32 masters, and tensors that two processes split unevenly."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    model = load(base, torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in model.model.layers:
+        fully_shard(layer, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    frozen = freeze(model, base, optimizer)
+    for batch in own_batches(STEPS):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    frozen.verify(model)
+    save(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), output / "model.safetensors")
+    report(frozen, output)
+
+
+def train_deepspeed(setup: str, base: Path, output: Path) -> None:
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    from surgeon.freeze.deepspeed import FragmentHeld
+
+    # Moments are not cleaned here, so that only masked gradients can keep them clean.
+    FragmentHeld.moments = lambda self, optimizer: []  # type: ignore[method-assign]
+    stage = int(setup[-1])
+    config = {
+        "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2, "gradient_clipping": 1.0,
+        "bf16": {"enabled": True}, "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+    }  # fmt: skip
+    model = load(base, torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    frozen = freeze(engine.module, base, engine.optimizer)
+    for batch in own_batches(2 * STEPS):
+        engine.backward(engine(**batch).loss)
+        engine.step()
+    frozen.verify(engine.module)
+    named = dict(engine.module.named_parameters())
+    save({name: safe_get_full_fp32_param(parameter) for name, parameter in named.items()}, output / "model.safetensors")
+    dirty = trained = 0
+    for name, parameter in named.items():
+        moment = safe_get_full_optimizer_state(parameter, "exp_avg").flatten() != 0
+        frozen_here = moment[torch.from_numpy(frozen.bundle.region.indices(name))]
+        dirty, trained = dirty + int(frozen_here.sum()), trained + int(moment.sum())
+    report(frozen, output, optimizer=type(engine.optimizer).__name__, dirty_moments=dirty, moments=trained)
+    half: dict[str, Any] = {}
+    for name, parameter in named.items():
+        if stage == 3:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                half[name] = parameter.detach().clone()
+        else:
+            half[name] = parameter
+    (output / "half").mkdir(exist_ok=True)
+    save(half, output / "half" / "model.safetensors")
+
+
+def train_trainer(setup: str, base: Path, output: Path) -> None:
+    import transformers
+
+    from surgeon.freeze import FreezeCallback
+
+    callback = FreezeCallback(base)
+    trainer = transformers.Trainer(
+        model=load(base, torch.float32),
+        args=transformers.TrainingArguments(
+            output_dir=str(output / "trainer"), use_cpu=True, ddp_backend="gloo", max_steps=STEPS, learning_rate=0.01,
+            weight_decay=0.1, per_device_train_batch_size=2, save_strategy="no", report_to=[], disable_tqdm=True,
+        ),
+        train_dataset=[{key: value[0] for key, value in batch.items()} for batch in batches(16, rows=1)],
+        callbacks=[callback],
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model(str(output))
+    report(callback.frozen, output)
+
+
+SETUPS = {
+    "accelerate-ddp": train_accelerate,
+    "accelerate-fsdp2": train_accelerate,
+    "fsdp2-mixed": train_fsdp2_mixed,
+    "trainer-ddp": train_trainer,
+    "zero1": train_deepspeed,
+    "zero2": train_deepspeed,
+    "zero3": train_deepspeed,
+}
+
+
+def main() -> None:
+    setup, base, output = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    if setup in ("fsdp2-mixed",):
+        distributed.init_process_group("gloo")
+    SETUPS[setup](setup, base, output)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

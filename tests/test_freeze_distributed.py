@@ -1,0 +1,72 @@
+"""Two processes over gloo, each setup the real library; the gathered weights are compared with the base on disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from freezing import compare, make_bundle, saved_state
+
+from surgeon.freeze import Bundle, verify_saved
+
+pytestmark = pytest.mark.slow
+WORKER = Path(__file__).with_name("freeze_worker.py")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # 67 rows of embeddings do not divide by two, so that shards are uneven.
+    return make_bundle(tmp_path_factory.mktemp("base"), torch.bfloat16, vocab_size=67, intermediate_size=51)
+
+
+def launch(setup: str, base: Path, output: Path) -> list[dict]:  # type: ignore[type-arg]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*command, setup, str(base), str(output)], capture_output=True, text=True, env=environment, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    return [json.loads((output / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def check_saved(folder: Path, base: Path) -> None:
+    inside, outside = compare(base, saved_state(folder))
+    assert inside == 0 < outside
+    assert verify_saved(folder, base) == Bundle.load(base).region.entries
+
+
+@pytest.mark.parametrize("setup", ["accelerate-ddp", "trainer-ddp"])
+def test_every_replica_holds_all_frozen_entries(base: Path, tmp_path: Path, setup: str) -> None:
+    pytest.importorskip("accelerate")
+    ranks = launch(setup, base, tmp_path)
+    check_saved(tmp_path, base)
+    entries = Bundle.load(base).region.entries
+    assert [result["entries"] for result in ranks] == [entries, entries]
+
+
+@pytest.mark.parametrize("setup", ["accelerate-fsdp2", "fsdp2-mixed"])
+def test_shards_hold_their_part_of_the_frozen_entries(base: Path, tmp_path: Path, setup: str) -> None:
+    pytest.importorskip("accelerate")
+    ranks = launch(setup, base, tmp_path)
+    check_saved(tmp_path, base)
+    entries = Bundle.load(base).region.entries
+    assert sum(result["entries"] for result in ranks) == entries
+    assert all(0 < result["entries"] < entries and result["checked"] == entries for result in ranks)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+@pytest.mark.parametrize("setup", ["zero1", "zero2", "zero3"])
+def test_zero_keeps_the_float32_masters(base: Path, tmp_path: Path, setup: str) -> None:
+    ranks = launch(setup, base, tmp_path)
+    check_saved(tmp_path, base)
+    check_saved(tmp_path / "half", base)
+    entries = Bundle.load(base).region.entries
+    assert sum(result["entries"] for result in ranks) == entries
+    assert all(0 < result["entries"] < entries and result["checked"] == entries for result in ranks)
+    assert all(result["dirty_moments"] == 0 < result["moments"] for result in ranks)
