@@ -43,7 +43,7 @@ def model_card(plan: Plan, variant: str, regions: dict[str, Region]) -> str:
 {warning}
 
 Made from `{source.name}`{f" at `{source.revision}`" if source.revision else ""} by
-[surgeon](https://pypi.org/project/model-surgeon/), in these steps:
+surgeon (the Python package `model-surgeon`), in these steps:
 
 {operations}
 
