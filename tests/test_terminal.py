@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from surgeon.checkpoint import Checkpoint
 from surgeon.diff import compare_checkpoints
 from surgeon.errors import InputError
+from surgeon.freeze.bundle import write_bundle
 from surgeon.overlap import overlap
 from surgeon.region import Region
 from surgeon.report.data import Report
@@ -143,3 +144,20 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 def test_sparkline_runs_from_low_to_high() -> None:
     assert sparkline([0.0, 0.5, 1.0]) == "\u2581\u2585\u2588"
     assert len(set(sparkline([0.2, 0.2, 0.2]))) == 1
+
+
+def test_inspect_a_freeze_bundle(tmp_path: Path, llama: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in llama.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    name = "model.layers.1.mlp.down_proj.weight"
+    mask = np.zeros(Checkpoint.open(llama).tensors[name].shape, np.bool_)
+    mask[3] = True
+    bundle = write_bundle(folder, Region.from_masks({name: mask}), base={"name": "some/model"})
+    found = look_at(str(bundle))
+    width = mask.shape[1]
+    assert (found["kind"], found["entries"]) == ("bundle", width)
+    assert found["frozen"]["bytes_kept"] == 4 * width
+    assert look_at(str(folder))["frozen"] == found["frozen"]
+    assert "some/model" in "\n".join(shown(inspection_view(found), 100))

@@ -1,4 +1,4 @@
-"""What a checkpoint, a region file, a written variant or an output folder holds, told from headers."""
+"""What a checkpoint, region file, freeze bundle, written variant or output folder holds, told from headers."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.dimensions import hidden_size
 from surgeon.errors import InputError
 from surgeon.execute import MARKER
+from surgeon.freeze.bundle import FOLDER, MANIFEST, REGION, Bundle
 from surgeon.naming import place, scope
 from surgeon.region import Region, is_region_file
 from surgeon.report.data import Report, region_report
 from surgeon.report.figures import roles_in_order
 from surgeon.report.terminal import expectation_line, regions_table, sparkline, table
 from surgeon.report.words import number, percent, size
+from surgeon.storage import DTYPE_BITS
 
 DIMENSIONS_SHOWN = 8
 
 
 def look_at(target: str) -> dict[str, Any]:
-    """Describe a checkpoint, region file, variant or output folder as plain data; `kind` says which it is.
+    """Describe a checkpoint, region file, freeze bundle, variant or output folder; `kind` says which it is.
 
     Raises:
         SurgeonError: nothing readable is there.
@@ -38,10 +40,30 @@ def look_at(target: str) -> dict[str, Any]:
         return _region(path)
     if (path / "report.json").is_file():
         return _output(path)
+    if (path / MANIFEST).is_file() and (path / REGION).is_file():
+        return _bundle(path)
     found = _checkpoint(Checkpoint.open(target))
     if (path / MARKER).is_file():
         found = {**found, "kind": "variant", **_marker(path / MARKER)}
+    if (path / FOLDER / MANIFEST).is_file():
+        found["frozen"] = _frozen(Bundle.load(path))
     return found
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    """Describe a freeze bundle: its region, and what its manifest says of the entries."""
+    return {**_region(path / REGION), "kind": "bundle", "path": str(path), "frozen": _frozen(Bundle.load(path))}
+
+
+def _frozen(bundle: Bundle) -> dict[str, Any]:
+    widths = {name: DTYPE_BITS[tensor.dtype] // 8 for name, tensor in bundle.tensors.items()}
+    return {
+        "base": bundle.base,
+        "tensors": len(bundle.tensors),
+        "entries": sum(tensor.entries for tensor in bundle.tensors.values()),
+        "bytes_kept": sum(tensor.entries * widths[name] for name, tensor in bundle.tensors.items()),
+        "ties": [list(group) for group in bundle.ties],
+    }
 
 
 def _region(path: Path) -> dict[str, Any]:
@@ -135,7 +157,7 @@ def _output(path: Path) -> dict[str, Any]:
 
 def inspection_view(found: Mapping[str, Any]) -> Group:
     """Show what `look_at` found."""
-    views = {"region": _region_view, "output": _output_view}
+    views = {"region": _region_view, "bundle": _region_view, "output": _output_view}
     return views.get(found["kind"], _checkpoint_view)(found)
 
 
@@ -154,7 +176,8 @@ def _region_view(found: Mapping[str, Any]) -> Group:
     provenance = found["provenance"]
     encodings = ", ".join(f"{count} as {name}" for name, count in found["encodings"].items())
     head = _facts(
-        ("region", found["path"]),
+        ("freeze bundle" if found["kind"] == "bundle" else "region", found["path"]),
+        ("freezes", _frozen_line(found)),
         ("entries", f"{found['entries']:,} of {found['numel']:,} ({percent(found['density'])})"),
         ("tensors", f"{found['tensors']:,} ({encodings}), {size(found['bytes'])}"),
         *((key, _plain(value)) for key, value in provenance.items()),
@@ -182,6 +205,17 @@ def _region_view(found: Mapping[str, Any]) -> Group:
         explained = f"dimension (entries, tensors it stands out in), of {found['hidden_size']:,}"
         lines.append(("", explained))
     return Group(*parts, _facts(*lines))
+
+
+def _frozen_line(found: Mapping[str, Any]) -> str | None:
+    frozen = found.get("frozen")
+    if frozen is None:
+        return None
+    source = (frozen["base"] or {}).get("name")
+    origin = f" of {source}" if source else ""
+    return (
+        f"{frozen['entries']:,} entries in {frozen['tensors']:,} tensors{origin}; {size(frozen['bytes_kept'])} to keep"
+    )
 
 
 def _share(value: float | None) -> str:
@@ -212,6 +246,7 @@ def _checkpoint_view(found: Mapping[str, Any]) -> Group:
         ("size", f"{found['parameters']:,} parameters, {size(found['bytes'])} in {found['shards']} file(s)"),
         ("dtypes", ", ".join(f"{name} ({count} tensors)" for name, count in found["dtypes"].items())),
         ("tied", "; ".join(_tie(group) for group in found["ties"])),
+        ("freezes", _frozen_line(found)),
         ("surgery", quantized or f"reaches {reach['numel']:,} parameters in {reach['tensors']} decoder tensors"),
     ]
     roles = table("Roles", "role", "tensors", "parameters", "share")

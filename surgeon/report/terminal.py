@@ -80,7 +80,7 @@ def perplexity_view(report: Report) -> Fitting:
     """
     variants = [name for name in report.perplexity if name != "base"]
     whole = [perplexity_table(report, variants, brief) for brief in (False, True)]
-    split = [[variants[i : i + count] for i in range(0, len(variants), count)] for count in (6, 4, 3, 2)]
+    split = [[variants[i : i + count] for i in range(0, len(variants), count)] for count in (6, 4, 3, 2, 1)]
     groups = [Group(*(perplexity_table(report, part, True) for part in parts)) for parts in split]
     return Fitting([*whole, *groups])
 
