@@ -61,7 +61,7 @@ def whole_flat(parameter: Tensor) -> Iterator[Tensor]:
         with torch.no_grad():
             yield parameter.full_tensor().contiguous().view(-1)
     elif hasattr(parameter, "ds_id"):
-        import deepspeed  # type: ignore[import-untyped]
+        import deepspeed
 
         with deepspeed.zero.GatheredParameters([parameter]):
             yield parameter.detach().reshape(-1)
