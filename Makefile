@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/surgeon apply recipes/zero_core.yaml
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -35,7 +35,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(INSTALL) -e ".[dev,smollm2]"
+	$(INSTALL) -e ".[dev,smollm2,trainers]"
 	touch $@
 
 clean:

@@ -33,8 +33,9 @@ def own_batches(count: int) -> list[dict[str, torch.Tensor]]:
 
 
 def save(state: dict[str, Any], output: Path) -> None:
+    whole = {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for name, tensor in state.items()}
     if rank() == 0:
-        save_file({name: tensor.detach().contiguous().clone() for name, tensor in state.items()}, output)
+        save_file({name: tensor.detach().contiguous().clone() for name, tensor in whole.items()}, output)
 
 
 def report(frozen: Any, output: Path, **more: Any) -> None:

@@ -212,6 +212,11 @@ def test_tied_weights_are_frozen_under_both_names(tmp_path: Path) -> None:
     assert torch.equal(untied.lm_head.weight.detach()[mask], original)
     assert torch.equal(untied.model.embed_tokens.weight.detach()[mask], original)
     assert not torch.equal(untied.lm_head.weight, untied.model.embed_tokens.weight)
+    assert both.verify(untied) == both.entries
+    with torch.no_grad():
+        untied.lm_head.weight.add_(1)
+    with pytest.raises(FreezeError, match=f"{int(mask.sum())} of {both.entries} frozen entries have moved"):
+        both.verify(untied)
 
 
 def test_several_optimizers_must_all_be_attached(base: Path) -> None:

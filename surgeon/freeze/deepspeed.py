@@ -45,13 +45,13 @@ class FragmentHeld(Held):
     is_partial = True
 
     def __init__(self, item: Held) -> None:
-        self.name, self.parameter, self.indices = item.name, item.parameter, item.indices
+        self.name, self.copy, self.parameter, self.indices = item.name, item.copy, item.parameter, item.indices
         self.gradient_is_clean, self.gradient_hook = False, item.gradient_hook
         start, length = self.span()
         first, last = torch.searchsorted(self.indices, torch.tensor([start, start + length]).to(self.indices)).tolist()
         self.part = slice(first, last)
         self.start = start
-        self.values = item.values[self.part].float()
+        self.values = item.values = item.values[self.part].float()  # the other processes hold the rest
         self._hook_first()
 
     def span(self) -> tuple[int, int]:

@@ -133,7 +133,8 @@ class Frozen:
         followed = [_stepping(optimizer) for optimizer in inner]
         self._refuse_uncovered(followed)
         for optimizer in followed:
-            self._follow(optimizer, flat_copies=False)
+            if optimizer not in self._attached:
+                self._follow(optimizer, flat_copies=False)
         return self
 
     def verify(self, model: torch.nn.Module | None = None) -> int:
@@ -260,19 +261,19 @@ class Frozen:
         for item in self._held:
             if item.name not in chosen:
                 raise FreezeError(f"tensor '{item.name}': {misfits[item.name]}")
-        return [(item, chosen[item.name][0]) for item in self._held]
+        return [(item, chosen[item.name][min(item.copy, len(chosen[item.name]) - 1)]) for item in self._held]
 
 
 def _hold(bundle: Bundle, chosen: Mapping[str, list[Parameter]]) -> list[Held]:
     """Save the frozen values; a parameter that several tensors name gets the union of their entries."""
-    by_parameter: dict[int, tuple[str, Parameter, list[str]]] = {}
+    by_parameter: dict[int, tuple[int, Parameter, list[str]]] = {}
     for name, parameters in chosen.items():
-        for parameter in parameters:
-            by_parameter.setdefault(id(parameter), (name, parameter, []))[2].append(name)
+        for copy, parameter in enumerate(parameters):
+            by_parameter.setdefault(id(parameter), (copy, parameter, []))[2].append(name)
     held = []
-    for first, parameter, names in by_parameter.values():
+    for copy, parameter, names in by_parameter.values():
         indices = reduce(np.union1d, [bundle.region.indices(name) for name in names])
-        held.append(Held(first, parameter, indices))
+        held.append(Held(names[0], parameter, indices, copy))
     return held
 
 

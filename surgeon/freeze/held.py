@@ -101,12 +101,14 @@ class Held:
     """The frozen entries of one parameter in this process.
 
     `indices` are flat, into what this process holds of the parameter and of its gradient; `part` is the slice
-    of them whose master weights are here, and `values` are theirs. Memory: the indices (int32 where they fit)
+    of them whose master weights are here, and `values` are theirs. `copy` counts the parameters that an untied
+    model has under the names of one tensor. Memory: the indices (int32 where they fit)
     and the values in the master's dtype, on the parameter's device.
     """
 
-    def __init__(self, name: str, parameter: torch.nn.Parameter, indices: Indices) -> None:
+    def __init__(self, name: str, parameter: torch.nn.Parameter, indices: Indices, copy: int = 0) -> None:
         self.name = name
+        self.copy = copy
         self.parameter = parameter
         self.part = slice(None)
         self.gradient_is_clean = False
