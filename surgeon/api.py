@@ -55,12 +55,19 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """Return the path of a recipe file, or of a shipped recipe by bare name."""
-    path = Path(name).expanduser()
-    shipped = shipped_recipes()
-    if not path.is_file() and str(name) in shipped:
+    """Return the path of a recipe file, or of a shipped recipe by bare name.
+
+    Raises:
+        InputError: there is neither.
+    """
+    path, shipped = Path(name).expanduser(), shipped_recipes()
+    if path.is_file():
+        return path
+    if str(name) in shipped:
         return shipped[str(name)]
-    return path
+    raise InputError(
+        f"{name}: no such recipe file, and no shipped recipe of that name{did_you_mean(str(name), shipped)}"
+    )
 
 
 def plan_recipe(recipe: str | Path, *, output: str | Path | None = None, overrides: Sequence[str] = ()) -> Plan:
