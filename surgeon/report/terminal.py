@@ -143,6 +143,11 @@ def expectation_line(item: Expectation) -> Text:
 def report_view(report: Report, output: str) -> Group:
     """Show a whole report."""
     parts: list[RenderableType] = [regions_table(report)]
+    if report.scores:
+        sample = ", ".join(
+            f"{code} {count['sequences']} ({count['tokens']:,} tokens)" for code, count in report.scores.items()
+        )
+        parts.append(Text(f"Scored on sequences: {sample}.", style="dim"))
     if report.perplexity:
         parts.append(perplexity_view(report))
         method = report.method
