@@ -2,32 +2,30 @@
 
 transformers gets views of the mapped files instead of loaded tensors, so building a model costs neither
 time nor memory for its weights, and a parameter that still shares a view's memory afterwards *is* that
-tensor: the mapping between model names and on-disk names is read off the addresses, not guessed.
+tensor: the mapping between model names and on-disk names (`slots.py`) is read off the addresses, not guessed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from surgeon.slots import Slot, bind
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import torch
 
 Precision = Literal["float32", "native"]
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode. `parameters` maps on-disk tensor names to the model's parameters."""
+    """A model in evaluation mode. `parameters` maps on-disk tensor names to their places in the model."""
 
     checkpoint: Checkpoint
     model: Any
     tokenizer: Any
-    parameters: Mapping[str, torch.nn.Parameter]
+    parameters: Mapping[str, Slot]
     precision: Precision
     device: str
 
@@ -68,7 +66,6 @@ def load_model(checkpoint: Checkpoint, precision: Precision, device: str = "cpu"
     import transformers
 
     views = {name: checkpoint.tensor(name) for name in checkpoint.tensors}
-    addresses = {tensor.data_ptr(): name for name, tensor in views.items() if tensor.numel()}
     model_class, config = _architecture(checkpoint)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     verbosity = transformers.utils.logging.get_verbosity()
@@ -84,7 +81,7 @@ def load_model(checkpoint: Checkpoint, precision: Precision, device: str = "cpu"
             first = sorted(str(name) for name in names)[0]
             raise CheckpointError(f"{checkpoint.folder}: tensor '{first}' is {problem} ({len(names)} in all)")
     model.eval()
-    mapping = _map_parameters(model, views, addresses)
+    mapping = bind(model, views)
     if precision == "float32":
         model.float()
     model.to(device)
@@ -110,19 +107,3 @@ def _architecture(checkpoint: Checkpoint) -> tuple[Any, Any]:
             f"{checkpoint.folder}: model_type '{kind}' has no causal language model in transformers "
             f"{transformers.__version__} ({str(error).splitlines()[0]})"
         ) from None
-
-
-def _map_parameters(
-    model: Any, views: Mapping[str, torch.Tensor], addresses: Mapping[int, str]
-) -> dict[str, torch.nn.Parameter]:
-    """Pair parameters with tensors by shared memory; by name where loading had to convert a dtype."""
-    mapping: dict[str, torch.nn.Parameter] = {}
-    prefix = model.base_model_prefix + "."
-    for name, parameter in model.named_parameters():
-        stored = addresses.get(parameter.data_ptr())
-        if stored is None:
-            candidates = (name, name.removeprefix(prefix), prefix + name)
-            stored = next((c for c in candidates if c in views and views[c].shape == parameter.shape), None)
-        if stored is not None and views[stored].shape == parameter.shape:
-            mapping[stored] = parameter
-    return mapping

@@ -34,6 +34,8 @@ ROLES = LAYER_ROLES + OUTER_ROLES
 SELECTORS = (*ROLES, "attn", "mlp")
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)$")
+# Encoders of other modalities have layers too, but are no decoder.
+_OTHER_TOWERS = re.compile(r"(?:^|\.)(?:vision|visual|audio|encoder)[^.]*\.")
 _NORM = re.compile(r"norm|^ln_|^ln\d?$")
 _BUFFERS = {"inv_freq", "masked_bias", "rotary_emb"}
 _EMBEDDINGS = {"embed_tokens", "wte", "wpe", "embed_in", "word_embeddings", "embed_positions"}
@@ -49,6 +51,8 @@ _MODULES = {
 }  # fmt: skip
 # Families whose matrices are stored as (inputs, outputs) by transformers' Conv1D.
 _CONV1D_FAMILIES = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
+# Families whose fused experts are stored as (experts, inputs, outputs); others' are (experts, outputs, inputs).
+_TRANSPOSED_EXPERTS = {"gpt_oss", "llama4", "llama4_text"}
 _EDITABLE = {"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"}
 
 
@@ -68,13 +72,20 @@ class Place:
 
 def place(info: TensorInfo, config: Mapping[str, Any]) -> Place:
     """Tell what a tensor is from its name, its shape and the model's config."""
-    axis = None
-    if len(info.shape) >= 2:
-        axis = 1 if config.get("model_type") in _CONV1D_FAMILIES else 0
+    axis = _output_axis(info, str(config.get("model_type")))
     match = _LAYER.search(info.name)
-    if match is None:
+    if match is None or _OTHER_TOWERS.search(info.name):
         return Place(None, _outer_role(info.name), axis)
     return Place(int(match[1]), _layer_role(match[2], info), axis)
+
+
+def _output_axis(info: TensorInfo, family: str) -> int | None:
+    if len(info.shape) < 2:
+        return None
+    if len(info.shape) == 3:
+        return 2 if family in _TRANSPOSED_EXPERTS else 1
+    is_table = _parts(info.name)[-1] in _EMBEDDINGS | _HEADS  # these are no Conv1D
+    return 1 if family in _CONV1D_FAMILIES and not is_table else 0
 
 
 def _parts(name: str) -> list[str]:
@@ -90,6 +101,8 @@ def _outer_role(name: str) -> str:
         return "head"
     if last in _BUFFERS:
         return "buffer"
+    if _OTHER_TOWERS.search(name) or "embed" in last:  # BLOOM has a norm after its embeddings
+        return "outside"
     return "final_norm" if _NORM.search(last) else "outside"
 
 

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from surgeon.corpora import Corpus
-from surgeon.edits import make_edit
-from surgeon.errors import InputError
+from surgeon.edits import make_edit, touched_tensors
+from surgeon.errors import CheckpointError, InputError
 from surgeon.model import LoadedModel
-from surgeon.operations import Operation, region_of
+from surgeon.naming import storage_group
+from surgeon.operations import Operation
 from surgeon.progress import Progress
 from surgeon.recipe import VerifySpec
 from surgeon.region import Region
@@ -108,25 +109,36 @@ def edited(loaded: LoadedModel, operations: Sequence[Operation], regions: Mappin
 
     from surgeon.tensors import as_tensor
 
-    named = [
-        name for name in loaded.parameters if any(name in regions[region_of(operation)] for operation in operations)
-    ]
+    named = _editable(loaded, operations, regions)
 
     def poke(undo: bool) -> None:
         for name in named:
             edit = make_edit(loaded.checkpoint, name, operations, regions)
             source = loaded.checkpoint.array(name).reshape(-1)
             values = as_tensor(source[edit.indices] if undo else edit.values)
-            parameter = loaded.parameters[name]
+            parameter = loaded.parameters[name].values()
             at = torch.from_numpy(edit.indices).to(parameter.device)
-            with torch.no_grad():
-                parameter.view(-1)[at] = values.to(parameter.device, parameter.dtype)
+            parameter.view(-1)[at] = values.to(parameter.device, parameter.dtype)
 
     try:
         poke(undo=False)
         yield
     finally:
         poke(undo=True)
+
+
+def _editable(loaded: LoadedModel, operations: Sequence[Operation], regions: Mapping[str, Region]) -> list[str]:
+    """Return the tensors to edit by the name under which the model holds them, tied copies once."""
+    result: dict[str, None] = {}
+    for name in touched_tensors(loaded.checkpoint, operations, regions):
+        held = [alias for alias in storage_group(loaded.checkpoint, name) if alias in loaded.parameters]
+        if not held:
+            raise CheckpointError(
+                f"tensor '{name}' is not a parameter of {type(loaded.model).__name__} as transformers builds it, so "
+                "the variant cannot be measured in memory: exclude it, or write the variant and `surgeon verify` it"
+            )
+        result[held[0]] = None
+    return list(result)
 
 
 def measure_languages(

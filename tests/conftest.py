@@ -39,20 +39,42 @@ def byte_tokenizer(bos: bool = False):  # type: ignore[no-untyped-def]
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
 
 
+# A few thousand parameters each; every family has two layers. The first dictionary suits all but the older ones.
+_MODERN = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 258, "max_position_embeddings": 64, "tie_word_embeddings": False,
+    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+}  # fmt: skip
+_OLD = {"vocab_size": 258, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+_NEOX = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, **_OLD}
+_OPT = {"ffn_dim": 48, "max_position_embeddings": 64, **_OLD}
+FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
+    "llama": ("Llama", _MODERN),
+    "mistral": ("Mistral", _MODERN),
+    "qwen2": ("Qwen2", _MODERN),
+    "qwen3": ("Qwen3", _MODERN),
+    "gemma2": ("Gemma2", {**_MODERN, "head_dim": 8}),
+    "gemma3": ("Gemma3Text", {**_MODERN, "head_dim": 8}),
+    "phi3": ("Phi3", _MODERN),
+    "olmo2": ("Olmo2", _MODERN),
+    "mixtral": ("Mixtral", {**_MODERN, "num_local_experts": 4}),
+    "qwen3_moe": ("Qwen3Moe", {**_MODERN, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
+    "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, **_OLD}),
+    "gpt_neox": ("GPTNeoX", {**_NEOX, "intermediate_size": 48, "max_position_embeddings": 64}),
+    "bloom": ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4, **_OLD}),
+    "falcon": ("Falcon", {**_NEOX, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon_7b": ("Falcon", {**_NEOX, "multi_query": True, "bias": True}),
+    "opt": ("OPT", {**_NEOX, **_OPT, "word_embed_proj_dim": 32}),
+    "xglm": ("XGLM", {"d_model": 32, "num_layers": 2, "attention_heads": 4, **_OPT}),
+}
+
+
 def tiny_config(family: str, **changes: object):  # type: ignore[no-untyped-def]
-    """Configs of a few thousand parameters; every family has two layers."""
+    """A small config of a family."""
     import transformers
 
-    if family == "gpt2":
-        values = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 258}
-        return transformers.GPT2Config(**{**values, **changes})
-    values = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 258, "max_position_embeddings": 64, "tie_word_embeddings": False,
-        "bos_token_id": 0, "eos_token_id": 1,
-    }  # fmt: skip
-    kind = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}
-    return kind[family](**{**values, **changes})
+    name, values = FAMILIES[family]
+    return getattr(transformers, f"{name}Config")(**{**values, **changes})
 
 
 ModelMaker = Callable[..., Path]

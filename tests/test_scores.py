@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import ModelMaker
+from conftest import FAMILIES, ModelMaker
+from safetensors.torch import load_file
 
 import surgeon
 from surgeon.checkpoint import Checkpoint
@@ -20,24 +21,20 @@ from surgeon.region import Region
 from surgeon.scores.cache import ScoreSettings, compute_score
 from surgeon.windows import Tokens, scoring_sequences
 
-FAMILIES = ("llama", "gpt2", "qwen2", "qwen3")
+SOME_FAMILIES = ("llama", "gpt2", "qwen2", "qwen3_moe")
 TEXT = "Alle Menschen sind frei und gleich an Würde und Rechten geboren. " * 4
-
-
-def on_disk_name(model: transformers.PreTrainedModel, name: str, stored: Sequence[str]) -> str:
-    prefix = model.base_model_prefix + "."
-    return next(n for n in (name, name.removeprefix(prefix), prefix + name) if n in stored)
 
 
 def plain_scores(
     folder: Path, text: str, samples: int, length: int, batch: int, reduction: str
 ) -> dict[str, torch.Tensor]:
-    """The definition, with nothing clever: whole-model autograd in float64."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder).double().eval()
+    """The definition, with nothing clever: whole-model autograd in float64, named as transformers saves it."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager")
+    # XGLM's attention overflows in float64: its mask is the smallest number of the dtype.
+    model = model.eval() if model.config.model_type == "xglm" else model.double().eval()
     ids = transformers.AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
     rows = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)][:samples]
     total = len(rows) * (length - 1)
-    stored = Checkpoint.open(folder).tensors
     scores: dict[str, torch.Tensor] = {}
     for start in range(0, len(rows), batch):
         model.zero_grad()
@@ -47,9 +44,13 @@ def plain_scores(
         loss.backward()
         for name, parameter in model.named_parameters():
             product = parameter.detach() * parameter.grad
-            key = on_disk_name(model, name, list(stored))
-            scores[key] = scores.get(key, 0) + (product.abs() if reduction == "absolute" else product)
-    return {name: value.abs() for name, value in scores.items()}
+            scores[name] = scores.get(name, 0) + (product.abs() if reduction == "absolute" else product)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(scores[name].abs())
+    with tempfile.TemporaryDirectory() as saved:  # transformers itself takes fused experts apart again
+        model.save_pretrained(saved)
+        return load_file(Path(saved) / "model.safetensors")
 
 
 def our_scores(
@@ -97,7 +98,7 @@ def test_native_bfloat16_accumulates_in_float32(make_model: ModelMaker, tmp_path
 
 
 def test_a_broken_model_is_refused(make_model: ModelMaker, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     folder = make_model("llama", seed=9)
     tensors = load_file(folder / "model.safetensors")
@@ -108,7 +109,7 @@ def test_a_broken_model_is_refused(make_model: ModelMaker, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []  # nothing half written
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME_FAMILIES)
 def test_regions_are_topk_of_the_definition(
     family: str, make_model: ModelMaker, texts: dict[str, str], tmp_path: Path
 ) -> None:

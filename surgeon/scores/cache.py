@@ -124,6 +124,6 @@ def compute_score(
         header = allocate_file(staged, [(info.name, "F32", info.shape) for info in tensors], metadata)
         data = map_bytes(staged, "shared")
         sums: Mapping[str, Any] = {name: as_tensor(view(data, info)) for name, info in header.tensors.items()}
-        parameters = {info.name: loaded.parameters[info.name] for info in tensors}
-        accumulate(loaded.model, parameters, sums, sequences, settings.batch_size, settings.reduction, advance)
+        slots = {info.name: loaded.parameters[info.name] for info in tensors}
+        accumulate(loaded.model, slots, sums, sequences, settings.batch_size, settings.reduction, advance)
     return ScoreFile(path, language, len(sequences), int(metadata["tokens"]))

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from surgeon.slots import Slot
 from surgeon.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ Reduction = Literal["signed", "absolute"]
 
 def accumulate(
     model: Any,
-    parameters: Mapping[str, torch.nn.Parameter],
+    slots: Mapping[str, Slot],
     sums: Mapping[str, torch.Tensor],
     sequences: Sequence[Sequence[int]],
     batch_size: int,
     reduction: Reduction,
     advance: Callable[[int], None],
 ) -> None:
-    """Add the importance of every parameter on one sample into `sums` (float32, zero, the parameters' shapes).
+    """Add the importance of every parameter on one sample into `sums` (float32, zero, the on-disk shapes).
 
     `sequences` are token ids of equal length; `advance` is called with the number of sequences done.
 
@@ -43,8 +44,10 @@ def accumulate(
 
     predicted = sum(len(sequence) - 1 for sequence in sequences)
     device = next(model.parameters()).device
-    hooks = [_hook(parameter, sums[name], reduction) for name, parameter in parameters.items()]
-    wanted = {id(parameter) for parameter in parameters.values()}
+    wanted: dict[int, list[str]] = {}  # several on-disk tensors may be parts of one parameter
+    for name, slot in slots.items():
+        wanted.setdefault(id(slot.parameter), []).append(name)
+    hooks = [_hook({name: slots[name] for name in names}, sums, reduction) for names in wanted.values()]
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in wanted)
     try:
@@ -62,17 +65,21 @@ def accumulate(
         for hook in hooks:
             hook.remove()
     if reduction == "signed":
-        for name, parameter in parameters.items():
-            sums[name].mul_(parameter.detach().float().cpu()).abs_()
+        for name, slot in slots.items():
+            sums[name].mul_(slot.values().float().cpu()).abs_()
 
 
-def _hook(parameter: torch.nn.Parameter, total: torch.Tensor, reduction: Reduction) -> Any:
+def _hook(slots: Mapping[str, Slot], sums: Mapping[str, torch.Tensor], reduction: Reduction) -> Any:
+    """Consume the gradient of the one parameter that all these slots are parts of."""
+
     def consume(parameter: torch.nn.Parameter) -> None:
         assert parameter.grad is not None
-        gradient = parameter.grad.float()
-        if reduction == "absolute":
-            gradient = (gradient * parameter.detach().float()).abs()
-        total.add_(gradient.cpu())
+        for name, slot in slots.items():
+            gradient = slot.of(parameter.grad).float()
+            if reduction == "absolute":
+                gradient = (gradient * slot.values().float()).abs()
+            sums[name].add_(gradient.cpu())
         parameter.grad = None
 
+    parameter = next(iter(slots.values())).parameter
     return parameter.register_post_accumulate_grad_hook(consume)  # type: ignore[no-untyped-call]
