@@ -20,6 +20,7 @@ from surgeon.execute import Staged, Written, output_lock, publish, stage_variant
 from surgeon.freeze.bundle import write_bundle
 from surgeon.hashing import content_hash, file_hash
 from surgeon.model import LoadedModel, Precision, load_model, resolve_precision
+from surgeon.operations import open_donor
 from surgeon.plan import Plan, make_plan
 from surgeon.progress import Progress
 from surgeon.recipe import VerifySpec, load_recipe, resolved_yaml
@@ -195,12 +196,17 @@ def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, St
         if not variant.write:
             continue
         spec = run.plan.recipe.variants[name]
-        used = {operation.zero: run.regions[operation.zero] for operation in spec.operations}
+        used = {operation.region: run.regions[operation.region] for operation in spec.operations}
         if spec.freeze is not None:
             used[spec.freeze] = run.regions[spec.freeze]
         marker = {
             "variant": name,
-            "operations": [operation.model_dump() for operation in spec.operations],
+            "operations": [operation.model_dump(by_alias=True, exclude_none=True) for operation in spec.operations],
+            "donors": {
+                operation.donor: content_hash(open_donor(operation.donor), run.jobs)
+                for operation in spec.operations
+                if operation.donor is not None
+            },
             "freeze": spec.freeze,
             "regions": {label: file_hash(region_files[label]) for label in used},
             "model": {

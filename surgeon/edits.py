@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint import Checkpoint
-from surgeon.errors import RegionError, did_you_mean
+from surgeon.errors import CheckpointError, InputError, RegionError, did_you_mean
 from surgeon.naming import storage_group
-from surgeon.operations import Operation, new_values, region_of
+from surgeon.operations import Operation, Target, open_donor
 from surgeon.region import Indices, Region
 
 
@@ -53,8 +53,35 @@ def touched_tensors(
     checkpoint: Checkpoint, operations: Sequence[Operation], regions: Mapping[str, Region]
 ) -> list[str]:
     """Return the stored tensors that the operations may change, stored copies of tied weights included."""
-    named = {name for operation in operations for name in regions[region_of(operation)]}
+    named = {name for operation in operations for name in regions[operation.region]}
     return [name for name in checkpoint.tensors if named.intersection(storage_group(checkpoint, name))]
+
+
+def check_donor(checkpoint: Checkpoint, donor: str, region: Region) -> None:
+    """Check that another checkpoint has every tensor of a region, in the same shape.
+
+    Raises:
+        CheckpointError: it has not, or it cannot be opened.
+    """
+    other = open_donor(donor)
+    for name, shape in region.shapes.items():
+        info = other.tensors.get(name)
+        if info is None or info.shape != shape:
+            has = "no such tensor" if info is None else f"it in shape {list(info.shape)}"
+            raise CheckpointError(
+                f"'{name}' of shape {list(shape)} cannot be taken from {donor}, which has {has}: it must be a "
+                f"checkpoint of the same architecture as {checkpoint.source.name}"
+            )
+
+
+def edited_indices(
+    checkpoint: Checkpoint, name: str, operations: Sequence[Operation], regions: Mapping[str, Region]
+) -> Indices:
+    """Return the sorted flat indices of one tensor that any of the operations acts on."""
+    steps = _steps(checkpoint, name, operations, regions)
+    if len(steps) == 1:
+        return steps[0][2]
+    return np.unique(np.concatenate([chosen for _, _, chosen in steps])) if steps else np.empty(0, np.int64)
 
 
 def make_edit(
@@ -63,20 +90,37 @@ def make_edit(
     """Compute what the operations, in their order, make of one tensor.
 
     Memory: a few times the number of selected entries; the tensor itself is a view of the mapped file.
+
+    Raises:
+        InputError: an operation makes finite entries infinite in the tensor's dtype.
+    """
+    source = checkpoint.array(name)
+    indices = edited_indices(checkpoint, name, operations, regions)
+    values = source.reshape(-1)[indices]
+    finite = bool(np.isfinite(values).all())
+    for operation, member, chosen in _steps(checkpoint, name, operations, regions):
+        at = slice(None) if chosen.size == indices.size else np.searchsorted(indices, chosen)
+        values[at] = operation.new_values(values[at], Target(member, chosen, source))
+        if finite and not np.isfinite(values).all():
+            raise InputError(
+                f"'{operation.kind} {operation.region}' makes {np.count_nonzero(~np.isfinite(values))} entries of "
+                f"tensor '{name}' too large for its dtype {values.dtype.name}; use smaller values"
+            )
+    return Edit(indices, values)
+
+
+def _steps(
+    checkpoint: Checkpoint, name: str, operations: Sequence[Operation], regions: Mapping[str, Region]
+) -> list[tuple[Operation, str, Indices]]:
+    """Return the operations that act on a tensor, with the name the region knows it by and the entries.
+
+    Stored copies of a tied weight go by that one name, so that seeded operations treat them alike.
     """
     group = storage_group(checkpoint, name)
     steps = []
     for operation in operations:
-        region = regions[region_of(operation)]
+        region = regions[operation.region]
         member = next((alias for alias in group if alias in region), None)
         if member is not None:
-            steps.append((operation, region.indices(member)))
-    if len(steps) == 1:
-        indices = steps[0][1]
-    else:
-        indices = np.unique(np.concatenate([chosen for _, chosen in steps])) if steps else np.empty(0, np.int64)
-    values = checkpoint.array(name).reshape(-1)[indices]
-    for operation, chosen in steps:
-        at = slice(None) if chosen.size == indices.size else np.searchsorted(indices, chosen)
-        values[at] = new_values(operation, values[at])
-    return Edit(indices, values)
+            steps.append((operation, member, region.indices(member)))
+    return steps

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from surgeon.slots import Slot, bind
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError
+from surgeon.slots import Slot, bind
 
 Precision = Literal["float32", "native"]
 

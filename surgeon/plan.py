@@ -14,10 +14,9 @@ from typing import NoReturn
 
 from surgeon.checkpoint import Checkpoint
 from surgeon.corpora import Corpus, DatasetLocation, builtin_corpus
-from surgeon.edits import check_regions_fit, touched_tensors
-from surgeon.errors import InputError, Problem, RecipeError, RegionError, did_you_mean
+from surgeon.edits import check_donor, check_regions_fit, touched_tensors
+from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, RegionError, did_you_mean
 from surgeon.naming import SELECTORS, Place, natural_key, place, refuse_quantized, scope
-from surgeon.operations import region_of
 from surgeon.recipe import Recipe, RecipeFile, RegionSpec, ScoreSpec, SelectSpec
 from surgeon.region import Region
 from surgeon.select import entry_count
@@ -125,6 +124,7 @@ def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
     regions: dict[str, RegionPlan] = {}
     for name, spec in recipe.regions.items():
         regions[name] = _plan_region(file, checkpoint, name, spec, problems)
+    problems += _donor_problems(file, checkpoint, regions)
     if problems:
         raise RecipeError(problems)
     variants = {name: _plan_variant(recipe, checkpoint, name, regions) for name in recipe.variants}
@@ -188,6 +188,17 @@ def _language_problems(file: RecipeFile, corpus: Corpus) -> Iterator[Problem]:
                 yield file.problem(("verify", "expect", i, "language"), what)
 
 
+def _donor_problems(file: RecipeFile, checkpoint: Checkpoint, regions: Mapping[str, RegionPlan]) -> Iterator[Problem]:
+    for name, variant in file.recipe.variants.items():
+        for i, operation in enumerate(variant.operations):
+            if operation.donor is not None:
+                shapes = {info.name: info.shape for info in regions[operation.region].tensors}
+                try:
+                    check_donor(checkpoint, operation.donor, Region(shapes, _no_masks))
+                except CheckpointError as error:
+                    yield file.problem(("variants", name, "operations", i, "from"), str(error))
+
+
 def _plan_region(
     file: RecipeFile, checkpoint: Checkpoint, name: str, spec: RegionSpec, problems: list[Problem]
 ) -> RegionPlan:
@@ -238,12 +249,12 @@ def _plan_region_file(
 
 def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Mapping[str, RegionPlan]) -> VariantPlan:
     spec = recipe.variants[name]
-    used = {region_of(operation): regions[region_of(operation)] for operation in spec.operations}
+    used = {operation.region: regions[operation.region] for operation in spec.operations}
     shapes = {
         label: Region({info.name: info.shape for info in region.tensors}, _no_masks) for label, region in used.items()
     }
     touched = touched_tensors(checkpoint, spec.operations, shapes)
-    operations = [f"{next(iter(operation.model_dump()))} {region_of(operation)}" for operation in spec.operations]
+    operations = [f"{operation.kind} {operation.region}" for operation in spec.operations]
     return VariantPlan(
         name,
         spec.write,

@@ -7,18 +7,19 @@ corpus) use `RecipeFile.problem` to point at the same lines.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from surgeon.errors import InputError, Problem, RecipeError, did_you_mean
-from surgeon.operations import OPERATIONS, Operation
+from surgeon.lines import KeyPath, construct, line_number, override_value, where_is
+from surgeon.operations import OPERATIONS, AnyOperation
+from surgeon.references import dangling
 
-KeyPath: TypeAlias = tuple[str | int, ...]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -101,7 +102,7 @@ class RegionSpec(Model):
 class VariantSpec(Model):
     """Operations in the order in which they are done, a region to freeze, and whether the result is written."""
 
-    operations: list[Operation] = []
+    operations: list[AnyOperation] = []
     freeze: str | None = Field(None, description="a region whose entries trainers shall keep; writes `freeze/` beside")
     write: bool = True
 
@@ -187,7 +188,7 @@ class RecipeFile:
 
     def problem(self, path: KeyPath, what: str) -> Problem:
         """Make a problem that points at the line of `path`, or of its nearest enclosing key."""
-        return Problem(_where(self.path, self.lines, path), what)
+        return Problem(where_is(self.path, self.lines, path), what)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
@@ -207,202 +208,70 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
     problems: list[Problem] = []
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = _construct(node, (), str(path), lines, problems) if node is not None else {}
+        data = construct(node, (), str(path), lines, problems) if node is not None else {}
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError([Problem(f"{path}:{line}", f"not YAML: {error.problem}")]) from None
     if not isinstance(data, dict):
         raise RecipeError([Problem(f"{path}:1", "a recipe is a mapping that begins with `version: 1`")])
     for override in overrides:
-        _override(data, override, lines)
+        override_value(data, override, lines)
     return _validate(data, str(path), lines, problems)
 
 
 def _validate(data: dict[str, Any], path: str, lines: dict[KeyPath, str], problems: list[Problem]) -> RecipeFile:
-    problems += [Problem(_where(path, lines, key), what) for key, what in _dangling(data)]
+    problems += [Problem(where_is(path, lines, key), what) for key, what in dangling(data)]
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        problems += [_explain(path, lines, detail) for detail in error.errors()]
+        problems += [_explain(path, lines, data, detail) for detail in error.errors()]
         recipe = None
     if problems or recipe is None:
-        raise RecipeError(sorted(set(problems), key=lambda problem: _line_number(problem.where)))
+        raise RecipeError(sorted(set(problems), key=lambda problem: line_number(problem.where)))
     return RecipeFile(recipe, path, lines)
 
 
-def _line_number(where: str) -> int:
-    tail = where.rpartition(":")[2]
-    return int(tail) if tail.isdigit() else 0
-
-
-def _where(path: str, lines: Mapping[KeyPath, str], key: KeyPath) -> str:
-    while key and key not in lines:
-        key = key[:-1]
-    return lines.get(key, f"{path}:1")
-
-
-def _construct(node: yaml.Node, key: KeyPath, path: str, lines: dict[KeyPath, str], problems: list[Problem]) -> Any:
-    """Build plain data from a YAML node, noting each key's line and the traps of YAML 1.1."""
-    lines.setdefault(key, f"{path}:{node.start_mark.line + 1}")
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(child, (*key, i), path, lines, problems) for i, child in enumerate(node.value)]
-    if isinstance(node, yaml.MappingNode):
-        result: dict[str, Any] = {}
-        for name_node, child in node.value:
-            where = f"{path}:{name_node.start_mark.line + 1}"
-            name = name_node.value
-            if not isinstance(name, str):
-                problems.append(Problem(where, "a key must be plain text"))
-                continue
-            if name_node.tag == "tag:yaml.org,2002:bool":
-                problems.append(Problem(where, _bool_trap(name)))
-            if name in result:
-                problems.append(Problem(where, f"the key '{name}' is given twice"))
-            lines[(*key, name)] = where
-            result[name] = _construct(child, (*key, name), path, lines, problems)
-        return result
-    value = yaml.SafeLoader("").construct_object(node)
-    if isinstance(value, bool) and node.value.lower() not in ("true", "false"):
-        problems.append(Problem(f"{path}:{node.start_mark.line + 1}", _bool_trap(node.value)))
-        return node.value
-    return value
-
-
-def _bool_trap(word: str) -> str:
-    meaning = "false" if word.lower() in ("no", "off", "n", "false") else "true"
-    return f"YAML reads the bare word `{word}` as {meaning}; write '{word}' in quotes if you mean the word or language"
-
-
-def _override(data: dict[str, Any], override: str, lines: dict[KeyPath, str]) -> None:
-    dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
-        raise InputError(f"--set {override}: write --set PATH=VALUE, for example --set verify.tokens=128")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    target: Any = data
-    *parents, last = [int(part) if part.isdigit() else part for part in dotted.split(".")]
-    for part in parents:
-        if isinstance(target, list) and isinstance(part, int) and part < len(target):
-            target = target[part]
-        elif isinstance(target, dict):
-            target = target.setdefault(str(part), {})
-        else:
-            raise InputError(f"--set {override}: the recipe has no such place")
-    if isinstance(target, list) and isinstance(last, int) and last < len(target):
-        target[last] = value
-    elif isinstance(target, dict):
-        target[str(last)] = value
-    else:
-        raise InputError(f"--set {override}: the recipe has no such place")
-    path = (*parents, last)
-    for key in [key for key in lines if key[: len(path)] == path]:
-        del lines[key]
-    lines[path] = f"--set {dotted}"
-
-
-def _dangling(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
-    """Find names that refer to nothing; works on raw data, so that it sees a recipe with other problems too."""
-    regions, variants = _mapping(data, "regions"), _mapping(data, "variants")
-    for name, region in regions.items():
-        if not isinstance(region, dict):
-            continue
-        origin = region.get("from")
-        if isinstance(origin, str):
-            if origin not in regions:
-                yield ("regions", name, "from"), f"no region '{origin}'{did_you_mean(origin, regions)}"
-            elif not _reaches_score(regions, name):
-                yield ("regions", name, "from"), f"region '{origin}' has no score to take"
-        select = region.get("select")
-        language = select.get("monolingual") if isinstance(select, dict) else None
-        scored = _scored_languages(regions, name)
-        if isinstance(language, str) and scored and language not in scored:
-            yield (
-                ("regions", name, "select", "monolingual"),
-                f"'{language}' is not scored{did_you_mean(language, scored)}",
-            )
-    for name, variant in variants.items():
-        if not _is_file_name(name):
-            yield ("variants", name), f"variant name '{name}' cannot name a folder: use letters, digits, . _ -"
-        operations = variant.get("operations") if isinstance(variant, dict) else None
-        frozen = variant.get("freeze") if isinstance(variant, dict) else None
-        if isinstance(frozen, str) and frozen not in regions:
-            yield ("variants", name, "freeze"), f"no region '{frozen}'{did_you_mean(frozen, regions)}"
-        for i, operation in enumerate(operations if isinstance(operations, list) else ()):
-            if isinstance(operation, dict):
-                yield from _dangling_operation(("variants", name, "operations", i), operation, regions)
-    for name in regions:
-        if not _is_file_name(name):
-            yield ("regions", name), f"region name '{name}' cannot name a file: use letters, digits, . _ -"
-    expect = _mapping(data, "verify").get("expect")
-    for i, expectation in enumerate(expect if isinstance(expect, list) else ()):
-        variant = expectation.get("variant") if isinstance(expectation, dict) else None
-        if isinstance(variant, str) and variant not in variants:
-            yield ("verify", "expect", i, "variant"), f"no variant '{variant}'{did_you_mean(variant, variants)}"
-
-
-def _dangling_operation(
-    key: KeyPath, operation: Mapping[str, Any], regions: Mapping[str, Any]
-) -> Iterator[tuple[KeyPath, str]]:
-    kinds = [name for name in operation if name in OPERATIONS]
-    if not kinds:
-        word = next(iter(operation), "")
-        yield key, f"unknown operation '{word}'{did_you_mean(str(word), OPERATIONS)}"
-    for kind in kinds:
-        region = operation[kind]
-        if isinstance(region, str) and region not in regions:
-            yield (*key, kind), f"no region '{region}'{did_you_mean(region, regions)}"
-
-
-def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = data.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _is_file_name(name: str) -> bool:
-    return bool(name) and name[0].isalnum() and all(c.isalnum() or c in "._-" for c in name) and name != "base"
-
-
-def _origin(regions: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """Follow `from` to the region that holds the score; None if the chain breaks or is a circle."""
-    seen: set[str] = set()
-    while name not in seen and isinstance(regions.get(name), dict):
-        seen.add(name)
-        region: dict[str, Any] = regions[name]
-        if not isinstance(region.get("from"), str):
-            return region
-        name = region["from"]
-    return None
-
-
-def _reaches_score(regions: Mapping[str, Any], name: str) -> bool:
-    origin = _origin(regions, name)
-    return origin is not None and "score" in origin
-
-
-def _scored_languages(regions: Mapping[str, Any], name: str) -> list[str]:
-    origin = _origin(regions, name) or {}
-    score = origin.get("score")
-    languages = score.get("languages") if isinstance(score, dict) else None
-    return [language for language in languages if isinstance(language, str)] if isinstance(languages, list) else []
-
-
-def _explain(path: str, lines: Mapping[KeyPath, str], detail: Any) -> Problem:
+def _explain(path: str, lines: Mapping[KeyPath, str], data: Any, detail: Any) -> Problem:
     """Turn one pydantic error into our words."""
-    key: KeyPath = tuple(detail["loc"])
     kind, value = detail["type"], detail.get("input")
-    where = _where(path, lines, key)
-    name = ".".join(str(part) for part in key if part not in ("Zero", "str", "DatasetText"))
+    key = _without_tags(detail["loc"], data, kind)
+    where = where_is(path, lines, key)
+    name = ".".join(str(part) for part in key)
     if kind == "extra_forbidden":
-        return Problem(where, f"unknown key '{key[-1]}'{did_you_mean(str(key[-1]), _keys_at(key[:-1]))}")
+        return Problem(where, f"unknown key '{key[-1]}'{did_you_mean(str(key[-1]), _keys_at(detail['loc'][:-1]))}")
     if kind == "missing":
         return Problem(where, f"'{name}' is missing")
+    if kind == "union_tag_not_found":
+        discriminator = detail["ctx"]["discriminator"]
+        if discriminator.startswith("'"):  # a field by that name; operations are told apart by a function
+            return Problem(where, f"'{name}.{discriminator.strip(chr(39))}' is missing")
+        word = next(iter(value), "") if isinstance(value, dict) else value
+        return Problem(where, f"unknown operation '{word}'{did_you_mean(str(word), OPERATIONS)}")
+    if kind == "union_tag_invalid":
+        known = [word.strip(" '") for word in detail["ctx"]["expected_tags"].split(",")]
+        word = str(detail["ctx"]["tag"])
+        return Problem(where, f"{name}: unknown {detail['ctx']['discriminator']} '{word}'{did_you_mean(word, known)}")
     if kind in ("float_type", "int_type") and isinstance(value, str) and _is_number(value):
         return Problem(where, f"{name}: YAML reads {value} as text, not as a number; write {float(value):g}")
     message = detail["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(value, dict | list) or kind == "value_error" else f" (got {value!r})"
     return Problem(where, f"{name}: {message[0].lower()}{message[1:]}{shown}")
+
+
+def _without_tags(location: Sequence[str | int], data: Any, kind: str) -> KeyPath:
+    """Drop from pydantic's location the parts that name a choice of the schema and are not in the recipe."""
+    key: list[str | int] = []
+    for number, part in enumerate(location):
+        if len(key) > 1 and key[-2] == "operations" and location[number - 1] == key[-1]:
+            continue  # the operation's kind, which the recipe has too, as the key that holds the region
+        inside = isinstance(data, dict) and part in data
+        inside |= isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if inside:
+            data = data[part]
+        elif not (kind == "missing" and number == len(location) - 1):
+            continue
+        key.append(part)
+    return tuple(key)
 
 
 def _is_number(text: str) -> bool:
@@ -434,6 +303,10 @@ def _resolve(schema: Any, node: Any) -> Any:
 
 def _step(schema: Any, node: Any, part: str | int) -> Any:
     node = _resolve(schema, node)
+    for choice in node.get("oneOf", ()):  # `part` is the tag of a choice: the key or the kind that tells it apart
+        properties = _resolve(schema, choice).get("properties", {})
+        if part in properties or properties.get("kind", {}).get("const") == part:
+            return choice
     if isinstance(part, int):
         return node.get("items", {})
     properties = node.get("properties", {})

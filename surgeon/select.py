@@ -8,7 +8,6 @@ give the exact threshold over any number of tensors with flat memory.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from surgeon.errors import InputError
 from surgeon.region import Indices
+from surgeon.seeds import generator
 
 Scores = Callable[[str], NDArray[np.float32]]
 Group = Sequence[tuple[str, int]]  # tensor names with their number of entries
@@ -60,20 +60,19 @@ def select_random(group: Group, fraction: float, seed: int, label: str = "") -> 
 
 def _draw(total: int, wanted: int, seed: int, label: str) -> Indices:
     """Draw sorted distinct indices: the first `wanted` distinct values of one seeded stream."""
-    entropy = int.from_bytes(hashlib.sha256(f"{seed}:{label}".encode()).digest()[:16], "little")
-    generator = np.random.Generator(np.random.PCG64(entropy))
+    stream = generator(seed, label)
     if wanted > total // 2:  # drawing what to leave out takes fewer tries
         mask = np.ones(total, dtype=np.bool_)
-        mask[_first_distinct(generator, total, total - wanted)] = False
+        mask[_first_distinct(stream, total, total - wanted)] = False
         return np.flatnonzero(mask)
-    return np.sort(_first_distinct(generator, total, wanted))
+    return np.sort(_first_distinct(stream, total, wanted))
 
 
-def _first_distinct(generator: np.random.Generator, total: int, wanted: int) -> Indices:
+def _first_distinct(stream: np.random.Generator, total: int, wanted: int) -> Indices:
     drawn: Indices = np.empty(0, dtype=np.int64)
     while drawn.size < wanted:
         missing = wanted - drawn.size
-        drawn = np.concatenate([drawn, generator.integers(total, size=missing + missing // 8 + 16, dtype=np.int64)])
+        drawn = np.concatenate([drawn, stream.integers(total, size=missing + missing // 8 + 16, dtype=np.int64)])
         _, first = np.unique(drawn, return_index=True)
         drawn = drawn[np.sort(first)]
     return drawn[:wanted]

@@ -10,16 +10,19 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from surgeon.corpora import Corpus
-from surgeon.edits import make_edit, touched_tensors
+from surgeon.edits import edited_indices, make_edit, touched_tensors
 from surgeon.errors import CheckpointError, InputError
 from surgeon.model import LoadedModel
 from surgeon.naming import storage_group
 from surgeon.operations import Operation
 from surgeon.progress import Progress
 from surgeon.recipe import VerifySpec
-from surgeon.region import Region
+from surgeon.region import Indices, Region
 from surgeon.windows import Window, bos_token, evaluation_windows, tokenize
 
 
@@ -111,20 +114,20 @@ def edited(loaded: LoadedModel, operations: Sequence[Operation], regions: Mappin
 
     named = _editable(loaded, operations, regions)
 
-    def poke(undo: bool) -> None:
-        for name in named:
-            edit = make_edit(loaded.checkpoint, name, operations, regions)
-            source = loaded.checkpoint.array(name).reshape(-1)
-            values = as_tensor(source[edit.indices] if undo else edit.values)
-            parameter = loaded.parameters[name].values()
-            at = torch.from_numpy(edit.indices).to(parameter.device)
-            parameter.view(-1)[at] = values.to(parameter.device, parameter.dtype)
+    def poke(name: str, indices: Indices, values: NDArray[Any]) -> None:
+        parameter = loaded.parameters[name].values()
+        at = torch.from_numpy(indices).to(parameter.device)
+        parameter.view(-1)[at] = as_tensor(values).to(parameter.device, parameter.dtype)
 
     try:
-        poke(undo=False)
+        for name in named:
+            edit = make_edit(loaded.checkpoint, name, operations, regions)
+            poke(name, edit.indices, edit.values)
         yield
     finally:
-        poke(undo=True)
+        for name in named:
+            indices = edited_indices(loaded.checkpoint, name, operations, regions)
+            poke(name, indices, loaded.checkpoint.array(name).reshape(-1)[indices])
 
 
 def _editable(loaded: LoadedModel, operations: Sequence[Operation], regions: Mapping[str, Region]) -> list[str]:

@@ -334,3 +334,20 @@ def test_a_run_killed_at_any_stage_is_finished_by_the_same_command_without_scori
     assert "score" not in finished.stderr
     assert [item.name for item in (out / "variants").iterdir()] == ["cut"]
     assert Report.load(out / "report.json").variants["cut"].written
+
+
+def test_restore_from_another_model_by_recipe(
+    recipe: RecipeMaker, make_model: Callable[..., Path], tmp_path: Path, llama: Path
+) -> None:
+    other = make_model("llama", seed=21)
+    surgeon.apply(recipe(**{"{zero: core}": f"{{restore: core, from: {other}}}"}))
+    region = Region.load(tmp_path / "out" / "regions" / "core.region.safetensors")
+    base, donor, found = (Checkpoint.open(path) for path in (llama, other, tmp_path / "out" / "variants" / "cut"))
+    for name in region:
+        mask = region.mask(name)
+        assert (found.array(name) == (mask * donor.array(name) + ~mask * base.array(name))).all()
+    marker = json.loads((tmp_path / "out" / "variants" / "cut" / "surgeon.json").read_text())
+    assert set(marker["donors"]) == {str(other)}
+    wrong = make_model("gpt2")
+    with pytest.raises(surgeon.SurgeonError, match=r"recipe.yaml:\d+: .* cannot be taken from .* no such tensor"):
+        surgeon.plan_recipe(recipe(**{"{zero: core}": f"{{restore: core, from: {wrong}}}"}))

@@ -1,30 +1,56 @@
 """What can be done to the entries of a region; one file per operation.
 
-An operation is a pydantic model whose first key names the operation and holds the region's name, and a
-function that maps the present values of the selected entries to new ones, in the tensor's own dtype.
+An operation is a pydantic model with one key that names it and holds the region's name, and the method
+`new_values`, which maps the present values of the selected entries to new ones, in the tensor's own dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
 
-from numpy.typing import NDArray
+from pydantic import Discriminator, Tag
 
-from surgeon.operations.zero import Zero, zeroed
+from surgeon.operations.base import Operation, Target, rounded
+from surgeon.operations.fill import Fill
+from surgeon.operations.noise import Noise
+from surgeon.operations.restore import Restore, open_donor
+from surgeon.operations.scale import Scale
+from surgeon.operations.shuffle import Shuffle
+from surgeon.operations.zero import Zero
 
-Operation = Zero
+__all__ = [
+    "OPERATIONS",
+    "AnyOperation",
+    "Fill",
+    "Noise",
+    "Operation",
+    "Restore",
+    "Scale",
+    "Shuffle",
+    "Target",
+    "Zero",
+    "open_donor",
+    "rounded",
+]
 
-OPERATIONS: Mapping[str, type[Zero]] = {"zero": Zero}
-
-_FUNCTIONS: Mapping[type[Zero], Callable[[NDArray[Any]], NDArray[Any]]] = {Zero: zeroed}
-
-
-def region_of(operation: Operation) -> str:
-    """Return the name of the region that an operation acts on."""
-    return operation.zero
+OPERATIONS: Mapping[str, type[Operation]] = {
+    operation.kind: operation for operation in (Zero, Scale, Fill, Noise, Shuffle, Restore)
+}
 
 
-def new_values(operation: Operation, values: NDArray[Any]) -> NDArray[Any]:
-    """Return what an operation makes of the selected entries, shape (n,), dtype unchanged."""
-    return _FUNCTIONS[type(operation)](values)
+def _kind(value: Any) -> str | None:
+    if isinstance(value, Operation):
+        return value.kind
+    return next((key for key in value if key in OPERATIONS), None) if isinstance(value, dict) else None
+
+
+AnyOperation: TypeAlias = Annotated[
+    Annotated[Zero, Tag("zero")]
+    | Annotated[Scale, Tag("scale")]
+    | Annotated[Fill, Tag("fill")]
+    | Annotated[Noise, Tag("noise")]
+    | Annotated[Shuffle, Tag("shuffle")]
+    | Annotated[Restore, Tag("restore")],
+    Discriminator(_kind),
+]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from surgeon.operations.base import Operation, Target
 
 
-class Zero(BaseModel):
+class Zero(Operation):
     """Set the entries of a region to zero."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    kind: ClassVar[str] = "zero"
 
     zero: str = Field(description="name of the region")
 
-
-def zeroed(values: NDArray[Any]) -> NDArray[Any]:
-    """Return zeros of the same dtype; a negative zero stays as it is, so that only non-zero entries change."""
-    return np.where(values != 0, np.zeros((), values.dtype), values)
+    def new_values(self, values: NDArray[Any], target: Target) -> NDArray[Any]:
+        """Return zeros; a negative zero stays as it is, so that only non-zero entries change."""
+        return np.where(values != 0, np.zeros((), values.dtype), values)

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from surgeon.slots import Slot
 from surgeon.errors import InputError
+from surgeon.slots import Slot
 
 if TYPE_CHECKING:
     import torch

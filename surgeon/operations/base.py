@@ -1,0 +1,67 @@
+"""What every operation has: a region, new values for its entries, and arithmetic that rounds once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from surgeon.region import Indices
+
+
+@dataclass(frozen=True)
+class Target:
+    """The tensor that an operation is at work on.
+
+    `indices` are the region's entries in it, flat and sorted; `source` is the whole tensor as it is in the source
+    checkpoint, before any operation, read-only.
+    """
+
+    name: str
+    indices: Indices
+    source: NDArray[Any]
+
+
+class Operation(BaseModel):
+    """Base of the operations. The key that names the operation, `kind`, holds the region's name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+    kind: ClassVar[str]
+
+    @property
+    def region(self) -> str:
+        """Name of the region that is acted on."""
+        return str(getattr(self, self.kind))
+
+    @property
+    def donor(self) -> str | None:
+        """Another model that values are taken from."""
+        return None
+
+    def new_values(self, values: NDArray[Any], target: Target) -> NDArray[Any]:
+        """Return what becomes of `values`, the target's entries as earlier operations left them.
+
+        Shape (n,), dtype unchanged.
+        """
+        raise NotImplementedError
+
+
+def rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Round float64 to a narrower dtype, once, to nearest and ties to even; what is too large becomes infinite.
+
+    The narrow dtypes that numpy does not have itself are converted by way of float32. To round to nearest on that
+    way too would round twice, so there the float32 is rounded to odd, after which the second rounding is right.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype.itemsize >= 4 or dtype == np.float16:
+            return values.astype(dtype)
+        single = values.astype(np.float32)
+        inexact = single.astype(np.float64) != values
+        too_large = np.abs(single.astype(np.float64)) > np.abs(values)
+        bits = single.view(np.uint32) - too_large.astype(np.uint32)
+        result: NDArray[Any] = (bits | inexact).view(np.float32).astype(dtype)
+        return result
