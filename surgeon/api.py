@@ -311,8 +311,7 @@ def _report(
 
 
 def _region_report(the_plan: Plan, name: str, region: Region) -> RegionReport:
-    select = the_plan.regions[name].select
-    return region_report(region, the_plan.checkpoint.config, "file" if select is None else select.kind)
+    return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].origin)
 
 
 def _variant_report(the_plan: Plan, name: str, done: Written | None) -> VariantReport:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,8 +143,15 @@ class Scope:
     unmatched: tuple[str, ...]
 
 
-def scope(checkpoint: Checkpoint, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> Scope:
+def scope(
+    checkpoint: Checkpoint,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    layers: Sequence[int] | None = None,
+) -> Scope:
     """Choose tensors by role or name pattern; without `include`, all parameters of the decoder layers.
+
+    `layers` are the first and the last layer to take from; tensors outside the layers are then left out.
 
     `unmatched` lists the selectors that named no tensor of the model.
     """
@@ -163,6 +170,8 @@ def scope(checkpoint: Checkpoint, include: Iterable[str] = (), exclude: Iterable
         if places[name].role == "buffer" or info.dtype not in _EDITABLE:
             continue
         wanted = named_by(include, name) if include else places[name].in_decoder
+        layer = places[name].layer
+        wanted &= layers is None or (layer is not None and layers[0] <= layer <= layers[1])
         if not named_by(exclude, name) and wanted:
             chosen.append(info)
     unmatched = tuple(selector for selector in (*include, *exclude) if selector not in used)

@@ -10,53 +10,20 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from surgeon.checkpoint import Checkpoint
 from surgeon.corpora import Corpus, DatasetLocation, builtin_corpus
-from surgeon.edits import check_donor, check_regions_fit, touched_tensors
-from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, RegionError, did_you_mean
-from surgeon.naming import SELECTORS, Place, natural_key, place, refuse_quantized, scope
-from surgeon.recipe import Recipe, RecipeFile, RegionSpec, ScoreSpec, SelectSpec
+from surgeon.edits import check_donor, touched_tensors
+from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, did_you_mean
+from surgeon.naming import natural_key, refuse_quantized, scope
+from surgeon.recipe import Recipe, RecipeFile, ScoreSpec
 from surgeon.region import Region
-from surgeon.select import entry_count
+from surgeon.region_plan import RegionPlan, no_masks, plan_regions
 from surgeon.sources import refuse_output_inside
 from surgeon.storage import TensorInfo
 
 _BASELINE_BYTES = 60_000_000  # the interpreter with numpy
 _TORCH_BYTES = 350_000_000  # torch and transformers loaded
-
-
-@dataclass(frozen=True)
-class RegionPlan:
-    """A region to be made: its tensors, and at most how many of their entries it will select."""
-
-    name: str
-    tensors: tuple[TensorInfo, ...]
-    places: Mapping[str, Place]
-    select: SelectSpec | None
-    score: ScoreSpec | None
-    entries: int
-    exact: bool
-    file: Region | None
-
-    @property
-    def numel(self) -> int:
-        """Entries of all tensors in scope."""
-        return sum(info.numel for info in self.tensors)
-
-    def groups(self) -> list[list[TensorInfo]]:
-        """Tensors that share one cut: each alone, by layer, or all together."""
-        kind = self.select.scope if self.select else "tensor"
-        if kind == "global":
-            return [list(self.tensors)]
-        if kind == "tensor":
-            return [[info] for info in self.tensors]
-        layers: dict[object, list[TensorInfo]] = {}
-        for info in self.tensors:
-            layer = self.places[info.name].layer
-            layers.setdefault(info.name if layer is None else layer, []).append(info)
-        return list(layers.values())
 
 
 @dataclass(frozen=True)
@@ -121,9 +88,7 @@ def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
     refuse_quantized(checkpoint)
     corpus = open_corpus(recipe)
     problems = list(_language_problems(file, corpus))
-    regions: dict[str, RegionPlan] = {}
-    for name, spec in recipe.regions.items():
-        regions[name] = _plan_region(file, checkpoint, name, spec, problems)
+    regions = plan_regions(file, checkpoint, problems)
     problems += _donor_problems(file, checkpoint, regions)
     if problems:
         raise RecipeError(problems)
@@ -194,64 +159,16 @@ def _donor_problems(file: RecipeFile, checkpoint: Checkpoint, regions: Mapping[s
             if operation.donor is not None:
                 shapes = {info.name: info.shape for info in regions[operation.region].tensors}
                 try:
-                    check_donor(checkpoint, operation.donor, Region(shapes, _no_masks))
+                    check_donor(checkpoint, operation.donor, Region(shapes, no_masks))
                 except CheckpointError as error:
                     yield file.problem(("variants", name, "operations", i, "from"), str(error))
-
-
-def _plan_region(
-    file: RecipeFile, checkpoint: Checkpoint, name: str, spec: RegionSpec, problems: list[Problem]
-) -> RegionPlan:
-    if spec.file is not None:
-        return _plan_region_file(file, checkpoint, name, spec.file, problems)
-    assert spec.select is not None
-    chosen = scope(checkpoint, spec.include, spec.exclude)
-    for key, selectors in (("include", spec.include), ("exclude", spec.exclude)):
-        for i, selector in enumerate(selectors):
-            if selector in chosen.unmatched:
-                what = f"'{selector}' names no role and no tensor of {checkpoint.source.name}"
-                if selector in SELECTORS:
-                    what = f"the model {checkpoint.source.name} has no tensor of role '{selector}'"
-                problems.append(
-                    file.problem(
-                        ("regions", name, key, i), what + did_you_mean(selector, [*SELECTORS, *checkpoint.tensors])
-                    )
-                )
-    plan = RegionPlan(name, chosen.tensors, chosen.places, spec.select, file.recipe.score_of(name), 0, True, None)
-    entries = sum(entry_count([info.shape for info in group], spec.select.fraction) for group in plan.groups())
-    if entries == 0 and not any(problem.where == file.problem(("regions", name), "").where for problem in problems):
-        what = (
-            f"region '{name}' selects nothing: no tensor of the model is in its scope"
-            if not chosen.tensors
-            else f"region '{name}' selects nothing: {spec.select.fraction:g} of each tensor is less than one entry"
-        )
-        problems.append(file.problem(("regions", name), what))
-    exact = spec.select.monolingual is None
-    return RegionPlan(name, plan.tensors, plan.places, plan.select, plan.score, entries, exact, None)
-
-
-def _plan_region_file(
-    file: RecipeFile, checkpoint: Checkpoint, name: str, path: str, problems: list[Problem]
-) -> RegionPlan:
-    try:
-        region = Region.load(Path(path).expanduser())
-        check_regions_fit(checkpoint, {name: region})
-        entries = region.entries
-    except RegionError as error:
-        problems.append(file.problem(("regions", name, "file"), str(error)))
-        return RegionPlan(name, (), {}, None, None, 0, True, None)
-    if entries == 0:
-        problems.append(file.problem(("regions", name, "file"), f"{path}: the region is empty"))
-    tensors = tuple(checkpoint.tensors[tensor] for tensor in region)
-    places = {info.name: place(info, checkpoint.config) for info in tensors}
-    return RegionPlan(name, tensors, places, None, None, entries, True, region)
 
 
 def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Mapping[str, RegionPlan]) -> VariantPlan:
     spec = recipe.variants[name]
     used = {operation.region: regions[operation.region] for operation in spec.operations}
     shapes = {
-        label: Region({info.name: info.shape for info in region.tensors}, _no_masks) for label, region in used.items()
+        label: Region({info.name: info.shape for info in region.tensors}, no_masks) for label, region in used.items()
     }
     touched = touched_tensors(checkpoint, spec.operations, shapes)
     operations = [f"{operation.kind} {operation.region}" for operation in spec.operations]
@@ -264,10 +181,6 @@ def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Ma
         len({checkpoint.tensors[tensor].path for tensor in touched}),
         checkpoint.data_bytes if spec.write else 0,
     )
-
-
-def _no_masks(name: str) -> NoReturn:
-    raise AssertionError("a plan reads no masks")
 
 
 def _peak_memory(plan: Plan) -> int:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from surgeon.algebra import parse
 from surgeon.errors import InputError, Problem, RecipeError, did_you_mean
 from surgeon.lines import KeyPath, construct, line_number, override_value, where_is
 from surgeon.operations import OPERATIONS, AnyOperation
@@ -74,24 +75,72 @@ class SelectSpec(Model):
         return self
 
 
+class EntriesSpec(Model):
+    """Entries given by their place: one entry, or whole rows and columns, of every tensor that `tensor` names."""
+
+    tensor: str = Field(description="a role, a tensor's name, or a pattern of names")
+    index: Annotated[list[int], Field(min_length=1)] | None = Field(None, description="one entry, an index per axis")
+    rows: list[int] = Field([], description="indices of all axes but the last; a vector has one entry per row")
+    columns: list[int] = Field([], description="indices of the last axis")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> EntriesSpec:
+        if (self.index is None) == (not self.rows and not self.columns):
+            raise ValueError("give either index, or rows and columns")
+        return self
+
+
+class DimensionsSpec(Model):
+    """The fullest rows and columns of each tensor of a region, or its fullest residual dimensions."""
+
+    of: str = Field(description="the region whose entries are counted")
+    rows: Annotated[int, Field(ge=0)] = Field(0, description="rows per tensor")
+    columns: Annotated[int, Field(ge=0)] = Field(0, description="columns per tensor")
+    residual: Annotated[int, Field(ge=0)] = Field(0, description="residual dimensions, the same in all tensors")
+    random: bool = Field(False, description="as many others at random instead: the control")
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _some(self) -> DimensionsSpec:
+        if bool(self.residual) == bool(self.rows or self.columns):
+            raise ValueError("give either residual, or rows and columns")
+        return self
+
+
 class RegionSpec(Model):
-    """A region: from a file, or selected by a score over the tensors of its scope."""
+    """A region, by exactly one of: select, file, combine, entries, dimensions."""
 
     file: str | None = Field(None, description="a region file to take as it is")
+    combine: str | None = Field(None, description="other regions, with & | - ~ and parentheses: `core - norms`")
+    entries: Annotated[list[EntriesSpec], Field(min_length=1)] | None = None
+    dimensions: DimensionsSpec | None = None
     score: ScoreSpec | None = None
     from_: str | None = Field(None, alias="from", description="another region whose score to use")
     select: SelectSpec | None = None
     include: list[str] = Field([], description="roles or tensor name patterns; empty: all of the decoder layers")
     exclude: list[str] = []
+    layers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="first and last layer, counted from 0; `[0, 3]` are the first four"
+    )
+
+    @field_validator("combine")
+    @classmethod
+    def _reads(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse(text)
+        return text
 
     @model_validator(mode="after")
     def _one_origin(self) -> RegionSpec:
-        if self.file is not None:
-            if self.model_fields_set - {"file"}:
-                raise ValueError("a region from a file takes no other keys")
-            return self
+        for origin in ("file", "combine", "entries", "dimensions"):
+            if getattr(self, origin) is not None:
+                if self.model_fields_set - {origin}:
+                    raise ValueError(f"a region given by {origin} takes no other keys")
+                return self
         if self.select is None:
-            raise ValueError("needs `select: {top: 0.01}` (or bottom, random), or `file:`")
+            raise ValueError(
+                "needs `select: {top: 0.01}` (or bottom, random), or one of file, combine, entries, dimensions"
+            )
         if self.score is not None and self.from_ is not None:
             raise ValueError("give either score or from, not both")
         if self.select.kind != "random" and self.score is None and self.from_ is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from surgeon.algebra import parse
 from surgeon.errors import did_you_mean
 from surgeon.lines import KeyPath
 from surgeon.operations import OPERATIONS
@@ -25,6 +26,11 @@ def dangling(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
                 yield ("regions", name, "from"), f"no region '{origin}'{did_you_mean(origin, regions)}"
             elif not _reaches_score(regions, name):
                 yield ("regions", name, "from"), f"region '{origin}' has no score to take"
+        for key, other in _mentions(region):
+            if other not in regions:
+                yield ("regions", name, *key), f"no region '{other}'{did_you_mean(other, regions)}"
+        if _reaches_itself(regions, name):
+            yield ("regions", name), f"region '{name}' is made from itself, in a circle"
         select = region.get("select")
         language = select.get("monolingual") if isinstance(select, dict) else None
         scored = _scored_languages(regions, name)
@@ -51,6 +57,33 @@ def dangling(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
         variant = expectation.get("variant") if isinstance(expectation, dict) else None
         if isinstance(variant, str) and variant not in variants:
             yield ("verify", "expect", i, "variant"), f"no variant '{variant}'{did_you_mean(variant, variants)}"
+
+
+def _mentions(region: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Names of the regions that a region is made from, and under which key they stand."""
+    combine, dimensions = region.get("combine"), region.get("dimensions")
+    if isinstance(combine, str):
+        try:
+            yield from ((("combine",), name) for name in parse(combine).names())
+        except ValueError:
+            return  # the schema says what is wrong with it
+    of = dimensions.get("of") if isinstance(dimensions, dict) else None
+    if isinstance(of, str):
+        yield ("dimensions", "of"), of
+
+
+def _reaches_itself(regions: Mapping[str, Any], start: str) -> bool:
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        region = regions.get(waiting.pop())
+        for _, name in _mentions(region) if isinstance(region, dict) else ():
+            if name == start:
+                return True
+            if name not in seen:
+                seen.add(name)
+                waiting.append(name)
+    return False
 
 
 def _dangling_operation(

@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.algebra import parse
+from surgeon.coordinates import fullest_lines, residual_dimensions
 from surgeon.hashing import content_hash, tensor_hashes
-from surgeon.plan import Plan, RegionPlan
+from surgeon.plan import Plan
+from surgeon.recipe import DimensionsSpec
 from surgeon.region import Indices, Mask, Region, encode_indices
+from surgeon.region_plan import RegionPlan
 from surgeon.scoring import ScoreSet
 from surgeon.select import Scores, select_extreme, select_random
 from surgeon.sources import cache_folder
@@ -23,13 +27,39 @@ REGION_VERSION = 1  # raise it when the same scores and settings would give anot
 
 
 def build_regions(plan: Plan, scores: Sequence[ScoreSet], jobs: int) -> dict[str, Region]:
-    """Return the plan's regions, from the cache where they are known."""
-    return {name: _build(plan, region, scores, jobs) for name, region in plan.regions.items()}
+    """Return the plan's regions: selected ones from the cache where they are known, derived ones after their parts."""
+    built: dict[str, Region] = {}
+
+    def build(name: str) -> Region:
+        if name not in built:
+            spec = plan.regions[name].spec
+            if spec.combine is not None:
+                expression = parse(spec.combine)
+                found = expression.evaluate({part: build(part) for part in expression.names()})
+            elif spec.dimensions is not None:
+                found = _dimensions(build(spec.dimensions.of), spec.dimensions, plan.checkpoint.config)
+            else:
+                found = _build(plan, plan.regions[name], scores, jobs)
+            if spec.select is None and spec.file is None:
+                made = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+                provenance = {"model": plan.checkpoint.source.name, "made_from": made}
+                found = Region(found.shapes, found.__getitem__, provenance)
+            built[name] = found
+        return built[name]
+
+    return {name: build(name) for name in plan.regions}
+
+
+def _dimensions(region: Region, spec: DimensionsSpec, config: Mapping[str, Any]) -> Region:
+    control = spec.seed if spec.random else None
+    if spec.residual:
+        return residual_dimensions(region, spec.residual, config, control)
+    return fullest_lines(region, spec.rows, spec.columns, control)
 
 
 def _build(plan: Plan, region: RegionPlan, scores: Sequence[ScoreSet], jobs: int) -> Region:
-    if region.file is not None:
-        return region.file
+    if region.known is not None:
+        return region.known
     score_set = next((item for item in scores if item.spec == region.score), None)
     path = _cache_path(plan, region, score_set, jobs)
     if not path.is_file():

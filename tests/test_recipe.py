@@ -63,6 +63,19 @@ MISTAKES = {
     "no": ("[ar, es]", "[ar, no]", "recipe.yaml:6: YAML reads the bare word `no` as false; write 'no' in quotes"),
     "region": ("{zero: core}", "{zero: coer}", "recipe.yaml:10: no region 'coer'; did you mean 'core'?"),
     "operation": ("{zero: core}", "{zeroo: core}", "recipe.yaml:10: unknown operation 'zeroo'; did you mean 'zero'?"),
+    "algebra": (
+        "from: core, select: {bottom: 0.01}, exclude: [norm]", "combine: core -",
+        "recipe.yaml:8: regions.rest.combine: 'core -' lacks a region's name at its end",
+    ),
+    "algebra's names": (
+        "from: core, select: {bottom: 0.01}, exclude: [norm]", "combine: core & coer",
+        "recipe.yaml:8: no region 'coer'; did you mean 'core'?",
+    ),
+    "circle of regions": (
+        "from: core, select: {bottom: 0.01}, exclude: [norm]", "dimensions: {of: rest, rows: 1}",
+        "recipe.yaml:8: region 'rest' is made from itself",
+    ),
+    "two origins": ("from: core, ", "combine: core, ", "recipe.yaml:8: regions.rest: a region given by combine takes"),
     "two operations": ("{zero: core}", "{zero: core, scale: core}", "recipe.yaml:10: unknown key 'scale'"),
     "no operation": ("{zero: core}", "zero", "recipe.yaml:10: unknown operation 'zero'; did you mean 'zero'?"),
     "argument": ("{zero: core}", "{scale: core}", "recipe.yaml:10: 'variants.cut.operations.0.by' is missing"),
@@ -88,7 +101,7 @@ MISTAKES = {
     "version": ("version: 1", "version: 2", "recipe.yaml:1: version: input should be 1 (got 2)"),
     "yaml": ("version: 1", "version: [1", "not YAML"),
     "stride": ("verify:\n", "verify:\n  stride: 300\n", "recipe.yaml:11: verify: stride 300 is longer than the window"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

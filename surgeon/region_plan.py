@@ -1,0 +1,187 @@
+"""What the regions of a recipe will be: their tensors, and at most how many entries; told from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from surgeon.algebra import parse
+from surgeon.checkpoint import Checkpoint
+from surgeon.coordinates import entry, lines
+from surgeon.edits import check_regions_fit
+from surgeon.errors import Problem, RegionError, did_you_mean
+from surgeon.lines import KeyPath
+from surgeon.naming import SELECTORS, Place, place, scope
+from surgeon.recipe import DimensionsSpec, EntriesSpec, RecipeFile, RegionSpec, ScoreSpec, SelectSpec
+from surgeon.region import Indices, Region
+from surgeon.select import entry_count
+from surgeon.storage import TensorInfo
+
+_ORIGINS = ("file", "combine", "entries", "dimensions")
+
+
+@dataclass(frozen=True)
+class RegionPlan:
+    """A region to be made: its tensors, and at most how many of their entries it will select."""
+
+    name: str
+    tensors: tuple[TensorInfo, ...]
+    places: Mapping[str, Place]
+    select: SelectSpec | None
+    score: ScoreSpec | None
+    entries: int
+    exact: bool
+    known: Region | None  # where it needs no score and no other region
+    spec: RegionSpec
+
+    @property
+    def origin(self) -> str:
+        """How the region is made: top, bottom, random, file, combine, entries or dimensions."""
+        if self.select is not None:
+            return self.select.kind
+        return next(name for name in _ORIGINS if getattr(self.spec, name) is not None)
+
+    @property
+    def numel(self) -> int:
+        """Entries of all tensors in scope."""
+        return sum(info.numel for info in self.tensors)
+
+    def groups(self) -> list[list[TensorInfo]]:
+        """Tensors that share one cut: each alone, by layer, or all together."""
+        kind = self.select.scope if self.select else "tensor"
+        if kind == "global":
+            return [list(self.tensors)]
+        if kind == "tensor":
+            return [[info] for info in self.tensors]
+        layers: dict[object, list[TensorInfo]] = {}
+        for info in self.tensors:
+            layer = self.places[info.name].layer
+            layers.setdefault(info.name if layer is None else layer, []).append(info)
+        return list(layers.values())
+
+
+def plan_regions(file: RecipeFile, checkpoint: Checkpoint, problems: list[Problem]) -> dict[str, RegionPlan]:
+    """Plan all regions, each after those it is made from; what does not fit the model is added to `problems`."""
+    plans: dict[str, RegionPlan] = {}
+
+    def plan(name: str) -> RegionPlan:
+        if name not in plans:
+            spec = file.recipe.regions[name]
+            if spec.file is not None:
+                plans[name] = _plan_file(file, checkpoint, name, spec, problems)
+            elif spec.entries is not None:
+                plans[name] = _plan_entries(file, checkpoint, name, spec, problems)
+            elif spec.combine is not None:
+                plans[name] = _plan_combined(checkpoint, name, spec, {n: plan(n) for n in parse(spec.combine).names()})
+            elif spec.dimensions is not None:
+                plans[name] = _plan_dimensions(name, spec, plan(spec.dimensions.of), spec.dimensions)
+            else:
+                plans[name] = _plan_selected(file, checkpoint, name, spec, problems)
+        return plans[name]
+
+    return {name: plan(name) for name in file.recipe.regions}
+
+
+def _plan_selected(
+    file: RecipeFile, checkpoint: Checkpoint, name: str, spec: RegionSpec, problems: list[Problem]
+) -> RegionPlan:
+    assert spec.select is not None
+    chosen = scope(checkpoint, spec.include, spec.exclude, spec.layers)
+    for key, selectors in (("include", spec.include), ("exclude", spec.exclude)):
+        for i, selector in enumerate(selectors):
+            if selector in chosen.unmatched:
+                problems.append(_unmatched(file, checkpoint, ("regions", name, key, i), selector))
+    plan = RegionPlan(name, chosen.tensors, chosen.places, spec.select, file.recipe.score_of(name), 0, True, None, spec)
+    entries = sum(entry_count([info.shape for info in group], spec.select.fraction) for group in plan.groups())
+    if entries == 0 and not any(problem.where == file.problem(("regions", name), "").where for problem in problems):
+        what = (
+            f"region '{name}' selects nothing: no tensor of the model is in its scope"
+            if not chosen.tensors
+            else f"region '{name}' selects nothing: {spec.select.fraction:g} of each tensor is less than one entry"
+        )
+        problems.append(file.problem(("regions", name), what))
+    exact = spec.select.monolingual is None
+    return RegionPlan(name, plan.tensors, plan.places, plan.select, plan.score, entries, exact, None, spec)
+
+
+def _unmatched(file: RecipeFile, checkpoint: Checkpoint, key: KeyPath, selector: str) -> Problem:
+    what = f"'{selector}' names no role and no tensor of {checkpoint.source.name}"
+    if selector in SELECTORS:
+        what = f"the model {checkpoint.source.name} has no tensor of role '{selector}'"
+    return file.problem(key, what + did_you_mean(selector, [*SELECTORS, *checkpoint.tensors]))
+
+
+def _plan_file(
+    file: RecipeFile, checkpoint: Checkpoint, name: str, spec: RegionSpec, problems: list[Problem]
+) -> RegionPlan:
+    key: KeyPath = ("regions", name, "file")
+    region = Region({}, no_masks)
+    try:
+        region = Region.load(Path(str(spec.file)).expanduser())
+        check_regions_fit(checkpoint, {name: region})
+        if region.entries == 0:
+            problems.append(file.problem(key, f"{spec.file}: the region is empty"))
+    except RegionError as error:
+        problems.append(file.problem(key, str(error)))
+        region = Region({}, no_masks)
+    return _known(checkpoint, name, spec, region)
+
+
+def _plan_entries(
+    file: RecipeFile, checkpoint: Checkpoint, name: str, spec: RegionSpec, problems: list[Problem]
+) -> RegionPlan:
+    chosen: dict[str, Indices] = {}
+    for i, item in enumerate(spec.entries or ()):
+        key: KeyPath = ("regions", name, "entries", i)
+        tensors = scope(checkpoint, [item.tensor]).tensors
+        if not tensors:
+            problems.append(_unmatched(file, checkpoint, (*key, "tensor"), item.tensor))
+        for info in tensors:
+            try:
+                found = _entries(info, item)
+            except ValueError as error:
+                problems.append(file.problem(key, f"tensor '{info.name}': {error}"))
+                break
+            chosen[info.name] = np.union1d(chosen.get(info.name, np.empty(0, np.int64)), found)
+    return _known(checkpoint, name, spec, Region.from_indices(chosen, _shapes([checkpoint.info(n) for n in chosen])))
+
+
+def _entries(info: TensorInfo, item: EntriesSpec) -> Indices:
+    if item.index is not None:
+        return entry(info.shape, item.index)
+    return lines(info.shape, item.rows, item.columns)
+
+
+def _known(checkpoint: Checkpoint, name: str, spec: RegionSpec, region: Region) -> RegionPlan:
+    tensors = tuple(checkpoint.tensors[tensor] for tensor in region)
+    places = {info.name: place(info, checkpoint.config) for info in tensors}
+    return RegionPlan(name, tensors, places, None, None, region.entries, True, region, spec)
+
+
+def _plan_combined(checkpoint: Checkpoint, name: str, spec: RegionSpec, parts: Mapping[str, RegionPlan]) -> RegionPlan:
+    assert spec.combine is not None
+    shapes = {label: Region(_shapes(part.tensors), no_masks) for label, part in parts.items()}
+    tensors = tuple(checkpoint.tensors[tensor] for tensor in parse(spec.combine).evaluate(shapes))
+    places = {info.name: place(info, checkpoint.config) for info in tensors}
+    numel = sum(info.numel for info in tensors)
+    most = numel if "~" in spec.combine else min(numel, sum(part.entries for part in parts.values()))
+    return RegionPlan(name, tensors, places, None, None, most, False, None, spec)
+
+
+def _plan_dimensions(name: str, spec: RegionSpec, of: RegionPlan, dimensions: DimensionsSpec) -> RegionPlan:
+    count = dimensions.rows + dimensions.columns + dimensions.residual
+    most = sum(min(info.numel, count * max(info.shape, default=1)) for info in of.tensors)
+    return RegionPlan(name, of.tensors, of.places, None, None, most, False, None, spec)
+
+
+def _shapes(tensors: Sequence[TensorInfo]) -> dict[str, tuple[int, ...]]:
+    return {info.name: info.shape for info in tensors}
+
+
+def no_masks(name: str) -> NoReturn:
+    """Stand in for a region's masks where only its shapes are known."""
+    raise AssertionError("a plan reads no masks")
