@@ -47,8 +47,10 @@ def local_flat(tensor: Tensor, what: str) -> Tensor:
     Raises:
         FreezeError: it is not contiguous, so that no flat index names its entries.
     """
-    with torch.no_grad():
-        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    local = tensor
+    if hasattr(tensor, "to_local"):
+        with torch.no_grad():
+            local = tensor.to_local()
     if not local.is_contiguous():
         raise FreezeError(f"{what}: not contiguous in memory; call .contiguous() on it before freezing")
     return local.detach().view(-1)
@@ -182,7 +184,7 @@ class Held:
                 f"tensor '{self.name}': its gradient is sparse; make the embedding with sparse=False to freeze entries"
             )
         flat = local_flat(gradient, f"the gradient of tensor '{self.name}'")
-        flat.scatter_(0, self.indices.to(flat.device).long(), 0.0)
+        bits(flat).index_fill_(0, self.indices.to(flat.device).long(), 0)
         self.gradient_is_clean = True
 
     def moments(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -197,7 +199,7 @@ class Held:
         for moment in self.moments(optimizer):
             indices = self.master_indices().to(moment.device)
             dirty = dirty or bool(moment[indices].any())
-            moment.scatter_(0, indices, 0.0)
+            bits(moment).index_fill_(0, indices, 0)
         return dirty
 
     def _follow(self, target: Tensor) -> None:
