@@ -36,16 +36,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--feed-forward", type=int, default=400)
     add("--length", type=int, default=256, help="tokens per sequence")
     add("--batch", type=int, default=16, help="sequences per step")
-    add("--steps", type=int, default=850)
+    add("--steps", type=int, default=1100)
     add("--optimizer", choices=("adam", "muon"), default="muon", help="for the matrices of the decoder layers")
     add("--learning-rate", type=float, default=3e-3, help="embeddings and norms, and matrices under adam")
     add("--muon-rate", type=float, default=3e-3, help="matrices under muon")
     add("--norm-rate", type=float, default=4.0, help="learning rate of the norms, relative to --learning-rate")
     add("--weight-decay", type=float, default=0.05, help="of the matrices and embeddings")
     add("--sparsity", type=float, default=2e-4, help="soft threshold of the matrices, times the rate factor")
-    add("--sparsity-end", type=float, default=5e-4, help="the same at the last step; rises during the decay")
     add("--warm-up", type=int, default=50, help="steps in which the learning rate rises")
-    add("--decay", type=int, default=450, help="last steps, in which the learning rate falls to zero")
+    add("--decay", type=int, default=550, help="last steps, in which the learning rate falls to zero")
     add("--balance", type=float, default=0.3, help="exponent of corpus size in a language's share")
     add("--declaration-start", type=float, default=0.04, help="share of declaration windows")
     add("--declaration-end", type=float, default=0.12, help="the same at the last step; rises during the decay")
@@ -113,15 +112,11 @@ class Phase(NamedTuple):
 
 
 def schedule(step: int, arguments: argparse.Namespace) -> Phase:
-    """Let the rates rise, stay and fall to zero; while they fall, declaration and sparsity gain weight."""
+    """Let the rates rise, stay and fall to zero; while they fall, the declaration gains weight."""
     remaining = min(1.0, (arguments.steps - step) / arguments.decay)
     factor = min(remaining, (step + 1) / arguments.warm_up)
-
-    def between(first: float, last: float) -> float:
-        return last + remaining * (first - last)
-
-    share = between(arguments.declaration_start, arguments.declaration_end)
-    return Phase(factor, share, factor * between(arguments.sparsity, arguments.sparsity_end))
+    share = arguments.declaration_end + remaining * (arguments.declaration_start - arguments.declaration_end)
+    return Phase(factor, share, factor * arguments.sparsity)
 
 
 @torch.no_grad()
