@@ -85,8 +85,9 @@ def plan_recipe(recipe: str | Path, *, output: str | Path | None = None, overrid
 class _Run:
     """One run of a plan: the model is loaded when first needed, and once per precision."""
 
-    def __init__(self, plan: Plan, device: str, jobs: int, progress: Progress) -> None:
-        self.plan, self.device, self.jobs, self.progress = plan, device, jobs, progress
+    def __init__(self, plan: Plan, device: str, jobs: int | None, progress: Progress | None) -> None:
+        self.plan, self.device = plan, device
+        self.jobs, self.progress = jobs or os.cpu_count() or 1, progress or Progress()
         self.timings: dict[str, float] = {}
         self._models: dict[str, LoadedModel] = {}
 
@@ -133,12 +134,7 @@ def apply(
         SurgeonError: something in the recipe, the model, or the environment; nothing is left half written.
     """
     started = time.perf_counter()
-    run = _Run(
-        plan_recipe(recipe, output=output, overrides=overrides),
-        device,
-        jobs or os.cpu_count() or 1,
-        progress or Progress(),
-    )
+    run = _Run(plan_recipe(recipe, output=output, overrides=overrides), device, jobs, progress)
     the_plan, out = run.plan, run.plan.output
     texts = {language: the_plan.corpus.text(language) for language in the_plan.verify_languages}
     del texts  # read once before anything is written, so that a missing text is found now
@@ -171,12 +167,7 @@ def score(
     progress: Progress | None = None,
 ) -> dict[str, Path]:
     """Compute the scores and regions of a recipe only; returns the region files by name."""
-    run = _Run(
-        plan_recipe(recipe, output=output, overrides=overrides),
-        device,
-        jobs or os.cpu_count() or 1,
-        progress or Progress(),
-    )
+    run = _Run(plan_recipe(recipe, output=output, overrides=overrides), device, jobs, progress)
     with output_lock(run.plan.output):
         return _save_regions(run)
 

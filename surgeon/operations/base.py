@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,12 +43,12 @@ class Operation(BaseModel):
         """Another model that values are taken from."""
         return None
 
+    @abstractmethod
     def new_values(self, values: NDArray[Any], target: Target) -> NDArray[Any]:
         """Return what becomes of `values`, the target's entries as earlier operations left them.
 
         Shape (n,), dtype unchanged.
         """
-        raise NotImplementedError
 
 
 def rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -17,7 +17,7 @@ import yaml
 from surgeon.report.data import Expectation, Perplexity, RegionReport, Report
 from surgeon.report.figures import ORDERS, figures, log_ratio, roles_in_order
 from surgeon.report.svg import STYLE, Figure
-from surgeon.report.words import from_log, language, language_name, number, percent, size
+from surgeon.report.words import bounds, from_log, language, language_name, number, percent, size
 from surgeon.storage import replacing
 
 _HERE = Path(__file__).parent
@@ -171,17 +171,12 @@ def _relative(path: str) -> str:
 
 
 def _verdict(item: Expectation) -> str:
-    bounds = []
-    if item.ratio_at_least is not None:
-        bounds.append(f"at least {number(item.ratio_at_least)}")
-    if item.ratio_at_most is not None:
-        bounds.append(f"at most {number(item.ratio_at_most)}")
     where = f" in {language_name(item.language)}" if item.language else ""
     kind, word = ("held", "held") if item.passed else ("failed", "FAILED")
     ratio = "not a number" if math.isnan(item.ratio) else f"{_exactly(item.ratio)} times the base's"
     return (
         f'<li><b class="{kind}">{word}</b><span>{escape(item.variant)}{escape(where)}: perplexity {ratio}, '
-        f"expected {' and '.join(bounds)}</span></li>"
+        f"expected {bounds(item.ratio_at_least, item.ratio_at_most)}</span></li>"
     )
 
 

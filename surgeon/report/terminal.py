@@ -16,7 +16,7 @@ from rich.text import Text
 
 from surgeon.plan import Plan
 from surgeon.report.data import Expectation, Perplexity, RegionReport, Report
-from surgeon.report.words import from_log, language_name, number, percent, size
+from surgeon.report.words import bounds, from_log, language_name, number, percent, size
 
 
 def _style(ratio: float) -> str:
@@ -129,15 +129,13 @@ def _cell(measured: Perplexity, base: Perplexity, brief: bool) -> Text:
 
 def expectation_line(item: Expectation) -> Text:
     """Say of one expectation whether it held."""
-    bounds = []
-    if item.ratio_at_least is not None:
-        bounds.append(f"at least {number(item.ratio_at_least)}")
-    if item.ratio_at_most is not None:
-        bounds.append(f"at most {number(item.ratio_at_most)}")
     where = f" in {language_name(item.language)}" if item.language else ""
     mark, style = ("held  ", "green") if item.passed else ("FAILED", "bold red")
     ratio = "nan" if math.isnan(item.ratio) else f"{item.ratio:.4g}"
-    return Text.assemble((mark, style), f"  {item.variant}{where}: ratio {ratio}, expected {' and '.join(bounds)}")
+    return Text.assemble(
+        (mark, style),
+        f"  {item.variant}{where}: ratio {ratio}, expected {bounds(item.ratio_at_least, item.ratio_at_most)}",
+    )
 
 
 def report_view(report: Report, output: str) -> Group:

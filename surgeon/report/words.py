@@ -85,3 +85,9 @@ def from_log(value: float) -> float:
         return math.exp(value)
     except OverflowError:
         return math.inf
+
+
+def bounds(at_least: float | None, at_most: float | None) -> str:
+    """Say what a ratio was expected to be, such as "at least 2.00 and at most 8.00"."""
+    given = [("at least", at_least), ("at most", at_most)]
+    return " and ".join(f"{word} {number(value)}" for word, value in given if value is not None)

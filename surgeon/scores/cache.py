@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint import Checkpoint
+from surgeon.errors import InputError
 from surgeon.hashing import content_hash, file_hash
 from surgeon.model import LoadedModel
 from surgeon.scores.grad_param import Reduction, accumulate
@@ -98,7 +99,6 @@ def compute_score(
     Raises:
         InputError: the text gives no sequence, a tensor is no parameter of the model, or the loss is not finite.
     """
-    from surgeon.errors import InputError
     from surgeon.tensors import as_tensor
 
     sequences = scoring_sequences(
