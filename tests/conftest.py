@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models run slower on two threads than on one
 
 import hypothesis
 import pytest
+from hub_server import TOKEN, LoopbackHub
 
 # The same examples every time, and no deadline on a busy machine.
 hypothesis.settings.register_profile("surgeon", deadline=None, derandomize=True, max_examples=50)
@@ -160,3 +163,51 @@ output: {tmp_path / "out"}
         return path
 
     return write
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    """A Hub on loopback, empty."""
+    with LoopbackHub() as server:
+        yield server
+
+
+# The client waits between its retries; these tests do not.
+_SURGEON = "import time; time.sleep = lambda seconds: None; from surgeon.cli import main; main()"
+
+
+@pytest.fixture
+def surgeon_on_hub(hub: LoopbackHub, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`surgeon_on_hub("inspect", "hf://org/name", token=None)` runs the command line with `hub` as its Hub.
+
+    A process of its own, as the client library reads its settings when it is imported.
+    """
+
+    def run(*arguments: str | Path, token: str | None = TOKEN, **changes: str) -> subprocess.CompletedProcess[str]:
+        environment = hub.environment(tmp_path / "hf_home", token) | changes
+        command = [sys.executable, "-c", _SURGEON, *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    return run
+
+
+@pytest.fixture
+def hub_here(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """`hub`, as the Hub of this very process; no waiting between retries."""
+    import time
+
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    close_session()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "harnesses.json"), raising=False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    return hub
