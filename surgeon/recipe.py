@@ -34,12 +34,16 @@ class Model(BaseModel):
 class ScoreSpec(Model):
     """How importance is measured (docs/method.md)."""
 
-    kind: Literal["grad_param"]
-    languages: Annotated[list[str], Field(min_length=1)]
+    kind: Literal["grad_param"] = Field(description="the score: the weight times its gradient")
+    languages: Annotated[list[str], Field(min_length=1)] = Field(
+        description="codes of the corpus's languages to score on"
+    )
     samples: Count = Field(64, description="sequences per language, at most; fewer if the text runs out")
-    sequence_length: Annotated[int, Field(ge=2)] = 256
-    batch_size: Count = 4
-    reduction: Literal["signed", "absolute"] = "signed"
+    sequence_length: Annotated[int, Field(ge=2)] = Field(256, description="in tokens")
+    batch_size: Count = Field(4, description="sequences per step; part of the definition where `reduction` is absolute")
+    reduction: Literal["signed", "absolute"] = Field(
+        "signed", description="signed: absolute value of the sum over batches; absolute: sum of the absolute values"
+    )
     dtype: Literal["auto", "float32", "native"] = Field(
         "auto", description="arithmetic: float32, or the weights' own dtype; auto is float32 on a CPU, else native"
     )
@@ -48,11 +52,13 @@ class ScoreSpec(Model):
 class SelectSpec(Model):
     """Which entries of the scored tensors form the region: exactly one of top, bottom, random."""
 
-    top: Fraction | None = None
-    bottom: Fraction | None = None
-    random: Fraction | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    scope: Literal["tensor", "layer", "global"] = "tensor"
+    top: Fraction | None = Field(None, description="share of the entries, those of highest score")
+    bottom: Fraction | None = Field(None, description="share of the entries, those of lowest score")
+    random: Fraction | None = Field(None, description="share of the entries, drawn at random; needs no score")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of `random`")
+    scope: Literal["tensor", "layer", "global"] = Field(
+        "tensor", description="the share is taken of every tensor, of every layer, or of all tensors together"
+    )
     monolingual: str | None = Field(None, description="a scored language: its top entries minus every other language's")
 
     @property
@@ -98,7 +104,7 @@ class DimensionsSpec(Model):
     columns: Annotated[int, Field(ge=0)] = Field(0, description="columns per tensor")
     residual: Annotated[int, Field(ge=0)] = Field(0, description="residual dimensions, the same in all tensors")
     random: bool = Field(False, description="as many others at random instead: the control")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of `random`")
 
     @model_validator(mode="after")
     def _some(self) -> DimensionsSpec:
@@ -112,13 +118,15 @@ class RegionSpec(Model):
 
     file: str | None = Field(None, description="a region file to take as it is")
     combine: str | None = Field(None, description="other regions, with & | - ~ and parentheses: `core - norms`")
-    entries: Annotated[list[EntriesSpec], Field(min_length=1)] | None = None
-    dimensions: DimensionsSpec | None = None
-    score: ScoreSpec | None = None
+    entries: Annotated[list[EntriesSpec], Field(min_length=1)] | None = Field(
+        None, description="entries by their place"
+    )
+    dimensions: DimensionsSpec | None = Field(None, description="the fullest rows, columns or dimensions of a region")
+    score: ScoreSpec | None = Field(None, description="what to select by; `select: {random: …}` needs none")
     from_: str | None = Field(None, alias="from", description="another region whose score to use")
-    select: SelectSpec | None = None
+    select: SelectSpec | None = Field(None, description="how many entries, and which")
     include: list[str] = Field([], description="roles or tensor name patterns; empty: all of the decoder layers")
-    exclude: list[str] = []
+    exclude: list[str] = Field([], description="the same, to leave out again")
     layers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = Field(
         None, description="first and last layer, counted from 0; `[0, 3]` are the first four"
     )
@@ -151,7 +159,7 @@ class RegionSpec(Model):
 class VariantSpec(Model):
     """Operations in the order in which they are done, a region to freeze, and whether the result is written."""
 
-    operations: list[AnyOperation] = []
+    operations: list[AnyOperation] = Field([], description="what to do to which region, in this order")
     freeze: str | None = Field(None, description="a region whose entries trainers shall keep; writes `freeze/` beside")
     write: bool = True
 
@@ -167,10 +175,10 @@ class VariantSpec(Model):
 class ExpectSpec(Model):
     """A bound on the ratio of a variant's perplexity to the base's, over all languages or one."""
 
-    variant: str
-    ratio_at_least: Annotated[float, Field(gt=0)] | None = None
-    ratio_at_most: Annotated[float, Field(gt=0)] | None = None
-    language: str | None = None
+    variant: str = Field(description="name of the variant")
+    ratio_at_least: Annotated[float, Field(gt=0)] | None = Field(None, description="the ratio may not be lower")
+    ratio_at_most: Annotated[float, Field(gt=0)] | None = Field(None, description="the ratio may not be higher")
+    language: str | None = Field(None, description="of this language; of the geometric means when left out")
 
     @model_validator(mode="after")
     def _some_bound(self) -> ExpectSpec:
@@ -182,11 +190,13 @@ class ExpectSpec(Model):
 class VerifySpec(Model):
     """How perplexity is measured (docs/method.md)."""
 
-    languages: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
+    languages: Literal["all"] | Annotated[list[str], Field(min_length=1)] = Field(
+        "all", description="codes of the corpus's languages to measure"
+    )
     tokens: Annotated[int, Field(ge=2)] = Field(512, description="per language, at most")
-    window: Annotated[int, Field(ge=2)] = 256
+    window: Annotated[int, Field(ge=2)] = Field(256, description="tokens that the model sees at a time")
     stride: Count | None = Field(None, description="new tokens per window; the window itself when left out")
-    batch_size: Count = 4
+    batch_size: Count = Field(4, description="windows at a time; does not change the figures")
     expect: list[ExpectSpec] = []
 
     @model_validator(mode="after")
@@ -201,25 +211,31 @@ class VerifySpec(Model):
 class DatasetText(Model):
     """One language's text from a dataset, local or on the Hub, read as a stream."""
 
-    dataset: str
-    config: str | None = None
-    split: str = "train"
-    field: str = "text"
-    revision: str | None = None
-    documents: Count = 2000
+    dataset: str = Field(description="a folder, or an id on the Hub")
+    config: str | None = Field(None, description="the dataset's configuration, often a language")
+    split: str = Field("train", description="which part of it")
+    field: str = Field("text", description="the column that holds the text")
+    revision: str | None = Field(None, description="a branch, tag or commit; the newest when left out")
+    documents: Count = Field(2000, description="how many to read, from the first")
 
 
 class Recipe(Model):
     """A whole recipe; paths in it are relative to the folder the command is run in."""
 
-    version: Literal[1]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    model: str
-    corpus: str | dict[str, str | DatasetText] = "builtin:udhr30"
-    regions: dict[str, RegionSpec] = {}
-    variants: dict[str, VariantSpec] = {}
-    verify: VerifySpec | None = None
-    output: str
+    version: Literal[1] = Field(description="of this format")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="letters, digits, `.`, `_`, `-`"
+    )
+    model: str = Field(description="`builtin:NAME`, a folder, or a Hub id: `org/name`, `hf://org/name@revision`")
+    corpus: str | dict[str, str | DatasetText] = Field(
+        "builtin:udhr30", description="`builtin:NAME`, or per language code a text file or a dataset"
+    )
+    regions: dict[str, RegionSpec] = Field({}, description="sets of entries, by name")
+    variants: dict[str, VariantSpec] = Field({}, description="edited models, by name")
+    verify: VerifySpec | None = Field(
+        None, description="how to measure the base and the variants; left out: not at all"
+    )
+    output: str = Field(description="folder to write to")
 
     def score_of(self, region: str) -> ScoreSpec | None:
         """Return the score a region selects by, following `from`."""

@@ -6,19 +6,23 @@ import json
 import math
 import re
 import shutil
+import struct
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import font_lato
 import numpy as np
 import pytest
 from reports import LANGUAGES, make_report
+from resvg_py import svg_to_bytes
 
 from surgeon.report.data import Report
 from surgeon.report.figures import figures, language_groups
 from surgeon.report.html import page, write_page
+from surgeon.report.pictures import ZOOM, write_figures
 from surgeon.report.svg import STYLE
 
 
@@ -134,7 +138,35 @@ def test_figures_are_xml_of_their_own_and_stay_inside_their_frame(report: Report
                 if key in element.attrib:
                     value = float(element.attrib[key])
                     assert math.isfinite(value)
-                    assert -10 <= value <= max(560, figure.height) + 1
+                    assert -10 <= value <= max(float(root.attrib["width"]), float(root.attrib["height"]))
+
+
+STRANGE = '</desc><rect width="9" height="9" fill="var(--unknown)"/>'
+
+
+def test_figures_as_files_need_nothing_of_the_machine(
+    report: Report, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The renderer understands all of each drawing, and a machine without fonts draws the same picture."""
+    files = write_figures(report, tmp_path / "figures")
+    assert {path.stem for path in files} == {figure.name for figure in figures(report)}
+    fonts = [str(path) for path in Path(font_lato.__file__).parent.rglob("Lato-*.ttf")]
+    for path in files:
+        if path.suffix == ".svg":
+            drawing = path.read_text(encoding="utf-8")
+            alone = svg_to_bytes(
+                svg_string=drawing, zoom=ZOOM, font_files=fonts, sans_serif_family="Lato",
+                skip_system_fonts=True, log_information=True,
+            )  # fmt: skip
+            picture = path.with_suffix(".png").read_bytes()
+            assert picture == alone
+            frame = ElementTree.fromstring(drawing)
+            width, height = struct.unpack(">II", picture[16:24])
+            assert width == pytest.approx(ZOOM * float(frame.attrib["width"]), abs=1)
+            assert height == pytest.approx(ZOOM * float(frame.attrib["height"]), abs=1)
+    assert capfd.readouterr().out == ""
+    svg_to_bytes(svg_string=figures(report)[0].inline().replace("</desc>", STRANGE), log_information=True)
+    assert "var(--unknown)" in capfd.readouterr().out  # what the renderer does not understand, it says
 
 
 def test_dot_positions_follow_the_logarithm(report: Report) -> None:

@@ -19,7 +19,7 @@ class Noise(Operation):
 
     noise: str = Field(description="name of the region")
     relative: float = Field(description="standard deviation of the change, relative to the entry", gt=0)
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of the draw")
 
     def new_values(self, values: NDArray[Any], target: Target) -> NDArray[Any]:
         """Return the perturbed values; the draw depends on the seed, the tensor's name and the region's entries."""

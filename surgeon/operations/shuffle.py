@@ -17,7 +17,7 @@ class Shuffle(Operation):
     kind: ClassVar[str] = "shuffle"
 
     shuffle: str = Field(description="name of the region")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of the draw")
 
     def new_values(self, values: NDArray[Any], target: Target) -> NDArray[Any]:
         """Return the same values, bit for bit, in another order, which depends on the seed and the tensor's name."""

@@ -1,4 +1,4 @@
-"""`report.html`: the report as one page that needs nothing else, and its figures as files.
+"""`report.html`: the report as one page that needs nothing else.
 
 The page is rendered from the report's data alone. It loads nothing, works without its script (which only
 makes tables sortable), and follows the reader's light or dark setting.
@@ -16,6 +16,7 @@ import yaml
 
 from surgeon.report.data import Expectation, Perplexity, RegionReport, Report
 from surgeon.report.figures import ORDERS, figures, log_ratio, roles_in_order
+from surgeon.report.pictures import write_figures
 from surgeon.report.svg import STYLE, Figure
 from surgeon.report.words import bounds, from_log, language, language_name, number, percent, size
 from surgeon.storage import replacing
@@ -25,11 +26,9 @@ _ORDER_NAMES = {"script": "by script", "family": "by family", "effect": "by effe
 
 
 def write_page(report: Report, output: Path) -> None:
-    """Write `report.html` and `figures/*.svg` into an output folder."""
+    """Write `report.html`, and its figures as files into `figures/`, into an output folder."""
     drawn = figures(report)
-    for figure in drawn:
-        with replacing(output / "figures" / f"{figure.name}.svg") as staged:
-            staged.write_text(figure.standalone(), encoding="utf-8")
+    write_figures(report, output / "figures", drawn)
     with replacing(output / "report.html") as staged:
         staged.write_text(page(report, drawn), encoding="utf-8")
 

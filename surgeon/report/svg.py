@@ -1,12 +1,13 @@
 """Drawing: a few shapes as SVG text, and the two charts that everything else is made of.
 
-Colours are CSS classes, so that one drawing serves light and dark; `figures.css` defines them, and travels
-inside a figure that is saved as a file.
+Colours are CSS classes, so that one drawing serves light and dark on a page; `figures.css` defines them. A figure
+that is saved as a file carries its colours along, on a white ground: it is to look the same wherever it is shown.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,6 +15,7 @@ from pathlib import Path
 
 STYLE = Path(__file__).with_name("figures.css")
 WIDTH = 560.0
+MARGIN, HEADING = 16.0, 44.0  # around a figure that is a file of its own, and above it
 CHARACTER = 9.0  # width of a letter at the size that a page gives them on a phone, on the safe side
 
 
@@ -37,11 +39,24 @@ class Figure:
         )
 
     def standalone(self) -> str:
-        """Return the drawing as a file of its own, on its own ground."""
-        style = f"<style>{STYLE.read_text(encoding='utf-8')}</style>"
-        ground = f'<rect class="ground" width="{WIDTH:g}" height="{self.height:g}"/>'
-        sized = f'<svg width="{WIDTH:g}" height="{self.height:g}" '
-        return self.inline().replace("<svg ", sized, 1).replace("</desc>", f"</desc>{style}{ground}", 1) + "\n"
+        """Return the drawing as a file of its own: titled, on a white ground, in plain CSS that any renderer reads."""
+        width, height = WIDTH + 2 * MARGIN, self.height + HEADING + MARGIN
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="figure" width="{width:g}" height="{height:g}" '
+            f'viewBox="0 0 {width:g} {height:g}" role="img" aria-labelledby="title description">'
+            f'<title id="title">{escape(self.title)}</title>'
+            f'<desc id="description">{escape(self.description)}</desc><style>{_plain_style()}</style>'
+            f'<rect class="ground" width="{width:g}" height="{height:g}"/>{text(MARGIN, 26, self.title, kind="title")}'
+            f'<g transform="translate({MARGIN:g} {HEADING:g})">{self.body}</g></svg>\n'
+        )
+
+
+def _plain_style() -> str:
+    """Return the style in its light colours, without variables, which renderers other than browsers do not know."""
+    style = STYLE.read_text(encoding="utf-8")
+    colours = dict(re.findall(r"(--\w+): (#[0-9a-f]{6})", style.partition("@media")[0]))
+    rules = style[style.index("svg.figure text") :]
+    return re.sub(r"var\((--\w+)\)", lambda found: colours[found[1]], rules)
 
 
 def gutter(labels: Iterable[str]) -> float:
