@@ -19,7 +19,7 @@ from surgeon.errors import InputError, did_you_mean
 from surgeon.execute import Staged, Written, output_lock, publish, stage_variant
 from surgeon.freeze.bundle import write_bundle
 from surgeon.hashing import content_hash, file_hash
-from surgeon.model import LoadedModel, Precision, load_model, resolve_precision
+from surgeon.model import LoadedModel, Precision, load_model, model_places, resolve_precision
 from surgeon.operations import open_donor
 from surgeon.plan import Plan, make_plan
 from surgeon.progress import Progress
@@ -236,7 +236,8 @@ def _write_freeze(run: _Run, region: str | None, stage: Path) -> None:
         "revision": source.revision,
         "content_sha256": content_hash(run.plan.checkpoint, run.jobs),
     }
-    write_bundle(stage, run.regions[region], base=base, ties=run.plan.checkpoint.ties)
+    checkpoint = run.plan.checkpoint
+    write_bundle(stage, run.regions[region], base=base, ties=checkpoint.ties, places=model_places(checkpoint))
 
 
 def _verify(run: _Run) -> tuple[dict[str, dict[str, Measure]], dict[str, Any]]:

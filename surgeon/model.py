@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError
+from surgeon.freeze.bundle import ModelPlace
 from surgeon.slots import Slot, bind
 
 Precision = Literal["float32", "native"]
@@ -86,6 +87,28 @@ def load_model(checkpoint: Checkpoint, precision: Precision, device: str = "cpu"
         model.float()
     model.to(device)
     return LoadedModel(checkpoint, model, load_tokenizer(checkpoint), mapping, precision, device)
+
+
+def model_places(checkpoint: Checkpoint) -> dict[str, ModelPlace]:
+    """Say where each on-disk tensor stands in the model class; nothing is read or allocated for it.
+
+    Empty if transformers does not have the architecture; a tensor that the rules of `slots.py` do not know is
+    left out.
+    """
+    import torch
+
+    try:
+        model_class, config = _architecture(checkpoint)
+    except CheckpointError:
+        return {}
+    with torch.device("meta"):
+        model = model_class(config)
+        shapes = {name: torch.empty(info.shape) for name, info in checkpoint.tensors.items()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        stored: ModelPlace(names[id(slot.parameter)], tuple(slot.parameter.shape), slot.offset)
+        for stored, slot in bind(model, shapes).items()
+    }
 
 
 def _architecture(checkpoint: Checkpoint) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ are read, and edits are written, in the names and shapes of the disk.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,15 +43,22 @@ class Slot:
         """Return a view of the parameter's present values, outside of autograd."""
         return self.of(self.parameter.detach())
 
+    @property
+    def offset(self) -> int:
+        """Flat index, in the parameter, of the part's first entry; parts are contiguous in row-major order."""
+        starts = (at.start if isinstance(at, slice) else at for at in self.index)
+        return sum(start * math.prod(self.parameter.shape[axis + 1 :]) for axis, start in enumerate(starts))
+
 
 def bind(model: Any, views: Mapping[str, torch.Tensor]) -> dict[str, Slot]:
     """Map on-disk names to slots of the model's parameters.
 
     A parameter that shares a view's memory is that tensor; where loading converted a dtype, its name decides;
     where loading fused experts, the rule above does, and is believed only if the values agree. A tensor that
-    is none of these (a stored buffer, an unknown conversion) is left out.
+    is none of these (a stored buffer, an unknown conversion) is left out. On the meta device, where there are
+    neither addresses nor values, names and shapes decide alone.
     """
-    addresses = {tensor.data_ptr(): name for name, tensor in views.items() if tensor.numel()}
+    addresses = {view.data_ptr(): name for name, view in views.items() if view.numel() and not view.is_meta}
     slots: dict[str, Slot] = {}
     fused: dict[tuple[str, str], torch.nn.Parameter] = {}
     for name, parameter in model.named_parameters():
@@ -89,6 +97,7 @@ def _expert_slot(name: str, view: torch.Tensor, fused: Mapping[tuple[str, str], 
     rows = view.shape[0]
     slot = Slot(parameter, (expert,) if half is None else (expert, slice(half * rows, (half + 1) * rows)))
     values = slot.values()
-    if values.shape != view.shape or not bool((values[0] == view[0].to(values.dtype)).all()):
+    if values.shape != view.shape:
         return None
-    return slot
+    agrees = view.is_meta or bool((values[0] == view[0].to(values.dtype)).all())
+    return slot if agrees else None

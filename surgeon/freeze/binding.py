@@ -1,13 +1,16 @@
-"""Which parameter of a model is which tensor on disk.
+"""Which parameter of a model, or which part of one, is which tensor on disk.
 
-Trainers wrap models (`module.`, `_orig_mod.`), users hold them in modules of their own (`net.`), and model
-classes add or drop a leading `model.`. One rule covers them: segments that wrappers insert are ignored, and
-otherwise all names differ by one prefix, the same for every tensor.
+A bundle says where its tensors stand in the model class (experts, separate on disk, are parts of a fused
+parameter); a model that names them as the disk does is taken as well. Trainers wrap models (`module.`,
+`_orig_mod.`), users hold them in modules of their own (`net.`), and model classes add or drop a leading
+`model.`. One rule covers that: segments that wrappers insert are ignored, and otherwise all names differ by
+one prefix, the same for every tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from torch.nn import Parameter
 
@@ -20,8 +23,17 @@ _INSERTED = {"_orig_mod", "_checkpoint_wrapped_module", "base_layer", "original_
 _Prefix = tuple[str, str]  # what to drop, what to add
 
 
-def bind(bundle: Bundle, parameters: Mapping[str, Parameter]) -> tuple[dict[str, list[Parameter]], dict[str, str]]:
-    """Find the parameters of each tensor of the bundle; returns them, and the reasons for tensors without any.
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A tensor of the bundle in a model: the entries of `parameter` from flat index `offset` on."""
+
+    parameter: Parameter
+    shape: tuple[int, ...]
+    offset: int = 0
+
+
+def bind(bundle: Bundle, parameters: Mapping[str, Parameter]) -> tuple[dict[str, list[Bound]], dict[str, str]]:
+    """Find each tensor of the bundle in the model; returns the places, and the reasons for tensors without any.
 
     A tensor with tied names is bound to every distinct parameter that bears one of them, so that it stays
     frozen also in a model that unties them.
@@ -29,25 +41,38 @@ def bind(bundle: Bundle, parameters: Mapping[str, Parameter]) -> tuple[dict[str,
     Raises:
         FreezeError: the names fit several parts of the model equally well.
     """
-    hints = {name: tensor.model_name for name, tensor in bundle.tensors.items() if tensor.model_name}
-    wanted = {alias for name in bundle.names() for alias in aliases(bundle.ties, name)}
-    names = match_names(sorted(wanted), parameters, hints)
-    chosen: dict[str, list[Parameter]] = {}
+    places = _places(bundle, parameters)
+    chosen: dict[str, list[Bound]] = {}
     misfits: dict[str, str] = {}
     for name in bundle.names():
-        shape = bundle.region.shapes[name]
-        found = [parameters[names[alias]] for alias in aliases(bundle.ties, name) if alias in names]
-        distinct = list({id(parameter): parameter for parameter in found}.values())
-        odd = [parameter for parameter in distinct if shape_of(parameter) != shape]
+        found = [places[alias] for alias in aliases(bundle.ties, name) if alias in places]
+        distinct = list({id(place.parameter): place for place in found}.values())
+        odd = next((place for place in distinct if shape_of(place.parameter) != place.shape), None)
         if not distinct:
             misfits[name] = "the model has no parameter of that name"
-        elif odd:
-            misfits[name] = f"its shape is {list(shape_of(odd[0]))} in the model and {list(shape)} in the bundle"
-        elif not all(parameter.is_floating_point() for parameter in distinct):
-            misfits[name] = f"the model holds it quantized, as {distinct[0].dtype}"
+        elif odd is not None:
+            misfits[name] = f"its shape is {list(shape_of(odd.parameter))} in the model and {list(odd.shape)} in the bundle"
+        elif not all(place.parameter.is_floating_point() for place in distinct):
+            misfits[name] = f"the model holds it quantized, as {distinct[0].parameter.dtype}"
         else:
             chosen[name] = distinct
     return chosen, misfits
+
+
+def _places(bundle: Bundle, parameters: Mapping[str, Parameter]) -> dict[str, Bound]:
+    """Bind every name of the bundle, tied ones included: as the model class names it, else as it is on disk."""
+    shapes = {alias: bundle.region.shapes[name] for name in bundle.names() for alias in aliases(bundle.ties, name)}
+    known = {name: tensor for name, tensor in bundle.tensors.items() if tensor.model_name}
+    hints = {name: str(tensor.model_name) for name, tensor in known.items()}
+    in_class = match_names(sorted(shapes), parameters, hints)
+    renamed = sorted(name for name in shapes if name not in in_class and hints.get(name, name) != name)
+    on_disk = match_names(renamed, parameters, {})
+    places = {name: Bound(parameters[partner], shapes[name]) for name, partner in on_disk.items()}
+    for name, partner in in_class.items():
+        tensor = known.get(name)
+        part = (shapes[name], 0) if tensor is None else (tensor.model_shape or tensor.shape, tensor.model_offset)
+        places[name] = Bound(parameters[partner], *part)
+    return places
 
 
 def match_names(stored: Iterable[str], model: Iterable[str], hints: Mapping[str, str]) -> dict[str, str]:

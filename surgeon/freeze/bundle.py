@@ -33,7 +33,8 @@ class FrozenTensor:
     """What the manifest says of one tensor.
 
     `dtype` is the safetensors name; `sha256` hashes the whole tensor, `frozen_sha256` only the frozen entries,
-    in ascending flat index; `model_name` is the parameter's name in the model class where it is known.
+    in ascending flat index. `model_name` is the parameter's name in the model class, None if that is not known;
+    the tensor is the entries from `model_offset` on, in row-major order, of that parameter of shape `model_shape`.
     """
 
     name: str
@@ -43,6 +44,17 @@ class FrozenTensor:
     sha256: str
     frozen_sha256: str
     model_name: str | None = None
+    model_shape: tuple[int, ...] | None = None
+    model_offset: int = 0
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """Where a tensor stands in the model class: from flat index `offset` on in the parameter `name` of that shape."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,10 +90,7 @@ class Bundle:
         region = Region.load(folder / str(data["region"]["file"]))
         if sha256((folder / str(data["region"]["file"])).read_bytes()) != data["region"]["sha256"]:
             raise RegionError(f"{folder}: the region file is not the one of the manifest; fetch the bundle again")
-        tensors = {
-            name: FrozenTensor(name, **{**entry, "shape": tuple(entry["shape"])})
-            for name, entry in data["tensors"].items()
-        }
+        tensors = {name: _frozen_tensor(folder / MANIFEST, name, entry) for name, entry in data["tensors"].items()}
         for name in region:
             if name not in tensors or tensors[name].shape != region.shapes[name]:
                 raise FreezeError(f"{folder / MANIFEST}: does not describe tensor '{name}' of its region file")
@@ -141,18 +150,27 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return data
 
 
+def _frozen_tensor(path: Path, name: str, entry: dict[str, Any]) -> FrozenTensor:
+    try:
+        in_model = entry.get("model_shape")
+        shapes = {"shape": tuple(entry["shape"]), "model_shape": None if in_model is None else tuple(in_model)}
+        return FrozenTensor(name, **{**entry, **shapes})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FreezeError(f"{path}: tensor '{name}': not a freeze manifest ({error})") from None
+
+
 def write_bundle(
     folder: Path,
     region: Region,
     *,
     base: Mapping[str, Any],
     ties: Sequence[Sequence[str]] = (),
-    model_names: Mapping[str, str] | None = None,
+    places: Mapping[str, ModelPlace] | None = None,
 ) -> Path:
     """Write `folder/freeze/` for the checkpoint whose safetensors files lie in `folder`; returns that folder.
 
     The hashes are those of the checkpoint as it is on disk now. `base` names the model and revision it was
-    made from; `model_names` maps names on disk to names in the model class where the two differ.
+    made from; `places` says where each tensor stands in the model class, as far as that is known.
 
     Raises:
         FreezeError: the region selects nothing, or has a tensor that is not in the folder or of another shape.
@@ -170,7 +188,7 @@ def write_bundle(
             "entries": region[name].entries,
             "sha256": sha256(np.ascontiguousarray(array).tobytes()),
             "frozen_sha256": sha256(array.reshape(-1)[region.indices(name)].tobytes()),
-            "model_name": (model_names or {}).get(name),
+            **_in_model((places or {}).get(name)),
         }
     if not tensors:
         raise FreezeError(f"{folder}: the region selects no entry, so there is nothing to freeze")
@@ -189,6 +207,12 @@ def write_bundle(
     with replacing(target / MANIFEST) as staged:
         staged.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return target
+
+
+def _in_model(place: ModelPlace | None) -> dict[str, Any]:
+    if place is None:
+        return {"model_name": None, "model_shape": None, "model_offset": 0}
+    return {"model_name": place.name, "model_shape": list(place.shape), "model_offset": place.offset}
 
 
 def verify_saved(folder: str | Path, bundle: Bundle | str | Path) -> int:

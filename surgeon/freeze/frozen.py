@@ -10,8 +10,7 @@ that have no gradient.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from functools import reduce
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from surgeon.errors import FreezeError
-from surgeon.freeze.binding import bind
+from surgeon.freeze.binding import Bound, bind
 from surgeon.freeze.bundle import Bundle, sha256, shorten
 from surgeon.freeze.deepspeed import hold_master, is_deepspeed
 from surgeon.freeze.held import TORCH_DTYPES, Held, bits, whole_flat
@@ -73,7 +72,7 @@ def freeze(
         raise FreezeError(_refusal(bundle, skipped))
     if skipped:
         logger.warning("not frozen: %s", _refusal(bundle, skipped))
-    frozen = Frozen(bundle, _hold(bundle, chosen), skipped)
+    frozen = Frozen(bundle, _hold(bundle, chosen), list(chosen), skipped)
     if optimizer is not None:
         try:
             frozen.attach(*(optimizer if isinstance(optimizer, list | tuple) else [optimizer]))
@@ -86,11 +85,14 @@ def freeze(
 class Frozen:
     """The frozen entries of a model; made by `freeze`.
 
-    `skipped` maps tensors that could not be frozen (with `strict=False`) to the reason.
+    `tensors` names, as in the bundle, the tensors that have frozen entries; `skipped` maps tensors that could not be frozen (with `strict=False`) to the reason.
     """
 
-    def __init__(self, bundle: Bundle, held: list[Held], skipped: Mapping[str, str]) -> None:
+    def __init__(
+        self, bundle: Bundle, held: list[Held], tensors: Sequence[str], skipped: Mapping[str, str]
+    ) -> None:
         self.bundle = bundle
+        self.tensors = list(tensors)
         self.skipped = dict(skipped)
         self._held = held
         self._handles: list[Any] = []
@@ -100,11 +102,6 @@ class Frozen:
                 register: Any = item.parameter.register_post_accumulate_grad_hook
                 item.gradient_hook = register(self._gradient_hook(item))
                 self._handles.append(item.gradient_hook)
-
-    @property
-    def tensors(self) -> list[str]:
-        """Names, as in the bundle, of the tensors that have frozen entries."""
-        return [item.name for item in self._held]
 
     @property
     def entries(self) -> int:
@@ -155,7 +152,7 @@ class Frozen:
         checked = self.entries
         if any(item.is_partial for item in self._held):
             moved, checked = _sum_over_processes(moved, checked)
-        names = [name for name, count in zip(self.tensors, moved, strict=True) if count]
+        names = [item.name for item, count in zip(self._held, moved, strict=True) if count]
         if names:
             raise FreezeError(f"{sum(moved)} of {checked} frozen entries have moved, in {shorten(names)}")
         return checked
@@ -261,27 +258,29 @@ class Frozen:
         for item in self._held:
             if item.name not in chosen:
                 raise FreezeError(f"tensor '{item.name}': {misfits[item.name]}")
-        return [(item, chosen[item.name][min(item.copy, len(chosen[item.name]) - 1)]) for item in self._held]
+        copies = [chosen[item.name] for item in self._held]
+        return [(item, found[min(item.copy, len(found) - 1)].parameter) for item, found in zip(self._held, copies, strict=True)]
 
 
-def _hold(bundle: Bundle, chosen: Mapping[str, list[Parameter]]) -> list[Held]:
-    """Save the frozen values; a parameter that several tensors name gets the union of their entries."""
-    by_parameter: dict[int, tuple[int, Parameter, list[str]]] = {}
-    for name, parameters in chosen.items():
-        for copy, parameter in enumerate(parameters):
-            by_parameter.setdefault(id(parameter), (copy, parameter, []))[2].append(name)
+def _hold(bundle: Bundle, chosen: Mapping[str, list[Bound]]) -> list[Held]:
+    """Save the frozen values; a parameter that holds several tensors gets the union of their entries."""
+    by_parameter: dict[int, tuple[int, Parameter, dict[str, int]]] = {}
+    for name, places in chosen.items():
+        for copy, place in enumerate(places):
+            entry = by_parameter.setdefault(id(place.parameter), (copy, place.parameter, {}))
+            entry[2][name] = place.offset
     held = []
-    for copy, parameter, names in by_parameter.values():
-        indices = reduce(np.union1d, [bundle.region.indices(name) for name in names])
-        held.append(Held(names[0], parameter, indices, copy))
+    for copy, parameter, offsets in by_parameter.values():
+        indices = np.unique(np.concatenate([bundle.region.indices(name) + offset for name, offset in offsets.items()]))
+        held.append(Held(next(iter(offsets)), parameter, indices, copy))
     return held
 
 
-def _other_values(bundle: Bundle, name: str, parameter: Parameter) -> str | None:
+def _other_values(bundle: Bundle, name: str, place: Bound) -> str | None:
     """Say why the parameter's frozen entries are not those of the bundle; None if they are."""
     expected = bundle.tensors[name]
-    indices = torch.from_numpy(bundle.region.indices(name))
-    with whole_flat(parameter) as flat:
+    indices = torch.from_numpy(bundle.region.indices(name) + place.offset)
+    with whole_flat(place.parameter) as flat:
         values = flat[indices.to(flat.device)].cpu()
     stored = TORCH_DTYPES[expected.dtype]
     if torch.finfo(values.dtype).bits < torch.finfo(stored).bits:
