@@ -62,6 +62,11 @@ def parse(text: str) -> Expression:
     return result
 
 
+def renamed(text: str, names: Mapping[str, str]) -> str:
+    """Return the text of an expression with some of its regions under other names."""
+    return re.sub(r"[A-Za-z0-9][A-Za-z0-9._-]*", lambda match: names.get(match[0], match[0]), text)
+
+
 def _binary(tokens: list[str], level: int, text: str) -> Expression:
     if level == len(_LOOSEST_FIRST):
         return _single(tokens, text)

@@ -16,6 +16,7 @@ from typing import Any
 from surgeon.checkpoint import Checkpoint
 from surgeon.corpora import Corpus
 from surgeon.errors import InputError, did_you_mean
+from surgeon.examine import Verification, make_tasks
 from surgeon.execute import Staged, Written, output_lock, publish, stage_variant
 from surgeon.freeze.bundle import write_bundle
 from surgeon.hashing import content_hash, file_hash
@@ -33,15 +34,17 @@ from surgeon.report.data import (
     Report,
     VariantReport,
     check_expectations,
+    generation,
     perplexity,
     region_report,
     summarize,
+    sweep_report,
 )
 from surgeon.report.html import write_page
 from surgeon.report.manifest import environment, manifest
 from surgeon.scoring import ScoreSet, run_scores
 from surgeon.storage import replacing
-from surgeon.verify import EvaluationText, Measure, edited, evaluation_texts, measure_languages
+from surgeon.verify import edited
 from surgeon.windows import bos_token
 
 RECIPE_FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes")
@@ -111,9 +114,20 @@ class _Run:
 
     @cached_property
     def regions(self) -> dict[str, Region]:
+        """The regions that the recipe names."""
         scores = self.scores
         with self.timed("select"):
-            return build_regions(self.plan, scores, self.jobs)
+            return build_regions(self.plan, scores, self.jobs, self.plan.file.as_written.regions, {})
+
+    def regions_of(self, variant: str) -> dict[str, Region]:
+        """The regions that a variant uses. Those of a sweep's point are made anew, so that points need no memory."""
+        spec = self.plan.recipe.variants[variant]
+        used = dict.fromkeys(operation.region for operation in spec.operations)
+        if spec.freeze is not None:
+            used[spec.freeze] = None
+        scores, known = self.scores, self.regions
+        with self.timed("select"):
+            return build_regions(self.plan, scores, self.jobs, used, known)
 
 
 def apply(
@@ -143,14 +157,14 @@ def apply(
         staged = _stage_variants(run, region_files)
         with ThreadPoolExecutor(1) as background:  # the disk flushes while the processors measure
             publishing = background.submit(_publish_variants, staged)
-            measures, method = _verify(run)
+            found, method = _verify(run)
             written = publishing.result()
         with run.timed("manifest"):
             _write_json(out / "manifest.json", manifest(the_plan, written, region_files, device, run.jobs))
         with replacing(out / "recipe.yaml") as part:
-            part.write_text(resolved_yaml(the_plan.recipe), encoding="utf-8")
+            part.write_text(resolved_yaml(the_plan.file.as_written), encoding="utf-8")
         run.timings["total"] = round(time.perf_counter() - started, 3)
-        report = _report(run, written, measures, method)
+        report = _report(run, written, found, method)
         with replacing(out / "report.json") as part:
             report.save(part)
         write_page(report, out)
@@ -173,8 +187,13 @@ def score(
 
 
 def _save_regions(run: _Run) -> dict[str, Path]:
+    """Write the regions that the recipe names, and those that written variants need."""
+    wanted = dict(run.regions)
+    for name, variant in run.plan.variants.items():
+        if variant.write:
+            wanted |= run.regions_of(name)
     files = {}
-    for name, region in run.regions.items():
+    for name, region in wanted.items():
         path = run.plan.output / "regions" / f"{name}.region.safetensors"
         region.save(path)
         files[name] = path
@@ -187,9 +206,7 @@ def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, St
         if not variant.write:
             continue
         spec = run.plan.recipe.variants[name]
-        used = {operation.region: run.regions[operation.region] for operation in spec.operations}
-        if spec.freeze is not None:
-            used[spec.freeze] = run.regions[spec.freeze]
+        used = run.regions_of(name)
         marker = {
             "variant": name,
             "operations": [operation.model_dump(by_alias=True, exclude_none=True) for operation in spec.operations],
@@ -205,7 +222,7 @@ def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, St
                 "revision": run.plan.checkpoint.source.revision,
                 "content_sha256": content_hash(run.plan.checkpoint, run.jobs),
             },
-            "recipe": json.loads(run.plan.recipe.model_dump_json(by_alias=True, exclude_none=True)),
+            "recipe": json.loads(run.plan.file.as_written.model_dump_json(by_alias=True, exclude_none=True)),
         }
         with run.timed("write"), run.progress.task(f"write {name}", run.plan.checkpoint.data_bytes) as advance:
             staged[name] = stage_variant(
@@ -215,7 +232,7 @@ def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, St
                 run.plan.output / "variants" / name,
                 marker=marker,
                 card=model_card(run.plan, name, used),
-                complete=partial(_write_freeze, run, spec.freeze),
+                complete=partial(_write_freeze, run, None if spec.freeze is None else used[spec.freeze]),
                 jobs=run.jobs,
                 advance=advance,
             )
@@ -226,7 +243,7 @@ def _publish_variants(staged: Mapping[str, Staged | Written]) -> dict[str, Writt
     return {name: item if isinstance(item, Written) else publish(item) for name, item in staged.items()}
 
 
-def _write_freeze(run: _Run, region: str | None, stage: Path) -> None:
+def _write_freeze(run: _Run, region: Region | None, stage: Path) -> None:
     """Write `freeze/` beside staged weights if the variant freezes a region."""
     if region is None:
         return
@@ -237,21 +254,22 @@ def _write_freeze(run: _Run, region: str | None, stage: Path) -> None:
         "content_sha256": content_hash(run.plan.checkpoint, run.jobs),
     }
     checkpoint = run.plan.checkpoint
-    write_bundle(stage, run.regions[region], base=base, ties=checkpoint.ties, places=model_places(checkpoint))
+    write_bundle(stage, region, base=base, ties=checkpoint.ties, places=model_places(checkpoint))
 
 
-def _verify(run: _Run) -> tuple[dict[str, dict[str, Measure]], dict[str, Any]]:
-    spec = run.plan.recipe.verify
+def _verify(run: _Run) -> tuple[Verification, dict[str, Any]]:
+    spec, found = run.plan.recipe.verify, Verification()
     if spec is None:
-        return {}, {}
+        return found, {}
     loaded = run.model(resolve_precision("auto", run.device))
     with run.timed("verify"):
-        texts = evaluation_texts(loaded, run.plan.corpus, run.plan.verify_languages, spec)
-        measures = {"base": measure_languages(loaded, texts, spec.batch_size, "base", run.progress)}
-        for name, variant in run.plan.recipe.variants.items():
-            with edited(loaded, variant.operations, run.regions):
-                measures[name] = measure_languages(loaded, texts, spec.batch_size, name, run.progress)
-    return measures, _method(loaded, spec)
+        tasks = make_tasks(loaded, run.plan.corpus, run.plan.verify_languages, spec)
+        found.examine("base", loaded, tasks, run.progress)
+    for name, variant in run.plan.recipe.variants.items():
+        regions = run.regions_of(name)
+        with run.timed("verify"), edited(loaded, variant.operations, regions):
+            found.examine(name, loaded, tasks, run.progress)
+    return found, _method(loaded, spec)
 
 
 def _method(loaded: LoadedModel, spec: VerifySpec) -> dict[str, Any]:
@@ -265,14 +283,12 @@ def _method(loaded: LoadedModel, spec: VerifySpec) -> dict[str, Any]:
     }
 
 
-def _report(
-    run: _Run, written: Mapping[str, Written], measures: Mapping[str, Mapping[str, Measure]], method: dict[str, Any]
-) -> Report:
-    the_plan = run.plan
+def _report(run: _Run, written: Mapping[str, Written], found: Verification, method: dict[str, Any]) -> Report:
+    the_plan, measures = run.plan, found.measures
     recipe, checkpoint = the_plan.recipe, the_plan.checkpoint
     return Report(
         name=recipe.name,
-        recipe=json.loads(recipe.model_dump_json(by_alias=True, exclude_none=True)),
+        recipe=json.loads(the_plan.file.as_written.model_dump_json(by_alias=True, exclude_none=True)),
         model=ModelReport(
             name=checkpoint.source.name,
             revision=checkpoint.source.revision,
@@ -290,12 +306,14 @@ def _report(
         },
         regions={name: _region_report(the_plan, name, region) for name, region in run.regions.items()},
         variants={name: _variant_report(the_plan, name, written.get(name)) for name in the_plan.variants},
+        sweeps={name: sweep_report(sweep) for name, sweep in the_plan.file.sweeps.items()},
         method=method,
         perplexity={
             name: {language: perplexity(item) for language, item in by_language.items()}
             for name, by_language in measures.items()
         },
         summary=summarize(measures) if measures else {},
+        generations={name: [generation(item) for item in items] for name, items in found.continuations.items()},
         expectations=check_expectations(recipe.verify.expect, measures) if recipe.verify else [],
         timings=run.timings,
         environment=environment(run.device),
@@ -326,8 +344,10 @@ def verify_checkpoint(
     spec: VerifySpec,
     device: str = "cpu",
     progress: Progress | None = None,
-) -> dict[str, dict[str, Measure]]:
-    """Check a checkpoint's files, then measure it per language; `base` first if given. Returns name -> language.
+) -> Verification:
+    """Check a checkpoint's files, then measure it per language and let it continue `spec.prompts`.
+
+    The result is under `checkpoint`, that of `base` before it under `base`, if one is given.
 
     Raises:
         SurgeonError: files are damaged, or the corpus lacks a language.
@@ -335,12 +355,11 @@ def verify_checkpoint(
     languages = corpus.languages if spec.languages == "all" else list(dict.fromkeys(spec.languages))
     named = ([("base", base)] if base is not None else []) + [("checkpoint", checkpoint)]
     opened = [(label, Checkpoint.open(source)) for label, source in named]
-    result = {}
+    found = Verification()
     for label, item in opened:
         loaded = load_model(item, resolve_precision("auto", device), device)
-        texts: dict[str, EvaluationText] = evaluation_texts(loaded, corpus, languages, spec)
-        result[label] = measure_languages(loaded, texts, spec.batch_size, label, progress or Progress())
-    return result
+        found.examine(label, loaded, make_tasks(loaded, corpus, languages, spec), progress or Progress())
+    return found
 
 
 def copy_recipe(name: str, target: Path) -> Path:

@@ -37,7 +37,7 @@ JobsOption = Annotated[int, typer.Option("--jobs", min=1, help="Threads for copy
 DeviceOption = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1, mps.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout and nothing else there.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")]
-VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show the library's own log messages.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show more, and the libraries' own log messages.")]
 PROCESSORS = os.cpu_count() or 1
 
 
@@ -107,7 +107,7 @@ def apply(
     if as_json:
         print(report.model_dump_json(indent=2))
     else:
-        render(_stdout(), report_view(report, str(output if output is not None else report.recipe["output"])))
+        render(_stdout(), report_view(report, str(output if output is not None else report.recipe["output"]), verbose))
     if not report.passed:
         raise SystemExit(1)
 
@@ -173,6 +173,8 @@ def verify(
     languages: Annotated[str, typer.Option(help="Comma-separated language codes, or all.")] = "all",
     tokens: Annotated[int, typer.Option(min=2, help="Tokens per language, at most.")] = 512,
     window: Annotated[int, typer.Option(min=2, help="Window in tokens; also the stride.")] = 256,
+    prompts: Annotated[list[str] | None, typer.Option("--prompt", help="A text to continue; repeatable.")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to continue each prompt by, at most.")] = 20,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -181,7 +183,7 @@ def verify(
     from surgeon import api
     from surgeon.corpora import builtin_corpus
     from surgeon.recipe import VerifySpec
-    from surgeon.report.data import perplexity
+    from surgeon.report.data import generation, perplexity
     from surgeon.report.terminal import measures_view, render
 
     _prepare(device, verbose)
@@ -189,15 +191,21 @@ def verify(
     chosen: Any = "all" if languages == "all" else [word.strip() for word in languages.split(",")]
     for language in chosen if chosen != "all" else ():
         corpus.text(language)
-    spec = VerifySpec(languages=chosen, tokens=tokens, window=window)
-    measures = api.verify_checkpoint(
+    spec = VerifySpec(languages=chosen, tokens=tokens, window=window, prompts=prompts or [], new_tokens=new_tokens)
+    verified = api.verify_checkpoint(
         checkpoint, base=base, corpus=corpus, spec=spec, device=device, progress=_progress(as_json)
     )
-    found = {name: {k: perplexity(m) for k, m in by_language.items()} for name, by_language in measures.items()}
+    found = {name: {k: perplexity(m) for k, m in row.items()} for name, row in verified.measures.items()}
+    said = {name: [generation(item) for item in items] for name, items in verified.continuations.items()}
     if as_json:
-        _print_json({name: {k: item.model_dump(mode="json") for k, item in row.items()} for name, row in found.items()})
+        data: dict[str, Any] = {
+            name: {k: item.model_dump(mode="json") for k, item in row.items()} for name, row in found.items()
+        }
+        if said:
+            data["generations"] = {name: [item.model_dump() for item in items] for name, items in said.items()}
+        _print_json(data)
     else:
-        render(_stdout(), measures_view(found))
+        render(_stdout(), measures_view(found, said))
 
 
 @app.command()

@@ -70,22 +70,38 @@ def override_value(data: dict[str, Any], override: str, lines: dict[KeyPath, str
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    target: Any = data
-    *parents, last = [int(part) if part.isdigit() else part for part in dotted.split(".")]
-    for part in parents:
-        if isinstance(target, list) and isinstance(part, int) and part < len(target):
-            target = target[part]
-        elif isinstance(target, dict):
-            target = target.setdefault(str(part), {})
-        else:
-            raise InputError(f"--set {override}: the recipe has no such place")
-    if isinstance(target, list) and isinstance(last, int) and last < len(target):
-        target[last] = value
-    elif isinstance(target, dict):
-        target[str(last)] = value
-    else:
+    key = dotted_path(dotted)
+    if not assign(data, key, value):
         raise InputError(f"--set {override}: the recipe has no such place")
-    path = (*parents, last)
-    for key in [key for key in lines if key[: len(path)] == path]:
-        del lines[key]
-    lines[path] = f"--set {dotted}"
+    move_line(lines, key, f"--set {dotted}")
+
+
+def dotted_path(text: str) -> KeyPath:
+    """Read a path such as `variants.cut.operations.0.zero`; numbers count places of a list from 0."""
+    return tuple(int(part) if part.isdigit() else part for part in text.split("."))
+
+
+def assign(data: Any, key: KeyPath, value: Any) -> bool:
+    """Put a value at a place of nested data, making mappings on the way; returns False if there is no such place."""
+    for part in key[:-1]:
+        if isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        elif isinstance(data, dict):
+            data = data.setdefault(str(part), {})
+        else:
+            return False
+    last = key[-1]
+    if isinstance(data, list) and isinstance(last, int) and last < len(data):
+        data[last] = value
+    elif isinstance(data, dict):
+        data[str(last)] = value
+    else:
+        return False
+    return True
+
+
+def move_line(lines: dict[KeyPath, str], key: KeyPath, where: str) -> None:
+    """Note that the value at `key`, and all that was inside it, now comes from elsewhere."""
+    for inner in [inner for inner in lines if inner[: len(key)] == key]:
+        del lines[inner]
+    lines[key] = where

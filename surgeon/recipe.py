@@ -20,6 +20,7 @@ from surgeon.errors import InputError, Problem, RecipeError, did_you_mean
 from surgeon.lines import KeyPath, construct, line_number, override_value, where_is
 from surgeon.operations import OPERATIONS, AnyOperation
 from surgeon.references import dangling
+from surgeon.sweeps import Sweep, expand
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -156,19 +157,37 @@ class RegionSpec(Model):
         return self
 
 
+class AxisSpec(Model):
+    """One axis of a sweep: which keys of the recipe take which values, one after the other."""
+
+    set: str | Annotated[list[str], Field(min_length=1)] = Field(
+        description="`regions.NAME.…` or, of the variant itself, `operations.0.…`; several keys take the value together"
+    )
+    to: Annotated[list[Any], Field(min_length=1)] = Field(description="the values")
+
+
 class VariantSpec(Model):
     """Operations in the order in which they are done, a region to freeze, and whether the result is written."""
 
     operations: list[AnyOperation] = Field([], description="what to do to which region, in this order")
     freeze: str | None = Field(None, description="a region whose entries trainers shall keep; writes `freeze/` beside")
-    write: bool = True
+    write: bool = Field(True, description="as a complete checkpoint; with a sweep, the default is `false`")
+    sweep: dict[str, AxisSpec] = Field({}, description="axes by name: one variant per point of their grid instead")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _points_are_only_measured(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("sweep"):
+            return {"write": False, **data}
+        return data
 
     @model_validator(mode="after")
     def _does_something(self) -> VariantSpec:
         if not self.operations and self.freeze is None:
             raise ValueError("does nothing: give it `operations: [{zero: REGION}]`, or `freeze: REGION`")
         if self.freeze is not None and not self.write:
-            raise ValueError("freeze writes a bundle beside the weights, so it does not go with `write: false`")
+            told = "; say `write: true`" if self.sweep else ""
+            raise ValueError(f"freeze writes a bundle beside the weights, so it does not go with `write: false`{told}")
         return self
 
 
@@ -198,6 +217,8 @@ class VerifySpec(Model):
     stride: Count | None = Field(None, description="new tokens per window; the window itself when left out")
     batch_size: Count = Field(4, description="windows at a time; does not change the figures")
     expect: list[ExpectSpec] = []
+    prompts: list[Annotated[str, Field(min_length=1)]] = Field([], description="texts for each model to continue")
+    new_tokens: Count = Field(20, description="per prompt, at most; always the likeliest token")
 
     @model_validator(mode="after")
     def _stride_fits(self) -> VerifySpec:
@@ -245,11 +266,17 @@ class Recipe(Model):
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A valid recipe and where each of its keys stands."""
+    """A valid recipe and where each of its keys stands.
+
+    `recipe` is what is carried out: every point of a sweep is a variant, with regions of its own where it needs
+    them. `as_written` still has the sweeps, and loading it again gives the same `recipe`.
+    """
 
     recipe: Recipe
     path: str
     lines: Mapping[KeyPath, str]
+    as_written: Recipe
+    sweeps: Mapping[str, Sweep]
 
     def problem(self, path: KeyPath, what: str) -> Problem:
         """Make a problem that points at the line of `path`, or of its nearest enclosing key."""
@@ -285,15 +312,29 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
 
 
 def _validate(data: dict[str, Any], path: str, lines: dict[KeyPath, str], problems: list[Problem]) -> RecipeFile:
+    as_written = recipe = _parse(data, path, lines, problems)
+    expanded, sweeps = expand(data, path, lines, problems)
+    _refuse(problems)
+    if sweeps:
+        recipe = _parse(expanded, path, lines, problems)
+    return RecipeFile(recipe, path, lines, as_written, sweeps)
+
+
+def _parse(data: dict[str, Any], path: str, lines: Mapping[KeyPath, str], problems: list[Problem]) -> Recipe:
     problems += [Problem(where_is(path, lines, key), what) for key, what in dangling(data)]
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         problems += [_explain(path, lines, data, detail) for detail in error.errors()]
         recipe = None
-    if problems or recipe is None:
+    _refuse(problems)
+    assert recipe is not None
+    return recipe
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    if problems:
         raise RecipeError(sorted(set(problems), key=lambda problem: line_number(problem.where)))
-    return RecipeFile(recipe, path, lines)
 
 
 def _explain(path: str, lines: Mapping[KeyPath, str], data: Any, detail: Any) -> Problem:

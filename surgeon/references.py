@@ -26,7 +26,7 @@ def dangling(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
                 yield ("regions", name, "from"), f"no region '{origin}'{did_you_mean(origin, regions)}"
             elif not _reaches_score(regions, name):
                 yield ("regions", name, "from"), f"region '{origin}' has no score to take"
-        for key, other in _mentions(region):
+        for key, other in mentions(region):
             if other not in regions:
                 yield ("regions", name, *key), f"no region '{other}'{did_you_mean(other, regions)}"
         if _reaches_itself(regions, name):
@@ -53,13 +53,15 @@ def dangling(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
         if not _is_file_name(name):
             yield ("regions", name), f"region name '{name}' cannot name a file: use letters, digits, . _ -"
     expect = _mapping(data, "verify").get("expect")
-    for i, expectation in enumerate(expect if isinstance(expect, list) else ()):
+    swept = any(isinstance(variant, dict) and variant.get("sweep") for variant in variants.values())
+    # The points of a sweep have names only once it is expanded, and then all names are looked at again.
+    for i, expectation in enumerate(expect if isinstance(expect, list) and not swept else ()):
         variant = expectation.get("variant") if isinstance(expectation, dict) else None
         if isinstance(variant, str) and variant not in variants:
             yield ("verify", "expect", i, "variant"), f"no variant '{variant}'{did_you_mean(variant, variants)}"
 
 
-def _mentions(region: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+def mentions(region: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     """Names of the regions that a region is made from, and under which key they stand."""
     combine, dimensions = region.get("combine"), region.get("dimensions")
     if isinstance(combine, str):
@@ -77,7 +79,7 @@ def _reaches_itself(regions: Mapping[str, Any], start: str) -> bool:
     waiting = [start]
     while waiting:
         region = regions.get(waiting.pop())
-        for _, name in _mentions(region) if isinstance(region, dict) else ():
+        for _, name in mentions(region) if isinstance(region, dict) else ():
             if name == start:
                 return True
             if name not in seen:

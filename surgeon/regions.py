@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,14 @@ from surgeon.sources import cache_folder
 REGION_VERSION = 1  # raise it when the same scores and settings would give another region
 
 
-def build_regions(plan: Plan, scores: Sequence[ScoreSet], jobs: int) -> dict[str, Region]:
-    """Return the plan's regions: selected ones from the cache where they are known, derived ones after their parts."""
-    built: dict[str, Region] = {}
+def build_regions(
+    plan: Plan, scores: Sequence[ScoreSet], jobs: int, names: Iterable[str], known: Mapping[str, Region]
+) -> dict[str, Region]:
+    """Return the named regions of a plan, those in `known` as they are.
+
+    Selected ones come from the cache where it has them, derived ones after their parts.
+    """
+    built = dict(known)
 
     def build(name: str) -> Region:
         if name not in built:
@@ -47,7 +52,7 @@ def build_regions(plan: Plan, scores: Sequence[ScoreSet], jobs: int) -> dict[str
             built[name] = found
         return built[name]
 
-    return {name: build(name) for name in plan.regions}
+    return {name: build(name) for name in names}
 
 
 def _dimensions(region: Region, spec: DimensionsSpec, config: Mapping[str, Any]) -> Region:

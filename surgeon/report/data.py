@@ -10,9 +10,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from surgeon.continuations import Continuation, Stopped
 from surgeon.dimensions import SPREAD_AT, profile
 from surgeon.recipe import ExpectSpec
 from surgeon.region import Region
+from surgeon.sweeps import Sweep
 from surgeon.verify import Measure, geometric_mean
 
 SCHEMA_VERSION = 1
@@ -108,6 +110,22 @@ class VariantReport(Model):
     reused: bool = False
 
 
+class SweepReport(Model):
+    """A grid: the values of each axis, and the variant at each point with its value on every axis."""
+
+    axes: dict[str, list[Any]]
+    points: dict[str, list[Any]]
+
+
+class Generation(Model):
+    """What a model puts after a prompt; `stopped` by the length asked for, at an end token, or because of a nan."""
+
+    prompt: str
+    continuation: str
+    tokens: int
+    stopped: Stopped
+
+
 class Expectation(Model):
     """A bound of the recipe and what came out."""
 
@@ -142,9 +160,11 @@ class Report(Model):
     scores: dict[str, dict[str, int]] = {}
     regions: dict[str, RegionReport] = {}
     variants: dict[str, VariantReport] = {}
+    sweeps: dict[str, SweepReport] = {}
     method: dict[str, Any] = {}
     perplexity: dict[str, dict[str, Perplexity]] = {}
     summary: dict[str, Summary] = {}
+    generations: dict[str, list[Generation]] = {}
     expectations: list[Expectation] = []
     timings: dict[str, float]
     environment: dict[str, Any]
@@ -153,6 +173,12 @@ class Report(Model):
     def passed(self) -> bool:
         """True if every expectation held."""
         return all(expectation.passed for expectation in self.expectations)
+
+    @property
+    def measured_alone(self) -> list[str]:
+        """The measured variants that are no points of a sweep."""
+        points = {point for sweep in self.sweeps.values() for point in sweep.points}
+        return [name for name in self.perplexity if name != "base" and name not in points]
 
     def save(self, path: Path) -> None:
         """Write the report as JSON."""
@@ -196,6 +222,19 @@ def perplexity(measured: Measure) -> Perplexity:
         log_perplexity=measured.log_perplexity,
         bits_per_byte=measured.bits_per_byte,
     )
+
+
+def sweep_report(sweep: Sweep) -> SweepReport:
+    """Turn a sweep into its entry of the report."""
+    return SweepReport(
+        axes={name: list(values) for name, values in sweep.axes.items()},
+        points={variant: list(values) for variant, values in sweep.points.items()},
+    )
+
+
+def generation(found: Continuation) -> Generation:
+    """Turn a continuation into its entry of the report."""
+    return Generation(**asdict(found))
 
 
 def summarize(measures: Mapping[str, Mapping[str, Measure]]) -> dict[str, Summary]:

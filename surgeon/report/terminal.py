@@ -15,8 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from surgeon.plan import Plan
-from surgeon.report.data import Expectation, Perplexity, RegionReport, Report
-from surgeon.report.words import bounds, from_log, language_name, number, percent, size
+from surgeon.report.data import Expectation, Generation, Perplexity, RegionReport, Report
+from surgeon.report.words import (
+    bounds,
+    coordinate,
+    from_log,
+    language_name,
+    number,
+    percent,
+    size,
+    stopped_note,
+    visible,
+)
 
 
 def _style(ratio: float) -> str:
@@ -73,12 +83,11 @@ class Fitting:
         yield self.choices[-1]
 
 
-def perplexity_view(report: Report) -> Fitting:
-    """Show perplexity per language: the base, then each variant with its ratio to the base.
+def perplexity_view(report: Report, variants: Sequence[str]) -> Fitting:
+    """Show perplexity per language: the base, then each of some variants with its ratio to the base.
 
     On a narrow screen the ratios alone, and then in as many tables as it takes.
     """
-    variants = [name for name in report.perplexity if name != "base"]
     whole = [perplexity_table(report, variants, brief) for brief in (False, True)]
     split = [[variants[i : i + count] for i in range(0, len(variants), count)] for count in (6, 4, 3, 2, 1)]
     groups = [Group(*(perplexity_table(report, part, True) for part in parts)) for parts in split]
@@ -101,13 +110,45 @@ def perplexity_table(report: Report, variants: Sequence[str], brief: bool) -> Ta
     return rows
 
 
-def measures_view(found: Mapping[str, Mapping[str, Perplexity]]) -> Table:
-    """Show what `verify` measured: perplexity per language, and bits per byte of the checkpoint."""
+def sweep_table(report: Report, name: str) -> Table:
+    """Show a sweep: a line per point with its value on every axis and what became of the perplexity."""
+    sweep = report.sweeps[name]
+    rows = table(f"Sweep {name}", *sweep.axes, "entries", "perplexity", "x base")
+    mean = number(report.summary["base"].geometric_mean_perplexity)
+    rows.add_row("base", *[""] * (len(sweep.axes) - 1), "", mean, "", style="dim", end_section=True)
+    points = list(sweep.points.items())
+    for i, (point, values) in enumerate(points):
+        summary = report.summary[point]
+        ratio = Text(number(summary.ratio_to_base), style=_style(summary.ratio_to_base))
+        rows.add_row(
+            *map(coordinate, values), f"{report.variants[point].entries:,}", number(summary.geometric_mean_perplexity),
+            ratio, end_section=i + 1 < len(points) and len(values) > 1 and points[i + 1][1][0] != values[0],
+        )  # fmt: skip
+    return rows
+
+
+def generations_view(generations: Mapping[str, Sequence[Generation]], models: Sequence[str]) -> Group:
+    """Show what models put after each prompt, one below the other."""
+    parts: list[RenderableType] = []
+    for i, first in enumerate(generations[models[0]]):
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(style="dim", overflow="fold", max_width=24)
+        rows.add_column(overflow="fold")
+        for model in models:
+            found = generations[model][i]
+            note = stopped_note(found.stopped)
+            rows.add_row(Text(model), Text.assemble(visible(found.continuation), (f" {note}" if note else "", "dim")))
+        parts += [Text(f'"{visible(first.prompt)}" goes on:', style="bold"), rows, Text("")]
+    return Group(*parts)
+
+
+def measures_view(found: Mapping[str, Mapping[str, Perplexity]], said: Mapping[str, Sequence[Generation]]) -> Group:
+    """Show what `verify` found: perplexity per language, bits per byte of the checkpoint, and continuations."""
     rows = _perplexity_rows(found, next(iter(found)))
     last = list(found)[-1]
     rows.add_column("bits/byte", justify="right")
     rows.columns[-1]._cells = [f"{item.bits_per_byte:.3f}" for item in found[last].values()]
-    return rows
+    return Group(rows, generations_view(said, list(said))) if said else Group(rows)
 
 
 def _perplexity_rows(found: Mapping[str, Mapping[str, Perplexity]], first: str, brief: bool = False) -> Table:
@@ -138,8 +179,8 @@ def expectation_line(item: Expectation) -> Text:
     )
 
 
-def report_view(report: Report, output: str) -> Group:
-    """Show a whole report."""
+def report_view(report: Report, output: str, details: bool = False) -> Group:
+    """Show a whole report; with `details`, the points of sweeps per language and by what they say, too."""
     parts: list[RenderableType] = [regions_table(report)]
     if report.scores:
         sample = ", ".join(
@@ -147,7 +188,10 @@ def report_view(report: Report, output: str) -> Group:
         )
         parts.append(Text(f"Scored on sequences: {sample}.", style="dim"))
     if report.perplexity:
-        parts.append(perplexity_view(report))
+        shown = [name for name in report.perplexity if name != "base"] if details else report.measured_alone
+        if shown or not report.sweeps:
+            parts.append(perplexity_view(report, shown))
+        parts += [sweep_table(report, name) for name in report.sweeps]
         method = report.method
         parts.append(
             Text(
@@ -156,6 +200,8 @@ def report_view(report: Report, output: str) -> Group:
                 style="dim",
             )
         )
+        if report.generations:
+            parts += [Text(""), generations_view(report.generations, ["base", *shown])]
     parts += [expectation_line(item) for item in report.expectations]
     written = [name for name, variant in report.variants.items() if variant.written]
     parts.append(Text(""))
@@ -170,7 +216,8 @@ def report_view(report: Report, output: str) -> Group:
 def plan_view(plan: Plan) -> Group:
     """Show a plan: regions, variants, and what they need."""
     regions = table("Regions", "region", "selects", "tensors", "entries", "of")
-    for name, region in plan.regions.items():
+    for name in plan.file.as_written.regions:
+        region = plan.regions[name]
         how = "from file"
         if region.select is not None:
             how = f"{region.select.kind} {100 * region.select.fraction:g} % per {region.select.scope}"
@@ -196,6 +243,8 @@ def plan_view(plan: Plan) -> Group:
     ]
     if plan.verify_languages:
         lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
+        prompts = plan.recipe.verify.prompts if plan.recipe.verify else []
+        lines[-1] += f", {len(prompts)} prompt{'' if len(prompts) == 1 else 's'}" if prompts else ""
     needs = f"needs   about {size(plan.peak_memory)} of memory (estimate), at most {size(plan.disk_needed)} of disk"
     parts: list[Any] = [Text("\n".join(lines)), Text("")]
     if plan.regions:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,43 @@ def from_log(value: float) -> float:
         return math.exp(value)
     except OverflowError:
         return math.inf
+
+
+# Joiners and marks of direction that words of Persian, Malayalam or Arabic are written with.
+_INNER_WORD = "\u200c\u200d\u200e\u200f"
+
+
+def visible(text: str) -> str:
+    """Return text on one line, with escapes in place of what would move the cursor or turn other text round."""
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    if character in "\n\t":
+        return {"\n": "\u21b5", "\t": " "}[character]
+    # Controls, formats such as a change of direction, surrogates, private and unassigned code points, line ends.
+    strange = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    if not strange or character in _INNER_WORD:
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def coordinate(value: Any) -> str:
+    """Format a value of a sweep's axis."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return ", ".join(map(coordinate, value))
+    return (
+        " ".join(f"{key} {coordinate(inner)}" for key, inner in value.items())
+        if isinstance(value, dict)
+        else str(value)
+    )
+
+
+def stopped_note(stopped: str) -> str:
+    """Say why a continuation ends where it does, if it is not for its length."""
+    return {"end": "(the end, says the model)", "nan": "(then the output is not a number)"}.get(stopped, "")
 
 
 def bounds(at_least: float | None, at_most: float | None) -> str:
