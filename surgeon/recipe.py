@@ -161,14 +161,18 @@ class VariantSpec(Model):
 
     operations: list[AnyOperation] = Field([], description="what to do to which region, in this order")
     freeze: str | None = Field(None, description="a region whose entries trainers shall keep; writes `freeze/` beside")
-    write: bool = True
+    write: bool | Literal["patch"] = Field(
+        True, description="a whole checkpoint, only what changed as a patch file (docs/patch-format.md), or nothing"
+    )
 
     @model_validator(mode="after")
     def _does_something(self) -> VariantSpec:
         if not self.operations and self.freeze is None:
             raise ValueError("does nothing: give it `operations: [{zero: REGION}]`, or `freeze: REGION`")
-        if self.freeze is not None and not self.write:
-            raise ValueError("freeze writes a bundle beside the weights, so it does not go with `write: false`")
+        if self.freeze is not None and self.write is not True:
+            raise ValueError(
+                f"freeze writes a bundle beside the weights, so it does not go with `write: {str(self.write).lower()}`"
+            )
         return self
 
 
