@@ -21,7 +21,7 @@ from surgeon.execute import Staged, Written, output_lock, publish, stage_variant
 from surgeon.freeze.bundle import write_bundle
 from surgeon.hashing import content_hash, file_hash
 from surgeon.model import LoadedModel, Precision, load_model, model_places, resolve_precision
-from surgeon.operations import open_donor
+from surgeon.patches import check_patch_bases, donor_hash, write_as_patch
 from surgeon.plan import Plan, make_plan
 from surgeon.progress import Progress
 from surgeon.recipe import VerifySpec, load_recipe, resolved_yaml
@@ -207,11 +207,16 @@ def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, St
             continue
         spec = run.plan.recipe.variants[name]
         used = run.regions_of(name)
+        check_patch_bases(run.plan, name, used, run.jobs)
+        if spec.write == "patch":
+            with run.timed("write"):
+                staged[name] = write_as_patch(run.plan, name, used, run.progress)
+            continue
         marker = {
             "variant": name,
             "operations": [operation.model_dump(by_alias=True, exclude_none=True) for operation in spec.operations],
             "donors": {
-                operation.donor: content_hash(open_donor(operation.donor), run.jobs)
+                operation.donor: donor_hash(operation.donor, run.jobs)
                 for operation in spec.operations
                 if operation.donor is not None
             },

@@ -216,6 +216,10 @@ def diff(
         list[Path] | None, typer.Option("--region", help="A region file to count inside of; given twice, compared too.")
     ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the changed entries as a region file.")] = None,
+    save_patch: Annotated[
+        Path | None,
+        typer.Option("--save-patch", help="Write the changed entries with B's values, to replay on A."),
+    ] = None,
     details: Annotated[bool, typer.Option("--details", "-v", help="Show every layer and tensor.")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if there is a difference.")] = False,
     jobs: JobsOption = PROCESSORS,
@@ -226,10 +230,12 @@ def diff(
     from surgeon.report.differences import diff_data, diff_view, overlap_data, overlap_view
     from surgeon.report.terminal import render
 
-    found = compare(before, after, regions=regions or (), save=save, jobs=jobs, progress=_progress(as_json))
+    found = compare(
+        before, after, regions=regions or (), save=save, save_patch=save_patch, jobs=jobs, progress=_progress(as_json)
+    )
     if found.checkpoints is not None:
-        view = diff_view(found.checkpoints, found.overlap, details)
-        data, differ = diff_data(found.checkpoints, found.overlap), not found.checkpoints.identical
+        view = diff_view(found.checkpoints, found.overlap, details, found.patch)
+        data, differ = diff_data(found.checkpoints, found.overlap, found.patch), not found.checkpoints.identical
     else:
         assert found.overlap is not None
         view = overlap_view(found.overlap, found.names, details)

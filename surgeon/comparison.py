@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from surgeon.checkpoint import Checkpoint
-from surgeon.diff import Diff, compare_checkpoints
+from surgeon.diff import BYTEWISE, Diff, TensorDiff, chunks, compare_checkpoints
 from surgeon.errors import InputError, RegionError
+from surgeon.freeze.bundle import shorten
 from surgeon.overlap import Overlap, overlap
+from surgeon.patch import Patch, Piece, write_patch
 from surgeon.progress import Progress
-from surgeon.region import Region, is_region_file
+from surgeon.region import VALUES, Region, is_region_file
+from surgeon.storage import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Comparison:
     names: tuple[str, ...]
     checkpoints: Diff | None
     overlap: Overlap | None
+    patch: Patch | None = None
 
 
 def compare(
@@ -29,6 +33,7 @@ def compare(
     *,
     regions: Sequence[str | Path] = (),
     save: str | Path | None = None,
+    save_patch: str | Path | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -39,6 +44,7 @@ def compare(
         after: what `before` is compared with.
         regions: region files; two of them are also compared with each other.
         save: where to write the entries that differ between the checkpoints as a region file.
+        save_patch: where to write them as a patch file, with their values in `after`.
         jobs: threads.
         progress: where to show progress.
 
@@ -55,8 +61,9 @@ def compare(
     for path in sides:
         if is_region_file(path):
             raise InputError(f"{path} is a region file: compare it with another one, or name it after --region")
-    if save is not None and not sides:
-        raise InputError("--save writes what differs between two checkpoints; two regions have no such thing")
+    for option, target in (("--save", save), ("--save-patch", save_patch)):
+        if target is not None and not sides:
+            raise InputError(f"{option} writes what differs between two checkpoints; two regions have no such thing")
     names = _labels(files)
     opened = dict(zip(names, (Region.load(path) for path in files), strict=True))
     both = overlap(*opened.values()) if len(opened) == 2 else None
@@ -68,7 +75,8 @@ def compare(
         found = compare_checkpoints(left, right, opened, jobs=jobs, advance=advance)
     if save is not None:
         _save(found, Path(save).expanduser())
-    return Comparison(names, found, both)
+    patch = None if save_patch is None else _save_patch(found, Path(save_patch).expanduser(), progress or Progress())
+    return Comparison(names, found, both, patch)
 
 
 def _labels(files: Sequence[Path]) -> tuple[str, ...]:
@@ -82,3 +90,42 @@ def _save(found: Diff, path: Path) -> None:
     if not len(region):
         raise RegionError(f"{path}: not written, since no entry differs")
     region.save(path)
+
+
+def _save_patch(found: Diff, path: Path, progress: Progress) -> Patch:
+    carried = [tensor for tensor in found.tensors if tensor.kind == "changed" and not _obstacle(tensor)]
+    left_out = {tensor.name: reason for tensor in found.tensors if (reason := _obstacle(tensor))}
+    if not carried:
+        others = f"; a patch cannot carry {shorten(list(left_out))} ({', '.join(sorted(set(left_out.values())))})"
+        raise RegionError(f"{path}: not written, since no entry differs" + (others if left_out else ""))
+    before, after = found.before.source, found.after.source
+    provenance = {
+        "model": before.name,
+        "model_type": found.before.config.get("model_type"),
+        "revision": before.revision,
+        "changed_to": {"model": after.name, "revision": after.revision},
+    }
+    with progress.task("write the patch", sum(tensor.change.entries for tensor in carried)) as advance:
+        return write_patch(path, (_pieces(tensor, advance) for tensor in carried), provenance, left_out)
+
+
+def _pieces(tensor: TensorDiff, advance: Callable[[int], None]) -> tuple[TensorInfo, Iterator[Piece]]:
+    before, after = tensor.before, tensor.after
+    assert before is not None
+    assert after is not None
+
+    def read() -> Iterator[Piece]:
+        for _, left, right, _ in chunks(before, after):
+            yield left, right
+            advance(left.size)
+
+    return before, read()
+
+
+def _obstacle(tensor: TensorDiff) -> str | None:
+    """Say why a tensor's difference cannot be a part of a patch; None if it can, or if there is none."""
+    if tensor.kind in ("same", "changed"):
+        if tensor.change.changed and tensor.note == BYTEWISE:
+            return "packed"
+        return "reserved name" if tensor.change.changed and tensor.name.startswith(VALUES) else None
+    return tensor.kind

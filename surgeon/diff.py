@@ -22,7 +22,7 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.dimensions import along, hidden_size, residual_axis
 from surgeon.edits import check_regions_fit
 from surgeon.naming import Place, natural_key, place, storage_group
-from surgeon.region import Indices, Mask, Region, encode_indices
+from surgeon.region import Indices, Mask, Region, encode_packed
 from surgeon.storage import NUMPY_DTYPES, TensorInfo, read_bytes
 
 Kind = Literal["same", "changed", "renamed", "retyped", "reshaped", "missing", "extra"]
@@ -259,12 +259,12 @@ def _compare_tensor(pair: TensorDiff, masks: Sequence[Mask | None], hidden: int 
     if pair.kind == "renamed":  # found by equal content
         return replace(pair, change=Change(entries=pair.before.numel), inside=(Change(),) * len(masks))
     if pair.before.dtype not in NUMPY_DTYPES or pair.after.dtype not in NUMPY_DTYPES:
-        changes = (_measure(left, right, np.flatnonzero(differ)) for _, left, right, differ in _chunks(*_infos(pair)))
+        changes = (_measure(left, right, np.flatnonzero(differ)) for _, left, right, differ in chunks(*_infos(pair)))
         return _named(replace(pair, change=total(changes), inside=(Change(),) * len(masks), note=BYTEWISE))
     counter = _Counter(pair.before.shape, residual_axis(pair.before.shape, pair.where, hidden))
     readers = [_reader(mask) for mask in masks]
     change, inside = Change(), [Change()] * len(masks)
-    for start, left, right, differ in _chunks(*_infos(pair)):
+    for start, left, right, differ in chunks(*_infos(pair)):
         at = np.flatnonzero(differ)
         counter.add(at + start)
         change += _measure(left, right, at)
@@ -329,7 +329,7 @@ def _measure(left: NDArray[Any], right: NDArray[Any], at: Indices) -> Change:
         )
 
 
-def _chunks(
+def chunks(
     before: TensorInfo, after: TensorInfo
 ) -> Iterator[tuple[int, NDArray[Any], NDArray[Any], NDArray[np.bool_]]]:
     """Yield (first flat index, entries before, entries after, where they differ), piece by piece.
@@ -357,11 +357,9 @@ def _chunks(
 def _changed_mask(pair: TensorDiff) -> Mask:
     """Find the changed entries of one tensor again; dense changes never become a list of indices."""
     before, after = _infos(pair)
-    packed = [(np.packbits(differ), np.count_nonzero(differ)) for _, _, _, differ in _chunks(before, after)]
+    packed = [(np.packbits(differ), np.count_nonzero(differ)) for _, _, _, differ in chunks(before, after)]
     bits = np.concatenate([data for data, _ in packed])
-    mask = Mask(before.shape, "bits", bits, int(sum(count for _, count in packed)))
-    # Each index takes at least a byte as a gap, so that above one in eight bits are the smaller encoding.
-    return mask if mask.entries > bits.size else encode_indices(mask.indices(), mask.shape)
+    return encode_packed(bits, int(sum(count for _, count in packed)), before.shape)
 
 
 class _Counter:

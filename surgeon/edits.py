@@ -17,6 +17,7 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError, InputError, RegionError, did_you_mean
 from surgeon.naming import storage_group
 from surgeon.operations import Operation, Target, open_donor
+from surgeon.patch import Patch
 from surgeon.region import Indices, Region
 
 
@@ -58,7 +59,10 @@ def touched_tensors(
 
 
 def check_donor(checkpoint: Checkpoint, donor: str, region: Region) -> None:
-    """Check that another checkpoint has every tensor of a region, in the same shape.
+    """Check that another checkpoint, or a patch, has every tensor of a region, in the same shape.
+
+    A patch must also have the dtype of the checkpoint's tensor; whether it was made for the checkpoint's bytes
+    is for `check_patch_base` to say.
 
     Raises:
         CheckpointError: it has not, or it cannot be opened.
@@ -66,12 +70,42 @@ def check_donor(checkpoint: Checkpoint, donor: str, region: Region) -> None:
     other = open_donor(donor)
     for name, shape in region.shapes.items():
         info = other.tensors.get(name)
+        stored = checkpoint.tensors.get(name)
+        if isinstance(other, Patch) and info is not None and stored is not None and info.dtype != stored.dtype:
+            raise CheckpointError(
+                f"'{name}' is {info.dtype} in {donor} and {stored.dtype} in {checkpoint.source.name}: the patch was "
+                "made for another checkpoint"
+            )
         if info is None or info.shape != shape:
             has = "no such tensor" if info is None else f"it in shape {list(info.shape)}"
             raise CheckpointError(
                 f"'{name}' of shape {list(shape)} cannot be taken from {donor}, which has {has}: it must be a "
                 f"checkpoint of the same architecture as {checkpoint.source.name}"
             )
+
+
+def check_patch_base(checkpoint: Checkpoint, patch: Patch, region: Region, hashes: Mapping[str, str]) -> None:
+    """Check that a patch was made for these very tensors; `hashes` are the SHA-256 of the checkpoint's.
+
+    Raises:
+        CheckpointError: a tensor's bytes are others, or the patch treats stored copies of a tied weight unalike.
+    """
+    for name in region.shapes:
+        if hashes[name] != patch.tensors[name].base_sha256:
+            raise CheckpointError(
+                f"{patch.path}: was made for another base: tensor '{name}' of {checkpoint.source.name} has SHA-256 "
+                f"{hashes[name][:12]}..., the patch expects {patch.tensors[name].base_sha256[:12]}...; use the "
+                "checkpoint and revision that the patch names (`surgeon inspect` shows them)"
+            )
+        for twin in storage_group(checkpoint, name):
+            if twin not in region or not (
+                np.array_equal(patch.region.indices(name), patch.region.indices(twin))
+                and patch.values(name).tobytes() == patch.values(twin).tobytes()
+            ):
+                raise CheckpointError(
+                    f"{patch.path}: changes '{name}' and not '{twin}', which {checkpoint.source.name} ties to it and "
+                    "stores beside it; set `tie_word_embeddings` to false in the base's config to have both apart"
+                )
 
 
 def edited_indices(
@@ -101,7 +135,9 @@ def make_edit(
     for operation, member, chosen in _steps(checkpoint, name, operations, regions):
         at = slice(None) if chosen.size == indices.size else np.searchsorted(indices, chosen)
         values[at] = operation.new_values(values[at], Target(member, chosen, source))
-        if finite and not np.isfinite(values).all():
+        if operation.donor is not None:  # the donor's own infinities are what was asked for
+            finite = bool(np.isfinite(values).all())
+        elif finite and not np.isfinite(values).all():
             raise InputError(
                 f"'{operation.kind} {operation.region}' makes {np.count_nonzero(~np.isfinite(values))} entries of "
                 f"tensor '{name}' too large for its dtype {values.dtype.name}; use smaller values"

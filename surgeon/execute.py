@@ -27,11 +27,13 @@ from surgeon.edits import Edit, check_regions_fit, make_edit, touched_tensors
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError
 from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
 from surgeon.operations import Operation
+from surgeon.patch import write_patch
 from surgeon.region import Region
 from surgeon.sources import refuse_output_inside
-from surgeon.storage import Header, flush
+from surgeon.storage import Header, TensorInfo, flush
 
 MARKER = "surgeon.json"
+_PIECE_ENTRIES = 1 << 20
 _BUFFER_BYTES = 1 << 18  # stays in the processor's cache between reading, poking and writing
 # Weights in other formats would still hold what was cut; they are left behind, as are hidden files.
 _OTHER_WEIGHTS = (
@@ -177,6 +179,45 @@ def publish(staged: Staged) -> Written:
     flush(staged.destination.parent)
     shutil.rmtree(old, ignore_errors=True)
     return Written(staged.destination, _files(staged.destination), staged.tensors, staged.entries, reused=False)
+
+
+def write_variant_patch(
+    checkpoint: Checkpoint,
+    operations: Sequence[Operation],
+    regions: Mapping[str, Region],
+    path: Path,
+    *,
+    provenance: Mapping[str, Any],
+    advance: Callable[[int], None] = lambda count: None,
+) -> Written:
+    """Write only what the operations change, as a patch file (see patch.py); reads only the touched tensors.
+
+    `advance` is called with bytes done. Memory: one tensor at most, where the checkpoint is not on this disk.
+
+    Raises:
+        InputError: the output lies inside the source or a hub cache.
+        RegionError: a region does not fit the checkpoint, or the operations change nothing.
+    """
+    refuse_output_inside(path, checkpoint.source.path)
+    check_regions_fit(checkpoint, regions)
+    touched = touched_tensors(checkpoint, operations, regions)
+    acted_on = []
+
+    def pieces(info: TensorInfo) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        edit = make_edit(checkpoint, info.name, operations, regions)
+        acted_on.append(edit.indices.size)
+        source = checkpoint.array(info.name).reshape(-1)
+        for start in range(0, source.size, _PIECE_ENTRIES):
+            before = np.array(source[start : start + _PIECE_ENTRIES])
+            after = before.copy()
+            low, high = np.searchsorted(edit.indices, (start, start + before.size))
+            after[edit.indices[low:high] - start] = edit.values[low:high]
+            yield before, after
+        advance(info.nbytes)
+
+    infos = [checkpoint.tensors[name] for name in touched]
+    write_patch(path, ((info, pieces(info)) for info in infos), provenance)
+    return Written(path, (path,), len(touched), sum(acted_on), reused=False)
 
 
 def write_shard(

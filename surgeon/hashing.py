@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,8 +38,8 @@ def source_file_hashes(checkpoint: Checkpoint, jobs: int) -> dict[Path, str]:
         return {header.path: result[""] for header, result in zip(checkpoint.headers, results, strict=True)}
 
 
-def tensor_hashes(checkpoint: Checkpoint, jobs: int) -> dict[str, str]:
-    """Return the SHA-256 of each tensor's bytes, from memory where the file has not changed."""
+def tensor_hashes(checkpoint: Checkpoint, jobs: int, names: Collection[str] | None = None) -> dict[str, str]:
+    """Return the SHA-256 of each tensor's bytes (of `names` at least), from memory where the file has not changed."""
     with ThreadPoolExecutor(jobs) as pool:
         parts = pool.map(
             lambda header: _remembered(header, "tensors", lambda: _hash_tensors(header)), checkpoint.headers

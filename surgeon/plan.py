@@ -7,20 +7,21 @@ before a byte of a tensor is touched, and reported with its line.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from surgeon.checkpoint import Checkpoint
 from surgeon.corpora import Corpus, DatasetLocation, builtin_corpus
 from surgeon.edits import check_donor, touched_tensors
-from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, did_you_mean
+from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, RegionError, did_you_mean
 from surgeon.naming import natural_key, refuse_quantized, scope
 from surgeon.recipe import Recipe, RecipeFile, ScoreSpec
 from surgeon.region import Region
 from surgeon.region_plan import RegionPlan, no_masks, plan_regions
 from surgeon.sources import refuse_output_inside
-from surgeon.storage import TensorInfo
+from surgeon.storage import DTYPE_BITS, TensorInfo
 
 _BASELINE_BYTES = 60_000_000  # the interpreter with numpy
 _TORCH_BYTES = 350_000_000  # torch and transformers loaded
@@ -28,10 +29,10 @@ _TORCH_BYTES = 350_000_000  # torch and transformers loaded
 
 @dataclass(frozen=True)
 class VariantPlan:
-    """A variant to be made; bytes are those of the whole checkpoint it would be written as."""
+    """A variant to be made; bytes are those of the whole checkpoint, or at most of the patch, it is written as."""
 
     name: str
-    write: bool
+    write: bool | Literal["patch"]
     operations: tuple[str, ...]
     tensors: int
     entries: int
@@ -160,7 +161,7 @@ def _donor_problems(file: RecipeFile, checkpoint: Checkpoint, regions: Mapping[s
                 shapes = {info.name: info.shape for info in regions[operation.region].tensors}
                 try:
                     check_donor(checkpoint, operation.donor, Region(shapes, no_masks))
-                except CheckpointError as error:
+                except (CheckpointError, RegionError) as error:
                     yield file.problem(("variants", name, "operations", i, "from"), str(error))
 
 
@@ -179,8 +180,22 @@ def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Ma
         len(touched),
         sum(region.entries for region in used.values()),
         len({checkpoint.tensors[tensor].path for tensor in touched}),
-        checkpoint.data_bytes if spec.write else 0,
+        _bytes_to_write(spec.write, checkpoint, used.values()),
     )
+
+
+def _bytes_to_write(write: bool | Literal["patch"], checkpoint: Checkpoint, regions: Iterable[RegionPlan]) -> int:
+    if write != "patch":
+        return checkpoint.data_bytes if write else 0
+    total = 0
+    for region in regions:
+        width = max((DTYPE_BITS[info.dtype] // 8 for info in region.tensors), default=0)
+        total += region.entries * width + _mask_bytes(region)
+    return total
+
+
+def _mask_bytes(region: RegionPlan) -> int:
+    return min(math.ceil(region.entries * 1.3), region.numel // 8)
 
 
 def _peak_memory(plan: Plan) -> int:
@@ -214,5 +229,5 @@ def _disk_needed(plan: Plan) -> int:
     variants = sum(variant.bytes_to_write for variant in plan.variants.values())
     scored = 4 * sum(info.numel for info in plan.scored_tensors())
     scores = scored * sum(len(dict.fromkeys(score.languages)) for score in plan.scores())
-    regions = sum(min(math.ceil(region.entries * 1.3), region.numel // 8) for region in plan.regions.values())
+    regions = sum(_mask_bytes(region) for region in plan.regions.values())
     return variants + scores + 2 * regions

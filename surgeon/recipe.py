@@ -171,7 +171,11 @@ class VariantSpec(Model):
 
     operations: list[AnyOperation] = Field([], description="what to do to which region, in this order")
     freeze: str | None = Field(None, description="a region whose entries trainers shall keep; writes `freeze/` beside")
-    write: bool = Field(True, description="as a complete checkpoint; with a sweep, the default is `false`")
+    write: bool | Literal["patch"] = Field(
+        True,
+        description="a whole checkpoint, or `patch`: only what changed, as one file (docs/patch-format.md), or nothing; "
+        "with a sweep, the default is `false`",
+    )
     sweep: dict[str, AxisSpec] = Field({}, description="axes by name: one variant per point of their grid instead")
 
     @model_validator(mode="before")
@@ -185,9 +189,12 @@ class VariantSpec(Model):
     def _does_something(self) -> VariantSpec:
         if not self.operations and self.freeze is None:
             raise ValueError("does nothing: give it `operations: [{zero: REGION}]`, or `freeze: REGION`")
-        if self.freeze is not None and not self.write:
+        if self.freeze is not None and self.write is not True:
             told = "; say `write: true`" if self.sweep else ""
-            raise ValueError(f"freeze writes a bundle beside the weights, so it does not go with `write: false`{told}")
+            given = str(self.write).lower()
+            raise ValueError(
+                f"freeze writes a bundle beside the weights, so it does not go with `write: {given}`{told}"
+            )
         return self
 
 

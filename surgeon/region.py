@@ -20,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.errors import CheckpointError, RegionError
-from surgeon.storage import map_bytes, read_header, replacing, view, write_stream
+from surgeon.storage import Header, map_bytes, read_header, replacing, view, write_stream
 
 FORMAT = "surgeon-region"
+PATCH_FORMAT = "surgeon-patch"  # a region that also carries values, see patch.py
+VALUES = "values/"  # in a patch: before a tensor's name, the name of its values
 FORMAT_VERSION = "1"
 Indices = NDArray[np.int64]
 _SKIP = 255  # in `gaps`: advance by 255, no entry here
@@ -82,6 +84,13 @@ def encode_indices(indices: Indices, shape: tuple[int, ...]) -> Mask:
     return Mask(shape, "bits", np.packbits(flat), indices.size)
 
 
+def encode_packed(bits: NDArray[np.uint8], entries: int, shape: tuple[int, ...]) -> Mask:
+    """Encode a mask given as packed bits; a dense one never becomes a list of indices."""
+    mask = Mask(shape, "bits", bits, entries)
+    # Each index takes at least a byte as a gap, so that above one in eight bits are the smaller encoding.
+    return mask if entries > bits.size else encode_indices(mask.indices(), shape)
+
+
 def encode_mask(mask: NDArray[np.bool_]) -> Mask:
     """Encode a boolean array of the tensor's shape."""
     return encode_indices(np.flatnonzero(mask), mask.shape)
@@ -132,7 +141,7 @@ class Region:
 
     @classmethod
     def load(cls, path: str | Path) -> Region:
-        """Open a region file; masks are decoded when asked for.
+        """Open a region file, or a patch as the region of its entries; masks are decoded when asked for.
 
         Raises:
             RegionError: the file is missing, damaged or of another kind or version.
@@ -142,7 +151,7 @@ class Region:
             header = read_header(path)
         except CheckpointError as error:
             raise RegionError(str(error)) from None
-        if header.metadata.get("format") != FORMAT:
+        if header.metadata.get("format") not in (FORMAT, PATCH_FORMAT):
             raise RegionError(f"{path}: a safetensors file, but not a region (its metadata lack format={FORMAT})")
         if header.metadata.get("format_version") != FORMAT_VERSION:
             raise RegionError(
@@ -152,7 +161,7 @@ class Region:
         try:
             table = json.loads(header.metadata["tensors"])
             provenance = json.loads(header.metadata.get("provenance", "{}"))
-            shapes = {name: tuple(table[name]["shape"]) for name in header.tensors}
+            shapes = {name: tuple(table[name]["shape"]) for name in mask_names(header)}
         except (KeyError, ValueError, TypeError) as error:
             raise RegionError(f"{path}: damaged region metadata ({type(error).__name__}: {error})") from None
         data = map_bytes(path)
@@ -172,11 +181,11 @@ class Region:
         metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "polarity": "selected"}
         metadata["provenance"] = json.dumps(self.metadata, sort_keys=True, ensure_ascii=False)
 
-        def encoded() -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        def encoded() -> Iterator[tuple[str, str, NDArray[np.uint8]]]:
             for name in self.shapes:
                 mask = self[name]
                 table[name] = {"encoding": mask.encoding, "entries": mask.entries, "shape": list(mask.shape)}
-                yield name, mask.data
+                yield name, "U8", mask.data
             metadata["tensors"] = json.dumps(table, ensure_ascii=False)
 
         with replacing(Path(path)) as staged:
@@ -278,13 +287,19 @@ class Region:
         return shared / union if union else 1.0
 
 
+def mask_names(header: Header) -> list[str]:
+    """Return the tensors of a region or patch file that are masks; their names are those of the model's tensors."""
+    patch = header.metadata.get("format") == PATCH_FORMAT
+    return [name for name in header.tensors if not (patch and name.startswith(VALUES))]
+
+
 def is_region_file(path: str | Path) -> bool:
-    """True if this is a readable safetensors file that says it is a region."""
+    """True if this is a readable safetensors file that says it is a region, or a patch."""
     path = Path(path).expanduser()
     if not path.is_file():
         return False
     try:
-        return read_header(path).metadata.get("format") == FORMAT
+        return read_header(path).metadata.get("format") in (FORMAT, PATCH_FORMAT)
     except CheckpointError:
         return False
 

@@ -13,8 +13,9 @@ import mmap
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -225,25 +226,35 @@ def reserve(descriptor: int, offset: int, length: int) -> None:
 
 
 def write_stream(
-    path: Path, tensors: Iterable[tuple[str, NDArray[np.uint8]]], finish: Mapping[str, str] | None = None
+    path: Path, pieces: Iterable[tuple[str, str, NDArray[Any]]], finish: Mapping[str, str] | None = None
 ) -> None:
-    """Write one-dimensional U8 tensors one by one, holding one at a time.
+    """Write one-dimensional tensors that arrive piece by piece as (name, dtype, entries), holding one piece.
 
-    `finish` is the metadata; it is read when all tensors have been written, so that their producer may
-    still be filling it.
+    Successive pieces of one name are one tensor. Wider dtypes come first in the file, so that every tensor is
+    aligned. `finish` is the metadata; it is read when all tensors have been written, so that their producer
+    may still be filling it.
     """
-    specs: list[TensorSpec] = []
-    body = path.with_name(path.name + ".body")
+    sizes: dict[tuple[str, str], int] = {}
+    bodies = {width: path.with_name(f"{path.name}.body{width}") for width in (64, 32, 16, 8)}
     try:
-        with body.open("wb") as file:
-            for name, data in tensors:
-                specs.append((name, "U8", (data.size,)))
-                file.write(np.ascontiguousarray(data).data)
-        with path.open("wb") as target, body.open("rb") as source:
-            target.write(header_bytes(specs, finish or {}))
-            shutil.copyfileobj(source, target, 1 << 20)
+        with ExitStack() as stack:
+            open_bodies: dict[int, BufferedWriter] = {}
+            for name, dtype, data in pieces:
+                width = DTYPE_BITS[dtype]
+                if width not in open_bodies:
+                    open_bodies[width] = stack.enter_context(bodies[width].open("wb"))
+                open_bodies[width].write(np.ascontiguousarray(data).view(np.uint8).data)
+                sizes[name, dtype] = sizes.get((name, dtype), 0) + data.size
+        order = sorted(sizes, key=lambda key: -DTYPE_BITS[key[1]])  # stable: by arrival within a width
+        with path.open("wb") as target:
+            target.write(header_bytes([(name, dtype, (sizes[name, dtype],)) for name, dtype in order], finish or {}))
+            for width, body in bodies.items():
+                if width in open_bodies:
+                    with body.open("rb") as source:
+                        shutil.copyfileobj(source, target, 1 << 20)
     finally:
-        body.unlink(missing_ok=True)
+        for body in bodies.values():
+            body.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def test_streamed_files_are_read_by_the_reference_library(
 ) -> None:
     content = {name: data for name, data in content.items() if name != "__metadata__"}
     path = tmp_path_factory.mktemp("stream") / "x.safetensors"
-    write_stream(path, ((name, np.frombuffer(data, np.uint8)) for name, data in content.items()), {"note": "ü"})
+    write_stream(path, ((name, "U8", np.frombuffer(data, np.uint8)) for name, data in content.items()), {"note": "ü"})
     found = load_file(path)
     assert {name: bytes(tensor.tolist()) for name, tensor in found.items()} == content
     assert set(read_header(path).tensors) == set(content)

@@ -1,8 +1,12 @@
-"""`restore: REGION, from: MODEL` takes another checkpoint's values inside the region: reversion, transplant."""
+"""`restore: REGION, from: MODEL` takes another checkpoint's values inside the region: reversion, transplant.
+
+From a patch file it takes the values that the patch carries, which replays what the patch was made from.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,16 +14,18 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from surgeon.checkpoint import Checkpoint
+from surgeon.errors import InputError
 from surgeon.operations.base import Operation, Target, rounded
+from surgeon.patch import Patch, is_patch_file
 
 
 class Restore(Operation):
-    """Take the values that another checkpoint of the same architecture has in a region."""
+    """Take the values that another checkpoint of the same architecture, or a patch file, has in a region."""
 
     kind: ClassVar[str] = "restore"
 
     restore: str = Field(description="name of the region")
-    from_: str = Field(alias="from", description="the other model: folder, builtin:NAME, or Hub id")
+    from_: str = Field(alias="from", description="the other model: folder, builtin:NAME, or Hub id; or a patch file")
 
     @property
     def donor(self) -> str:
@@ -31,16 +37,36 @@ class Restore(Operation):
 
         Raises:
             CheckpointError: the donor has no such tensor.
+            RegionError: the donor is a patch that lacks one of the entries.
+            InputError: a finite value is too large for the dtype.
         """
-        taken = open_donor(self.from_).array(target.name).reshape(-1)[target.indices]
-        return taken if taken.dtype == values.dtype else rounded(taken.astype(np.float64), values.dtype)
+        donor = open_donor(self.from_)
+        if isinstance(donor, Patch):
+            taken = donor.at(target.name, target.indices)
+        else:
+            taken = donor.array(target.name).reshape(-1)[target.indices]
+        if taken.dtype == values.dtype:
+            return taken
+        result = rounded(taken.astype(np.float64), values.dtype)
+        if np.count_nonzero(np.isfinite(result)) < np.count_nonzero(np.isfinite(taken)):
+            raise InputError(
+                f"'restore {self.restore}': values of tensor '{target.name}' in {self.from_} ({taken.dtype.name}) are "
+                f"too large for {values.dtype.name}"
+            )
+        return result
 
 
-@lru_cache(maxsize=4)
-def open_donor(name: str) -> Checkpoint:
-    """Open a checkpoint that values are taken from; it stays mapped for the next tensor.
+def open_donor(name: str) -> Checkpoint | Patch:
+    """Open a checkpoint, or a patch, that values are taken from; it stays mapped for the next tensor.
 
     Raises:
         CheckpointError: it is missing or damaged.
+        RegionError: it is a damaged patch.
     """
-    return Checkpoint.open(name)
+    path = Path(name).expanduser()
+    return _open(name, path.stat().st_mtime_ns if path.exists() else None)
+
+
+@lru_cache(maxsize=4)
+def _open(name: str, changed: int | None) -> Checkpoint | Patch:
+    return Patch.load(Path(name).expanduser()) if is_patch_file(name) else Checkpoint.open(name)

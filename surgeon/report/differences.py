@@ -10,15 +10,17 @@ from rich.table import Table
 from rich.text import Text
 
 from surgeon.diff import KINDS, Change, Diff, TensorDiff
+from surgeon.freeze.bundle import shorten
 from surgeon.naming import ROLES
 from surgeon.overlap import Overlap, TensorOverlap
+from surgeon.patch import Patch
 from surgeon.report.terminal import Fitting, table
 from surgeon.report.words import percent, short_name
 
 SHOWN = 5  # tensors listed unless details are asked for
 
 
-def diff_view(diff: Diff, overlap: Overlap | None, details: bool) -> Group:
+def diff_view(diff: Diff, overlap: Overlap | None, details: bool, patch: Patch | None = None) -> Group:
     """Show a diff: one screen, or every layer and tensor with `details`."""
     parts: list[RenderableType] = [_headline(diff)]
     if diff.total.changed:
@@ -37,7 +39,18 @@ def diff_view(diff: Diff, overlap: Overlap | None, details: bool) -> Group:
         parts.append(Text(f"and {len(odd) - 2 * SHOWN} more: --details", style="dim"))
     if overlap is not None:
         parts.append(overlap_view(overlap, diff.regions, details))
+    if patch is not None:
+        parts.append(_patch_line(patch))
     return Group(*parts)
+
+
+def _patch_line(patch: Patch) -> Text:
+    """Say what was written as a patch, and what it could not carry."""
+    line = Text(f"patch    {patch.path}: {patch.region.entries:,} entries in {len(patch.tensors):,} tensors")
+    if patch.left_out:
+        names = shorten([f"{name} ({reason})" for name, reason in patch.left_out.items()])
+        line.append(f"\n         left out, since a patch cannot carry it: {names}", style="yellow")
+    return line
 
 
 def _layer_key(item: tuple[int | None, Change]) -> int:
@@ -188,7 +201,7 @@ def _overlap_cells(item: TensorOverlap) -> list[str]:
     ]  # fmt: skip
 
 
-def diff_data(diff: Diff, overlap: Overlap | None) -> dict[str, Any]:
+def diff_data(diff: Diff, overlap: Overlap | None, patch: Patch | None = None) -> dict[str, Any]:
     """Return a diff as plain data, for `--json`; tensors that are the same are only counted."""
     data: dict[str, Any] = {
         "before": diff.before.source.name,
@@ -213,6 +226,11 @@ def diff_data(diff: Diff, overlap: Overlap | None) -> dict[str, Any]:
     }
     if overlap is not None:
         data["overlap"] = overlap_data(overlap)
+    if patch is not None:
+        data["patch"] = {
+            "path": str(patch.path), "tensors": len(patch.tensors), "entries": patch.region.entries,
+            "left_out": dict(patch.left_out),
+        }  # fmt: skip
     return data
 
 

@@ -154,7 +154,7 @@ def region_figures(name: str, region: RegionReport) -> list[Figure]:
         result.append(
             _layer_heatmap(f"{name}-density", f"{name}: density by role and layer", region, _density, densest)
         )
-        if region.spreads:
+        if any(cell.rows is not None for cell in region.cells if cell.layer is not None):
             title = f"{name}: share of the entries in the fullest 1 % of "
             result.append(_layer_heatmap(f"{name}-rows", title + "rows", region, lambda cell: cell.rows, None))
             result.append(_layer_heatmap(f"{name}-columns", title + "columns", region, lambda cell: cell.columns, None))

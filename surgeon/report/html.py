@@ -322,7 +322,7 @@ def _again(report: Report) -> str:
 def _footer(report: Report) -> str:
     written = [variant for variant in report.variants.values() if variant.written]
     amount = size(sum(variant.bytes or 0 for variant in written))
-    made = f"{_count(len(written), 'checkpoint')} written, {amount}. " if written else ""
+    made = f"{_count(len(written), 'variant')} written, {amount}. " if written else ""
     return (
         f"{made}Everything on this page comes from <code>report.json</code> beside it; it loads nothing from elsewhere."
     )

@@ -17,8 +17,9 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.dimensions import hidden_size
 from surgeon.errors import InputError
 from surgeon.execute import MARKER
-from surgeon.freeze.bundle import FOLDER, MANIFEST, REGION, Bundle
+from surgeon.freeze.bundle import FOLDER, MANIFEST, REGION, Bundle, shorten
 from surgeon.naming import place, scope
+from surgeon.patch import Patch, is_patch_file
 from surgeon.region import Region, is_region_file
 from surgeon.report.data import Report, region_report
 from surgeon.report.figures import roles_in_order
@@ -36,6 +37,8 @@ def look_at(target: str) -> dict[str, Any]:
         SurgeonError: nothing readable is there.
     """
     path = Path(target).expanduser()
+    if is_patch_file(path):
+        return _patch(path)
     if is_region_file(path):
         return _region(path)
     if (path / "report.json").is_file():
@@ -53,6 +56,13 @@ def look_at(target: str) -> dict[str, Any]:
 def _bundle(path: Path) -> dict[str, Any]:
     """Describe a freeze bundle: its region, and what its manifest says of the entries."""
     return {**_region(path / REGION), "kind": "bundle", "path": str(path), "frozen": _frozen(Bundle.load(path))}
+
+
+def _patch(path: Path) -> dict[str, Any]:
+    """Describe a patch: the region of its entries, and what its values are and were made for."""
+    patch = Patch.load(path)
+    dtypes = dict(Counter(tensor.dtype for tensor in patch.tensors.values()))
+    return {**_region(path), "kind": "patch", "dtypes": dtypes, "left_out": dict(patch.left_out)}
 
 
 def _frozen(bundle: Bundle) -> dict[str, Any]:
@@ -157,7 +167,7 @@ def _output(path: Path) -> dict[str, Any]:
 
 def inspection_view(found: Mapping[str, Any]) -> Group:
     """Show what `look_at` found."""
-    views = {"region": _region_view, "bundle": _region_view, "output": _output_view}
+    views = {"region": _region_view, "bundle": _region_view, "patch": _region_view, "output": _output_view}
     return views.get(found["kind"], _checkpoint_view)(found)
 
 
@@ -176,8 +186,10 @@ def _region_view(found: Mapping[str, Any]) -> Group:
     provenance = found["provenance"]
     encodings = ", ".join(f"{count} as {name}" for name, count in found["encodings"].items())
     head = _facts(
-        ("freeze bundle" if found["kind"] == "bundle" else "region", found["path"]),
+        ("freeze bundle" if found["kind"] == "bundle" else found["kind"], found["path"]),
         ("freezes", _frozen_line(found)),
+        ("values", ", ".join(f"{name} ({count} tensors)" for name, count in found.get("dtypes", {}).items())),
+        ("left out", shorten([f"{name} ({reason})" for name, reason in found.get("left_out", {}).items()])),
         ("entries", f"{found['entries']:,} of {found['numel']:,} ({percent(found['density'])})"),
         ("tensors", f"{found['tensors']:,} ({encodings}), {size(found['bytes'])}"),
         *((key, _plain(value)) for key, value in provenance.items()),
@@ -282,7 +294,7 @@ def _output_view(found: Mapping[str, Any]) -> Group:
             values = ["-", "-"]
             if summary is not None:
                 values = [number(summary.geometric_mean_perplexity), number(summary.ratio_to_base)]
-            there = (folder / "variants" / name).is_dir()
+            there = (folder / "variants" / Path(variant.path or name).name).exists()
             disk = size(variant.bytes or 0) if there else "gone" if variant.written else "no"
             variants.add_row(name, *values, f"{variant.entries:,}", disk)
         parts.append(variants)

@@ -227,6 +227,7 @@ def plan_view(plan: Plan) -> Group:
     variants = table("Variants", "variant", "operations", "tensors", "entries", "shards", "writes")
     for variant in plan.variants.values():
         writes = size(variant.bytes_to_write) if variant.write else "in memory"
+        writes = f"<= {writes} patch" if variant.write == "patch" else writes
         variants.add_row(
             variant.name, ", ".join(variant.operations), str(variant.tensors), f"<= {variant.entries:,}",
             f"{variant.shards}/{len(plan.checkpoint.headers)}", writes,
