@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.diff import KINDS, Change, Diff, TensorDiff
+from surgeon.diff import KINDS, Change, Diff, Kind, TensorDiff
 from surgeon.naming import ROLES
 from surgeon.overlap import Overlap, TensorOverlap
 from surgeon.report.terminal import Fitting, table
@@ -52,7 +52,7 @@ def _in_order(changes: Mapping[str, Change]) -> dict[str, Change]:
 
 def _headline(diff: Diff) -> Text:
     lines = [f"before   {diff.before.source.name}", f"after    {diff.after.source.name}"]
-    counts = [f"{diff.count(kind):,} {kind}" for kind in KINDS if diff.count(kind)]
+    counts = [f"{diff.count(kind):,} {_words(kind)}" for kind in KINDS if diff.count(kind)]
     lines.append(f"tensors  {', '.join(counts)}")
     whole = diff.total
     if not whole.changed:
@@ -74,6 +74,10 @@ def _headline(diff: Diff) -> Text:
         keys = list(diff.config)
         lines.append(f"config   differs in {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}")
     return Text("\n".join(lines))
+
+
+def _words(kind: Kind) -> str:
+    return "renamed and changed" if kind == "renamed_changed" else kind
 
 
 def _not_finite(change: Change) -> str:
@@ -144,6 +148,8 @@ def _odd_line(tensor: TensorDiff) -> Text:
         what = "only in the second"
     elif tensor.kind == "renamed" and after is not None:
         what = f"same content under the name {after.name}"
+    elif tensor.kind == "renamed_changed" and after is not None:
+        what = f"{tensor.change.changed:,} of {tensor.change.entries:,} entries differ from {after.name}"
     elif tensor.kind == "reshaped" and before is not None and after is not None:
         what = f"{list(before.shape)} became {list(after.shape)}; entries not compared"
     else:
@@ -151,7 +157,7 @@ def _odd_line(tensor: TensorDiff) -> Text:
         assert after is not None
         what = f"{before.dtype} became {after.dtype}; {tensor.change.changed:,} values differ"
     note = f" ({tensor.note})" if tensor.note else ""
-    return Text.assemble((f"{tensor.kind:<9}", "yellow"), f"{tensor.name}: {what}{note}")
+    return Text.assemble((f"{_words(tensor.kind):<9}", "yellow"), f"{tensor.name}: {what}{note}")
 
 
 def overlap_view(overlap: Overlap, names: tuple[str, ...], details: bool) -> Group:
