@@ -273,7 +273,10 @@ def test_overlap_is_that_of_dense_masks() -> None:
     left = {name: generator.random((30, 20)) < 0.2 for name in ("a", "b")}
     right = {name: generator.random((30, 20)) < 0.1 for name in ("b", "c")}
     result = overlap(Region.from_masks(left), Region.from_masks(right))
-    assert (result.only_left, result.only_right, result.identical) == (("a",), ("c",), False)
+    assert (result.only_left, result.only_right) == ({"a": left["a"].sum()}, {"c": right["c"].sum()})
+    assert not result.identical
+    whole = [{(name, *at) for name, mask in side.items() for at in np.argwhere(mask)} for side in (left, right)]
+    assert result.total.jaccard == len(whole[0] & whole[1]) / len(whole[0] | whole[1])
     (item,) = result.tensors
     one, two = left["b"], right["b"]
     assert item.jaccard == (one & two).sum() / (one | two).sum()
