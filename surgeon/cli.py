@@ -276,8 +276,7 @@ def recipes(
 
     shipped = api.shipped_recipes()
     if name is None:
-        for known, path in shipped.items():
-            print(f"{known:<24} {_first_comment(path)}")
+        _print_pairs({known: _first_comment(path) for known, path in shipped.items()})
         return
     if copy:
         print(api.copy_recipe(name, output or Path.cwd()))
@@ -298,6 +297,21 @@ def schema() -> None:
 def _first_comment(path: Path) -> str:
     first = path.read_text(encoding="utf-8").splitlines()[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _print_pairs(pairs: dict[str, str]) -> None:
+    """Print names and what they mean: wrapped on a terminal, a line each into a pipe."""
+    from rich.table import Table
+
+    console = _stdout()
+    if not console.is_terminal:
+        for name, meaning in pairs.items():
+            print(f"{name:<24} {meaning}")
+        return
+    rows = Table.grid(padding=(0, 2))
+    for name, meaning in pairs.items():
+        rows.add_row(name, meaning)
+    console.print(rows, highlight=False)
 
 
 def _print_json(data: Any) -> None:

@@ -7,13 +7,12 @@ tensors are spread over shards.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +22,11 @@ from surgeon.dimensions import along, hidden_size, residual_axis
 from surgeon.edits import check_regions_fit
 from surgeon.naming import Place, natural_key, place, storage_group
 from surgeon.region import Indices, Mask, Region, encode_packed
+from surgeon.renaming import find_renamed
 from surgeon.storage import NUMPY_DTYPES, TensorInfo, read_bytes
 
-Kind = Literal["same", "changed", "renamed", "retyped", "reshaped", "missing", "extra"]
-KINDS: tuple[Kind, ...] = ("same", "changed", "renamed", "retyped", "reshaped", "missing", "extra")
+Kind = Literal["same", "changed", "renamed", "renamed_changed", "retyped", "reshaped", "missing", "extra"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 BYTEWISE = "entries share bytes; compared byte by byte"
 CHUNK = 1 << 20  # entries held of each checkpoint, per thread; a multiple of eight, so that masks pack
 
@@ -207,43 +207,22 @@ def _pairs(before: Checkpoint, after: Checkpoint) -> Iterator[TensorDiff]:
     """Pair tensors by name, then those left over by content; `same` until their entries are compared."""
     lost = [info for name, info in before.tensors.items() if name not in after.tensors]
     new = [info for name, info in after.tensors.items() if name not in before.tensors]
-    renamed = _renamed(lost, new)
+    equal, alike = find_renamed(lost, new)
     for name, info in before.tensors.items():
         where, other = place(info, before.config), after.tensors.get(name)
         if other is not None:
             kind: Kind = "same" if info.dtype == other.dtype else "retyped"
             yield TensorDiff(kind if info.shape == other.shape else "reshaped", info, other, where)
-        elif name in renamed:
-            yield TensorDiff("renamed", info, renamed[name], where)
+        elif name in equal:
+            yield TensorDiff("renamed", info, equal[name], where)
+        elif name in alike:
+            yield TensorDiff("renamed_changed", info, alike[name], where)
         else:
             yield TensorDiff("missing", info, None, where, note=_tie(before, name, after))
-    taken = {info.name for info in renamed.values()}
+    taken = {info.name for info in (*equal.values(), *alike.values())}
     for info in new:
         if info.name not in taken:
             yield TensorDiff("extra", None, info, place(info, after.config), note=_tie(after, info.name, before))
-
-
-def _renamed(lost: Sequence[TensorInfo], new: Sequence[TensorInfo]) -> dict[str, TensorInfo]:
-    """Pair tensors of equal dtype, shape and bytes; only those with a likely partner are hashed."""
-    partners = {(info.dtype, info.shape) for info in new} & {(info.dtype, info.shape) for info in lost}
-    waiting: dict[tuple[str, tuple[int, ...], str], list[TensorInfo]] = {}
-    for info in new:
-        if (info.dtype, info.shape) in partners:
-            waiting.setdefault((info.dtype, info.shape, _digest(info)), []).append(info)
-    result = {}
-    for info in lost:
-        if (info.dtype, info.shape) in partners:
-            found = waiting.get((info.dtype, info.shape, _digest(info)))
-            if found:
-                result[info.name] = found.pop(0)
-    return result
-
-
-def _digest(info: TensorInfo) -> str:
-    digest = hashlib.sha256()
-    for start in range(0, info.nbytes, CHUNK):
-        digest.update(read_bytes(info, start, min(CHUNK, info.nbytes - start)).data)
-    return digest.hexdigest()
 
 
 def _tie(owner: Checkpoint, name: str, other: Checkpoint) -> str | None:

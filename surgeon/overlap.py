@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from surgeon.region import Region
 class TensorOverlap:
     """One tensor of both regions: entries of the left, the right and both.
 
+    `expected` is how many random entries in these numbers would have in common.
     `rows` and `columns` compare where the entries stand: with p and q the shares of each region's entries per
     row, the sum of min(p, q). 1.0 if both crowd into the same rows equally, 0.0 if they share none.
     """
@@ -26,6 +27,7 @@ class TensorOverlap:
     left: int
     right: int
     shared: int
+    expected: float
     rows: float
     columns: float
 
@@ -38,36 +40,35 @@ class TensorOverlap:
     @property
     def by_chance(self) -> float:
         """The Jaccard index to expect of random entries in these numbers."""
-        if not self.left + self.right:
-            return 1.0
-        shared = self.left * self.right / self.numel
-        return shared / (self.left + self.right - shared)
+        union = self.left + self.right - self.expected
+        return self.expected / union if union else 1.0
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """All tensors that both regions have, and the names that only one of them has."""
+    """All tensors that both regions have, and the entries per tensor that only one of them has."""
 
     tensors: tuple[TensorOverlap, ...]
-    only_left: tuple[str, ...]
-    only_right: tuple[str, ...]
+    only_left: Mapping[str, int]
+    only_right: Mapping[str, int]
 
     @property
     def identical(self) -> bool:
-        """True if both select the same entries of the same tensors."""
-        only = self.only_left or self.only_right
+        """True if both select the same entries."""
+        only = sum(self.only_left.values()) + sum(self.only_right.values())
         return not only and all(tensor.left == tensor.right == tensor.shared for tensor in self.tensors)
 
     @property
     def total(self) -> TensorOverlap:
-        """All tensors together; rows and columns are means weighted by entries."""
+        """The regions as a whole; rows and columns are means over the tensors of both, weighted by entries."""
         weights = [tensor.left + tensor.right for tensor in self.tensors]
         return TensorOverlap(
             "all tensors",
             sum(tensor.numel for tensor in self.tensors),
-            sum(tensor.left for tensor in self.tensors),
-            sum(tensor.right for tensor in self.tensors),
+            sum(tensor.left for tensor in self.tensors) + sum(self.only_left.values()),
+            sum(tensor.right for tensor in self.tensors) + sum(self.only_right.values()),
             sum(tensor.shared for tensor in self.tensors),
+            sum(tensor.expected for tensor in self.tensors),
             _mean([tensor.rows for tensor in self.tensors], weights),
             _mean([tensor.columns for tensor in self.tensors], weights),
         )
@@ -93,14 +94,15 @@ def overlap(left: Region, right: Region) -> Overlap:
                     left[name].entries,
                     right[name].entries,
                     shared[name].entries,
+                    left[name].entries * right[name].entries / math.prod(shape) if math.prod(shape) else 0.0,
                     _coincidence(*rows),
                     _coincidence(*columns),
                 )
             )
     return Overlap(
         tuple(tensors),
-        tuple(name for name in left if name not in right),
-        tuple(name for name in right if name not in left),
+        {name: left[name].entries for name in left if name not in right},
+        {name: right[name].entries for name in right if name not in left},
     )
 
 

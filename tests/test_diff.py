@@ -183,6 +183,25 @@ def test_kinds_of_difference_are_told_apart(tmp_path: Path) -> None:
     assert not result.identical
 
 
+def test_a_tensor_that_was_renamed_and_changed_is_known_again(tmp_path: Path) -> None:
+    generator = np.random.default_rng(17)
+    weights = generator.normal(size=(3, 20, 20)).astype(ml_dtypes.bfloat16)
+    before = {f"layers.{i}.mlp.up_proj.weight": weight for i, weight in enumerate(weights)}
+    before |= {f"layers.{i}.norm.weight": np.ones(20, ml_dtypes.bfloat16) for i in range(3)}
+    after = {name.replace("layers", "model.layers"): array.copy() for name, array in reversed(before.items())}
+    after["model.layers.1.mlp.up_proj.weight"][:5] = 0  # a quarter of the entries
+    after["model.layers.1.norm.weight"][7] = 4
+    after["model.layers.2.mlp.up_proj.weight"] = generator.normal(size=(20, 20)).astype(ml_dtypes.bfloat16)
+    result = found(tmp_path, before, after)
+    paired = {t.name: (t.kind, t.after and t.after.name, t.change.changed) for t in result.tensors}
+    assert paired["layers.1.mlp.up_proj.weight"] == ("renamed_changed", "model.layers.1.mlp.up_proj.weight", 100)
+    assert paired["layers.0.mlp.up_proj.weight"][:2] == ("renamed", "model.layers.0.mlp.up_proj.weight")
+    assert paired["layers.2.mlp.up_proj.weight"][0] == "missing"
+    assert paired["model.layers.2.mlp.up_proj.weight"][0] == "extra"
+    assert paired["layers.1.norm.weight"] == ("renamed_changed", "model.layers.1.norm.weight", 1)
+    assert [paired[f"layers.{i}.norm.weight"][1] for i in (0, 2)] == [f"model.layers.{i}.norm.weight" for i in (0, 2)]
+
+
 def test_packed_entries_are_compared_byte_by_byte(tmp_path: Path) -> None:
     packed = np.arange(200, dtype=np.uint8)
     other = packed.copy()
@@ -254,7 +273,10 @@ def test_overlap_is_that_of_dense_masks() -> None:
     left = {name: generator.random((30, 20)) < 0.2 for name in ("a", "b")}
     right = {name: generator.random((30, 20)) < 0.1 for name in ("b", "c")}
     result = overlap(Region.from_masks(left), Region.from_masks(right))
-    assert (result.only_left, result.only_right, result.identical) == (("a",), ("c",), False)
+    assert (result.only_left, result.only_right) == ({"a": left["a"].sum()}, {"c": right["c"].sum()})
+    assert not result.identical
+    whole = [{(name, *at) for name, mask in side.items() for at in np.argwhere(mask)} for side in (left, right)]
+    assert result.total.jaccard == len(whole[0] & whole[1]) / len(whole[0] | whole[1])
     (item,) = result.tensors
     one, two = left["b"], right["b"]
     assert item.jaccard == (one & two).sum() / (one | two).sum()

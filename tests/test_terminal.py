@@ -144,6 +144,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 def test_sparkline_runs_from_low_to_high() -> None:
     assert sparkline([0.0, 0.5, 1.0]) == "\u2581\u2585\u2588"
     assert len(set(sparkline([0.2, 0.2, 0.2]))) == 1
+    assert sparkline([0.0, 0.0, 0.5, 0.5, 1.0], width=3) == "\u2581\u2585\u2588"
 
 
 def test_inspect_a_freeze_bundle(tmp_path: Path, llama: Path) -> None:

@@ -9,12 +9,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.diff import KINDS, Change, Diff, TensorDiff
+from surgeon.diff import KINDS, Change, Diff, Kind, TensorDiff
 from surgeon.freeze.bundle import shorten
 from surgeon.naming import ROLES
 from surgeon.overlap import Overlap, TensorOverlap
 from surgeon.patch import Patch
-from surgeon.report.terminal import Fitting, table
+from surgeon.report.terminal import Fitting, sparkline, table
 from surgeon.report.words import percent, short_name
 
 SHOWN = 5  # tensors listed unless details are asked for
@@ -28,6 +28,7 @@ def diff_view(diff: Diff, overlap: Overlap | None, details: bool, patch: Patch |
         if details:
             layers = {"none" if k is None else str(k): c for k, c in sorted(diff.by_layer().items(), key=_layer_key)}
             parts.append(_changes_table("By layer", "layer", layers))
+            parts.append(_dimensions_table(diff))
         changed = [tensor for tensor in diff.tensors if tensor.change.changed]
         largest = sorted(changed, key=lambda tensor: -(tensor.change.relative or 0.0))
         parts.append(_tensors_view(changed if details else largest[:SHOWN], details))
@@ -65,7 +66,7 @@ def _in_order(changes: Mapping[str, Change]) -> dict[str, Change]:
 
 def _headline(diff: Diff) -> Text:
     lines = [f"before   {diff.before.source.name}", f"after    {diff.after.source.name}"]
-    counts = [f"{diff.count(kind):,} {kind}" for kind in KINDS if diff.count(kind)]
+    counts = [f"{diff.count(kind):,} {_words(kind)}" for kind in KINDS if diff.count(kind)]
     lines.append(f"tensors  {', '.join(counts)}")
     whole = diff.total
     if not whole.changed:
@@ -79,6 +80,9 @@ def _headline(diff: Diff) -> Text:
             f"size     L2 {whole.l2:.4g}, {_relative(whole)} of the weights compared; largest {whole.largest:.4g}"
         )
     lines += [_region_line(diff, i) for i in range(len(diff.regions))]
+    layers = [(layer, change) for layer, change in diff.by_layer().items() if layer is not None]
+    if whole.changed and len(layers) > 1:
+        lines.append(_layers_line(sorted(layers)))
     dimensions = diff.dimensions(5)
     if dimensions:
         shown = ", ".join(f"{index} ({count:,})" for index, count, _ in dimensions)
@@ -87,6 +91,17 @@ def _headline(diff: Diff) -> Text:
         keys = list(diff.config)
         lines.append(f"config   differs in {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}")
     return Text("\n".join(lines))
+
+
+def _layers_line(layers: Sequence[tuple[int, Change]]) -> str:
+    """Draw the relative change from the first layer to the last; the table of --details has the figures."""
+    sizes = [change.relative or 0.0 for _, change in layers]
+    span = f"{percent(min(sizes))} to {percent(max(sizes))}"
+    return f"layers   {layers[0][0]}-{layers[-1][0]} {sparkline(sizes)} relative change, {span}"
+
+
+def _words(kind: Kind) -> str:
+    return "renamed and changed" if kind == "renamed_changed" else kind
 
 
 def _not_finite(change: Change) -> str:
@@ -128,19 +143,32 @@ def _cells(change: Change) -> list[str]:
 
 
 def _tensors_view(tensors: list[TensorDiff], details: bool) -> Fitting:
-    return Fitting([_tensors_table(tensors, details, lines) for lines in (True, False)])
+    lines = ("row", "column")
+    choices = (("sign flips", "L2", "largest", *lines), lines, ())
+    return Fitting([_tensors_table(tensors, details, more) for more in choices])
 
 
-def _tensors_table(tensors: list[TensorDiff], details: bool, lines: bool) -> Table:
-    """List tensors; `lines` adds the row and the column of each that changed most."""
+def _tensors_table(tensors: list[TensorDiff], details: bool, more: Sequence[str]) -> Table:
+    """List tensors; `more` are columns for which there may be no room. Row and column are those changed most."""
     title = "Tensors" if details else "Tensors that changed most, relative to their size"
-    rows = table(title, "tensor", "changed", "share", "relative", *(("row", "column") if lines else ()))
+    rows = table(title, "tensor", "changed", "share", "relative", *more)
     for tensor in tensors:
         change = tensor.change
-        cells = [f"{change.changed:,}", percent(change.changed / change.entries), _relative(change)]
-        if lines:
-            cells += [_fullest(tensor.rows), _fullest(tensor.columns)]
-        rows.add_row(short_name(tensor.name), *cells)
+        cells = {
+            "sign flips": f"{change.sign_flips:,}", "L2": f"{change.l2:.3g}", "largest": f"{change.largest:.3g}",
+            "row": _fullest(tensor.rows), "column": _fullest(tensor.columns),
+        }  # fmt: skip
+        share = percent(change.changed / change.entries)
+        rows.add_row(
+            short_name(tensor.name), f"{change.changed:,}", share, _relative(change), *(cells[c] for c in more)
+        )
+    return rows
+
+
+def _dimensions_table(diff: Diff) -> Table:
+    rows = table("By residual dimension", "dimension", "changed", "in tensors")
+    for index, count, tensors in diff.dimensions(12):
+        rows.add_row(str(index), f"{count:,}", f"{tensors:,}")
     return rows
 
 
@@ -157,6 +185,8 @@ def _odd_line(tensor: TensorDiff) -> Text:
         what = "only in the second"
     elif tensor.kind == "renamed" and after is not None:
         what = f"same content under the name {after.name}"
+    elif tensor.kind == "renamed_changed" and after is not None:
+        what = f"{tensor.change.changed:,} of {tensor.change.entries:,} entries differ from {after.name}"
     elif tensor.kind == "reshaped" and before is not None and after is not None:
         what = f"{list(before.shape)} became {list(after.shape)}; entries not compared"
     else:
@@ -164,7 +194,7 @@ def _odd_line(tensor: TensorDiff) -> Text:
         assert after is not None
         what = f"{before.dtype} became {after.dtype}; {tensor.change.changed:,} values differ"
     note = f" ({tensor.note})" if tensor.note else ""
-    return Text.assemble((f"{tensor.kind:<9}", "yellow"), f"{tensor.name}: {what}{note}")
+    return Text.assemble((f"{_words(tensor.kind):<9}", "yellow"), f"{tensor.name}: {what}{note}")
 
 
 def overlap_view(overlap: Overlap, names: tuple[str, ...], details: bool) -> Group:
@@ -177,7 +207,7 @@ def overlap_view(overlap: Overlap, names: tuple[str, ...], details: bool) -> Gro
         parts.append(Text(f"the {SHOWN} tensors that coincide most; all of them: --details", style="dim"))
     for label, only in ((left, overlap.only_left), (right, overlap.only_right)):
         if only:
-            parts.append(Text(f"{len(only)} tensors only in {label}, such as {only[0]}"))
+            parts.append(Text(f"{len(only)} tensors only in {label}, such as {next(iter(only))}"))
     legend = "rows, columns: shared part of the entries' distribution over them, 1 if they crowd into the same ones"
     return Group(*parts, Text(legend, style="dim"))
 
@@ -260,8 +290,8 @@ def overlap_data(overlap: Overlap) -> dict[str, Any]:
     """Return an overlap as plain data, for `--json`."""
     return {
         **_overlap_fields(overlap.total),
-        "only_left": list(overlap.only_left),
-        "only_right": list(overlap.only_right),
+        "only_left": dict(overlap.only_left),
+        "only_right": dict(overlap.only_right),
         "tensors": {item.name: _overlap_fields(item) for item in overlap.tensors},
     }
 

@@ -43,8 +43,13 @@ def table(title: str, *columns: str) -> Table:
     return result
 
 
-def sparkline(values: Sequence[float]) -> str:
-    """Draw values as blocks of eight heights, from the lowest to the highest; all alike are drawn at half height."""
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """Draw values as blocks of eight heights, from the lowest to the highest; all alike are drawn at half height.
+
+    More values than `width` are drawn as means of neighbours.
+    """
+    step = math.ceil(len(values) / width)
+    values = [math.fsum(values[i : i + step]) / len(values[i : i + step]) for i in range(0, len(values), step)]
     low, high = min(values), max(values)
     if high - low <= 1e-3 * abs(high):
         return "\u2584" * len(values)
