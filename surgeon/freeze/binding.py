@@ -51,7 +51,9 @@ def bind(bundle: Bundle, parameters: Mapping[str, Parameter]) -> tuple[dict[str,
         if not distinct:
             misfits[name] = "the model has no parameter of that name"
         elif odd is not None:
-            misfits[name] = f"its shape is {list(shape_of(odd.parameter))} in the model and {list(odd.shape)} in the bundle"
+            misfits[name] = (
+                f"its shape is {list(shape_of(odd.parameter))} in the model and {list(odd.shape)} in the bundle"
+            )
         elif not all(place.parameter.is_floating_point() for place in distinct):
             misfits[name] = f"the model holds it quantized, as {distinct[0].parameter.dtype}"
         else:

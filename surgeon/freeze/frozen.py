@@ -88,9 +88,7 @@ class Frozen:
     `tensors` names, as in the bundle, the tensors that have frozen entries; `skipped` maps tensors that could not be frozen (with `strict=False`) to the reason.
     """
 
-    def __init__(
-        self, bundle: Bundle, held: list[Held], tensors: Sequence[str], skipped: Mapping[str, str]
-    ) -> None:
+    def __init__(self, bundle: Bundle, held: list[Held], tensors: Sequence[str], skipped: Mapping[str, str]) -> None:
         self.bundle = bundle
         self.tensors = list(tensors)
         self.skipped = dict(skipped)
@@ -259,7 +257,10 @@ class Frozen:
             if item.name not in chosen:
                 raise FreezeError(f"tensor '{item.name}': {misfits[item.name]}")
         copies = [chosen[item.name] for item in self._held]
-        return [(item, found[min(item.copy, len(found) - 1)].parameter) for item, found in zip(self._held, copies, strict=True)]
+        return [
+            (item, found[min(item.copy, len(found) - 1)].parameter)
+            for item, found in zip(self._held, copies, strict=True)
+        ]
 
 
 def _hold(bundle: Bundle, chosen: Mapping[str, list[Bound]]) -> list[Held]:
