@@ -1,12 +1,14 @@
-"""What freezing costs: frozen against unfrozen training steps, taken in turn within one run.
+"""What freezing costs: frozen against unfrozen training steps of one model, taken in turn within one run.
 
     python benchmarks/freeze.py                      # a random 100-million-parameter Llama
     python benchmarks/freeze.py --model builtin:tiny30 --tokens 2048
 
-Two equal models train on the same batches, one of them with the top share of every tensor frozen at random
-places (the least favourable for a cache). Prints one JSON object: median seconds per step, by the clock and of
-processor time (which a busy machine disturbs less), their ratios, the processor time spent inside freezing's own
-hooks as a share of an unfrozen step (which it disturbs least), and the memory that freezing takes.
+A share of every tensor is frozen at random places (the least favourable for a cache), and is let go again for
+every other round of steps; it is one and the same model, because two equal ones differ by several percent in how
+their memory lies. The first steps of a round, in which freezing looks at more than later on, are not counted. Prints
+one JSON object: median seconds per step, by the clock and of processor time (which a busy machine disturbs less),
+their ratios (of the medians; and over pairs of neighbouring rounds: the median, then all), the processor time spent
+inside freezing's own hooks as a share of an unfrozen step (which is disturbed least), and the memory it takes.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ import torch
 import transformers
 
 from surgeon.checkpoint import Checkpoint
-from surgeon.freeze import Frozen, freeze
+from surgeon.freeze import freeze
 from surgeon.region import Region
+
+SETTLING = 2  # steps at the start of a round that are not counted
 
 
 def build(name: str | None) -> Any:
@@ -61,7 +65,7 @@ def step(model: Any, optimizer: torch.optim.Optimizer, tokens: torch.Tensor) -> 
 
 
 class Meter:
-    """Processor time spent inside all hooks that freezing has put on a model and its optimizer."""
+    """Processor time spent inside all hooks that freezing has put on a model and its optimizer, if any."""
 
     def __init__(self, model: Any, optimizer: torch.optim.Optimizer) -> None:
         self.seconds = 0.0
@@ -95,45 +99,54 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.05, help="share of every decoder-layer tensor to freeze")
     parser.add_argument("--tokens", type=int, default=512, help="tokens per step")
     parser.add_argument("--length", type=int, default=256, help="tokens per sequence")
-    parser.add_argument("--steps", type=int, default=8, help="timed steps of each kind")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps a round")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds of each kind, in turn")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    pair: list[tuple[Any, torch.optim.Optimizer]] = []
-    for _ in range(2):
-        model = build(arguments.model).train()
-        pair.append((model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)))
-    frozen: Frozen = freeze(pair[1][0], region_of(pair[1][0], arguments.fraction), pair[1][1])
-    meter = Meter(*pair[1])
-    vocabulary = pair[0][0].config.vocab_size
+    model = build(arguments.model).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    region = region_of(model, arguments.fraction)
+    vocabulary = model.config.vocab_size
+    timings: dict[str, list[list[tuple[float, float]]]] = {"unfrozen": [], "frozen": []}
     in_hooks = []
-    timings: list[list[tuple[float, float]]] = [[], []]
-    for number in range(arguments.steps + 3):  # the first three warm up
-        tokens = torch.randint(0, vocabulary, (arguments.tokens // arguments.length, arguments.length))
-        for kind in (0, 1) if number % 2 else (1, 0):
-            elapsed = step(*pair[kind], tokens)
-            if number >= 3:
-                timings[kind].append(elapsed)
-        hooks = meter.take()
-        if number >= 3:
-            in_hooks.append(hooks)
-    checked = frozen.verify()
-    wall, processor = ([statistics.median(both[clock] for both in kind) for kind in timings] for clock in (0, 1))
-    parameters = sum(parameter.numel() for parameter in pair[0][0].parameters())
+    checked = taken = 0
+    for number in range(2 * arguments.rounds + 1):  # the first round warms up
+        frozen = freeze(model, region, optimizer) if number % 2 == 0 else None
+        meter = Meter(model, optimizer)
+        steps = []
+        for _ in range(SETTLING + arguments.steps):
+            tokens = torch.randint(0, vocabulary, (arguments.tokens // arguments.length, arguments.length))
+            steps.append((*step(model, optimizer, tokens), meter.take()))
+        if number:
+            timings["frozen" if frozen else "unfrozen"].append([(wall, cpu) for wall, cpu, _ in steps[SETTLING:]])
+        if frozen is not None:
+            in_hooks += [seconds for *_, seconds in steps[SETTLING:]] if number else []
+            checked, taken = frozen.verify(), frozen.nbytes
+            frozen.remove()
+    medians = {
+        kind: [[statistics.median(one[clock] for one in round) for round in rounds] for clock in (0, 1)]
+        for kind, rounds in timings.items()
+    }
+    wall, processor = ([statistics.median(medians[kind][clock]) for kind in timings] for clock in (0, 1))
+    paired = [[f / u for u, f in zip(medians["unfrozen"][c], medians["frozen"][c], strict=True)] for c in (0, 1)]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     result = {
         "parameters": parameters,
         "frozen_entries": checked,
         "tokens_per_step": arguments.tokens,
-        "steps": arguments.steps,
+        "steps": arguments.steps * arguments.rounds,
         "seconds_unfrozen": round(wall[0], 4),
         "seconds_frozen": round(wall[1], 4),
         "ratio": round(wall[1] / wall[0], 4),
+        "ratio_of_neighbours": [round(value, 4) for value in (statistics.median(paired[0]), *sorted(paired[0]))],
         "processor_seconds": [round(value, 4) for value in processor],
         "processor_ratio": round(processor[1] / processor[0], 4),
+        "processor_ratio_of_neighbours": round(statistics.median(paired[1]), 4),
         "processor_seconds_in_hooks": round(statistics.median(in_hooks), 5),
         "hooks_share_of_unfrozen_step": round(statistics.median(in_hooks) / processor[0], 4),
-        "bytes": frozen.nbytes,
-        "bytes_per_frozen_entry": round(frozen.nbytes / checked, 2),
+        "bytes": taken,
+        "bytes_per_frozen_entry": round(taken / checked, 2),
     }
     print(json.dumps(result, indent=1))
 

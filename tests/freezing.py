@@ -1,6 +1,6 @@
-"""What the tests of freezing share: a tiny model on disk, a bundle beside it, and a comparison of raw bits.
+"""What the tests of freezing share: a tiny model on disk, a bundle beside it, and comparisons of raw bits.
 
-The comparison uses the safetensors package and torch integers only, nothing of `surgeon.freeze`.
+One uses the safetensors package and torch integers only, the other `surgeon diff`; neither knows `surgeon.freeze`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+import surgeon
 from surgeon.freeze import write_bundle
 from surgeon.region import Region
 
@@ -79,6 +80,14 @@ def compare(base: Path, trained: dict[str, torch.Tensor], region: Region | None 
         inside += int((differs & mask).sum())
         outside += int((differs & ~mask).sum())
     return inside, outside
+
+
+def inside_by_diff(base: Path, trained: Path) -> tuple[int, int]:
+    """Return how many entries `surgeon diff --region` compares inside the bundle's region, and how many changed."""
+    found = surgeon.compare(base, trained, regions=[base / "freeze" / "region.safetensors"]).checkpoints
+    assert found is not None
+    assert all(tensor.kind in ("same", "changed", "retyped") for tensor in found.tensors)
+    return found.inside(0).entries, found.inside(0).changed
 
 
 def batches(count: int, rows: int = 2, length: int = 16, seed: int = 1) -> list[dict[str, torch.Tensor]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from freezing import compare, make_bundle, saved_state
+from freezing import compare, inside_by_diff, make_bundle, saved_state
 
 from surgeon.freeze import Bundle, verify_saved
 
@@ -39,6 +39,7 @@ def check_saved(folder: Path, base: Path) -> None:
     inside, outside = compare(base, saved_state(folder))
     assert inside == 0 < outside
     assert verify_saved(folder, base) == Bundle.load(base).region.entries
+    assert inside_by_diff(base, folder) == (Bundle.load(base).region.entries, 0)
 
 
 @pytest.mark.parametrize("setup", ["accelerate-ddp", "trainer-ddp"])

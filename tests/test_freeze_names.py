@@ -1,4 +1,4 @@
-"""A bundle knows where its tensors stand in the model class: fused experts, missing prefixes, tied and renamed weights."""
+"""A bundle knows where its tensors stand in the model class: fused experts, missing prefixes, renamed weights."""
 
 from __future__ import annotations
 

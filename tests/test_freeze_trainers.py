@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from conftest import byte_tokenizer
-from freezing import batches, compare, load, make_bundle, saved_state
+from freezing import batches, compare, inside_by_diff, load, make_bundle, saved_state
 
 from surgeon.errors import FreezeError
 from surgeon.freeze import Bundle, FreezeCallback, freeze, merge, verify_saved
@@ -48,6 +48,16 @@ def check_saved(folder: Path, base: Path, share: float = 0.9) -> None:
     assert inside == 0
     assert outside > share * (total - Bundle.load(base).region.entries)
     assert verify_saved(folder, base) == Bundle.load(base).region.entries
+    assert inside_by_diff(base, folder) == (Bundle.load(base).region.entries, 0)
+
+
+def check_moved(folder: Path, base: Path, share: float = 0.9) -> None:
+    """Without freezing the same trainer changes the region too, and each of the proofs says so."""
+    entries, changed = inside_by_diff(base, folder)
+    assert entries == Bundle.load(base).region.entries
+    assert changed == compare(base, saved_state(folder))[0] > share * entries
+    with pytest.raises(FreezeError, match="frozen entries have changed"):
+        verify_saved(folder, base)
 
 
 def arguments(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -84,6 +94,12 @@ def test_trainer(base: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     assert callback.frozen.verify(model) == Bundle.load(base).region.entries
 
 
+def test_trainer_without_freezing(base: Path, tmp_path: Path) -> None:
+    options = transformers.TrainingArguments(**arguments(tmp_path, optim="adamw_torch_fused"))
+    transformers.Trainer(model=load(base, torch.float32), args=options, train_dataset=Rows()).train()
+    check_moved(tmp_path / "checkpoint-4", base)
+
+
 def test_trainer_resumes(base: Path, tmp_path: Path) -> None:
     def trainer() -> transformers.Trainer:
         options = arguments(tmp_path, optim="adamw_torch_fused")
@@ -117,7 +133,8 @@ def make_other(folder: Path) -> Any:
     return load(make_bundle(folder, torch.bfloat16, seed=5, vocab_size=258), torch.float32)
 
 
-def test_trl_sft_trainer(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("freezes", [True, False])
+def test_trl_sft_trainer(base: Path, tmp_path: Path, freezes: bool) -> None:
     datasets = pytest.importorskip("datasets")
     trl = pytest.importorskip("trl")
     rows = datasets.Dataset.from_dict({"text": ["All human beings are born free.", "Everyone has the right."] * 8})
@@ -126,11 +143,11 @@ def test_trl_sft_trainer(base: Path, tmp_path: Path) -> None:
         args=trl.SFTConfig(**arguments(tmp_path, max_length=32, bf16=False)),
         train_dataset=rows,
         processing_class=transformers.AutoTokenizer.from_pretrained(base),
-        callbacks=[FreezeCallback(base)],
+        callbacks=[FreezeCallback(base)] if freezes else [],
     )
     trainer.train()
-    check_saved(tmp_path / "checkpoint-2", base, share=0.7)  # few embeddings occur in the text, but all decay
-    check_saved(tmp_path / "checkpoint-4", base, share=0.7)
+    for step in (2, 4) if freezes else (4,):  # few embeddings occur in the text, but all decay
+        (check_saved if freezes else check_moved)(tmp_path / f"checkpoint-{step}", base, share=0.7)
 
 
 def test_lightning(base: Path, tmp_path: Path) -> None:
@@ -149,18 +166,19 @@ def test_lightning(base: Path, tmp_path: Path) -> None:
             optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.1)
             return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)}
 
-    def fit(steps: int, checkpoint: Path | None = None) -> Any:
+    def fit(steps: int, checkpoint: Path | None = None, freezes: bool = True) -> Any:
         module, callback = Module(), LightningFreeze(base)
         trainer = lightning.Trainer(
             max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, gradient_clip_val=0.5,
-            enable_model_summary=False, callbacks=[callback], default_root_dir=tmp_path, enable_checkpointing=False,
-            accumulate_grad_batches=2,
+            enable_model_summary=False, callbacks=[callback] if freezes else [], default_root_dir=tmp_path,
+            enable_checkpointing=False, accumulate_grad_batches=2,
         )  # fmt: skip
         rows = torch.utils.data.DataLoader(Rows(), batch_size=2)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the number of workers
             trainer.fit(module, rows, ckpt_path=checkpoint)
         trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        module.net.save_pretrained(tmp_path / "saved")
         return callback
 
     for steps, before in ((2, None), (4, tmp_path / "2.ckpt")):
@@ -169,6 +187,9 @@ def test_lightning(base: Path, tmp_path: Path) -> None:
         inside, outside = compare(base, {name.removeprefix("net."): tensor for name, tensor in saved.items()})
         assert inside == 0 < outside
         assert callback.frozen.entries == Bundle.load(base).region.entries
+        check_saved(tmp_path / "saved", base)
+    fit(4, freezes=False)
+    check_moved(tmp_path / "saved", base)
 
 
 def test_peft_merge_honours_the_mask(base: Path, tmp_path: Path) -> None:
@@ -191,6 +212,7 @@ def test_peft_merge_honours_the_mask(base: Path, tmp_path: Path) -> None:
     merged = merge(model, base)
     merged.save_pretrained(tmp_path)
     assert verify_saved(tmp_path, base) == region.entries
+    assert inside_by_diff(base, tmp_path) == (region.entries, 0)
     original, state = load(base, torch.float32).state_dict(), saved_state(tmp_path)
     for name, tensor in state.items():  # W + (1 - M) * dW, written with dense masks
         expected = torch.where(torch.from_numpy(region.mask(name)), original[name], free[name])
