@@ -193,7 +193,7 @@ def _continuations(report: Report) -> str:
             summary = f"<summary>The {count(len(rest), 'point')} of sweeps</summary>"
             more = f"<details>{summary}{_said(report, rest, i)}</details>"
         prompt = escape(visible(first.prompt))
-        parts.append(f'<h3 dir="auto">{prompt}</h3>{_said(report, shown, i)}{more}')
+        parts.append(f'<h3><bdi dir="auto">{prompt}</bdi></h3>{_said(report, shown, i)}{more}')
     return "".join(parts)
 
 
@@ -202,7 +202,8 @@ def _said(report: Report, models: Sequence[str], prompt: int) -> str:
     for model in models:
         found = report.generations[model][prompt]
         note = f' <span class="quiet">{stopped_note(found.stopped)}</span>' if found.stopped != "length" else ""
-        lines.append(f"<dt>{escape(model)}</dt><dd><bdi>{escape(visible(found.continuation))}</bdi>{note}</dd>")
+        said = f'<bdi dir="auto">{escape(visible(found.continuation))}</bdi>'
+        lines.append(f"<dt>{escape(model)}</dt><dd>{said}{note}</dd>")
     return f'<dl class="said">{"".join(lines)}</dl>'
 
 
