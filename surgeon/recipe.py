@@ -173,7 +173,7 @@ class VariantSpec(Model):
     freeze: str | None = Field(None, description="a region whose entries trainers shall keep; writes `freeze/` beside")
     write: bool | Literal["patch"] = Field(
         True,
-        description="a whole checkpoint, or `patch`: only what changed, as one file (docs/patch-format.md), or nothing; "
+        description="a whole checkpoint, or `patch`: what changed, as one file (docs/patch-format.md), or nothing; "
         "with a sweep, the default is `false`",
     )
     sweep: dict[str, AxisSpec] = Field({}, description="axes by name: one variant per point of their grid instead")

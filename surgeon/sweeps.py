@@ -51,7 +51,7 @@ def expand(
     variants: dict[str, Any] = data.get("variants", {})
     if not any(variant.get("sweep") for variant in variants.values()):
         return data, {}
-    grid = _Grid(path, lines, problems, dict(data.get("regions", {})), {}, frozenset(variants))
+    grid = _Grid(path, lines, problems, dict(data.get("regions", {})), {}, frozenset(variants), "verify" in data)
     sweeps = {}
     for name, variant in variants.items():
         if variant.get("sweep"):
@@ -71,12 +71,15 @@ class _Grid:
     regions: dict[str, Any]
     variants: dict[str, Any]
     taken: frozenset[str]
+    measured: bool
 
     def sweep(self, name: str, variant: Mapping[str, Any]) -> Sweep:
         """Add a variant for each point of one sweep."""
         axes: Mapping[str, Any] = variant["sweep"]
         plain = {"write": False} | {key: value for key, value in variant.items() if key != "sweep"}
         found = len(self.problems)
+        if not (plain["write"] or self.measured):
+            self._problem(("variants", name, "sweep"), "nothing would come of it: add `verify:` to the recipe")
         choices = [self._axis(i, name, axis, spec) for i, (axis, spec) in enumerate(axes.items())]
         points: dict[str, tuple[Any, ...]] = {}
         for place in itertools.product(*choices) if len(self.problems) == found else ():

@@ -180,6 +180,16 @@ class Report(Model):
         points = {point for sweep in self.sweeps.values() for point in sweep.points}
         return [name for name in self.perplexity if name != "base" and name not in points]
 
+    def only(self, variants: Sequence[str]) -> Report:
+        """Return the report with the measurements of the base and of some variants only."""
+        kept = {"base", *variants}
+        return self.model_copy(
+            update={
+                "perplexity": {name: row for name, row in self.perplexity.items() if name in kept},
+                "summary": {name: summary for name, summary in self.summary.items() if name in kept},
+            }
+        )
+
     def save(self, path: Path) -> None:
         """Write the report as JSON."""
         path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")

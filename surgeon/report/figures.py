@@ -7,11 +7,25 @@ from collections.abc import Callable, Sequence
 
 from surgeon.naming import ROLES
 from surgeon.report.data import CellCount, Perplexity, RegionReport, Report
-from surgeon.report.svg import WIDTH, Bar, Figure, HeatCell, bars, gutter, heatmap, legend, line, marker, text
+from surgeon.report.svg import (
+    OVERFLOW,
+    WIDTH,
+    Bar,
+    Figure,
+    HeatCell,
+    bars,
+    gutter,
+    heatmap,
+    legend,
+    line,
+    log_ticks,
+    marker,
+    text,
+)
+from surgeon.report.sweeps import sweep_figure
 from surgeon.report.words import from_log, language, language_name, number, percent
 
 ORDERS = ("script", "family", "effect")
-_OVERFLOW = 25.0  # nats per token beyond which a model is merely broken; drawn at the edge
 _ROW = 21.0
 
 
@@ -19,9 +33,11 @@ def figures(report: Report) -> list[Figure]:
     """Return all figures that the report has data for, under the names of their files."""
     result = []
     if report.perplexity:
-        result += [perplexity_figure(report, order) for order in ORDERS]
-        if len(report.perplexity) > 1:
-            result.append(ratio_figure(report))
+        alone = report.only(report.measured_alone)
+        result += [perplexity_figure(alone, order) for order in ORDERS]
+        if len(alone.perplexity) > 1:
+            result.append(ratio_figure(alone))
+        result += [sweep_figure(report, name) for name in report.sweeps]
     for name, region in report.regions.items():
         result += region_figures(name, region)
     return result
@@ -70,8 +86,9 @@ def perplexity_figure(report: Report, order: str) -> Figure:
             parts += _language_row(report, code, left, y + _ROW / 2, scale)
             y += _ROW
     mean = report.summary["base"].geometric_mean_perplexity
+    whose = "the base" if len(models) == 1 else f"{len(models)} models"
     description = (
-        f"Perplexity of {len(models)} models over {len(report.perplexity['base'])} languages, logarithmic scale. "
+        f"Perplexity of {whose} over {len(report.perplexity['base'])} languages, logarithmic scale. "
         f"Geometric mean of the base: {number(mean)}. The table holds all figures."
     )
     name = "perplexity" if order == "script" else f"perplexity-by-{order}"
@@ -87,35 +104,30 @@ def _language_row(report: Report, code: str, left: float, y: float, scale: Calla
     # The base is drawn last: where a variant changes nothing, it is the base that should be seen.
     for i, name, found, x in reversed(points):
         parts.append(marker(x, y, i, f"{language_name(code)}, {name}: {number(found.perplexity)}"))
-        if not math.isfinite(found.log_perplexity) or found.log_perplexity > _OVERFLOW:
+        if not math.isfinite(found.log_perplexity) or found.log_perplexity > OVERFLOW:
             parts.append(text(x - 9, y + 4.5, number(found.perplexity), "end", "small"))
     return parts
 
 
 def _position(found: Perplexity, scale: Callable[[float], float]) -> float:
     value = found.log_perplexity
-    return scale(value if math.isfinite(value) and value < _OVERFLOW else _OVERFLOW + 1)
+    return scale(value if math.isfinite(value) and value < OVERFLOW else OVERFLOW + 1)
 
 
 def _log_scale(report: Report, left: float) -> tuple[Callable[[float], float], list[float]]:
     """Return a map from log-perplexity to x, and round values to mark."""
     values = [item.log_perplexity for row in report.perplexity.values() for item in row.values()]
-    usable = [value for value in values if math.isfinite(value) and value < _OVERFLOW] or [0.0]
+    usable = [value for value in values if math.isfinite(value) and value < OVERFLOW] or [0.0]
     low, high = min(usable), max(usable)
     low, high = low - 0.03 * (high - low) - 0.05, high + 0.03 * (high - low) + 0.05
     right = WIDTH - 14 - (30 if len(usable) < len(values) else 0)
 
     def scale(value: float) -> float:
-        if value > _OVERFLOW:
+        if value > OVERFLOW:
             return WIDTH - 10
         return left + (value - low) / (high - low) * (right - left)
 
-    steps: tuple[float, ...] = (1, 2, 5) if high - low > 2.5 else (1, 1.5, 2, 3, 5, 7)
-    if high - low > 8:
-        steps = (1,)
-    decades = range(math.floor(low / math.log(10)), math.ceil(high / math.log(10)) + 1)
-    ticks = [step * 10.0**decade for decade in decades for step in steps]
-    return scale, [tick for tick in ticks if low <= math.log(tick) <= high]
+    return scale, log_ticks(low, high)
 
 
 def ratio_figure(report: Report) -> Figure:

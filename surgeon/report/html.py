@@ -7,18 +7,30 @@ makes tables sortable), and follows the reader's light or dark setting.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from surgeon.report.data import Expectation, Perplexity, RegionReport, Report
+from surgeon.report.data import Expectation, RegionReport, Report
 from surgeon.report.figures import ORDERS, figures, log_ratio, roles_in_order
+from surgeon.report.markup import count, drawing, measured, sorted_by, table, times
 from surgeon.report.pictures import write_figures
 from surgeon.report.svg import STYLE, Figure
-from surgeon.report.words import bounds, from_log, language, language_name, number, percent, size
+from surgeon.report.words import (
+    bounds,
+    coordinate,
+    is_number,
+    language,
+    language_name,
+    number,
+    percent,
+    size,
+    stopped_note,
+    visible,
+)
 from surgeon.storage import replacing
 
 _HERE = Path(__file__).parent
@@ -37,8 +49,13 @@ def page(report: Report, drawn: Sequence[Figure] | None = None) -> str:
     """Return the whole page."""
     by_name = {figure.name: figure for figure in (figures(report) if drawn is None else drawn)}
     sections = [("outcome", "Outcome", _outcome(report))]
+    alone = report.only(report.measured_alone)
+    if report.sweeps and report.perplexity:
+        sections.append(("sweeps", "Sweeps", _sweeps(report, by_name)))
     if report.perplexity:
-        sections.append(("languages", "Languages", _languages(report, by_name)))
+        sections.append(("languages", "Languages", _languages(alone, by_name)))
+    if report.generations:
+        sections.append(("continuations", "Continuations", _continuations(report)))
     if report.regions:
         sections.append(("regions", "Regions", _regions(report, by_name)))
     sections += [("recipe", "Recipe", _recipe(report)), ("again", "Run it again", _again(report))]
@@ -84,7 +101,7 @@ def _lead(report: Report) -> str:
     sentence = f"Surgery on <code>{escape(model.name)}</code> ({kind}{model.parameters:,} parameters)"
     if report.perplexity:
         languages, variants = len(report.perplexity["base"]), len(report.perplexity) - 1
-        sentence += f", measured on {_count(languages, 'language')} in {_count(variants, 'variant')}"
+        sentence += f", measured on {count(languages, 'language')} in {count(variants, 'variant')}"
     failed = sum(not item.passed for item in report.expectations)
     if report.expectations:
         held = "every expectation held" if not failed else f"{failed} of {len(report.expectations)} expectations failed"
@@ -92,76 +109,33 @@ def _lead(report: Report) -> str:
     return sentence + "."
 
 
-def _count(number_of: int, thing: str) -> str:
-    return f"{number_of:,} {thing}{'' if number_of == 1 else 's'}"
-
-
-def table(
-    caption: str,
-    heads: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    foot: Sequence[str] = (),
-    sortable: bool = False,
-    words: frozenset[int] = frozenset(),
-) -> str:
-    """Return a table that scrolls sideways on its own; cells are HTML, or whole `<td>` elements.
-
-    `words` are the columns, other than the first, that hold text.
-    """
-
-    def head(i: int, title: str) -> str:
-        return f'<th scope="col"{_word(i, words)}>{title}</th>'
-
-    def line(cells: Sequence[str]) -> str:
-        first, *rest = cells
-        return f'<tr><th scope="row">{first}</th>' + "".join(
-            cell if cell.startswith("<td") else f"<td{_word(i, words)}>{cell}</td>" for i, cell in enumerate(rest, 1)
-        )
-
-    body = "</tr>".join([*(line(row) for row in rows), ""])
-    ending = f"<tfoot>{line(foot)}</tr></tfoot>" if foot else ""
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}">'
-        f"<table{' data-sortable' if sortable else ''}><caption>{escape(caption)}</caption>"
-        f"<thead><tr>{''.join(head(i, title) for i, title in enumerate(heads))}</tr></thead>"
-        f"<tbody>{body}</tbody>{ending}</table></div>"
-    )
-
-
-def _word(column: int, words: frozenset[int]) -> str:
-    return ' class="word"' if column in words else ""
-
-
-def _figure(figure: Figure) -> str:
-    caption = f"<strong>{escape(figure.title)}.</strong> {escape(figure.description)}"
-    caption = caption.replace(" %", "\u00a0%")
-    return f"<figure><figcaption>{caption}</figcaption>{figure.inline()}</figure>"
-
-
 def _outcome(report: Report) -> str:
     parts = []
     if report.expectations:
         parts.append(f'<ul class="verdicts">{"".join(_verdict(item) for item in report.expectations)}</ul>')
     rows = []
+    points = {point for sweep in report.sweeps.values() for point in sweep.points}
     for name, variant in report.variants.items():
+        if name in points and not variant.written:
+            continue  # the sweep's own table has it
         summary = report.summary.get(name)
         figures_of = ["-", "-"]
         if summary is not None:
-            figures_of = [number(summary.geometric_mean_perplexity), _times(summary.ratio_to_base)]
+            figures_of = [number(summary.geometric_mean_perplexity), times(summary.ratio_to_base)]
         where = f"<code>{escape(_relative(variant.path))}</code>" if variant.path else "measured only"
         done = ", ".join(f"<code>{escape(operation)}</code>" for operation in variant.operations)
         share = percent(variant.entries / report.model.parameters) if report.model.parameters else "-"
         rows.append([
             escape(name), *figures_of, f"{variant.entries:,}", share, f'<td class="word wrap">{done}</td>', where,
         ])  # fmt: skip
-    if "base" in report.summary:
+    if "base" in report.summary and rows:
         mean = number(report.summary["base"].geometric_mean_perplexity)
         rows.insert(0, ["base", mean, "", "", "", '<td class="word wrap"></td>', ""])
     heads = ["variant", "perplexity", "times base", "entries", "of the model", "operations", "written to"]
     if rows:
         caption = "Variants. Perplexity is the geometric mean over the languages."
         parts.append(table(caption, heads, rows, words=frozenset({5, 6})))
-    return "".join(parts)
+    return "".join(parts) or "<p>Every variant is a point of a sweep, below.</p>"
 
 
 def _relative(path: str) -> str:
@@ -183,9 +157,54 @@ def _exactly(ratio: float) -> str:
     return f"{ratio:.3f}" if ratio < 100 else number(ratio)
 
 
-def _times(ratio: float) -> str:
-    kind = " much-worse" if math.isnan(ratio) or ratio >= 10 else " worse" if ratio >= 1.05 else ""
-    return f'<span class="ratio{kind}">×{number(ratio)}</span>'
+def _sweeps(report: Report, by_name: Mapping[str, Figure]) -> str:
+    caption = "Perplexity is the geometric mean over the languages; × is the multiple of the base's."
+    parts = []
+    for name, sweep in report.sweeps.items():
+        heads = ["variant", "perplexity", *map(escape, sweep.axes), "entries"]
+        rows = [_point(report, point, values) for point, values in sweep.points.items()]
+        words = frozenset(i for i, cell in enumerate(rows[0]) if not cell.startswith("<td"))
+        whole = _perplexity_table(report.only(list(sweep.points)))
+        parts.append(
+            f"<h3>{escape(name)}</h3>{drawing(by_name[f'sweep-{name}'])}{table(caption, heads, rows, (), True, words)}"
+            f"<details><summary>{escape(name)}, language by language</summary>{whole}</details>"
+        )
+    return "".join(parts)
+
+
+def _point(report: Report, point: str, values: Sequence[Any]) -> list[str]:
+    """Return the line of one point of a sweep."""
+    summary, entries = report.summary[point], report.variants[point].entries
+    log = summary.log_geometric_mean_perplexity
+    mean = f"{number(summary.geometric_mean_perplexity)} {times(summary.ratio_to_base)}"
+    cells = [sorted_by(value, coordinate(value)) if is_number(value) else escape(coordinate(value)) for value in values]
+    order = log if math.isfinite(log) else 1e9
+    return [escape(point), sorted_by(order, mean), *cells, sorted_by(entries, f"{entries:,}")]
+
+
+def _continuations(report: Report) -> str:
+    """Show what each model puts after each prompt; what a broken model says can break neither page nor line."""
+    shown = ["base", *report.measured_alone]
+    rest = [name for name in report.generations if name not in shown]
+    parts = ["<p>What each model puts after a prompt, always choosing the likeliest token.</p>"]
+    for i, first in enumerate(report.generations["base"]):
+        more = ""
+        if rest:
+            summary = f"<summary>The {count(len(rest), 'point')} of sweeps</summary>"
+            more = f"<details>{summary}{_said(report, rest, i)}</details>"
+        prompt = escape(visible(first.prompt))
+        parts.append(f'<h3><bdi dir="auto">{prompt}</bdi></h3>{_said(report, shown, i)}{more}')
+    return "".join(parts)
+
+
+def _said(report: Report, models: Sequence[str], prompt: int) -> str:
+    lines = []
+    for model in models:
+        found = report.generations[model][prompt]
+        note = f' <span class="quiet">{stopped_note(found.stopped)}</span>' if found.stopped != "length" else ""
+        said = f'<bdi dir="auto">{escape(visible(found.continuation))}</bdi>'
+        lines.append(f"<dt>{escape(model)}</dt><dd>{said}{note}</dd>")
+    return f'<dl class="said">{"".join(lines)}</dl>'
 
 
 def _languages(report: Report, by_name: Mapping[str, Figure]) -> str:
@@ -203,11 +222,11 @@ def _languages(report: Report, by_name: Mapping[str, Figure]) -> str:
             f'<input type="radio" name="order" id="order-{order}"{checked}>'
             f'<label for="order-{order}">{_ORDER_NAMES[order]}</label>'
         )
-        drawings.append(_figure(by_name["perplexity" if order == "script" else f"perplexity-by-{order}"]))
+        drawings.append(drawing(by_name["perplexity" if order == "script" else f"perplexity-by-{order}"]))
     group = f'<div class="orders" role="group" aria-label="Order of the languages">{"".join(inputs + drawings)}</div>'
     parts.append(group)
     if "ratios" in by_name:
-        parts.append(_figure(by_name["ratios"]))
+        parts.append(drawing(by_name["ratios"]))
     return "".join(parts) + _perplexity_table(report)
 
 
@@ -216,26 +235,18 @@ def _perplexity_table(report: Report) -> str:
     rows = []
     for code, base in sorted(report.perplexity["base"].items(), key=lambda item: language_name(item[0])):
         known = language(code)
-        cells = [escape(known.name), _measured(base)]
-        cells += [_measured(report.perplexity[name][code], log_ratio(report, name, code)) for name in variants]
+        cells = [escape(known.name), measured(base)]
+        cells += [measured(report.perplexity[name][code], log_ratio(report, name, code)) for name in variants]
         cells.append(f'<td data-value="{base.bits_per_byte:.6g}">{base.bits_per_byte:.3f}</td>')
         cells += [escape(known.script), escape(known.family)]
         rows.append(cells)
     foot = ["Geometric mean", number(report.summary["base"].geometric_mean_perplexity)]
     for name in variants:
         summary = report.summary[name]
-        foot.append(f"{number(summary.geometric_mean_perplexity)} {_times(summary.ratio_to_base)}")
+        foot.append(f"{number(summary.geometric_mean_perplexity)} {times(summary.ratio_to_base)}")
     heads = ["language", "base", *map(escape, variants), "base, bits/byte", "script", "family"]
     caption = "Perplexity per language; × is the multiple of the base's. The column heads sort."
     return table(caption, heads, rows, [*foot, "", "", ""], True, frozenset({len(heads) - 2, len(heads) - 1}))
-
-
-def _measured(found: Perplexity, log: float | None = None) -> str:
-    order = found.log_perplexity if math.isfinite(found.log_perplexity) else 1e9
-    ratio = ""
-    if log is not None:
-        ratio = " " + _times(from_log(log))
-    return f'<td data-value="{order:.6g}">{number(found.perplexity)}{ratio}</td>'
 
 
 def _regions(report: Report, by_name: Mapping[str, Figure]) -> str:
@@ -248,7 +259,7 @@ def _regions(report: Report, by_name: Mapping[str, Figure]) -> str:
     parts = [table(caption, ["region", "selected by", "entries", "of", "share", "tensors"], rows, words=frozenset({1}))]
     for i, (name, region) in enumerate(report.regions.items()):
         drawn = "".join(
-            _figure(by_name[f"{name}-{kind}"])
+            drawing(by_name[f"{name}-{kind}"])
             for kind in ("spread", "dimensions", "rows", "columns", "density")
             if f"{name}-{kind}" in by_name
         )
@@ -322,7 +333,7 @@ def _again(report: Report) -> str:
 def _footer(report: Report) -> str:
     written = [variant for variant in report.variants.values() if variant.written]
     amount = size(sum(variant.bytes or 0 for variant in written))
-    made = f"{_count(len(written), 'variant')} written, {amount}. " if written else ""
+    made = f"{count(len(written), 'variant')} written, {amount}. " if written else ""
     return (
         f"{made}Everything on this page comes from <code>report.json</code> beside it; it loads nothing from elsewhere."
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 STYLE = Path(__file__).with_name("figures.css")
 WIDTH = 560.0
 MARGIN, HEADING = 16.0, 44.0  # around a figure that is a file of its own, and above it
+OVERFLOW = 25.0  # nats per token beyond which a model is merely broken; drawn at the edge
 CHARACTER = 9.0  # width of a letter at the size that a page gives them on a phone, on the safe side
 
 
@@ -59,6 +60,16 @@ def _plain_style() -> str:
     return re.sub(r"var\((--\w+)\)", lambda found: colours[found[1]], rules)
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return round numbers to mark on a logarithmic scale; `low` and `high` are natural logarithms."""
+    steps: tuple[float, ...] = (1, 2, 5) if high - low > 2.5 else (1, 1.5, 2, 3, 5, 7)
+    if high - low > 8:
+        steps = (1,)
+    decades = range(math.floor(low / math.log(10)), math.ceil(high / math.log(10)) + 1)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    return [tick for tick in ticks if low <= math.log(tick) <= high]
+
+
 def gutter(labels: Iterable[str]) -> float:
     """Return the room that labels need to the left of a chart."""
     return 12 + CHARACTER * max(len(label) for label in labels)
@@ -96,14 +107,14 @@ def marker(x: float, y: float, series: int, tip: str) -> str:
     return f'{shapes[series % 4]}class="series{series % 6}"><title>{escape(tip)}</title></{closing}>'
 
 
-def legend(names: Sequence[str], y: float, first: float = 0.0) -> tuple[str, float]:
-    """Return a legend of series in as many lines as it takes, and the height used."""
+def legend(names: Sequence[str], y: float, first: float = 0.0, series: int = 0) -> tuple[str, float]:
+    """Return a legend of series, counted from `series`, in as many lines as it takes, and the height used."""
     parts, x, top = [], first, y
     for i, name in enumerate(names):
         width = 20 + CHARACTER * len(name) + 12
         if x + width > WIDTH and x > first:
             x, y = first, y + 20
-        parts += [marker(x + 7, y + 10, i, name), text(x + 18, y + 14.5, name)]
+        parts += [marker(x + 7, y + 10, series + i, name), text(x + 18, y + 14.5, name)]
         x += width
     return "".join(parts), y + 24 - top
 

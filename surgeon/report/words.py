@@ -108,6 +108,11 @@ def _visible(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
+def is_number(value: Any) -> bool:
+    """Say whether a value of a sweep's axis is a number, which has a place on a scale."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def coordinate(value: Any) -> str:
     """Format a value of a sweep's axis."""
     if isinstance(value, float):
