@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.corpora import Corpus
 from surgeon.errors import InputError, did_you_mean
 from surgeon.examine import Verification, make_tasks
-from surgeon.execute import Staged, Written, output_lock, publish, stage_variant
+from surgeon.execute import Staged, Written, files_below, output_lock, publish, stage_variant
 from surgeon.freeze.bundle import write_bundle
 from surgeon.hashing import content_hash, file_hash
 from surgeon.model import LoadedModel, Precision, load_model, model_places, resolve_precision
@@ -27,7 +28,7 @@ from surgeon.progress import Progress
 from surgeon.recipe import VerifySpec, load_recipe, resolved_yaml
 from surgeon.region import Region
 from surgeon.regions import build_regions
-from surgeon.report.card import model_card
+from surgeon.report.card import model_card, write_card
 from surgeon.report.data import (
     ModelReport,
     RegionReport,
@@ -159,12 +160,14 @@ def apply(
             publishing = background.submit(_publish_variants, staged)
             found, method = _verify(run)
             written = publishing.result()
+        report = _report(run, written, found, method)
+        written = _write_cards(run, written, report)
         with run.timed("manifest"):
             _write_json(out / "manifest.json", manifest(the_plan, written, region_files, device, run.jobs))
         with replacing(out / "recipe.yaml") as part:
             part.write_text(resolved_yaml(the_plan.file.as_written), encoding="utf-8")
         run.timings["total"] = round(time.perf_counter() - started, 3)
-        report = _report(run, written, found, method)
+        report = report.model_copy(update={"timings": run.timings})
         with replacing(out / "report.json") as part:
             report.save(part)
         write_page(report, out)
@@ -246,6 +249,16 @@ def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, St
 
 def _publish_variants(staged: Mapping[str, Staged | Written]) -> dict[str, Written]:
     return {name: item if isinstance(item, Written) else publish(item) for name, item in staged.items()}
+
+
+def _write_cards(run: _Run, written: Mapping[str, Written], report: Report) -> dict[str, Written]:
+    """Put what was measured into the model cards of the written variants."""
+    result = dict(written)
+    for name, item in written.items():
+        if name in report.perplexity and item.path.is_dir():  # a patch is a file
+            write_card(item.path, model_card(run.plan, name, run.regions_of(name), report), report)
+            result[name] = replace(item, files=files_below(item.path))
+    return result
 
 
 def _write_freeze(run: _Run, region: Region | None, stage: Path) -> None:

@@ -34,6 +34,8 @@ from surgeon.storage import Header, TensorInfo, flush
 
 MARKER = "surgeon.json"
 _PIECE_ENTRIES = 1 << 20
+# What surgeon adds to a variant beside its marker and card, at once or when it is pushed.
+_OWN = ("figures", "regions", "recipe.yaml", "manifest.json")
 _BUFFER_BYTES = 1 << 18  # stays in the processor's cache between reading, poking and writing
 # Weights in other formats would still hold what was cut; they are left behind, as are hidden files.
 _OTHER_WEIGHTS = (
@@ -168,7 +170,7 @@ def stage_variant(
 
 def publish(staged: Staged) -> Written:
     """Flush a staged variant to disk and give it its final name; an older one of that name steps aside until then."""
-    for path in _files(staged.folder):
+    for path in files_below(staged.folder):
         flush(path)
     flush(staged.folder)
     old = staged.destination.with_name(f".{staged.destination.name}.old")
@@ -178,7 +180,7 @@ def publish(staged: Staged) -> Written:
     os.rename(staged.folder, staged.destination)
     flush(staged.destination.parent)
     shutil.rmtree(old, ignore_errors=True)
-    return Written(staged.destination, _files(staged.destination), staged.tensors, staged.entries, reused=False)
+    return Written(staged.destination, files_below(staged.destination), staged.tensors, staged.entries, reused=False)
 
 
 def write_variant_patch(
@@ -306,6 +308,8 @@ def companions(checkpoint: Checkpoint) -> list[Path]:
             continue
         if relative.parts[0] == FREEZE_FOLDER:  # it speaks of the source's weights
             continue
+        if relative.parts[0] in _OWN and (root / MARKER).is_file():  # so do these, if the source is a variant itself
+            continue
         if relative.name == INDEX_NAME or not relative.name.endswith(_OTHER_WEIGHTS):
             result.append(relative)
     return result
@@ -327,7 +331,8 @@ def _require_space(folder: Path, checkpoint: Checkpoint) -> None:
         )
 
 
-def _files(folder: Path) -> tuple[Path, ...]:
+def files_below(folder: Path) -> tuple[Path, ...]:
+    """Return all files of a folder and of the folders in it."""
     return tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
 
 
@@ -343,4 +348,4 @@ def _finished(destination: Path, marker: Mapping[str, Any] | None) -> Written | 
     if marker is None or found != json.loads(json.dumps(marker)):
         return None
     Checkpoint.open(destination)
-    return Written(destination, _files(destination), tensors, entries, reused=True)
+    return Written(destination, files_below(destination), tensors, entries, reused=True)

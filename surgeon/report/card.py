@@ -1,56 +1,240 @@
-"""The model card of a written variant: what it is, what was cut, what that did, how to make it again."""
+"""The model card of a written variant: what it is, what was cut, what that did, how to make it again.
+
+Of the source's own card only what the Hub needs is taken over, and only in the form in which it may stand there,
+so that no text of it, however long or strange, reaches the new one.
+"""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from surgeon.plan import Plan
 from surgeon.region import Region
+from surgeon.report.data import Report
+from surgeon.report.words import language_name, number, percent, visible
+from surgeon.storage import replacing
+
+FIGURE = "figures/perplexity.png"
+# Where `surgeon push` says how to rebuild the variant; only then is the repository's name known.
+REBUILD = "<!-- surgeon: rebuild -->"
+
+_FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_LONGEST_CARD = 1 << 20  # characters of the source's card that are read
+_FORMS = {
+    "license": re.compile(r"[\w.+-]{1,64}", re.ASCII),
+    "license_name": re.compile(r"[\w.+-]{1,96}", re.ASCII),
+    "license_link": re.compile(r"[\x21-\x7e]{1,300}"),
+    "pipeline_tag": re.compile(r"[a-z0-9-]{1,64}"),
+}
+_LANGUAGE = re.compile(r"[A-Za-z0-9-]{2,20}")
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
-def model_card(plan: Plan, variant: str, regions: dict[str, Region]) -> str:
-    """Return README.md of a variant. The figures are in the run's report, which is written after it."""
-    spec = plan.variants[variant]
-    source = plan.checkpoint.source
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["surgeon", "model-surgery"]}
-    if source.name.startswith("hf://") or source.revision is not None:
-        front["base_model"] = source.name.removeprefix("hf://").partition("@")[0]
-    rows = "\n".join(
-        f"| {name} | {region.entries:,} | {region.numel:,} | {100 * region.density():.3g} % |"
-        for name, region in regions.items()
+@dataclass(frozen=True)
+class SourceCard:
+    """What a card takes over from the card of the source: fields of the front matter, and the languages."""
+
+    fields: Mapping[str, str]
+    languages: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> SourceCard:
+        """Read README.md of a folder; a card that is missing or damaged gives nothing."""
+        try:
+            with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
+                return cls.parse(file.read(_LONGEST_CARD))
+        except OSError:
+            return cls({})
+
+    @classmethod
+    def parse(cls, text: str) -> SourceCard:
+        """Take from a card's text what has the form it must have."""
+        found = _FRONT.match(text)
+        try:
+            data = yaml.load(found[1], getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if found else {}
+        except (yaml.YAMLError, ValueError, RecursionError):
+            data = {}
+        if not isinstance(data, dict):
+            data = {}
+        fields = {key: data[key] for key, form in _FORMS.items() if _has_form(data.get(key), form)}
+        given = data.get("language")
+        listed = given if isinstance(given, list) else [given]
+        codes = ("no" if code is False else code for code in listed)  # YAML reads a bare `no` as false
+        return cls(fields, tuple(dict.fromkeys(str(code) for code in codes if _has_form(code, _LANGUAGE))))
+
+
+def _has_form(value: Any, form: re.Pattern[str]) -> bool:
+    return isinstance(value, str) and form.fullmatch(value) is not None
+
+
+def model_card(plan: Plan, variant: str, regions: Mapping[str, Region], report: Report | None = None) -> str:
+    """Return README.md of a variant that uses `regions`; with a report it shows what was measured."""
+    inherited = SourceCard.read(plan.checkpoint.folder)
+    parts = [
+        f"---\n{_front_matter(plan, variant, inherited, report)}\n---",
+        f"# {plan.recipe.name}: {variant}",
+        _warning(plan, variant),
+        _what_was_done(plan, variant, regions),
+        *_measured(variant, report),
+        _again(plan),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_card(folder: Path, card: str, report: Report) -> None:
+    """Replace README.md of a variant's folder, and put its figure beside it; each file changes all at once."""
+    from surgeon.report.figures import figures
+    from surgeon.report.pictures import write_figures
+
+    if FIGURE in card:
+        write_figures(report, (folder / FIGURE).parent, [one for one in figures(report) if one.name == "perplexity"])
+    with replacing(folder / "README.md") as part:
+        part.write_text(card, encoding="utf-8")
+
+
+def _front_matter(plan: Plan, variant: str, inherited: SourceCard, report: Report | None) -> str:
+    from huggingface_hub import ModelCardData
+
+    base = base_model(plan.checkpoint.source.name)
+    operations = [operation.kind for operation in plan.recipe.variants[variant].operations]
+    results = list(_results(plan, variant, report))
+    data = ModelCardData(
+        library_name="transformers",
+        base_model=base,
+        base_model_relation="finetune" if base else None,  # of the Hub's relations the one that means other weights
+        language=list(inherited.languages) or None,
+        tags=["model-surgery", "surgeon", *dict.fromkeys(operations)],
+        model_name=f"{plan.recipe.name}: {variant}" if results else None,
+        eval_results=results or None,
+        **inherited.fields,  # type: ignore[arg-type]
     )
-    operations = "\n".join(f"{i}. `{operation}`" for i, operation in enumerate(spec.operations, 1))
-    if plan.recipe.variants[variant].operations:
-        warning = (
-            "**This model was changed on purpose and may be damaged.** It is meant for research on what its "
-            "parameters do,\nnot for use."
+    return data.to_yaml()
+
+
+def base_model(source: str) -> str | None:
+    """Return the Hub id of a source such as `hf://org/name@revision`; None for a folder or a builtin model."""
+    name = source.removeprefix("hf://").partition("@")[0]
+    return name if _HUB_ID.fullmatch(name) and not Path(source).exists() else None
+
+
+def _results(plan: Plan, variant: str, report: Report | None) -> Iterator[Any]:
+    """Perplexities as the Hub's model-index has them; it holds no infinities."""
+    from huggingface_hub import EvalResult
+
+    known = plan.recipe.corpus == "builtin:udhr30"
+    for language, found in (report.perplexity.get(variant, {}) if report is not None else {}).items():
+        if math.isfinite(found.perplexity) and _LANGUAGE.fullmatch(language):
+            yield EvalResult(
+                task_type="text-generation",
+                dataset_type="udhr" if known else "text",
+                dataset_name="Universal Declaration of Human Rights" if known else "the recipe's own text",
+                dataset_config=language,
+                metric_type="perplexity",
+                metric_name="perplexity",
+                metric_value=round(found.perplexity, 4),
+            )
+
+
+def _warning(plan: Plan, variant: str) -> str:
+    spec = plan.recipe.variants[variant]
+    if spec.operations:
+        text = (
+            "> **This model was damaged on purpose.** It is meant for research on what its parameters do, not for use."
         )
     else:
-        warning = "The weights are those of the source, byte for byte."
-    if plan.recipe.variants[variant].freeze is not None:
-        warning += (
+        text = "The weights are those of the source, byte for byte."
+    if spec.freeze is not None:
+        text += (
             "\n\nThe folder `freeze/` names entries that further training shall keep: "
             "`surgeon.freeze.freeze(model, THIS_REPOSITORY, optimizer)`."
         )
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}
----
+    return text
 
-# {plan.recipe.name}: {variant}
 
-{warning}
+def _what_was_done(plan: Plan, variant: str, regions: Mapping[str, Region]) -> str:
+    source = plan.checkpoint.source
+    base = base_model(source.name)
+    shown = f"[{base}](https://huggingface.co/{base})" if base else _code(source.name)
+    at = f" at commit {_code(source.revision)}" if source.revision else ""
+    steps = "\n".join(f"{i}. {_code(operation)}" for i, operation in enumerate(plan.variants[variant].operations, 1))
+    rows = "\n".join(
+        f"| {_code(name)} | {_origin(plan, name)} | {region.entries:,} | {region.numel:,} "
+        f"| {percent(region.density())} |"
+        for name, region in regions.items()
+    )
+    return f"""## What was done
 
-Made from `{source.name}`{f" at `{source.revision}`" if source.revision else ""} by
-surgeon (the Python package `model-surgeon`), in these steps:
+Made from {shown}{at} by surgeon (the Python package `model-surgeon`), in these steps:
 
-{operations}
+{steps}
 
-| region | entries | of | share |
-|---|---|---|---|
+| region | what it is | entries | of | share |
+|---|---|--:|--:|--:|
 {rows}
 
-All bytes of the weights that these steps do not touch are those of the source. `surgeon.json` in this folder says
-which recipe made it; run `surgeon apply` on that recipe to make it again.
-"""
+All bytes of the weights that these steps do not touch are those of the source."""
+
+
+def _origin(plan: Plan, region: str) -> str:
+    return _cell(plan.regions[region].origin) if region in plan.regions else ""
+
+
+def _measured(variant: str, report: Report | None) -> Iterator[str]:
+    """Perplexities beside the base's: a sentence, a figure, a table, and how they were measured."""
+    if report is None or variant not in report.perplexity:
+        return
+    base, found, summary = report.perplexity["base"], report.perplexity[variant], report.summary
+    before, after = summary["base"], summary[variant]
+    yield "## What that did"
+    count = "1 language" if len(found) == 1 else f"{len(found)} languages"
+    yield (
+        f"Perplexity, as the geometric mean over {count}: {number(before.geometric_mean_perplexity)} before, "
+        f"**{number(after.geometric_mean_perplexity)}** after, that is times {number(after.ratio_to_base)}."
+    )
+    yield f"![Perplexity by language, of the source and of the variants]({FIGURE})"
+    rows = []
+    for language, measure in found.items():
+        log = measure.log_perplexity - base[language].log_perplexity
+        ratio = number(math.exp(log)) if log < 700 else "inf"
+        name = _cell(language_name(language))
+        rows.append(f"| {name} | {number(base[language].perplexity)} | {number(measure.perplexity)} | {ratio} |")
+    yield "| language | before | after | ratio |\n|---|--:|--:|--:|\n" + "\n".join(rows)
+    method = report.method
+    yield (
+        f"Measured on at most {method['tokens']:,} tokens a language, in windows of {method['window']} tokens every "
+        f"{method['stride']}, a beginning-of-text token {method['bos']}, in {method['precision']} on "
+        f"{method['device'].partition(':')[0]}."
+    )
+
+
+def _again(plan: Plan) -> str:
+    return f"""## How to make it again
+
+```sh
+pip install model-surgeon
+surgeon apply recipe.yaml
+```
+
+{REBUILD}
+`surgeon.json` beside this card holds that recipe with its defaults filled in, and the hashes of what went in."""
+
+
+def _code(text: str) -> str:
+    """Return text as inline code, whatever it holds."""
+    text = visible(text)
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}".replace("|", "\\|")
+
+
+def _cell(text: str) -> str:
+    """Return text for a table's cell: on one line, with nothing that Markdown or HTML would take for its own."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!&~$])", r"\\\1", visible(text))
