@@ -37,9 +37,8 @@ Texts = dict[str, dict[str, EvaluationText]]  # register -> language -> windows
 
 
 def read_paragraphs(path: Path) -> list[str]:
-    opened = lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")
-    with opened as file:
-        return file.read().splitlines()
+    data = path.read_bytes()
+    return (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8").splitlines()
 
 
 def split(paragraphs: list[str]) -> tuple[str, str]:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from freezing import load, make_bundle, random_region, saved_state, tiny_model
+from hub_server import LoopbackHub
+from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
 from surgeon.errors import EnvironmentFailure, FreezeError, RegionError
@@ -71,6 +73,32 @@ def test_bundle_from_a_hub_cache(base: Path, tmp_path: Path) -> None:
         command = [sys.executable, "-c", code, name]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
         assert int(done.stdout) == Bundle.load(base).region.entries
+
+
+def test_bundle_from_the_hub(hub_here: LoopbackHub, base: Path, tmp_path: Path) -> None:
+    """Only the small folder is fetched, whichever way the repository is named; the weights stay where they are."""
+    api = HfApi()
+    api.create_repo("someone/frozen")
+    first = api.upload_folder(repo_id="someone/frozen", folder_path=base)
+    api.create_repo("someone/plain")
+    api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="someone/plain")
+    api.delete_folder("freeze", repo_id="someone/frozen")
+    with pytest.raises(FreezeError, match=r"hf://someone/frozen: the repository has no freeze/manifest.json"):
+        Bundle.load("someone/frozen")
+    hub_here.requests.clear()
+    model = load(base)
+    optimizer = torch.optim.AdamW(model.parameters())
+    frozen = freeze(model, f"hf://someone/frozen@{first.oid}", optimizer)
+    assert frozen.entries == frozen.verify() == Bundle.load(base).region.entries
+    assert Bundle.load("someone/frozen", revision=first.oid).tensors == Bundle.load(base).tensors
+    assert sum(seen.sent for seen in hub_here.requests) < (base / "model.safetensors").stat().st_size
+    assert not any("model.safetensors" in seen.path for seen in hub_here.requests)
+    with pytest.raises(FreezeError, match="the repository has no revision 'gone'"):
+        Bundle.load("hf://someone/frozen@gone")
+    with pytest.raises(FreezeError, match=r"hf://someone/plain: .* holds no freeze bundle"):
+        Bundle.load("someone/plain")
+    with pytest.raises(FreezeError, match="no such repository on the Hub"):
+        Bundle.load("someone/nothing")
 
 
 def test_bundle_that_is_nowhere(tmp_path: Path) -> None:

@@ -178,7 +178,11 @@ def test_every_shipped_recipe_is_valid_and_fits_the_schema(name: str) -> None:
     assert json.dumps(recipe_schema())
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("paper/")])
+# The reversion starts from what an example has trained; test_further_pretraining.py runs it.
+PLANNED = [name for name in shipped_recipes() if name.startswith("paper/") and name != "paper/claim5_reversion"]
+
+
+@pytest.mark.parametrize("name", PLANNED)
 def test_the_paper_s_recipes_can_be_planned(name: str) -> None:
     """Those for SmolLM2, whose weights are not shipped, on the builtin model, which has the same architecture."""
     made = plan_recipe(name, overrides=["model=builtin:tiny30"])

@@ -106,19 +106,24 @@ def _find_folder(source: str, path: Path, revision: str | None) -> Path:
     for folder in candidates:
         if (folder / MANIFEST).is_file():
             return folder
-    repository = source.removeprefix("hf://")
+    repository, _, pinned = source.removeprefix("hf://").partition("@")
     if path.exists() or repository.count("/") != 1:
         raise FreezeError(
             f"{source}: no {FOLDER}/{MANIFEST} there; give a checkpoint that surgeon wrote with `freeze:` in its "
             "recipe, a region file, or a Hub id"
         )
-    repository, _, pinned = repository.partition("@")
     return _download(repository, pinned or revision) / FOLDER
 
 
 def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     where = f"hf://{repository}" + (f"@{revision}" if revision else "")
     try:
@@ -127,6 +132,12 @@ def _download(repository: str, revision: str | None) -> Path:
         raise EnvironmentFailure(f"{where}: no such folder here, and the Hub cannot be reached") from None
     except HFValidationError as error:
         raise FreezeError(f"{where}: no such folder here, and not a Hub id ({error})") from None
+    except RevisionNotFoundError:
+        raise FreezeError(f"{where}: the repository has no revision '{revision}'") from None
+    except RepositoryNotFoundError:
+        raise FreezeError(
+            f"{where}: no such folder here, and no such repository on the Hub (or it is private: run `hf auth login`)"
+        ) from None
     except (HfHubHTTPError, OSError) as error:
         raise EnvironmentFailure(f"{where}: the Hub did not give the bundle: {error}") from None
     if not (folder / FOLDER / MANIFEST).is_file():

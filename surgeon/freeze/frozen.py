@@ -85,7 +85,8 @@ def freeze(
 class Frozen:
     """The frozen entries of a model; made by `freeze`.
 
-    `tensors` names, as in the bundle, the tensors that have frozen entries; `skipped` maps tensors that could not be frozen (with `strict=False`) to the reason.
+    `tensors` names, as in the bundle, the tensors that have frozen entries; `skipped` maps those that could not be
+    frozen (with `strict=False`) to the reason.
     """
 
     def __init__(self, bundle: Bundle, held: list[Held], tensors: Sequence[str], skipped: Mapping[str, str]) -> None:
