@@ -143,7 +143,9 @@ class RegionSpec(Model):
     def _one_origin(self) -> RegionSpec:
         for origin in ("file", "combine", "entries", "dimensions"):
             if getattr(self, origin) is not None:
-                if self.model_fields_set - {origin}:
+                # What is as if left out may stand there, as it does in a recipe with its defaults filled in.
+                defaults = {name: field.default for name, field in type(self).model_fields.items()}
+                if any(getattr(self, name) != default for name, default in defaults.items() if name != origin):
                     raise ValueError(f"a region given by {origin} takes no other keys")
                 return self
         if self.select is None:

@@ -9,8 +9,10 @@ import numpy as np
 from surgeon.recipe import ExpectSpec
 from surgeon.region import Region
 from surgeon.report.data import (
+    Generation,
     ModelReport,
     Report,
+    SweepReport,
     VariantReport,
     check_expectations,
     perplexity,
@@ -20,6 +22,8 @@ from surgeon.report.data import (
 from surgeon.verify import Measure
 
 LANGUAGES = ["ar", "en", "fr", "ko", "no", "zh", "klingon"]
+HOSTILE = "</bdi><script>alert(2)</script>\x1b[2J\u202e\n\ufffd مرحبا"
+POINTS = {f"swept-{kind}-{share}": [kind, share] for kind in ("core", "<b>") for share in (0.001, 0.01, 0.1)}
 VARIANTS = ["base", "cut", "broken", "<script>alert(1)</script>"]
 
 
@@ -35,16 +39,22 @@ def make_region() -> Region:
     return Region.from_masks(masks)
 
 
+def said(name: str) -> Generation:
+    stopped = "end" if name == "cut" else "length"
+    return Generation(prompt="قال <i>", continuation=HOSTILE, tokens=9, stopped=stopped)  # type: ignore[arg-type]
+
+
 def make_report() -> Report:
-    """Four models on seven languages; one of them overflows, one is not a number."""
+    """Four models and the points of a sweep on seven languages; one overflows, one is not a number, one point both."""
     measures: dict[str, dict[str, Measure]] = {}
-    for i, variant in enumerate(VARIANTS):
+    for i, variant in enumerate([*VARIANTS, *POINTS]):
         measures[variant] = {
             code: Measure(nll=100.0 * (3 + 0.2 * i + 0.1 * j), tokens=100, bytes=400)
             for j, code in enumerate(LANGUAGES)
         }
     measures["broken"]["ar"] = Measure(math.nan, 100, 400)
     measures["broken"]["zh"] = Measure(1e6, 100, 400)
+    measures["swept-core-0.1"] = measures["broken"]
     expect = [ExpectSpec(variant="cut", ratio_at_least=1.1), ExpectSpec(variant="broken", ratio_at_most=2.0)]
     return Report(
         name="test <report>",
@@ -57,8 +67,10 @@ def make_report() -> Report:
         regions={"core": region_report(make_region(), {}, "top")},
         variants={
             name: VariantReport(operations=["zero core"], entries=10, written=name == "cut", path="out/variants/cut")
-            for name in VARIANTS[1:]
+            for name in [*VARIANTS[1:], *POINTS]
         },
+        sweeps={"swept": SweepReport(axes={"kind": ["core", "<b>"], "share": [0.001, 0.01, 0.1]}, points=POINTS)},
+        generations={name: [said(name)] for name in [*VARIANTS, *POINTS]},
         method={"tokens": 512, "window": 256, "stride": 256, "bos": "never", "precision": "float32"},
         perplexity={name: {k: perplexity(m) for k, m in row.items()} for name, row in measures.items()},
         summary=summarize(measures),

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import font_lato
 import numpy as np
 import pytest
-from reports import LANGUAGES, make_report
+from reports import HOSTILE, LANGUAGES, POINTS, make_report
 from resvg_py import svg_to_bytes
 
 from surgeon.report.data import Report
@@ -88,6 +88,67 @@ def test_names_are_escaped(report: Report) -> None:
     assert "<script>alert(1)" not in text
     assert "&lt;script&gt;alert(1)" in text
     assert "test &lt;report&gt;" in text
+
+
+def test_what_a_model_says_cannot_break_out_of_its_place(report: Report) -> None:
+    text = page(report)
+    assert "alert(2)</script>" not in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    said = "&lt;/bdi&gt;&lt;script&gt;alert(2)&lt;/script&gt;\\x1b[2J\\u202e↵\ufffd مرحبا"
+    assert text.count(f'<bdi dir="auto">{said}</bdi>') == len(report.generations)
+    assert text.count("the end, says the model") == 1
+    assert json.loads(report.model_dump_json())["generations"]["cut"][0]["continuation"] == HOSTILE
+
+
+def test_points_of_a_sweep_stand_in_their_own_section(structure: Structure, report: Report) -> None:
+    by_caption = {table["caption"]: table for table in structure.tables}
+    points = next(table for caption, table in by_caption.items() if caption.startswith("Perplexity is the geometric"))
+    assert points["rows"] == [5] * (1 + len(POINTS))  # variant, perplexity, kind, share, entries
+    variants = next(table for caption, table in by_caption.items() if caption.startswith("Variants."))
+    assert len(variants["rows"]) == 1 + len(report.variants) - len(POINTS) + 1
+
+
+def test_a_sweep_s_figure_puts_each_point_at_its_logarithms(report: Report) -> None:
+    """Places are read back from the drawing; a point that is broken stands above the scale, and says so."""
+    drawing = next(figure for figure in figures(report) if figure.name == "sweep-swept")
+    root = ElementTree.fromstring(drawing.standalone())
+    places: dict[str, tuple[float, float]] = {}
+    for element in root.iter("{http://www.w3.org/2000/svg}path"):
+        tip = element.findtext("{http://www.w3.org/2000/svg}title") or ""
+        if tip.startswith("share "):
+            x, y = re.findall(r"-?[\d.]+", element.attrib["d"])[:2]
+            places[tip.partition(":")[0]] = (float(x), float(y))
+    squares = [
+        element for element in root.iter("{http://www.w3.org/2000/svg}rect") if "series2" in element.get("class", "")
+    ]
+    for element in squares:
+        tip = element.findtext("{http://www.w3.org/2000/svg}title") or ""
+        if tip.startswith("share "):
+            places[tip.partition(":")[0]] = (float(element.attrib["x"]) + 4.0, float(element.attrib["y"]) + 4.0)
+    assert len(places) == len(POINTS)
+    for kind in ("core", "<b>"):
+        at = [places[f"share {share}, {kind}"][0] for share in ("0.001", "0.01", "0.1")]
+        assert at[1] - at[0] == pytest.approx(at[2] - at[1], abs=0.2)
+    heights = {name: report.summary[name].log_geometric_mean_perplexity for name in POINTS}
+    one, two, three = (places[f"share {share}, <b>"][1] for share in ("0.001", "0.01", "0.1"))
+    logs = [heights[f"swept-<b>-{share}"] for share in ("0.001", "0.01", "0.1")]
+    assert (one - two) / (two - three) == pytest.approx((logs[1] - logs[0]) / (logs[2] - logs[1]), rel=0.05)
+    assert places["share 0.1, core"][1] == min(y for _, y in places.values())
+    assert "×nan" in drawing.body
+
+
+def test_a_sweep_without_numbers_is_drawn_as_bars(report: Report) -> None:
+    points = {name: [[kind], "x"] for name, (kind, share) in POINTS.items() if share == 0.01}
+    axes = {"columns": [["core"], ["<b>"]], "other": ["x"]}
+    swept = report.model_copy(update={"sweeps": {"swept": report.sweeps["swept"].model_copy(
+        update={"axes": axes, "points": points}
+    )}})  # fmt: skip
+    drawing = next(figure for figure in figures(swept) if figure.name == "sweep-swept").body
+    lengths = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"[^>]*class="series1"', drawing)]
+    base = report.summary["base"].log_geometric_mean_perplexity
+    logs = [report.summary[name].log_geometric_mean_perplexity - base for name in points]
+    assert lengths[0] / lengths[1] == pytest.approx(logs[0] / logs[1], rel=0.01)
 
 
 def test_tables_are_whole_and_captioned(structure: Structure) -> None:
@@ -218,7 +279,7 @@ const errors = [];
 addEventListener("error", (event) => errors.push(event.message));
 addEventListener("securitypolicyviolation", (event) => errors.push(event.violatedDirective));
 addEventListener("load", () => {
-  const table = [...document.querySelectorAll("table[data-sortable]")][0];
+  const table = document.querySelector("[aria-labelledby=languages] table[data-sortable]");
   const heads = table.tHead.rows[0].cells;
   const first = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
   const orders = [];

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reports import make_region, make_report
+from reports import POINTS, make_region, make_report
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from surgeon.checkpoint import Checkpoint
@@ -36,7 +37,7 @@ def with_variants(count: int) -> Report:
     names = ["base", *(f"variant-number-{i}" for i in range(count))]
     perplexity = {name: report.perplexity["base" if name == "base" else "cut"] for name in names}
     summary = {name: report.summary["base" if name == "base" else "cut"] for name in names}
-    return report.model_copy(update={"perplexity": perplexity, "summary": summary})
+    return report.model_copy(update={"perplexity": perplexity, "summary": summary, "sweeps": {}, "generations": {}})
 
 
 @pytest.mark.parametrize("variants", [1, 3, 5, 12])
@@ -47,6 +48,20 @@ def test_report_fits_eighty_columns(variants: int) -> None:
     assert text.count("variant-number-0") == 1  # no name is folded or cut
     assert all(f"variant-number-{i}" in text for i in range(variants))
     assert "Norwegian" in text
+
+
+def test_sweeps_and_continuations_fit_eighty_columns() -> None:
+    lines = shown(report_view(make_report(), "out"), 80, terminal=False)
+    brief = "\n".join(lines)
+    assert brief.count("Sweep swept") == 1
+    assert "swept-core" not in brief  # the table shows the axes, and not each point per language
+    lines = shown(report_view(make_report(), "out"), 80, color_system=None)
+    assert max(cell_len(line.rstrip()) for line in lines) <= 80
+    whole = "\n".join(shown(report_view(make_report(), "out", details=True), 80, color_system=None))
+    assert all(name in whole for name in POINTS)
+    assert "\u202e" not in brief + whole
+    assert "\x1b" not in brief
+    assert "the end, says the model" in brief
 
 
 def test_a_wide_screen_shows_more() -> None:
