@@ -23,7 +23,7 @@ from surgeon.freeze.bundle import write_bundle
 from surgeon.hashing import content_hash, file_hash
 from surgeon.model import LoadedModel, Precision, load_model, model_places, resolve_precision
 from surgeon.patches import check_patch_bases, donor_hash, write_as_patch
-from surgeon.plan import Plan, make_plan
+from surgeon.plan import Plan, make_plan, pinned
 from surgeon.progress import Progress
 from surgeon.recipe import VerifySpec, load_recipe, resolved_yaml
 from surgeon.region import Region
@@ -84,6 +84,14 @@ def plan_recipe(recipe: str | Path, *, output: str | Path | None = None, overrid
     file = load_recipe(find_recipe(recipe), overrides)
     checkpoint = Checkpoint.open(file.recipe.model)
     return make_plan(file, checkpoint, Path(output if output is not None else file.recipe.output))
+
+
+def _plan_to_run(recipe: str | Path, output: str | Path | None, overrides: Sequence[str]) -> Plan:
+    """Plan, and download a model from the Hub if more than parts of it are needed."""
+    made = plan_recipe(recipe, output=output, overrides=overrides)
+    if not (made.checkpoint.is_remote and made.needs_all_weights):
+        return made
+    return make_plan(made.file, made.checkpoint.downloaded(), made.output)
 
 
 class _Run:
@@ -149,7 +157,7 @@ def apply(
         SurgeonError: something in the recipe, the model, or the environment; nothing is left half written.
     """
     started = time.perf_counter()
-    run = _Run(plan_recipe(recipe, output=output, overrides=overrides), device, jobs, progress)
+    run = _Run(_plan_to_run(recipe, output, overrides), device, jobs, progress)
     the_plan, out = run.plan, run.plan.output
     texts = {language: the_plan.corpus.text(language) for language in the_plan.verify_languages}
     del texts  # read once before anything is written, so that a missing text is found now
@@ -165,7 +173,7 @@ def apply(
         with run.timed("manifest"):
             _write_json(out / "manifest.json", manifest(the_plan, written, region_files, device, run.jobs))
         with replacing(out / "recipe.yaml") as part:
-            part.write_text(resolved_yaml(the_plan.file.as_written), encoding="utf-8")
+            part.write_text(resolved_yaml(pinned(the_plan)), encoding="utf-8")
         run.timings["total"] = round(time.perf_counter() - started, 3)
         report = report.model_copy(update={"timings": run.timings})
         with replacing(out / "report.json") as part:
@@ -184,7 +192,7 @@ def score(
     progress: Progress | None = None,
 ) -> dict[str, Path]:
     """Compute the scores and regions of a recipe only; returns the region files by name."""
-    run = _Run(plan_recipe(recipe, output=output, overrides=overrides), device, jobs, progress)
+    run = _Run(_plan_to_run(recipe, output, overrides), device, jobs, progress)
     with output_lock(run.plan.output):
         return _save_regions(run)
 
@@ -315,7 +323,7 @@ def _report(run: _Run, written: Mapping[str, Written], found: Verification, meth
             tensors=len(checkpoint.tensors),
             shards=len(checkpoint.headers),
             bytes=checkpoint.data_bytes,
-            content_sha256=content_hash(checkpoint, run.jobs),
+            content_sha256=None if checkpoint.is_remote else content_hash(checkpoint, run.jobs),
         ),
         scores={
             language: {"sequences": file.sequences, "tokens": file.tokens}
@@ -372,7 +380,7 @@ def verify_checkpoint(
     """
     languages = corpus.languages if spec.languages == "all" else list(dict.fromkeys(spec.languages))
     named = ([("base", base)] if base is not None else []) + [("checkpoint", checkpoint)]
-    opened = [(label, Checkpoint.open(source)) for label, source in named]
+    opened = [(label, Checkpoint.open(source).downloaded()) for label, source in named]
     found = Verification()
     for label, item in opened:
         loaded = load_model(item, resolve_precision("auto", device), device)

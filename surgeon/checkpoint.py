@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.errors import CheckpointError, did_you_mean
-from surgeon.sources import Source, locate
-from surgeon.storage import Header, MapMode, TensorInfo, map_bytes, read_header, view
+from surgeon.remote import RemoteFile
+from surgeon.sources import Source, download, locate
+from surgeon.storage import File, Header, MapMode, TensorInfo, map_bytes, on_disk, read_header, read_tensor, view
 
 if TYPE_CHECKING:
     import torch
 
+_HEADERS_AT_ONCE = 8  # requests for headers that wait for the Hub side by side
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5,})-of-(?P<count>\d{5,})\.safetensors$")
@@ -34,7 +37,10 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_emb
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose headers have been read and agree; see `Checkpoint.open`."""
+    """A checkpoint whose headers have been read and agree; see `Checkpoint.open`.
+
+    Of one on the Hub a tensor's bytes are fetched when it is asked for, and only its own; the last one is kept.
+    """
 
     source: Source
     headers: tuple[Header, ...]
@@ -42,19 +48,29 @@ class Checkpoint:
     config: Mapping[str, Any]
     index: Path | None
     _maps: dict[tuple[Path, MapMode], NDArray[np.uint8]] = field(default_factory=dict, repr=False, compare=False)
+    _fetched: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, source: str | Path | Source) -> Checkpoint:
         """Open a folder, a file, `builtin:NAME`, `hf://org/name@revision` or `org/name`.
 
+        Of a model on the Hub only headers are fetched, by range requests; see also `downloaded`.
+
         Raises:
             CheckpointError: files are missing, damaged, or contradict each other.
+            InputError: the Hub refuses them.
+            EnvironmentFailure: the Hub cannot be reached.
         """
         if not isinstance(source, Source):
             source = locate(str(source))
-        folder = source.path if source.path.is_dir() else source.path.parent
-        files, index = ([source.path], None) if source.path.is_file() else _shard_files(folder)
-        headers = tuple(read_header(file) for file in files)
+        files: list[File]
+        folder, index = (source.path.parent if source.path.is_file() else source.path), None
+        if source.path.is_file():
+            files = [source.path]
+        else:
+            files, index = _shard_files(source)
+        with ThreadPoolExecutor(_HEADERS_AT_ONCE if source.remote else 1) as pool:
+            headers = tuple(pool.map(read_header, files))
         tensors: dict[str, TensorInfo] = {}
         for header in headers:
             for name, info in header.tensors.items():
@@ -67,8 +83,31 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path:
-        """The folder that holds the files."""
-        return self.headers[0].path.parent
+        """The folder that holds the files, or will when they have been downloaded."""
+        return self.source.path.parent if self.source.path.is_file() else self.source.path
+
+    @property
+    def where(self) -> str:
+        """The folder, or the address on the Hub, for messages."""
+        return self.source.pinned if self.source.revision is not None else str(self.folder)
+
+    @property
+    def pinned(self) -> str:
+        """The name under which these very files are found again, see `Source.pinned`."""
+        return self.source.pinned
+
+    @property
+    def is_remote(self) -> bool:
+        """True if some of the weights are on the Hub only."""
+        return any(isinstance(header.path, RemoteFile) for header in self.headers)
+
+    def downloaded(self) -> Checkpoint:
+        """Return the checkpoint with all its files on this disk, in the Hub's cache; a broken download is resumed.
+
+        Raises:
+            SurgeonError: see `sources.download`.
+        """
+        return Checkpoint.open(download(self.source)) if self.is_remote else self
 
     @property
     def data_bytes(self) -> int:
@@ -84,21 +123,34 @@ class Checkpoint:
         try:
             return self.tensors[name]
         except KeyError:
-            raise CheckpointError(f"{self.folder}: no tensor '{name}'{did_you_mean(name, self.tensors)}") from None
+            raise CheckpointError(f"{self.where}: no tensor '{name}'{did_you_mean(name, self.tensors)}") from None
 
-    def _mapped(self, path: Path, mode: MapMode) -> NDArray[np.uint8]:
+    def _mapped(self, file: File, mode: MapMode) -> NDArray[np.uint8]:
+        path = on_disk(file)
         if (path, mode) not in self._maps:
             self._maps[path, mode] = map_bytes(path, mode)
         return self._maps[path, mode]
 
     def array(self, name: str) -> NDArray[Any]:
-        """Return a tensor as a read-only numpy view of the mapped file (bfloat16 and float8 by ml_dtypes)."""
+        """Return a tensor as a read-only numpy view of the mapped file (bfloat16 and float8 by ml_dtypes).
+
+        Of a file on the Hub the tensor is fetched into memory.
+        """
         info = self.info(name)
+        if isinstance(info.path, RemoteFile):
+            found = self._fetched.get(name)
+            if found is None:
+                self._fetched.clear()
+                self._fetched[name] = found = read_tensor(info)
+                found.flags.writeable = False
+            return found
         return view(self._mapped(info.path, "read"), info)
 
     def private_array(self, name: str) -> NDArray[Any]:
         """Return a writable view whose changes stay in this process's memory and never reach the file."""
         info = self.info(name)
+        if isinstance(info.path, RemoteFile):
+            return self.array(name).copy()
         return view(self._mapped(info.path, "private"), info)
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -123,13 +175,16 @@ class Checkpoint:
         return (tuple(embeddings + heads),) if tied and embeddings else ()
 
 
-def _shard_files(folder: Path) -> tuple[list[Path], Path | None]:
+def _shard_files(source: Source) -> tuple[list[File], Path | None]:
+    """Return the weight files of a folder or repository, and its index if it has one."""
+    folder = source.path
+    there: dict[str, File] = {path.name: path for path in folder.glob("*") if path.is_file()} | dict(source.remote)
     index = folder / INDEX_NAME
     if index.is_file():
-        return _indexed_files(index), index
-    if (folder / SINGLE_NAME).is_file():
-        return [folder / SINGLE_NAME], None
-    found = sorted(folder.glob("*.safetensors"))
+        return _indexed_files(index, there), index
+    if SINGLE_NAME in there:
+        return [there[SINGLE_NAME]], None
+    found = [there[name] for name in sorted(there) if name.endswith(".safetensors")]
     sets: dict[tuple[str, int], set[int]] = {}
     for path in found:
         match = _SHARD.match(path.name)
@@ -140,7 +195,7 @@ def _shard_files(folder: Path) -> tuple[list[Path], Path | None]:
         missing = sorted(set(range(1, count + 1)) - numbers)
         if missing:
             raise CheckpointError(
-                f"{folder}: shard {missing[0]} of {count} is missing "
+                f"{source.name}: shard {missing[0]} of {count} is missing "
                 f"({stem}-{missing[0]:05d}-of-{count:05d}.safetensors); fetch the checkpoint again"
             )
         return [path for path in found if _SHARD.match(path.name)], None
@@ -148,16 +203,19 @@ def _shard_files(folder: Path) -> tuple[list[Path], Path | None]:
         return found, None
     if found:
         names = ", ".join(path.name for path in found[:4])
-        raise CheckpointError(f"{folder}: several safetensors files and no {INDEX_NAME} ({names}); name one of them")
-    other = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for p in sorted(folder.glob(pattern))]
+        raise CheckpointError(
+            f"{source.name}: several safetensors files and no {INDEX_NAME} ({names}); name one of them"
+        )
+    other = [name for name in sorted(there) if name.endswith((".bin", ".pt", ".pth", ".gguf"))]
     if other:
         raise CheckpointError(
-            f"{folder}: holds {other[0]} but no safetensors; load it in transformers and `save_pretrained` it first"
+            f"{source.name}: holds {other[0]} but no safetensors; load it in transformers and `save_pretrained` it "
+            "first"
         )
-    raise CheckpointError(f"{folder}: no safetensors file in this folder")
+    raise CheckpointError(f"{source.name}: no safetensors file in this {'repository' if source.remote else 'folder'}")
 
 
-def _indexed_files(index: Path) -> list[Path]:
+def _indexed_files(index: Path, there: Mapping[str, File]) -> list[File]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -165,9 +223,9 @@ def _indexed_files(index: Path) -> list[Path]:
     for name in sorted(names):
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{index}: shard name {name!r} is not a plain file name")
-        if not (index.parent / name).is_file():
+        if name not in there:
             raise CheckpointError(f"{index}: names the shard {name}, which is missing; fetch the checkpoint again")
-    return [index.parent / name for name in sorted(names)]
+    return [there[name] for name in sorted(names)]
 
 
 def _check_index(index: Path, tensors: Mapping[str, TensorInfo]) -> None:

@@ -128,4 +128,4 @@ def _obstacle(tensor: TensorDiff) -> str | None:
         if tensor.change.changed and tensor.note == BYTEWISE:
             return "packed"
         return "reserved name" if tensor.change.changed and tensor.name.startswith(VALUES) else None
-    return tensor.kind
+    return tensor.kind.replace("_", " and ")

@@ -23,7 +23,7 @@ from surgeon.edits import check_regions_fit
 from surgeon.naming import Place, natural_key, place, storage_group
 from surgeon.region import Indices, Mask, Region, encode_packed
 from surgeon.renaming import find_renamed
-from surgeon.storage import NUMPY_DTYPES, TensorInfo, read_bytes
+from surgeon.storage import NUMPY_DTYPES, TensorInfo, read_pieces
 
 Kind = Literal["same", "changed", "renamed", "renamed_changed", "retyped", "reshaped", "missing", "extra"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -320,9 +320,8 @@ def chunks(
     types = [NUMPY_DTYPES[info.dtype] if known else np.dtype("V1") for info in infos]
     widths = [dtype.itemsize for dtype in types]
     length = min(before.nbytes // widths[0], after.nbytes // widths[1])
-    for start in range(0, length, CHUNK):
-        count = min(CHUNK, length - start)
-        raw = [read_bytes(info, start * w, count * w) for info, w in zip(infos, widths, strict=True)]
+    readers = [read_pieces(info, CHUNK * w, length * w) for info, w in zip(infos, widths, strict=True)]
+    for start, raw in zip(range(0, length, CHUNK), zip(*readers, strict=True), strict=True):
         left, right = (data.view(dtype) for data, dtype in zip(raw, types, strict=True))
         if before.dtype == after.dtype or not known:
             bits = f"u{min(widths[0], 8)}"

@@ -40,13 +40,13 @@ def check_regions_fit(checkpoint: Checkpoint, regions: Mapping[str, Region]) -> 
             info = checkpoint.tensors.get(name)
             if info is None:
                 raise RegionError(
-                    f"region '{label}' has tensor '{name}', which {checkpoint.folder} has not"
+                    f"region '{label}' has tensor '{name}', which {checkpoint.where} has not"
                     f"{did_you_mean(name, checkpoint.tensors)}"
                 )
             if info.shape != region.shapes[name]:
                 raise RegionError(
                     f"region '{label}' has tensor '{name}' of shape {list(region.shapes[name])}; in "
-                    f"{checkpoint.folder} its shape is {list(info.shape)}: the region belongs to another model"
+                    f"{checkpoint.where} its shape is {list(info.shape)}: the region belongs to another model"
                 )
 
 

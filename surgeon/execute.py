@@ -30,7 +30,7 @@ from surgeon.operations import Operation
 from surgeon.patch import write_patch
 from surgeon.region import Region
 from surgeon.sources import refuse_output_inside
-from surgeon.storage import Header, TensorInfo, flush
+from surgeon.storage import Header, TensorInfo, flush, on_disk
 
 MARKER = "surgeon.json"
 _PIECE_ENTRIES = 1 << 20
@@ -236,10 +236,10 @@ def write_shard(
     and the indices and values of one tensor's edit.
     """
     if not names:
-        copy_file(header.path, target)
+        copy_file(on_disk(header.path), target)
         return 0
     entries, position = 0, 0
-    with header.path.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
+    with on_disk(header.path).open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
         buffer = np.empty(_BUFFER_BYTES, dtype=np.uint8)
         for info in sorted((header.tensors[name] for name in names), key=lambda info: info.offset):
             _stream(reader, writer, info.offset - position, buffer)

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from surgeon.checkpoint import Checkpoint
+from surgeon.remote import RemoteFile
 from surgeon.sources import cache_folder
-from surgeon.storage import Header, map_bytes, replacing
+from surgeon.storage import File, Header, TensorInfo, on_disk, read_pieces, replacing
 
 
 def file_hash(path: Path) -> str:
@@ -29,22 +30,35 @@ def file_hashes(paths: Iterable[Path], jobs: int) -> dict[Path, str]:
         return dict(zip(paths, pool.map(file_hash, paths), strict=True))
 
 
-def source_file_hashes(checkpoint: Checkpoint, jobs: int) -> dict[Path, str]:
-    """Return the SHA-256 of each weight file of a source, from memory where the file has not changed."""
+def source_file_hashes(checkpoint: Checkpoint, jobs: int) -> dict[File, str]:
+    """Return the SHA-256 of each weight file of a source, from memory where the file has not changed.
+
+    Of a file that is on the Hub only, the Hub says it.
+    """
     with ThreadPoolExecutor(jobs) as pool:
-        results = pool.map(
-            lambda header: _remembered(header, "file", lambda: {"": file_hash(header.path)}), checkpoint.headers
-        )
-        return {header.path: result[""] for header, result in zip(checkpoint.headers, results, strict=True)}
+        results = pool.map(_source_file_hash, checkpoint.headers)
+        return {header.path: result for header, result in zip(checkpoint.headers, results, strict=True)}
+
+
+def _source_file_hash(header: Header) -> str:
+    path = header.path
+    if isinstance(path, RemoteFile) and path.sha256 is not None:
+        return path.sha256
+    return _remembered(header, "file", [""], lambda name: file_hash(on_disk(path)))[""]
 
 
 def tensor_hashes(checkpoint: Checkpoint, jobs: int, names: Collection[str] | None = None) -> dict[str, str]:
-    """Return the SHA-256 of each tensor's bytes (of `names` at least), from memory where the file has not changed."""
+    """Return the SHA-256 of the bytes of each tensor, or of `names` only, from memory where the file has not changed.
+
+    Of a file on the Hub only these tensors are fetched.
+    """
+
+    def job(header: Header) -> dict[str, str]:
+        wanted = [name for name in header.tensors if names is None or name in names]
+        return _remembered(header, "tensors", wanted, lambda name: _hash_tensor(header.tensors[name]))
+
     with ThreadPoolExecutor(jobs) as pool:
-        parts = pool.map(
-            lambda header: _remembered(header, "tensors", lambda: _hash_tensors(header)), checkpoint.headers
-        )
-        return {name: digest for part in parts for name, digest in part.items()}
+        return {name: digest for part in pool.map(job, checkpoint.headers) for name, digest in part.items()}
 
 
 def content_hash(checkpoint: Checkpoint, jobs: int) -> str:
@@ -56,26 +70,38 @@ def content_hash(checkpoint: Checkpoint, jobs: int) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _hash_tensors(header: Header) -> dict[str, str]:
-    data = map_bytes(header.path)
-    return {
-        name: hashlib.sha256(data[info.offset : info.offset + info.nbytes].data).hexdigest()
-        for name, info in header.tensors.items()
-    }
+def identity(checkpoint: Checkpoint, jobs: int) -> str:
+    """Return what tells a checkpoint from all others: its content hash, or its commit while it is on the Hub only."""
+    return checkpoint.source.pinned if checkpoint.is_remote else content_hash(checkpoint, jobs)
 
 
-def _remembered(header: Header, kind: str, compute: Callable[[], dict[str, str]]) -> dict[str, str]:
-    real = header.path.resolve()
-    stat = real.stat()
-    identity = f"{kind} {real} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
-    memory = cache_folder() / "hashes" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+def _hash_tensor(info: TensorInfo) -> str:
+    digest = hashlib.sha256()
+    for piece in read_pieces(info, 1 << 20):
+        digest.update(piece.data)
+    return digest.hexdigest()
+
+
+def _remembered(header: Header, kind: str, names: Collection[str], compute: Callable[[str], str]) -> dict[str, str]:
+    """Return a hash for each name, computing and keeping those that are not known of this very file."""
+    memory = cache_folder() / "hashes" / f"{hashlib.sha256(_stamp(kind, header).encode()).hexdigest()[:32]}.json"
+    known: dict[str, str] = {}
     try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-        if isinstance(known, dict):
-            return known
+        found = json.loads(memory.read_text(encoding="utf-8"))
+        known = found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         pass
-    result = compute()
-    with replacing(memory) as staged:
-        staged.write_text(json.dumps(result), encoding="utf-8")
-    return result
+    missing = [name for name in names if name not in known]
+    if missing:
+        known |= {name: compute(name) for name in missing}
+        with replacing(memory) as staged:
+            staged.write_text(json.dumps(known), encoding="utf-8")
+    return {name: known[name] for name in names}
+
+
+def _stamp(kind: str, header: Header) -> str:
+    if isinstance(header.path, RemoteFile):
+        return f"{kind} {header.path.repository} {header.path.commit} {header.path.name}"
+    real = header.path.resolve()
+    stat = real.stat()
+    return f"{kind} {real} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"

@@ -188,7 +188,7 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
     if quantization:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
         raise CheckpointError(
-            f"{checkpoint.folder}: the weights are quantized ({method}); surgery needs the unquantized checkpoint: "
+            f"{checkpoint.where}: the weights are quantized ({method}); surgery needs the unquantized checkpoint: "
             "dequantize and `save_pretrained` it, or name the original repository"
         )
 

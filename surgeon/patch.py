@@ -74,6 +74,11 @@ class Patch:
             raise RegionError(f"{path}: damaged patch ({type(error).__name__}: {error})") from None
         return cls(path, region, tensors, left_out)
 
+    @property
+    def pinned(self) -> str:
+        """The name under which it is found again."""
+        return str(self.path)
+
     def values(self, name: str) -> NDArray[Any]:
         """Return the new values of one tensor's entries in ascending flat index, shape (entries,), read-only."""
         return view(map_bytes(self.path), read_header(self.path).tensors[VALUES + name])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from surgeon.edits import check_patch_base, touched_tensors
 from surgeon.execute import Written, write_variant_patch
-from surgeon.hashing import content_hash, file_hash, tensor_hashes
+from surgeon.hashing import file_hash, identity, tensor_hashes
 from surgeon.operations import Operation, open_donor
 from surgeon.patch import Patch
 from surgeon.plan import Plan
@@ -15,9 +15,9 @@ from surgeon.region import Region
 
 
 def donor_hash(name: str, jobs: int) -> str:
-    """Return the SHA-256 of what a donor holds: a patch file's bytes, or a checkpoint's content hash."""
+    """Return what tells a donor from all others: the SHA-256 of a patch file, or a checkpoint's `identity`."""
     donor = open_donor(name)
-    return file_hash(donor.path) if isinstance(donor, Patch) else content_hash(donor, jobs)
+    return file_hash(donor.path) if isinstance(donor, Patch) else identity(donor, jobs)
 
 
 def check_patch_bases(plan: Plan, variant: str, regions: Mapping[str, Region], jobs: int) -> None:

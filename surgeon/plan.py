@@ -17,6 +17,7 @@ from surgeon.corpora import Corpus, DatasetLocation, builtin_corpus
 from surgeon.edits import check_donor, touched_tensors
 from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, RegionError, did_you_mean
 from surgeon.naming import natural_key, refuse_quantized, scope
+from surgeon.operations import open_donor
 from surgeon.recipe import Recipe, RecipeFile, ScoreSpec
 from surgeon.region import Region
 from surgeon.region_plan import RegionPlan, no_masks, plan_regions
@@ -58,6 +59,12 @@ class Plan:
     def recipe(self) -> Recipe:
         """The recipe."""
         return self.file.recipe
+
+    @property
+    def needs_all_weights(self) -> bool:
+        """True if the model is run, or written as a whole; a patch needs only the tensors that it changes."""
+        written = any(variant.write is True for variant in self.variants.values())
+        return written or self.recipe.verify is not None or bool(self.scores())
 
     def scored_tensors(self) -> tuple[TensorInfo, ...]:
         """Tensors to score: all decoder-layer parameters, so that recipes share scores, and what regions add."""
@@ -231,3 +238,18 @@ def _disk_needed(plan: Plan) -> int:
     scores = scored * sum(len(dict.fromkeys(score.languages)) for score in plan.scores())
     regions = sum(_mask_bytes(region) for region in plan.regions.values())
     return variants + scores + 2 * regions
+
+
+def pinned(plan: Plan) -> Recipe:
+    """Return the recipe as it was written, with the commits of what came from the Hub."""
+    recipe = plan.file.as_written
+    variants = {}
+    for name, variant in recipe.variants.items():
+        operations = [
+            operation.model_copy(update={"from_": open_donor(operation.donor).pinned})
+            if operation.donor is not None
+            else operation
+            for operation in variant.operations
+        ]
+        variants[name] = variant.model_copy(update={"operations": operations})
+    return recipe.model_copy(update={"model": plan.checkpoint.source.pinned, "variants": variants})

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from surgeon.algebra import parse
 from surgeon.coordinates import fullest_lines, residual_dimensions
-from surgeon.hashing import content_hash, tensor_hashes
+from surgeon.hashing import identity, tensor_hashes
 from surgeon.plan import Plan
 from surgeon.recipe import DimensionsSpec
 from surgeon.region import Indices, Mask, Region, encode_indices
@@ -78,7 +78,7 @@ def _cache_path(plan: Plan, region: RegionPlan, score_set: ScoreSet | None, jobs
     assert region.select is not None
     ingredients: dict[str, Any] = {
         "version": REGION_VERSION,
-        "model": content_hash(plan.checkpoint, jobs),
+        "model": identity(plan.checkpoint, jobs),
         "provenance": _provenance(plan, region, jobs),
         "tensors": [info.name for info in region.tensors],
         "scores": [file.path.name for file in score_set.files.values()] if score_set else [],
@@ -89,7 +89,7 @@ def _cache_path(plan: Plan, region: RegionPlan, score_set: ScoreSet | None, jobs
 
 def _provenance(plan: Plan, region: RegionPlan, jobs: int) -> dict[str, Any]:
     assert region.select is not None
-    hashes = tensor_hashes(plan.checkpoint, jobs)
+    hashes = tensor_hashes(plan.checkpoint, jobs, [info.name for info in region.tensors])
     return {
         "model": plan.checkpoint.source.name,
         "model_type": plan.checkpoint.config.get("model_type"),

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from surgeon.storage import DTYPE_BITS, TensorInfo, read_bytes
+from surgeon.remote import RemoteFile
+from surgeon.storage import DTYPE_BITS, TensorInfo, read_bytes, read_pieces
 
 PIECE = 1 << 20  # bytes held at a time
 SAMPLED = 64  # entries by which a tensor is known again that was renamed and changed
@@ -76,8 +77,11 @@ def _shared_ending(one: str, other: str) -> int:
 
 
 def _sample(info: TensorInfo) -> list[tuple[Any, ...]]:
-    """Return some entries, evenly spread, each with what it takes to stand in the same place elsewhere."""
-    if not info.nbytes:
+    """Return some entries, evenly spread, each with what it takes to stand in the same place elsewhere.
+
+    None of a file on the Hub, where each would be a request.
+    """
+    if not info.nbytes or isinstance(info.path, RemoteFile):
         return []
     width = max(1, DTYPE_BITS[info.dtype] // 8)
     places = sorted({int(at) for at in np.linspace(0, info.nbytes // width - 1, SAMPLED)})
@@ -86,6 +90,6 @@ def _sample(info: TensorInfo) -> list[tuple[Any, ...]]:
 
 def _digest(info: TensorInfo) -> str:
     digest = hashlib.sha256()
-    for start in range(0, info.nbytes, PIECE):
-        digest.update(read_bytes(info, start, min(PIECE, info.nbytes - start)).data)
+    for piece in read_pieces(info, PIECE):
+        digest.update(piece.data)
     return digest.hexdigest()

@@ -1,28 +1,49 @@
-"""Where a model comes from: shipped with the package, a local folder or file, or the Hugging Face Hub."""
+"""Where a model comes from: shipped with the package, a local folder or file, or the Hugging Face Hub.
+
+Of a model on the Hub only small descriptions are fetched when it is located; its weights stay there, to be read in
+parts (`remote.py`), until somebody asks for all of them with `download`.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, did_you_mean
+from surgeon.hub_errors import hub_errors
+from surgeon.remote import RemoteFile, look_up
 
 ASSETS = Path(__file__).parent / "assets"
 _HUB_ID = re.compile(r"^(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
 
+# What tells of the weights, and of what made them; small, and fetched when a repository is looked up.
+DESCRIPTIONS = ("config.json", "model.safetensors.index.json", "surgeon.json")
 # Weights in other formats are never needed beside safetensors.
 HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.md", "LICENSE*", "NOTICE*")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model on this disk. `name` is what the user wrote; `revision` the commit when it came from the Hub."""
+    """Where a model is. `name` is what the user wrote, `path` a file or folder on this disk.
+
+    For one from the Hub `revision` is its commit, `path` its folder in the Hub's cache, and `remote` holds the files
+    directly in it that have not been downloaded.
+    """
 
     name: str
     path: Path
     revision: str | None = None
+    remote: Mapping[str, RemoteFile] = field(default_factory=dict, compare=False)
+
+    @property
+    def pinned(self) -> str:
+        """The name under which the very same files are found again: with the commit, if they are from the Hub."""
+        match = _HUB_ID.match(self.name)
+        return f"hf://{match['repo']}@{self.revision}" if match and self.revision is not None else self.name
 
 
 def builtin_names() -> list[str]:
@@ -31,11 +52,12 @@ def builtin_names() -> list[str]:
 
 
 def locate(name: str) -> Source:
-    """Turn `builtin:NAME`, a path, `hf://org/name@revision` or `org/name` into files on this disk.
+    """Turn `builtin:NAME`, a path, `hf://org/name@revision` or `org/name` into a source.
 
     Raises:
         CheckpointError: nothing is there under that name.
-        EnvironmentFailure: the Hub could not be reached.
+        InputError: the Hub refuses it.
+        EnvironmentFailure: the Hub could not be reached, and its cache does not hold the files.
     """
     if name.startswith("builtin:"):
         short = name.removeprefix("builtin:")
@@ -50,39 +72,72 @@ def locate(name: str) -> Source:
     match = _HUB_ID.match(name)
     if match is None:
         raise CheckpointError(f"{name}: a Hub address has the form hf://org/name or hf://org/name@revision")
-    return _download(name, match["repo"], match["revision"])
+    return _locate_on_hub(name, match["repo"], match["revision"])
 
 
-def _download(name: str, repo: str, revision: str | None) -> Source:
+def _locate_on_hub(name: str, repository: str, revision: str | None) -> Source:
+    """Look a repository up, and fetch its small descriptions; without the Hub, take what its cache holds."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    where = name if name.startswith("hf://") else f"{name}: no such folder here; on the Hub"
+    try:
+        with hub_errors(where):
+            found = look_up(repository, revision)
+    except EnvironmentFailure as failure:
+        cached = _cached(repository, revision)
+        if cached is None:
+            raise failure from None
+        return Source(name, cached, revision=cached.name)
+    folder = hub_caches()[0] / f"models--{repository.replace('/', '--')}" / "snapshots" / found.commit
+    remote = {}
+    for file in found.files.values():
+        if "/" in file.name:
+            continue
+        if file.name in DESCRIPTIONS:
+            with hub_errors(str(file)):
+                hf_hub_download(repository, file.name, revision=found.commit)
+        elif not isinstance(try_to_load_from_cache(repository, file.name, revision=found.commit), str):
+            remote[file.name] = file
+    return Source(name, folder, found.commit, remote)
+
+
+def _cached(repository: str, revision: str | None) -> Path | None:
+    """Return the folder of a revision in the Hub's cache, if all of it is there."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(repo, revision=revision, allow_patterns=list(HUB_PATTERNS))
-    except GatedRepoError:
-        raise CheckpointError(
-            f"{name}: the repository is gated; accept its terms on the Hub and run `hf auth login`"
-        ) from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(
-            f"{name}: no such folder here, and no such repository on the Hub (or it is private: run `hf auth login`)"
-        ) from None
-    except RevisionNotFoundError:
-        raise CheckpointError(f"{name}: the repository has no revision '{revision}'") from None
-    except LocalEntryNotFoundError:
-        raise EnvironmentFailure(
-            f"{name}: no such folder here, and the Hub cannot be reached to look for a repository of that name"
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise EnvironmentFailure(f"{name}: the Hub did not answer: {error}") from None
-    path = Path(folder)
-    return Source(name, path, revision=path.name)
+        folder = Path(
+            snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=list(HUB_PATTERNS))
+        )
+    except (LocalEntryNotFoundError, ValueError):
+        return None
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def download(source: Source) -> Source:
+    """Fetch the files of a source that are on the Hub only into the Hub's cache; an interrupted download is resumed.
+
+    Raises:
+        InputError: the Hub refuses them.
+        EnvironmentFailure: the Hub or the network gave out, or the disk is full.
+    """
+    if not source.remote:
+        return source
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    match = _HUB_ID.match(source.name)
+    assert match is not None
+    patterns = list(HUB_PATTERNS)
+    with hub_errors(source.name):
+        # Under the name that the user gave, so that the cache can tell without the Hub which commit it stands for.
+        folder = snapshot_download(match["repo"], revision=match["revision"], allow_patterns=patterns)
+        if Path(folder).name != source.revision:  # somebody has pushed since it was looked up
+            snapshot_download(match["repo"], revision=source.revision, allow_patterns=patterns)
+    return Source(source.name, source.path, source.revision)
 
 
 def hub_caches() -> list[Path]:

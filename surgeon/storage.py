@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.errors import CheckpointError
+from surgeon.remote import RemoteFile, read_range, stream_range
 
+_FIRST_READ = 1 << 16  # of a file on the Hub; holds the header of a shard of some five hundred tensors
 MAXIMUM_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 
 # Bits per element of every dtype that safetensors knows.
@@ -48,6 +50,7 @@ NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = {
     "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
 }  # fmt: skip
 
+File = Path | RemoteFile  # on this disk, or on the Hub and read by ranges
 MapMode = Literal["read", "private", "shared"]
 _ACCESS = {"read": mmap.ACCESS_READ, "private": mmap.ACCESS_COPY, "shared": mmap.ACCESS_WRITE}
 
@@ -59,7 +62,7 @@ class TensorInfo:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    path: Path
+    path: File
     offset: int
     nbytes: int
 
@@ -73,32 +76,32 @@ class TensorInfo:
 class Header:
     """The header of one file. `data_start` is the byte at which tensor data begins."""
 
-    path: Path
+    path: File
     metadata: Mapping[str, str]
     tensors: Mapping[str, TensorInfo]
     data_start: int
     file_size: int
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: File) -> Header:
     """Read and check the header of one safetensors file; no tensor byte is read.
 
     Raises:
         CheckpointError: the file is missing, truncated, has duplicate names, an unknown dtype, sizes that do
             not fit shapes, or data that overlap, leave holes or stop short of the end of the file.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, MAXIMUM_HEADER_BYTES):
-                raise CheckpointError(
-                    f"{path}: not a safetensors file, or cut off inside its header "
-                    f"({size} bytes on disk, header length {length}); fetch the file again"
-                )
-            text = file.read(length)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
+    if isinstance(path, RemoteFile):
+        size, start = path.size, read_range(path, 0, min(path.size, _FIRST_READ))
+        text = start[8 : 8 + _header_length(path, start, size)]
+        text += read_range(path, 8 + len(text), _header_length(path, start, size) - len(text))
+    else:
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                text = file.read(_header_length(path, file.read(8), size))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: no such file") from None
+    length = len(text)
     try:
         entries = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except _DuplicateNameError as error:
@@ -114,6 +117,16 @@ def read_header(path: Path) -> Header:
     return Header(path, metadata, tensors, data_start, size)
 
 
+def _header_length(path: File, start: bytes, size: int) -> int:
+    length = int.from_bytes(start[:8], "little")
+    if size < 8 or length > min(size - 8, MAXIMUM_HEADER_BYTES):
+        raise CheckpointError(
+            f"{path}: not a safetensors file, or cut off inside its header "
+            f"({size} bytes in all, header length {length}); fetch the file again"
+        )
+    return length
+
+
 class _DuplicateNameError(ValueError):
     pass
 
@@ -126,7 +139,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+def _tensor_info(path: File, name: str, entry: Any, data_start: int) -> TensorInfo:
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
@@ -146,7 +159,7 @@ def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorIn
     return TensorInfo(name, dtype, shape, path, data_start + begin, end - begin)
 
 
-def _check_layout(path: Path, tensors: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
+def _check_layout(path: File, tensors: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
     position, previous = data_start, "the header"
     for info in sorted(tensors.values(), key=lambda info: (info.offset, info.nbytes)):
         if info.offset != position:
@@ -155,16 +168,27 @@ def _check_layout(path: Path, tensors: Mapping[str, TensorInfo], data_start: int
         position, previous = info.offset + info.nbytes, f"'{info.name}'"
     if position != size:
         what = "truncated" if size < position else "followed by bytes that belong to no tensor"
-        raise CheckpointError(f"{path}: {what}: {size} bytes on disk, {position} by its header; fetch the file again")
+        raise CheckpointError(f"{path}: {what}: {size} bytes in all, {position} by its header; fetch the file again")
 
 
-def map_bytes(path: Path, mode: MapMode = "read") -> NDArray[np.uint8]:
+def on_disk(file: File) -> Path:
+    """Return the path of a file that must have been downloaded by now.
+
+    Raises:
+        CheckpointError: it has not been.
+    """
+    if isinstance(file, RemoteFile):
+        raise CheckpointError(f"{file}: has not been downloaded; `hf download {file.repository}` and name its folder")
+    return file
+
+
+def map_bytes(path: File, mode: MapMode = "read") -> NDArray[np.uint8]:
     """Map a whole file as bytes.
 
     `read` is read-only; `private` may be written in memory and never reaches the file (copy on write, page
     by page); `shared` writes to the file.
     """
-    with path.open("r+b" if mode == "shared" else "rb") as file:
+    with on_disk(path).open("r+b" if mode == "shared" else "rb") as file:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=_ACCESS[mode]), dtype=np.uint8)
 
 
@@ -183,9 +207,41 @@ def view(data: NDArray[np.uint8], info: TensorInfo) -> NDArray[Any]:
     return data[info.offset : info.offset + info.nbytes].view(dtype).reshape(info.shape)
 
 
+def read_pieces(info: TensorInfo, step: int, stop: int | None = None) -> Iterator[NDArray[np.uint8]]:
+    """Yield a tensor's bytes up to `stop` in pieces of `step`, the last one shorter, in memory of their own.
+
+    Unlike parts of a mapped view they are gone when dropped. A file on the Hub is read with one request.
+    """
+    stop = info.nbytes if stop is None else stop
+    if isinstance(info.path, RemoteFile):
+        waiting = bytearray()
+        for arrived in stream_range(info.path, info.offset, stop):
+            waiting += arrived
+            while len(waiting) >= step:
+                yield np.frombuffer(bytes(waiting[:step]), np.uint8)
+                del waiting[:step]
+        if waiting:
+            yield np.frombuffer(bytes(waiting), np.uint8)
+        return
+    with info.path.open("rb", buffering=0) as file:
+        file.seek(info.offset)
+        for start in range(0, stop, step):
+            yield np.fromfile(file, np.uint8, min(step, stop - start))
+
+
+def read_tensor(info: TensorInfo) -> NDArray[Any]:
+    """Read a whole tensor of a file on the Hub into memory, in its own shape and dtype."""
+    data = np.empty(info.nbytes, np.uint8)
+    position = 0
+    for piece in read_pieces(info, 1 << 20):
+        data[position : position + piece.size] = piece
+        position += piece.size
+    return view(data, replace(info, offset=0))
+
+
 def read_bytes(info: TensorInfo, start: int, count: int) -> NDArray[np.uint8]:
-    """Read bytes of one tensor into memory of their own; unlike a mapped view they are gone when dropped."""
-    with info.path.open("rb") as file:
+    """Read bytes of one tensor of a file on this disk into memory of their own."""
+    with on_disk(info.path).open("rb") as file:
         return np.fromfile(file, np.uint8, count, offset=info.offset + start)
 
 

@@ -138,7 +138,7 @@ class Expectation(Model):
 
 
 class ModelReport(Model):
-    """The source model."""
+    """The source model. `content_sha256` is None if only parts of it were fetched from the Hub."""
 
     name: str
     revision: str | None
@@ -147,7 +147,7 @@ class ModelReport(Model):
     tensors: int
     shards: int
     bytes: int
-    content_sha256: str
+    content_sha256: str | None
 
 
 class Report(Model):

@@ -45,7 +45,8 @@ def look_at(target: str) -> dict[str, Any]:
         return _output(path)
     if (path / MANIFEST).is_file() and (path / REGION).is_file():
         return _bundle(path)
-    found = _checkpoint(Checkpoint.open(target))
+    checkpoint = Checkpoint.open(target)
+    found, path = _checkpoint(checkpoint), checkpoint.source.path
     if (path / MARKER).is_file():
         found = {**found, "kind": "variant", **_marker(path / MARKER)}
     if (path / FOLDER / MANIFEST).is_file():
