@@ -16,9 +16,9 @@ from surgeon.edits import check_regions_fit
 from surgeon.errors import Problem, RegionError, did_you_mean
 from surgeon.lines import KeyPath
 from surgeon.naming import SELECTORS, Place, place, scope
-from surgeon.recipe import DimensionsSpec, EntriesSpec, RecipeFile, RegionSpec, ScoreSpec, SelectSpec
+from surgeon.recipe import DimensionsSpec, EntriesSpec, RecipeFile, RegionSpec, ScoreSpec, SelectSpec, WandaScore
 from surgeon.region import Indices, Region
-from surgeon.select import entry_count
+from surgeon.select import entry_count, entry_count_in_outputs
 from surgeon.storage import TensorInfo
 
 _ORIGINS = ("file", "combine", "entries", "dimensions")
@@ -55,7 +55,7 @@ class RegionPlan:
         kind = self.select.scope if self.select else "tensor"
         if kind == "global":
             return [list(self.tensors)]
-        if kind == "tensor":
+        if kind in ("tensor", "output"):
             return [[info] for info in self.tensors]
         layers: dict[object, list[TensorInfo]] = {}
         for info in self.tensors:
@@ -90,17 +90,21 @@ def _plan_selected(
     file: RecipeFile, checkpoint: Checkpoint, name: str, spec: RegionSpec, problems: list[Problem]
 ) -> RegionPlan:
     assert spec.select is not None
+    score = file.recipe.score_of(name)
     chosen = scope(checkpoint, spec.include, spec.exclude, spec.layers)
+    tensors = tuple(info for info in chosen.tensors if scorable(score, info, chosen.places[info.name]))
     for key, selectors in (("include", spec.include), ("exclude", spec.exclude)):
         for i, selector in enumerate(selectors):
             if selector in chosen.unmatched:
                 problems.append(_unmatched(file, checkpoint, ("regions", name, key, i), selector))
-    plan = RegionPlan(name, chosen.tensors, chosen.places, spec.select, file.recipe.score_of(name), 0, True, None, spec)
-    entries = sum(entry_count([info.shape for info in group], spec.select.fraction) for group in plan.groups())
+    plan = RegionPlan(name, tensors, chosen.places, spec.select, score, 0, True, None, spec)
+    entries = _selected_count(plan, spec.select)
     if entries == 0 and not any(problem.where == file.problem(("regions", name), "").where for problem in problems):
         what = (
             f"region '{name}' selects nothing: no tensor of the model is in its scope"
             if not chosen.tensors
+            else f"region '{name}' selects nothing: wanda scores the matrices of linear layers only"
+            if not tensors
             else f"region '{name}' selects nothing: {spec.select.fraction:g} of each tensor is less than one entry"
         )
         problems.append(file.problem(("regions", name), what))
@@ -108,10 +112,22 @@ def _plan_selected(
     return RegionPlan(name, plan.tensors, plan.places, plan.select, plan.score, entries, exact, None, spec)
 
 
+def scorable(score: ScoreSpec | None, info: TensorInfo, where: Place) -> bool:
+    """True if a score is defined for a tensor: Wanda's is for matrices that multiply inputs, others' for all."""
+    return not isinstance(score, WandaScore) or (len(info.shape) > 1 and where.role != "embed")
+
+
+def _selected_count(plan: RegionPlan, select: SelectSpec) -> int:
+    if select.scope != "output":
+        return sum(entry_count([info.shape for info in group], select.fraction) for group in plan.groups())
+    axes = {info.name: plan.places[info.name].output_axis for info in plan.tensors}
+    return sum(entry_count_in_outputs(info.shape, select.fraction, axes[info.name]) for info in plan.tensors)
+
+
 def _unmatched(file: RecipeFile, checkpoint: Checkpoint, key: KeyPath, selector: str) -> Problem:
     what = f"'{selector}' names no role and no tensor of {checkpoint.source.name}"
     if selector in SELECTORS:
-        what = f"the model {checkpoint.source.name} has no tensor of role '{selector}'"
+        return file.problem(key, f"the model {checkpoint.source.name} has no tensor of role '{selector}'")
     return file.problem(key, what + did_you_mean(selector, [*SELECTORS, *checkpoint.tensors]))
 
 
