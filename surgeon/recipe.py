@@ -24,6 +24,7 @@ from surgeon.sweeps import Sweep, expand
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+ORIGINS = ("file", "neurons", "combine", "entries", "dimensions")  # of a region that selects by no score
 
 
 class Model(BaseModel):
@@ -145,10 +146,18 @@ class DimensionsSpec(Model):
         return self
 
 
-class RegionSpec(Model):
-    """A region, by exactly one of: select, file, combine, entries, dimensions."""
+class NeuronsSpec(Model):
+    """The feed-forward neurons that a file of the LAPE project lists for one language."""
 
-    file: str | None = Field(None, description="a region file to take as it is")
+    file: str = Field(description="such as `LLaMA-2-7B.neuron.pth`")
+    language: Annotated[int, Field(ge=0)] = Field(description="which of the file's languages, counted from 0")
+
+
+class RegionSpec(Model):
+    """A region, by exactly one of: select, file, neurons, combine, entries, dimensions."""
+
+    file: str | None = Field(None, description="a region file, or a folder of boolean masks `TENSOR.pt`")
+    neurons: NeuronsSpec | None = Field(None, description="language-specific neurons from a file")
     combine: str | None = Field(None, description="other regions, with & | - ~ and parentheses: `core - norms`")
     entries: Annotated[list[EntriesSpec], Field(min_length=1)] | None = Field(
         None, description="entries by their place"
@@ -159,7 +168,9 @@ class RegionSpec(Model):
     )
     from_: str | None = Field(None, alias="from", description="another region whose score to use")
     select: SelectSpec | None = Field(None, description="how many entries, and which")
-    include: list[str] = Field([], description="roles or tensor name patterns; empty: all of the decoder layers")
+    include: list[str] = Field(
+        [], description="roles or tensor name patterns; empty: all of the decoder layers, or all of what it is made of"
+    )
     exclude: list[str] = Field([], description="the same, to leave out again")
     layers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = Field(
         None, description="first and last layer, counted from 0; `[0, 3]` are the first four"
@@ -174,15 +185,13 @@ class RegionSpec(Model):
 
     @model_validator(mode="after")
     def _one_origin(self) -> RegionSpec:
-        for origin in ("file", "combine", "entries", "dimensions"):
+        for origin in ORIGINS:
             if getattr(self, origin) is not None:
-                if self.model_fields_set - {origin}:
-                    raise ValueError(f"a region given by {origin} takes no other keys")
+                if self.model_fields_set - {origin, "include", "exclude", "layers"}:
+                    raise ValueError(f"a region given by {origin} takes no other keys but include, exclude, layers")
                 return self
         if self.select is None:
-            raise ValueError(
-                "needs `select: {top: 0.01}` (or bottom, random), or one of file, combine, entries, dimensions"
-            )
+            raise ValueError(f"needs `select: {{top: 0.01}}` (or bottom, random), or one of {', '.join(ORIGINS)}")
         if self.score is not None and self.from_ is not None:
             raise ValueError("give either score or from, not both")
         if self.select.kind != "random" and self.score is None and self.from_ is None:

@@ -47,8 +47,8 @@ def build_regions(
                 found = _build(plan, plan.regions[name], scores, jobs)
             if spec.select is None and spec.file is None:
                 made = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-                provenance = {"model": plan.checkpoint.source.name, "made_from": made}
-                found = Region(found.shapes, found.__getitem__, provenance)
+                found = found.only(info.name for info in plan.regions[name].tensors)
+                found.metadata = {"model": plan.checkpoint.source.name, "made_from": made}
             built[name] = found
         return built[name]
 
