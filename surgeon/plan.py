@@ -18,9 +18,9 @@ from surgeon.edits import check_donor, touched_tensors
 from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, RegionError, did_you_mean
 from surgeon.naming import natural_key, refuse_quantized, scope
 from surgeon.operations import open_donor
-from surgeon.recipe import Recipe, RecipeFile, ScoreSpec
+from surgeon.recipe import GradParamScore, Recipe, RecipeFile, SampledScore, ScoreSpec, WandaScore
 from surgeon.region import Region
-from surgeon.region_plan import RegionPlan, no_masks, plan_regions
+from surgeon.region_plan import RegionPlan, no_masks, plan_regions, scorable
 from surgeon.sources import refuse_output_inside
 from surgeon.storage import DTYPE_BITS, TensorInfo
 
@@ -66,11 +66,12 @@ class Plan:
         written = any(variant.write is True for variant in self.variants.values())
         return written or self.recipe.verify is not None or bool(self.scores())
 
-    def scored_tensors(self) -> tuple[TensorInfo, ...]:
+    def scored_tensors(self, score: ScoreSpec) -> tuple[TensorInfo, ...]:
         """Tensors to score: all decoder-layer parameters, so that recipes share scores, and what regions add."""
-        chosen = {info.name: info for info in scope(self.checkpoint).tensors}
+        reach = scope(self.checkpoint)
+        chosen = {info.name: info for info in reach.tensors if scorable(score, info, reach.places[info.name])}
         for region in self.regions.values():
-            if region.score is not None:
+            if region.score == score:
                 chosen |= {info.name: info for info in region.tensors}
         return tuple(chosen[name] for name in sorted(chosen, key=natural_key))
 
@@ -143,7 +144,7 @@ def _language_problems(file: RecipeFile, corpus: Corpus) -> Iterator[Problem]:
                 yield file.problem(("corpus", language), f"no such text file: {where}")
     known = corpus.languages
     for name, spec in recipe.regions.items():
-        for i, language in enumerate(spec.score.languages if spec.score else ()):
+        for i, language in enumerate(spec.score.languages if isinstance(spec.score, SampledScore) else ()):
             if language not in known:
                 what = f"the corpus has no text for language '{language}'{did_you_mean(language, known)}"
                 yield file.problem(("regions", name, "score", "languages", i), what)
@@ -212,14 +213,20 @@ def _peak_memory(plan: Plan) -> int:
     densest = max((region.entries / max(region.numel, 1) for region in plan.regions.values()), default=0.0)
     writing = int(largest * densest) * 40
     scores = plan.scores()
-    if not scores and recipe.verify is None:
-        return _BASELINE_BYTES + writing
+    selecting = 24 * min(largest, 1 << 22) + 12 * largest if scores else 0
+    running = [_scoring_memory(checkpoint, score, largest) for score in scores if isinstance(score, SampledScore)]
+    if not running and recipe.verify is None:
+        return _BASELINE_BYTES + max(writing, selecting)
     widened = 4 * sum(info.numel for info in checkpoint.tensors.values() if info.dtype != "F32")
-    selecting = 24 * min(largest, 1 << 22) + 12 * largest
-    running = [_activations(checkpoint, s.batch_size * s.sequence_length, True) + 4 * largest for s in scores]
     if recipe.verify is not None:
         running.append(_activations(checkpoint, recipe.verify.batch_size * recipe.verify.window, False))
     return _TORCH_BYTES + widened + max(*running, selecting, writing)
+
+
+def _scoring_memory(checkpoint: Checkpoint, score: SampledScore, largest: int) -> int:
+    backward = isinstance(score, GradParamScore)
+    gradient = 4 * largest if backward else 0
+    return _activations(checkpoint, score.batch_size * score.sequence_length, backward) + gradient
 
 
 def _activations(checkpoint: Checkpoint, tokens: int, backward: bool) -> int:
@@ -234,8 +241,12 @@ def _activations(checkpoint: Checkpoint, tokens: int, backward: bool) -> int:
 
 def _disk_needed(plan: Plan) -> int:
     variants = sum(variant.bytes_to_write for variant in plan.variants.values())
-    scored = 4 * sum(info.numel for info in plan.scored_tensors())
-    scores = scored * sum(len(dict.fromkeys(score.languages)) for score in plan.scores())
+    scores = sum(
+        4 * info.numel * len(dict.fromkeys(score.languages))
+        for score in plan.scores()
+        if isinstance(score, GradParamScore | WandaScore)
+        for info in plan.scored_tensors(score)
+    )
     regions = sum(_mask_bytes(region) for region in plan.regions.values())
     return variants + scores + 2 * regions
 

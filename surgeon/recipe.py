@@ -24,6 +24,7 @@ from surgeon.sweeps import Sweep, expand
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+ORIGINS = ("file", "neurons", "combine", "entries", "dimensions")  # of a region that selects by no score
 
 
 class Model(BaseModel):
@@ -32,22 +33,49 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
 
 
-class ScoreSpec(Model):
-    """How importance is measured (docs/method.md)."""
+class SampledScore(Model):
+    """What the scores that run the model on text have in common (docs/method.md); a score per language."""
 
-    kind: Literal["grad_param"] = Field(description="the score: the weight times its gradient")
     languages: Annotated[list[str], Field(min_length=1)] = Field(
         description="codes of the corpus's languages to score on"
     )
     samples: Count = Field(64, description="sequences per language, at most; fewer if the text runs out")
     sequence_length: Annotated[int, Field(ge=2)] = Field(256, description="in tokens")
     batch_size: Count = Field(4, description="sequences per step; part of the definition where `reduction` is absolute")
-    reduction: Literal["signed", "absolute"] = Field(
-        "signed", description="signed: absolute value of the sum over batches; absolute: sum of the absolute values"
-    )
     dtype: Literal["auto", "float32", "native"] = Field(
         "auto", description="arithmetic: float32, or the weights' own dtype; auto is float32 on a CPU, else native"
     )
+
+
+class GradParamScore(SampledScore):
+    """|weight x gradient|: how much the loss would change without the entry, to first order."""
+
+    kind: Literal["grad_param"] = Field(description="the score: the weight times its gradient")
+    reduction: Literal["signed", "absolute"] = Field(
+        "signed", description="signed: absolute value of the sum over batches; absolute: sum of the absolute values"
+    )
+
+
+class WandaScore(SampledScore):
+    """|weight| x norm of the input it is multiplied with, over the sample; matrices of linear layers only."""
+
+    kind: Literal["wanda"] = Field(description="the score: the weight times the norm of its input")
+
+
+class MagnitudeScore(Model):
+    """|weight|; no model is run and no text read."""
+
+    kind: Literal["magnitude"] = Field(description="the score: the weight's size")
+
+
+class RandomScore(Model):
+    """A number between 0 and 1 drawn for each entry: what any score must beat."""
+
+    kind: Literal["random"] = Field(description="the score: drawn at random")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="another seed, another draw")
+
+
+ScoreSpec = GradParamScore | WandaScore | MagnitudeScore | RandomScore
 
 
 class SelectSpec(Model):
@@ -57,8 +85,10 @@ class SelectSpec(Model):
     bottom: Fraction | None = Field(None, description="share of the entries, those of lowest score")
     random: Fraction | None = Field(None, description="share of the entries, drawn at random; needs no score")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of `random`")
-    scope: Literal["tensor", "layer", "global"] = Field(
-        "tensor", description="the share is taken of every tensor, of every layer, or of all tensors together"
+    scope: Literal["tensor", "layer", "global", "output"] = Field(
+        "tensor",
+        description="the share is taken of every tensor, of every layer, of all tensors together, or of the entries "
+        "behind each output of a matrix, as Wanda compares them",
     )
     monolingual: str | None = Field(None, description="a scored language: its top entries minus every other language's")
 
@@ -79,6 +109,8 @@ class SelectSpec(Model):
             raise ValueError(f"give exactly one of top, bottom, random (given: {', '.join(given) or 'none'})")
         if self.monolingual is not None and given != ["top"]:
             raise ValueError("monolingual goes with top")
+        if self.scope == "output" and given == ["random"]:
+            raise ValueError("scope output goes with top or bottom")
         return self
 
 
@@ -114,19 +146,31 @@ class DimensionsSpec(Model):
         return self
 
 
-class RegionSpec(Model):
-    """A region, by exactly one of: select, file, combine, entries, dimensions."""
+class NeuronsSpec(Model):
+    """The feed-forward neurons that a file of the LAPE project lists for one language."""
 
-    file: str | None = Field(None, description="a region file to take as it is")
+    file: str = Field(description="such as `LLaMA-2-7B.neuron.pth`")
+    language: Annotated[int, Field(ge=0)] = Field(description="which of the file's languages, counted from 0")
+
+
+class RegionSpec(Model):
+    """A region, by exactly one of: select, file, neurons, combine, entries, dimensions."""
+
+    file: str | None = Field(None, description="a region file, or a folder of boolean masks `TENSOR.pt`")
+    neurons: NeuronsSpec | None = Field(None, description="language-specific neurons from a file")
     combine: str | None = Field(None, description="other regions, with & | - ~ and parentheses: `core - norms`")
     entries: Annotated[list[EntriesSpec], Field(min_length=1)] | None = Field(
         None, description="entries by their place"
     )
     dimensions: DimensionsSpec | None = Field(None, description="the fullest rows, columns or dimensions of a region")
-    score: ScoreSpec | None = Field(None, description="what to select by; `select: {random: …}` needs none")
+    score: Annotated[ScoreSpec, Field(discriminator="kind")] | None = Field(
+        None, description="what to select by; `select: {random: …}` needs none"
+    )
     from_: str | None = Field(None, alias="from", description="another region whose score to use")
     select: SelectSpec | None = Field(None, description="how many entries, and which")
-    include: list[str] = Field([], description="roles or tensor name patterns; empty: all of the decoder layers")
+    include: list[str] = Field(
+        [], description="roles or tensor name patterns; empty: all of the decoder layers, or all of what it is made of"
+    )
     exclude: list[str] = Field([], description="the same, to leave out again")
     layers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = Field(
         None, description="first and last layer, counted from 0; `[0, 3]` are the first four"
@@ -141,17 +185,16 @@ class RegionSpec(Model):
 
     @model_validator(mode="after")
     def _one_origin(self) -> RegionSpec:
-        for origin in ("file", "combine", "entries", "dimensions"):
+        for origin in ORIGINS:
             if getattr(self, origin) is not None:
                 # What is as if left out may stand there, as it does in a recipe with its defaults filled in.
                 defaults = {name: field.default for name, field in type(self).model_fields.items()}
-                if any(getattr(self, name) != default for name, default in defaults.items() if name != origin):
-                    raise ValueError(f"a region given by {origin} takes no other keys")
+                others = defaults.keys() - {origin, "include", "exclude", "layers"}
+                if any(getattr(self, name) != defaults[name] for name in others):
+                    raise ValueError(f"a region given by {origin} takes no other keys but include, exclude, layers")
                 return self
         if self.select is None:
-            raise ValueError(
-                "needs `select: {top: 0.01}` (or bottom, random), or one of file, combine, entries, dimensions"
-            )
+            raise ValueError(f"needs `select: {{top: 0.01}}` (or bottom, random), or one of {', '.join(ORIGINS)}")
         if self.score is not None and self.from_ is not None:
             raise ValueError("give either score or from, not both")
         if self.select.kind != "random" and self.score is None and self.from_ is None:
@@ -365,7 +408,8 @@ def _explain(path: str, lines: Mapping[KeyPath, str], data: Any, detail: Any) ->
     if kind == "union_tag_invalid":
         known = [word.strip(" '") for word in detail["ctx"]["expected_tags"].split(",")]
         word = str(detail["ctx"]["tag"])
-        return Problem(where, f"{name}: unknown {detail['ctx']['discriminator']} '{word}'{did_you_mean(word, known)}")
+        what = detail["ctx"]["discriminator"].strip("'")
+        return Problem(where, f"{name}: unknown {what} '{word}'{did_you_mean(word, known)}")
     if kind in ("float_type", "int_type") and isinstance(value, str) and _is_number(value):
         return Problem(where, f"{name}: YAML reads {value} as text, not as a number; write {float(value):g}")
     message = detail["msg"].removeprefix("Value error, ")

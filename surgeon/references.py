@@ -34,6 +34,9 @@ def dangling(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
         select = region.get("select")
         language = select.get("monolingual") if isinstance(select, dict) else None
         scored = _scored_languages(regions, name)
+        if isinstance(language, str) and _score(regions, name).get("kind") in ("magnitude", "random"):
+            what = "this score knows no languages: monolingual needs grad_param or wanda"
+            yield ("regions", name, "select", "monolingual"), what
         if isinstance(language, str) and scored and language not in scored:
             yield (
                 ("regions", name, "select", "monolingual"),
@@ -127,8 +130,10 @@ def _reaches_score(regions: Mapping[str, Any], name: str) -> bool:
     return origin is not None and "score" in origin
 
 
+def _score(regions: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return _mapping(_origin(regions, name) or {}, "score")
+
+
 def _scored_languages(regions: Mapping[str, Any], name: str) -> list[str]:
-    origin = _origin(regions, name) or {}
-    score = origin.get("score")
-    languages = score.get("languages") if isinstance(score, dict) else None
+    languages = _score(regions, name).get("languages")
     return [language for language in languages if isinstance(language, str)] if isinstance(languages, list) else []

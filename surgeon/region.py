@@ -253,6 +253,10 @@ class Region:
 
         return Region(shapes, load)
 
+    def only(self, names: Iterable[str]) -> Region:
+        """Return the region in some of its tensors, with the same provenance."""
+        return Region({name: self.shapes[name] for name in names}, self._load, self.metadata)
+
     @property
     def numel(self) -> int:
         """Entries of all tensors in scope, selected or not."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,14 +14,22 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.coordinates import entry, lines
 from surgeon.edits import check_regions_fit
 from surgeon.errors import Problem, RegionError, did_you_mean
+from surgeon.importers import load_masks, load_neurons
 from surgeon.lines import KeyPath
-from surgeon.naming import SELECTORS, Place, place, scope
-from surgeon.recipe import DimensionsSpec, EntriesSpec, RecipeFile, RegionSpec, ScoreSpec, SelectSpec
+from surgeon.naming import SELECTORS, Place, Scope, place, scope
+from surgeon.recipe import (
+    ORIGINS,
+    DimensionsSpec,
+    EntriesSpec,
+    RecipeFile,
+    RegionSpec,
+    ScoreSpec,
+    SelectSpec,
+    WandaScore,
+)
 from surgeon.region import Indices, Region
-from surgeon.select import entry_count
+from surgeon.select import entry_count, entry_count_in_outputs
 from surgeon.storage import TensorInfo
-
-_ORIGINS = ("file", "combine", "entries", "dimensions")
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,10 @@ class RegionPlan:
 
     @property
     def origin(self) -> str:
-        """How the region is made: top, bottom, random, file, combine, entries or dimensions."""
+        """How the region is made: top, bottom, random, or a key of the recipe such as file or combine."""
         if self.select is not None:
             return self.select.kind
-        return next(name for name in _ORIGINS if getattr(self.spec, name) is not None)
+        return next(name for name in ORIGINS if getattr(self.spec, name) is not None)
 
     @property
     def numel(self) -> int:
@@ -55,7 +63,7 @@ class RegionPlan:
         kind = self.select.scope if self.select else "tensor"
         if kind == "global":
             return [list(self.tensors)]
-        if kind == "tensor":
+        if kind in ("tensor", "output"):
             return [[info] for info in self.tensors]
         layers: dict[object, list[TensorInfo]] = {}
         for info in self.tensors:
@@ -71,17 +79,21 @@ def plan_regions(file: RecipeFile, checkpoint: Checkpoint, problems: list[Proble
     def plan(name: str) -> RegionPlan:
         if name not in plans:
             spec = file.recipe.regions[name]
-            if spec.file is not None:
-                plans[name] = _plan_file(file, checkpoint, name, spec, problems)
-            elif spec.entries is not None:
-                plans[name] = _plan_entries(file, checkpoint, name, spec, problems)
-            elif spec.combine is not None:
-                plans[name] = _plan_combined(checkpoint, name, spec, {n: plan(n) for n in parse(spec.combine).names()})
-            elif spec.dimensions is not None:
-                plans[name] = _plan_dimensions(name, spec, plan(spec.dimensions.of), spec.dimensions)
-            else:
+            if spec.select is not None:
                 plans[name] = _plan_selected(file, checkpoint, name, spec, problems)
+            else:
+                whole = planned_whole(name, spec)
+                plans[name] = _narrowed(file, checkpoint, whole, problems)
         return plans[name]
+
+    def planned_whole(name: str, spec: RegionSpec) -> RegionPlan:
+        if spec.combine is not None:
+            return _plan_combined(checkpoint, name, spec, {n: plan(n) for n in parse(spec.combine).names()})
+        if spec.dimensions is not None:
+            return _plan_dimensions(name, spec, plan(spec.dimensions.of), spec.dimensions)
+        if spec.entries is not None:
+            return _plan_entries(file, checkpoint, name, spec, problems)
+        return _plan_import(file, checkpoint, name, spec, problems)
 
     return {name: plan(name) for name in file.recipe.regions}
 
@@ -90,17 +102,18 @@ def _plan_selected(
     file: RecipeFile, checkpoint: Checkpoint, name: str, spec: RegionSpec, problems: list[Problem]
 ) -> RegionPlan:
     assert spec.select is not None
+    score = file.recipe.score_of(name)
     chosen = scope(checkpoint, spec.include, spec.exclude, spec.layers)
-    for key, selectors in (("include", spec.include), ("exclude", spec.exclude)):
-        for i, selector in enumerate(selectors):
-            if selector in chosen.unmatched:
-                problems.append(_unmatched(file, checkpoint, ("regions", name, key, i), selector))
-    plan = RegionPlan(name, chosen.tensors, chosen.places, spec.select, file.recipe.score_of(name), 0, True, None, spec)
-    entries = sum(entry_count([info.shape for info in group], spec.select.fraction) for group in plan.groups())
+    tensors = tuple(info for info in chosen.tensors if scorable(score, info, chosen.places[info.name]))
+    problems += _misnamed(file, checkpoint, name, chosen)
+    plan = RegionPlan(name, tensors, chosen.places, spec.select, score, 0, True, None, spec)
+    entries = _selected_count(plan, spec.select)
     if entries == 0 and not any(problem.where == file.problem(("regions", name), "").where for problem in problems):
         what = (
             f"region '{name}' selects nothing: no tensor of the model is in its scope"
             if not chosen.tensors
+            else f"region '{name}' selects nothing: wanda scores the matrices of linear layers only"
+            if not tensors
             else f"region '{name}' selects nothing: {spec.select.fraction:g} of each tensor is less than one entry"
         )
         problems.append(file.problem(("regions", name), what))
@@ -108,27 +121,71 @@ def _plan_selected(
     return RegionPlan(name, plan.tensors, plan.places, plan.select, plan.score, entries, exact, None, spec)
 
 
+def _misnamed(file: RecipeFile, checkpoint: Checkpoint, name: str, chosen: Scope) -> Iterator[Problem]:
+    """Find the selectors of include and exclude that name nothing."""
+    spec = file.recipe.regions[name]
+    for key, selectors in (("include", spec.include), ("exclude", spec.exclude)):
+        for i, selector in enumerate(selectors):
+            if selector in chosen.unmatched:
+                yield _unmatched(file, checkpoint, ("regions", name, key, i), selector)
+
+
+def _narrowed(file: RecipeFile, checkpoint: Checkpoint, whole: RegionPlan, problems: list[Problem]) -> RegionPlan:
+    """Leave out the tensors that include, exclude and layers leave out; without any, nothing."""
+    spec = whole.spec
+    if not spec.include and not spec.exclude and spec.layers is None:
+        return whole
+    chosen = scope(checkpoint, spec.include or ["*"], spec.exclude, spec.layers)
+    problems += _misnamed(file, checkpoint, whole.name, chosen)
+    tensors = tuple(info for info in whole.tensors if info.name in chosen.places)
+    known = None if whole.known is None else whole.known.only(info.name for info in tensors)
+    entries = known.entries if known is not None else min(whole.entries, sum(info.numel for info in tensors))
+    if entries == 0 and whole.entries > 0 and not problems:
+        problems.append(file.problem(("regions", whole.name), f"region '{whole.name}' selects nothing in its scope"))
+    return replace(whole, tensors=tensors, entries=entries, known=known)
+
+
+def scorable(score: ScoreSpec | None, info: TensorInfo, where: Place) -> bool:
+    """True if a score is defined for a tensor: Wanda's is for matrices that multiply inputs, others' for all."""
+    return not isinstance(score, WandaScore) or (len(info.shape) > 1 and where.role != "embed")
+
+
+def _selected_count(plan: RegionPlan, select: SelectSpec) -> int:
+    if select.scope != "output":
+        return sum(entry_count([info.shape for info in group], select.fraction) for group in plan.groups())
+    axes = {info.name: plan.places[info.name].output_axis for info in plan.tensors}
+    return sum(entry_count_in_outputs(info.shape, select.fraction, axes[info.name]) for info in plan.tensors)
+
+
 def _unmatched(file: RecipeFile, checkpoint: Checkpoint, key: KeyPath, selector: str) -> Problem:
     what = f"'{selector}' names no role and no tensor of {checkpoint.source.name}"
     if selector in SELECTORS:
-        what = f"the model {checkpoint.source.name} has no tensor of role '{selector}'"
+        return file.problem(key, f"the model {checkpoint.source.name} has no tensor of role '{selector}'")
     return file.problem(key, what + did_you_mean(selector, [*SELECTORS, *checkpoint.tensors]))
 
 
-def _plan_file(
+def _plan_import(
     file: RecipeFile, checkpoint: Checkpoint, name: str, spec: RegionSpec, problems: list[Problem]
 ) -> RegionPlan:
-    key: KeyPath = ("regions", name, "file")
+    key: KeyPath = ("regions", name, "neurons" if spec.neurons is not None else "file")
     region = Region({}, no_masks)
     try:
-        region = Region.load(Path(str(spec.file)).expanduser())
+        region = _imported(checkpoint, spec)
         check_regions_fit(checkpoint, {name: region})
         if region.entries == 0:
-            problems.append(file.problem(key, f"{spec.file}: the region is empty"))
+            problems.append(file.problem(key, f"region '{name}': what the file holds is empty"))
     except RegionError as error:
         problems.append(file.problem(key, str(error)))
         region = Region({}, no_masks)
     return _known(checkpoint, name, spec, region)
+
+
+def _imported(checkpoint: Checkpoint, spec: RegionSpec) -> Region:
+    if spec.neurons is not None:
+        chosen = load_neurons(Path(spec.neurons.file).expanduser(), spec.neurons.language, checkpoint)
+        return Region.from_indices(chosen, _shapes([checkpoint.info(name) for name in chosen]))
+    path = Path(str(spec.file)).expanduser()
+    return load_masks(path) if path.is_dir() else Region.load(path)
 
 
 def _plan_entries(

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from surgeon.recipe import DimensionsSpec
 from surgeon.region import Indices, Mask, Region, encode_indices
 from surgeon.region_plan import RegionPlan
 from surgeon.scoring import ScoreSet
-from surgeon.select import Scores, select_extreme, select_random
+from surgeon.select import Scores, select_extreme, select_in_outputs, select_random
 from surgeon.sources import cache_folder
 
 REGION_VERSION = 1  # raise it when the same scores and settings would give another region
@@ -47,8 +47,8 @@ def build_regions(
                 found = _build(plan, plan.regions[name], scores, jobs)
             if spec.select is None and spec.file is None:
                 made = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-                provenance = {"model": plan.checkpoint.source.name, "made_from": made}
-                found = Region(found.shapes, found.__getitem__, provenance)
+                found = found.only(info.name for info in plan.regions[name].tensors)
+                found.metadata = {"model": plan.checkpoint.source.name, "made_from": made}
             built[name] = found
         return built[name]
 
@@ -121,15 +121,26 @@ def _select_group(region: RegionPlan, group: list[tuple[str, int]], score_set: S
     if select.kind == "random":
         return select_random(group, select.fraction, select.seed)
     assert score_set is not None
-    readers = {language: file.reader() for language, file in score_set.files.items()}
+    readers = score_set.readers
     if select.monolingual is None:
-        return select_extreme(_summed(list(readers.values())), group, select.fraction, select.kind)
-    chosen = select_extreme(readers[select.monolingual], group, select.fraction, "top")
+        return _cut(region, group, _summed(list(readers.values())), select.kind)
+    chosen = _cut(region, group, readers[select.monolingual], "top")
     for language, reader in readers.items():
         if language != select.monolingual:
-            other = select_extreme(reader, group, select.fraction, "top")
+            other = _cut(region, group, reader, "top")
             chosen = {name: np.setdiff1d(chosen[name], other[name], assume_unique=True) for name in chosen}
     return chosen
+
+
+def _cut(
+    region: RegionPlan, group: list[tuple[str, int]], scores: Scores, kind: Literal["top", "bottom"]
+) -> dict[str, Indices]:
+    assert region.select is not None
+    fraction = region.select.fraction
+    if region.select.scope != "output":
+        return select_extreme(scores, group, fraction, kind)
+    axes = {name: region.places[name].output_axis for name, _ in group}
+    return {name: select_in_outputs(name, scores(name), fraction, kind, axes[name]) for name, _ in group}
 
 
 def _summed(readers: Sequence[Scores]) -> Scores:

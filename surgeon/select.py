@@ -1,9 +1,9 @@
 """From scores to a region: exactly the k highest, lowest, or random entries.
 
-`k = int(fraction * numel)` of each tensor, of each layer's tensors together, or of all tensors together; ties
-go to the tensor that comes first in natural order of names, then to the lower flat index. The k-th score is
-found by counting: non-negative float32 sort like their bit patterns, so two histograms of sixteen bits each
-give the exact threshold over any number of tensors with flat memory.
+`k = int(fraction * numel)` of each tensor, of each layer's tensors together, of all tensors together, or of the
+entries behind each output of a matrix; ties go to the tensor that comes first in natural order of names, then to
+the lower flat index. The k-th score is found by counting: non-negative float32 sort like their bit patterns, so two
+histograms of sixteen bits each give the exact threshold over any number of tensors with flat memory.
 """
 
 from __future__ import annotations
@@ -44,6 +44,33 @@ def select_extreme(scores: Scores, group: Group, fraction: float, kind: Literal[
         beyond[ties] = True
         result[name] = np.flatnonzero(beyond)
     return result
+
+
+def select_in_outputs(
+    name: str, scores: NDArray[np.float32], fraction: float, kind: Literal["top", "bottom"], output_axis: int | None
+) -> Indices:
+    """Return the sorted flat indices of the `int(fraction * inputs)` highest or lowest scores of each output.
+
+    `scores` has the tensor's shape; `output_axis` is the one of its last two axes that runs over the outputs (axes
+    before them hold experts). A vector, whose axis is None, gets one cut as a whole.
+
+    Raises:
+        InputError: a score is not a number.
+    """
+    shape = (1, 1, scores.size) if output_axis is None else (-1, *scores.shape[-2:])
+    rows = _keys(name, scores).reshape(shape)
+    places = np.arange(scores.size, dtype=np.int64).reshape(shape)
+    if output_axis is not None and output_axis == scores.ndim - 1:
+        rows, places = rows.swapaxes(1, 2), places.swapaxes(1, 2)
+    rows, places = rows.reshape(-1, rows.shape[-1]), places.reshape(-1, rows.shape[-1])
+    wanted = int(fraction * rows.shape[1])
+    chosen = np.empty((rows.shape[0], wanted), dtype=np.int64)
+    step = max(1, _CHUNK // max(1, rows.shape[1]))
+    for start in range(0, rows.shape[0], step):
+        part = rows[start : start + step]
+        order = np.argsort(~part if kind == "top" else part, axis=1, kind="stable")[:, :wanted]
+        chosen[start : start + step] = np.take_along_axis(places[start : start + step], order, axis=1)
+    return np.sort(chosen, axis=None)
 
 
 def select_random(group: Group, fraction: float, seed: int, label: str = "") -> dict[str, Indices]:
@@ -116,3 +143,11 @@ def _chunks(scores: Scores, group: Group) -> Iterator[NDArray[np.uint32]]:
 def entry_count(shapes: Sequence[tuple[int, ...]], fraction: float) -> int:
     """Return `int(fraction * numel)` for tensors taken together."""
     return int(fraction * sum(math.prod(shape) for shape in shapes))
+
+
+def entry_count_in_outputs(shape: tuple[int, ...], fraction: float, output_axis: int | None) -> int:
+    """Return how many entries `select_in_outputs` selects."""
+    if output_axis is None:
+        return entry_count([shape], fraction)
+    inputs = shape[2 * len(shape) - 3 - output_axis]  # the other one of the last two axes
+    return math.prod(shape) // inputs * int(fraction * inputs) if inputs else 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from surgeon.errors import InputError
-from surgeon.select import select_extreme, select_random
+from surgeon.select import entry_count_in_outputs, select_extreme, select_in_outputs, select_random
 
 few_values = hnp.arrays(np.float32, st.integers(1, 60), elements=st.sampled_from([0.0, 1.0, 1.5, 2.0, 1e-30]))
 fractions = st.floats(0.01, 1.0)
@@ -80,3 +80,25 @@ def test_random_is_uniform() -> None:
     for seed in range(2000):
         counts[select_random([("t", 20)], 0.25, seed)["t"]] += 1
     assert abs(counts / 2000 - 0.25).max() < 0.05
+
+
+@given(
+    hnp.arrays(np.float32, st.tuples(*[st.integers(1, 6)] * 3), elements=st.sampled_from([0.0, 1.0, 1.5, 2.0, 1e-30])),
+    fractions,
+    st.sampled_from(["top", "bottom"]),
+    st.sampled_from([(2, 0), (2, 1), (3, 1), (3, 2)]),
+)
+def test_each_output_alone_is_sorting_its_inputs(
+    scores: np.ndarray, fraction: float, kind: str, layout: tuple[int, int]
+) -> None:
+    axes, output_axis = layout
+    scores = scores[0] if axes == 2 else scores
+    chosen = select_in_outputs("t", scores, fraction, kind, output_axis)
+    mask = np.zeros(scores.shape, dtype=bool)
+    mask.reshape(-1)[chosen] = True
+    input_axis = 2 * axes - 3 - output_axis
+    by_output = np.moveaxis(scores, input_axis, -1).reshape(-1, scores.shape[input_axis])
+    masks = np.moveaxis(mask, input_axis, -1).reshape(by_output.shape)
+    for row, selected in zip(by_output, masks, strict=True):
+        assert np.flatnonzero(selected).tolist() == brute_force(row, int(fraction * row.size), kind)
+    assert chosen.size == entry_count_in_outputs(scores.shape, fraction, output_axis)

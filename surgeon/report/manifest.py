@@ -13,6 +13,7 @@ from surgeon.corpora import Corpus
 from surgeon.execute import Written
 from surgeon.hashing import file_hashes, source_file_hashes
 from surgeon.plan import Plan
+from surgeon.recipe import SampledScore
 
 _PACKAGES = ("model-surgeon", "torch", "transformers", "safetensors", "numpy", "ml-dtypes", "tokenizers", "datasets")
 
@@ -58,7 +59,7 @@ def manifest(
 
 
 def _languages(plan: Plan) -> list[str]:
-    scored = [language for spec in plan.scores() for language in spec.languages]
+    scored = [language for spec in plan.scores() if isinstance(spec, SampledScore) for language in spec.languages]
     return sorted({*scored, *plan.verify_languages})
 
 

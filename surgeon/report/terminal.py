@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from surgeon.plan import Plan
+from surgeon.recipe import GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
 from surgeon.report.data import Expectation, Generation, Perplexity, RegionReport, Report
 from surgeon.report.words import (
     bounds,
@@ -242,11 +243,7 @@ def plan_view(plan: Plan) -> Group:
         f"{len(plan.checkpoint.headers)} file(s), {size(plan.checkpoint.data_bytes)}",
         f"corpus  {plan.corpus.name}: {len(plan.corpus.languages)} languages",
     ]
-    lines += [
-        f"score   {spec.kind} ({spec.reduction}) on {', '.join(spec.languages)}: at most {spec.samples} sequences of "
-        f"{spec.sequence_length} tokens each"
-        for spec in plan.scores()
-    ]
+    lines += [f"score   {_score_words(spec)}" for spec in plan.scores()]
     if plan.verify_languages:
         lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
         prompts = plan.recipe.verify.prompts if plan.recipe.verify else []
@@ -258,6 +255,16 @@ def plan_view(plan: Plan) -> Group:
     if plan.variants:
         parts.append(variants)
     return Group(*parts, Text(f"{needs}\noutput  {plan.output}"))
+
+
+def _score_words(spec: ScoreSpec) -> str:
+    if isinstance(spec, MagnitudeScore):
+        return "magnitude, from the weights alone"
+    if isinstance(spec, RandomScore):
+        return f"random, seed {spec.seed}"
+    kind = f"{spec.kind} ({spec.reduction})" if isinstance(spec, GradParamScore) else spec.kind
+    sample = f"at most {spec.samples} sequences of {spec.sequence_length} tokens each"
+    return f"{kind} on {', '.join(spec.languages)}: {sample}"
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:

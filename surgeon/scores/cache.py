@@ -20,7 +20,7 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.errors import InputError
 from surgeon.hashing import content_hash, file_hash
 from surgeon.model import LoadedModel
-from surgeon.scores.grad_param import Reduction, accumulate
+from surgeon.scores.grad_param import Reduction
 from surgeon.sources import cache_folder
 from surgeon.storage import TensorInfo, allocate_file, map_bytes, read_header, replacing, view
 from surgeon.windows import bos_token, scoring_sequences, tokenize
@@ -30,12 +30,12 @@ SCORE_VERSION = 1  # raise it when the same settings would give other scores
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """Everything a score depends on beside the model and the text."""
+    """Everything a score depends on beside the model and the text; with a `reduction` it is grad_param, else wanda."""
 
     samples: int
     sequence_length: int
     batch_size: int
-    reduction: Reduction
+    reduction: Reduction | None
     precision: str
 
 
@@ -97,8 +97,9 @@ def compute_score(
     """Score one language into `path`, which appears only when complete.
 
     Raises:
-        InputError: the text gives no sequence, a tensor is no parameter of the model, or the loss is not finite.
+        InputError: the text gives no sequence, a tensor is no parameter of the model, or the model is broken.
     """
+    from surgeon.scores import grad_param, wanda  # torch is imported where it is needed
     from surgeon.tensors import as_tensor
 
     sequences = scoring_sequences(
@@ -125,5 +126,10 @@ def compute_score(
         data = map_bytes(staged, "shared")
         sums: Mapping[str, Any] = {name: as_tensor(view(data, info)) for name, info in header.tensors.items()}
         slots = {info.name: loaded.parameters[info.name] for info in tensors}
-        accumulate(loaded.model, slots, sums, sequences, settings.batch_size, settings.reduction, advance)
+        if settings.reduction is None:
+            wanda.accumulate(loaded.model, slots, sums, sequences, settings.batch_size, advance)
+        else:
+            grad_param.accumulate(
+                loaded.model, slots, sums, sequences, settings.batch_size, settings.reduction, advance
+            )
     return ScoreFile(path, language, len(sequences), int(metadata["tokens"]))
