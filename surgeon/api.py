@@ -18,10 +18,10 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.corpora import Corpus
 from surgeon.errors import InputError, did_you_mean
 from surgeon.examine import Verification, make_tasks
-from surgeon.execute import Staged, Written, files_below, output_lock, publish, stage_variant
-from surgeon.freeze.bundle import write_bundle
+from surgeon.execute import Staged, Written, files_below, output_lock, publish, stage_variant, write_freeze
 from surgeon.hashing import content_hash, file_hash
-from surgeon.model import LoadedModel, Precision, load_model, model_places, resolve_precision
+from surgeon.hub import push_variants
+from surgeon.model import LoadedModel, Precision, load_model, resolve_precision
 from surgeon.patches import check_patch_bases, donor_hash, write_as_patch
 from surgeon.plan import Plan, make_plan, pinned
 from surgeon.progress import Progress
@@ -147,11 +147,13 @@ def apply(
     device: str = "cpu",
     jobs: int | None = None,
     progress: Progress | None = None,
+    push: bool | None = None,
 ) -> Report:
-    """Carry out a recipe: score, select, write the variants, verify, report.
+    """Carry out a recipe: score, select, write the variants, verify, report, and push if the recipe says so.
 
-    Everything is written below `output` (the recipe's, if not given). Scores, regions and variants that an
-    earlier or interrupted run finished are reused. `Report.passed` says whether the expectations held.
+    `push` False leaves the pushing out, True insists on it; nothing is pushed unless all expectations held.
+    Everything is written below `output` (the recipe's, if not given). Scores, regions and variants that an earlier
+    or interrupted run finished are reused. `Report.passed` says whether the expectations held.
 
     Raises:
         SurgeonError: something in the recipe, the model, or the environment; nothing is left half written.
@@ -159,6 +161,8 @@ def apply(
     started = time.perf_counter()
     run = _Run(_plan_to_run(recipe, output, overrides), device, jobs, progress)
     the_plan, out = run.plan, run.plan.output
+    if push and the_plan.recipe.push is None:
+        raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
     texts = {language: the_plan.corpus.text(language) for language in the_plan.verify_languages}
     del texts  # read once before anything is written, so that a missing text is found now
     with output_lock(out):
@@ -179,6 +183,10 @@ def apply(
         with replacing(out / "report.json") as part:
             report.save(part)
         write_page(report, out)
+        if push is not False and report.passed and the_plan.recipe.push is not None:
+            report = report.model_copy(update={"pushed": push_variants(the_plan.recipe, out, run.jobs, run.progress)})
+            with replacing(out / "report.json") as part:
+                report.save(part)
     return report
 
 
@@ -223,7 +231,7 @@ def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, St
             with run.timed("write"):
                 staged[name] = write_as_patch(run.plan, name, used, run.progress)
             continue
-        marker = {
+        marker: dict[str, Any] = {
             "variant": name,
             "operations": [operation.model_dump(by_alias=True, exclude_none=True) for operation in spec.operations],
             "donors": {
@@ -238,8 +246,9 @@ def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, St
                 "revision": run.plan.checkpoint.source.revision,
                 "content_sha256": content_hash(run.plan.checkpoint, run.jobs),
             },
-            "recipe": json.loads(run.plan.file.as_written.model_dump_json(by_alias=True, exclude_none=True)),
+            "recipe": _recipe_data(run.plan, {"push"}),  # where it goes makes it no other variant
         }
+        frozen = used[spec.freeze] if spec.freeze is not None else None
         with run.timed("write"), run.progress.task(f"write {name}", run.plan.checkpoint.data_bytes) as advance:
             staged[name] = stage_variant(
                 run.plan.checkpoint,
@@ -248,11 +257,16 @@ def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, St
                 run.plan.output / "variants" / name,
                 marker=marker,
                 card=model_card(run.plan, name, used),
-                complete=partial(_write_freeze, run, None if spec.freeze is None else used[spec.freeze]),
+                complete=partial(_write_freeze, run.plan.checkpoint, frozen, marker["model"]),
                 jobs=run.jobs,
                 advance=advance,
             )
     return staged
+
+
+def _recipe_data(the_plan: Plan, without: set[str]) -> dict[str, Any]:
+    text = the_plan.file.as_written.model_dump_json(by_alias=True, exclude_none=True, exclude=without)
+    return dict(json.loads(text))
 
 
 def _publish_variants(staged: Mapping[str, Staged | Written]) -> dict[str, Written]:
@@ -269,18 +283,9 @@ def _write_cards(run: _Run, written: Mapping[str, Written], report: Report) -> d
     return result
 
 
-def _write_freeze(run: _Run, region: Region | None, stage: Path) -> None:
-    """Write `freeze/` beside staged weights if the variant freezes a region."""
-    if region is None:
-        return
-    source = run.plan.checkpoint.source
-    base = {
-        "name": source.name,
-        "revision": source.revision,
-        "content_sha256": content_hash(run.plan.checkpoint, run.jobs),
-    }
-    checkpoint = run.plan.checkpoint
-    write_bundle(stage, region, base=base, ties=checkpoint.ties, places=model_places(checkpoint))
+def _write_freeze(checkpoint: Checkpoint, region: Region | None, model: Mapping[str, Any], stage: Path) -> None:
+    if region is not None:
+        write_freeze(checkpoint, region, model, stage)
 
 
 def _verify(run: _Run) -> tuple[Verification, dict[str, Any]]:
@@ -314,7 +319,7 @@ def _report(run: _Run, written: Mapping[str, Written], found: Verification, meth
     recipe, checkpoint = the_plan.recipe, the_plan.checkpoint
     return Report(
         name=recipe.name,
-        recipe=json.loads(the_plan.file.as_written.model_dump_json(by_alias=True, exclude_none=True)),
+        recipe=_recipe_data(the_plan, set()),
         model=ModelReport(
             name=checkpoint.source.name,
             revision=checkpoint.source.revision,

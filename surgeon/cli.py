@@ -91,9 +91,20 @@ def apply(
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
+    push_too: Annotated[
+        bool | None, typer.Option("--push/--no-push", help="Push, or not; if not given, as the recipe says.")
+    ] = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Carry out a recipe: score, select, write the variants, verify, report."""
+    """Carry out a recipe: score, select, write the variants, verify, report, push.
+
+    RECIPE may also be a variant that was pushed, as hf://org/name or a folder: its weights are made again.
+    """
+    from surgeon.rebuild import is_published
+
+    if is_published(recipe):
+        _rebuild(recipe, output, overrides, jobs, as_json, dry_run)
+        return
     if dry_run:
         _show_plan(recipe, output, overrides, as_json)
         return
@@ -102,7 +113,13 @@ def apply(
 
     _prepare(device, verbose)
     report = api.apply(
-        recipe, output=output, overrides=overrides or (), device=device, jobs=jobs, progress=_progress(as_json)
+        recipe,
+        output=output,
+        overrides=overrides or (),
+        device=device,
+        jobs=jobs,
+        progress=_progress(as_json),
+        push=push_too,
     )
     if as_json:
         print(report.model_dump_json(indent=2))
@@ -110,6 +127,55 @@ def apply(
         render(_stdout(), report_view(report, str(output if output is not None else report.recipe["output"]), verbose))
     if not report.passed:
         raise SystemExit(1)
+
+
+def _rebuild(
+    name: str, output: Path | None, overrides: list[str] | None, jobs: int, as_json: bool, dry_run: bool
+) -> None:
+    from surgeon.rebuild import rebuild
+
+    if dry_run:
+        raise InputError(f"{name}: a published variant has no plan; leave --dry-run out")
+    written = rebuild(name, output, overrides or (), jobs, _progress(as_json))
+    if as_json:
+        _print_json({"path": str(written.path), "entries": written.entries, "reused": written.reused})
+    else:
+        print(f"wrote {written.path}: the weights are those of the manifest")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A written variant: out/NAME/variants/VARIANT.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Where to: org/name; made if it is missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="BRANCH", help="A branch; made if it is missing.")
+    ] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose the change as a pull request.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go; contact nobody.")] = False,
+    jobs: JobsOption = PROCESSORS,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a variant with its model card to the Hugging Face Hub; run again, it resumes."""
+    from surgeon.hub import Target, check_repo_id
+    from surgeon.hub import push as push_parcel
+    from surgeon.parcel import pack, parcel_data, parcel_text
+    from surgeon.report.terminal import pushed_line
+
+    check_repo_id(repo)
+    target = Target(repo, revision, private, create_pr)
+    parcel = pack(folder, target.address, jobs=jobs)
+    if dry_run and as_json:
+        _print_json(parcel_data(parcel, target.address))
+    elif dry_run:
+        print(parcel_text(parcel, target.address))
+    else:
+        with _progress(as_json).task(f"push {folder.resolve().name}", 1):
+            pushed = push_parcel(parcel, target)
+        if as_json:
+            _print_json(pushed.model_dump(mode="json"))
+        else:
+            print(pushed_line(folder.resolve().name, pushed))
 
 
 @app.command()

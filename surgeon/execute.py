@@ -26,6 +26,7 @@ from surgeon.checkpoint import INDEX_NAME, Checkpoint
 from surgeon.edits import Edit, check_regions_fit, make_edit, touched_tensors
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError
 from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
+from surgeon.freeze.bundle import write_bundle
 from surgeon.operations import Operation
 from surgeon.patch import write_patch
 from surgeon.region import Region
@@ -320,6 +321,14 @@ def copy_companions(checkpoint: Checkpoint, target: Path) -> None:
     for relative in companions(checkpoint):
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
         copy_file(checkpoint.folder / relative, target / relative)
+
+
+def write_freeze(checkpoint: Checkpoint, region: Region, model: Mapping[str, Any], stage: Path) -> None:
+    """Write `freeze/` beside staged weights; `model` is the source as the marker has it."""
+    from surgeon.model import model_places
+
+    base = {"name": model["source"], "revision": model["revision"], "content_sha256": model["content_sha256"]}
+    write_bundle(stage, region, base=base, ties=checkpoint.ties, places=model_places(checkpoint))
 
 
 def _require_space(folder: Path, checkpoint: Checkpoint) -> None:

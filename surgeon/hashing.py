@@ -23,6 +23,11 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def bytes_hash(data: bytes) -> str:
+    """Return the SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def file_hashes(paths: Iterable[Path], jobs: int) -> dict[Path, str]:
     """Hash files side by side; hashlib releases the interpreter lock."""
     paths = list(paths)

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.execute import MARKER
 from surgeon.hub_errors import explain, hub_errors
-from surgeon.parcel import CARD, MANIFEST, Item, Parcel
+from surgeon.parcel import CARD, MANIFEST, Item, Parcel, pack
+from surgeon.progress import Progress
+from surgeon.recipe import Recipe
+from surgeon.report.data import PushReport
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
@@ -46,19 +51,6 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Pushed:
-    """What a push did; the counts are of files."""
-
-    address: str
-    url: str
-    commit: str
-    sent: int
-    copied: int
-    removed: int
-    unchanged: int
-
-
-@dataclass(frozen=True)
 class _Branch:
     """The state of the target before the push: its head, its files, and whether they are another branch's."""
 
@@ -74,7 +66,7 @@ def check_repo_id(repo: str) -> None:
         InputError: it is not of the form `org/name`.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo)
@@ -84,7 +76,7 @@ def check_repo_id(repo: str) -> None:
         raise InputError(f"{repo!r}: name the owner too, as in `org/{repo}`")
 
 
-def push(parcel: Parcel, target: Target) -> Pushed:
+def push(parcel: Parcel, target: Target) -> PushReport:
     """Send a parcel as one commit, or as a pull request; a parcel that is there already makes no commit.
 
     Raises:
@@ -92,11 +84,10 @@ def push(parcel: Parcel, target: Target) -> Pushed:
         EnvironmentFailure: the network or the Hub gave out; the same call resumes.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import logging
-
     check_repo_id(target.repo)
     quiet = ExitStack()
-    logging.set_verbosity_error()  # warnings of retries show the signed addresses of uploads
+    # The client's warnings about retries show the signed addresses of uploads.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with quiet, hub_errors(target.address):
         if not sys.stderr.isatty():
             quiet.enter_context(_no_progress_bars())
@@ -109,28 +100,52 @@ def push(parcel: Parcel, target: Target) -> Pushed:
         unchanged = len(parcel.items) - len(changed)
         if not changed and not stale:
             url = f"{api.endpoint}/{target.repo}"
-            return Pushed(target.address, url, branch.head, 0, 0, 0, unchanged)
+            return PushReport(
+                address=target.address, url=url, commit=branch.head, sent=0, copied=0, removed=0, unchanged=unchanged
+            )
         copies = _copies(api, parcel, target, changed)
         commit, copied = _commit(api, parcel, target, branch, changed, copies, stale)
         _check_arrived(api, parcel, target, commit.oid)
-        sent = len(changed) - copied
-        return Pushed(
-            target.address, commit.pr_url or commit.commit_url, commit.oid, sent, copied, len(stale), unchanged
+        return PushReport(
+            address=target.address,
+            url=commit.pr_url or commit.commit_url,
+            commit=commit.oid,
+            sent=len(changed) - copied,
+            copied=copied,
+            removed=len(stale),
+            unchanged=unchanged,
         )
 
 
-class _no_progress_bars:  # noqa: N801
+def push_variants(recipe: Recipe, output: Path, jobs: int, progress: Progress) -> dict[str, PushReport]:
+    """Push the variants of a recipe that was carried out into `output`; all are checked before the first is sent.
+
+    Raises:
+        SurgeonError: see `pack` and `push`.
+    """
+    spec, parcels = recipe.push, {}
+    assert spec is not None
+    for name in recipe.pushed_variants():
+        repo, revision = spec.place(name)
+        target = Target(repo, revision, spec.private, spec.create_pr)
+        parcels[name] = target, pack(output / "variants" / name, target.address, weights=spec.weights, jobs=jobs)
+    result = {}
+    for name, (target, parcel) in parcels.items():
+        with progress.task(f"push {name}", 1):
+            result[name] = push(parcel, target)
+    return result
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
     """Turn the client's progress bars off for a while."""
+    from huggingface_hub import utils
 
-    def __enter__(self) -> None:
-        from huggingface_hub.utils import disable_progress_bars
-
-        disable_progress_bars()
-
-    def __exit__(self, *_: object) -> None:
-        from huggingface_hub.utils import enable_progress_bars
-
-        enable_progress_bars()
+    utils.disable_progress_bars()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()  # type: ignore[attr-defined]
 
 
 def _open_repository(api: HfApi, target: Target) -> None:

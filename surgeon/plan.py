@@ -7,6 +7,7 @@ before a byte of a tensor is touched, and reported with its line.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from surgeon.region_plan import RegionPlan, no_masks, plan_regions, scorable
 from surgeon.sources import refuse_output_inside
 from surgeon.storage import DTYPE_BITS, TensorInfo
 
+_REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 _BASELINE_BYTES = 60_000_000  # the interpreter with numpy
 _TORCH_BYTES = 350_000_000  # torch and transformers loaded
 
@@ -99,6 +101,7 @@ def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
     problems = list(_language_problems(file, corpus))
     regions = plan_regions(file, checkpoint, problems)
     problems += _donor_problems(file, checkpoint, regions)
+    problems += _push_problems(file)
     if problems:
         raise RecipeError(problems)
     variants = {name: _plan_variant(recipe, checkpoint, name, regions) for name in recipe.variants}
@@ -171,6 +174,28 @@ def _donor_problems(file: RecipeFile, checkpoint: Checkpoint, regions: Mapping[s
                     check_donor(checkpoint, operation.donor, Region(shapes, no_masks))
                 except (CheckpointError, RegionError) as error:
                     yield file.problem(("variants", name, "operations", i, "from"), str(error))
+
+
+def _push_problems(file: RecipeFile) -> Iterator[Problem]:
+    recipe = file.recipe
+    if recipe.push is None:
+        return
+    for i, name in enumerate(recipe.push.variants or ()):
+        key = ("push", "variants", i)
+        if name not in recipe.variants:
+            yield file.problem(key, f"no variant '{name}'{did_you_mean(name, recipe.variants)}")
+        elif recipe.variants[name].write is not True:
+            yield file.problem(key, f"variant '{name}' is not written as a whole checkpoint, so it cannot be pushed")
+    names = recipe.pushed_variants()
+    if not names:
+        yield file.problem(("push",), "no variant is written, so there is nothing to push")
+    places = [recipe.push.place(name) for name in names]
+    if len(set(places)) < len(places):
+        what = 'several variants would go to one place; put {variant} into `repo`, or `revision: "{variant}"`'
+        yield file.problem(("push", "repo"), what)
+    for repo in dict.fromkeys(repo for repo, _ in places):
+        if not _REPOSITORY.fullmatch(repo):
+            yield file.problem(("push", "repo"), f"'{repo}' cannot name a repository; it has the form org/name")
 
 
 def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Mapping[str, RegionPlan]) -> VariantPlan:

@@ -292,6 +292,31 @@ class DatasetText(Model):
     documents: Count = Field(2000, description="how many to read, from the first")
 
 
+class PushSpec(Model):
+    """Where on the Hub the written variants go (docs/hub.md): each to a repository, or to a branch of one."""
+
+    repo: str = Field(description="`org/name`; `{variant}` in it stands for the variant's name")
+    variants: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="which; left out: all that are written as whole checkpoints"
+    )
+    revision: str | None = Field(None, description='a branch, made if it is missing; `"{variant}"`: one per variant')
+    private: bool = Field(False, description="of a repository that is made; one that is public is refused")
+    create_pr: bool = Field(False, description="propose the change instead of making it")
+    weights: bool = Field(True, description="`false`: only what it takes to make them again")
+
+    @field_validator("revision", mode="before")
+    @classmethod
+    def _quoted(cls, value: Any) -> Any:
+        if isinstance(value, dict):  # what YAML makes of {variant} without quotes
+            raise ValueError('put quotes around it: "{variant}"')
+        return value
+
+    def place(self, variant: str) -> tuple[str, str | None]:
+        """Return the repository and branch of a variant."""
+        revision = self.revision.replace("{variant}", variant) if self.revision is not None else None
+        return self.repo.replace("{variant}", variant), revision
+
+
 class Recipe(Model):
     """A whole recipe; paths in it are relative to the folder the command is run in."""
 
@@ -308,7 +333,15 @@ class Recipe(Model):
     verify: VerifySpec | None = Field(
         None, description="how to measure the base and the variants; left out: not at all"
     )
+    push: PushSpec | None = Field(None, description="publish what was written, if the expectations held")
     output: str = Field(description="folder to write to")
+
+    def pushed_variants(self) -> list[str]:
+        """Return the variants that `push` publishes."""
+        if self.push is None:
+            return []
+        whole = [name for name, variant in self.variants.items() if variant.write is True]
+        return whole if self.push.variants is None else list(dict.fromkeys(self.push.variants))
 
     def score_of(self, region: str) -> ScoreSpec | None:
         """Return the score a region selects by, following `from`."""

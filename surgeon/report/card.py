@@ -209,8 +209,8 @@ def _measured(variant: str, report: Report | None) -> Iterator[str]:
     method = report.method
     yield (
         f"Measured on at most {method['tokens']:,} tokens a language, in windows of {method['window']} tokens every "
-        f"{method['stride']}, a beginning-of-text token {method['bos']}, in {method['precision']} on "
-        f"{method['device'].partition(':')[0]}."
+        f"{method['stride']}, in {method['precision']} on {method['device'].partition(':')[0]}; "
+        f"beginning-of-text token: {method['bos']}."
     )
 
 

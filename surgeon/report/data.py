@@ -126,6 +126,18 @@ class Generation(Model):
     stopped: Stopped
 
 
+class PushReport(Model):
+    """Where a variant was pushed to; `sent`, `copied` (by the Hub itself), `removed`, `unchanged` count files."""
+
+    address: str
+    url: str
+    commit: str
+    sent: int
+    copied: int
+    removed: int
+    unchanged: int
+
+
 class Expectation(Model):
     """A bound of the recipe and what came out."""
 
@@ -166,6 +178,7 @@ class Report(Model):
     summary: dict[str, Summary] = {}
     generations: dict[str, list[Generation]] = {}
     expectations: list[Expectation] = []
+    pushed: dict[str, PushReport] = {}
     timings: dict[str, float]
     environment: dict[str, Any]
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from surgeon.plan import Plan
 from surgeon.recipe import GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
-from surgeon.report.data import Expectation, Generation, Perplexity, RegionReport, Report
+from surgeon.report.data import Expectation, Generation, Perplexity, PushReport, RegionReport, Report
 from surgeon.report.words import (
     bounds,
     coordinate,
@@ -216,7 +216,17 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         again = " (already complete)" if variant.reused else ""
         parts.append(Text(f"wrote {variant.path} ({size(variant.bytes or 0)}){again}"))
     parts.append(Text(f"report {output}/report.html, {output}/report.json"))
+    parts += [Text(pushed_line(name, item)) for name, item in report.pushed.items()]
     return Group(*parts)
+
+
+def pushed_line(name: str, item: PushReport) -> str:
+    """Say where a variant was pushed to, and what that took."""
+    if not item.sent and not item.copied and not item.removed:
+        return f"{name} is already at {item.address}: {item.url}"
+    counts = [f"{item.sent} files sent", f"{item.copied} copied by the Hub", f"{item.unchanged} already there"]
+    counts += [f"{item.removed} of an earlier push removed"] if item.removed else []
+    return f"pushed {name} to {item.address} ({', '.join(counts)}): {item.url}"
 
 
 def plan_view(plan: Plan) -> Group:
@@ -248,6 +258,10 @@ def plan_view(plan: Plan) -> Group:
         lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
         prompts = plan.recipe.verify.prompts if plan.recipe.verify else []
         lines[-1] += f", {len(prompts)} prompt{'' if len(prompts) == 1 else 's'}" if prompts else ""
+    push = plan.recipe.push
+    for name in plan.recipe.pushed_variants() if push is not None else ():
+        repo, revision = push.place(name) if push is not None else ("", None)
+        lines.append(f"push    {name} to hf://{repo}{'@' + revision if revision else ''}")
     needs = f"needs   about {size(plan.peak_memory)} of memory (estimate), at most {size(plan.disk_needed)} of disk"
     parts: list[Any] = [Text("\n".join(lines)), Text("")]
     if plan.regions:
@@ -284,6 +298,10 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             for v in plan.variants.values()
         },
         "verify_languages": list(plan.verify_languages),
+        "push": {
+            name: dict(zip(("repo", "revision"), plan.recipe.push.place(name), strict=True))
+            for name in plan.recipe.pushed_variants() if plan.recipe.push is not None
+        },
         "peak_memory": plan.peak_memory,
         "disk_needed": plan.disk_needed,
     }  # fmt: skip
