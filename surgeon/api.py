@@ -25,7 +25,7 @@ from surgeon.model import LoadedModel, Precision, load_model, resolve_precision
 from surgeon.patches import check_patch_bases, donor_hash, write_as_patch
 from surgeon.plan import Plan, make_plan, pinned
 from surgeon.progress import Progress
-from surgeon.recipe import VerifySpec, load_recipe, resolved_yaml
+from surgeon.recipe import Recipe, VerifySpec, load_recipe, resolved_yaml
 from surgeon.region import Region
 from surgeon.regions import build_regions
 from surgeon.report.card import model_card, write_card
@@ -246,7 +246,7 @@ def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, St
                 "revision": run.plan.checkpoint.source.revision,
                 "content_sha256": content_hash(run.plan.checkpoint, run.jobs),
             },
-            "recipe": _recipe_data(run.plan, {"push"}),  # where it goes makes it no other variant
+            "recipe": _recipe_data(pinned(run.plan), {"push"}),  # where it goes makes it no other variant
         }
         frozen = used[spec.freeze] if spec.freeze is not None else None
         with run.timed("write"), run.progress.task(f"write {name}", run.plan.checkpoint.data_bytes) as advance:
@@ -264,9 +264,8 @@ def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, St
     return staged
 
 
-def _recipe_data(the_plan: Plan, without: set[str]) -> dict[str, Any]:
-    text = the_plan.file.as_written.model_dump_json(by_alias=True, exclude_none=True, exclude=without)
-    return dict(json.loads(text))
+def _recipe_data(recipe: Recipe, without: set[str]) -> dict[str, Any]:
+    return dict(json.loads(recipe.model_dump_json(by_alias=True, exclude_none=True, exclude=without)))
 
 
 def _publish_variants(staged: Mapping[str, Staged | Written]) -> dict[str, Written]:
@@ -319,7 +318,7 @@ def _report(run: _Run, written: Mapping[str, Written], found: Verification, meth
     recipe, checkpoint = the_plan.recipe, the_plan.checkpoint
     return Report(
         name=recipe.name,
-        recipe=_recipe_data(the_plan, set()),
+        recipe=_recipe_data(the_plan.file.as_written, set()),
         model=ModelReport(
             name=checkpoint.source.name,
             revision=checkpoint.source.revision,

@@ -288,7 +288,7 @@ def _copying_failed(error: BaseException) -> bool:
     if isinstance(error, FileDuplicationError):
         return True
     if isinstance(error, HfHubHTTPError):
-        at_copying = "lfs-files/duplicate" in str(error.request.url)
+        at_copying = "lfs-files/duplicate" in str(error.response.request.url)
         return at_copying and not isinstance(explain(error, ""), EnvironmentFailure)
     return False
 

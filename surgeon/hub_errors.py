@@ -17,7 +17,7 @@ from surgeon.errors import EnvironmentFailure, InputError, SurgeonError
 
 _TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{4,}|(?i:bearer)\s+\S+|[?&](?:X-Amz-[\w-]+|Signature|token)=[^&\s]+")
 _LONGEST = 300  # characters of a server's message that are shown
-_RESUMES = "what was sent is kept; the same command resumes"
+_RESUMES = "what was transferred is kept; the same command resumes"
 _ADVICE = {
     400: "the Hub refused the request",
     401: "the Hub does not know who you are: run `hf auth login`, or set HF_TOKEN",

@@ -152,7 +152,7 @@ def _source(name: str, marker: Mapping[str, Any], model: str | None, jobs: int) 
                 f"{name}: was made from {source}, which is not here; say where that model is with --set model=SOURCE"
             )
         model = f"hf://{base}@{revision}" if base is not None and revision else source
-    checkpoint = Checkpoint.open(model)
+    checkpoint = Checkpoint.open(model).downloaded()
     if content_hash(checkpoint, jobs) != marker["model"]["content_sha256"]:
         raise CheckpointError(f"{model}: not the model that {name} was made from (the hash of its tensors is another)")
     return checkpoint

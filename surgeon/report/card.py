@@ -27,6 +27,7 @@ REBUILD = "<!-- surgeon: rebuild -->"
 
 _FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LONGEST_CARD = 1 << 20  # characters of the source's card that are read
+_DEEPEST = 50  # lists and mappings inside each other
 _FORMS = {
     "license": re.compile(r"[\w.+-]{1,64}", re.ASCII),
     "license_name": re.compile(r"[\w.+-]{1,96}", re.ASCII),
@@ -56,18 +57,29 @@ class SourceCard:
     @classmethod
     def parse(cls, text: str) -> SourceCard:
         """Take from a card's text what has the form it must have."""
-        found = _FRONT.match(text)
-        try:
-            data = yaml.load(found[1], getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if found else {}
-        except (yaml.YAMLError, ValueError, RecursionError):
-            data = {}
-        if not isinstance(data, dict):
-            data = {}
+        data = _front_matter_of(text)
         fields = {key: data[key] for key, form in _FORMS.items() if _has_form(data.get(key), form)}
         given = data.get("language")
         listed = given if isinstance(given, list) else [given]
         codes = ("no" if code is False else code for code in listed)  # YAML reads a bare `no` as false
         return cls(fields, tuple(dict.fromkeys(str(code) for code in codes if _has_form(code, _LANGUAGE))))
+
+
+def _front_matter_of(text: str) -> dict[Any, Any]:
+    """Return a card's metadata, or {}. The fast reader overflows the stack on deep nesting, so depth is looked at."""
+    found, loader = _FRONT.match(text), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    if found is None:
+        return {}
+    depth = 0
+    try:
+        for event in yaml.parse(found[1], Loader=loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                return {}
+        data = yaml.load(found[1], Loader=loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def _has_form(value: Any, form: re.Pattern[str]) -> bool:
