@@ -1,20 +1,22 @@
-"""Pages that are generated from the code are current."""
+"""The pages: what they say to run runs, where they point to exists, and what is generated is current."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 import shlex
-from collections.abc import Callable
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from surgeon.api import find_recipe
+from surgeon.checkpoint import Checkpoint
 from surgeon.cli import app
-from surgeon.recipe import recipe_schema
-from surgeon.region import Region
+from surgeon.recipe import Recipe, load_recipe, recipe_schema
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,28 +41,92 @@ def test_recipe_reference_names_every_key_and_every_link_leads_somewhere() -> No
     assert set(re.findall(r"\(#(\w+)\)", page)) <= headings
 
 
-def test_the_page_on_seeing_runs(
-    recipe: Callable[..., Path], llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# What the pages say beside surgeon's own commands, and why it is not run here.
+NOT_RUN = {
+    "pip install": "tests/test_wheel.py installs the package into an empty environment",
+    "hf auth login": "asks for a token",
+    "make ": "continuous integration runs these",
+    "python benchmarks/": "measures, for minutes",
+}
+FRAGMENTS = {"freezing.md": "pieces of a training loop; tests/test_freeze_*.py run them in whole ones"}
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def steps(page: str) -> Iterator[tuple[str, str]]:
+    """Yield what a reader of a page would do, in order: (console | python | a file's name, its text)."""
+    fence, lines = "", []
+    for line in page.splitlines():
+        if line.startswith("```"):
+            if fence in ("console", "python"):
+                yield from ((fence, one) for one in (lines if fence == "console" else ["\n".join(lines)]))
+            elif lines and re.fullmatch(r"# [\w.-]+\.yaml", lines[0]):
+                yield lines[0].removeprefix("# "), "\n".join(lines) + "\n"
+            fence, lines = ("" if fence else line.removeprefix("```") or "text"), []
+        elif fence:
+            lines.append(line)
+        elif line.startswith("    surgeon "):
+            yield "console", "$ " + line.strip()
+        else:
+            # In running text, `surgeon diff A B` is a synopsis and `surgeon diff` a name; the others can be run.
+            inline = re.findall(r"`(surgeon [^`]+)`", line)
+            yield from (("console", f"$ {c}") for c in inline if len(c.split()) > 2 and not re.search(r"\b[A-Z]+\b", c))
+
+
+def prepare(folder: Path) -> None:
+    """Lay out what the pages take for granted: a model of the reader's own, two checkpoints, the shipped recipes."""
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    for name in ("my-model", "A", "B"):
+        shutil.copytree(ROOT / "surgeon" / "assets" / "tiny30", folder / name)
+    checkpoint = Checkpoint.open(folder / "B")
+    with checkpoint.headers[0].path.open("r+b") as file:
+        file.seek(checkpoint.tensors["model.layers.0.mlp.up_proj.weight"].offset)
+        file.write(b"<" * 64)
+
+
+def run_command(command: str) -> None:
+    """Run a line of a page."""
+    arguments = shlex.split(command.removeprefix("$ "))[1:]
+    if arguments[0] == "apply":
+        arguments += on_little_text(load_recipe(find_recipe(arguments[1])).recipe)
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, f"{command}\n{done.output}"
+
+
+def on_little_text(recipe: Recipe) -> list[str]:
+    """Return overrides under which a recipe takes seconds; its bounds then mean nothing."""
+    changes = [f"regions.{name}.score.samples=2" for name, region in recipe.regions.items() if region.score]
+    if recipe.verify is not None:
+        changes += ["verify.tokens=16", "verify.expect=[]"]
+        if recipe.verify.languages == "all" and not isinstance(recipe.corpus, dict):
+            changes.append("verify.languages=[ar, en, zh]")
+    return [word for change in changes for word in ("--set", change)]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_what_a_page_says_runs(
+    path: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every command and every piece of Python of the page, on a model of the tests' own."""
+    """Every command and every piece of Python of a page, in order, on the builtin model."""
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "seeing.md").read_text(encoding="utf-8")
-    for old, new in (("zero_core", str(recipe())), ("builtin:tiny30", str(llama)), ("core-zeroed", "cut")):
-        page = page.replace(old, new)
-    blocks = re.findall(r"```(console|python)\n(.*?)```", page, re.DOTALL)
-    commands = [line.removeprefix("$ ") for kind, text in blocks if kind == "console" for line in text.splitlines()]
-    assert len(commands) >= 10
-    # The first command makes the folder that all others speak of, so Python waits for the commands.
-    for command in commands:
-        done = CliRunner().invoke(app, shlex.split(command)[1:], catch_exceptions=False)
-        assert done.exit_code == 0, command
-    for kind, text in blocks:
-        if kind == "python":
-            names: dict[str, Any] = {}
-            exec(compile(text, "seeing.md", "exec"), names)
-            assert names.get("share", 1.0) == 1.0
-    assert (tmp_path / "again.html").read_text() == (tmp_path / "out" / "report.html").read_text()
-    changed, core = (
-        Region.load(path) for path in ("changed.region.safetensors", "out/regions/core.region.safetensors")
-    )
-    assert changed.entries == core.entries  # no weight was zero before
+    monkeypatch.setenv("SURGEON_CACHE", str(tmp_path_factory.getbasetemp() / "scores-of-the-pages"))
+    prepare(tmp_path)
+    names: dict[str, Any] = {}
+    for kind, text in steps(path.read_text(encoding="utf-8")):
+        if kind == "console":
+            assert text.startswith("$ "), text
+            if not text.startswith(tuple(f"$ {start}" for start in NOT_RUN)):
+                assert text.startswith("$ surgeon "), f"{path.name} says `{text}`, which nothing runs or excuses"
+                run_command(text)
+        elif kind == "python":
+            if path.name not in FRAGMENTS:
+                exec(compile(text, path.name, "exec"), names)
+        else:
+            Path(kind).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    page = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]*)(?:#[\w-]*)?\)", page):
+        if target and not target.startswith("http"):
+            assert (path.parent / target).exists(), target
