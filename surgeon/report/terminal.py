@@ -224,7 +224,7 @@ def plan_view(plan: Plan) -> Group:
     regions = table("Regions", "region", "selects", "tensors", "entries", "of")
     for name in plan.file.as_written.regions:
         region = plan.regions[name]
-        how = "from file"
+        how = f"by {region.origin}"
         if region.select is not None:
             how = f"{region.select.kind} {100 * region.select.fraction:g} % per {region.select.scope}"
             how += f", only {region.select.monolingual}" if region.select.monolingual else ""
