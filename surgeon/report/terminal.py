@@ -14,6 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from surgeon.naming import unknown_kinds
 from surgeon.plan import Plan
 from surgeon.recipe import GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
 from surgeon.report.data import Expectation, Generation, Perplexity, RegionReport, Report
@@ -244,6 +245,9 @@ def plan_view(plan: Plan) -> Group:
         f"corpus  {plan.corpus.name}: {len(plan.corpus.languages)} languages",
     ]
     lines += [f"score   {_score_words(spec)}" for spec in plan.scores()]
+    unknown = unknown_kinds(plan.checkpoint)
+    if unknown:
+        lines.append(f"unknown {', '.join(unknown)}: roles not told; name them in include or exclude by such patterns")
     if plan.verify_languages:
         lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
         prompts = plan.recipe.verify.prompts if plan.recipe.verify else []
@@ -283,6 +287,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             }
             for v in plan.variants.values()
         },
+        "unknown_kinds": unknown_kinds(plan.checkpoint),
         "verify_languages": list(plan.verify_languages),
         "peak_memory": plan.peak_memory,
         "disk_needed": plan.disk_needed,
