@@ -29,6 +29,7 @@ from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
 from surgeon.freeze.bundle import write_bundle
 from surgeon.operations import Operation
 from surgeon.patch import write_patch
+from surgeon.quantized import refuse_quantized
 from surgeon.region import Region
 from surgeon.sources import refuse_output_inside
 from surgeon.storage import Header, TensorInfo, flush, on_disk
@@ -139,6 +140,7 @@ def stage_variant(
     `complete` may add files to the staged folder once its weights are written.
     """
     refuse_output_inside(destination, checkpoint.source.path)
+    refuse_quantized(checkpoint)
     check_regions_fit(checkpoint, regions)
     if destination.exists():
         done = _finished(destination, marker)

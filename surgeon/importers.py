@@ -68,9 +68,7 @@ def load_neurons(path: Path, language: int, checkpoint: Checkpoint) -> dict[str,
     """
     data = _load(path)
     if not (isinstance(data, list) and data and all(isinstance(layers, list) for layers in data)):
-        raise RegionError(
-            f"{path}: not a file of neurons: it must hold, for each language, a list of each layer's indices"
-        )
+        raise RegionError(f"{path}: not a file of neurons: it must hold, for each language, a list of layers' indices")
     if language >= len(data):
         raise RegionError(f"{path}: holds {len(data)} languages, so that the last is language {len(data) - 1}")
     layers = _feed_forward(checkpoint)

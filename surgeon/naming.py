@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.checkpoint import Checkpoint
-from surgeon.errors import CheckpointError
 from surgeon.storage import TensorInfo
 
 LAYER_ROLES = (
@@ -178,19 +177,15 @@ def scope(
     return Scope(tuple(chosen), {info.name: places[info.name] for info in chosen}, unmatched)
 
 
-def refuse_quantized(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint whose weights are packed by a quantizer: a flat index then names no parameter.
-
-    Raises:
-        CheckpointError: the config has a `quantization_config`.
-    """
-    quantization = checkpoint.config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
-        raise CheckpointError(
-            f"{checkpoint.where}: the weights are quantized ({method}); surgery needs the unquantized checkpoint: "
-            "dequantize and `save_pretrained` it, or name the original repository"
-        )
+def unknown_kinds(checkpoint: Checkpoint) -> list[str]:
+    """Return patterns of the names of tensors whose role is not known, `*` in place of layers and experts."""
+    found: dict[str, None] = {}
+    for name in sorted(checkpoint.tensors, key=natural_key):
+        role = place(checkpoint.tensors[name], checkpoint.config).role
+        known_outside = _OTHER_TOWERS.search(name) or "embed" in _parts(name)[-1]
+        if role == "other" or (role == "outside" and not known_outside):
+            found[re.sub(r"(?<=\.)\d+(?=\.)", "*", name)] = None
+    return list(found)
 
 
 def storage_group(checkpoint: Checkpoint, name: str) -> tuple[str, ...]:

@@ -17,8 +17,9 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.corpora import Corpus, DatasetLocation, builtin_corpus
 from surgeon.edits import check_donor, touched_tensors
 from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, RegionError, did_you_mean
-from surgeon.naming import natural_key, refuse_quantized, scope
+from surgeon.naming import natural_key, scope
 from surgeon.operations import open_donor
+from surgeon.quantized import refuse_quantized
 from surgeon.recipe import GradParamScore, Recipe, RecipeFile, SampledScore, ScoreSpec, WandaScore
 from surgeon.region import Region
 from surgeon.region_plan import RegionPlan, no_masks, plan_regions, scorable

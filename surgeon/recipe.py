@@ -169,7 +169,8 @@ class RegionSpec(Model):
     from_: str | None = Field(None, alias="from", description="another region whose score to use")
     select: SelectSpec | None = Field(None, description="how many entries, and which")
     include: list[str] = Field(
-        [], description="roles or tensor name patterns; empty: all of the decoder layers, or all of what it is made of"
+        [],
+        description="roles or tensor name patterns; empty: all of the decoder layers, or of what the region is made of",
     )
     exclude: list[str] = Field([], description="the same, to leave out again")
     layers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = Field(

@@ -16,7 +16,7 @@ from surgeon.edits import check_regions_fit
 from surgeon.errors import Problem, RegionError, did_you_mean
 from surgeon.importers import load_masks, load_neurons
 from surgeon.lines import KeyPath
-from surgeon.naming import SELECTORS, Place, Scope, place, scope
+from surgeon.naming import SELECTORS, Place, Scope, place, scope, unknown_kinds
 from surgeon.recipe import (
     ORIGINS,
     DimensionsSpec,
@@ -110,7 +110,7 @@ def _plan_selected(
     entries = _selected_count(plan, spec.select)
     if entries == 0 and not any(problem.where == file.problem(("regions", name), "").where for problem in problems):
         what = (
-            f"region '{name}' selects nothing: no tensor of the model is in its scope"
+            f"region '{name}' selects nothing: no tensor of the model is in its scope{_unknown(checkpoint)}"
             if not chosen.tensors
             else f"region '{name}' selects nothing: wanda scores the matrices of linear layers only"
             if not tensors
@@ -119,6 +119,15 @@ def _plan_selected(
         problems.append(file.problem(("regions", name), what))
     exact = spec.select.monolingual is None
     return RegionPlan(name, plan.tensors, plan.places, plan.select, plan.score, entries, exact, None, spec)
+
+
+def _unknown(checkpoint: Checkpoint) -> str:
+    """Say which tensors' roles are not known, for those who miss them."""
+    kinds = unknown_kinds(checkpoint)
+    if not kinds:
+        return ""
+    shown = ", ".join(kinds[:4]) + (", ..." if len(kinds) > 4 else "")
+    return f"; the roles of {len(kinds)} kinds of tensors are unknown ({shown}): name them in include by such patterns"
 
 
 def _misnamed(file: RecipeFile, checkpoint: Checkpoint, name: str, chosen: Scope) -> Iterator[Problem]:

@@ -221,16 +221,6 @@ def test_a_damaged_checkpoint_exits_with_2_without_a_traceback(
     assert "Traceback" not in result.stderr
 
 
-def test_a_quantized_checkpoint_is_refused_with_the_remedy(
-    recipe: RecipeMaker, make_model: Callable[..., Path], llama: Path
-) -> None:
-    folder = make_model("llama", seed=6)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(surgeon.SurgeonError, match=r"quantized \(gptq\).*dequantize"):
-        surgeon.plan_recipe(recipe(**{f"model: {llama}": f"model: {folder}"}))
-
-
 def test_regions_from_a_file_give_the_same_variant(recipe: RecipeMaker, tmp_path: Path) -> None:
     surgeon.apply(recipe())
     saved = tmp_path / "out" / "regions" / "core.region.safetensors"

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import fnmatch
+import io
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from conftest import FAMILIES, ModelMaker
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from surgeon.api import plan_recipe
 from surgeon.checkpoint import Checkpoint
-from surgeon.errors import CheckpointError
+from surgeon.errors import CheckpointError, RecipeError
 from surgeon.execute import write_variant
 from surgeon.model import load_model
-from surgeon.naming import place, scope
+from surgeon.naming import place, scope, unknown_kinds
 from surgeon.operations import Zero
 from surgeon.region import Region
+from surgeon.report.inspection import look_at
+from surgeon.report.terminal import plan_view
 from surgeon.select import select_random
 from surgeon.storage import TensorInfo
 from surgeon.verify import edited
@@ -196,3 +202,58 @@ def test_a_tensor_that_no_model_holds_is_not_silently_left_unmeasured(make_model
         edited(load_model(checkpoint, "float32"), [Zero(zero="r")], {"r": region}),
     ):
         pass
+
+
+def test_what_a_family_does_not_tell_is_listed(tmp_path: Path) -> None:
+    """Mamba's layers are found; what its modules do is not known, and plan, inspect and errors say of which."""
+    config = transformers.MambaConfig(
+        vocab_size=258, hidden_size=16, state_size=4, num_hidden_layers=2, time_step_rank=4
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    found = unknown_kinds(checkpoint)
+    assert "backbone.layers.*.mixer.A_log" in found
+    assert not any("norm" in name or "embed" in name for name in found)
+    assert {name for name in checkpoint.tensors if any(fnmatch.fnmatchcase(name, kind) for kind in found)} == {
+        info.name for info in scope(checkpoint, ["other"]).tensors
+    }
+    assert look_at(str(tmp_path / "model"))["unknown_kinds"] == found
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"""\
+version: 1
+name: r
+model: {tmp_path / "model"}
+regions:
+  a: {{select: {{random: 0.1}}, include: ["backbone.layers.*.mixer.A_log"]}}
+output: {tmp_path / "out"}
+""")
+    console = Console(width=200, file=io.StringIO())
+    console.print(plan_view(plan_recipe(recipe)))
+    assert "unknown backbone.layers.*.mixer." in console.file.getvalue()
+    assert "mixer.A_log" in console.file.getvalue()
+    assert len(plan_recipe(recipe).regions["a"].tensors) == 2
+
+
+def test_a_family_without_layers_known_here_is_told_how_to_name_its_tensors(
+    make_model: ModelMaker, tmp_path: Path
+) -> None:
+    folder = make_model("llama", seed=13)
+    stored = load_file(folder / "model.safetensors")
+    renamed = {name.replace("model.layers.", "net.stage."): tensor for name, tensor in stored.items()}
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"""\
+version: 1
+name: r
+model: {folder}
+regions:
+  a: {{select: {{random: 0.1}}}}
+output: {tmp_path / "out"}
+""")
+    with pytest.raises(
+        RecipeError, match=r"roles of 7 kinds .*net\.stage\.\*\.mlp\.down_proj\.weight.*by such patterns"
+    ):
+        plan_recipe(recipe)
+    recipe.write_text(recipe.read_text().replace("0.1}", '0.1}, include: ["net.stage.*"]'))
+    assert len(plan_recipe(recipe).regions["a"].tensors) == 18

@@ -166,9 +166,7 @@ def test_neurons_that_do_not_fit_are_refused(llama: Path, make_model: ModelMaker
     good = [torch.tensor([1]), torch.tensor([2])]
     assert refusal([good], language=1) == ": holds 1 languages, so that the last is language 0"
     assert refusal([[*good, *good]]) == ": has neurons for 4 layers, but the model has 2"
-    assert (
-        refusal([[torch.tensor([48]), torch.tensor([])]]) == ": layer 0 has neuron 48, but the model has 48 in a layer"
-    )
+    assert ": layer 0 has neuron 48, but the model has 48 in" in refusal([[torch.tensor([48]), torch.tensor([])]])
     assert "must hold, for each language" in refusal(torch.zeros(3))
     assert "must be a list of whole numbers" in refusal([[torch.tensor([0.5]), torch.tensor([2])]])
     assert "mixture of experts" in refusal([good], make_model("mixtral"))

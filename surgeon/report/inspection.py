@@ -18,8 +18,9 @@ from surgeon.dimensions import hidden_size
 from surgeon.errors import InputError
 from surgeon.execute import MARKER
 from surgeon.freeze.bundle import FOLDER, MANIFEST, REGION, Bundle, shorten
-from surgeon.naming import place, scope
+from surgeon.naming import place, scope, unknown_kinds
 from surgeon.patch import Patch, is_patch_file
+from surgeon.quantized import quantization
 from surgeon.region import Region, is_region_file
 from surgeon.report.data import Report, region_report
 from surgeon.report.figures import roles_in_order
@@ -121,7 +122,7 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "source": checkpoint.source.name,
         "revision": checkpoint.source.revision,
         "model_type": checkpoint.config.get("model_type"),
-        "quantization": checkpoint.config.get("quantization_config"),
+        "quantization": quantization(checkpoint),
         "layers": len({where.layer for where in places.values() if where.layer is not None}),
         "hidden_size": hidden_size({name: info.shape for name, info in checkpoint.tensors.items()}, places),
         "parameters": sum(info.numel for info in checkpoint.tensors.values()),
@@ -132,6 +133,7 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "ties": [list(group) for group in checkpoint.ties],
         "reach": {"tensors": len(reach.tensors), "numel": sum(info.numel for info in reach.tensors)},
         "roles": roles,
+        "unknown_kinds": unknown_kinds(checkpoint),
     }
 
 
@@ -252,7 +254,8 @@ def _checkpoint_view(found: Mapping[str, Any]) -> Group:
         edited = f"{found['edited']['entries']:,} entries in {found['edited']['tensors']:,} tensors"
         pairs += [("made from", found["made_from"]["source"]), ("edits", f"{', '.join(operations)}: {edited}")]
     reach = found["reach"]
-    quantized = "the weights are quantized: nothing can be cut here" if found["quantization"] else None
+    method = found["quantization"]
+    quantized = f"the weights are quantized ({method}): nothing can be cut here" if method else None
     pairs += [
         ("revision", found["revision"]),
         ("family", f"{found['model_type'] or 'unknown'}, {found['layers']} layers, hidden size {found['hidden_size']}"),
@@ -260,6 +263,7 @@ def _checkpoint_view(found: Mapping[str, Any]) -> Group:
         ("dtypes", ", ".join(f"{name} ({count} tensors)" for name, count in found["dtypes"].items())),
         ("tied", "; ".join(_tie(group) for group in found["ties"])),
         ("freezes", _frozen_line(found)),
+        ("unknown", "; ".join(found["unknown_kinds"])),
         ("surgery", quantized or f"reaches {reach['numel']:,} parameters in {reach['tensors']} decoder tensors"),
     ]
     roles = table("Roles", "role", "tensors", "parameters", "share")

@@ -14,6 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from surgeon.naming import unknown_kinds
 from surgeon.plan import Plan
 from surgeon.recipe import GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
 from surgeon.report.data import Expectation, Generation, Perplexity, PushReport, RegionReport, Report
@@ -234,7 +235,7 @@ def plan_view(plan: Plan) -> Group:
     regions = table("Regions", "region", "selects", "tensors", "entries", "of")
     for name in plan.file.as_written.regions:
         region = plan.regions[name]
-        how = "from file"
+        how = f"by {region.origin}"
         if region.select is not None:
             how = f"{region.select.kind} {100 * region.select.fraction:g} % per {region.select.scope}"
             how += f", only {region.select.monolingual}" if region.select.monolingual else ""
@@ -254,6 +255,9 @@ def plan_view(plan: Plan) -> Group:
         f"corpus  {plan.corpus.name}: {len(plan.corpus.languages)} languages",
     ]
     lines += [f"score   {_score_words(spec)}" for spec in plan.scores()]
+    unknown = unknown_kinds(plan.checkpoint)
+    if unknown:
+        lines.append(f"unknown {', '.join(unknown)}: roles not told; name them in include or exclude by such patterns")
     if plan.verify_languages:
         lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
         prompts = plan.recipe.verify.prompts if plan.recipe.verify else []
@@ -297,6 +301,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             }
             for v in plan.variants.values()
         },
+        "unknown_kinds": unknown_kinds(plan.checkpoint),
         "verify_languages": list(plan.verify_languages),
         "push": {
             name: dict(zip(("repo", "revision"), plan.recipe.push.place(name), strict=True))
