@@ -20,7 +20,7 @@ from surgeon.examine import Verification, make_tasks
 from surgeon.execute import Staged, Written, output_lock, publish, stage_variant
 from surgeon.freeze.bundle import write_bundle
 from surgeon.hashing import content_hash, file_hash
-from surgeon.model import LoadedModel, Precision, load_model, model_places, resolve_precision
+from surgeon.model import LoadedModel, Precision, load_model, load_tokenizer, model_places, resolve_precision
 from surgeon.patches import check_patch_bases, donor_hash, write_as_patch
 from surgeon.plan import Plan, make_plan, pinned
 from surgeon.progress import Progress
@@ -44,6 +44,7 @@ from surgeon.report.html import write_page
 from surgeon.report.manifest import environment, manifest
 from surgeon.scoring import ScoreSet, run_scores
 from surgeon.storage import replacing
+from surgeon.supply import check_supply
 from surgeon.verify import edited
 from surgeon.windows import bos_token
 
@@ -102,6 +103,12 @@ class _Run:
         self.timings: dict[str, float] = {}
         self._models: dict[str, LoadedModel] = {}
 
+    def check_texts(self) -> None:
+        """Read every text before anything is scored or written, and say where there is too little of it."""
+        if self.plan.scores() or self.plan.recipe.verify is not None:
+            for note in check_supply(self.plan, load_tokenizer(self.plan.checkpoint)):
+                self.progress.note(note)
+
     def model(self, precision: str) -> LoadedModel:
         if precision not in self._models:
             with self.timed("load"):
@@ -158,8 +165,7 @@ def apply(
     started = time.perf_counter()
     run = _Run(_plan_to_run(recipe, output, overrides), device, jobs, progress)
     the_plan, out = run.plan, run.plan.output
-    texts = {language: the_plan.corpus.text(language) for language in the_plan.verify_languages}
-    del texts  # read once before anything is written, so that a missing text is found now
+    run.check_texts()
     with output_lock(out):
         region_files = _save_regions(run)
         staged = _stage_variants(run, region_files)
@@ -190,6 +196,7 @@ def score(
 ) -> dict[str, Path]:
     """Compute the scores and regions of a recipe only; returns the region files by name."""
     run = _Run(_plan_to_run(recipe, output, overrides), device, jobs, progress)
+    run.check_texts()
     with output_lock(run.plan.output):
         return _save_regions(run)
 
