@@ -21,7 +21,7 @@ from surgeon.examine import Verification, make_tasks
 from surgeon.execute import Staged, Written, files_below, output_lock, publish, stage_variant, write_freeze
 from surgeon.hashing import content_hash, file_hash
 from surgeon.hub import push_variants
-from surgeon.model import LoadedModel, Precision, load_model, resolve_precision
+from surgeon.model import LoadedModel, Precision, load_model, load_tokenizer, resolve_precision
 from surgeon.patches import check_patch_bases, donor_hash, write_as_patch
 from surgeon.plan import Plan, make_plan, pinned
 from surgeon.progress import Progress
@@ -45,6 +45,7 @@ from surgeon.report.html import write_page
 from surgeon.report.manifest import environment, manifest
 from surgeon.scoring import ScoreSet, run_scores
 from surgeon.storage import replacing
+from surgeon.supply import check_supply
 from surgeon.verify import edited
 from surgeon.windows import bos_token
 
@@ -102,6 +103,12 @@ class _Run:
         self.jobs, self.progress = jobs or os.cpu_count() or 1, progress or Progress()
         self.timings: dict[str, float] = {}
         self._models: dict[str, LoadedModel] = {}
+
+    def check_texts(self) -> None:
+        """Read every text before anything is scored or written, and say where there is too little of it."""
+        if self.plan.scores() or self.plan.recipe.verify is not None:
+            for note in check_supply(self.plan, load_tokenizer(self.plan.checkpoint)):
+                self.progress.note(note)
 
     def model(self, precision: str) -> LoadedModel:
         if precision not in self._models:
@@ -163,8 +170,7 @@ def apply(
     the_plan, out = run.plan, run.plan.output
     if push and the_plan.recipe.push is None:
         raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
-    texts = {language: the_plan.corpus.text(language) for language in the_plan.verify_languages}
-    del texts  # read once before anything is written, so that a missing text is found now
+    run.check_texts()
     with output_lock(out):
         region_files = _save_regions(run)
         staged = _stage_variants(run, region_files)
@@ -201,6 +207,7 @@ def score(
 ) -> dict[str, Path]:
     """Compute the scores and regions of a recipe only; returns the region files by name."""
     run = _Run(_plan_to_run(recipe, output, overrides), device, jobs, progress)
+    run.check_texts()
     with output_lock(run.plan.output):
         return _save_regions(run)
 

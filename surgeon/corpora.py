@@ -9,32 +9,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from surgeon.errors import EnvironmentFailure, InputError, did_you_mean
+from surgeon.documents import DatasetLocation, FileLocation, read_documents
+from surgeon.errors import InputError, did_you_mean
 from surgeon.sources import ASSETS
 
-
-@dataclass(frozen=True)
-class DatasetLocation:
-    """Where a dataset's text is: `field` of `split`, the first `documents` of them."""
-
-    dataset: str
-    config: str | None
-    split: str
-    field: str
-    revision: str | None
-    documents: int
+Location = Path | FileLocation | DatasetLocation
 
 
 @dataclass(frozen=True)
 class Text:
-    """One language's text; `score` and `evaluate` share no paragraph position."""
+    """One language's text; `score` and `evaluate` share no paragraph position.
+
+    `origin` says where it was drawn from, `revision` at which commit of the Hub, if it came from there.
+    """
 
     language: str
     score: str
     evaluate: str
+    origin: str = ""
+    revision: str | None = None
 
     @property
     def score_hash(self) -> str:
@@ -49,10 +45,11 @@ class Text:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text for each language, read when asked for."""
+    """A text for each language, read when first asked for and kept, so that a run sees one text throughout."""
 
     name: str
-    locations: Mapping[str, Path | DatasetLocation]
+    locations: Mapping[str, Location]
+    _texts: dict[str, Text] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def languages(self) -> list[str]:
@@ -68,18 +65,30 @@ class Corpus:
         """
         if language not in self.locations:
             raise InputError(f"corpus {self.name} has no text for '{language}'{did_you_mean(language, self.locations)}")
+        if language not in self._texts:
+            self._texts[language] = self._read(language)
+        return self._texts[language]
+
+    def revision(self, language: str) -> str | None:
+        """Return the commit that a language's text was drawn from; None if it was not read, or is not from the Hub."""
+        return self._texts[language].revision if language in self._texts else None
+
+    def _read(self, language: str) -> Text:
         where = self.locations[language]
         if isinstance(where, Path) and where.parent.name == "score" and where.is_relative_to(ASSETS):
             evaluate = where.parent.parent / "eval" / where.name
-            return Text(language, _read(where), _read(evaluate))
-        paragraphs = _read(where).splitlines() if isinstance(where, Path) else _documents(where)
-        paragraphs = [paragraph for paragraph in paragraphs if paragraph.strip()]
+            return Text(language, where.read_text("utf-8"), evaluate.read_text("utf-8"), self.name)
+        drawn = read_documents(FileLocation(where) if isinstance(where, Path) else where)
+        paragraphs = [line for text in drawn.texts for line in text.splitlines() if line.strip()]
+        if len(drawn.texts) > 1:  # a document is not torn apart between the halves
+            paragraphs = list(drawn.texts)
         if len(paragraphs) < 2:
             raise InputError(
                 f"the text for '{language}' ({where}) has {len(paragraphs)} paragraph; at least two are needed, one "
                 "to score on and one to evaluate on"
             )
-        return Text(language, "\n".join(paragraphs[::2]) + "\n", "\n".join(paragraphs[1::2]) + "\n")
+        score, evaluate_on = ("\n".join(half) + "\n" for half in (paragraphs[::2], paragraphs[1::2]))
+        return Text(language, score, evaluate_on, str(where), drawn.revision)
 
 
 def builtin_corpora() -> list[str]:
@@ -97,29 +106,3 @@ def builtin_corpus(name: str) -> Corpus:
         raise InputError(f"no builtin corpus '{name}'{did_you_mean(name, builtin_corpora())}")
     files = {path.stem: path for path in sorted((ASSETS / name / "score").glob("*.txt"))}
     return Corpus(f"builtin:{name}", files)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such text file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text") from None
-
-
-def _documents(where: DatasetLocation) -> list[str]:
-    import datasets
-
-    try:
-        stream = datasets.load_dataset(
-            where.dataset, where.config, split=where.split, revision=where.revision, streaming=True
-        )
-        documents = [row[where.field] for row in stream.take(where.documents)]
-    except KeyError:
-        raise InputError(f"dataset {where.dataset}: no field '{where.field}'") from None
-    except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
-        raise InputError(f"dataset {where.dataset}: {error}") from None
-    except (OSError, ConnectionError) as error:
-        raise EnvironmentFailure(f"dataset {where.dataset} cannot be read: {error}") from None
-    return documents

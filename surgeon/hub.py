@@ -84,6 +84,7 @@ def push(parcel: Parcel, target: Target) -> PushReport:
         EnvironmentFailure: the network or the Hub gave out; the same call resumes.
     """
     from huggingface_hub import HfApi
+
     check_repo_id(target.repo)
     quiet = ExitStack()
     # The client's warnings about retries show the signed addresses of uploads.

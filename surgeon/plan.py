@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Literal
 
 from surgeon.checkpoint import Checkpoint
-from surgeon.corpora import Corpus, DatasetLocation, builtin_corpus
+from surgeon.corpora import Corpus, Location, builtin_corpus
+from surgeon.documents import DatasetLocation, FileLocation
 from surgeon.edits import check_donor, touched_tensors
 from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, RegionError, did_you_mean
 from surgeon.naming import natural_key, scope
 from surgeon.operations import open_donor
 from surgeon.quantized import refuse_quantized
-from surgeon.recipe import GradParamScore, Recipe, RecipeFile, SampledScore, ScoreSpec, WandaScore
+from surgeon.recipe import GradParamScore, Recipe, RecipeFile, SampledScore, ScoreSpec, TextSpec, WandaScore
 from surgeon.region import Region
 from surgeon.region_plan import RegionPlan, no_masks, plan_regions, scorable
 from surgeon.sources import refuse_output_inside
 from surgeon.storage import DTYPE_BITS, TensorInfo
 
 _REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_DOCUMENTS = 2000  # of a dataset, unless the recipe says how many
 _BASELINE_BYTES = 60_000_000  # the interpreter with numpy
 _TORCH_BYTES = 350_000_000  # torch and transformers loaded
 
@@ -129,13 +131,15 @@ def open_corpus(recipe: Recipe) -> Corpus:
                 "{ar: texts/ar.txt}"
             )
         return builtin_corpus(recipe.corpus.removeprefix("builtin:"))
-    locations: dict[str, Path | DatasetLocation] = {}
+    locations: dict[str, Location] = {}
     for language, text in recipe.corpus.items():
         if isinstance(text, str):
-            locations[language] = Path(text).expanduser()
+            locations[language] = FileLocation(Path(text).expanduser())
+        elif text.file is not None:
+            locations[language] = FileLocation(Path(text.file).expanduser(), text.field, text.documents)
         else:
             locations[language] = DatasetLocation(
-                text.dataset, text.config, text.split, text.field, text.revision, text.documents
+                str(text.dataset), text.config, text.split, text.field, text.revision, text.documents or _DOCUMENTS
             )
     return Corpus("of the recipe", locations)
 
@@ -144,7 +148,7 @@ def _language_problems(file: RecipeFile, corpus: Corpus) -> Iterator[Problem]:
     recipe = file.recipe
     if isinstance(recipe.corpus, dict):
         for language, where in corpus.locations.items():
-            if isinstance(where, Path) and not where.is_file():
+            if isinstance(where, FileLocation) and not where.path.is_file():
                 yield file.problem(("corpus", language), f"no such text file: {where}")
     known = corpus.languages
     for name, spec in recipe.regions.items():
@@ -289,4 +293,12 @@ def pinned(plan: Plan) -> Recipe:
             for operation in variant.operations
         ]
         variants[name] = variant.model_copy(update={"operations": operations})
-    return recipe.model_copy(update={"model": plan.checkpoint.source.pinned, "variants": variants})
+    corpus = recipe.corpus
+    if isinstance(corpus, dict):
+        corpus = {
+            language: text.model_copy(update={"revision": plan.corpus.revision(language) or text.revision})
+            if isinstance(text, TextSpec)
+            else text
+            for language, text in corpus.items()
+        }
+    return recipe.model_copy(update={"model": plan.checkpoint.source.pinned, "corpus": corpus, "variants": variants})

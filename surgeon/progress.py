@@ -18,6 +18,11 @@ class Progress:
 
     console: Console | None = None
 
+    def note(self, text: str) -> None:
+        """Say something that the user should know before the work goes on."""
+        if self.console is not None:
+            self.console.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
+
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show one piece of work; the yielded function takes the number of units done since its last call."""

@@ -282,15 +282,26 @@ class VerifySpec(Model):
         return self
 
 
-class DatasetText(Model):
-    """One language's text from a dataset, local or on the Hub, read as a stream."""
+class TextSpec(Model):
+    """One language's text: from a file, or from a dataset read as a stream."""
 
-    dataset: str = Field(description="a folder, or an id on the Hub")
+    file: str | None = Field(None, description="a text file (a document per line), or a `.jsonl` or `.parquet` file")
+    dataset: str | None = Field(None, description="an id on the Hub, or a folder")
     config: str | None = Field(None, description="the dataset's configuration, often a language")
-    split: str = Field("train", description="which part of it")
-    field: str = Field("text", description="the column that holds the text")
-    revision: str | None = Field(None, description="a branch, tag or commit; the newest when left out")
-    documents: Count = Field(2000, description="how many to read, from the first")
+    split: str = Field("train", description="which part of the dataset")
+    field: str = Field("text", description="the field or column that holds the text")
+    revision: str | None = Field(None, description="a branch, tag or commit of the dataset; the newest when left out")
+    documents: Count | None = Field(
+        None, description="how many to read, from the first; when left out, all of a file and 2000 of a dataset"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TextSpec:
+        if (self.file is None) == (self.dataset is None):
+            raise ValueError("give either file or dataset")
+        if self.file is not None and self.model_fields_set & {"config", "split", "revision"}:
+            raise ValueError("config, split and revision go with dataset, not with file")
+        return self
 
 
 class PushSpec(Model):
@@ -326,8 +337,9 @@ class Recipe(Model):
         description="letters, digits, `.`, `_`, `-`"
     )
     model: str = Field(description="`builtin:NAME`, a folder, or a Hub id: `org/name`, `hf://org/name@revision`")
-    corpus: str | dict[str, str | DatasetText] = Field(
-        "builtin:udhr30", description="`builtin:NAME`, or per language code a text file or a dataset"
+    corpus: str | dict[str, str | TextSpec] = Field(
+        "builtin:udhr30",
+        description="`builtin:NAME`, or per language code a file (text, `.jsonl`, `.parquet`) or a dataset",
     )
     regions: dict[str, RegionSpec] = Field({}, description="sets of entries, by name")
     variants: dict[str, VariantSpec] = Field({}, description="edited models, by name")
@@ -411,11 +423,23 @@ def _parse(data: dict[str, Any], path: str, lines: Mapping[KeyPath, str], proble
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        problems += [_explain(path, lines, data, detail) for detail in error.errors()]
+        problems += [_explain(path, lines, data, detail) for detail in _without_other_choices(error.errors(), data)]
         recipe = None
     _refuse(problems)
     assert recipe is not None
     return recipe
+
+
+def _without_other_choices(details: Sequence[Any], data: Any) -> list[Any]:
+    """Drop "should be text" of a mapping that may also be one, where it is said what is wrong with the mapping."""
+    keyed = [(_without_tags(detail["loc"], data, detail["type"]), detail) for detail in details]
+    other = [detail["type"] == "string_type" and isinstance(detail["input"], dict) for detail in details]
+    said = [key for (key, _), dropped in zip(keyed, other, strict=True) if not dropped]
+    return [
+        detail
+        for (key, detail), doubtful in zip(keyed, other, strict=True)
+        if not (doubtful and any(found[: len(key)] == key for found in said))
+    ]
 
 
 def _refuse(problems: Sequence[Problem]) -> None:
@@ -480,6 +504,8 @@ def _keys_at(key: KeyPath) -> list[str]:
     schema = recipe_schema()
     node: Any = schema
     for part in key:
+        if isinstance(part, str) and (part.startswith(("dict[", "function-")) or part in schema["$defs"]):
+            continue  # names a choice of the schema, and no place in the recipe
         node = _step(schema, node, part)
     return sorted(_resolve(schema, node).get("properties", {}))
 

@@ -53,7 +53,11 @@ def manifest(
         "model": {"source": checkpoint.source.name, "revision": checkpoint.source.revision},
         "seeds": seeds,
         "inputs": {path.name: digest for path, digest in source_file_hashes(checkpoint, jobs).items()},
-        "corpus": {"name": plan.corpus.name, "text_sha256": _text_hashes(plan.corpus, _languages(plan))},
+        "corpus": {
+            "name": plan.corpus.name,
+            "text_sha256": _text_hashes(plan.corpus, _languages(plan)),
+            "drawn_from": _origins(plan.corpus, _languages(plan)),
+        },
         "outputs": {path.relative_to(plan.output).as_posix(): hashes[path] for path in outputs},
     }
 
@@ -69,3 +73,8 @@ def _text_hashes(corpus: Corpus, languages: Iterable[str]) -> dict[str, dict[str
         text = corpus.text(language)
         result[language] = {"score": text.score_hash, "evaluate": text.evaluate_hash}
     return result
+
+
+def _origins(corpus: Corpus, languages: Iterable[str]) -> dict[str, dict[str, str | None]]:
+    texts = {language: corpus.text(language) for language in languages}
+    return {language: {"source": text.origin, "revision": text.revision} for language, text in texts.items()}
