@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
-from surgeon.api import find_recipe
+from surgeon.api import find_recipe, plan_recipe
 from surgeon.checkpoint import Checkpoint
 from surgeon.cli import app
 from surgeon.recipe import Recipe, load_recipe, recipe_schema
@@ -130,3 +131,20 @@ def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]*)(?:#[\w-]*)?\)", page):
         if target and not target.startswith("http"):
             assert (path.parent / target).exists(), target
+
+
+def test_the_pieces_of_recipes_on_sweeps_can_be_planned(tmp_path: Path) -> None:
+    """Each piece of the page, put into the shipped recipe."""
+    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    pieces = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert pieces
+    shipped = yaml.safe_load((ROOT / "recipes" / "sweep.yaml").read_text(encoding="utf-8"))
+    shipped["verify"].pop("expect")
+    for text in pieces:
+        merged = {**shipped}
+        for key, value in yaml.safe_load(text).items():
+            merged[key] = {**merged[key], **value} if key in ("regions", "verify") else value
+        (tmp_path / "piece.yaml").write_text(yaml.safe_dump(merged), encoding="utf-8")
+        made = plan_recipe(tmp_path / "piece.yaml")
+        assert all(region.entries for region in made.regions.values())
+        assert set(made.file.sweeps) == {name for name, value in merged["variants"].items() if "sweep" in value}
