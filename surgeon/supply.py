@@ -8,7 +8,7 @@ from typing import Any
 from surgeon.corpora import Text
 from surgeon.errors import InputError
 from surgeon.plan import Plan
-from surgeon.recipe import ScoreSpec, VerifySpec
+from surgeon.recipe import SampledScore, VerifySpec
 from surgeon.windows import Tokens, bos_token, scoring_sequences, tokenize
 
 
@@ -23,7 +23,7 @@ def check_supply(plan: Plan, tokenizer: Any) -> list[str]:
     texts = _read(plan, problems)
     notes = []
     bos = bos_token(tokenizer)
-    for spec in plan.scores():
+    for spec in _sampled(plan):
         short = list(_short_to_score(spec, tokenizer, bos, texts, problems))
         if short:
             notes.append(
@@ -41,8 +41,12 @@ def check_supply(plan: Plan, tokenizer: Any) -> list[str]:
     return notes
 
 
+def _sampled(plan: Plan) -> list[SampledScore]:
+    return [spec for spec in plan.scores() if isinstance(spec, SampledScore)]
+
+
 def _read(plan: Plan, problems: list[str]) -> dict[str, Text]:
-    languages = [language for spec in plan.scores() for language in spec.languages]
+    languages = [language for spec in _sampled(plan) for language in spec.languages]
     texts = {}
     for language in dict.fromkeys([*languages, *plan.verify_languages]):
         try:
@@ -53,7 +57,7 @@ def _read(plan: Plan, problems: list[str]) -> dict[str, Text]:
 
 
 def _short_to_score(
-    spec: ScoreSpec, tokenizer: Any, bos: int | None, texts: dict[str, Text], problems: list[str]
+    spec: SampledScore, tokenizer: Any, bos: int | None, texts: dict[str, Text], problems: list[str]
 ) -> Iterator[str]:
     step = spec.sequence_length - (bos is not None)
     for language in dict.fromkeys(spec.languages):

@@ -88,7 +88,7 @@ def run_command(command: str) -> None:
     """Run a line of a page."""
     arguments = shlex.split(command.removeprefix("$ "))[1:]
     if arguments[0] == "apply":
-        arguments += on_little_text(load_recipe(find_recipe(arguments[1])).recipe)
+        arguments += on_little_text(load_recipe(find_recipe(arguments[1])).as_written)
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, f"{command}\n{done.output}"
 
