@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -409,6 +411,52 @@ def test_the_command_line_as_users_run_it(
         assert TOKEN not in output
         assert "Traceback" not in output
     assert not any(TOKEN.encode() in data for data in hub.files("org/cut").values())
+
+
+def test_the_login_of_the_hub_s_own_client_is_used(
+    hub: LoopbackHub,
+    surgeon_on_hub: Callable[..., subprocess.CompletedProcess[str]],
+    local_output: Path,
+    tmp_path: Path,
+) -> None:
+    variant = local_output / "variants" / "cut"
+    assert "hf auth login" in surgeon_on_hub("push", variant, "org/cut", token=None).stderr
+    environment = hub.environment(tmp_path / "hf_home", token=None)
+    client = [sys.executable, "-m", "huggingface_hub.cli.hf", "auth"]
+    subprocess.run([*client, "login", "--token", TOKEN], env=environment, check=True, capture_output=True)
+    who = subprocess.run([*client, "whoami"], env=environment, check=True, capture_output=True, text=True)
+    assert "tester" in who.stdout
+    done = surgeon_on_hub("push", variant, "org/cut", token=None)
+    assert done.returncode == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+
+
+def test_the_page_on_the_hub_runs(
+    hub_here: LoopbackHub, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commands in their order, and each of its recipes' sections, on a model of the tests' own."""
+    hub_here.add_folder("org/source", source)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs" / "hub.md").read_text(encoding="utf-8")
+    recipe = RECIPE.replace("MODEL", "hf://org/source").replace("OUT", "out").replace("cut:", "core-zeroed:")
+    sections = re.findall(r"```yaml\n(push:.*?)```", page, re.DOTALL)
+    assert len(sections) == 3
+    for number, section in enumerate(sections):
+        (tmp_path / f"{number}.yaml").write_text(recipe + section)
+        surgeon.api.plan_recipe(tmp_path / f"{number}.yaml", overrides=["push.variants=[core-zeroed]"])
+    (tmp_path / "zero_core.yaml").write_text(recipe)
+    light = tmp_path / "0.yaml"
+    light.write_text(light.read_text() + "  variants: [core-zeroed]\n")
+    commands = re.findall(r"^\$ surgeon (.*)$", page, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        if command.startswith("apply hf://org/core-zeroed-recipe"):
+            main(["apply", str(light)])
+        main(shlex.split(command.replace("zero_core", str(tmp_path / "zero_core.yaml"))))
+    rebuilt = tmp_path / "out" / "rebuilt" / "variants" / "core-zeroed"
+    first = tmp_path / "out" / "zero-core" / "variants" / "core-zeroed"
+    for shard in first.glob("*.safetensors"):
+        assert (rebuilt / shard.name).read_bytes() == shard.read_bytes()
 
 
 def test_the_card_on_the_hub_is_one(hub_here: LoopbackHub, hub_output: Path) -> None:
