@@ -66,7 +66,7 @@ def check_repo_id(repo: str) -> None:
         InputError: it is not of the form `org/name`.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+    from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(repo)
@@ -142,11 +142,11 @@ def _no_progress_bars() -> Iterator[None]:
     """Turn the client's progress bars off for a while."""
     from huggingface_hub import utils
 
-    utils.disable_progress_bars()  # type: ignore[attr-defined]
+    utils.disable_progress_bars()
     try:
         yield
     finally:
-        utils.enable_progress_bars()  # type: ignore[attr-defined]
+        utils.enable_progress_bars()
 
 
 def _open_repository(api: HfApi, target: Target) -> None:
