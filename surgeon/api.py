@@ -45,7 +45,7 @@ from surgeon.report.html import write_page
 from surgeon.report.manifest import environment, manifest
 from surgeon.scoring import ScoreSet, run_scores
 from surgeon.storage import replacing
-from surgeon.supply import check_supply
+from surgeon.supply import check_supply, needs_text
 from surgeon.verify import edited
 from surgeon.windows import bos_token
 
@@ -106,7 +106,7 @@ class _Run:
 
     def check_texts(self) -> None:
         """Read every text before anything is scored or written, and say where there is too little of it."""
-        if self.plan.scores() or self.plan.recipe.verify is not None:
+        if needs_text(self.plan):
             for note in check_supply(self.plan, load_tokenizer(self.plan.checkpoint)):
                 self.progress.note(note)
 

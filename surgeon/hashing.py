@@ -76,8 +76,8 @@ def content_hash(checkpoint: Checkpoint, jobs: int) -> str:
 
 
 def identity(checkpoint: Checkpoint, jobs: int) -> str:
-    """Return what tells a checkpoint from all others: its content hash, or its commit while it is on the Hub only."""
-    return checkpoint.source.pinned if checkpoint.is_remote else content_hash(checkpoint, jobs)
+    """Return what tells a checkpoint from all others: its commit if it is from the Hub, else its content hash."""
+    return checkpoint.source.pinned if checkpoint.source.revision is not None else content_hash(checkpoint, jobs)
 
 
 def _hash_tensor(info: TensorInfo) -> str:

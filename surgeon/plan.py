@@ -24,6 +24,7 @@ from surgeon.quantized import refuse_quantized
 from surgeon.recipe import GradParamScore, Recipe, RecipeFile, SampledScore, ScoreSpec, TextSpec, WandaScore
 from surgeon.region import Region
 from surgeon.region_plan import RegionPlan, no_masks, plan_regions, scorable
+from surgeon.remote import RemoteFile
 from surgeon.sources import refuse_output_inside
 from surgeon.storage import DTYPE_BITS, TensorInfo
 
@@ -70,6 +71,13 @@ class Plan:
         """True if the model is run, or written as a whole; a patch needs only the tensors that it changes."""
         written = any(variant.write is True for variant in self.variants.values())
         return written or self.recipe.verify is not None or bool(self.scores())
+
+    @property
+    def bytes_to_download(self) -> int:
+        """Bytes of weight files that `apply` will fetch into the Hub's cache."""
+        if not self.needs_all_weights:
+            return 0
+        return sum(header.file_size for header in self.checkpoint.headers if isinstance(header.path, RemoteFile))
 
     def scored_tensors(self, score: ScoreSpec) -> tuple[TensorInfo, ...]:
         """Tensors to score: all decoder-layer parameters, so that recipes share scores, and what regions add."""
@@ -242,6 +250,8 @@ def _peak_memory(plan: Plan) -> int:
     largest = max((info.numel for region in plan.regions.values() for info in region.tensors), default=0)
     densest = max((region.entries / max(region.numel, 1) for region in plan.regions.values()), default=0.0)
     writing = int(largest * densest) * 40
+    if checkpoint.is_remote and not plan.needs_all_weights:  # a tensor on the Hub is fetched into memory
+        writing += max((info.nbytes for region in plan.regions.values() for info in region.tensors), default=0)
     scores = plan.scores()
     selecting = 24 * min(largest, 1 << 22) + 12 * largest if scores else 0
     running = [_scoring_memory(checkpoint, score, largest) for score in scores if isinstance(score, SampledScore)]
@@ -278,7 +288,7 @@ def _disk_needed(plan: Plan) -> int:
         for info in plan.scored_tensors(score)
     )
     regions = sum(_mask_bytes(region) for region in plan.regions.values())
-    return variants + scores + 2 * regions
+    return variants + scores + 2 * regions + plan.bytes_to_download
 
 
 def pinned(plan: Plan) -> Recipe:

@@ -23,7 +23,7 @@ def check_supply(plan: Plan, tokenizer: Any) -> list[str]:
     texts = _read(plan, problems)
     notes = []
     bos = bos_token(tokenizer)
-    for spec in _sampled(plan):
+    for spec in _on_text(plan):
         short = list(_short_to_score(spec, tokenizer, bos, texts, problems))
         if short:
             notes.append(
@@ -41,12 +41,17 @@ def check_supply(plan: Plan, tokenizer: Any) -> list[str]:
     return notes
 
 
-def _sampled(plan: Plan) -> list[SampledScore]:
+def needs_text(plan: Plan) -> bool:
+    """True if the model is to be scored or measured on text."""
+    return bool(_on_text(plan)) or plan.recipe.verify is not None
+
+
+def _on_text(plan: Plan) -> list[SampledScore]:
     return [spec for spec in plan.scores() if isinstance(spec, SampledScore)]
 
 
 def _read(plan: Plan, problems: list[str]) -> dict[str, Text]:
-    languages = [language for spec in _sampled(plan) for language in spec.languages]
+    languages = [language for spec in _on_text(plan) for language in spec.languages]
     texts = {}
     for language in dict.fromkeys([*languages, *plan.verify_languages]):
         try:

@@ -227,7 +227,11 @@ def test_a_plan_reads_headers_only(hub_here: LoopbackHub, model: Path, tmp_path:
     hub_here.add_folder("org/model", model)
     made = surgeon.plan_recipe(recipe(tmp_path))
     assert made.variants["scaled"].entries == 1
-    assert weight_bytes(hub_here) < 0.1 * total(model)
+    assert made.bytes_to_download == 0
+    whole = surgeon.plan_recipe(recipe(tmp_path, variants={"cut": {"operations": [{"zero": "some"}]}}))
+    assert whole.bytes_to_download == total(model)
+    assert whole.disk_needed >= 2 * total(model)
+    assert weight_bytes(hub_here) < 0.15 * total(model)
     assert not (tmp_path / "out").exists()
     assert in_cache(tmp_path) == {"config.json", "model.safetensors.index.json"}
 

@@ -251,7 +251,7 @@ def plan_view(plan: Plan) -> Group:
         )  # fmt: skip
     lines = [
         f"model   {plan.checkpoint.source.name}: {len(plan.checkpoint.tensors)} tensors in "
-        f"{len(plan.checkpoint.headers)} file(s), {size(plan.checkpoint.data_bytes)}",
+        f"{len(plan.checkpoint.headers)} file(s), {size(plan.checkpoint.data_bytes)}{_fetched(plan)}",
         f"corpus  {plan.corpus.name}: {len(plan.corpus.languages)} languages",
     ]
     lines += [f"score   {_score_words(spec)}" for spec in plan.scores()]
@@ -285,10 +285,20 @@ def _score_words(spec: ScoreSpec) -> str:
     return f"{kind} on {', '.join(spec.languages)}: {sample}"
 
 
+def _fetched(plan: Plan) -> str:
+    if not plan.checkpoint.is_remote:
+        return ""
+    if plan.needs_all_weights:
+        return f", of which {size(plan.bytes_to_download)} are to be downloaded"
+    return ", on the Hub; only the tensors that change are fetched"
+
+
 def plan_data(plan: Plan) -> dict[str, Any]:
     """Return a plan as plain data, for `--json`."""
     return {
         "model": plan.checkpoint.source.name,
+        "revision": plan.checkpoint.source.revision,
+        "bytes_to_download": plan.bytes_to_download,
         "output": str(plan.output),
         "regions": {
             name: {"tensors": len(r.tensors), "numel": r.numel, "entries": r.entries, "exact": r.exact}
