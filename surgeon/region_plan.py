@@ -27,7 +27,7 @@ from surgeon.recipe import (
     SelectSpec,
     WandaScore,
 )
-from surgeon.region import Indices, Region
+from surgeon.region import Indices, Mask, Region, encode_indices
 from surgeon.select import entry_count, entry_count_in_outputs
 from surgeon.storage import TensorInfo
 
@@ -200,7 +200,7 @@ def _imported(checkpoint: Checkpoint, spec: RegionSpec) -> Region:
 def _plan_entries(
     file: RecipeFile, checkpoint: Checkpoint, name: str, spec: RegionSpec, problems: list[Problem]
 ) -> RegionPlan:
-    chosen: dict[str, Indices] = {}
+    items: dict[str, list[EntriesSpec]] = {}
     for i, item in enumerate(spec.entries or ()):
         key: KeyPath = ("regions", name, "entries", i)
         tensors = scope(checkpoint, [item.tensor]).tensors
@@ -208,12 +208,17 @@ def _plan_entries(
             problems.append(_unmatched(file, checkpoint, (*key, "tensor"), item.tensor))
         for info in tensors:
             try:
-                found = _entries(info, item)
+                _entries(info, item)
             except ValueError as error:
                 problems.append(file.problem(key, f"tensor '{info.name}': {error}"))
                 break
-            chosen[info.name] = np.union1d(chosen.get(info.name, np.empty(0, np.int64)), found)
-    return _known(checkpoint, name, spec, Region.from_indices(chosen, _shapes([checkpoint.info(n) for n in chosen])))
+            items.setdefault(info.name, []).append(item)
+
+    def mask(tensor: str) -> Mask:  # made when it is asked for: a sweep over many columns keeps none of them
+        info = checkpoint.info(tensor)
+        return encode_indices(np.unique(np.concatenate([_entries(info, item) for item in items[tensor]])), info.shape)
+
+    return _known(checkpoint, name, spec, Region(_shapes([checkpoint.info(tensor) for tensor in items]), mask))
 
 
 def _entries(info: TensorInfo, item: EntriesSpec) -> Indices:
