@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -45,6 +46,7 @@ def test_recipe_reference_names_every_key_and_every_link_leads_somewhere() -> No
 NOT_RUN = {
     "pip install": "tests/test_wheel.py installs the package into an empty environment",
     "hf auth login": "asks for a token",
+    "surgeon push": "needs a Hub; the tests of pushing run it against one on loopback",
     "make ": "continuous integration runs these",
     "python benchmarks/": "measures, for minutes",
 }
@@ -130,3 +132,16 @@ def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]*)(?:#[\w-]*)?\)", page):
         if target and not target.startswith("http"):
             assert (path.parent / target).exists(), target
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All code cells in order; what a cell ends with can be shown, and the outputs kept in the file are small."""
+    path = ROOT / "examples" / "first_look.ipynb"
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    for cell in cells:
+        exec(compile("".join(cell["source"]), path.name, "exec"), names)
+        assert all(output["output_type"] != "error" for output in cell["outputs"])
+    assert names["drawings"]["perplexity"]._repr_svg_().startswith("<svg")
+    assert path.stat().st_size < 100_000
