@@ -1,6 +1,6 @@
 """What `surgeon diff` costs beside a plain comparison: wall time as a ratio, and peak anonymous memory.
 
-    python benchmarks/diff.py [--gigabytes 1] [--runs 3] [--region 0.01] [--jobs 2]
+    python benchmarks/diff.py [--gigabytes 1] [--runs 3] [--region 0.01] [--jobs 1]
 
 Makes the sharded checkpoint of benchmarks/write.py and a variant of it with a random 1 % of its matrices zeroed,
 then runs in turn, each as a fresh process:
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--region", type=float, default=0.01)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--scratch", type=Path, default=None)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
@@ -83,11 +83,12 @@ def main() -> None:
             "load": [*plain, "load", jobs], "lazy": [*plain, "lazy", jobs],
             "diff": diff, "region": [*diff, "--region", str(region)],
         }  # fmt: skip
+        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # torch's threads shall not spin on a busy machine
         counts = {name: counted(command) for name, command in commands.items()}
         results = {name: [] for name in commands}
         for _ in range(arguments.runs):
             for name, command in commands.items():
-                results[name].append(timed(command, folder / "none", dict(os.environ)))
+                results[name].append(timed(command, folder / "none", environment))
         size = sum(path.stat().st_size for path in source.iterdir()) / 1e9
         print(f"{size:.2f} GB against {size:.2f} GB, {jobs} threads; {arguments.runs} runs after one warm-up")
         print("all count alike" if len(set(counts.values())) == 1 else f"counts differ: {counts}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -46,6 +47,7 @@ def test_recipe_reference_names_every_key_and_every_link_leads_somewhere() -> No
 NOT_RUN = {
     "pip install": "tests/test_wheel.py installs the package into an empty environment",
     "hf auth login": "asks for a token",
+    "surgeon push": "needs a Hub; the tests of pushing run it against one on loopback",
     "make ": "continuous integration runs these",
     "python benchmarks/": "measures, for minutes",
 }
@@ -148,3 +150,16 @@ def test_the_pieces_of_recipes_on_sweeps_can_be_planned(tmp_path: Path) -> None:
         made = plan_recipe(tmp_path / "piece.yaml")
         assert all(region.entries for region in made.regions.values())
         assert set(made.file.sweeps) == {name for name, value in merged["variants"].items() if "sweep" in value}
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All code cells in order; what a cell ends with can be shown, and the outputs kept in the file are small."""
+    path = ROOT / "examples" / "first_look.ipynb"
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    for cell in cells:
+        exec(compile("".join(cell["source"]), path.name, "exec"), names)
+        assert all(output["output_type"] != "error" for output in cell["outputs"])
+    assert names["drawings"]["perplexity"]._repr_svg_().startswith("<svg")
+    assert path.stat().st_size < 100_000

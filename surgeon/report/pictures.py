@@ -11,10 +11,12 @@ from surgeon.report.svg import Figure
 from surgeon.storage import replacing
 
 ZOOM = 1.5  # pixels per unit of the drawing
+# Second views of what other figures show; rendering costs a tenth of a second each, and a run may have fifty.
+SVG_ONLY = ("-by-family", "-by-effect", "-rows", "-columns")
 
 
 def write_figures(report: Report, folder: Path, drawn: Sequence[Figure] | None = None) -> list[Path]:
-    """Write every figure of a report as NAME.svg and NAME.png, and return the files.
+    """Write every figure of a report as NAME.svg, and all but second views as NAME.png; return the files.
 
     Args:
         report: what to draw.
@@ -24,7 +26,10 @@ def write_figures(report: Report, folder: Path, drawn: Sequence[Figure] | None =
     files = []
     for figure in figures(report) if drawn is None else drawn:
         drawing = figure.standalone()
-        for suffix, content in ((".svg", drawing.encode("utf-8")), (".png", png(drawing))):
+        contents = {".svg": drawing.encode("utf-8")}
+        if not figure.name.endswith(SVG_ONLY):
+            contents[".png"] = png(drawing)
+        for suffix, content in contents.items():
             path = folder / f"{figure.name}{suffix}"
             with replacing(path) as staged:
                 staged.write_bytes(content)

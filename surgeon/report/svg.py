@@ -51,6 +51,10 @@ class Figure:
             f'<g transform="translate({MARGIN:g} {HEADING:g})">{self.body}</g></svg>\n'
         )
 
+    def _repr_svg_(self) -> str:
+        """Show the drawing in a notebook."""
+        return self.standalone()
+
 
 def _plain_style() -> str:
     """Return the style in its light colours, without variables, which renderers other than browsers do not know."""
