@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,21 @@ def test_frozen_experts_keep_their_bits_in_training_and_on_disk(experts: Path, t
     kept.restore()
     free.save_pretrained(tmp_path / "restored")
     assert compare(experts, saved_state(tmp_path / "restored"))[0] == 0
+
+
+def test_the_loader_of_the_documentation_freezes_experts(experts: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "freeze-format.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    model = load(experts)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    names["freeze"](model, experts, optimizer)
+    train(model, optimizer)
+    model.save_pretrained(tmp_path)
+    inside, outside = compare(experts, saved_state(tmp_path))
+    assert inside == 0 < outside
 
 
 def test_the_moved_expert_is_found(experts: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 import torch
 import transformers
 from freezing import compare, saved_state
+from typer.testing import CliRunner
 
 import surgeon
 from surgeon.api import plan_recipe
+from surgeon.cli import app
 from surgeon.errors import FreezeError, RecipeError
 from surgeon.freeze import Bundle, freeze, verify_saved
 
@@ -54,6 +57,45 @@ def test_a_variant_that_is_cut_and_frozen_keeps_what_the_cut_left(frozen: Path, 
         optimizer.step()
     inside, outside = compare(frozen / "cut-frozen", model.state_dict())
     assert inside == 0 < outside
+
+
+def test_reversion_as_the_page_on_freezing_has_it(
+    frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Free training moves the region, as `surgeon diff` says; the page's recipe and `Frozen.restore` undo it alike."""
+    page = (ROOT / "docs" / "freezing.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "reverted.yaml").write_text(
+        next(block for block in blocks if "restore" in block).replace(
+            "out/freeze-core/variants/core-frozen", str(frozen / "frozen")
+        )
+    )
+    monkeypatch.chdir(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(frozen / "frozen", dtype=torch.float32)
+    kept = freeze(model, frozen / "frozen")
+    kept.remove()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    tokens = torch.arange(32).reshape(2, 16)
+    for _ in range(2):
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+    model.save_pretrained("checkpoint-500")
+    entries = Bundle.load(frozen / "frozen").region.entries
+    assert changed_inside(frozen / "frozen", "checkpoint-500") > 0.9 * entries
+    done = CliRunner().invoke(app, ["apply", "reverted.yaml", "--jobs", "1"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert changed_inside(frozen / "frozen", "out/reverted/variants/reverted") == 0
+    assert kept.restore() == entries
+    assert compare(Path("out/reverted/variants/reverted"), model.state_dict(), kept.bundle.region) == (0, 0)
+
+
+def changed_inside(base: Path, trained: str) -> int:
+    """What the command line counts inside the bundle's region."""
+    arguments = ["diff", str(base), trained, "--region", str(base / "freeze" / "region.safetensors"), "--json"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    (inside,) = json.loads(done.stdout)["regions"].values()
+    assert inside["inside"]["entries"] == Bundle.load(base).region.entries
+    return int(inside["inside"]["changed"])
 
 
 def test_a_bundle_is_not_handed_on_to_variants_of_the_variant(
