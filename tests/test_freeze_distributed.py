@@ -62,14 +62,11 @@ def test_shards_hold_their_part_of_the_frozen_entries(base: Path, tmp_path: Path
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
-@pytest.mark.parametrize("setup", ["zero1", "zero2", "zero3", "zero1-fp16", "zero2-fp16", "zero3-fp16"])
+@pytest.mark.parametrize("setup", ["zero1", "zero2", "zero3"])
 def test_zero_keeps_the_float32_masters(base: Path, tmp_path: Path, setup: str) -> None:
     ranks = launch(setup, base, tmp_path)
     check_saved(tmp_path, base)
-    if setup.endswith("fp16"):
-        assert 0 < ranks[0]["skipped_steps"] < 24
-    else:
-        check_saved(tmp_path / "half", base)
+    check_saved(tmp_path / "half", base)
     entries = Bundle.load(base).region.entries
     assert sum(result["entries"] for result in ranks) == entries
     assert all(0 < result["entries"] < entries and result["checked"] == entries for result in ranks)
