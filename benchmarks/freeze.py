@@ -4,11 +4,11 @@
     python benchmarks/freeze.py --model builtin:tiny30 --tokens 2048
 
 A share of every tensor is frozen at random places (the least favourable for a cache), and is let go again for
-every other round of steps; it is one and the same model, because two equal ones differ by several percent in how
-their memory lies. The first steps of a round, in which freezing looks at more than later on, are not counted. Prints
-one JSON object: median seconds per step, by the clock and of processor time (which a busy machine disturbs less),
-their ratios (of the medians; and over pairs of neighbouring rounds: the median, then all), the processor time spent
-inside freezing's own hooks as a share of an unfrozen step (which is disturbed least), and the memory it takes.
+every other round of steps; it is one and the same model, because two equal ones need not lie equally in memory. The
+first steps of a round, in which freezing looks at more than later on, are not counted. Prints one JSON object: median
+seconds per step, by the clock and of processor time (which a busy machine disturbs less), their ratios (of the
+medians; and over pairs of neighbouring rounds: the median, then all), the processor time spent inside freezing's
+own hooks as a share of an unfrozen step (which is disturbed least), and the memory it takes.
 """
 
 from __future__ import annotations

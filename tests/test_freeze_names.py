@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from conftest import FAMILIES, ModelMaker
 from freezing import batches, compare, load, make_bundle, random_region, saved_state, tiny_model
 
 from surgeon.checkpoint import Checkpoint
@@ -70,6 +71,21 @@ def test_places_hold_the_values_of_the_disk(experts: Path) -> None:
         assert torch.equal(part, tensor.flatten()), name
         fused += entry["model_name"] != name
     assert fused >= 24  # two layers of four experts of three matrices
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_places_are_right_in_every_family(family: str, make_model: ModelMaker) -> None:
+    """What names and shapes alone say is what the loaded model holds; every parameter of it has its tensors."""
+    folder = make_model(family)
+    places = model_places(Checkpoint.open(folder))
+    parameters = dict(load(folder).named_parameters())
+    for name, tensor in saved_state(folder).items():
+        if name in places:
+            place = places[name]
+            values = parameters[place.name].detach().flatten()[place.offset : place.offset + tensor.numel()]
+            assert tuple(parameters[place.name].shape) == place.shape
+            assert torch.equal(values, tensor.flatten()), name
+    assert {place.name for place in places.values()} == set(parameters)
 
 
 def test_frozen_experts_keep_their_bits_in_training_and_on_disk(experts: Path, tmp_path: Path) -> None:
