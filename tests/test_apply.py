@@ -109,7 +109,7 @@ def test_scores_follow_the_text_and_the_weights(
 
     settings = ScoreSettings(4, 32, 4, "signed", "float32")
     made = plan_recipe(recipe())
-    tensors = made.scored_tensors()
+    tensors = made.scored_tensors(made.scores()[0])
     one = score_path(made.checkpoint, tensors, "a", settings, 1)
     other = Checkpoint.open(make_model("llama", seed=5))
     assert one == score_path(made.checkpoint, tensors, "a", settings, 1)

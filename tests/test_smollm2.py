@@ -49,6 +49,7 @@ def test_the_core_carries_every_language_and_the_controls_do_not(smollm2: Path, 
                 "regions.core.score.samples=4",
                 "regions.core.score.sequence_length=128",
                 "verify.tokens=48",
+                "verify.new_tokens=4",
             ],
         )
     finally:
