@@ -87,8 +87,9 @@ def _lines(name: str, title: str, description: str, sweep: SweepReport, along: s
     parts.append(text(left, bottom + 42, along + (", logarithmic" if is_log else ""), kind="quiet"))
     # The first series is drawn last, on top of those that coincide with it.
     for i, (label, points) in reversed(list(enumerate(series, 1))):
-        places = [(along_x(x), height(logs[point])) for x, point in sorted(zip(xs, points, strict=True))]
-        parts += [line(*one, *other, f"line{i % 6}") for one, other in itertools.pairwise(places)]
+        for (x, point), (after, then) in itertools.pairwise(sorted(zip(xs, points, strict=True))):
+            kind = f"line{i % 6}" if _usable(logs[point]) and _usable(logs[then]) else "link"
+            parts.append(line(along_x(x), height(logs[point]), along_x(after), height(logs[then]), kind))
         for x, point in zip(xs, points, strict=True):
             times = f"×{number(from_log(logs[point]))}"
             tip = f"{along} {coordinate(x)}{', ' if label else ''}{label}: {times}"
