@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -431,32 +430,15 @@ def test_the_login_of_the_hub_s_own_client_is_used(
     assert TOKEN not in done.stdout + done.stderr
 
 
-def test_the_page_on_the_hub_runs(
-    hub_here: LoopbackHub, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its commands in their order, and each of its recipes' sections, on a model of the tests' own."""
-    hub_here.add_folder("org/source", source)
-    monkeypatch.chdir(tmp_path)
+def test_the_recipes_of_the_page_on_the_hub_can_be_planned(source: Path, tmp_path: Path) -> None:
+    """Its commands are run with those of all pages."""
     page = (Path(__file__).parent.parent / "docs" / "hub.md").read_text(encoding="utf-8")
-    recipe = RECIPE.replace("MODEL", "hf://org/source").replace("OUT", "out").replace("cut:", "core-zeroed:")
+    recipe = RECIPE.replace("MODEL", str(source)).replace("OUT", "out").replace("cut:", "core-zeroed:")
     sections = re.findall(r"```yaml\n(push:.*?)```", page, re.DOTALL)
     assert len(sections) == 3
-    for number, section in enumerate(sections):
-        (tmp_path / f"{number}.yaml").write_text(recipe + section)
-        surgeon.api.plan_recipe(tmp_path / f"{number}.yaml", overrides=["push.variants=[core-zeroed]"])
-    (tmp_path / "zero_core.yaml").write_text(recipe)
-    light = tmp_path / "0.yaml"
-    light.write_text(light.read_text() + "  variants: [core-zeroed]\n")
-    commands = re.findall(r"^\$ surgeon (.*)$", page, re.MULTILINE)
-    assert len(commands) >= 4
-    for command in commands:
-        if command.startswith("apply hf://org/core-zeroed-recipe"):
-            main(["apply", str(light)])
-        main(shlex.split(command.replace("zero_core", str(tmp_path / "zero_core.yaml"))))
-    rebuilt = tmp_path / "out" / "rebuilt" / "variants" / "core-zeroed"
-    first = tmp_path / "out" / "zero-core" / "variants" / "core-zeroed"
-    for shard in first.glob("*.safetensors"):
-        assert (rebuilt / shard.name).read_bytes() == shard.read_bytes()
+    for section in sections:
+        (tmp_path / "one.yaml").write_text(recipe + section)
+        surgeon.api.plan_recipe(tmp_path / "one.yaml", overrides=["push.variants=[core-zeroed]"])
 
 
 def test_the_card_on_the_hub_is_one(hub_here: LoopbackHub, hub_output: Path) -> None:
