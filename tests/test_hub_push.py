@@ -184,6 +184,10 @@ def test_a_pull_request_leaves_the_branch_alone(hub_here: LoopbackHub, local_out
     assert pushed.url.endswith("/org/theirs/discussions/1")
     assert hub_here.files("org/theirs")["model.safetensors"] == b"theirs"
     assert "surgeon.json" in hub_here.files("org/theirs", "refs/pr/1")
+    again = send(local_output / "variants" / "cut", "org/theirs", create_pr=True)
+    assert (again.sent, again.url) == (0, pushed.url)  # one proposal is enough
+    send(local_output / "variants" / "halved", "org/theirs", create_pr=True)
+    assert "refs/pr/2" in hub_here.repos["models/org/theirs"].refs
     with pytest.raises(InputError, match="check the name"):
         send(local_output / "variants" / "cut", "org/nobody", create_pr=True)
 
@@ -401,6 +405,8 @@ def test_the_command_line_as_users_run_it(
     broken = surgeon_on_hub("push", variant, "org/cut", "--private")
     assert broken.returncode == 3
     hub.faults.clear()
+    echo = json.dumps({"warnings": [{"message": f"you sent {TOKEN}"}], "errors": []})
+    hub.fail("POST", "/api/validate-yaml", 200, body=echo, headers={"X-HF-Warning": f"token; {TOKEN} is old"})
     done = surgeon_on_hub("push", variant, "org/cut", "--private")
     assert done.returncode == 0, done.stderr
     assert f"{hub.endpoint}/org/cut/commit/" in done.stdout
