@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,10 +89,8 @@ def push(parcel: Parcel, target: Target) -> PushReport:
 
     check_repo_id(target.repo)
     quiet = ExitStack()
-    # The client's warnings show signed addresses of uploads, and whatever the server sent.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with quiet, hub_errors(target.address):
-        quiet.enter_context(warnings.catch_warnings())
+        quiet.enter_context(warnings.catch_warnings())  # what the Hub remarks on the card may hold anything
         warnings.simplefilter("ignore")
         if not sys.stderr.isatty():
             quiet.enter_context(_no_progress_bars())
