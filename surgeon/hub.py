@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import sys
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 
+_PULL_REQUESTS = 5  # of the latest, that are looked at for the same proposal
 # What the Hub or a person puts into a repository, which does not make it somebody's model.
 _HARMLESS = (".gitattributes", CARD, "LICENSE")
 
@@ -52,11 +53,12 @@ class Target:
 
 @dataclass(frozen=True)
 class _Branch:
-    """The state of the target before the push: its head, its files, and whether they are another branch's."""
+    """The target before the push: its head, its files, whether they are main's, and the latest pull requests."""
 
     head: str
     files: Mapping[str, RepoFile]
     fresh: bool
+    pull_requests: Sequence[tuple[int, str]]
 
 
 def check_repo_id(repo: str) -> None:
@@ -87,9 +89,9 @@ def push(parcel: Parcel, target: Target) -> PushReport:
 
     check_repo_id(target.repo)
     quiet = ExitStack()
-    # The client's warnings about retries show the signed addresses of uploads.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with quiet, hub_errors(target.address):
+        quiet.enter_context(warnings.catch_warnings())  # what the Hub remarks on the card may hold anything
+        warnings.simplefilter("ignore")
         if not sys.stderr.isatty():
             quiet.enter_context(_no_progress_bars())
         api = HfApi(library_name="model-surgeon")
@@ -100,10 +102,13 @@ def push(parcel: Parcel, target: Target) -> PushReport:
         stale = _stale(api, parcel, target, branch)
         unchanged = len(parcel.items) - len(changed)
         if not changed and not stale:
-            url = f"{api.endpoint}/{target.repo}"
-            return PushReport(
-                address=target.address, url=url, commit=branch.head, sent=0, copied=0, removed=0, unchanged=unchanged
-            )
+            return _nothing_to_do(parcel, target, f"{api.endpoint}/{target.repo}", branch.head)
+        if target.create_pr:
+            for number, head in branch.pull_requests:
+                there = _tree(api, target.repo, head)
+                if all(_same(item, there.get(item.path)) for item in parcel.items):
+                    url = f"{api.endpoint}/{target.repo}/discussions/{number}"
+                    return _nothing_to_do(parcel, target, url, head)
         copies = _copies(api, parcel, target, changed)
         commit, copied = _commit(api, parcel, target, branch, changed, copies, stale)
         _check_arrived(api, parcel, target, commit.oid)
@@ -116,6 +121,11 @@ def push(parcel: Parcel, target: Target) -> PushReport:
             removed=len(stale),
             unchanged=unchanged,
         )
+
+
+def _nothing_to_do(parcel: Parcel, target: Target, url: str, head: str) -> PushReport:
+    unchanged = len(parcel.items)
+    return PushReport(address=target.address, url=url, commit=head, sent=0, copied=0, removed=0, unchanged=unchanged)
 
 
 def push_variants(recipe: Recipe, output: Path, jobs: int, progress: Progress) -> dict[str, PushReport]:
@@ -168,7 +178,9 @@ def _branch(api: HfApi, target: Target) -> _Branch:
     """Read the target's branch, made off main if it is missing."""
     refs = api.list_repo_refs(target.repo, include_pull_requests=True)
     heads = {ref.name: ref.target_commit for ref in refs.branches}
-    heads |= {ref.ref: ref.target_commit for ref in refs.pull_requests or ()}
+    pulls = {ref.ref: ref.target_commit for ref in refs.pull_requests or ()}
+    numbered = sorted(((int(ref.rpartition("/")[2]), head) for ref, head in pulls.items()), reverse=True)
+    heads |= pulls
     name = target.revision or "main"
     if name not in heads:
         if target.create_pr or name.startswith("refs/"):
@@ -176,7 +188,7 @@ def _branch(api: HfApi, target: Target) -> _Branch:
         api.create_branch(target.repo, branch=name, exist_ok=True)
         heads[name] = heads["main"]
     fresh = name != "main" and heads[name] == heads.get("main")
-    return _Branch(heads[name], _tree(api, target.repo, heads[name]), fresh)
+    return _Branch(heads[name], _tree(api, target.repo, heads[name]), fresh, numbered[:_PULL_REQUESTS])
 
 
 def _tree(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
@@ -224,10 +236,12 @@ def _stale(api: HfApi, parcel: Parcel, target: Target, branch: _Branch) -> list[
 
 def _copies(api: HfApi, parcel: Parcel, target: Target, changed: list[Item]) -> set[str]:
     """Return which of the changed files the Hub can copy from the source: LFS files that nothing touched."""
+    from huggingface_hub import CommitOperationCopy
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import RepoFile
 
-    if parcel.origin is None or parcel.origin[0] == target.repo:
+    supported = "src_repo_id" in CommitOperationCopy.__dataclass_fields__  # older clients copy within one repository
+    if not supported or parcel.origin is None or parcel.origin[0] == target.repo:
         return set()
     repo, revision = parcel.origin
     wanted = {item.path: item for item in changed if not isinstance(item.content, bytes)}

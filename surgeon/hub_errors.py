@@ -9,6 +9,7 @@ the library's exceptions are not chained, since they print requests.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,9 @@ def hub_errors(what: str) -> Iterator[None]:
         InputError: the Hub refused something that the user can mend.
         EnvironmentFailure: the network or the Hub gave out.
     """
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # its warnings show signed addresses, and whatever the server sent
     try:
         yield
     except SurgeonError:
@@ -50,6 +54,8 @@ def hub_errors(what: str) -> Iterator[None]:
         if mended is None:
             raise
         raise mended from None
+    finally:
+        logger.setLevel(level)
 
 
 def explain(error: BaseException, what: str) -> SurgeonError | None:
