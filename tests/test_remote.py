@@ -287,6 +287,9 @@ def test_a_donor_on_the_hub_gives_only_what_is_taken(hub_here: LoopbackHub, mode
     assert Checkpoint.open(tmp_path / "out" / "variants" / "v").array(name).tobytes() == expected.tobytes()
     written = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
     assert written["variants"]["v"]["operations"][0]["from"] == f"hf://org/donor@{commit}"
+    marker = json.loads((tmp_path / "out" / "variants" / "v" / "surgeon.json").read_text())
+    assert marker["operations"] == [{"restore": "one", "from": f"hf://org/donor@{commit}"}]
+    assert marker["donors"] == {f"hf://org/donor@{commit}": f"hf://org/donor@{commit}"}
 
 
 def test_a_whole_variant_downloads_through_the_cache_resumes_and_never_writes_there(
