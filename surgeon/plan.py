@@ -25,7 +25,7 @@ from surgeon.recipe import GradParamScore, Recipe, RecipeFile, SampledScore, Sco
 from surgeon.region import Region
 from surgeon.region_plan import RegionPlan, no_masks, plan_regions, scorable
 from surgeon.remote import RemoteFile
-from surgeon.sources import refuse_output_inside
+from surgeon.sources import is_hub_file, pinned_file, refuse_output_inside
 from surgeon.storage import DTYPE_BITS, TensorInfo
 
 _REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
@@ -303,7 +303,7 @@ def pinned_operations(operations: Sequence[AnyOperation]) -> list[AnyOperation]:
 
 def _pinned_name(donor: str) -> str:
     try:
-        return open_donor(donor).pinned
+        return pinned_file(donor) if is_hub_file(donor) else open_donor(donor).pinned
     except SurgeonError:  # what a sweep will put something else in the place of
         return donor
 
@@ -322,4 +322,15 @@ def pinned(plan: Plan) -> Recipe:
             else text
             for language, text in corpus.items()
         }
-    return recipe.model_copy(update={"model": plan.checkpoint.source.pinned, "corpus": corpus, "variants": variants})
+    regions = {
+        name: region.model_copy(update={"file": pinned_file(region.file)}) if region.file is not None else region
+        for name, region in recipe.regions.items()
+    }
+    return recipe.model_copy(
+        update={
+            "model": plan.checkpoint.source.pinned,
+            "corpus": corpus,
+            "regions": regions,
+            "variants": variants,
+        }
+    )

@@ -22,6 +22,7 @@ from surgeon import remote
 from surgeon.checkpoint import Checkpoint
 from surgeon.comparison import compare
 from surgeon.errors import EnvironmentFailure, InputError, SurgeonError
+from surgeon.report.inspection import look_at
 from surgeon.storage import header_bytes
 
 LAYERS, SHAPE = 8, (256, 512)  # half a megabyte a tensor
@@ -438,3 +439,36 @@ def test_a_run_without_progress_gives_up(hub_here: LoopbackHub, model: Path) -> 
     with pytest.raises(EnvironmentFailure):
         checkpoint.array("model.layers.0.mlp.down_proj.weight")
     assert len(hub_here.seen("GET", "/cdn")) - before == remote.TRIES
+
+
+def test_regions_and_patches_on_the_hub_are_files_like_others(
+    hub_here: LoopbackHub, model: Path, tmp_path: Path
+) -> None:
+    changed = weights()
+    changed["model.layers.2.mlp.down_proj.weight"][7, 9:20] = -0.0
+    other = write(tmp_path / "other", changed)
+    patch = tmp_path / "x.patch.safetensors"
+    compare(model, other, save_patch=patch)
+    commit = hub_here.add("org/shared", {"patches/x.patch.safetensors": patch.read_bytes()})
+    hub_here.add("org/shared", {"README.md": b"newer"})
+    address, newest = "hf://org/shared/patches/x.patch.safetensors", hub_here.repos["models/org/shared"].refs["main"]
+    assert look_at(address)["entries"] == 11
+    found = compare(model, other, regions=[address, f"hf://org/shared@{commit}/patches/x.patch.safetensors"])
+    assert found.checkpoints is not None
+    assert found.checkpoints.inside(0).changed == found.checkpoints.total.changed == 11
+    assert compare(address, patch).overlap is not None
+    path = recipe(
+        tmp_path,
+        model=str(model),
+        regions={"changed": {"file": address}},
+        variants={"again": {"operations": [{"restore": "changed", "from": address}]}},
+    )
+    surgeon.apply(path)
+    again = Checkpoint.open(tmp_path / "out" / "variants" / "again")
+    assert all(again.array(name).tobytes() == array.tobytes() for name, array in changed.items())
+    written = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    pinned = f"hf://org/shared@{newest}/patches/x.patch.safetensors"
+    assert written["regions"]["changed"]["file"] == pinned
+    assert written["variants"]["again"]["operations"] == [{"restore": "changed", "from": pinned}]
+    with pytest.raises(InputError, match=r"hf://org/shared/nothing.safetensors: nothing there"):
+        look_at("hf://org/shared/nothing.safetensors")
