@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from surgeon import remote
 from surgeon.checkpoint import Checkpoint
 from surgeon.comparison import compare
 from surgeon.errors import EnvironmentFailure, InputError, SurgeonError
+from surgeon.recipe import load_recipe
 from surgeon.report.inspection import look_at
 from surgeon.storage import header_bytes
 
@@ -472,3 +474,18 @@ def test_regions_and_patches_on_the_hub_are_files_like_others(
     assert written["variants"]["again"]["operations"] == [{"restore": "changed", "from": pinned}]
     with pytest.raises(InputError, match=r"hf://org/shared/nothing.safetensors: nothing there"):
         look_at("hf://org/shared/nothing.safetensors")
+
+
+def test_the_page_on_the_hub_is_right_about_reading(hub_here: LoopbackHub, model: Path, tmp_path: Path) -> None:
+    hub_here.add_folder("org/name", model)
+    page = (Path(__file__).parent.parent / "docs" / "hub.md").read_text(encoding="utf-8")
+    one, texts = re.findall(r"```yaml\n((?:model|corpus):.*?)```", page, re.DOTALL)
+    start = "version: 1\nname: page\noutput: out\n"
+    (tmp_path / "one.yaml").write_text(start + one.replace("2070, 7310", "20, 73"))
+    report = surgeon.apply(tmp_path / "one.yaml", output=tmp_path / "out")
+    assert report.variants["without"].bytes is not None
+    assert report.variants["without"].bytes < 1000
+    (tmp_path / "texts.yaml").write_text(start + "model: builtin:tiny30\n" + texts)
+    corpus = load_recipe(tmp_path / "texts.yaml").recipe.corpus
+    assert isinstance(corpus, dict)
+    assert set(corpus) == {"ar", "fr", "zh"}
