@@ -23,7 +23,7 @@ from surgeon.hashing import content_hash, file_hash
 from surgeon.hub import push_variants
 from surgeon.model import LoadedModel, Precision, load_model, load_tokenizer, resolve_precision
 from surgeon.patches import check_patch_bases, donor_hash, write_as_patch
-from surgeon.plan import Plan, make_plan, pinned
+from surgeon.plan import Plan, make_plan, pinned, pinned_operations
 from surgeon.progress import Progress
 from surgeon.recipe import Recipe, VerifySpec, load_recipe, resolved_yaml
 from surgeon.region import Region
@@ -238,12 +238,13 @@ def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, St
             with run.timed("write"):
                 staged[name] = write_as_patch(run.plan, name, used, run.progress)
             continue
+        operations = pinned_operations(spec.operations)
         marker: dict[str, Any] = {
             "variant": name,
-            "operations": [operation.model_dump(by_alias=True, exclude_none=True) for operation in spec.operations],
+            "operations": [operation.model_dump(by_alias=True, exclude_none=True) for operation in operations],
             "donors": {
                 operation.donor: donor_hash(operation.donor, run.jobs)
-                for operation in spec.operations
+                for operation in operations
                 if operation.donor is not None
             },
             "freeze": spec.freeze,

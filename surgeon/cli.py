@@ -279,7 +279,7 @@ def diff(
     before: Annotated[str | None, typer.Argument(metavar="A", help="A checkpoint, or a region file.")] = None,
     after: Annotated[str | None, typer.Argument(metavar="B", help="Another of the same kind.")] = None,
     regions: Annotated[
-        list[Path] | None, typer.Option("--region", help="A region file to count inside of; given twice, compared too.")
+        list[str] | None, typer.Option("--region", help="A region file to count inside of; given twice, compared too.")
     ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the changed entries as a region file.")] = None,
     save_patch: Annotated[

@@ -14,6 +14,7 @@ from surgeon.overlap import Overlap, overlap
 from surgeon.patch import Patch, Piece, write_patch
 from surgeon.progress import Progress
 from surgeon.region import VALUES, Region, is_region_file
+from surgeon.sources import is_hub_file, local_file
 from surgeon.storage import TensorInfo
 
 
@@ -52,8 +53,8 @@ def compare(
         InputError: the arguments make no pair.
         SurgeonError: a checkpoint or a region cannot be read, or they do not belong together.
     """
-    files = [Path(path).expanduser() for path in regions]
-    sides = [path for path in (before, after) if path is not None]
+    files = [local_file(path) for path in regions]
+    sides = [local_file(path) if is_hub_file(path) else path for path in (before, after) if path is not None]
     if len(sides) == 2 and all(is_region_file(path) for path in sides):
         files, sides = [Path(path).expanduser() for path in (*sides, *files)], []
     if len(files) > 2 or len(sides) == 1 or (not sides and len(files) != 2):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,15 +17,15 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.corpora import Corpus, Location, builtin_corpus
 from surgeon.documents import DatasetLocation, FileLocation
 from surgeon.edits import check_donor, touched_tensors
-from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, RegionError, did_you_mean
+from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, RegionError, SurgeonError, did_you_mean
 from surgeon.naming import natural_key, scope
-from surgeon.operations import open_donor
+from surgeon.operations import AnyOperation, open_donor
 from surgeon.quantized import refuse_quantized
 from surgeon.recipe import GradParamScore, Recipe, RecipeFile, SampledScore, ScoreSpec, TextSpec, WandaScore
 from surgeon.region import Region
 from surgeon.region_plan import RegionPlan, no_masks, plan_regions, scorable
 from surgeon.remote import RemoteFile
-from surgeon.sources import refuse_output_inside
+from surgeon.sources import is_hub_file, pinned_file, refuse_output_inside
 from surgeon.storage import DTYPE_BITS, TensorInfo
 
 _REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
@@ -291,18 +291,29 @@ def _disk_needed(plan: Plan) -> int:
     return variants + scores + 2 * regions + plan.bytes_to_download
 
 
+def pinned_operations(operations: Sequence[AnyOperation]) -> list[AnyOperation]:
+    """Return operations with the commits of donors that came from the Hub."""
+    return [
+        operation.model_copy(update={"from_": _pinned_name(operation.donor)})
+        if operation.donor is not None
+        else operation
+        for operation in operations
+    ]
+
+
+def _pinned_name(donor: str) -> str:
+    try:
+        return pinned_file(donor) if is_hub_file(donor) else open_donor(donor).pinned
+    except SurgeonError:  # what a sweep will put something else in the place of
+        return donor
+
+
 def pinned(plan: Plan) -> Recipe:
     """Return the recipe as it was written, with the commits of what came from the Hub."""
     recipe = plan.file.as_written
     variants = {}
     for name, variant in recipe.variants.items():
-        operations = [
-            operation.model_copy(update={"from_": open_donor(operation.donor).pinned})
-            if operation.donor is not None
-            else operation
-            for operation in variant.operations
-        ]
-        variants[name] = variant.model_copy(update={"operations": operations})
+        variants[name] = variant.model_copy(update={"operations": pinned_operations(variant.operations)})
     corpus = recipe.corpus
     if isinstance(corpus, dict):
         corpus = {
@@ -311,4 +322,15 @@ def pinned(plan: Plan) -> Recipe:
             else text
             for language, text in corpus.items()
         }
-    return recipe.model_copy(update={"model": plan.checkpoint.source.pinned, "corpus": corpus, "variants": variants})
+    regions = {
+        name: region.model_copy(update={"file": pinned_file(region.file)}) if region.file is not None else region
+        for name, region in recipe.regions.items()
+    }
+    return recipe.model_copy(
+        update={
+            "model": plan.checkpoint.source.pinned,
+            "corpus": corpus,
+            "regions": regions,
+            "variants": variants,
+        }
+    )

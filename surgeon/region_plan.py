@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -29,6 +28,7 @@ from surgeon.recipe import (
 )
 from surgeon.region import Indices, Mask, Region, encode_indices
 from surgeon.select import entry_count, entry_count_in_outputs
+from surgeon.sources import local_file
 from surgeon.storage import TensorInfo
 
 
@@ -191,9 +191,9 @@ def _plan_import(
 
 def _imported(checkpoint: Checkpoint, spec: RegionSpec) -> Region:
     if spec.neurons is not None:
-        chosen = load_neurons(Path(spec.neurons.file).expanduser(), spec.neurons.language, checkpoint)
+        chosen = load_neurons(local_file(spec.neurons.file), spec.neurons.language, checkpoint)
         return Region.from_indices(chosen, _shapes([checkpoint.info(name) for name in chosen]))
-    path = Path(str(spec.file)).expanduser()
+    path = local_file(str(spec.file))
     return load_masks(path) if path.is_dir() else Region.load(path)
 
 

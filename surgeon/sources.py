@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, did_you_mean
@@ -19,6 +20,8 @@ from surgeon.remote import RemoteFile, look_up
 
 ASSETS = Path(__file__).parent / "assets"
 _HUB_ID = re.compile(r"^(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
+
+_HUB_FILE = re.compile(r"^hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?/(?P<file>.+)$")
 
 # What tells of the weights, and of what made them; small, and fetched when a repository is looked up.
 DESCRIPTIONS = ("config.json", "model.safetensors.index.json", "surgeon.json")
@@ -138,6 +141,40 @@ def download(source: Source) -> Source:
         if Path(folder).name != source.revision:  # somebody has pushed since it was looked up
             snapshot_download(match["repo"], revision=source.revision, allow_patterns=patterns)
     return Source(source.name, source.path, source.revision)
+
+
+def is_hub_file(name: str | Path) -> bool:
+    """True for the address of one file on the Hub: `hf://org/name/path` or `hf://org/name@revision/path`."""
+    return _HUB_FILE.match(str(name)) is not None
+
+
+def local_file(name: str | Path) -> Path:
+    """Return the path of a file; one on the Hub is fetched into the Hub's cache, at one commit throughout a run.
+
+    Raises:
+        InputError: the Hub refuses it.
+        EnvironmentFailure: the Hub cannot be reached.
+    """
+    return _fetch_file(str(name)) if is_hub_file(name) else Path(name).expanduser()
+
+
+def pinned_file(name: str) -> str:
+    """Return the name under which the very same file is found again: with the commit, if it is from the Hub."""
+    match = _HUB_FILE.match(name)
+    if match is None:
+        return name
+    parts = local_file(name).parts
+    return f"hf://{match['repo']}@{parts[parts.index('snapshots') + 1]}/{match['file']}"
+
+
+@lru_cache(maxsize=64)
+def _fetch_file(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    match = _HUB_FILE.match(name)
+    assert match is not None
+    with hub_errors(name):
+        return Path(hf_hub_download(match["repo"], match["file"], revision=match["revision"]))
 
 
 def hub_caches() -> list[Path]:

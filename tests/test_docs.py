@@ -50,6 +50,7 @@ NOT_RUN = {
     "pip install": "tests/test_wheel.py installs the package into an empty environment",
     "hf auth login": "asks for a token",
     "surgeon push": "needs a Hub; the tests of pushing run it against one on loopback",
+    "surgeon apply hf://": "the same",
     "make ": "continuous integration runs these",
     "python benchmarks/": "measures, for minutes",
 }

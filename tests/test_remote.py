@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from surgeon import remote
 from surgeon.checkpoint import Checkpoint
 from surgeon.comparison import compare
 from surgeon.errors import EnvironmentFailure, InputError, SurgeonError
+from surgeon.recipe import load_recipe
+from surgeon.report.inspection import look_at
 from surgeon.storage import header_bytes
 
 LAYERS, SHAPE = 8, (256, 512)  # half a megabyte a tensor
@@ -287,6 +290,9 @@ def test_a_donor_on_the_hub_gives_only_what_is_taken(hub_here: LoopbackHub, mode
     assert Checkpoint.open(tmp_path / "out" / "variants" / "v").array(name).tobytes() == expected.tobytes()
     written = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
     assert written["variants"]["v"]["operations"][0]["from"] == f"hf://org/donor@{commit}"
+    marker = json.loads((tmp_path / "out" / "variants" / "v" / "surgeon.json").read_text())
+    assert marker["operations"] == [{"restore": "one", "from": f"hf://org/donor@{commit}"}]
+    assert marker["donors"] == {f"hf://org/donor@{commit}": f"hf://org/donor@{commit}"}
 
 
 def test_a_whole_variant_downloads_through_the_cache_resumes_and_never_writes_there(
@@ -435,3 +441,51 @@ def test_a_run_without_progress_gives_up(hub_here: LoopbackHub, model: Path) -> 
     with pytest.raises(EnvironmentFailure):
         checkpoint.array("model.layers.0.mlp.down_proj.weight")
     assert len(hub_here.seen("GET", "/cdn")) - before == remote.TRIES
+
+
+def test_regions_and_patches_on_the_hub_are_files_like_others(
+    hub_here: LoopbackHub, model: Path, tmp_path: Path
+) -> None:
+    changed = weights()
+    changed["model.layers.2.mlp.down_proj.weight"][7, 9:20] = -0.0
+    other = write(tmp_path / "other", changed)
+    patch = tmp_path / "x.patch.safetensors"
+    compare(model, other, save_patch=patch)
+    commit = hub_here.add("org/shared", {"patches/x.patch.safetensors": patch.read_bytes()})
+    hub_here.add("org/shared", {"README.md": b"newer"})
+    address, newest = "hf://org/shared/patches/x.patch.safetensors", hub_here.repos["models/org/shared"].refs["main"]
+    assert look_at(address)["entries"] == 11
+    found = compare(model, other, regions=[address, f"hf://org/shared@{commit}/patches/x.patch.safetensors"])
+    assert found.checkpoints is not None
+    assert found.checkpoints.inside(0).changed == found.checkpoints.total.changed == 11
+    assert compare(address, patch).overlap is not None
+    path = recipe(
+        tmp_path,
+        model=str(model),
+        regions={"changed": {"file": address}},
+        variants={"again": {"operations": [{"restore": "changed", "from": address}]}},
+    )
+    surgeon.apply(path)
+    again = Checkpoint.open(tmp_path / "out" / "variants" / "again")
+    assert all(again.array(name).tobytes() == array.tobytes() for name, array in changed.items())
+    written = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    pinned = f"hf://org/shared@{newest}/patches/x.patch.safetensors"
+    assert written["regions"]["changed"]["file"] == pinned
+    assert written["variants"]["again"]["operations"] == [{"restore": "changed", "from": pinned}]
+    with pytest.raises(InputError, match=r"hf://org/shared/nothing.safetensors: nothing there"):
+        look_at("hf://org/shared/nothing.safetensors")
+
+
+def test_the_page_on_the_hub_is_right_about_reading(hub_here: LoopbackHub, model: Path, tmp_path: Path) -> None:
+    hub_here.add_folder("org/name", model)
+    page = (Path(__file__).parent.parent / "docs" / "hub.md").read_text(encoding="utf-8")
+    one, texts = re.findall(r"```yaml\n((?:model|corpus):.*?)```", page, re.DOTALL)
+    start = "version: 1\nname: page\noutput: out\n"
+    (tmp_path / "one.yaml").write_text(start + one.replace("2070, 7310", "20, 73"))
+    report = surgeon.apply(tmp_path / "one.yaml", output=tmp_path / "out")
+    assert report.variants["without"].bytes is not None
+    assert report.variants["without"].bytes < 1000
+    (tmp_path / "texts.yaml").write_text(start + "model: builtin:tiny30\n" + texts)
+    corpus = load_recipe(tmp_path / "texts.yaml").recipe.corpus
+    assert isinstance(corpus, dict)
+    assert set(corpus) == {"ar", "fr", "zh"}

@@ -6,7 +6,6 @@ From a patch file it takes the values that the patch carries, which replays what
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.errors import InputError
 from surgeon.operations.base import Operation, Target, rounded
 from surgeon.patch import Patch, is_patch_file
+from surgeon.sources import local_file
 
 
 class Restore(Operation):
@@ -63,10 +63,11 @@ def open_donor(name: str) -> Checkpoint | Patch:
         CheckpointError: it is missing or damaged.
         RegionError: it is a damaged patch.
     """
-    path = Path(name).expanduser()
+    path = local_file(name)
     return _open(name, path.stat().st_mtime_ns if path.exists() else None)
 
 
 @lru_cache(maxsize=4)
 def _open(name: str, changed: int | None) -> Checkpoint | Patch:
-    return Patch.load(Path(name).expanduser()) if is_patch_file(name) else Checkpoint.open(name)
+    path = local_file(name)
+    return Patch.load(path) if is_patch_file(path) else Checkpoint.open(name)

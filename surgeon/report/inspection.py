@@ -26,6 +26,7 @@ from surgeon.report.data import Report, region_report
 from surgeon.report.figures import roles_in_order
 from surgeon.report.terminal import expectation_line, regions_table, sparkline, table
 from surgeon.report.words import number, percent, size
+from surgeon.sources import local_file
 from surgeon.storage import DTYPE_BITS
 
 DIMENSIONS_SHOWN = 8
@@ -37,7 +38,7 @@ def look_at(target: str) -> dict[str, Any]:
     Raises:
         SurgeonError: nothing readable is there.
     """
-    path = Path(target).expanduser()
+    path = local_file(target)
     if is_patch_file(path):
         return _patch(path)
     if is_region_file(path):
