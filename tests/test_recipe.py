@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgeon.api import plan_recipe, shipped_recipes
+from surgeon.api import shipped_recipes
 from surgeon.errors import InputError, RecipeError
 from surgeon.recipe import Recipe, load_recipe, recipe_schema, resolved_yaml
 
@@ -176,16 +176,3 @@ def test_every_shipped_recipe_is_valid_and_fits_the_schema(name: str) -> None:
     properties = recipe_schema()["properties"]
     assert set(yaml.safe_load(path.read_text())) <= set(properties)
     assert json.dumps(recipe_schema())
-
-
-# The reversion starts from what an example has trained; test_further_pretraining.py runs it.
-PLANNED = [name for name in shipped_recipes() if name.startswith("paper/") and name != "paper/claim5_reversion"]
-
-
-@pytest.mark.parametrize("name", PLANNED)
-def test_the_paper_s_recipes_can_be_planned(name: str) -> None:
-    """Those for SmolLM2, whose weights are not shipped, on the builtin model, which has the same architecture."""
-    made = plan_recipe(name, overrides=["model=builtin:tiny30"])
-    assert all(region.entries > 0 for region in made.regions.values())
-    frozen = {name for name, variant in made.recipe.variants.items() if variant.freeze is not None}
-    assert {name for name, variant in made.variants.items() if variant.bytes_to_write} == frozen
