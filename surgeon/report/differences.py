@@ -194,7 +194,7 @@ def _odd_line(tensor: TensorDiff) -> Text:
         assert after is not None
         what = f"{before.dtype} became {after.dtype}; {tensor.change.changed:,} values differ"
     note = f" ({tensor.note})" if tensor.note else ""
-    return Text.assemble((f"{_words(tensor.kind):<9}", "yellow"), f"{tensor.name}: {what}{note}")
+    return Text.assemble((f"{_words(tensor.kind):<8} ", "yellow"), f"{tensor.name}: {what}{note}")
 
 
 def overlap_view(overlap: Overlap, names: tuple[str, ...], details: bool) -> Group:
