@@ -49,13 +49,10 @@ def test_recipe_reference_names_every_key_and_every_link_leads_somewhere() -> No
 NOT_RUN = {
     "pip install": "tests/test_wheel.py installs the package into an empty environment",
     "hf auth login": "asks for a token",
-    "surgeon push": "needs a Hub; the tests of pushing run it against one on loopback. A dry run is run here too",
-    "surgeon apply hf://": "the same",
     "make ": "continuous integration runs these",
     "python benchmarks/": "measures, for minutes",
 }
 FRAGMENTS = {"freezing.md": "pieces of a training loop; tests/test_freeze_*.py run them in whole ones"}
-ON_THE_HUB = {"hub.md": "tests/test_hub_push.py runs this page against a Hub on loopback"}
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 
@@ -109,7 +106,7 @@ def on_little_text(recipe: Recipe) -> list[str]:
     return [word for change in changes for word in ("--set", change)]
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if path.name not in ON_THE_HUB], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_what_a_page_says_runs(
     path: Path,
     tmp_path: Path,
@@ -125,7 +122,7 @@ def test_what_a_page_says_runs(
     for kind, text in steps(path.read_text(encoding="utf-8")):
         if kind == "console":
             assert text.startswith("$ "), text
-            if not text.startswith(tuple(f"$ {start}" for start in NOT_RUN)) or text.endswith(" --dry-run"):
+            if not text.startswith(tuple(f"$ {start}" for start in NOT_RUN)):
                 assert text.startswith("$ surgeon "), f"{path.name} says `{text}`, which nothing runs or excuses"
                 run_command(text)
         elif kind == "python":
