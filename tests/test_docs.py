@@ -77,9 +77,9 @@ def steps(page: str) -> Iterator[tuple[str, str]]:
 
 
 def prepare(folder: Path) -> None:
-    """Lay out what the pages take for granted: a model of the reader's own, two checkpoints, the shipped recipes."""
+    """Lay out what the pages take for granted: models, some of them trained on, and the shipped recipes."""
     (folder / "recipes").symlink_to(ROOT / "recipes")
-    for name in ("my-model", "A", "B"):
+    for name in ("my-model", "A", "B", "checkpoint-500", "out/claim5/trained/nothing-0.0003-0"):
         shutil.copytree(ROOT / "surgeon" / "assets" / "tiny30", folder / name)
     checkpoint = Checkpoint.open(folder / "B")
     with checkpoint.headers[0].path.open("r+b") as file:
@@ -98,7 +98,9 @@ def run_command(command: str) -> None:
 
 def on_little_text(recipe: Recipe) -> list[str]:
     """Return overrides under which a recipe takes seconds; its bounds then mean nothing."""
-    changes = [f"regions.{name}.score.samples=2" for name, region in recipe.regions.items() if region.score]
+    changes = [
+        f"regions.{name}.score.samples=2" for name, region in recipe.regions.items() if hasattr(region.score, "samples")
+    ]
     if recipe.verify is not None:
         changes += ["verify.tokens=16", "verify.expect=[]"]
         if recipe.verify.languages == "all" and not isinstance(recipe.corpus, dict):
