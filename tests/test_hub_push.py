@@ -60,6 +60,7 @@ def apply_recipe(root: Path, model: str, **options: object) -> Path:
 def hub_output(hub_here: LoopbackHub, source: Path, tmp_path: Path) -> Path:
     """The same variants of the same model, taken from the Hub."""
     hub_here.add_folder("org/source", source)
+    hub_here.add("org/source", {"README.md": b"---\nlicense: apache-2.0\nlanguage: [de, no]\n---\n# Source\n"})
     return apply_recipe(tmp_path, "hf://org/source")
 
 
@@ -152,6 +153,17 @@ def test_each_fault_is_one_message_and_loses_nothing(
     assert caught.value.__suppress_context__
     hub_here.faults.clear()
     assert send(variant).sent
+    assert "surgeon.json" in hub_here.files("org/cut")
+
+
+def test_a_connection_that_breaks_at_the_commit_itself(hub_here: LoopbackHub, local_output: Path) -> None:
+    hub_here.fail("POST", "/commit/", drop_after=100)
+    with pytest.raises(EnvironmentFailure, match="connection to the Hub broke"):
+        send(local_output / "variants" / "cut")
+    assert hub_here.files("org/cut") == {}
+    hub_here.requests.clear()
+    send(local_output / "variants" / "cut")
+    assert not hub_here.seen("PUT")  # everything large had arrived
     assert "surgeon.json" in hub_here.files("org/cut")
 
 
@@ -297,6 +309,22 @@ def test_without_weights_and_back(hub_here: LoopbackHub, hub_output: Path, tmp_p
         (local / path).write_bytes(data)
     main(["apply", str(local), "--output", str(tmp_path / "third")])
     assert files_of(tmp_path / "third" / "variants" / "cut").keys() == files_of(back).keys()
+
+
+def test_a_freeze_bundle_without_weights_and_back(hub_here: LoopbackHub, source: Path, tmp_path: Path) -> None:
+    hub_here.add_folder("org/source", source)
+    (tmp_path / "kept.yaml").write_text(
+        RECIPE.replace("MODEL", "hf://org/source").replace("OUT", str(tmp_path / "kept"))
+        + "push: {repo: org/kept, variants: [cut], weights: false}\n"
+    )
+    surgeon.apply(tmp_path / "kept.yaml", overrides=["variants.cut.freeze=others"])
+    assert not any(path.startswith("freeze/") for path in hub_here.files("org/kept"))
+    rebuild("hf://org/kept", tmp_path / "back", (), 2, surgeon.progress.Progress())
+    before, after = (files_of(tmp_path / root / "variants" / "cut") for root in ("kept", "back"))
+    bundle = {path for path in before if path.startswith("freeze/")}
+    assert bundle
+    for path in bundle | {path for path in before if path.endswith(".safetensors")}:
+        assert after[path] == before[path], path
 
 
 def test_a_rebuilt_variant_is_that_variant_or_none(
@@ -452,6 +480,7 @@ def test_the_card_on_the_hub_is_one(hub_here: LoopbackHub, hub_output: Path) -> 
     card = ModelCard(hub_here.files("org/cut")["README.md"].decode())
     assert card.data.base_model == "org/source"
     assert card.data.get("base_model_relation") == "finetune"
+    assert (card.data.license, card.data.language) == ("apache-2.0", ["de", "no"])
     assert "surgeon apply hf://org/cut\n" in card.text
 
 

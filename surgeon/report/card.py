@@ -34,6 +34,10 @@ _FORMS = {
     "license_link": re.compile(r"[\x21-\x7e]{1,300}"),
     "pipeline_tag": re.compile(r"[a-z0-9-]{1,64}"),
 }
+_SCOPES = {
+    "tensor": "every tensor", "layer": "every layer", "global": "all tensors together", "output": "every output",
+}  # fmt: skip
+_CONTROLS = 8  # other variants of the run that are set beside
 _LANGUAGE = re.compile(r"[A-Za-z0-9-]{2,20}")
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
@@ -177,8 +181,7 @@ def _what_was_done(plan: Plan, variant: str, regions: Mapping[str, Region]) -> s
     at = f" at commit {_code(source.revision)}" if source.revision else ""
     steps = "\n".join(f"{i}. {_code(operation)}" for i, operation in enumerate(plan.variants[variant].operations, 1))
     rows = "\n".join(
-        f"| {_code(name)} | {_origin(plan, name)} | {region.entries:,} | {region.numel:,} "
-        f"| {percent(region.density())} |"
+        f"| {_code(name)} | {_why(plan, name)} | {region.entries:,} | {region.numel:,} | {percent(region.density())} |"
         for name, region in regions.items()
     )
     return f"""## What was done
@@ -187,15 +190,43 @@ Made from {shown}{at} by surgeon (the Python package `model-surgeon`), in these 
 
 {steps}
 
-| region | what it is | entries | of | share |
+| region | chosen as | entries | of | share |
 |---|---|--:|--:|--:|
 {rows}
 
 All bytes of the weights that these steps do not touch are those of the source."""
 
 
-def _origin(plan: Plan, region: str) -> str:
-    return _cell(plan.regions[region].origin) if region in plan.regions else ""
+def _why(plan: Plan, region: str) -> str:
+    """Say in a table's cell how a region's entries were chosen; a point of a sweep has regions of its own."""
+    spec = plan.recipe.regions.get(region)
+    if spec is None:
+        return ""
+    parts = []
+    if spec.select is not None:
+        share, of = percent(spec.select.fraction), f"of {_SCOPES[spec.select.scope]}"
+        score = plan.recipe.score_of(region)
+        if spec.select.kind == "random" or score is None:
+            parts.append(f"{share} {of} at random, seed {spec.select.seed}")
+        else:
+            languages = getattr(score, "languages", ())
+            scored = f" on {', '.join(language_name(code) for code in languages)}" if languages else ""
+            most = "highest" if spec.select.kind == "top" else "lowest"
+            parts.append(f"the {share} {of} with the {most} score ({score.kind}){scored}")
+        if spec.select.monolingual is not None:
+            parts.append(f"only those of {language_name(spec.select.monolingual)} and of no other language")
+    elif spec.dimensions is not None:
+        fullest = "as many random dimensions as are fullest" if spec.dimensions.random else "the fullest dimensions"
+        parts.append(f"{fullest} in the region {spec.dimensions.of}")
+    elif spec.combine is not None:
+        parts.append(spec.combine)
+    elif region in plan.regions:
+        parts.append(plan.regions[region].origin)
+    limits = [("in", spec.include), ("without", spec.exclude)]
+    parts += [f"{word} {', '.join(names)}" for word, names in limits if names]
+    if spec.layers is not None:
+        parts.append(f"in layers {spec.layers[0]} to {spec.layers[1]}")
+    return _cell("; ".join(parts))
 
 
 def _measured(variant: str, report: Report | None) -> Iterator[str]:
@@ -210,6 +241,10 @@ def _measured(variant: str, report: Report | None) -> Iterator[str]:
         f"Perplexity, as the geometric mean over {count}: {number(before.geometric_mean_perplexity)} before, "
         f"**{number(after.geometric_mean_perplexity)}** after, that is times {number(after.ratio_to_base)}."
     )
+    others = [name for name in summary if name not in ("base", variant)][:_CONTROLS]
+    if others:
+        told = ", ".join(f"{_code(name)} times {number(summary[name].ratio_to_base)}" for name in others)
+        yield f"Beside it, from the same run: {told}."
     yield f"![Perplexity by language, of the source and of the variants]({FIGURE})"
     rows = []
     for language, measure in found.items():
