@@ -41,6 +41,8 @@ def test_recipe_reference_names_every_key_and_every_link_leads_somewhere() -> No
     for node in (schema, *schema["$defs"].values()):
         for key in node.get("properties", {}):
             assert f"| `{key}` |" in page
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert [row for row in rows if row.endswith("|  |")] == []  # each has a meaning
     headings = {line.removeprefix("## ").lower() for line in page.splitlines() if line.startswith("## ")}
     assert set(re.findall(r"\(#(\w+)\)", page)) <= headings
 
