@@ -64,7 +64,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 def steps(page: str) -> Iterator[tuple[str, str]]:
     """Yield what a reader of a page would do, in order: (console | python | a file's name, its text)."""
     fence, lines = "", []
-    for line in page.splitlines():
+    for line in page.replace("\\\n", "").splitlines():
         if line.startswith("```"):
             if fence in ("console", "python"):
                 yield from ((fence, one) for one in (lines if fence == "console" else ["\n".join(lines)]))
@@ -82,9 +82,9 @@ def steps(page: str) -> Iterator[tuple[str, str]]:
 
 
 def prepare(folder: Path) -> None:
-    """Lay out what the pages take for granted: a model of the reader's own, two checkpoints, the shipped recipes."""
+    """Lay out what the pages take for granted: a reader's model and what became of it, and the shipped recipes."""
     (folder / "recipes").symlink_to(ROOT / "recipes")
-    for name in ("my-model", "A", "B"):
+    for name in ("my-model", "checkpoint-500", "A", "B"):
         shutil.copytree(ROOT / "surgeon" / "assets" / "tiny30", folder / name)
     checkpoint = Checkpoint.open(folder / "B")
     with checkpoint.headers[0].path.open("r+b") as file:
