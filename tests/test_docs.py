@@ -51,13 +51,10 @@ def test_recipe_reference_names_every_key_and_every_link_leads_somewhere() -> No
 NOT_RUN = {
     "pip install": "tests/test_wheel.py installs the package into an empty environment",
     "hf auth login": "asks for a token",
-    "surgeon push": "needs a Hub; the tests of pushing run it against one on loopback. A dry run is run here too",
-    "surgeon apply hf://": "the same",
     "make ": "continuous integration runs these",
     "python benchmarks/": "measures, for minutes",
 }
 FRAGMENTS = {"freezing.md": "pieces of a training loop; tests/test_freeze_*.py run them in whole ones"}
-ON_THE_HUB = {"hub.md": "tests/test_hub_push.py runs this page against a Hub on loopback"}
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 
@@ -76,9 +73,9 @@ def steps(page: str) -> Iterator[tuple[str, str]]:
         elif line.startswith("    surgeon "):
             yield "console", "$ " + line.strip()
         else:
-            # In running text, `surgeon diff A B` is a synopsis and `surgeon diff` a name; the others can be run.
-            inline = re.findall(r"`(surgeon [^`]+)`", line)
-            yield from (("console", f"$ {c}") for c in inline if len(c.split()) > 2 and not re.search(r"\b[A-Z]+\b", c))
+            # In running text, `surgeon diff A B` is a synopsis; `surgeon diff` and `surgeon diff --region` are names.
+            inline = re.findall(r"`(surgeon \w+ [^-`][^`]*)`", line)
+            yield from (("console", f"$ {command}") for command in inline if not re.search(r"\b[A-Z]+\b", command))
 
 
 def prepare(folder: Path) -> None:
@@ -111,7 +108,7 @@ def on_little_text(recipe: Recipe) -> list[str]:
     return [word for change in changes for word in ("--set", change)]
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if path.name not in ON_THE_HUB], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_what_a_page_says_runs(
     path: Path,
     tmp_path: Path,
@@ -127,7 +124,7 @@ def test_what_a_page_says_runs(
     for kind, text in steps(path.read_text(encoding="utf-8")):
         if kind == "console":
             assert text.startswith("$ "), text
-            if not text.startswith(tuple(f"$ {start}" for start in NOT_RUN)) or text.endswith(" --dry-run"):
+            if not text.startswith(tuple(f"$ {start}" for start in NOT_RUN)):
                 assert text.startswith("$ surgeon "), f"{path.name} says `{text}`, which nothing runs or excuses"
                 run_command(text)
         elif kind == "python":
