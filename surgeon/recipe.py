@@ -269,7 +269,7 @@ class VerifySpec(Model):
     window: Annotated[int, Field(ge=2)] = Field(256, description="tokens that the model sees at a time")
     stride: Count | None = Field(None, description="new tokens per window; the window itself when left out")
     batch_size: Count = Field(4, description="windows at a time; does not change the figures")
-    expect: list[ExpectSpec] = []
+    expect: list[ExpectSpec] = Field([], description="bounds on what comes out; exit code 1 if one is missed")
     prompts: list[Annotated[str, Field(min_length=1)]] = Field([], description="texts for each model to continue")
     new_tokens: Count = Field(20, description="per prompt, at most; always the likeliest token")
 

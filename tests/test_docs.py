@@ -41,6 +41,8 @@ def test_recipe_reference_names_every_key_and_every_link_leads_somewhere() -> No
     for node in (schema, *schema["$defs"].values()):
         for key in node.get("properties", {}):
             assert f"| `{key}` |" in page
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert [row for row in rows if row.endswith("|  |")] == []  # each has a meaning
     headings = {line.removeprefix("## ").lower() for line in page.splitlines() if line.startswith("## ")}
     assert set(re.findall(r"\(#(\w+)\)", page)) <= headings
 
@@ -59,7 +61,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 def steps(page: str) -> Iterator[tuple[str, str]]:
     """Yield what a reader of a page would do, in order: (console | python | a file's name, its text)."""
     fence, lines = "", []
-    for line in page.splitlines():
+    for line in page.replace("\\\n", "").splitlines():
         if line.startswith("```"):
             if fence in ("console", "python"):
                 yield from ((fence, one) for one in (lines if fence == "console" else ["\n".join(lines)]))
@@ -71,9 +73,9 @@ def steps(page: str) -> Iterator[tuple[str, str]]:
         elif line.startswith("    surgeon "):
             yield "console", "$ " + line.strip()
         else:
-            # In running text, `surgeon diff A B` is a synopsis and `surgeon diff` a name; the others can be run.
-            inline = re.findall(r"`(surgeon [^`]+)`", line)
-            yield from (("console", f"$ {c}") for c in inline if len(c.split()) > 2 and not re.search(r"\b[A-Z]+\b", c))
+            # In running text, `surgeon diff A B` is a synopsis; `surgeon diff` and `surgeon diff --region` are names.
+            inline = re.findall(r"`(surgeon \w+ [^-`][^`]*)`", line)
+            yield from (("console", f"$ {command}") for command in inline if not re.search(r"\b[A-Z]+\b", command))
 
 
 def prepare(folder: Path) -> None:

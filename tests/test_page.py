@@ -23,7 +23,7 @@ from surgeon.report.data import Report
 from surgeon.report.figures import figures, language_groups
 from surgeon.report.html import page, write_page
 from surgeon.report.pictures import SVG_ONLY, ZOOM, write_figures
-from surgeon.report.svg import STYLE
+from surgeon.report.svg import STYLE, marker
 
 
 class Structure(HTMLParser):
@@ -228,6 +228,14 @@ def test_figures_as_files_need_nothing_of_the_machine(
     assert capfd.readouterr().out == ""
     svg_to_bytes(svg_string=figures(report)[0].inline().replace("</desc>", STRANGE), log_information=True)
     assert "var(--unknown)" in capfd.readouterr().out  # what the renderer does not understand, it says
+
+
+def test_twenty_models_look_different() -> None:
+    looks = [marker(0, 0, series, "") for series in range(20)]
+    assert len(set(looks)) == 20
+    colours = [re.search(r"series\d", look)[0] for look in looks]  # type: ignore[index]
+    assert colours.count(colours[0]) == 1
+    assert set(colours) == set(re.findall(r"series\d", STYLE.read_text()))
 
 
 def test_dot_positions_follow_the_logarithm(report: Report) -> None:

@@ -17,6 +17,7 @@ STYLE = Path(__file__).with_name("figures.css")
 WIDTH = 560.0
 MARGIN, HEADING = 16.0, 44.0  # around a figure that is a file of its own, and above it
 OVERFLOW = 25.0  # nats per token beyond which a model is merely broken; drawn at the edge
+COLOURS = 8  # series that figures.css knows
 CHARACTER = 9.0  # width of a letter at the size that a page gives them on a phone, on the safe side
 
 
@@ -99,7 +100,10 @@ def box(x: float, y: float, width: float, height: float, kind: str, tip: str = "
 
 
 def marker(x: float, y: float, series: int, tip: str) -> str:
-    """Return the marker of a series; shapes differ as well as colours, for those who see few colours."""
+    """Return the marker of a series; shapes differ as well as colours, for those who see few colours.
+
+    The first series, the base, has its colour for itself.
+    """
     r = 4.6
     shapes = (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" ',
@@ -108,7 +112,8 @@ def marker(x: float, y: float, series: int, tip: str) -> str:
         f'<path d="M{x:.1f} {y - r - 0.6:.1f}l{r + 0.8} {2 * r}h{-2 * r - 1.6}z" ',
     )
     closing = {0: "circle", 2: "rect"}.get(series % 4, "path")
-    return f'{shapes[series % 4]}class="series{series % 6}"><title>{escape(tip)}</title></{closing}>'
+    colour = 1 + (series - 1) % (COLOURS - 1) if series else 0
+    return f'{shapes[series % 4]}class="series{colour}"><title>{escape(tip)}</title></{closing}>'
 
 
 def legend(names: Sequence[str], y: float, first: float = 0.0, series: int = 0) -> tuple[str, float]:
