@@ -51,6 +51,8 @@ NOT_RUN = {
     "hf auth login": "asks for a token",
     "surgeon push": "needs a Hub; the tests of pushing run it against one on loopback. A dry run is run here too",
     "surgeon apply hf://": "the same",
+    "surgeon apply paper/smollm2/": "needs the weights of SmolLM2; tests/test_shipped_recipes.py plans these recipes",
+    "surgeon apply recipes/paper/claim5_reversion": "starts from what the example trains",
     "make ": "continuous integration runs these",
     "python benchmarks/": "measures, for minutes",
 }
