@@ -23,8 +23,8 @@ _ADVICE = {
     400: "the Hub refused the request",
     401: "the Hub does not know who you are: run `hf auth login`, or set HF_TOKEN",
     402: "the Hub asks for a payment or a larger plan",
-    403: "your token does not have this right: make one with write access at https://huggingface.co/settings/tokens "
-    "and run `hf auth login`",
+    403: "your token does not have this right: make one that has it (to push: write access) at "
+    "https://huggingface.co/settings/tokens and run `hf auth login`",
     404: "nothing there under this name, or it is private and your token may not see it: check the name, "
     "and run `hf auth login`",
     409: "it conflicts with what is there already: look at the repository and try again",

@@ -6,7 +6,6 @@ Address, token and proxies are those of the Hub's own client library (`HF_ENDPOI
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,7 +48,6 @@ def look_up(repository: str, revision: str | None) -> RemoteRepository:
     """
     from huggingface_hub import HfApi
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its notes on retries show signed addresses
     info = HfApi().model_info(repository, revision=revision, files_metadata=True)
     commit = str(info.sha)
     files = {

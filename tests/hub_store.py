@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".parquet", ".npz", ".png", ".gz")
@@ -21,7 +22,7 @@ class Stored:
     data: bytes
     lfs: bool
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
 

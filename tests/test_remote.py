@@ -476,6 +476,14 @@ def test_regions_and_patches_on_the_hub_are_files_like_others(
         look_at("hf://org/shared/nothing.safetensors")
 
 
+def test_a_variant_on_the_hub_says_what_it_is(hub_here: LoopbackHub, model: Path, tmp_path: Path) -> None:
+    surgeon.apply(recipe(tmp_path, model=str(model), variants={"cut": {"operations": [{"zero": "some"}]}}))
+    commit = hub_here.add_folder("org/cut", tmp_path / "out" / "variants" / "cut")
+    here, there = look_at(str(tmp_path / "out" / "variants" / "cut")), look_at("hf://org/cut")
+    assert (there["kind"], there["variant"], there["revision"]) == ("variant", "cut", commit)
+    assert {**there, "source": None, "revision": None} == {**here, "source": None, "revision": None}
+
+
 def test_the_page_on_the_hub_is_right_about_reading(hub_here: LoopbackHub, model: Path, tmp_path: Path) -> None:
     hub_here.add_folder("org/name", model)
     page = (Path(__file__).parent.parent / "docs" / "hub.md").read_text(encoding="utf-8")
