@@ -83,11 +83,13 @@ def stream_range(file: RemoteFile, start: int, count: int) -> Iterator[bytes]:
             try:
                 with _response(file, position, stop) as response:
                     _check(file, response, position, stop)
-                    for piece in response.iter_bytes():
+                    for piece in response.iter_bytes():  # to its very end, so that the connection serves again
+                        if position == stop:
+                            break
                         yield piece[: stop - position]
                         position = min(position + len(piece), stop)
-                        if position == stop:
-                            return
+                if position == stop:
+                    return
                 raise EnvironmentFailure(f"{file}: the Hub sent less than byte {position} to {stop - 1}; try again")
             except _transport_error() as error:
                 failures = 1 if position > before else failures + 1
