@@ -20,7 +20,7 @@ from surgeon.api import find_recipe, plan_recipe
 from surgeon.checkpoint import Checkpoint
 from surgeon.cli import app
 from surgeon.rebuild import is_published
-from surgeon.recipe import Recipe, load_recipe, recipe_schema
+from surgeon.recipe import Recipe, SampledScore, load_recipe, recipe_schema
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,7 +102,9 @@ def run_command(command: str) -> None:
 def on_little_text(recipe: Recipe) -> list[str]:
     """Return overrides under which a recipe takes seconds; its bounds then mean nothing."""
     changes = [
-        f"regions.{name}.score.samples=2" for name, region in recipe.regions.items() if hasattr(region.score, "samples")
+        f"regions.{name}.score.samples=2"
+        for name, region in recipe.regions.items()
+        if isinstance(region.score, SampledScore)
     ]
     if recipe.verify is not None:
         changes += ["verify.tokens=16", "verify.expect=[]"]
