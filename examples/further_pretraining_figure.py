@@ -92,7 +92,8 @@ def table(curves: Curves) -> list[str]:
             row.append(spread([100 * less(curves, arm, seed, last, register) for seed in curves.seeds], " %", 1))
         equal = [100 * less_at_equal_gain(curves, arm, seed) for seed in curves.seeds]
         better = [better_off(curves, arm, seed) for seed in curves.seeds]
-        rows.append([*row, spread(equal, " %", 1), f"{min(better)} to {max(better)} of {languages(curves)}"])
+        shown = "no gain" if any(map(math.isnan, equal)) else spread(equal, " %", 1)
+        rows.append([*row, shown, f"{min(better)} to {max(better)} of {languages(curves)}"])
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
