@@ -22,6 +22,7 @@ BUILTIN = [name for name in NAMES if TEXTS[name]["model"] == "builtin:tiny30" an
 WORSE = {
     "zero_core": ("core-zeroed", "random-zeroed"),
     "sweep": ("zeroed-core-0.01", "zeroed-random-0.01"),
+    "scores": ("wanda", "random"),
     "paper/claim1": ("core-1-zeroed", "random-1-zeroed"),
     "paper/claim2": ("fullest-zeroed", "others-zeroed"),
     "paper/claim3": ("recurring-times-4", "ordinary-times-4"),
@@ -62,7 +63,7 @@ def test_it_can_be_planned(name: str) -> None:
 def test_it_runs(name: str, tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SURGEON_CACHE", str(shared_cache))
     recipe = load_recipe(shipped_recipes()[name]).recipe
-    scored = [label for label, region in TEXTS[name]["regions"].items() if "score" in region]
+    scored = [label for label, region in TEXTS[name]["regions"].items() if "languages" in region.get("score", {})]
     less = [f"regions.{label}.score.samples=4" for label in scored]
     less += ["verify.tokens=48"] if recipe.verify is not None else []
     report = surgeon.apply(name, output=tmp_path / "out", overrides=less, jobs=1)
