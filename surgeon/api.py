@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +14,18 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.corpora import Corpus
 from surgeon.errors import InputError, did_you_mean
 from surgeon.examine import Verification, make_tasks
-from surgeon.execute import Staged, Written, files_below, output_lock, publish, stage_variant, write_freeze
-from surgeon.hashing import content_hash, file_hash
+from surgeon.execute import output_lock
 from surgeon.hub import push_variants
-from surgeon.model import LoadedModel, Precision, load_model, load_tokenizer, resolve_precision
-from surgeon.patches import check_patch_bases, donor_hash, write_as_patch
-from surgeon.plan import Plan, make_plan, pinned, pinned_operations
+from surgeon.model import load_model, resolve_precision
+from surgeon.plan import Plan, make_plan, pinned
 from surgeon.progress import Progress
-from surgeon.recipe import Recipe, VerifySpec, load_recipe, resolved_yaml
-from surgeon.region import Region
-from surgeon.regions import build_regions
-from surgeon.report.card import model_card, write_card
-from surgeon.report.data import (
-    ModelReport,
-    RegionReport,
-    Report,
-    VariantReport,
-    check_expectations,
-    generation,
-    perplexity,
-    region_report,
-    summarize,
-    sweep_report,
-)
+from surgeon.recipe import VerifySpec, resolved_yaml
+from surgeon.recipe_file import load_recipe
+from surgeon.report.data import Report
 from surgeon.report.html import write_page
-from surgeon.report.manifest import environment, manifest
-from surgeon.scoring import ScoreSet, run_scores
+from surgeon.report.manifest import manifest
+from surgeon.run import Run, make_report, publish_variants, save_regions, stage_variants, verify_variants, write_cards
 from surgeon.storage import replacing
-from surgeon.supply import check_supply, needs_text
-from surgeon.verify import edited
-from surgeon.windows import bos_token
 
 RECIPE_FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes")
 
@@ -95,57 +73,6 @@ def _plan_to_run(recipe: str | Path, output: str | Path | None, overrides: Seque
     return make_plan(made.file, made.checkpoint.downloaded(), made.output)
 
 
-class _Run:
-    """One run of a plan: the model is loaded when first needed, and once per precision."""
-
-    def __init__(self, plan: Plan, device: str, jobs: int | None, progress: Progress | None) -> None:
-        self.plan, self.device = plan, device
-        self.jobs, self.progress = jobs or os.cpu_count() or 1, progress or Progress()
-        self.timings: dict[str, float] = {}
-        self._models: dict[str, LoadedModel] = {}
-
-    def check_texts(self) -> None:
-        """Read every text before anything is scored or written, and say where there is too little of it."""
-        if needs_text(self.plan):
-            for note in check_supply(self.plan, load_tokenizer(self.plan.checkpoint)):
-                self.progress.note(note)
-
-    def model(self, precision: str) -> LoadedModel:
-        if precision not in self._models:
-            with self.timed("load"):
-                chosen: Precision = "float32" if precision == "float32" else "native"
-                self._models[precision] = load_model(self.plan.checkpoint, chosen, self.device)
-        return self._models[precision]
-
-    @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.timings[what] = round(self.timings.get(what, 0.0) + time.perf_counter() - started, 3)
-
-    @cached_property
-    def scores(self) -> list[ScoreSet]:
-        with self.timed("score"):
-            return run_scores(self.plan, self.model, self.device, self.jobs, self.progress)
-
-    @cached_property
-    def regions(self) -> dict[str, Region]:
-        """The regions that the recipe names."""
-        scores = self.scores
-        with self.timed("select"):
-            return build_regions(self.plan, scores, self.jobs, self.plan.file.as_written.regions, {})
-
-    def regions_of(self, variant: str) -> dict[str, Region]:
-        """The regions that a variant uses. Those of a sweep's point are made anew, so that points need no memory."""
-        spec = self.plan.recipe.variants[variant]
-        used = dict.fromkeys(operation.region for operation in spec.operations)
-        if spec.freeze is not None:
-            used[spec.freeze] = None
-        scores, known = self.scores, self.regions
-        with self.timed("select"):
-            return build_regions(self.plan, scores, self.jobs, used, known)
-
-
 def apply(
     recipe: str | Path,
     *,
@@ -166,20 +93,20 @@ def apply(
         SurgeonError: something in the recipe, the model, or the environment; nothing is left half written.
     """
     started = time.perf_counter()
-    run = _Run(_plan_to_run(recipe, output, overrides), device, jobs, progress)
+    run = Run(_plan_to_run(recipe, output, overrides), device, jobs, progress)
     the_plan, out = run.plan, run.plan.output
     if push and the_plan.recipe.push is None:
         raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
     run.check_texts()
     with output_lock(out):
-        region_files = _save_regions(run)
-        staged = _stage_variants(run, region_files)
+        region_files = save_regions(run)
+        staged = stage_variants(run, region_files)
         with ThreadPoolExecutor(1) as background:  # the disk flushes while the processors measure
-            publishing = background.submit(_publish_variants, staged)
-            found, method = _verify(run)
+            publishing = background.submit(publish_variants, staged)
+            found, method = verify_variants(run)
             written = publishing.result()
-        report = _report(run, written, found, method)
-        written = _write_cards(run, written, report)
+        report = make_report(run, written, found, method)
+        written = write_cards(run, written, report)
         with run.timed("manifest"):
             _write_json(out / "manifest.json", manifest(the_plan, written, region_files, device, run.jobs))
         with replacing(out / "recipe.yaml") as part:
@@ -206,172 +133,10 @@ def score(
     progress: Progress | None = None,
 ) -> dict[str, Path]:
     """Compute the scores and regions of a recipe only; returns the region files by name."""
-    run = _Run(_plan_to_run(recipe, output, overrides), device, jobs, progress)
+    run = Run(_plan_to_run(recipe, output, overrides), device, jobs, progress)
     run.check_texts()
     with output_lock(run.plan.output):
-        return _save_regions(run)
-
-
-def _save_regions(run: _Run) -> dict[str, Path]:
-    """Write the regions that the recipe names, and those that written variants need."""
-    wanted = dict(run.regions)
-    for name, variant in run.plan.variants.items():
-        if variant.write:
-            wanted |= run.regions_of(name)
-    files = {}
-    for name, region in wanted.items():
-        path = run.plan.output / "regions" / f"{name}.region.safetensors"
-        region.save(path)
-        files[name] = path
-    return files
-
-
-def _stage_variants(run: _Run, region_files: Mapping[str, Path]) -> dict[str, Staged | Written]:
-    staged: dict[str, Staged | Written] = {}
-    for name, variant in run.plan.variants.items():
-        if not variant.write:
-            continue
-        spec = run.plan.recipe.variants[name]
-        used = run.regions_of(name)
-        check_patch_bases(run.plan, name, used, run.jobs)
-        if spec.write == "patch":
-            with run.timed("write"):
-                staged[name] = write_as_patch(run.plan, name, used, run.progress)
-            continue
-        operations = pinned_operations(spec.operations)
-        marker: dict[str, Any] = {
-            "variant": name,
-            "operations": [operation.model_dump(by_alias=True, exclude_none=True) for operation in operations],
-            "donors": {
-                operation.donor: donor_hash(operation.donor, run.jobs)
-                for operation in operations
-                if operation.donor is not None
-            },
-            "freeze": spec.freeze,
-            "regions": {label: file_hash(region_files[label]) for label in used},
-            "model": {
-                "source": run.plan.checkpoint.source.name,
-                "revision": run.plan.checkpoint.source.revision,
-                "content_sha256": content_hash(run.plan.checkpoint, run.jobs),
-            },
-            "recipe": _recipe_data(pinned(run.plan), {"push"}),  # where it goes makes it no other variant
-        }
-        frozen = used[spec.freeze] if spec.freeze is not None else None
-        with run.timed("write"), run.progress.task(f"write {name}", run.plan.checkpoint.data_bytes) as advance:
-            staged[name] = stage_variant(
-                run.plan.checkpoint,
-                spec.operations,
-                used,
-                run.plan.output / "variants" / name,
-                marker=marker,
-                card=model_card(run.plan, name, used),
-                complete=partial(_write_freeze, run.plan.checkpoint, frozen, marker["model"]),
-                jobs=run.jobs,
-                advance=advance,
-            )
-    return staged
-
-
-def _recipe_data(recipe: Recipe, without: set[str]) -> dict[str, Any]:
-    return dict(json.loads(recipe.model_dump_json(by_alias=True, exclude_none=True, exclude=without)))
-
-
-def _publish_variants(staged: Mapping[str, Staged | Written]) -> dict[str, Written]:
-    return {name: item if isinstance(item, Written) else publish(item) for name, item in staged.items()}
-
-
-def _write_cards(run: _Run, written: Mapping[str, Written], report: Report) -> dict[str, Written]:
-    """Put what was measured into the model cards of the written variants."""
-    result = dict(written)
-    for name, item in written.items():
-        if name in report.perplexity and item.path.is_dir():  # a patch is a file
-            write_card(item.path, model_card(run.plan, name, run.regions_of(name), report), report)
-            result[name] = replace(item, files=files_below(item.path))
-    return result
-
-
-def _write_freeze(checkpoint: Checkpoint, region: Region | None, model: Mapping[str, Any], stage: Path) -> None:
-    if region is not None:
-        write_freeze(checkpoint, region, model, stage)
-
-
-def _verify(run: _Run) -> tuple[Verification, dict[str, Any]]:
-    spec, found = run.plan.recipe.verify, Verification()
-    if spec is None:
-        return found, {}
-    loaded = run.model(resolve_precision("auto", run.device))
-    with run.timed("verify"):
-        tasks = make_tasks(loaded, run.plan.corpus, run.plan.verify_languages, spec)
-        found.examine("base", loaded, tasks, run.progress)
-    for name, variant in run.plan.recipe.variants.items():
-        regions = run.regions_of(name)
-        with run.timed("verify"), edited(loaded, variant.operations, regions):
-            found.examine(name, loaded, tasks, run.progress)
-    return found, _method(loaded, spec)
-
-
-def _method(loaded: LoadedModel, spec: VerifySpec) -> dict[str, Any]:
-    return {
-        "tokens": spec.tokens,
-        "window": spec.window,
-        "stride": spec.stride or spec.window,
-        "bos": "before every window" if bos_token(loaded.tokenizer) is not None else "never (the tokenizer adds none)",
-        "precision": loaded.precision,
-        "device": loaded.device,
-    }
-
-
-def _report(run: _Run, written: Mapping[str, Written], found: Verification, method: dict[str, Any]) -> Report:
-    the_plan, measures = run.plan, found.measures
-    recipe, checkpoint = the_plan.recipe, the_plan.checkpoint
-    return Report(
-        name=recipe.name,
-        recipe=_recipe_data(the_plan.file.as_written, set()),
-        model=ModelReport(
-            name=checkpoint.source.name,
-            revision=checkpoint.source.revision,
-            model_type=checkpoint.config.get("model_type"),
-            parameters=sum(info.numel for info in checkpoint.tensors.values()),
-            tensors=len(checkpoint.tensors),
-            shards=len(checkpoint.headers),
-            bytes=checkpoint.data_bytes,
-            content_sha256=None if checkpoint.is_remote else content_hash(checkpoint, run.jobs),
-        ),
-        scores={
-            language: {"sequences": file.sequences, "tokens": file.tokens}
-            for item in run.scores
-            for language, file in item.files.items()
-        },
-        regions={name: _region_report(the_plan, name, region) for name, region in run.regions.items()},
-        variants={name: _variant_report(the_plan, name, written.get(name)) for name in the_plan.variants},
-        sweeps={name: sweep_report(sweep) for name, sweep in the_plan.file.sweeps.items()},
-        method=method,
-        perplexity={
-            name: {language: perplexity(item) for language, item in by_language.items()}
-            for name, by_language in measures.items()
-        },
-        summary=summarize(measures) if measures else {},
-        generations={name: [generation(item) for item in items] for name, items in found.continuations.items()},
-        expectations=check_expectations(recipe.verify.expect, measures) if recipe.verify else [],
-        timings=run.timings,
-        environment=environment(run.device),
-    )
-
-
-def _region_report(the_plan: Plan, name: str, region: Region) -> RegionReport:
-    return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].origin)
-
-
-def _variant_report(the_plan: Plan, name: str, done: Written | None) -> VariantReport:
-    variant = the_plan.variants[name]
-    return VariantReport(
-        operations=list(variant.operations),
-        entries=done.entries if done else variant.entries,
-        written=done is not None,
-        path=str(done.path) if done else None,
-        bytes=sum(path.stat().st_size for path in done.files) if done else None,
-        reused=done.reused if done else False,
-    )
+        return save_regions(run)
 
 
 def verify_checkpoint(

@@ -21,7 +21,8 @@ from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, Re
 from surgeon.naming import natural_key, scope
 from surgeon.operations import AnyOperation, open_donor
 from surgeon.quantized import refuse_quantized
-from surgeon.recipe import GradParamScore, Recipe, RecipeFile, SampledScore, ScoreSpec, TextSpec, WandaScore
+from surgeon.recipe import GradParamScore, Recipe, SampledScore, ScoreSpec, TextSpec, WandaScore
+from surgeon.recipe_file import RecipeFile
 from surgeon.region import Region
 from surgeon.region_plan import RegionPlan, no_masks, plan_regions, scorable
 from surgeon.remote import RemoteFile

@@ -16,16 +16,8 @@ from surgeon.errors import Problem, RegionError, did_you_mean
 from surgeon.importers import load_masks, load_neurons
 from surgeon.lines import KeyPath
 from surgeon.naming import SELECTORS, Place, Scope, place, scope, unknown_kinds
-from surgeon.recipe import (
-    ORIGINS,
-    DimensionsSpec,
-    EntriesSpec,
-    RecipeFile,
-    RegionSpec,
-    ScoreSpec,
-    SelectSpec,
-    WandaScore,
-)
+from surgeon.recipe import ORIGINS, DimensionsSpec, EntriesSpec, RegionSpec, ScoreSpec, SelectSpec, WandaScore
+from surgeon.recipe_file import RecipeFile
 from surgeon.region import Indices, Mask, Region, encode_indices
 from surgeon.select import entry_count, entry_count_in_outputs
 from surgeon.sources import local_file

@@ -21,7 +21,7 @@ from surgeon.cli import app
 from surgeon.continuations import Continuation, continue_prompts, encode_prompts
 from surgeon.errors import InputError, RecipeError
 from surgeon.model import LoadedModel, load_model
-from surgeon.recipe import load_recipe
+from surgeon.recipe_file import load_recipe
 from surgeon.report.words import visible
 
 

@@ -20,7 +20,8 @@ from surgeon.api import find_recipe, plan_recipe
 from surgeon.checkpoint import Checkpoint
 from surgeon.cli import app
 from surgeon.rebuild import is_published
-from surgeon.recipe import Recipe, SampledScore, load_recipe, recipe_schema
+from surgeon.recipe import Recipe, SampledScore, recipe_schema
+from surgeon.recipe_file import load_recipe
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from surgeon.api import shipped_recipes
 from surgeon.errors import InputError, RecipeError
-from surgeon.recipe import Recipe, load_recipe, recipe_schema, resolved_yaml
+from surgeon.recipe import Recipe, recipe_schema, resolved_yaml
+from surgeon.recipe_file import load_recipe
 
 GOOD = """\
 version: 1

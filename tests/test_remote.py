@@ -23,7 +23,7 @@ from surgeon import remote
 from surgeon.checkpoint import Checkpoint
 from surgeon.comparison import compare
 from surgeon.errors import EnvironmentFailure, InputError, SurgeonError
-from surgeon.recipe import load_recipe
+from surgeon.recipe_file import load_recipe
 from surgeon.report.inspection import look_at
 from surgeon.storage import header_bytes
 

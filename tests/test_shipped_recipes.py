@@ -11,7 +11,7 @@ import yaml
 import surgeon
 from surgeon.api import plan_recipe, shipped_recipes
 from surgeon.freeze.bundle import Bundle
-from surgeon.recipe import load_recipe
+from surgeon.recipe_file import load_recipe
 from surgeon.region import Region
 
 # Claim 5 is run by test_further_pretraining.py: its reversion starts from what an example has trained.

@@ -17,7 +17,8 @@ import surgeon.api
 import surgeon.scoring
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import RecipeError
-from surgeon.recipe import RecipeFile, load_recipe, resolved_yaml
+from surgeon.recipe import resolved_yaml
+from surgeon.recipe_file import RecipeFile, load_recipe
 from surgeon.region import Region
 from surgeon.report.data import Report
 
