@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.errors import CheckpointError, EnvironmentFailure, FreezeError, RegionError
+from surgeon.errors import CheckpointError, FreezeError, InputError, RegionError
+from surgeon.hub_errors import hub_errors
 from surgeon.region import Region
 from surgeon.storage import NUMPY_DTYPES, TensorInfo, map_bytes, read_header, replacing, view
 
@@ -117,29 +118,13 @@ def _find_folder(source: str, path: Path, revision: str | None) -> Path:
 
 def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
     where = f"hf://{repository}" + (f"@{revision}" if revision else "")
     try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[f"{FOLDER}/*"]))
-    except LocalEntryNotFoundError:
-        raise EnvironmentFailure(f"{where}: no such folder here, and the Hub cannot be reached") from None
-    except HFValidationError as error:
-        raise FreezeError(f"{where}: no such folder here, and not a Hub id ({error})") from None
-    except RevisionNotFoundError:
-        raise FreezeError(f"{where}: the repository has no revision '{revision}'") from None
-    except RepositoryNotFoundError:
-        raise FreezeError(
-            f"{where}: no such folder here, and no such repository on the Hub (or it is private: run `hf auth login`)"
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise EnvironmentFailure(f"{where}: the Hub did not give the bundle: {error}") from None
+        with hub_errors(where):
+            folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[f"{FOLDER}/*"]))
+    except InputError as error:
+        raise FreezeError(f"no such folder here, and {error}") from None
     if not (folder / FOLDER / MANIFEST).is_file():
         raise FreezeError(f"{where}: the repository has no {FOLDER}/{MANIFEST}; it holds no freeze bundle")
     return folder
