@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import surgeon
-import surgeon.api
+import surgeon.run
 import surgeon.scoring
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import RecipeError
@@ -287,7 +287,7 @@ def test_a_sweep_scores_once(recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatc
 def test_the_regions_of_points_are_not_kept(recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Regions made in memory are gone when their point has been measured, however many points there are."""
     alive: list[int] = []
-    real = surgeon.api.edited
+    real = surgeon.run.edited
 
     def watched(loaded, operations, regions):  # type: ignore[no-untyped-def]
         import gc
