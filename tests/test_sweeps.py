@@ -296,7 +296,7 @@ def test_the_regions_of_points_are_not_kept(recipe: RecipeMaker, monkeypatch: py
         alive.append(sum(type(item) is Region for item in gc.get_objects()))
         return real(loaded, operations, regions)
 
-    monkeypatch.setattr(surgeon.api, "edited", watched)
+    monkeypatch.setattr(surgeon.run, "edited", watched)
     swept = """\
   cut:
     operations: [{zero: lines}]
