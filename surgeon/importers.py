@@ -139,5 +139,10 @@ def _load(path: Path) -> Any:
             f"{path}: holds more than plain tensors and lists, so loading it could run code that it brings; load it "
             "where you trust it, and save the tensors alone with torch.save"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise RegionError(f"{path}: cannot be read as a torch file ({str(error).splitlines()[0]})") from None
+    except OSError as error:
+        raise RegionError(f"{path}: cannot be read as a torch file ({error})") from None
+    except Exception as error:  # damaged bytes are read as any instructions: KeyError, IndexError, struct.error, ...
+        said = next(iter(str(error).splitlines()), "")
+        raise RegionError(
+            f"{path}: damaged, or no torch file ({type(error).__name__}: {said}); fetch the file again"
+        ) from None

@@ -28,6 +28,7 @@ from surgeon.report.data import (
     ModelReport,
     RegionReport,
     Report,
+    ScoreReport,
     VariantReport,
     check_expectations,
     generation,
@@ -226,11 +227,11 @@ def make_report(run: Run, written: Mapping[str, Written], found: Verification, m
             bytes=checkpoint.data_bytes,
             content_sha256=None if checkpoint.is_remote else content_hash(checkpoint, run.jobs),
         ),
-        scores={
-            language: {"sequences": file.sequences, "tokens": file.tokens}
+        scores=[
+            ScoreReport(kind=item.spec.kind, language=language, sequences=file.sequences, tokens=file.tokens)
             for item in run.scores
             for language, file in item.files.items()
-        },
+        ],
         regions={name: _region_report(the_plan, name, region) for name, region in run.regions.items()},
         variants={name: _variant_report(the_plan, name, written.get(name)) for name in the_plan.variants},
         sweeps={name: sweep_report(sweep) for name, sweep in the_plan.file.sweeps.items()},

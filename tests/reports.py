@@ -12,6 +12,7 @@ from surgeon.report.data import (
     Generation,
     ModelReport,
     Report,
+    ScoreReport,
     SweepReport,
     VariantReport,
     check_expectations,
@@ -63,7 +64,7 @@ def make_report() -> Report:
             name="m", revision=None, model_type="llama", parameters=1000, tensors=9, shards=1, bytes=4000,
             content_sha256="0" * 64,
         ),
-        scores={"ar": {"sequences": 3, "tokens": 30}},
+        scores=[ScoreReport(kind="grad_param", language="ar", sequences=3, tokens=30)],
         regions={"core": region_report(make_region(), {}, "top")},
         variants={
             name: VariantReport(operations=["zero core"], entries=10, written=name == "cut", path="out/variants/cut")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +220,12 @@ def test_what_a_score_cannot_do_is_said_with_its_line(llama: Path, texts: dict[s
         "recipe.yaml:6: region 'a' selects nothing: wanda scores the matrices of linear layers only"
     )
     assert "scope output goes with top or bottom" in problem("{select: {random: 0.1, scope: output}}")
+
+
+def test_the_report_counts_the_text_of_each_score(recipe: Callable[..., Path]) -> None:
+    wanda = (
+        "  w: {score: {kind: wanda, languages: [de], samples: 2, sequence_length: 32}, select: {top: 0.1}}\nvariants:"
+    )
+    report = surgeon.apply(recipe(**{"variants:": wanda}))
+    counted = [(item.kind, item.language, item.sequences, item.tokens) for item in report.scores]
+    assert counted == [("grad_param", "de", 4, 124), ("grad_param", "fr", 4, 124), ("wanda", "de", 2, 62)]

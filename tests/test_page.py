@@ -249,7 +249,7 @@ def test_dot_positions_follow_the_logarithm(report: Report) -> None:
 
 
 def test_a_report_with_nothing_measured_still_has_a_page(report: Report) -> None:
-    bare = report.model_copy(update={"perplexity": {}, "summary": {}, "expectations": [], "regions": {}, "scores": {}})
+    bare = report.model_copy(update={"perplexity": {}, "summary": {}, "expectations": [], "regions": {}, "scores": []})
     text = page(bare)
     assert "Languages" not in text
     assert figures(bare) == []

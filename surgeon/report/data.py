@@ -162,6 +162,15 @@ class ModelReport(Model):
     content_sha256: str | None
 
 
+class ScoreReport(Model):
+    """How much text one score was computed on, in one language."""
+
+    kind: str
+    language: str
+    sequences: int
+    tokens: int
+
+
 class Report(Model):
     """Everything that one `apply` found."""
 
@@ -169,7 +178,7 @@ class Report(Model):
     name: str
     recipe: dict[str, Any]
     model: ModelReport
-    scores: dict[str, dict[str, int]] = {}
+    scores: list[ScoreReport] = []
     regions: dict[str, RegionReport] = {}
     variants: dict[str, VariantReport] = {}
     sweeps: dict[str, SweepReport] = {}

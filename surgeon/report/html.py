@@ -298,10 +298,10 @@ def _recipe(report: Report) -> str:
     scored = ""
     if report.scores:
         rows = [
-            [escape(language_name(code)), f"{counts['sequences']:,}", f"{counts['tokens']:,}"]
-            for code, counts in report.scores.items()
+            [escape(language_name(item.language)), item.kind, f"{item.sequences:,}", f"{item.tokens:,}"]
+            for item in report.scores
         ]
-        scored = table("Text that importance was scored on", ["language", "sequences", "tokens"], rows)
+        scored = table("Text that importance was scored on", ["language", "score", "sequences", "tokens"], rows)
     return (
         "<p>As it was carried out, defaults filled in; also in <code>recipe.yaml</code> beside this page.</p>"
         f'<pre tabindex="0" aria-label="Recipe">{escape(text)}</pre>{scored}'

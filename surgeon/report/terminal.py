@@ -190,9 +190,8 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
     """Show a whole report; with `details`, the points of sweeps per language and by what they say, too."""
     parts: list[RenderableType] = [regions_table(report)]
     if report.scores:
-        sample = ", ".join(
-            f"{code} {count['sequences']} ({count['tokens']:,} tokens)" for code, count in report.scores.items()
-        )
+        samples = (f"{item.language} {item.sequences} ({item.tokens:,} tokens)" for item in report.scores)
+        sample = ", ".join(dict.fromkeys(samples))  # scores of two kinds mostly use the same text
         parts.append(Text(f"Scored on sequences: {sample}.", style="dim"))
     if report.perplexity:
         shown = [name for name in report.perplexity if name != "base"] if details else report.measured_alone
