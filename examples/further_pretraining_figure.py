@@ -175,9 +175,8 @@ def figure(curves: Curves) -> Figure:
     description = (
         f"Training on in {curves.language}, by step; means over seeds {curves.seeds}, strokes from least to most."
     )
-    return Figure(
-        "claim5", "Freezing the core against forgetting, over training steps", description, y + 4, "".join(body)
-    )
+    title = "Freezing the core against forgetting, over training steps"
+    return Figure("claim5", title, description, y + 4, "".join(body))
 
 
 def main() -> None:

@@ -212,7 +212,12 @@ def _shard_files(source: Source) -> tuple[list[File], Path | None]:
             f"{source.name}: holds {other[0]} but no safetensors; load it in transformers and `save_pretrained` it "
             "first"
         )
-    raise CheckpointError(f"{source.name}: no safetensors file in this {'repository' if source.remote else 'folder'}")
+    if (folder / "surgeon.json").is_file():  # what a push without weights leaves out
+        address = source.name if source.name.startswith("hf://") or source.revision is None else f"hf://{source.name}"
+        raise CheckpointError(
+            f"{source.name}: holds a variant without its weights; `surgeon apply {address}` makes them"
+        )
+    raise CheckpointError(f"{source.name}: no safetensors file in this {'repository' if source.revision else 'folder'}")
 
 
 def _indexed_files(index: Path, there: Mapping[str, File]) -> list[File]:

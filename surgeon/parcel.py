@@ -83,7 +83,7 @@ def pack(folder: Path, address: str, *, weights: bool = True, jobs: int = 2) -> 
 
     Raises:
         InputError: this is not a variant, or without weights nobody could rebuild it.
-        CheckpointError: files are missing, or are not those that `apply` wrote.
+        CheckpointError: files are missing, are not those that `apply` wrote, or no manifest tells.
     """
     marker = read_marker(folder)
     run = _run_manifest(folder)
@@ -92,6 +92,11 @@ def pack(folder: Path, address: str, *, weights: bool = True, jobs: int = 2) -> 
     own = {CARD, RECIPE, MANIFEST}
     kept = {name: path for name, path in present.items() if name not in own and not name.startswith(f"{REGIONS}/")}
     hashes = {path.relative_to(folder).as_posix(): h for path, h in file_hashes(kept.values(), jobs).items()}
+    if not run:
+        raise CheckpointError(
+            f"{folder}: no {MANIFEST} of the run that wrote it, so nothing tells whether its files are whole; push it "
+            "from where `surgeon apply` wrote it, such as out/NAME/variants/VARIANT"
+        )
     _check_hashes(folder, hashes, run)
     if weights:
         Checkpoint.open(folder)

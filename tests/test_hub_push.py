@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -275,6 +276,28 @@ def test_damage_is_found_before_anything_is_sent(hub_here: LoopbackHub, source: 
     with pytest.raises(InputError, match="not a variant"):
         send(source)
     assert not hub_here.requests
+
+
+def test_a_variant_away_from_its_manifest_is_refused(local_output: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(local_output / "variants" / "cut", tmp_path / "moved")
+    with pytest.raises(CheckpointError, match=r"no manifest.json of the run"):
+        pack(moved, "hf://org/moved")
+    shutil.copy(local_output / "manifest.json", tmp_path)  # whole, as the run left it
+    (tmp_path / "variants").mkdir()
+    assert pack(moved.rename(tmp_path / "variants" / "cut"), "hf://org/moved").items
+
+
+def test_a_variant_without_weights_says_how_to_make_them(
+    hub_here: LoopbackHub, hub_output: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    target = Target("org/light")
+    push(pack(hub_output / "variants" / "cut", target.address, weights=False), target)
+    for name in ("hf://org/light", "org/light"):
+        with pytest.raises(CheckpointError, match="without its weights; `surgeon apply hf://org/light` makes them"):
+            surgeon.Checkpoint.open(name)
+    capfd.readouterr()
+    main(["apply", "hf://org/light", "--output", str(tmp_path / "back")])
+    assert "Fetching" not in capfd.readouterr().err
 
 
 def test_damage_on_the_way_is_found_after(hub_here: LoopbackHub, local_output: Path) -> None:
