@@ -30,7 +30,7 @@ class SampledScore(Model):
     )
     samples: Count = Field(64, description="sequences per language, at most; fewer if the text runs out")
     sequence_length: Annotated[int, Field(ge=2)] = Field(256, description="in tokens")
-    batch_size: Count = Field(4, description="sequences per step; part of the definition where `reduction` is absolute")
+    batch_size: Count = Field(4, description="sequences per step; what grad_param sums over, if its `reduction` is absolute")
     dtype: Literal["auto", "float32", "native"] = Field(
         "auto", description="arithmetic: float32, or the weights' own dtype; auto is float32 on a CPU, else native"
     )
@@ -172,6 +172,13 @@ class RegionSpec(Model):
         if text is not None:
             parse(text)
         return text
+
+    @field_validator("layers")
+    @classmethod
+    def _in_order(cls, layers: list[int] | None) -> list[int] | None:
+        if layers is not None and layers[0] > layers[1]:
+            raise ValueError(f"the first layer, {layers[0]}, comes after the last, {layers[1]}")
+        return layers
 
     @model_validator(mode="after")
     def _one_origin(self) -> RegionSpec:

@@ -68,7 +68,7 @@ def locate(name: str) -> Source:
             raise CheckpointError(f"no builtin model '{short}'{did_you_mean(short, builtin_names())}")
         return Source(name, ASSETS / short)
     path = Path(name).expanduser()
-    if not name.startswith("hf://") and (path.exists() or not _HUB_ID.match(name)):
+    if not name.startswith("hf://") and (path.exists() or name.startswith((".", "/", "~")) or not _HUB_ID.match(name)):
         if not path.exists():
             raise CheckpointError(f"{name}: no such file or folder, and not a Hub id of the form org/name")
         return Source(name, path.resolve())

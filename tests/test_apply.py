@@ -172,6 +172,7 @@ BAD = {
     "wrong tensor name": ("exclude: [norm]}}", "exclude: [model.layers.0.upproj]}}", "names no role and no tensor"),
     "wrong role": ("exclude: [norm]}}", "exclude: [router]}}", "has no tensor of role 'router'"),
     "language without text": ("languages: [de, fr]", "languages: [de, xx]", "no text for language 'xx'"),
+    "layers": ("exclude: [norm]}}", "exclude: [norm], layers: [1, 0]}}", "the first layer, 1, comes after the last, 0"),
     "missing text": ("corpus: {{de: ", "corpus: {{en: /no/such.txt, de: ", "no such text file: /no/such.txt"),
     "nothing selected": ("top: 0.05", "top: 0.000001", "selects nothing"),
     "fraction": ("top: 0.05", "top: 5", "less than or equal to 1"),

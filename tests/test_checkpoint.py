@@ -109,6 +109,8 @@ def test_an_index_that_contradicts_the_headers(sharded: Path) -> None:
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file or folder"):
         Checkpoint.open(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        Checkpoint.open("./nothing")  # which no Hub id can be
     with pytest.raises(CheckpointError, match="no safetensors file"):
         Checkpoint.open(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
