@@ -30,7 +30,7 @@ class SampledScore(Model):
     )
     samples: Count = Field(64, description="sequences per language, at most; fewer if the text runs out")
     sequence_length: Annotated[int, Field(ge=2)] = Field(256, description="in tokens")
-    batch_size: Count = Field(4, description="sequences per step; what grad_param sums over, if its `reduction` is absolute")
+    batch_size: Count = Field(4, description="sequences per step; summed over if `reduction` is absolute")
     dtype: Literal["auto", "float32", "native"] = Field(
         "auto", description="arithmetic: float32, or the weights' own dtype; auto is float32 on a CPU, else native"
     )
