@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,12 +86,8 @@ def push(parcel: Parcel, target: Target) -> PushReport:
     from huggingface_hub import HfApi
 
     check_repo_id(target.repo)
-    quiet = ExitStack()
-    with quiet, hub_errors(target.address):
-        quiet.enter_context(warnings.catch_warnings())  # what the Hub remarks on the card may hold anything
-        warnings.simplefilter("ignore")
-        if not sys.stderr.isatty():
-            quiet.enter_context(_no_progress_bars())
+    with hub_errors(target.address), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the Hub remarks on the card may hold anything
         api = HfApi(library_name="model-surgeon")
         _open_repository(api, target)
         branch = _branch(api, target)
@@ -145,18 +139,6 @@ def push_variants(recipe: Recipe, output: Path, jobs: int, progress: Progress) -
         with progress.task(f"push {name}", 1):
             result[name] = push(parcel, target)
     return result
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Turn the client's progress bars off for a while."""
-    from huggingface_hub import utils
-
-    utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        utils.enable_progress_bars()
 
 
 def _open_repository(api: HfApi, target: Target) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -46,7 +47,8 @@ def hub_errors(what: str) -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)  # its warnings show signed addresses, and whatever the server sent
     try:
-        yield
+        with _bars_on_terminals_only():
+            yield
     except SurgeonError:
         raise
     except Exception as error:
@@ -56,6 +58,20 @@ def hub_errors(what: str) -> Iterator[None]:
         raise mended from None
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    from huggingface_hub import utils
+
+    if sys.stderr.isatty() or utils.are_progress_bars_disabled():
+        yield
+        return
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()
 
 
 def explain(error: BaseException, what: str) -> SurgeonError | None:

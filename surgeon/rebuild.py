@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -112,10 +111,7 @@ def _fetch(name: str) -> Path:
     if match is None:
         raise InputError(f"{name}: a Hub address has the form hf://org/name or hf://org/name@revision")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     with hub_errors(name):
         found = snapshot_download(match["repo"], revision=match["revision"], allow_patterns=list(_PUBLISHED))
     return Path(found)

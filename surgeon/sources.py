@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -128,10 +127,7 @@ def download(source: Source) -> Source:
     if not source.remote:
         return source
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     match = _HUB_ID.match(source.name)
     assert match is not None
     patterns = list(HUB_PATTERNS)

@@ -17,12 +17,14 @@ from hub_server import TOKEN, LoopbackHub
 from huggingface_hub import ModelCard, snapshot_download
 
 import surgeon
+from surgeon.checkpoint import Checkpoint
 from surgeon.cli import app
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, RecipeError
 from surgeon.hub import Target, push
 from surgeon.hub_errors import explain
 from surgeon.parcel import pack
 from surgeon.rebuild import rebuild
+from surgeon.report.inspection import look_at
 
 RECIPE = """\
 version: 1
@@ -348,6 +350,15 @@ def test_a_freeze_bundle_without_weights_and_back(hub_here: LoopbackHub, source:
     assert bundle
     for path in bundle | {path for path in before if path.endswith(".safetensors")}:
         assert after[path] == before[path], path
+
+
+def test_inspect_shows_a_bundle_on_the_hub(hub_here: LoopbackHub, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept.yaml").write_text(RECIPE.replace("MODEL", str(source)).replace("OUT", str(tmp_path / "kept")))
+    surgeon.apply(tmp_path / "kept.yaml", overrides=["variants.cut.freeze=others"])
+    folder = tmp_path / "kept" / "variants" / "cut"
+    push(pack(folder, "hf://org/kept"), Target("org/kept"))
+    assert look_at("hf://org/kept")["frozen"] == look_at(str(folder))["frozen"]
+    assert not list(Checkpoint.open("hf://org/kept").source.path.glob("*.safetensors"))  # the weights stay there
 
 
 def test_a_rebuilt_variant_is_that_variant_or_none(

@@ -51,9 +51,21 @@ def look_at(target: str) -> dict[str, Any]:
     found, path = _checkpoint(checkpoint), checkpoint.source.path
     if (path / MARKER).is_file():
         found = {**found, "kind": "variant", **_marker(path / MARKER)}
-    if (path / FOLDER / MANIFEST).is_file():
-        found["frozen"] = _frozen(Bundle.load(path))
+    bundle = _bundle_of(checkpoint)
+    if bundle is not None:
+        found["frozen"] = _frozen(bundle)
     return found
+
+
+def _bundle_of(checkpoint: Checkpoint) -> Bundle | None:
+    """Return the freeze bundle beside the weights; of a repository on the Hub only that folder is fetched."""
+    path = checkpoint.source.path
+    if (path / FOLDER / MANIFEST).is_file():
+        return Bundle.load(path)
+    if not (checkpoint.is_remote and (path / MARKER).is_file()):
+        return None
+    frozen = json.loads((path / MARKER).read_text(encoding="utf-8")).get("freeze")
+    return Bundle.load(checkpoint.source.pinned) if frozen is not None else None
 
 
 def _bundle(path: Path) -> dict[str, Any]:
