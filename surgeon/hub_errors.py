@@ -39,6 +39,8 @@ _ADVICE = {
 def hub_errors(what: str) -> Iterator[None]:
     """Run a block that talks to the Hub; `what` says whom about, such as `hf://org/name`, and begins the message.
 
+    Meanwhile the Hub's client keeps its warnings to itself, and draws progress bars on a terminal only.
+
     Raises:
         InputError: the Hub refused something that the user can mend.
         EnvironmentFailure: the network or the Hub gave out.
