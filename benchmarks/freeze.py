@@ -23,9 +23,9 @@ import numpy as np
 import torch
 import transformers
 
-from surgeon.checkpoint import Checkpoint
+from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.freeze import freeze
-from surgeon.region import Region
+from surgeon.region.region import Region
 
 SETTLING = 2  # steps at the start of a round that are not counted
 

@@ -31,11 +31,11 @@ from pathlib import Path
 
 import numpy as np
 
-from surgeon.checkpoint import INDEX_NAME, Checkpoint
-from surgeon.naming import scope
-from surgeon.region import Region
-from surgeon.select import select_random
-from surgeon.storage import allocate_file, map_bytes, view
+from surgeon.checkpoint.checkpoint import INDEX_NAME, Checkpoint
+from surgeon.checkpoint.naming import scope
+from surgeon.checkpoint.storage import allocate_file, map_bytes, view
+from surgeon.region.region import Region
+from surgeon.region.select import select_random
 
 HIDDEN, WIDE = 2048, 5632
 SHAPES = {
@@ -45,11 +45,11 @@ SHAPES = {
 }  # fmt: skip
 
 WRITE = """
-import surgeon, surgeon.execute, sys
+import surgeon, surgeon.write.execute, sys
 from pathlib import Path
 from surgeon.operations import OPERATIONS
 checkpoint, region = surgeon.Checkpoint.open(sys.argv[1]), surgeon.Region.load(sys.argv[2])
-surgeon.execute.{function}(checkpoint, [OPERATIONS["zero"](zero="r")], {{"r": region}}, Path(sys.argv[3]))
+surgeon.write.execute.{function}(checkpoint, [OPERATIONS["zero"](zero="r")], {{"r": region}}, Path(sys.argv[3]))
 """
 
 RECIPE = """

@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 
-from surgeon.checkpoint import Checkpoint
-from surgeon.corpora import builtin_corpus
+from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.freeze import Frozen, freeze
-from surgeon.model import LoadedModel, load_model
-from surgeon.verify import EvaluationText, measure
-from surgeon.windows import bos_token, evaluation_windows, tokenize
+from surgeon.model.model import LoadedModel, load_model
+from surgeon.model.perplexity import EvaluationText, measure
+from surgeon.text.corpora import builtin_corpus
+from surgeon.text.windows import bos_token, evaluation_windows, tokenize
 
 HELD_OUT_CHARACTERS = 4_000
 SEQUENCE = 256

@@ -14,13 +14,13 @@ import math
 import numpy as np
 
 from surgeon.api import plan_recipe, score
-from surgeon.dimensions import profile
-from surgeon.model import load_model
-from surgeon.naming import natural_key, place
+from surgeon.checkpoint.naming import natural_key, place
+from surgeon.model.model import load_model
+from surgeon.model.perplexity import Measure, edited, evaluation_texts, measure
 from surgeon.operations import Scale
-from surgeon.recipe import VerifySpec
-from surgeon.region import Region
-from surgeon.verify import Measure, edited, evaluation_texts, measure
+from surgeon.recipe.schema import VerifySpec
+from surgeon.region.dimensions import profile
+from surgeon.region.region import Region
 
 
 def ratios(found: dict[str, Measure], base: dict[str, Measure]) -> dict[str, float]:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from surgeon.api import apply, plan_recipe, score, verify_checkpoint
-    from surgeon.checkpoint import Checkpoint
-    from surgeon.comparison import compare
+    from surgeon.checkpoint.checkpoint import Checkpoint
+    from surgeon.diff.comparison import compare
     from surgeon.errors import SurgeonError
-    from surgeon.execute import write_variant
-    from surgeon.region import Region
+    from surgeon.region.region import Region
     from surgeon.report.data import Report
+    from surgeon.write.execute import write_variant
 
 __version__ = "0.1.0"
 
@@ -30,16 +30,16 @@ __all__ = [
 # Resolved on first use, so that `import surgeon` and `surgeon --help` load nothing heavy. No name here may be
 # that of a submodule: importing the submodule would replace it.
 _HOMES = {
-    "Checkpoint": "surgeon.checkpoint",
-    "Region": "surgeon.region",
+    "Checkpoint": "surgeon.checkpoint.checkpoint",
+    "Region": "surgeon.region.region",
     "Report": "surgeon.report.data",
     "SurgeonError": "surgeon.errors",
     "apply": "surgeon.api",
-    "compare": "surgeon.comparison",
+    "compare": "surgeon.diff.comparison",
     "plan_recipe": "surgeon.api",
     "score": "surgeon.api",
     "verify_checkpoint": "surgeon.api",
-    "write_variant": "surgeon.execute",
+    "write_variant": "surgeon.write.execute",
 }
 
 

@@ -10,22 +10,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from surgeon.checkpoint import Checkpoint
-from surgeon.corpora import Corpus
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.storage import replacing
 from surgeon.errors import InputError, did_you_mean
-from surgeon.examine import Verification, make_tasks
-from surgeon.execute import output_lock
-from surgeon.hub import push_variants
-from surgeon.model import load_model, resolve_precision
-from surgeon.plan import Plan, make_plan, pinned
+from surgeon.hub.push import push_variants
+from surgeon.model.examine import Verification, make_tasks
+from surgeon.model.model import load_model, resolve_precision
+from surgeon.plan.plan import Plan, make_plan, pinned
 from surgeon.progress import Progress
-from surgeon.recipe import VerifySpec, resolved_yaml
-from surgeon.recipe_file import load_recipe
+from surgeon.recipe.reading import load_recipe
+from surgeon.recipe.schema import VerifySpec, resolved_yaml
 from surgeon.report.data import Report
 from surgeon.report.html import write_page
 from surgeon.report.manifest import manifest
 from surgeon.run import Run, make_report, publish_variants, save_regions, stage_variants, verify_variants, write_cards
-from surgeon.storage import replacing
+from surgeon.text.corpora import Corpus
+from surgeon.write.execute import output_lock
 
 RECIPE_FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes")
 

@@ -100,7 +100,7 @@ def apply(
 
     RECIPE may also be a variant that was pushed, as hf://org/name or a folder: its weights are made again.
     """
-    from surgeon.rebuild import is_published
+    from surgeon.hub.rebuild import is_published
 
     if is_published(recipe):
         _rebuild(recipe, output, overrides, jobs, as_json, dry_run)
@@ -132,7 +132,7 @@ def apply(
 def _rebuild(
     name: str, output: Path | None, overrides: list[str] | None, jobs: int, as_json: bool, dry_run: bool
 ) -> None:
-    from surgeon.rebuild import rebuild
+    from surgeon.hub.rebuild import rebuild
 
     if dry_run:
         raise InputError(f"{name}: a published variant has no plan; leave --dry-run out")
@@ -157,9 +157,9 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Upload a variant with its model card to the Hugging Face Hub; run again, it resumes."""
-    from surgeon.hub import Target, check_repo_id
-    from surgeon.hub import push as push_parcel
-    from surgeon.parcel import pack, parcel_data, parcel_text
+    from surgeon.hub.parcel import pack, parcel_data, parcel_text
+    from surgeon.hub.push import Target, check_repo_id
+    from surgeon.hub.push import push as push_parcel
     from surgeon.report.terminal import pushed_line
 
     check_repo_id(repo)
@@ -247,10 +247,10 @@ def verify(
 ) -> None:
     """Check a checkpoint's files, then measure its perplexity on the Declaration in 30 languages."""
     from surgeon import api
-    from surgeon.corpora import builtin_corpus
-    from surgeon.recipe import VerifySpec
+    from surgeon.recipe.schema import VerifySpec
     from surgeon.report.data import generation, perplexity
     from surgeon.report.terminal import measures_view, render
+    from surgeon.text.corpora import builtin_corpus
 
     _prepare(device, verbose)
     corpus = builtin_corpus("udhr30")
@@ -292,7 +292,7 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Show what differs between two checkpoints, or how far two regions coincide."""
-    from surgeon.comparison import compare
+    from surgeon.diff.comparison import compare
     from surgeon.report.differences import diff_data, diff_view, overlap_data, overlap_view
     from surgeon.report.terminal import render
 
@@ -355,7 +355,7 @@ def recipes(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
-    from surgeon.recipe import recipe_schema
+    from surgeon.recipe.schema import recipe_schema
 
     _print_json(recipe_schema())
 

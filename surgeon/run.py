@@ -12,17 +12,16 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from surgeon.checkpoint import Checkpoint
-from surgeon.examine import Verification, make_tasks
-from surgeon.execute import Staged, Written, files_below, publish, stage_variant, write_freeze
-from surgeon.hashing import content_hash, file_hash
-from surgeon.model import LoadedModel, Precision, load_model, load_tokenizer, resolve_precision
-from surgeon.patches import check_patch_bases, donor_hash, write_as_patch
-from surgeon.plan import Plan, pinned, pinned_operations
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.fingerprint import content_hash, file_hash
+from surgeon.model.examine import Verification, make_tasks
+from surgeon.model.model import LoadedModel, Precision, load_model, load_tokenizer, resolve_precision
+from surgeon.model.perplexity import edited
+from surgeon.plan.plan import Plan, pinned, pinned_operations
+from surgeon.plan.supply import check_supply, needs_text
 from surgeon.progress import Progress
-from surgeon.recipe import Recipe, VerifySpec
-from surgeon.region import Region
-from surgeon.regions import build_regions
+from surgeon.recipe.schema import Recipe, VerifySpec
+from surgeon.region.region import Region
 from surgeon.report.card import model_card, write_card
 from surgeon.report.data import (
     ModelReport,
@@ -38,10 +37,11 @@ from surgeon.report.data import (
     sweep_report,
 )
 from surgeon.report.manifest import environment
-from surgeon.scoring import ScoreSet, run_scores
-from surgeon.supply import check_supply, needs_text
-from surgeon.verify import edited
-from surgeon.windows import bos_token
+from surgeon.scores.build import build_regions
+from surgeon.scores.scoring import ScoreSet, run_scores
+from surgeon.text.windows import bos_token
+from surgeon.write.execute import Staged, Written, files_below, publish, stage_variant, write_freeze
+from surgeon.write.patches import check_patch_bases, donor_hash, write_as_patch
 
 
 class Run:

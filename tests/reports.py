@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
-from surgeon.recipe import ExpectSpec
-from surgeon.region import Region
+from surgeon.model.perplexity import Measure
+from surgeon.recipe.schema import ExpectSpec
+from surgeon.region.region import Region
 from surgeon.report.data import (
     Generation,
     ModelReport,
@@ -20,7 +21,6 @@ from surgeon.report.data import (
     region_report,
     summarize,
 )
-from surgeon.verify import Measure
 
 LANGUAGES = ["ar", "en", "fr", "ko", "no", "zh", "klingon"]
 HOSTILE = "</bdi><script>alert(2)</script>\x1b[2J\u202e\n\ufffd مرحبا"

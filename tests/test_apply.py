@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 import surgeon
-import surgeon.scoring
-import surgeon.storage
-from surgeon.checkpoint import Checkpoint
-from surgeon.region import Region
+import surgeon.checkpoint.storage
+import surgeon.scores.scoring
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.region.region import Region
 from surgeon.report.data import Report
 
 RecipeMaker = Callable[..., Path]
@@ -75,7 +75,7 @@ def test_a_second_recipe_on_the_same_model_scores_nothing_again(
     recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     surgeon.apply(recipe())
-    monkeypatch.setattr(surgeon.scoring, "compute_score", lambda *args: pytest.fail("scored again"))
+    monkeypatch.setattr(surgeon.scores.scoring, "compute_score", lambda *args: pytest.fail("scored again"))
     other = recipe(**{"top: 0.05": "top: 0.02", "name: test": "name: other"})
     report = surgeon.apply(other, output=tmp_path / "other")
     assert report.regions["core"].fraction == pytest.approx(0.02, abs=0.003)
@@ -84,7 +84,7 @@ def test_a_second_recipe_on_the_same_model_scores_nothing_again(
 def test_scoring_resumes_with_the_language_that_was_interrupted(
     recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = surgeon.scoring.compute_score
+    real = surgeon.scores.scoring.compute_score
     scored: list[str] = []
 
     def interrupted(path, loaded, tensors, language, *rest):  # type: ignore[no-untyped-def]
@@ -94,7 +94,7 @@ def test_scoring_resumes_with_the_language_that_was_interrupted(
         scored.append(language)
         return real(path, loaded, tensors, language, *rest)
 
-    monkeypatch.setattr(surgeon.scoring, "compute_score", interrupted)
+    monkeypatch.setattr(surgeon.scores.scoring, "compute_score", interrupted)
     with pytest.raises(KeyboardInterrupt):
         surgeon.apply(recipe())
     surgeon.apply(recipe())
@@ -120,7 +120,7 @@ def test_scores_follow_the_text_and_the_weights(
 
 
 def test_resharding_does_not_score_again(recipe: RecipeMaker, make_model: Callable[..., Path]) -> None:
-    from surgeon.hashing import content_hash
+    from surgeon.checkpoint.fingerprint import content_hash
 
     one, many = (Checkpoint.open(make_model("llama", shard=shard)) for shard in ("1GB", "20KB"))
     assert len(many.headers) > 1
@@ -132,7 +132,9 @@ def test_plan_reads_headers_only_and_writes_nothing(
 ) -> None:
     path = recipe()
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(surgeon.storage.mmap, "mmap", lambda *args, **kwargs: pytest.fail("read tensor bytes"))
+    monkeypatch.setattr(
+        surgeon.checkpoint.storage.mmap, "mmap", lambda *args, **kwargs: pytest.fail("read tensor bytes")
+    )
     made = surgeon.plan_recipe(path)
     assert sorted(tmp_path.rglob("*")) == before
     numel = {info.name: info.numel for info in made.regions["core"].tensors}
@@ -282,7 +284,7 @@ def test_help_and_the_small_commands(llama: Path, tmp_path: Path) -> None:
 
 
 def test_light_commands_load_nothing_heavy() -> None:
-    code = "import sys, surgeon.cli, surgeon.plan, surgeon.region; "
+    code = "import sys, surgeon.cli, surgeon.plan.plan, surgeon.region.region; "
     code += "print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 

@@ -17,11 +17,11 @@ from hub_server import LoopbackHub
 from typer.testing import CliRunner
 
 from surgeon.api import find_recipe, plan_recipe
-from surgeon.checkpoint import Checkpoint
+from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.cli import app
-from surgeon.rebuild import is_published
-from surgeon.recipe import Recipe, SampledScore, recipe_schema
-from surgeon.recipe_file import load_recipe
+from surgeon.hub.rebuild import is_published
+from surgeon.recipe.reading import load_recipe
+from surgeon.recipe.schema import Recipe, SampledScore, recipe_schema
 
 ROOT = Path(__file__).parent.parent
 

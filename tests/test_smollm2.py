@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import surgeon
-from surgeon.checkpoint import Checkpoint
-from surgeon.region import Region
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.region.region import Region
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"

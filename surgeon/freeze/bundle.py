@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.checkpoint.hub_errors import hub_errors
+from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo, map_bytes, read_header, replacing, view
 from surgeon.errors import CheckpointError, FreezeError, InputError, RegionError
-from surgeon.hub_errors import hub_errors
-from surgeon.region import Region
-from surgeon.storage import NUMPY_DTYPES, TensorInfo, map_bytes, read_header, replacing, view
+from surgeon.region.region import Region
 
 FOLDER = "freeze"
 MANIFEST = "manifest.json"

@@ -25,7 +25,7 @@ from surgeon.freeze.binding import Bound, bind
 from surgeon.freeze.bundle import Bundle, sha256, shorten
 from surgeon.freeze.deepspeed import hold_master, is_deepspeed
 from surgeon.freeze.held import TORCH_DTYPES, Held, bits, whole_flat
-from surgeon.region import Region
+from surgeon.region.region import Region
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from surgeon.errors import FreezeError
-from surgeon.region import Indices
+from surgeon.region.region import Indices
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MAXIMUM_INT32 = 2**31 - 1

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.frozen import Frozen, freeze
-from surgeon.region import Region
+from surgeon.region.region import Region
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 from surgeon.errors import FreezeError
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.frozen import freeze
-from surgeon.region import Region
+from surgeon.region.region import Region
 
 logger = logging.getLogger(__name__)
 

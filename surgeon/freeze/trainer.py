@@ -11,7 +11,7 @@ import transformers
 from surgeon.errors import FreezeError
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.frozen import Frozen, freeze
-from surgeon.region import Region
+from surgeon.region.region import Region
 
 logger = logging.getLogger(__name__)
 

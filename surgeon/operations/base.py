@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from surgeon.region import Indices
+from surgeon.region.region import Indices
 
 
 @dataclass(frozen=True)

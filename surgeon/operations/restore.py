@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from surgeon.checkpoint import Checkpoint
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.sources import local_file
 from surgeon.errors import InputError
 from surgeon.operations.base import Operation, Target, rounded
-from surgeon.patch import Patch, is_patch_file
-from surgeon.sources import local_file
+from surgeon.region.patch import Patch, is_patch_file
 
 
 class Restore(Operation):

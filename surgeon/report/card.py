@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
-from surgeon.plan import Plan
-from surgeon.region import Region
+from surgeon.checkpoint.storage import replacing
+from surgeon.plan.plan import Plan
+from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.words import language_name, number, percent, visible
-from surgeon.storage import replacing
 
 FIGURE = "figures/perplexity.png"
 # Where `surgeon push` says how to rebuild the variant; only then is the repository's name known.

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from surgeon.continuations import Continuation, Stopped
-from surgeon.dimensions import SPREAD_AT, profile
-from surgeon.recipe import ExpectSpec
-from surgeon.region import Region
-from surgeon.sweeps import Sweep
-from surgeon.verify import Measure, geometric_mean
+from surgeon.model.continuations import Continuation, Stopped
+from surgeon.model.perplexity import Measure, geometric_mean
+from surgeon.recipe.schema import ExpectSpec
+from surgeon.recipe.sweeps import Sweep
+from surgeon.region.dimensions import SPREAD_AT, profile
+from surgeon.region.region import Region
 
 SCHEMA_VERSION = 1
 

@@ -9,11 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.diff import KINDS, Change, Diff, Kind, TensorDiff
+from surgeon.checkpoint.naming import ROLES
+from surgeon.diff.diff import KINDS, Change, Diff, Kind, TensorDiff
 from surgeon.freeze.bundle import shorten
-from surgeon.naming import ROLES
-from surgeon.overlap import Overlap, TensorOverlap
-from surgeon.patch import Patch
+from surgeon.region.overlap import Overlap, TensorOverlap
+from surgeon.region.patch import Patch
 from surgeon.report.terminal import Fitting, sparkline, table
 from surgeon.report.words import percent, short_name
 

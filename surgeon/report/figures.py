@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from surgeon.naming import ROLES
+from surgeon.checkpoint.naming import ROLES
 from surgeon.report.data import CellCount, Perplexity, RegionReport, Report
 from surgeon.report.svg import (
     OVERFLOW,

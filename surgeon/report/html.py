@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from surgeon.checkpoint.storage import replacing
 from surgeon.report.data import Expectation, RegionReport, Report
 from surgeon.report.figures import ORDERS, figures, log_ratio, roles_in_order
 from surgeon.report.markup import count, drawing, measured, sorted_by, table, times
@@ -31,7 +32,6 @@ from surgeon.report.words import (
     stopped_note,
     visible,
 )
-from surgeon.storage import replacing
 
 _HERE = Path(__file__).parent
 _ORDER_NAMES = {"script": "by script", "family": "by family", "effect": "by effect"}

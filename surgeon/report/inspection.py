@@ -13,21 +13,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.checkpoint import Checkpoint
-from surgeon.dimensions import hidden_size
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.naming import place, scope, unknown_kinds
+from surgeon.checkpoint.quantized import quantization
+from surgeon.checkpoint.sources import local_file
+from surgeon.checkpoint.storage import DTYPE_BITS
 from surgeon.errors import InputError
-from surgeon.execute import MARKER
 from surgeon.freeze.bundle import FOLDER, MANIFEST, REGION, Bundle, shorten
-from surgeon.naming import place, scope, unknown_kinds
-from surgeon.patch import Patch, is_patch_file
-from surgeon.quantized import quantization
-from surgeon.region import Region, is_region_file
+from surgeon.region.dimensions import hidden_size
+from surgeon.region.patch import Patch, is_patch_file
+from surgeon.region.region import Region, is_region_file
 from surgeon.report.data import Report, region_report
 from surgeon.report.figures import roles_in_order
 from surgeon.report.terminal import expectation_line, regions_table, sparkline, table
 from surgeon.report.words import number, percent, size
-from surgeon.sources import local_file
-from surgeon.storage import DTYPE_BITS
+from surgeon.write.execute import MARKER
 
 DIMENSIONS_SHOWN = 8
 

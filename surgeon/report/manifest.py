@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from surgeon.corpora import Corpus
-from surgeon.execute import Written
-from surgeon.hashing import file_hashes, source_file_hashes
-from surgeon.plan import Plan
-from surgeon.recipe import SampledScore
+from surgeon.checkpoint.fingerprint import file_hashes, source_file_hashes
+from surgeon.plan.plan import Plan
+from surgeon.recipe.schema import SampledScore
+from surgeon.text.corpora import Corpus
+from surgeon.write.execute import Written
 
 _PACKAGES = ("model-surgeon", "torch", "transformers", "safetensors", "numpy", "ml-dtypes", "tokenizers", "datasets")
 

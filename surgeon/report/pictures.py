@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from surgeon.checkpoint.storage import replacing
 from surgeon.report.data import Report
 from surgeon.report.figures import figures
 from surgeon.report.svg import Figure
-from surgeon.storage import replacing
 
 ZOOM = 1.5  # pixels per unit of the drawing
 # Second views of what other figures show; rendering costs a tenth of a second each, and a run may have fifty.

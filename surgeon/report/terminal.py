@@ -14,9 +14,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.naming import unknown_kinds
-from surgeon.plan import Plan
-from surgeon.recipe import GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
+from surgeon.checkpoint.naming import unknown_kinds
+from surgeon.plan.plan import Plan
+from surgeon.recipe.schema import GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
 from surgeon.report.data import Expectation, Generation, Perplexity, PushReport, RegionReport, Report
 from surgeon.report.words import (
     bounds,

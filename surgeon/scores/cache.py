@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint import Checkpoint
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.fingerprint import content_hash, file_hash
+from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.storage import TensorInfo, allocate_file, map_bytes, read_header, replacing, view
 from surgeon.errors import InputError
-from surgeon.hashing import content_hash, file_hash
-from surgeon.model import LoadedModel
+from surgeon.model.model import LoadedModel
 from surgeon.scores.grad_param import Reduction
-from surgeon.sources import cache_folder
-from surgeon.storage import TensorInfo, allocate_file, map_bytes, read_header, replacing, view
-from surgeon.windows import bos_token, scoring_sequences, tokenize
+from surgeon.text.windows import bos_token, scoring_sequences, tokenize
 
 SCORE_VERSION = 1  # raise it when the same settings would give other scores
 
@@ -99,8 +99,8 @@ def compute_score(
     Raises:
         InputError: the text gives no sequence, a tensor is no parameter of the model, or the model is broken.
     """
+    from surgeon.checkpoint.tensors import as_tensor
     from surgeon.scores import grad_param, wanda  # torch is imported where it is needed
-    from surgeon.tensors import as_tensor
 
     sequences = scoring_sequences(
         tokenize(loaded.tokenizer, text), bos_token(loaded.tokenizer), settings.samples, settings.sequence_length

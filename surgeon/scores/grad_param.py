@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from surgeon.errors import InputError
-from surgeon.slots import Slot
+from surgeon.model.slots import Slot
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import InputError
-from surgeon.slots import Slot
+from surgeon.model.slots import Slot
 
 # Functions that multiply inputs with a matrix: the positions of both, and the matrix's axis that meets the inputs.
 _PRODUCTS: dict[Any, tuple[int, int, int]] = {

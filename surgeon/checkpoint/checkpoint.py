@@ -1,0 +1,268 @@
+"""The read side: a checkpoint's headers now, its tensors on demand.
+
+A checkpoint is one safetensors file, an index with its shards, or a complete shard set without an index,
+together with its `config.json`. Opening reads headers only and checks them against each other, so that a
+missing, truncated or doubled shard is found before anything else happens.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.checkpoint.remote import RemoteFile
+from surgeon.checkpoint.sources import Source, download, locate
+from surgeon.checkpoint.storage import (
+    File,
+    Header,
+    MapMode,
+    TensorInfo,
+    map_bytes,
+    on_disk,
+    read_header,
+    read_tensor,
+    view,
+)
+from surgeon.errors import CheckpointError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+_HEADERS_AT_ONCE = 8  # requests for headers that wait for the Hub side by side
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+_SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5,})-of-(?P<count>\d{5,})\.safetensors$")
+_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose headers have been read and agree; see `Checkpoint.open`.
+
+    Of one on the Hub a tensor's bytes are fetched when it is asked for, and only its own; the last one is kept.
+    """
+
+    source: Source
+    headers: tuple[Header, ...]
+    tensors: Mapping[str, TensorInfo]
+    config: Mapping[str, Any]
+    index: Path | None
+    _maps: dict[tuple[Path, MapMode], NDArray[np.uint8]] = field(default_factory=dict, repr=False, compare=False)
+    _fetched: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, source: str | Path | Source) -> Checkpoint:
+        """Open a folder, a file, `builtin:NAME`, `hf://org/name@revision` or `org/name`.
+
+        Of a model on the Hub only headers are fetched, by range requests; see also `downloaded`.
+
+        Raises:
+            CheckpointError: files are missing, damaged, or contradict each other.
+            InputError: the Hub refuses them.
+            EnvironmentFailure: the Hub cannot be reached.
+        """
+        if not isinstance(source, Source):
+            source = locate(str(source))
+        files: list[File]
+        folder, index = (source.path.parent if source.path.is_file() else source.path), None
+        if source.path.is_file():
+            files = [source.path]
+        else:
+            files, index = _shard_files(source)
+        with ThreadPoolExecutor(_HEADERS_AT_ONCE if source.remote else 1) as pool:
+            headers = tuple(pool.map(read_header, files))
+        tensors: dict[str, TensorInfo] = {}
+        for header in headers:
+            for name, info in header.tensors.items():
+                if name in tensors:
+                    raise CheckpointError(f"tensor '{name}' is in both {tensors[name].path} and {info.path}")
+                tensors[name] = info
+        if index is not None:
+            _check_index(index, tensors)
+        return cls(source, headers, tensors, _read_config(folder), index)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds the files, or will when they have been downloaded."""
+        return self.source.path.parent if self.source.path.is_file() else self.source.path
+
+    @property
+    def where(self) -> str:
+        """The folder, or the address on the Hub, for messages."""
+        return self.source.pinned if self.source.revision is not None else str(self.folder)
+
+    @property
+    def pinned(self) -> str:
+        """The name under which these very files are found again, see `Source.pinned`."""
+        return self.source.pinned
+
+    @property
+    def is_remote(self) -> bool:
+        """True if some of the weights are on the Hub only."""
+        return any(isinstance(header.path, RemoteFile) for header in self.headers)
+
+    def downloaded(self) -> Checkpoint:
+        """Return the checkpoint with all its files on this disk, in the Hub's cache; a broken download is resumed.
+
+        Raises:
+            SurgeonError: see `sources.download`.
+        """
+        return Checkpoint.open(download(self.source)) if self.is_remote else self
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all weight files together, headers included."""
+        return sum(header.file_size for header in self.headers)
+
+    def info(self, name: str) -> TensorInfo:
+        """Return the header entry of a tensor.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.where}: no tensor '{name}'{did_you_mean(name, self.tensors)}") from None
+
+    def _mapped(self, file: File, mode: MapMode) -> NDArray[np.uint8]:
+        path = on_disk(file)
+        if (path, mode) not in self._maps:
+            self._maps[path, mode] = map_bytes(path, mode)
+        return self._maps[path, mode]
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Return a tensor as a read-only numpy view of the mapped file (bfloat16 and float8 by ml_dtypes).
+
+        Of a file on the Hub the tensor is fetched into memory.
+        """
+        info = self.info(name)
+        if isinstance(info.path, RemoteFile):
+            found = self._fetched.get(name)
+            if found is None:
+                self._fetched.clear()
+                self._fetched[name] = found = read_tensor(info)
+                found.flags.writeable = False
+            return found
+        return view(self._mapped(info.path, "read"), info)
+
+    def private_array(self, name: str) -> NDArray[Any]:
+        """Return a writable view whose changes stay in this process's memory and never reach the file."""
+        info = self.info(name)
+        if isinstance(info.path, RemoteFile):
+            return self.array(name).copy()
+        return view(self._mapped(info.path, "private"), info)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a torch view of `private_array(name)`, in the tensor's own shape and dtype."""
+        from surgeon.checkpoint.tensors import as_tensor
+
+        return as_tensor(self.private_array(name))
+
+    @cached_property
+    def ties(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of on-disk names that are one parameter in the model.
+
+        A model whose config ties its embeddings may store the output head as well; then both copies are
+        named here. A tied head that is not stored yields a group of one: the embedding alone.
+        """
+        embeddings = [name for name in self.tensors if name.endswith(_EMBEDDINGS) and "position" not in name]
+        heads = [name for name in self.tensors if name in _HEADS]
+        text = self.config.get("text_config") or {}
+        tied = self.config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+        if tied is None:
+            tied = not heads  # the default differs between families; a head that is not stored must be tied
+        return (tuple(embeddings + heads),) if tied and embeddings else ()
+
+
+def _shard_files(source: Source) -> tuple[list[File], Path | None]:
+    """Return the weight files of a folder or repository, and its index if it has one."""
+    folder = source.path
+    there: dict[str, File] = {path.name: path for path in folder.glob("*") if path.is_file()} | dict(source.remote)
+    index = folder / INDEX_NAME
+    if index.is_file():
+        return _indexed_files(index, there), index
+    if SINGLE_NAME in there:
+        return [there[SINGLE_NAME]], None
+    found = [there[name] for name in sorted(there) if name.endswith(".safetensors")]
+    sets: dict[tuple[str, int], set[int]] = {}
+    for path in found:
+        match = _SHARD.match(path.name)
+        if match:
+            sets.setdefault((match["stem"], int(match["count"])), set()).add(int(match["number"]))
+    if len(sets) == 1:
+        ((stem, count), numbers) = next(iter(sets.items()))
+        missing = sorted(set(range(1, count + 1)) - numbers)
+        if missing:
+            raise CheckpointError(
+                f"{source.name}: shard {missing[0]} of {count} is missing "
+                f"({stem}-{missing[0]:05d}-of-{count:05d}.safetensors); fetch the checkpoint again"
+            )
+        return [path for path in found if _SHARD.match(path.name)], None
+    if len(found) == 1:
+        return found, None
+    if found:
+        names = ", ".join(path.name for path in found[:4])
+        raise CheckpointError(
+            f"{source.name}: several safetensors files and no {INDEX_NAME} ({names}); name one of them"
+        )
+    other = [name for name in sorted(there) if name.endswith((".bin", ".pt", ".pth", ".gguf"))]
+    if other:
+        raise CheckpointError(
+            f"{source.name}: holds {other[0]} but no safetensors; load it in transformers and `save_pretrained` it "
+            "first"
+        )
+    if (folder / "surgeon.json").is_file():  # what a push without weights leaves out
+        address = source.name if source.name.startswith("hf://") or source.revision is None else f"hf://{source.name}"
+        raise CheckpointError(
+            f"{source.name}: holds a variant without its weights; `surgeon apply {address}` makes them"
+        )
+    raise CheckpointError(f"{source.name}: no safetensors file in this {'repository' if source.revision else 'folder'}")
+
+
+def _indexed_files(index: Path, there: Mapping[str, File]) -> list[File]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index}: not a safetensors index ({type(error).__name__}: {error})") from None
+    for name in sorted(names):
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index}: shard name {name!r} is not a plain file name")
+        if name not in there:
+            raise CheckpointError(f"{index}: names the shard {name}, which is missing; fetch the checkpoint again")
+    return [there[name] for name in sorted(names)]
+
+
+def _check_index(index: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    for name, file in weight_map.items():
+        if name not in tensors:
+            raise CheckpointError(f"{index}: names tensor '{name}' in {file}, which does not hold it")
+        if tensors[name].path.name != file:
+            raise CheckpointError(f"{index}: places tensor '{name}' in {file}; it is in {tensors[name].path.name}")
+    for name, info in tensors.items():
+        if name not in weight_map:
+            raise CheckpointError(f"{info.path}: holds tensor '{name}', which {index.name} does not name")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return config

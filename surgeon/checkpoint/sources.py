@@ -1,0 +1,201 @@
+"""Where a model comes from: shipped with the package, a local folder or file, or the Hugging Face Hub.
+
+Of a model on the Hub only small descriptions are fetched when it is located; its weights stay there, to be read in
+parts (`remote.py`), until somebody asks for all of them with `download`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from surgeon.checkpoint.hub_errors import hub_errors
+from surgeon.checkpoint.remote import RemoteFile, look_up
+from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, did_you_mean
+
+ASSETS = Path(__file__).parent.parent / "assets"
+_HUB_ID = re.compile(r"^(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
+
+_HUB_FILE = re.compile(r"^hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?/(?P<file>.+)$")
+
+# What tells of the weights, and of what made them; small, and fetched when a repository is looked up.
+DESCRIPTIONS = ("config.json", "model.safetensors.index.json", "surgeon.json")
+# Weights in other formats are never needed beside safetensors.
+HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.md", "LICENSE*", "NOTICE*")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is. `name` is what the user wrote, `path` a file or folder on this disk.
+
+    For one from the Hub `revision` is its commit, `path` its folder in the Hub's cache, and `remote` holds the files
+    directly in it that have not been downloaded.
+    """
+
+    name: str
+    path: Path
+    revision: str | None = None
+    remote: Mapping[str, RemoteFile] = field(default_factory=dict, compare=False)
+
+    @property
+    def pinned(self) -> str:
+        """The name under which the very same files are found again: with the commit, if they are from the Hub."""
+        match = _HUB_ID.match(self.name)
+        return f"hf://{match['repo']}@{self.revision}" if match and self.revision is not None else self.name
+
+
+def builtin_names() -> list[str]:
+    """Names of the models shipped with the package."""
+    return sorted(folder.name for folder in ASSETS.iterdir() if (folder / "config.json").is_file())
+
+
+def locate(name: str) -> Source:
+    """Turn `builtin:NAME`, a path, `hf://org/name@revision` or `org/name` into a source.
+
+    Raises:
+        CheckpointError: nothing is there under that name.
+        InputError: the Hub refuses it.
+        EnvironmentFailure: the Hub could not be reached, and its cache does not hold the files.
+    """
+    if name.startswith("builtin:"):
+        short = name.removeprefix("builtin:")
+        if short not in builtin_names():
+            raise CheckpointError(f"no builtin model '{short}'{did_you_mean(short, builtin_names())}")
+        return Source(name, ASSETS / short)
+    path = Path(name).expanduser()
+    if not name.startswith("hf://") and (path.exists() or name.startswith((".", "/", "~")) or not _HUB_ID.match(name)):
+        if not path.exists():
+            raise CheckpointError(f"{name}: no such file or folder, and not a Hub id of the form org/name")
+        return Source(name, path.resolve())
+    match = _HUB_ID.match(name)
+    if match is None:
+        raise CheckpointError(f"{name}: a Hub address has the form hf://org/name or hf://org/name@revision")
+    return _locate_on_hub(name, match["repo"], match["revision"])
+
+
+def _locate_on_hub(name: str, repository: str, revision: str | None) -> Source:
+    """Look a repository up, and fetch its small descriptions; without the Hub, take what its cache holds."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    where = name if name.startswith("hf://") else f"{name}: no such folder here; on the Hub"
+    try:
+        with hub_errors(where):
+            found = look_up(repository, revision)
+    except EnvironmentFailure as failure:
+        cached = _cached(repository, revision)
+        if cached is None:
+            raise failure from None
+        return Source(name, cached, revision=cached.name)
+    folder = hub_caches()[0] / f"models--{repository.replace('/', '--')}" / "snapshots" / found.commit
+    remote = {}
+    for file in found.files.values():
+        if "/" in file.name:
+            continue
+        if file.name in DESCRIPTIONS:
+            with hub_errors(str(file)):
+                hf_hub_download(repository, file.name, revision=found.commit)
+        elif not isinstance(try_to_load_from_cache(repository, file.name, revision=found.commit), str):
+            remote[file.name] = file
+    return Source(name, folder, found.commit, remote)
+
+
+def _cached(repository: str, revision: str | None) -> Path | None:
+    """Return the folder of a revision in the Hub's cache, if all of it is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=list(HUB_PATTERNS))
+        )
+    except (LocalEntryNotFoundError, ValueError):
+        return None
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def download(source: Source) -> Source:
+    """Fetch the files of a source that are on the Hub only into the Hub's cache; an interrupted download is resumed.
+
+    Raises:
+        InputError: the Hub refuses them.
+        EnvironmentFailure: the Hub or the network gave out, or the disk is full.
+    """
+    if not source.remote:
+        return source
+    from huggingface_hub import snapshot_download
+
+    match = _HUB_ID.match(source.name)
+    assert match is not None
+    patterns = list(HUB_PATTERNS)
+    with hub_errors(source.name):
+        # Under the name that the user gave, so that the cache can tell without the Hub which commit it stands for.
+        folder = snapshot_download(match["repo"], revision=match["revision"], allow_patterns=patterns)
+        if Path(folder).name != source.revision:  # somebody has pushed since it was looked up
+            snapshot_download(match["repo"], revision=source.revision, allow_patterns=patterns)
+    return Source(source.name, source.path, source.revision)
+
+
+def is_hub_file(name: str | Path) -> bool:
+    """True for the address of one file on the Hub: `hf://org/name/path` or `hf://org/name@revision/path`."""
+    return _HUB_FILE.match(str(name)) is not None
+
+
+def local_file(name: str | Path) -> Path:
+    """Return the path of a file; one on the Hub is fetched into the Hub's cache, at one commit throughout a run.
+
+    Raises:
+        InputError: the Hub refuses it.
+        EnvironmentFailure: the Hub cannot be reached.
+    """
+    return _fetch_file(str(name)) if is_hub_file(name) else Path(name).expanduser()
+
+
+def pinned_file(name: str) -> str:
+    """Return the name under which the very same file is found again: with the commit, if it is from the Hub."""
+    match = _HUB_FILE.match(name)
+    if match is None:
+        return name
+    parts = local_file(name).parts
+    return f"hf://{match['repo']}@{parts[parts.index('snapshots') + 1]}/{match['file']}"
+
+
+@lru_cache(maxsize=64)
+def _fetch_file(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    match = _HUB_FILE.match(name)
+    assert match is not None
+    with hub_errors(name):
+        return Path(hf_hub_download(match["repo"], match["file"], revision=match["revision"]))
+
+
+def hub_caches() -> list[Path]:
+    """Folders that belong to the Hub's cache and must never be written to by surgeon."""
+    from huggingface_hub import constants
+
+    return [Path(constants.HF_HUB_CACHE).resolve(), Path(constants.HF_HOME).resolve() / "hub"]
+
+
+def refuse_output_inside(output: Path, source: Path) -> None:
+    """Refuse an output that resolves into the source or into a hub cache.
+
+    Raises:
+        InputError: it does.
+    """
+    resolved = Path(os.path.realpath(output.expanduser()))
+    folder = source if source.is_dir() else source.parent
+    for forbidden, what in [(folder.resolve(), "the source checkpoint"), *((c, "a Hub cache") for c in hub_caches())]:
+        if resolved == forbidden or forbidden in resolved.parents:
+            raise InputError(f"output {output} lies inside {what} ({forbidden}); choose a folder elsewhere")
+
+
+def cache_folder() -> Path:
+    """Where scores and regions are kept: `$SURGEON_CACHE`, else `surgeon` in the user's cache folder."""
+    chosen = os.environ.get("SURGEON_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "surgeon"

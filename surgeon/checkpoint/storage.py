@@ -1,0 +1,335 @@
+"""One safetensors file: its header, views of its mapped bytes, and writing a new one.
+
+The format (https://github.com/huggingface/safetensors): eight bytes little-endian header length, a JSON
+header, then the tensors' bytes without gaps. Models, importance scores and regions are all such files, so
+this module serves all three. It needs numpy and ml_dtypes only; torch is imported by whoever asks for tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.checkpoint.remote import RemoteFile, read_range, stream_range
+from surgeon.errors import CheckpointError
+
+_FIRST_READ = 1 << 16  # of a file on the Hub; holds the header of a shard of some five hundred tensors
+MAXIMUM_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
+
+# Bits per element of every dtype that safetensors knows.
+DTYPE_BITS: Mapping[str, int] = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+# The sub-byte dtypes are missing on purpose: several entries share a byte, so no view can address them.
+NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype("<u1"), "U16": np.dtype("<u2"), "U32": np.dtype("<u4"), "U64": np.dtype("<u8"),
+    "I8": np.dtype("<i1"), "I16": np.dtype("<i2"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "C64": np.dtype("<c8"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2), "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+}  # fmt: skip
+
+File = Path | RemoteFile  # on this disk, or on the Hub and read by ranges
+MapMode = Literal["read", "private", "shared"]
+_ACCESS = {"read": mmap.ACCESS_READ, "private": mmap.ACCESS_COPY, "shared": mmap.ACCESS_WRITE}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of one tensor; `offset` counts bytes from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: File
+    offset: int
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of one file. `data_start` is the byte at which tensor data begins."""
+
+    path: File
+    metadata: Mapping[str, str]
+    tensors: Mapping[str, TensorInfo]
+    data_start: int
+    file_size: int
+
+
+def read_header(path: File) -> Header:
+    """Read and check the header of one safetensors file; no tensor byte is read.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, has duplicate names, an unknown dtype, sizes that do
+            not fit shapes, or data that overlap, leave holes or stop short of the end of the file.
+    """
+    if isinstance(path, RemoteFile):
+        size, start = path.size, read_range(path, 0, min(path.size, _FIRST_READ))
+        text = start[8 : 8 + _header_length(path, start, size)]
+        text += read_range(path, 8 + len(text), _header_length(path, start, size) - len(text))
+    else:
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                text = file.read(_header_length(path, file.read(8), size))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: no such file") from None
+    length = len(text)
+    try:
+        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except _DuplicateNameError as error:
+        raise CheckpointError(f"{path}: the header names '{error}' twice") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the header is not JSON ({error}); fetch the file again") from None
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path}: the header is not a JSON object")
+    metadata = entries.pop("__metadata__", {})
+    data_start = 8 + length
+    tensors = {name: _tensor_info(path, name, entry, data_start) for name, entry in entries.items()}
+    _check_layout(path, tensors, data_start, size)
+    return Header(path, metadata, tensors, data_start, size)
+
+
+def _header_length(path: File, start: bytes, size: int) -> int:
+    length = int.from_bytes(start[:8], "little")
+    if size < 8 or length > min(size - 8, MAXIMUM_HEADER_BYTES):
+        raise CheckpointError(
+            f"{path}: not a safetensors file, or cut off inside its header "
+            f"({size} bytes in all, header length {length}); fetch the file again"
+        )
+    return length
+
+
+class _DuplicateNameError(ValueError):
+    pass
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        raise _DuplicateNameError(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+    return result
+
+
+def _tensor_info(path: File, name: str, entry: Any, data_start: int) -> TensorInfo:
+    try:
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        sane = all(isinstance(value, int) and value >= 0 for value in (*shape, begin, end)) and begin <= end
+    except (TypeError, KeyError, ValueError):
+        sane = False
+    if not sane:
+        raise CheckpointError(f"{path}: tensor '{name}' has a malformed header entry: {entry!r}")
+    if dtype not in DTYPE_BITS:
+        raise CheckpointError(f"{path}: tensor '{name}' has dtype {dtype!r}, which surgeon does not know")
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    if bits % 8 or bits // 8 != end - begin:
+        raise CheckpointError(
+            f"{path}: tensor '{name}' of shape {list(shape)} and dtype {dtype} needs {bits / 8:g} bytes, "
+            f"but its offsets span {end - begin}"
+        )
+    return TensorInfo(name, dtype, shape, path, data_start + begin, end - begin)
+
+
+def _check_layout(path: File, tensors: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
+    position, previous = data_start, "the header"
+    for info in sorted(tensors.values(), key=lambda info: (info.offset, info.nbytes)):
+        if info.offset != position:
+            what = "overlaps" if info.offset < position else "leaves a hole after"
+            raise CheckpointError(f"{path}: tensor '{info.name}' {what} {previous}; the file is damaged")
+        position, previous = info.offset + info.nbytes, f"'{info.name}'"
+    if position != size:
+        what = "truncated" if size < position else "followed by bytes that belong to no tensor"
+        raise CheckpointError(f"{path}: {what}: {size} bytes in all, {position} by its header; fetch the file again")
+
+
+def on_disk(file: File) -> Path:
+    """Return the path of a file that must have been downloaded by now.
+
+    Raises:
+        CheckpointError: it has not been.
+    """
+    if isinstance(file, RemoteFile):
+        raise CheckpointError(f"{file}: has not been downloaded; `hf download {file.repository}` and name its folder")
+    return file
+
+
+def map_bytes(path: File, mode: MapMode = "read") -> NDArray[np.uint8]:
+    """Map a whole file as bytes.
+
+    `read` is read-only; `private` may be written in memory and never reaches the file (copy on write, page
+    by page); `shared` writes to the file.
+    """
+    with on_disk(path).open("r+b" if mode == "shared" else "rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=_ACCESS[mode]), dtype=np.uint8)
+
+
+def view(data: NDArray[np.uint8], info: TensorInfo) -> NDArray[Any]:
+    """View one tensor inside the mapped bytes of its file, in its own shape and dtype, copying nothing.
+
+    Raises:
+        CheckpointError: the dtype packs several entries into a byte, or the tensor is not aligned.
+    """
+    dtype = NUMPY_DTYPES.get(info.dtype)
+    if dtype is None:
+        raise CheckpointError(
+            f"{info.path}: tensor '{info.name}' has dtype {info.dtype}, whose entries share bytes; surgeon "
+            "copies such tensors but does not read or edit them: use the unquantized checkpoint"
+        )
+    return data[info.offset : info.offset + info.nbytes].view(dtype).reshape(info.shape)
+
+
+def read_pieces(info: TensorInfo, step: int, stop: int | None = None) -> Iterator[NDArray[np.uint8]]:
+    """Yield a tensor's bytes up to `stop` in pieces of `step`, the last one shorter, in memory of their own.
+
+    Unlike parts of a mapped view they are gone when dropped. A file on the Hub is read with one request.
+    """
+    stop = info.nbytes if stop is None else stop
+    if isinstance(info.path, RemoteFile):
+        waiting = bytearray()
+        for arrived in stream_range(info.path, info.offset, stop):
+            waiting += arrived
+            while len(waiting) >= step:
+                yield np.frombuffer(bytes(waiting[:step]), np.uint8)
+                del waiting[:step]
+        if waiting:
+            yield np.frombuffer(bytes(waiting), np.uint8)
+        return
+    with info.path.open("rb", buffering=0) as file:
+        file.seek(info.offset)
+        for start in range(0, stop, step):
+            yield np.fromfile(file, np.uint8, min(step, stop - start))
+
+
+def read_tensor(info: TensorInfo) -> NDArray[Any]:
+    """Read a whole tensor of a file on the Hub into memory, in its own shape and dtype."""
+    data = np.empty(info.nbytes, np.uint8)
+    position = 0
+    for piece in read_pieces(info, 1 << 20):
+        data[position : position + piece.size] = piece
+        position += piece.size
+    return view(data, replace(info, offset=0))
+
+
+def read_bytes(info: TensorInfo, start: int, count: int) -> NDArray[np.uint8]:
+    """Read bytes of one tensor of a file on this disk into memory of their own."""
+    with on_disk(info.path).open("rb") as file:
+        return np.fromfile(file, np.uint8, count, offset=info.offset + start)
+
+
+TensorSpec = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
+
+
+def header_bytes(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """Lay the tensors out in the given order and return the length word and header, padded to 8 bytes."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    position = 0
+    for name, dtype, shape in specs:
+        end = position + math.prod(shape) * DTYPE_BITS[dtype] // 8
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def allocate_file(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> Header:
+    """Create a file whose tensors are all zero, its blocks reserved, ready to be mapped `shared`."""
+    header = header_bytes(specs, metadata)
+    data = sum(math.prod(shape) * DTYPE_BITS[dtype] // 8 for _, dtype, shape in specs)
+    with path.open("wb") as file:
+        file.write(header)
+        file.flush()
+        if data:  # a write to a mapped hole on a full disk kills the process, so reserve the blocks now
+            reserve(file.fileno(), len(header), data)
+    return read_header(path)
+
+
+def reserve(descriptor: int, offset: int, length: int) -> None:
+    """Reserve disk blocks, or only the length where the platform has no call for that."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, offset, length)
+    else:
+        os.ftruncate(descriptor, offset + length)
+
+
+def write_stream(
+    path: Path, pieces: Iterable[tuple[str, str, NDArray[Any]]], finish: Mapping[str, str] | None = None
+) -> None:
+    """Write one-dimensional tensors that arrive piece by piece as (name, dtype, entries), holding one piece.
+
+    Successive pieces of one name are one tensor. Wider dtypes come first in the file, so that every tensor is
+    aligned. `finish` is the metadata; it is read when all tensors have been written, so that their producer
+    may still be filling it.
+    """
+    sizes: dict[tuple[str, str], int] = {}
+    bodies = {width: path.with_name(f"{path.name}.body{width}") for width in (64, 32, 16, 8)}
+    try:
+        with ExitStack() as stack:
+            open_bodies: dict[int, BufferedWriter] = {}
+            for name, dtype, data in pieces:
+                width = DTYPE_BITS[dtype]
+                if width not in open_bodies:
+                    open_bodies[width] = stack.enter_context(bodies[width].open("wb"))
+                open_bodies[width].write(np.ascontiguousarray(data).view(np.uint8).data)
+                sizes[name, dtype] = sizes.get((name, dtype), 0) + data.size
+        order = sorted(sizes, key=lambda key: -DTYPE_BITS[key[1]])  # stable: by arrival within a width
+        with path.open("wb") as target:
+            target.write(header_bytes([(name, dtype, (sizes[name, dtype],)) for name, dtype in order], finish or {}))
+            for width, body in bodies.items():
+                if width in open_bodies:
+                    with body.open("rb") as source:
+                        shutil.copyfileobj(source, target, 1 << 20)
+    finally:
+        for body in bodies.values():
+            body.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write beside `path`; flush it to disk and rename it when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield staged
+        flush(staged)
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Force a file or folder entry to disk, so that a rename never exposes unwritten data."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,4 @@
+"""Two checkpoints, or two regions, held against each other.
+
+Reads only.
+"""

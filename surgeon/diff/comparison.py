@@ -1,0 +1,132 @@
+"""`diff` as one function: two checkpoints, two regions, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.sources import is_hub_file, local_file
+from surgeon.checkpoint.storage import TensorInfo
+from surgeon.diff.diff import BYTEWISE, Diff, TensorDiff, chunks, compare_checkpoints
+from surgeon.errors import InputError, RegionError
+from surgeon.freeze.bundle import shorten
+from surgeon.progress import Progress
+from surgeon.region.overlap import Overlap, overlap
+from surgeon.region.patch import Patch, Piece, write_patch
+from surgeon.region.region import VALUES, Region, is_region_file
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found between two checkpoints, and between two regions, whichever were given."""
+
+    names: tuple[str, ...]
+    checkpoints: Diff | None
+    overlap: Overlap | None
+    patch: Patch | None = None
+
+
+def compare(
+    before: str | Path | None,
+    after: str | Path | None,
+    *,
+    regions: Sequence[str | Path] = (),
+    save: str | Path | None = None,
+    save_patch: str | Path | None = None,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare two checkpoints (inside and outside of the regions, if any), or two region files.
+
+    Args:
+        before: a checkpoint, or a region file if `after` is one too; None to compare two `regions` alone.
+        after: what `before` is compared with.
+        regions: region files; two of them are also compared with each other.
+        save: where to write the entries that differ between the checkpoints as a region file.
+        save_patch: where to write them as a patch file, with their values in `after`.
+        jobs: threads.
+        progress: where to show progress.
+
+    Raises:
+        InputError: the arguments make no pair.
+        SurgeonError: a checkpoint or a region cannot be read, or they do not belong together.
+    """
+    files = [local_file(path) for path in regions]
+    sides = [local_file(path) if is_hub_file(path) else path for path in (before, after) if path is not None]
+    if len(sides) == 2 and all(is_region_file(path) for path in sides):
+        files, sides = [Path(path).expanduser() for path in (*sides, *files)], []
+    if len(files) > 2 or len(sides) == 1 or (not sides and len(files) != 2):
+        raise InputError("diff takes two checkpoints, with at most two --region, or two region files")
+    for path in sides:
+        if is_region_file(path):
+            raise InputError(f"{path} is a region file: compare it with another one, or name it after --region")
+    for option, target in (("--save", save), ("--save-patch", save_patch)):
+        if target is not None and not sides:
+            raise InputError(f"{option} writes what differs between two checkpoints; two regions have no such thing")
+    names = _labels(files)
+    opened = dict(zip(names, (Region.load(path) for path in files), strict=True))
+    both = overlap(*opened.values()) if len(opened) == 2 else None
+    if not sides:
+        return Comparison(names, None, both)
+    left, right = (Checkpoint.open(path) for path in sides)
+    total = sum(info.numel for info in left.tensors.values())
+    with (progress or Progress()).task("compare", total) as advance:
+        found = compare_checkpoints(left, right, opened, jobs=jobs, advance=advance)
+    if save is not None:
+        _save(found, Path(save).expanduser())
+    patch = None if save_patch is None else _save_patch(found, Path(save_patch).expanduser(), progress or Progress())
+    return Comparison(names, found, both, patch)
+
+
+def _labels(files: Sequence[Path]) -> tuple[str, ...]:
+    """Name regions by their files; by their paths where that would name two alike."""
+    short = [path.name.removesuffix(".safetensors").removesuffix(".region") for path in files]
+    return tuple(short) if len(set(short)) == len(short) else tuple(str(path) for path in files)
+
+
+def _save(found: Diff, path: Path) -> None:
+    region = found.changed_region()
+    if not len(region):
+        raise RegionError(f"{path}: not written, since no entry differs")
+    region.save(path)
+
+
+def _save_patch(found: Diff, path: Path, progress: Progress) -> Patch:
+    carried = [tensor for tensor in found.tensors if tensor.kind == "changed" and not _obstacle(tensor)]
+    left_out = {tensor.name: reason for tensor in found.tensors if (reason := _obstacle(tensor))}
+    if not carried:
+        others = f"; a patch cannot carry {shorten(list(left_out))} ({', '.join(sorted(set(left_out.values())))})"
+        raise RegionError(f"{path}: not written, since no entry differs" + (others if left_out else ""))
+    before, after = found.before.source, found.after.source
+    provenance = {
+        "model": before.name,
+        "model_type": found.before.config.get("model_type"),
+        "revision": before.revision,
+        "changed_to": {"model": after.name, "revision": after.revision},
+    }
+    with progress.task("write the patch", sum(tensor.change.entries for tensor in carried)) as advance:
+        return write_patch(path, (_pieces(tensor, advance) for tensor in carried), provenance, left_out)
+
+
+def _pieces(tensor: TensorDiff, advance: Callable[[int], None]) -> tuple[TensorInfo, Iterator[Piece]]:
+    before, after = tensor.before, tensor.after
+    assert before is not None
+    assert after is not None
+
+    def read() -> Iterator[Piece]:
+        for _, left, right, _ in chunks(before, after):
+            yield left, right
+            advance(left.size)
+
+    return before, read()
+
+
+def _obstacle(tensor: TensorDiff) -> str | None:
+    """Say why a tensor's difference cannot be a part of a patch; None if it can, or if there is none."""
+    if tensor.kind in ("same", "changed"):
+        if tensor.change.changed and tensor.note == BYTEWISE:
+            return "packed"
+        return "reserved name" if tensor.change.changed and tensor.name.startswith(VALUES) else None
+    return tensor.kind.replace("_", " and ")

@@ -1,0 +1,1 @@
+"""To and from the Hugging Face Hub: what a push sends, sending it, and rebuilding what was published."""

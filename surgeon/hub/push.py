@@ -1,0 +1,301 @@
+"""Push: a variant becomes one commit of a repository on the Hub.
+
+LFS files that the repository holds already are not sent again, so that an interrupted push goes on where it broke
+off; those of the source model that no operation touched are copied by the Hub itself. Nothing shows in the
+repository before the commit, and after it every file is compared with what the Hub says it has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgeon.checkpoint.hub_errors import explain, hub_errors
+from surgeon.errors import EnvironmentFailure, InputError
+from surgeon.hub.parcel import CARD, MANIFEST, Item, Parcel, pack
+from surgeon.progress import Progress
+from surgeon.recipe.schema import Recipe
+from surgeon.report.data import PushReport
+from surgeon.write.execute import MARKER
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
+
+_PULL_REQUESTS = 5  # of the latest, that are looked at for the same proposal
+# What the Hub or a person puts into a repository, which does not make it somebody's model.
+_HARMLESS = (".gitattributes", CARD, "LICENSE")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to push: `org/name`, a branch of it (made if it is missing), and how."""
+
+    repo: str
+    revision: str | None = None
+    private: bool = False
+    create_pr: bool = False
+
+    @property
+    def address(self) -> str:
+        """The target as other commands take it."""
+        return f"hf://{self.repo}" + (f"@{self.revision}" if self.revision else "")
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """The target before the push: its head, its files, whether they are main's, and the latest pull requests."""
+
+    head: str
+    files: Mapping[str, RepoFile]
+    fresh: bool
+    pull_requests: Sequence[tuple[int, str]]
+
+
+def check_repo_id(repo: str) -> None:
+    """Refuse a name that the Hub would refuse.
+
+    Raises:
+        InputError: it is not of the form `org/name`.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise InputError(f"{repo!r} cannot name a repository on the Hub: {error}") from None
+    if "/" not in repo:
+        raise InputError(f"{repo!r}: name the owner too, as in `org/{repo}`")
+
+
+def push(parcel: Parcel, target: Target) -> PushReport:
+    """Send a parcel as one commit, or as a pull request; a parcel that is there already makes no commit.
+
+    Raises:
+        InputError: the Hub refuses, or the repository holds something else; nothing was changed.
+        EnvironmentFailure: the network or the Hub gave out; the same call resumes.
+    """
+    from huggingface_hub import HfApi
+
+    check_repo_id(target.repo)
+    with hub_errors(target.address), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the Hub remarks on the card may hold anything
+        api = HfApi(library_name="model-surgeon")
+        _open_repository(api, target)
+        branch = _branch(api, target)
+        _refuse_foreign(parcel, target, branch)
+        changed = [item for item in parcel.items if not _same(item, branch.files.get(item.path))]
+        stale = _stale(api, parcel, target, branch)
+        unchanged = len(parcel.items) - len(changed)
+        if not changed and not stale:
+            return _nothing_to_do(parcel, target, f"{api.endpoint}/{target.repo}", branch.head)
+        if target.create_pr:
+            for number, head in branch.pull_requests:
+                there = _tree(api, target.repo, head)
+                if all(_same(item, there.get(item.path)) for item in parcel.items):
+                    url = f"{api.endpoint}/{target.repo}/discussions/{number}"
+                    return _nothing_to_do(parcel, target, url, head)
+        copies = _copies(api, parcel, target, changed)
+        commit, copied = _commit(api, parcel, target, branch, changed, copies, stale)
+        _check_arrived(api, parcel, target, commit.oid)
+        return PushReport(
+            address=target.address,
+            url=commit.pr_url or commit.commit_url,
+            commit=commit.oid,
+            sent=len(changed) - copied,
+            copied=copied,
+            removed=len(stale),
+            unchanged=unchanged,
+        )
+
+
+def _nothing_to_do(parcel: Parcel, target: Target, url: str, head: str) -> PushReport:
+    unchanged = len(parcel.items)
+    return PushReport(address=target.address, url=url, commit=head, sent=0, copied=0, removed=0, unchanged=unchanged)
+
+
+def push_variants(recipe: Recipe, output: Path, jobs: int, progress: Progress) -> dict[str, PushReport]:
+    """Push the variants of a recipe that was carried out into `output`; all are checked before the first is sent.
+
+    Raises:
+        SurgeonError: see `pack` and `push`.
+    """
+    spec, parcels = recipe.push, {}
+    assert spec is not None
+    for name in recipe.pushed_variants():
+        repo, revision = spec.place(name)
+        target = Target(repo, revision, spec.private, spec.create_pr)
+        parcels[name] = target, pack(output / "variants" / name, target.address, weights=spec.weights, jobs=jobs)
+    result = {}
+    for name, (target, parcel) in parcels.items():
+        with progress.task(f"push {name}", 1):
+            result[name] = push(parcel, target)
+    return result
+
+
+def _open_repository(api: HfApi, target: Target) -> None:
+    """Make the repository if it is missing; refuse one that is public where a private one was asked for."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        info = api.model_info(target.repo)
+    except RepositoryNotFoundError:
+        if target.create_pr:
+            raise
+        api.create_repo(target.repo, private=target.private or None, exist_ok=True)
+        return
+    if target.private and not info.private:
+        raise InputError(f"{target.address}: exists and is public; make it private on the Hub, or push elsewhere")
+
+
+def _branch(api: HfApi, target: Target) -> _Branch:
+    """Read the target's branch, made off main if it is missing."""
+    refs = api.list_repo_refs(target.repo, include_pull_requests=True)
+    heads = {ref.name: ref.target_commit for ref in refs.branches}
+    pulls = {ref.ref: ref.target_commit for ref in refs.pull_requests or ()}
+    numbered = sorted(((int(ref.rpartition("/")[2]), head) for ref, head in pulls.items()), reverse=True)
+    heads |= pulls
+    name = target.revision or "main"
+    if name not in heads:
+        if target.create_pr or name.startswith("refs/"):
+            raise InputError(f"{target.address}: the repository has no branch '{name}' to make a pull request to")
+        api.create_branch(target.repo, branch=name, exist_ok=True)
+        heads[name] = heads["main"]
+    fresh = name != "main" and heads[name] == heads.get("main")
+    return _Branch(heads[name], _tree(api, target.repo, heads[name]), fresh, numbered[:_PULL_REQUESTS])
+
+
+def _tree(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
+    from huggingface_hub.hf_api import RepoFile
+
+    entries = api.list_repo_tree(repo, recursive=True, revision=revision)
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+
+def _refuse_foreign(parcel: Parcel, target: Target, branch: _Branch) -> None:
+    """Refuse to put a variant over a model that surgeon did not push, such as the source itself."""
+    others = [path for path in branch.files if path not in _HARMLESS]
+    if others and MARKER not in branch.files and not branch.fresh and not target.create_pr:
+        raise InputError(
+            f"{target.address}: holds files that surgeon did not push ({', '.join(sorted(others)[:3])}); "
+            "push to a new branch with --revision, or propose it with --create-pr"
+        )
+
+
+def _same(item: Item, there: RepoFile | None) -> bool:
+    """True if the Hub has this very content: by SHA-256 for an LFS file, by git's hash for any other."""
+    if there is None or there.size != item.size:
+        return False
+    if there.lfs is not None:
+        return there.lfs.sha256 == item.sha256
+    data = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
+    return there.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _stale(api: HfApi, parcel: Parcel, target: Target, branch: _Branch) -> list[str]:
+    """Return what an earlier push put there, by its manifest, and this one does not hold."""
+    from huggingface_hub import hf_hub_download
+
+    gone = set(branch.files) - {item.path for item in parcel.items} - set(_HARMLESS)
+    if not gone or MANIFEST not in branch.files or MARKER not in branch.files:
+        return []
+    path = hf_hub_download(target.repo, MANIFEST, revision=branch.head, endpoint=api.endpoint)
+    try:
+        with open(path, encoding="utf-8") as file:
+            named = set(json.load(file)["outputs"])
+    except (ValueError, KeyError, TypeError):
+        return []
+    return sorted(gone & named)
+
+
+def _copies(api: HfApi, parcel: Parcel, target: Target, changed: list[Item]) -> set[str]:
+    """Return which of the changed files the Hub can copy from the source: LFS files that nothing touched."""
+    from huggingface_hub import CommitOperationCopy
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.hf_api import RepoFile
+
+    supported = "src_repo_id" in CommitOperationCopy.__dataclass_fields__  # older clients copy within one repository
+    if not supported or parcel.origin is None or parcel.origin[0] == target.repo:
+        return set()
+    repo, revision = parcel.origin
+    wanted = {item.path: item for item in changed if not isinstance(item.content, bytes)}
+    try:
+        found = api.get_paths_info(repo, list(wanted), revision=revision)
+    except HfHubHTTPError:
+        return set()  # the source is gone, or not ours to see: then the files are sent from here
+    return {
+        there.path
+        for there in found
+        if isinstance(there, RepoFile) and there.lfs and there.xet_hash and _same(wanted[there.path], there)
+    }
+
+
+def _commit(
+    api: HfApi,
+    parcel: Parcel,
+    target: Target,
+    branch: _Branch,
+    changed: list[Item],
+    copies: set[str],
+    stale: list[str],
+) -> tuple[Any, int]:
+    """Make the commit; if the Hub will not copy between the two repositories, send those files from here."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+
+    operations: list[Operation] = [CommitOperationDelete(path, is_folder=False) for path in stale]
+    for item in changed:
+        if item.path in copies and parcel.origin is not None:
+            repo, revision = parcel.origin
+            operations.append(
+                CommitOperationCopy(
+                    item.path, item.path, src_revision=revision, src_repo_id=repo, src_repo_type="model"
+                )
+            )
+        else:
+            content = item.content if isinstance(item.content, bytes) else str(item.content)
+            operations.append(CommitOperationAdd(item.path, content))
+    try:
+        commit = api.create_commit(
+            target.repo,
+            operations,
+            commit_message=f"Variant {parcel.folder.resolve().name}, made by surgeon",
+            revision=target.revision,
+            create_pr=target.create_pr,
+            parent_commit=branch.head,
+        )
+    except Exception as error:
+        if copies and _copying_failed(error):
+            return _commit(api, parcel, target, branch, changed, set(), stale)
+        raise
+    return commit, len(copies)
+
+
+def _copying_failed(error: BaseException) -> bool:
+    """True if it was the Hub's copying that failed, and not the network."""
+    from huggingface_hub.errors import FileDuplicationError, HfHubHTTPError
+
+    if isinstance(error, FileDuplicationError):
+        return True
+    if isinstance(error, HfHubHTTPError):
+        at_copying = "lfs-files/duplicate" in str(error.response.request.url)
+        return at_copying and not isinstance(explain(error, ""), EnvironmentFailure)
+    return False
+
+
+def _check_arrived(api: HfApi, parcel: Parcel, target: Target, commit: str) -> None:
+    there = _tree(api, target.repo, commit)
+    wrong = [item.path for item in parcel.items if not _same(item, there.get(item.path))]
+    if wrong:
+        raise EnvironmentFailure(
+            f"{target.address}: {wrong[0]} did not arrive as it was sent"
+            + (f", nor did {len(wrong) - 1} others" if len(wrong) > 1 else "")
+            + "; run the same command again"
+        )

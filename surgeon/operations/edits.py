@@ -1,0 +1,162 @@
+"""What a variant changes in one tensor: flat indices and new values, in the tensor's own dtype.
+
+An edit is computed from the source's bytes and the operations in their order, and then serves both the
+writer, which pokes it into a copied shard, and the verification, which pokes it into a loaded model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.naming import storage_group
+from surgeon.errors import CheckpointError, InputError, RegionError, did_you_mean
+from surgeon.operations import Operation, Target, open_donor
+from surgeon.region.patch import Patch
+from surgeon.region.region import Indices, Region
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Entries of one tensor that get new values; `indices` are sorted and flat, `values` of the same length."""
+
+    indices: Indices
+    values: NDArray[Any]
+
+
+def check_regions_fit(checkpoint: Checkpoint, regions: Mapping[str, Region]) -> None:
+    """Check that every tensor of every region is in the checkpoint with the same shape.
+
+    Raises:
+        RegionError: one is not.
+    """
+    for label, region in regions.items():
+        for name in region:
+            info = checkpoint.tensors.get(name)
+            if info is None:
+                raise RegionError(
+                    f"region '{label}' has tensor '{name}', which {checkpoint.where} has not"
+                    f"{did_you_mean(name, checkpoint.tensors)}"
+                )
+            if info.shape != region.shapes[name]:
+                raise RegionError(
+                    f"region '{label}' has tensor '{name}' of shape {list(region.shapes[name])}; in "
+                    f"{checkpoint.where} its shape is {list(info.shape)}: the region belongs to another model"
+                )
+
+
+def touched_tensors(
+    checkpoint: Checkpoint, operations: Sequence[Operation], regions: Mapping[str, Region]
+) -> list[str]:
+    """Return the stored tensors that the operations may change, stored copies of tied weights included."""
+    named = {name for operation in operations for name in regions[operation.region]}
+    return [name for name in checkpoint.tensors if named.intersection(storage_group(checkpoint, name))]
+
+
+def check_donor(checkpoint: Checkpoint, donor: str, region: Region) -> None:
+    """Check that another checkpoint, or a patch, has every tensor of a region, in the same shape.
+
+    A patch must also have the dtype of the checkpoint's tensor; whether it was made for the checkpoint's bytes
+    is for `check_patch_base` to say.
+
+    Raises:
+        CheckpointError: it has not, or it cannot be opened.
+    """
+    other = open_donor(donor)
+    for name, shape in region.shapes.items():
+        info = other.tensors.get(name)
+        stored = checkpoint.tensors.get(name)
+        if isinstance(other, Patch) and info is not None and stored is not None and info.dtype != stored.dtype:
+            raise CheckpointError(
+                f"'{name}' is {info.dtype} in {donor} and {stored.dtype} in {checkpoint.source.name}: the patch was "
+                "made for another checkpoint"
+            )
+        if info is None or info.shape != shape:
+            has = "no such tensor" if info is None else f"it in shape {list(info.shape)}"
+            raise CheckpointError(
+                f"'{name}' of shape {list(shape)} cannot be taken from {donor}, which has {has}: it must be a "
+                f"checkpoint of the same architecture as {checkpoint.source.name}"
+            )
+
+
+def check_patch_base(checkpoint: Checkpoint, patch: Patch, region: Region, hashes: Mapping[str, str]) -> None:
+    """Check that a patch was made for these very tensors; `hashes` are the SHA-256 of the checkpoint's.
+
+    Raises:
+        CheckpointError: a tensor's bytes are others, or the patch treats stored copies of a tied weight unalike.
+    """
+    for name in region.shapes:
+        if hashes[name] != patch.tensors[name].base_sha256:
+            raise CheckpointError(
+                f"{patch.path}: was made for another base: tensor '{name}' of {checkpoint.source.name} has SHA-256 "
+                f"{hashes[name][:12]}..., the patch expects {patch.tensors[name].base_sha256[:12]}...; use the "
+                "checkpoint and revision that the patch names (`surgeon inspect` shows them)"
+            )
+        for twin in storage_group(checkpoint, name):
+            if twin not in region or not (
+                np.array_equal(patch.region.indices(name), patch.region.indices(twin))
+                and patch.values(name).tobytes() == patch.values(twin).tobytes()
+            ):
+                raise CheckpointError(
+                    f"{patch.path}: changes '{name}' and not '{twin}', which {checkpoint.source.name} ties to it and "
+                    "stores beside it; set `tie_word_embeddings` to false in the base's config to have both apart"
+                )
+
+
+def edited_indices(
+    checkpoint: Checkpoint, name: str, operations: Sequence[Operation], regions: Mapping[str, Region]
+) -> Indices:
+    """Return the sorted flat indices of one tensor that any of the operations acts on."""
+    steps = _steps(checkpoint, name, operations, regions)
+    if len(steps) == 1:
+        return steps[0][2]
+    return np.unique(np.concatenate([chosen for _, _, chosen in steps])) if steps else np.empty(0, np.int64)
+
+
+def make_edit(
+    checkpoint: Checkpoint, name: str, operations: Sequence[Operation], regions: Mapping[str, Region]
+) -> Edit:
+    """Compute what the operations, in their order, make of one tensor.
+
+    Memory: a few times the number of selected entries; the tensor itself is a view of the mapped file.
+
+    Raises:
+        InputError: an operation makes finite entries infinite in the tensor's dtype.
+    """
+    source = checkpoint.array(name)
+    indices = edited_indices(checkpoint, name, operations, regions)
+    values = source.reshape(-1)[indices]
+    finite = bool(np.isfinite(values).all())
+    for operation, member, chosen in _steps(checkpoint, name, operations, regions):
+        at = slice(None) if chosen.size == indices.size else np.searchsorted(indices, chosen)
+        values[at] = operation.new_values(values[at], Target(member, chosen, source))
+        if operation.donor is not None:  # the donor's own infinities are what was asked for
+            finite = bool(np.isfinite(values).all())
+        elif finite and not np.isfinite(values).all():
+            raise InputError(
+                f"'{operation.kind} {operation.region}' makes {np.count_nonzero(~np.isfinite(values))} entries of "
+                f"tensor '{name}' too large for its dtype {values.dtype.name}; use smaller values"
+            )
+    return Edit(indices, values)
+
+
+def _steps(
+    checkpoint: Checkpoint, name: str, operations: Sequence[Operation], regions: Mapping[str, Region]
+) -> list[tuple[Operation, str, Indices]]:
+    """Return the operations that act on a tensor, with the name the region knows it by and the entries.
+
+    Stored copies of a tied weight go by that one name, so that seeded operations treat them alike.
+    """
+    group = storage_group(checkpoint, name)
+    steps = []
+    for operation in operations:
+        region = regions[operation.region]
+        member = next((alias for alias in group if alias in region), None)
+        if member is not None:
+            steps.append((operation, member, region.indices(member)))
+    return steps

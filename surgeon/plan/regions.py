@@ -1,0 +1,250 @@
+"""What the regions of a recipe will be: their tensors, and at most how many entries; told from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+import numpy as np
+
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.naming import SELECTORS, Place, Scope, place, scope, unknown_kinds
+from surgeon.checkpoint.sources import local_file
+from surgeon.checkpoint.storage import TensorInfo
+from surgeon.errors import Problem, RegionError, did_you_mean
+from surgeon.operations.edits import check_regions_fit
+from surgeon.recipe.lines import KeyPath
+from surgeon.recipe.reading import RecipeFile
+from surgeon.recipe.schema import ORIGINS, DimensionsSpec, EntriesSpec, RegionSpec, ScoreSpec, SelectSpec, WandaScore
+from surgeon.region.algebra import parse
+from surgeon.region.coordinates import entry, lines
+from surgeon.region.importers import load_masks, load_neurons
+from surgeon.region.region import Indices, Mask, Region, encode_indices
+from surgeon.region.select import entry_count, entry_count_in_outputs
+
+
+@dataclass(frozen=True)
+class RegionPlan:
+    """A region to be made: its tensors, and at most how many of their entries it will select."""
+
+    name: str
+    tensors: tuple[TensorInfo, ...]
+    places: Mapping[str, Place]
+    select: SelectSpec | None
+    score: ScoreSpec | None
+    entries: int
+    exact: bool
+    known: Region | None  # where it needs no score and no other region
+    spec: RegionSpec
+
+    @property
+    def origin(self) -> str:
+        """How the region is made: top, bottom, random, or a key of the recipe such as file or combine."""
+        if self.select is not None:
+            return self.select.kind
+        return next(name for name in ORIGINS if getattr(self.spec, name) is not None)
+
+    @property
+    def numel(self) -> int:
+        """Entries of all tensors in scope."""
+        return sum(info.numel for info in self.tensors)
+
+    def groups(self) -> list[list[TensorInfo]]:
+        """Tensors that share one cut: each alone, by layer, or all together."""
+        kind = self.select.scope if self.select else "tensor"
+        if kind == "global":
+            return [list(self.tensors)]
+        if kind in ("tensor", "output"):
+            return [[info] for info in self.tensors]
+        layers: dict[object, list[TensorInfo]] = {}
+        for info in self.tensors:
+            layer = self.places[info.name].layer
+            layers.setdefault(info.name if layer is None else layer, []).append(info)
+        return list(layers.values())
+
+
+def plan_regions(file: RecipeFile, checkpoint: Checkpoint, problems: list[Problem]) -> dict[str, RegionPlan]:
+    """Plan all regions, each after those it is made from; what does not fit the model is added to `problems`."""
+    plans: dict[str, RegionPlan] = {}
+
+    def plan(name: str) -> RegionPlan:
+        if name not in plans:
+            spec = file.recipe.regions[name]
+            if spec.select is not None:
+                plans[name] = _plan_selected(file, checkpoint, name, spec, problems)
+            else:
+                whole = planned_whole(name, spec)
+                plans[name] = _narrowed(file, checkpoint, whole, problems)
+        return plans[name]
+
+    def planned_whole(name: str, spec: RegionSpec) -> RegionPlan:
+        if spec.combine is not None:
+            return _plan_combined(checkpoint, name, spec, {n: plan(n) for n in parse(spec.combine).names()})
+        if spec.dimensions is not None:
+            return _plan_dimensions(name, spec, plan(spec.dimensions.of), spec.dimensions)
+        if spec.entries is not None:
+            return _plan_entries(file, checkpoint, name, spec, problems)
+        return _plan_import(file, checkpoint, name, spec, problems)
+
+    return {name: plan(name) for name in file.recipe.regions}
+
+
+def _plan_selected(
+    file: RecipeFile, checkpoint: Checkpoint, name: str, spec: RegionSpec, problems: list[Problem]
+) -> RegionPlan:
+    assert spec.select is not None
+    score = file.recipe.score_of(name)
+    chosen = scope(checkpoint, spec.include, spec.exclude, spec.layers)
+    tensors = tuple(info for info in chosen.tensors if scorable(score, info, chosen.places[info.name]))
+    problems += _misnamed(file, checkpoint, name, chosen)
+    plan = RegionPlan(name, tensors, chosen.places, spec.select, score, 0, True, None, spec)
+    entries = _selected_count(plan, spec.select)
+    if entries == 0 and not any(problem.where == file.problem(("regions", name), "").where for problem in problems):
+        what = (
+            f"region '{name}' selects nothing: no tensor of the model is in its scope{_unknown(checkpoint)}"
+            if not chosen.tensors
+            else f"region '{name}' selects nothing: wanda scores the matrices of linear layers only"
+            if not tensors
+            else f"region '{name}' selects nothing: {spec.select.fraction:g} of each tensor is less than one entry"
+        )
+        problems.append(file.problem(("regions", name), what))
+    exact = spec.select.monolingual is None
+    return RegionPlan(name, plan.tensors, plan.places, plan.select, plan.score, entries, exact, None, spec)
+
+
+def _unknown(checkpoint: Checkpoint) -> str:
+    """Say which tensors' roles are not known, for those who miss them."""
+    kinds = unknown_kinds(checkpoint)
+    if not kinds:
+        return ""
+    shown = ", ".join(kinds[:4]) + (", ..." if len(kinds) > 4 else "")
+    return f"; the roles of {len(kinds)} kinds of tensors are unknown ({shown}): name them in include by such patterns"
+
+
+def _misnamed(file: RecipeFile, checkpoint: Checkpoint, name: str, chosen: Scope) -> Iterator[Problem]:
+    """Find the selectors of include and exclude that name nothing."""
+    spec = file.recipe.regions[name]
+    for key, selectors in (("include", spec.include), ("exclude", spec.exclude)):
+        for i, selector in enumerate(selectors):
+            if selector in chosen.unmatched:
+                yield _unmatched(file, checkpoint, ("regions", name, key, i), selector)
+
+
+def _narrowed(file: RecipeFile, checkpoint: Checkpoint, whole: RegionPlan, problems: list[Problem]) -> RegionPlan:
+    """Leave out the tensors that include, exclude and layers leave out; without any, nothing."""
+    spec = whole.spec
+    if not spec.include and not spec.exclude and spec.layers is None:
+        return whole
+    chosen = scope(checkpoint, spec.include or ["*"], spec.exclude, spec.layers)
+    problems += _misnamed(file, checkpoint, whole.name, chosen)
+    tensors = tuple(info for info in whole.tensors if info.name in chosen.places)
+    known = None if whole.known is None else whole.known.only(info.name for info in tensors)
+    entries = known.entries if known is not None else min(whole.entries, sum(info.numel for info in tensors))
+    if entries == 0 and whole.entries > 0 and not problems:
+        problems.append(file.problem(("regions", whole.name), f"region '{whole.name}' selects nothing in its scope"))
+    return replace(whole, tensors=tensors, entries=entries, known=known)
+
+
+def scorable(score: ScoreSpec | None, info: TensorInfo, where: Place) -> bool:
+    """True if a score is defined for a tensor: Wanda's is for matrices that multiply inputs, others' for all."""
+    return not isinstance(score, WandaScore) or (len(info.shape) > 1 and where.role != "embed")
+
+
+def _selected_count(plan: RegionPlan, select: SelectSpec) -> int:
+    if select.scope != "output":
+        return sum(entry_count([info.shape for info in group], select.fraction) for group in plan.groups())
+    axes = {info.name: plan.places[info.name].output_axis for info in plan.tensors}
+    return sum(entry_count_in_outputs(info.shape, select.fraction, axes[info.name]) for info in plan.tensors)
+
+
+def _unmatched(file: RecipeFile, checkpoint: Checkpoint, key: KeyPath, selector: str) -> Problem:
+    what = f"'{selector}' names no role and no tensor of {checkpoint.source.name}"
+    if selector in SELECTORS:
+        return file.problem(key, f"the model {checkpoint.source.name} has no tensor of role '{selector}'")
+    return file.problem(key, what + did_you_mean(selector, [*SELECTORS, *checkpoint.tensors]))
+
+
+def _plan_import(
+    file: RecipeFile, checkpoint: Checkpoint, name: str, spec: RegionSpec, problems: list[Problem]
+) -> RegionPlan:
+    key: KeyPath = ("regions", name, "neurons" if spec.neurons is not None else "file")
+    region = Region({}, no_masks)
+    try:
+        region = _imported(checkpoint, spec)
+        check_regions_fit(checkpoint, {name: region})
+        if region.entries == 0:
+            problems.append(file.problem(key, f"region '{name}': what the file holds is empty"))
+    except RegionError as error:
+        problems.append(file.problem(key, str(error)))
+        region = Region({}, no_masks)
+    return _known(checkpoint, name, spec, region)
+
+
+def _imported(checkpoint: Checkpoint, spec: RegionSpec) -> Region:
+    if spec.neurons is not None:
+        chosen = load_neurons(local_file(spec.neurons.file), spec.neurons.language, checkpoint)
+        return Region.from_indices(chosen, _shapes([checkpoint.info(name) for name in chosen]))
+    path = local_file(str(spec.file))
+    return load_masks(path) if path.is_dir() else Region.load(path)
+
+
+def _plan_entries(
+    file: RecipeFile, checkpoint: Checkpoint, name: str, spec: RegionSpec, problems: list[Problem]
+) -> RegionPlan:
+    items: dict[str, list[EntriesSpec]] = {}
+    for i, item in enumerate(spec.entries or ()):
+        key: KeyPath = ("regions", name, "entries", i)
+        tensors = scope(checkpoint, [item.tensor]).tensors
+        if not tensors:
+            problems.append(_unmatched(file, checkpoint, (*key, "tensor"), item.tensor))
+        for info in tensors:
+            try:
+                _entries(info, item)
+            except ValueError as error:
+                problems.append(file.problem(key, f"tensor '{info.name}': {error}"))
+                break
+            items.setdefault(info.name, []).append(item)
+
+    def mask(tensor: str) -> Mask:  # made when it is asked for: a sweep over many columns keeps none of them
+        info = checkpoint.info(tensor)
+        return encode_indices(np.unique(np.concatenate([_entries(info, item) for item in items[tensor]])), info.shape)
+
+    return _known(checkpoint, name, spec, Region(_shapes([checkpoint.info(tensor) for tensor in items]), mask))
+
+
+def _entries(info: TensorInfo, item: EntriesSpec) -> Indices:
+    if item.index is not None:
+        return entry(info.shape, item.index)
+    return lines(info.shape, item.rows, item.columns)
+
+
+def _known(checkpoint: Checkpoint, name: str, spec: RegionSpec, region: Region) -> RegionPlan:
+    tensors = tuple(checkpoint.tensors[tensor] for tensor in region)
+    places = {info.name: place(info, checkpoint.config) for info in tensors}
+    return RegionPlan(name, tensors, places, None, None, region.entries, True, region, spec)
+
+
+def _plan_combined(checkpoint: Checkpoint, name: str, spec: RegionSpec, parts: Mapping[str, RegionPlan]) -> RegionPlan:
+    assert spec.combine is not None
+    shapes = {label: Region(_shapes(part.tensors), no_masks) for label, part in parts.items()}
+    tensors = tuple(checkpoint.tensors[tensor] for tensor in parse(spec.combine).evaluate(shapes))
+    places = {info.name: place(info, checkpoint.config) for info in tensors}
+    numel = sum(info.numel for info in tensors)
+    most = numel if "~" in spec.combine else min(numel, sum(part.entries for part in parts.values()))
+    return RegionPlan(name, tensors, places, None, None, most, False, None, spec)
+
+
+def _plan_dimensions(name: str, spec: RegionSpec, of: RegionPlan, dimensions: DimensionsSpec) -> RegionPlan:
+    count = dimensions.rows + dimensions.columns + dimensions.residual
+    most = sum(min(info.numel, count * max(info.shape, default=1)) for info in of.tensors)
+    return RegionPlan(name, of.tensors, of.places, None, None, most, False, None, spec)
+
+
+def _shapes(tensors: Sequence[TensorInfo]) -> dict[str, tuple[int, ...]]:
+    return {info.name: info.shape for info in tensors}
+
+
+def no_masks(name: str) -> NoReturn:
+    """Stand in for a region's masks where only its shapes are known."""
+    raise AssertionError("a plan reads no masks")

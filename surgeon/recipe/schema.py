@@ -1,0 +1,369 @@
+"""The recipe: its schema. `recipe_file` reads one from YAML."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from surgeon.operations import AnyOperation
+from surgeon.region.algebra import parse
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+ORIGINS = ("file", "neurons", "combine", "entries", "dimensions")  # of a region that selects by no score
+
+
+class Model(BaseModel):
+    """Base of the schema: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+class SampledScore(Model):
+    """What the scores that run the model on text have in common (docs/method.md); a score per language."""
+
+    languages: Annotated[list[str], Field(min_length=1)] = Field(
+        description="codes of the corpus's languages to score on"
+    )
+    samples: Count = Field(64, description="sequences per language, at most; fewer if the text runs out")
+    sequence_length: Annotated[int, Field(ge=2)] = Field(256, description="in tokens")
+    batch_size: Count = Field(4, description="sequences per step; summed over if `reduction` is absolute")
+    dtype: Literal["auto", "float32", "native"] = Field(
+        "auto", description="arithmetic: float32, or the weights' own dtype; auto is float32 on a CPU, else native"
+    )
+
+
+class GradParamScore(SampledScore):
+    """|weight x gradient|: how much the loss would change without the entry, to first order."""
+
+    kind: Literal["grad_param"] = Field(description="the score: the weight times its gradient")
+    reduction: Literal["signed", "absolute"] = Field(
+        "signed", description="signed: absolute value of the sum over batches; absolute: sum of the absolute values"
+    )
+
+
+class WandaScore(SampledScore):
+    """|weight| x norm of the input it is multiplied with, over the sample; matrices of linear layers only."""
+
+    kind: Literal["wanda"] = Field(description="the score: the weight times the norm of its input")
+
+
+class MagnitudeScore(Model):
+    """|weight|; no model is run and no text read."""
+
+    kind: Literal["magnitude"] = Field(description="the score: the weight's size")
+
+
+class RandomScore(Model):
+    """A number between 0 and 1 drawn for each entry: what any score must beat."""
+
+    kind: Literal["random"] = Field(description="the score: drawn at random")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="another seed, another draw")
+
+
+ScoreSpec = GradParamScore | WandaScore | MagnitudeScore | RandomScore
+
+
+class SelectSpec(Model):
+    """Which entries of the scored tensors form the region: exactly one of top, bottom, random."""
+
+    top: Fraction | None = Field(None, description="share of the entries, those of highest score")
+    bottom: Fraction | None = Field(None, description="share of the entries, those of lowest score")
+    random: Fraction | None = Field(None, description="share of the entries, drawn at random; needs no score")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of `random`")
+    scope: Literal["tensor", "layer", "global", "output"] = Field(
+        "tensor",
+        description="the share is taken of every tensor, of every layer, of all tensors together, or of the entries "
+        "behind each output of a matrix, as Wanda compares them",
+    )
+    monolingual: str | None = Field(None, description="a scored language: its top entries minus every other language's")
+
+    @property
+    def kind(self) -> Literal["top", "bottom", "random"]:
+        """Which of the three was given."""
+        return "top" if self.top is not None else "bottom" if self.bottom is not None else "random"
+
+    @property
+    def fraction(self) -> float:
+        """The share of entries to select."""
+        return next(value for value in (self.top, self.bottom, self.random) if value is not None)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> SelectSpec:
+        given = [name for name in ("top", "bottom", "random") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of top, bottom, random (given: {', '.join(given) or 'none'})")
+        if self.monolingual is not None and given != ["top"]:
+            raise ValueError("monolingual goes with top")
+        if self.scope == "output" and given == ["random"]:
+            raise ValueError("scope output goes with top or bottom")
+        return self
+
+
+class EntriesSpec(Model):
+    """Entries given by their place: one entry, or whole rows and columns, of every tensor that `tensor` names."""
+
+    tensor: str = Field(description="a role, a tensor's name, or a pattern of names")
+    index: Annotated[list[int], Field(min_length=1)] | None = Field(None, description="one entry, an index per axis")
+    rows: list[int] = Field([], description="indices of all axes but the last; a vector has one entry per row")
+    columns: list[int] = Field([], description="indices of the last axis")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> EntriesSpec:
+        if (self.index is None) == (not self.rows and not self.columns):
+            raise ValueError("give either index, or rows and columns")
+        return self
+
+
+class DimensionsSpec(Model):
+    """The fullest rows and columns of each tensor of a region, or its fullest residual dimensions."""
+
+    of: str = Field(description="the region whose entries are counted")
+    rows: Annotated[int, Field(ge=0)] = Field(0, description="rows per tensor")
+    columns: Annotated[int, Field(ge=0)] = Field(0, description="columns per tensor")
+    residual: Annotated[int, Field(ge=0)] = Field(0, description="residual dimensions, the same in all tensors")
+    random: bool = Field(False, description="as many others at random instead: the control")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of `random`")
+
+    @model_validator(mode="after")
+    def _some(self) -> DimensionsSpec:
+        if bool(self.residual) == bool(self.rows or self.columns):
+            raise ValueError("give either residual, or rows and columns")
+        return self
+
+
+class NeuronsSpec(Model):
+    """The feed-forward neurons that a file of the LAPE project lists for one language."""
+
+    file: str = Field(description="such as `LLaMA-2-7B.neuron.pth`")
+    language: Annotated[int, Field(ge=0)] = Field(description="which of the file's languages, counted from 0")
+
+
+class RegionSpec(Model):
+    """A region, by exactly one of: select, file, neurons, combine, entries, dimensions."""
+
+    file: str | None = Field(None, description="a region file, or a folder of boolean masks `TENSOR.pt`")
+    neurons: NeuronsSpec | None = Field(None, description="language-specific neurons from a file")
+    combine: str | None = Field(None, description="other regions, with & | - ~ and parentheses: `core - norms`")
+    entries: Annotated[list[EntriesSpec], Field(min_length=1)] | None = Field(
+        None, description="entries by their place"
+    )
+    dimensions: DimensionsSpec | None = Field(None, description="the fullest rows, columns or dimensions of a region")
+    score: Annotated[ScoreSpec, Field(discriminator="kind")] | None = Field(
+        None, description="what to select by; `select: {random: …}` needs none"
+    )
+    from_: str | None = Field(None, alias="from", description="another region whose score to use")
+    select: SelectSpec | None = Field(None, description="how many entries, and which")
+    include: list[str] = Field(
+        [],
+        description="roles or tensor name patterns; empty: all of the decoder layers, or of what the region is made of",
+    )
+    exclude: list[str] = Field([], description="the same, to leave out again")
+    layers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="first and last layer, counted from 0; `[0, 3]` are the first four"
+    )
+
+    @field_validator("combine")
+    @classmethod
+    def _reads(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse(text)
+        return text
+
+    @field_validator("layers")
+    @classmethod
+    def _in_order(cls, layers: list[int] | None) -> list[int] | None:
+        if layers is not None and layers[0] > layers[1]:
+            raise ValueError(f"the first layer, {layers[0]}, comes after the last, {layers[1]}")
+        return layers
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> RegionSpec:
+        for origin in ORIGINS:
+            if getattr(self, origin) is not None:
+                # What is as if left out may stand there, as it does in a recipe with its defaults filled in.
+                defaults = {name: field.default for name, field in type(self).model_fields.items()}
+                others = defaults.keys() - {origin, "include", "exclude", "layers"}
+                if any(getattr(self, name) != defaults[name] for name in others):
+                    raise ValueError(f"a region given by {origin} takes no other keys but include, exclude, layers")
+                return self
+        if self.select is None:
+            raise ValueError(f"needs `select: {{top: 0.01}}` (or bottom, random), or one of {', '.join(ORIGINS)}")
+        if self.score is not None and self.from_ is not None:
+            raise ValueError("give either score or from, not both")
+        if self.select.kind != "random" and self.score is None and self.from_ is None:
+            raise ValueError(f"select {self.select.kind} needs a score: add `score:` or `from: REGION`")
+        return self
+
+
+class AxisSpec(Model):
+    """One axis of a sweep: which keys of the recipe take which values, one after the other."""
+
+    set: str | Annotated[list[str], Field(min_length=1)] = Field(
+        description="`regions.NAME.…` or, of the variant itself, `operations.0.…`; several keys take the value together"
+    )
+    to: Annotated[list[Any], Field(min_length=1)] = Field(description="the values")
+
+
+class VariantSpec(Model):
+    """Operations in the order in which they are done, a region to freeze, and whether the result is written."""
+
+    operations: list[AnyOperation] = Field([], description="what to do to which region, in this order")
+    freeze: str | None = Field(None, description="a region whose entries trainers shall keep; writes `freeze/` beside")
+    write: bool | Literal["patch"] = Field(
+        True,
+        description="a whole checkpoint, or `patch`: what changed, as one file (docs/patch-format.md), or nothing; "
+        "with a sweep, the default is `false`",
+    )
+    sweep: dict[str, AxisSpec] = Field({}, description="axes by name: one variant per point of their grid instead")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _points_are_only_measured(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("sweep"):
+            return {"write": False, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _does_something(self) -> VariantSpec:
+        if not self.operations and self.freeze is None:
+            raise ValueError("does nothing: give it `operations: [{zero: REGION}]`, or `freeze: REGION`")
+        if self.freeze is not None and self.write is not True:
+            told = "; say `write: true`" if self.sweep else ""
+            given = str(self.write).lower()
+            raise ValueError(
+                f"freeze writes a bundle beside the weights, so it does not go with `write: {given}`{told}"
+            )
+        return self
+
+
+class ExpectSpec(Model):
+    """A bound on the ratio of a variant's perplexity to the base's, over all languages or one."""
+
+    variant: str = Field(description="name of the variant")
+    ratio_at_least: Annotated[float, Field(gt=0)] | None = Field(None, description="the ratio may not be lower")
+    ratio_at_most: Annotated[float, Field(gt=0)] | None = Field(None, description="the ratio may not be higher")
+    language: str | None = Field(None, description="of this language; of the geometric means when left out")
+
+    @model_validator(mode="after")
+    def _some_bound(self) -> ExpectSpec:
+        if self.ratio_at_least is None and self.ratio_at_most is None:
+            raise ValueError("give ratio_at_least or ratio_at_most")
+        return self
+
+
+class VerifySpec(Model):
+    """How perplexity is measured (docs/method.md)."""
+
+    languages: Literal["all"] | Annotated[list[str], Field(min_length=1)] = Field(
+        "all", description="codes of the corpus's languages to measure"
+    )
+    tokens: Annotated[int, Field(ge=2)] = Field(512, description="per language, at most")
+    window: Annotated[int, Field(ge=2)] = Field(256, description="tokens that the model sees at a time")
+    stride: Count | None = Field(None, description="new tokens per window; the window itself when left out")
+    batch_size: Count = Field(4, description="windows at a time; does not change the figures")
+    expect: list[ExpectSpec] = Field([], description="bounds on what comes out; exit code 1 if one is missed")
+    prompts: list[Annotated[str, Field(min_length=1)]] = Field([], description="texts for each model to continue")
+    new_tokens: Count = Field(20, description="per prompt, at most; always the likeliest token")
+
+    @model_validator(mode="after")
+    def _stride_fits(self) -> VerifySpec:
+        if self.stride is not None and self.stride > self.window:
+            raise ValueError(
+                f"stride {self.stride} is longer than the window of {self.window}: tokens would be skipped"
+            )
+        return self
+
+
+class TextSpec(Model):
+    """One language's text: from a file, or from a dataset read as a stream."""
+
+    file: str | None = Field(None, description="a text file (a document per line), or a `.jsonl` or `.parquet` file")
+    dataset: str | None = Field(None, description="an id on the Hub, or a folder")
+    config: str | None = Field(None, description="the dataset's configuration, often a language")
+    split: str = Field("train", description="which part of the dataset")
+    field: str = Field("text", description="the field or column that holds the text")
+    revision: str | None = Field(None, description="a branch, tag or commit of the dataset; the newest when left out")
+    documents: Count | None = Field(
+        None, description="how many to read, from the first; when left out, all of a file and 2000 of a dataset"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TextSpec:
+        if (self.file is None) == (self.dataset is None):
+            raise ValueError("give either file or dataset")
+        if self.file is not None and self.model_fields_set & {"config", "split", "revision"}:
+            raise ValueError("config, split and revision go with dataset, not with file")
+        return self
+
+
+class PushSpec(Model):
+    """Where on the Hub the written variants go (docs/hub.md): each to a repository, or to a branch of one."""
+
+    repo: str = Field(description="`org/name`; `{variant}` in it stands for the variant's name")
+    variants: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="which; left out: all that are written as whole checkpoints"
+    )
+    revision: str | None = Field(None, description='a branch, made if it is missing; `"{variant}"`: one per variant')
+    private: bool = Field(False, description="of a repository that is made; one that is public is refused")
+    create_pr: bool = Field(False, description="propose the change instead of making it")
+    weights: bool = Field(True, description="`false`: only what it takes to make them again")
+
+    @field_validator("revision", mode="before")
+    @classmethod
+    def _quoted(cls, value: Any) -> Any:
+        if isinstance(value, dict):  # what YAML makes of {variant} without quotes
+            raise ValueError('put quotes around it: "{variant}"')
+        return value
+
+    def place(self, variant: str) -> tuple[str, str | None]:
+        """Return the repository and branch of a variant."""
+        revision = self.revision.replace("{variant}", variant) if self.revision is not None else None
+        return self.repo.replace("{variant}", variant), revision
+
+
+class Recipe(Model):
+    """A whole recipe; paths in it are relative to the folder the command is run in."""
+
+    version: Literal[1] = Field(description="of this format")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="letters, digits, `.`, `_`, `-`"
+    )
+    model: str = Field(description="`builtin:NAME`, a folder, or a Hub id: `org/name`, `hf://org/name@revision`")
+    corpus: str | dict[str, str | TextSpec] = Field(
+        "builtin:udhr30",
+        description="`builtin:NAME`, or per language code a file (text, `.jsonl`, `.parquet`) or a dataset",
+    )
+    regions: dict[str, RegionSpec] = Field({}, description="sets of entries, by name")
+    variants: dict[str, VariantSpec] = Field({}, description="edited models, by name")
+    verify: VerifySpec | None = Field(
+        None, description="how to measure the base and the variants; left out: not at all"
+    )
+    push: PushSpec | None = Field(None, description="publish what was written, if the expectations held")
+    output: str = Field(description="folder to write to")
+
+    def pushed_variants(self) -> list[str]:
+        """Return the variants that `push` publishes."""
+        if self.push is None:
+            return []
+        whole = [name for name, variant in self.variants.items() if variant.write is True]
+        return whole if self.push.variants is None else list(dict.fromkeys(self.push.variants))
+
+    def score_of(self, region: str) -> ScoreSpec | None:
+        """Return the score a region selects by, following `from`."""
+        spec = self.regions[region]
+        return self.score_of(spec.from_) if spec.from_ is not None else spec.score
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe, for editors."""
+    return Recipe.model_json_schema(by_alias=True)
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """Return a recipe as YAML with its defaults filled in; loading it gives an equal recipe."""
+    data = json.loads(recipe.model_dump_json(by_alias=True, exclude_none=True))
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

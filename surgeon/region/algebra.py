@@ -1,0 +1,92 @@
+"""Set algebra between named regions: `core - norms`, `arabic & ~(core | bottom)`.
+
+`~` binds tightest, then `-`, `&`, `|`, as in Python. A `-` inside a word belongs to the region's name, so that the
+minus sign needs a space before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from surgeon.region.region import Region
+
+_TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)|(?P<sign>[&|~()-]))")
+_LOOSEST_FIRST = ("|", "&", "-")
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A region by name, or a sign (`~ - & |`) with the one or two expressions that it combines."""
+
+    name: str = ""
+    sign: str = ""
+    parts: tuple[Expression, ...] = ()
+
+    def names(self) -> Iterator[str]:
+        """Names of the regions in the expression, from left to right."""
+        if self.name:
+            yield self.name
+        for part in self.parts:
+            yield from part.names()
+
+    def evaluate(self, regions: Mapping[str, Region]) -> Region:
+        """Combine the regions, lazily."""
+        values = [part.evaluate(regions) for part in self.parts]
+        if self.sign == "~":
+            return ~values[0]
+        if self.sign == "-":
+            return values[0] - values[1]
+        if self.sign == "&":
+            return values[0] & values[1]
+        return values[0] | values[1] if self.sign else regions[self.name]
+
+
+def parse(text: str) -> Expression:
+    """Read an expression.
+
+    Raises:
+        ValueError: it is not one; the message says where it breaks.
+    """
+    tokens, position = [], 0
+    while text[position:].strip():
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise ValueError(f"{text!r} cannot be read at {text[position:].strip()!r}; use names, & | - ~ and ( )")
+        tokens.append(match[0].strip())
+        position = match.end()
+    result = _binary(tokens, 0, text)
+    if tokens:
+        raise ValueError(f"{text!r} cannot be read at {tokens[0]!r}; two regions need & | or - between them")
+    return result
+
+
+def renamed(text: str, names: Mapping[str, str]) -> str:
+    """Return the text of an expression with some of its regions under other names."""
+    return re.sub(r"[A-Za-z0-9][A-Za-z0-9._-]*", lambda match: names.get(match[0], match[0]), text)
+
+
+def _binary(tokens: list[str], level: int, text: str) -> Expression:
+    if level == len(_LOOSEST_FIRST):
+        return _single(tokens, text)
+    left = _binary(tokens, level + 1, text)
+    while tokens and tokens[0] == _LOOSEST_FIRST[level]:
+        sign = tokens.pop(0)
+        left = Expression(sign=sign, parts=(left, _binary(tokens, level + 1, text)))
+    return left
+
+
+def _single(tokens: list[str], text: str) -> Expression:
+    token = tokens.pop(0) if tokens else ""
+    if token == "~":
+        return Expression(sign="~", parts=(_single(tokens, text),))
+    if token == "(":
+        inner = _binary(tokens, 0, text)
+        if not tokens or tokens.pop(0) != ")":
+            raise ValueError(f"{text!r} lacks a closing parenthesis")
+        return inner
+    if not token or not token[0].isalnum():
+        where = f"before {token!r}" if token else "at its end"
+        raise ValueError(f"{text!r} lacks a region's name {where}")
+    return Expression(name=token)

@@ -1,0 +1,209 @@
+"""Where the entries of a region stand: by layer and role, by row and column, by residual dimension.
+
+The residual stream has one width throughout a model. A matrix that reads it (q, k, v, gate, up) has one
+input per residual dimension, one that writes it (attention output, MLP down) one output per dimension, and a
+norm vector one entry. Counting a region's entries along that axis over all tensors shows the dimensions that
+recur from layer to layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.checkpoint.naming import Place, place
+from surgeon.checkpoint.storage import TensorInfo
+from surgeon.region.region import Indices, Region
+
+WRITERS = {"attn.o", "mlp.down"}
+READERS = {"attn.q", "attn.k", "attn.v", "attn.qkv", "mlp.gate", "mlp.up", "mlp.gate_up", "router", "embed", "head"}
+VECTORS = {"norm", "final_norm"} | WRITERS  # a writer's vector is its bias
+
+# Shares of the rows (or columns) of a matrix at which `Spread` says how many of the entries they hold.
+SPREAD_AT = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Entries selected and present in one role of one layer; `layer` None outside the layers.
+
+    `rows` and `columns` are the shares of the entries that the fullest hundredth of the rows and of the columns
+    of its matrices hold; None where there is no matrix, or no entry.
+    """
+
+    layer: int | None
+    role: str
+    entries: int
+    numel: int
+    rows: float | None
+    columns: float | None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a role's entries crowd: the share held by the fullest `SPREAD_AT` of a matrix's rows and columns."""
+
+    rows: tuple[float, ...]
+    columns: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One residual dimension: `hits` of its `slots` are selected, and it stands out in `tensors` of them.
+
+    A dimension stands out in a tensor if it is among the fullest hundredth of that tensor's dimensions.
+    """
+
+    index: int
+    hits: int
+    slots: int
+    tensors: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A region by layer and role, by row and column, and its fullest residual dimensions, fullest first."""
+
+    cells: tuple[Cell, ...]
+    spreads: Mapping[str, Spread]
+    hidden_size: int | None
+    dimensions: tuple[Dimension, ...]
+
+
+def places_of(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, Place]:
+    """Return the place of each tensor, from names and shapes alone; an empty config means the usual orientation."""
+    return {name: place(TensorInfo(name, "F32", shape, Path(), 0, 0), config) for name, shape in shapes.items()}
+
+
+def hidden_size(shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, Place]) -> int | None:
+    """Return the width of the residual stream: the length that the matrices have most often in common."""
+    axes: Counter[int] = Counter()
+    expected: Counter[int] = Counter()
+    for name, shape in shapes.items():
+        if len(shape) < 2 or places[name].role not in WRITERS | READERS:
+            continue
+        axes.update(set(shape[-2:]))
+        expected[shape[_usual_axis(shape, places[name])]] += 1
+    if not axes:
+        vectors = Counter(
+            shape[0] for name, shape in shapes.items() if len(shape) == 1 and places[name].role in VECTORS
+        )
+        return vectors.most_common(1)[0][0] if vectors else None
+    return max(axes, key=lambda length: (axes[length], expected[length]))
+
+
+def residual_axis(shape: tuple[int, ...], where: Place, hidden: int | None) -> int | None:
+    """Return the axis of a tensor that runs along the residual stream; None if there is none, or none is known."""
+    if len(shape) == 1:
+        return 0 if where.role in VECTORS and shape[0] == hidden else None
+    if len(shape) < 2 or where.role not in WRITERS | READERS:
+        return None
+    fitting = [axis for axis in (len(shape) - 2, len(shape) - 1) if shape[axis] == hidden]
+    return fitting[0] if len(fitting) == 1 else _usual_axis(shape, where) if fitting else None
+
+
+def _usual_axis(shape: tuple[int, ...], where: Place) -> int:
+    """Return the residual axis as the role has it; stacked experts count their last two axes."""
+    first, last = len(shape) - 2, len(shape) - 1
+    if where.role in ("embed", "head"):
+        return last
+    output = where.output_axis if len(shape) == 2 and where.output_axis is not None else first
+    return output if where.role in WRITERS else first + last - output
+
+
+def along(indices: Indices, shape: tuple[int, ...], axis: int) -> Indices:
+    """Return the coordinate of flat indices along one axis."""
+    coordinates: Indices = indices // math.prod(shape[axis + 1 :]) % shape[axis]
+    return coordinates
+
+
+def profile(region: Region, config: Mapping[str, Any], top: int = 24) -> Profile:
+    """Profile a region; each mask is decoded once.
+
+    Args:
+        region: its tensors carry their names on disk.
+        config: the model's config; only needed where names and shapes do not tell the orientation (GPT-2).
+        top: number of residual dimensions to keep.
+    """
+    places = places_of(region.shapes, config)
+    hidden = hidden_size(region.shapes, places)
+    cells: dict[tuple[int | None, str], tuple[int, int]] = {}
+    crowds: dict[tuple[int | None, str], _Crowd] = {}
+    hits = np.zeros(hidden or 0, dtype=np.int64)
+    slots, outstanding = np.zeros_like(hits), np.zeros_like(hits)
+    for name in region:
+        where, shape = places[name], region.shapes[name]
+        indices = region.indices(name)
+        known = cells.get((where.layer, where.role), (0, 0))
+        cells[where.layer, where.role] = known[0] + indices.size, known[1] + math.prod(shape)
+        if len(shape) > 1:
+            crowds.setdefault((where.layer, where.role), _Crowd()).add(indices, shape)
+        axis = residual_axis(shape, where, hidden)
+        if axis is not None:
+            counts = np.bincount(along(indices, shape, axis), minlength=shape[axis])
+            hits += counts
+            slots += math.prod(shape) // shape[axis]
+            outstanding[_fullest(counts)] += 1
+    order = np.lexsort((np.arange(hits.size), -hits))[:top]
+    return Profile(
+        tuple(Cell(*key, *counts, *crowds.get(key, _Crowd()).fullest()) for key, counts in cells.items()),
+        _spreads(crowds),
+        hidden,
+        tuple(Dimension(int(i), int(hits[i]), int(slots[i]), int(outstanding[i])) for i in order if hits[i]),
+    )
+
+
+def _fullest(counts: NDArray[np.int64]) -> Indices:
+    """Return the fullest hundredth of the positions, at least one, all of them with hits."""
+    wanted = max(1, counts.size // 100)
+    order = np.argsort(-counts, kind="stable")[:wanted]
+    fullest: Indices = order[counts[order] > 0]
+    return fullest
+
+
+class _Crowd:
+    """Sums, over the matrices of a role, the entries held by the fullest shares of rows and of columns."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.held = [np.zeros(len(SPREAD_AT)), np.zeros(len(SPREAD_AT))]
+
+    def add(self, indices: Indices, shape: tuple[int, ...]) -> None:
+        columns = shape[-1]
+        self.total += indices.size
+        self.held[0] += _held(np.bincount(indices // columns, minlength=math.prod(shape[:-1])))
+        self.held[1] += _held(np.bincount(indices % columns, minlength=columns))
+
+    def spread(self) -> Spread:
+        rows, columns = (tuple(round(float(value), 6) for value in held / self.total) for held in self.held)
+        return Spread(rows, columns)
+
+    def fullest(self) -> tuple[float | None, float | None]:
+        if not self.total:
+            return None, None
+        spread, hundredth = self.spread(), SPREAD_AT.index(0.01)
+        return spread.rows[hundredth], spread.columns[hundredth]
+
+
+def _spreads(crowds: Mapping[tuple[int | None, str], _Crowd]) -> dict[str, Spread]:
+    """Sum the layers of each role."""
+    by_role: dict[str, _Crowd] = {}
+    for (_, role), crowd in crowds.items():
+        whole = by_role.setdefault(role, _Crowd())
+        whole.total += crowd.total
+        whole.held = [mine + theirs for mine, theirs in zip(whole.held, crowd.held, strict=True)]
+    return {role: crowd.spread() for role, crowd in by_role.items() if crowd.total}
+
+
+def _held(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return how many entries the fullest `SPREAD_AT` of the positions hold, interpolated between whole ones."""
+    running = np.concatenate([[0], np.cumsum(np.sort(counts)[::-1])])
+    held: NDArray[np.float64] = np.interp(np.array(SPREAD_AT) * counts.size, np.arange(running.size), running)
+    return held

@@ -1,0 +1,148 @@
+"""Regions from other projects' files: folders of boolean `.pt` masks, and lists of language-specific neurons.
+
+Such files are pickles. They are loaded with `weights_only=True`, so that no code in them runs; what needs more than
+plain tensors and lists is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.naming import Place, place
+from surgeon.checkpoint.storage import TensorInfo
+from surgeon.errors import RegionError
+from surgeon.region.coordinates import lines
+from surgeon.region.region import Indices, Mask, Region, encode_mask
+
+
+def load_masks(folder: Path) -> Region:
+    """Open a folder of masks, one file TENSOR.pt per tensor, as the authors of the method save them.
+
+    Each holds one boolean tensor of the parameter's shape. Shapes are read now and masks when asked for; once read,
+    they are kept encoded.
+
+    Raises:
+        RegionError: there is no such file in the folder, or one of them is no boolean tensor.
+    """
+    files = {path.name.removesuffix(".pt"): path for path in sorted(folder.glob("*.pt"))}
+    if not files:
+        raise RegionError(f"{folder}: neither a region file nor a folder of masks named TENSOR.pt")
+
+    @cache
+    def mask(name: str) -> Mask:
+        return encode_mask(_boolean(files[name]).numpy())
+
+    shapes = {name: tuple(_boolean(path).shape) for name, path in files.items()}
+    return Region(shapes, mask, {"made_from": {"masks": str(folder)}})
+
+
+def _boolean(path: Path) -> Any:
+    """Map one mask; its data are read when used."""
+    import torch
+
+    tensor = _load(path)
+    if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.bool:
+        held = f"a tensor of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
+        raise RegionError(
+            f"{path}: holds {held}; a mask is one boolean tensor, which torch.save(mask.bool(), {path.name!r}) writes"
+        )
+    return tensor
+
+
+def load_neurons(path: Path, language: int, checkpoint: Checkpoint) -> dict[str, Indices]:
+    """Return the entries of one language's feed-forward neurons, from a file of the LAPE project (arXiv 2402.16438).
+
+    The file holds, for each language and layer, the indices of neurons. A neuron is its row in the gate and up
+    matrices (and its entry in their biases), and its column in the down matrix.
+
+    Raises:
+        RegionError: the file is of another form, or its neurons are not those of this model.
+    """
+    data = _load(path)
+    if not (isinstance(data, list) and data and all(isinstance(layers, list) for layers in data)):
+        raise RegionError(f"{path}: not a file of neurons: it must hold, for each language, a list of layers' indices")
+    if language >= len(data):
+        raise RegionError(f"{path}: holds {len(data)} languages, so that the last is language {len(data) - 1}")
+    layers = _feed_forward(checkpoint)
+    if len(layers) != len(data[language]):
+        raise RegionError(f"{path}: has neurons for {len(data[language])} layers, but the model has {len(layers)}")
+    chosen: dict[str, Indices] = {}
+    for layer, (neurons, tensors) in enumerate(zip(data[language], layers.values(), strict=True)):
+        indices = _whole_numbers(path, neurons)
+        width = _neurons(tensors)
+        if indices and not 0 <= min(indices) <= max(indices) < width:
+            raise RegionError(f"{path}: layer {layer} has neuron {max(indices)}, but the model has {width} in a layer")
+        for info, where in tensors:
+            chosen[info.name] = _entries(info, where, indices, width)
+    return chosen
+
+
+def _whole_numbers(path: Path, neurons: Any) -> list[int]:
+    found = neurons.tolist() if hasattr(neurons, "tolist") else neurons
+    if not isinstance(found, list) or not all(isinstance(index, int) for index in found):
+        raise RegionError(f"{path}: not a file of neurons: a layer's neurons must be a list of whole numbers")
+    return found
+
+
+def _feed_forward(checkpoint: Checkpoint) -> Mapping[int, list[tuple[TensorInfo, Place]]]:
+    """Return each layer's feed-forward tensors, layers in order."""
+    layers: dict[int, list[tuple[TensorInfo, Place]]] = {}
+    for info in checkpoint.tensors.values():
+        where = place(info, checkpoint.config)
+        if where.layer is not None and where.role.startswith("mlp."):
+            layers.setdefault(where.layer, []).append((info, where))
+    return dict(sorted(layers.items()))
+
+
+def _neurons(tensors: Sequence[tuple[TensorInfo, Place]]) -> int:
+    """Return how many neurons a layer has: the inputs of its one down matrix.
+
+    Raises:
+        RegionError: the layer has several, or none that is known.
+    """
+    down = [(info, where) for info, where in tensors if where.role == "mlp.down" and len(info.shape) > 1]
+    if len(down) != 1 or len(down[0][0].shape) != 2:
+        raise RegionError(
+            f"neurons of layer {tensors[0][1].layer} cannot be named by one number: it has not one down matrix of two "
+            "axes (a mixture of experts has many)"
+        )
+    info, where = down[0]
+    return info.shape[1 - (where.output_axis or 0)]
+
+
+def _entries(info: TensorInfo, where: Place, neurons: list[int], width: int) -> Indices:
+    """Return the entries that neurons have in one tensor of their layer."""
+    if where.role == "mlp.down":
+        if len(info.shape) == 1:
+            return np.empty(0, dtype=np.int64)  # the bias belongs to no neuron
+        return lines(info.shape, *((neurons, []) if where.output_axis == 1 else ([], neurons)))
+    if where.role == "mlp.gate_up":
+        neurons = [*neurons, *(index + width for index in neurons)]  # the gates come first, then the ups
+    return lines(info.shape, *(([], neurons) if where.output_axis == 1 else (neurons, [])))
+
+
+def _load(path: Path) -> Any:
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError:
+        raise RegionError(
+            f"{path}: holds more than plain tensors and lists, so loading it could run code that it brings; load it "
+            "where you trust it, and save the tensors alone with torch.save"
+        ) from None
+    except OSError as error:
+        raise RegionError(f"{path}: cannot be read as a torch file ({error})") from None
+    except Exception as error:  # damaged bytes are read as any instructions: KeyError, IndexError, struct.error, ...
+        said = next(iter(str(error).splitlines()), "")
+        raise RegionError(
+            f"{path}: damaged, or no torch file ({type(error).__name__}: {said}); fetch the file again"
+        ) from None

@@ -1,0 +1,116 @@
+"""How far two regions coincide: in entries, and in the rows and columns that their entries crowd into."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.errors import RegionError
+from surgeon.region.region import Region
+
+
+@dataclass(frozen=True)
+class TensorOverlap:
+    """One tensor of both regions: entries of the left, the right and both.
+
+    `expected` is how many random entries in these numbers would have in common.
+    `rows` and `columns` compare where the entries stand: with p and q the shares of each region's entries per
+    row, the sum of min(p, q). 1.0 if both crowd into the same rows equally, 0.0 if they share none.
+    """
+
+    name: str
+    numel: int
+    left: int
+    right: int
+    shared: int
+    expected: float
+    rows: float
+    columns: float
+
+    @property
+    def jaccard(self) -> float:
+        """Shared entries as a share of all selected by either; 1.0 where neither selects any."""
+        union = self.left + self.right - self.shared
+        return self.shared / union if union else 1.0
+
+    @property
+    def by_chance(self) -> float:
+        """The Jaccard index to expect of random entries in these numbers."""
+        union = self.left + self.right - self.expected
+        return self.expected / union if union else 1.0
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """All tensors that both regions have, and the entries per tensor that only one of them has."""
+
+    tensors: tuple[TensorOverlap, ...]
+    only_left: Mapping[str, int]
+    only_right: Mapping[str, int]
+
+    @property
+    def identical(self) -> bool:
+        """True if both select the same entries."""
+        only = sum(self.only_left.values()) + sum(self.only_right.values())
+        return not only and all(tensor.left == tensor.right == tensor.shared for tensor in self.tensors)
+
+    @property
+    def total(self) -> TensorOverlap:
+        """The regions as a whole; rows and columns are means over the tensors of both, weighted by entries."""
+        weights = [tensor.left + tensor.right for tensor in self.tensors]
+        return TensorOverlap(
+            "all tensors",
+            sum(tensor.numel for tensor in self.tensors),
+            sum(tensor.left for tensor in self.tensors) + sum(self.only_left.values()),
+            sum(tensor.right for tensor in self.tensors) + sum(self.only_right.values()),
+            sum(tensor.shared for tensor in self.tensors),
+            sum(tensor.expected for tensor in self.tensors),
+            _mean([tensor.rows for tensor in self.tensors], weights),
+            _mean([tensor.columns for tensor in self.tensors], weights),
+        )
+
+
+def overlap(left: Region, right: Region) -> Overlap:
+    """Compare two regions of one model, one tensor at a time.
+
+    Raises:
+        RegionError: they have no tensor in common, or one of different shapes.
+    """
+    shared = left & right
+    if not len(shared):
+        raise RegionError("the two regions have no tensor in common: they belong to different models")
+    tensors = []
+    for name, shape in left.shapes.items():
+        if name in right:
+            rows, columns = zip(left.hits(name), right.hits(name), strict=True)
+            tensors.append(
+                TensorOverlap(
+                    name,
+                    math.prod(shape),
+                    left[name].entries,
+                    right[name].entries,
+                    shared[name].entries,
+                    left[name].entries * right[name].entries / math.prod(shape) if math.prod(shape) else 0.0,
+                    _coincidence(*rows),
+                    _coincidence(*columns),
+                )
+            )
+    return Overlap(
+        tuple(tensors),
+        {name: left[name].entries for name in left if name not in right},
+        {name: right[name].entries for name in right if name not in left},
+    )
+
+
+def _coincidence(left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
+    if not left.sum() or not right.sum():
+        return float(left.sum() == right.sum())
+    return float(np.minimum(left / left.sum(), right / right.sum()).sum())
+
+
+def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    return float(np.average(values, weights=weights)) if sum(weights) else 1.0

@@ -1,0 +1,108 @@
+"""Text per language: shipped, from local files, or from datasets; always in two halves.
+
+Importance is scored on one half and perplexity is measured on the other, so that no model is measured on
+the text that chose its region. The Declaration is split by article; any other text by alternating
+paragraphs (lines of a file, documents of a dataset).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from surgeon.checkpoint.sources import ASSETS
+from surgeon.errors import InputError, did_you_mean
+from surgeon.text.documents import DatasetLocation, FileLocation, read_documents
+
+Location = Path | FileLocation | DatasetLocation
+
+
+@dataclass(frozen=True)
+class Text:
+    """One language's text; `score` and `evaluate` share no paragraph position.
+
+    `origin` says where it was drawn from, `revision` at which commit of the Hub, if it came from there.
+    """
+
+    language: str
+    score: str
+    evaluate: str
+    origin: str = ""
+    revision: str | None = None
+
+    @property
+    def score_hash(self) -> str:
+        """SHA-256 of the scoring half, UTF-8."""
+        return hashlib.sha256(self.score.encode()).hexdigest()
+
+    @property
+    def evaluate_hash(self) -> str:
+        """SHA-256 of the evaluation half, UTF-8."""
+        return hashlib.sha256(self.evaluate.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text for each language, read when first asked for and kept, so that a run sees one text throughout."""
+
+    name: str
+    locations: Mapping[str, Location]
+    _texts: dict[str, Text] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def languages(self) -> list[str]:
+        """Languages with text, in alphabetical order of their codes."""
+        return sorted(self.locations)
+
+    def text(self, language: str) -> Text:
+        """Read one language's text.
+
+        Raises:
+            InputError: the language is not in the corpus, its file is missing, not UTF-8, or too short to split.
+            EnvironmentFailure: a dataset could not be reached.
+        """
+        if language not in self.locations:
+            raise InputError(f"corpus {self.name} has no text for '{language}'{did_you_mean(language, self.locations)}")
+        if language not in self._texts:
+            self._texts[language] = self._read(language)
+        return self._texts[language]
+
+    def revision(self, language: str) -> str | None:
+        """Return the commit that a language's text was drawn from; None if it was not read, or is not from the Hub."""
+        return self._texts[language].revision if language in self._texts else None
+
+    def _read(self, language: str) -> Text:
+        where = self.locations[language]
+        if isinstance(where, Path) and where.parent.name == "score" and where.is_relative_to(ASSETS):
+            evaluate = where.parent.parent / "eval" / where.name
+            return Text(language, where.read_text("utf-8"), evaluate.read_text("utf-8"), self.name)
+        drawn = read_documents(FileLocation(where) if isinstance(where, Path) else where)
+        paragraphs = [line for text in drawn.texts for line in text.splitlines() if line.strip()]
+        if len(drawn.texts) > 1:  # a document is not torn apart between the halves
+            paragraphs = list(drawn.texts)
+        if len(paragraphs) < 2:
+            raise InputError(
+                f"the text for '{language}' ({where}) has {len(paragraphs)} paragraph; at least two are needed, one "
+                "to score on and one to evaluate on"
+            )
+        score, evaluate_on = ("\n".join(half) + "\n" for half in (paragraphs[::2], paragraphs[1::2]))
+        return Text(language, score, evaluate_on, str(where), drawn.revision)
+
+
+def builtin_corpora() -> list[str]:
+    """Names of the corpora shipped with the package."""
+    return sorted(folder.name for folder in ASSETS.iterdir() if (folder / "score").is_dir())
+
+
+def builtin_corpus(name: str) -> Corpus:
+    """Open a corpus shipped with the package.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in builtin_corpora():
+        raise InputError(f"no builtin corpus '{name}'{did_you_mean(name, builtin_corpora())}")
+    files = {path.stem: path for path in sorted((ASSETS / name / "score").glob("*.txt"))}
+    return Corpus(f"builtin:{name}", files)

@@ -1,0 +1,378 @@
+"""A plain PyTorch loop: whatever the optimizer does, the frozen entries keep their bits and the others train."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from freezing import batches, compare, load, make_bundle, tiny_model
+
+from surgeon.errors import FreezeError
+from surgeon.freeze import Bundle, freeze
+from surgeon.region.region import Region
+
+OPTIMIZERS: dict[str, Any] = {
+    "adamw-fused": functools.partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1, fused=True),
+    "adamw-foreach": functools.partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1, foreach=True),
+    "adamw-loop": functools.partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1, foreach=False),
+    "amsgrad": functools.partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1, amsgrad=True),
+    "sgd-momentum": functools.partial(torch.optim.SGD, lr=1e-1, momentum=0.9, weight_decay=0.1, nesterov=True),
+    "sgd-fused": functools.partial(torch.optim.SGD, lr=1e-1, momentum=0.9, weight_decay=0.1, fused=True),
+    "adafactor": functools.partial(torch.optim.Adafactor, lr=1e-1, weight_decay=0.1),
+    "rmsprop": functools.partial(torch.optim.RMSprop, lr=1e-3, momentum=0.9, weight_decay=0.1),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("base"))
+
+
+def train(model: Any, optimizer: Any, steps: int = 4, seed: int = 1) -> None:
+    for batch in batches(steps, seed=seed):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_frozen_entries_keep_their_bits(base: Path, kind: str) -> None:
+    model = load(base)
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    frozen = freeze(model, base, optimizer)
+    train(model, optimizer)
+    inside, outside = compare(base, model.state_dict())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert inside == 0
+    assert outside > 0.9 * (total - frozen.entries)
+    assert frozen.verify() == frozen.verify(model) == frozen.entries == Bundle.load(base).region.entries
+
+
+def test_without_freezing_the_same_steps_move_them(base: Path) -> None:
+    model = load(base)
+    train(model, OPTIMIZERS["adamw-fused"](model.parameters()))
+    inside, _ = compare(base, model.state_dict())
+    assert inside > 0.9 * Bundle.load(base).region.entries
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_every_width(tmp_path: Path, dtype: torch.dtype) -> None:
+    base = make_bundle(tmp_path, dtype)
+    model = load(base, dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    freeze(model, base, optimizer)
+    train(model, optimizer, 3)
+    inside, outside = compare(base, model.state_dict())
+    assert inside == 0 < outside
+
+
+def test_a_bfloat16_base_trained_in_float32(tmp_path: Path) -> None:
+    base = make_bundle(tmp_path, torch.bfloat16)
+    model = load(base, torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    frozen = freeze(model, base, optimizer)
+    train(model, optimizer)
+    assert compare(base, model.state_dict())[0] == 0
+    assert frozen.verify(model.bfloat16()) == frozen.entries
+
+
+def test_the_others_train_as_if_the_frozen_gradients_were_zero(base: Path) -> None:
+    """The reference masks gradients before clipping and copies the base back with dense masks after the step."""
+    region = Region.load(base / "freeze" / "region.safetensors")
+    model, reference = load(base), load(base)
+    optimizer, plain = (OPTIMIZERS["adamw-loop"](m.parameters()) for m in (model, reference))
+    freeze(model, base, optimizer)
+    train(model, optimizer, 5)
+    masks = {name: torch.from_numpy(region.mask(name)) for name, _ in reference.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in reference.named_parameters()}
+    for batch in batches(5):
+        plain.zero_grad()
+        reference(**batch).loss.backward()
+        for name, parameter in reference.named_parameters():
+            parameter.grad[masks[name]] = 0
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        plain.step()
+        with torch.no_grad():
+            for name, parameter in reference.named_parameters():
+                parameter[masks[name]] = before[name][masks[name]]
+    for name, parameter in reference.named_parameters():
+        assert torch.equal(model.state_dict()[name], parameter.detach()), name
+
+
+def test_moments_are_clean_also_after_loading_dirty_ones(base: Path) -> None:
+    region = Region.load(base / "freeze" / "region.safetensors")
+    dirty = load(base)
+    optimizer = OPTIMIZERS["adamw-foreach"](dirty.parameters())
+    train(dirty, optimizer, 2)
+    dirty.load_state_dict(load(base).state_dict())
+
+    def dirt(model: Any, optimizer: Any) -> int:
+        count = 0
+        for name, parameter in model.named_parameters():
+            for key in ("exp_avg", "exp_avg_sq"):
+                mask = torch.from_numpy(region.mask(name))
+                count += int((optimizer.state[parameter][key][mask] != 0).sum())
+        return count
+
+    assert dirt(dirty, optimizer) > 0
+    saved = optimizer.state_dict()
+    fresh = load(base)
+    other = OPTIMIZERS["adamw-foreach"](fresh.parameters())
+    frozen = freeze(fresh, base, other)
+    other.load_state_dict(saved)
+    assert dirt(fresh, other) == 0
+    train(fresh, other, 2)
+    assert dirt(fresh, other) == 0
+    frozen.verify()
+
+
+def test_accumulation_schedulers_and_clipping(base: Path) -> None:
+    region = Region.load(base / "freeze" / "region.safetensors")
+    model = load(base)
+    optimizer = OPTIMIZERS["adamw-fused"](model.parameters())
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=4)
+    freeze(model, base, optimizer)
+    for step, batch in enumerate(batches(12)):
+        (model(**batch).loss / 3).backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        assert all(not gradients[name][torch.from_numpy(region.mask(name))].any() for name in gradients)
+        if step % 3 == 2:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=step % 2 == 0)
+    inside, outside = compare(base, model.state_dict())
+    assert inside == 0 < outside
+
+
+def test_amp_skipped_steps(base: Path) -> None:
+    model = load(base)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    frozen = freeze(model, base, optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    taken = []
+    for step, batch in enumerate(batches(5)):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch).loss
+        scaler.scale(loss).backward()
+        if step in (1, 3):  # an overflow: the scaler leaves this step out
+            model.lm_head.weight.grad.fill_(float("inf"))
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        before = model.lm_head.weight.detach().clone()
+        scaler.step(optimizer)
+        scaler.update()
+        taken.append(not torch.equal(before, model.lm_head.weight))
+    assert taken == [True, False, True, False, True]
+    assert compare(base, model.state_dict())[0] == 0
+    frozen.verify()
+
+
+def test_gradients_that_were_assigned_are_masked_too(base: Path) -> None:
+    region = Region.load(base / "freeze" / "region.safetensors")
+    model = load(base)
+    optimizer = OPTIMIZERS["sgd-momentum"](model.parameters())
+    freeze(model, base, optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        mask = torch.from_numpy(region.mask(name))
+        momentum = optimizer.state[parameter]["momentum_buffer"]
+        assert not momentum[mask].any()
+        assert momentum[~mask].any()
+    assert compare(base, model.state_dict())[0] == 0
+
+
+def test_tied_weights_are_frozen_under_both_names(tmp_path: Path) -> None:
+    base = make_bundle(tmp_path, tie_word_embeddings=True)
+    model = load(base)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    optimizer = OPTIMIZERS["adamw-fused"](model.parameters())
+    frozen = freeze(model, base, optimizer)
+    train(model, optimizer)
+    inside, outside = compare(base, model.state_dict())
+    assert inside == 0 < outside
+    # A model that unties them keeps the entries in both.
+    untied = load(base)
+    untied.lm_head.weight = torch.nn.Parameter(untied.model.embed_tokens.weight.detach().clone())
+    optimizer = OPTIMIZERS["adamw-fused"](untied.parameters())
+    both = freeze(untied, base, optimizer)
+    train(untied, optimizer)
+    name = "model.embed_tokens.weight"
+    mask = torch.from_numpy(Region.load(base / "freeze" / "region.safetensors").mask(name))
+    original = load(base).state_dict()[name][mask]
+    assert both.entries == frozen.entries + int(mask.sum())
+    assert torch.equal(untied.lm_head.weight.detach()[mask], original)
+    assert torch.equal(untied.model.embed_tokens.weight.detach()[mask], original)
+    assert not torch.equal(untied.lm_head.weight, untied.model.embed_tokens.weight)
+    assert both.verify(untied) == both.entries
+    with torch.no_grad():
+        untied.lm_head.weight.add_(1)
+    with pytest.raises(FreezeError, match=f"{int(mask.sum())} of {both.entries} frozen entries have moved"):
+        both.verify(untied)
+
+
+def test_several_optimizers_must_all_be_attached(base: Path) -> None:
+    model = load(base)
+    head = torch.optim.SGD([model.lm_head.weight], lr=0.1, momentum=0.9)
+    rest = torch.optim.AdamW([p for p in model.parameters() if p is not model.lm_head.weight], lr=1e-2)
+    with pytest.raises(FreezeError, match=r"no attached optimizer holds 'lm_head.weight'"):
+        freeze(model, base, rest)
+    frozen = freeze(model, base, [head, rest])
+    for batch in batches(3):
+        model(**batch).loss.backward()
+        for optimizer in (head, rest):
+            optimizer.step()
+            optimizer.zero_grad()
+    inside, outside = compare(base, model.state_dict())
+    assert inside == 0 < outside
+    frozen.verify()
+
+
+def test_remove_lets_them_train_again(base: Path) -> None:
+    model = load(base)
+    optimizer = OPTIMIZERS["adamw-fused"](model.parameters())
+    frozen = freeze(model, base, optimizer)
+    train(model, optimizer, 2)
+    frozen.verify()
+    frozen.remove()
+    train(model, optimizer, 2, seed=5)
+    assert compare(base, model.state_dict())[0] > 0
+    with pytest.raises(FreezeError, match=r"frozen entries have moved, in 'lm_head.weight'"):
+        frozen.verify()
+
+
+def test_restore_is_reversion_after_free_training(base: Path) -> None:
+    model = load(base)
+    frozen = freeze(model, base)
+    frozen.remove()
+    train(model, OPTIMIZERS["adamw-fused"](model.parameters()))
+    trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert frozen.restore(model) == frozen.entries
+    inside, _ = compare(base, model.state_dict())
+    assert inside == 0
+    region = Region.load(base / "freeze" / "region.safetensors")
+    for name, tensor in model.state_dict().items():
+        outside = torch.from_numpy(~region.mask(name))
+        assert torch.equal(tensor[outside], trained[name][outside])
+
+
+@pytest.mark.parametrize("whole_step", [False, True])
+def test_compiled_steps(base: Path, whole_step: bool) -> None:
+    model = load(base)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, foreach=True)
+    compiled = torch.compile(model, backend="aot_eager")
+    frozen = freeze(compiled, base, optimizer)
+    step = torch.compile(optimizer.step, backend="aot_eager") if whole_step else optimizer.step
+    for batch in batches(3):
+        optimizer.zero_grad()
+        compiled(**batch).loss.backward()
+        step()
+    inside, outside = compare(base, model.state_dict())
+    assert inside == 0 < outside
+    assert frozen.verify(compiled) == frozen.entries
+
+
+def test_negative_zeros_and_nans_keep_their_bits() -> None:
+    layer = torch.nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        layer.weight[0, 0] = -0.0
+        layer.weight.view(torch.int32)[3, 3] = 0x7FC00123  # a NaN with a payload
+    before = layer.weight.detach().clone().view(torch.int32)
+    region = Region.from_indices({"weight": np.array([0, 15])}, {"weight": (4, 4)})
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.5)
+    frozen = freeze(layer, region, optimizer)
+    for _ in range(2):
+        layer.weight.grad = torch.ones_like(layer.weight)
+        optimizer.step()
+    after = layer.weight.detach().view(torch.int32)
+    assert (after.flatten()[[0, 15]] == before.flatten()[[0, 15]]).all()
+    assert frozen.verify() == 2
+    with torch.no_grad():
+        layer.weight[0, 0] = 0.0
+    with pytest.raises(FreezeError, match="1 of 2 frozen entries have moved"):
+        frozen.verify()
+
+
+def test_memory_is_values_and_indices_only(base: Path) -> None:
+    frozen = freeze(load(base), base)
+    assert frozen.nbytes == frozen.entries * (4 + 4)
+
+
+class TestRefusals:
+    def test_backward_without_an_optimizer(self, base: Path) -> None:
+        model = load(base)
+        freeze(model, base)
+        with pytest.raises(FreezeError, match="no optimizer is attached"):
+            model(**batches(1)[0]).loss.backward()
+
+    def test_an_optimizer_inside_the_backward_pass(self, base: Path) -> None:
+        from torch.distributed.optim import _apply_optimizer_in_backward
+
+        model = load(base)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        _apply_optimizer_in_backward(torch.optim.SGD, model.parameters(), {"lr": 0.1})
+        with pytest.raises(FreezeError, match="steps inside the backward pass"):
+            freeze(model, base, optimizer)
+
+    def test_a_hook_that_steps_inside_the_backward_pass(self, base: Path) -> None:
+        model = load(base)
+        inner = {parameter: torch.optim.SGD([parameter], lr=0.1, weight_decay=0.1) for parameter in model.parameters()}
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(lambda tensor: inner[tensor].step())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        freeze(model, base, optimizer)
+        model(**batches(1)[0]).loss.backward()
+        with pytest.raises(FreezeError, match="something other than the attached optimizer"):
+            optimizer.step()
+
+    def test_parameters_replaced_after_freezing(self, base: Path) -> None:
+        model = load(base)
+        frozen = freeze(model, base)
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        with pytest.raises(FreezeError, match="the parameters were replaced"):
+            frozen.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+
+    def test_no_torch_optimizer(self, base: Path) -> None:
+        with pytest.raises(FreezeError, match=r"builtins.object is no torch.optim.Optimizer"):
+            freeze(load(base), base, object())
+
+    def test_schedule_free_optimizers(self, base: Path) -> None:
+        class ScheduleFree(torch.optim.SGD):
+            def train(self) -> None: ...
+
+            def eval(self) -> None: ...
+
+        model = load(base)
+        with pytest.raises(FreezeError, match="schedule-free"):
+            freeze(model, base, ScheduleFree(model.parameters(), lr=0.1))
+
+    def test_sparse_gradients(self) -> None:
+        table = torch.nn.Embedding(8, 4, sparse=True)
+        region = Region.from_indices({"weight": np.array([1])}, {"weight": (8, 4)})
+        freeze(table, region, torch.optim.SGD(table.parameters(), lr=0.1))
+        with pytest.raises(FreezeError, match="gradient is sparse"):
+            table(torch.tensor([1])).sum().backward()
+
+    def test_a_model_converted_after_freezing(self, base: Path) -> None:
+        model = load(base)
+        frozen = freeze(model, base)
+        model.bfloat16()
+        with pytest.raises(FreezeError, match=r"was torch.float32 when it was frozen"):
+            frozen.verify()
+
+    def test_fsdp1(self, base: Path) -> None:
+        class FullyShardedDataParallel(torch.nn.Module):
+            pass
+
+        model = tiny_model()
+        model.model.layers[0].wrapper = FullyShardedDataParallel()
+        with pytest.raises(FreezeError, match="FSDP2"):
+            freeze(model, base)

@@ -1,0 +1,121 @@
+"""Claim 5's example, run for a few steps: what it trains, what it puts back, what it measures and draws."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from freezing import compare, inside_by_diff, saved_state
+
+import surgeon
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.model.model import load_model
+from surgeon.model.perplexity import measure
+from surgeon.region.region import Region
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+ROOT = Path(__file__).parents[2]
+OPTIONS = ["--seeds", "0", "--steps", "2", "--measure-at", "1", "--rows", "1", "--tokens", "16"]
+
+
+def load_example(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(example: Any, *arguments: str | Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["example", *map(str, arguments)])
+        example.main()
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which both recipes' own paths hold: the bundles, and two steps of training with each arm."""
+    folder = tmp_path_factory.mktemp("claim5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("SURGEON_CACHE", str(folder / "cache"))
+        quick = [f"regions.core-1.score.{key}" for key in ("samples=1", "sequence_length=32", "languages=[ar, zh]")]
+        surgeon.apply(ROOT / "recipes/paper/claim5_freeze.yaml", overrides=quick, jobs=1)
+        run(load_example("further_pretraining"), "out/claim5", *OPTIONS)
+        yield folder
+
+
+def lines(here: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (here / "out/claim5/curves.jsonl").read_text().splitlines()]
+
+
+def test_every_arm_is_measured_and_nothing_is_done_twice(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(line["arm"], line["step"], line["reverted"]) for line in lines(here)]
+    arms = ["core-1", "core-5", "random-5"]
+    expected = {("nothing", step, back) for step in (1, 2) for back in (None, *arms)} | {("nothing", 0, None)}
+    assert set(found) == expected | {(arm, step, None) for arm in arms for step in (1, 2)}
+    assert len(found) == len(set(found))
+    monkeypatch.chdir(here)
+    run(load_example("further_pretraining"), "out/claim5", *OPTIONS)
+    assert len(lines(here)) == len(found)
+
+
+@pytest.mark.parametrize("arm", ["core-1", "core-5", "random-5"])
+def test_frozen_arms_keep_their_region_and_the_free_one_does_not(here: Path, arm: str) -> None:
+    base, trained = here / "out/claim5/variants" / arm, here / "out/claim5/trained"
+    entries = Region.load(base / "freeze/region.safetensors").entries
+    assert inside_by_diff(base, trained / f"{arm}-0.0003-0") == (entries, 0)
+    assert compare(base, saved_state(trained / f"{arm}-0.0003-0"))[1] > 1_000_000
+    # The entries of the core are no zeros, so that decay and gradient move them.
+    assert inside_by_diff(base, trained / "nothing-0.0003-0")[1] > 0.5 * entries
+
+
+def test_reversion_by_recipe_is_what_the_example_measured(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    surgeon.apply(ROOT / "recipes/paper/claim5_reversion.yaml", overrides=["verify.tokens=8"], jobs=1)
+    written = here / "out/claim5-reversion/variants/core-5-put-back"
+    free, base = (saved_state(here / "out/claim5" / name) for name in ("trained/nothing-0.0003-0", "variants/core-5"))
+    region = Region.load("out/claim5/variants/core-5/freeze/region.safetensors")
+    for name, tensor in saved_state(written).items():
+        mask = region.mask(name) if name in region else np.zeros(tensor.shape, dtype=np.bool_)
+        expected = np.where(mask, base[name].float().numpy(), free[name].numpy())
+        assert np.array_equal(tensor.numpy(), expected), name
+    line = next(line for line in lines(here) if line["reverted"] == "core-5" and line["step"] == 2)
+    loaded = load_model(Checkpoint.open(written), "float32")
+    _, texts = load_example("further_pretraining").prepare(loaded, None, "zh", 16)
+    for code in ("zh", "en"):
+        again = measure(loaded, texts["declaration"][code], 4).log_perplexity
+        assert math.isclose(again, line["nats_per_token"]["declaration"][code], abs_tol=2e-5)
+
+
+def test_table_and_figure(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figure = here / "claim5.svg"
+    run(load_example("further_pretraining_figure"), here / "out/claim5/curves.jsonl", "--figure", figure)
+    rows = {row.split("|")[1].strip(): row.split("|") for row in capsys.readouterr().out.splitlines() if "|" in row}
+    at = {(line["arm"], line["step"], line["reverted"]): line["nats_per_token"]["declaration"] for line in lines(here)}
+    base, free, frozen = (at[key] for key in (("nothing", 0, None), ("nothing", 2, None), ("core-5", 2, None)))
+    others = sorted(set(base) - {"zh"})
+    forgotten = [sum(after[code] - base[code] for code in others) / 29 for after in (free, frozen)]
+    assert rows["core-5"][2].startswith(f" {math.exp(frozen['zh'] - base['zh']):.3f} ")
+    assert rows["core-5"][3].startswith(f" {math.exp(forgotten[1]):.3f} ")
+    assert rows["core-5"][4].startswith(f" {100 * (1 - forgotten[1] / forgotten[0]):.1f} %")
+    drawing = ElementTree.fromstring(figure.read_text())
+    markers = [element for element in drawing.iter() if "series" in element.get("class", "")]
+    assert len(markers) == 6 + 2 * 4 * 3 + 5 * 2  # legend; two panels of four arms; one of five without step 0
+
+
+def test_a_corpus_is_split_into_text_to_measure_on_and_text_to_train_on(tmp_path: Path) -> None:
+    example = load_example("further_pretraining")
+    paragraphs = [f"{i} " + "x" * 998 for i in range(10)]
+    held_out, training = example.split(paragraphs)
+    assert held_out.splitlines() == paragraphs[:4]
+    assert training.splitlines() == paragraphs[4:]

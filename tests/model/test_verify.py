@@ -1,0 +1,128 @@
+"""Perplexity against a plain loop over single predictions; edits in memory against edits on disk."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import ModelMaker
+from hypothesis import given
+from hypothesis import strategies as st
+
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.model.model import load_model
+from surgeon.model.perplexity import Measure, edited, evaluation_texts, geometric_mean, measure, measure_languages
+from surgeon.operations import OPERATIONS
+from surgeon.progress import Progress
+from surgeon.recipe.schema import VerifySpec
+from surgeon.region.region import Region
+from surgeon.text.corpora import Corpus
+from surgeon.text.windows import Tokens, evaluation_windows
+from surgeon.write.execute import write_variant
+
+
+@given(st.integers(2, 60), st.booleans(), st.integers(2, 40), st.integers(2, 12), st.data())
+def test_each_token_is_predicted_once_from_the_tokens_before_it(
+    length: int, bos: bool, limit: int, window: int, data: st.DataObject
+) -> None:
+    stride = data.draw(st.integers(1, window))
+    tokens = Tokens(tuple(range(100, 100 + length)), tuple(range(1, length + 1)))
+    windows, size = evaluation_windows(tokens, 7 if bos else None, limit, window, stride)
+    predicted = [label for item in windows for label in item.labels]
+    first = 0 if bos else 1
+    assert predicted == list(tokens.ids[first : limit + first])
+    assert size == len(predicted)
+    for item in windows:
+        assert len(item.labels) <= stride
+        assert len(item.labels) <= len(item.inputs) <= window
+        context = item.inputs[1:] if bos else item.inputs
+        assert not bos or item.inputs[0] == 7
+        sequence = [*context, item.labels[-1]]
+        assert sequence == list(range(sequence[0], sequence[0] + len(sequence)))
+
+
+def plain_nll(folder: Path, ids: list[int], window: int) -> float:
+    """One forward pass per predicted token, in float64, with the context its window gives it."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).double().eval()
+    total = 0.0
+    for start in range(1, len(ids), window):
+        for target in range(start, min(start + window, len(ids))):
+            with torch.no_grad():
+                logits = model(torch.tensor([ids[start - 1 : target]])).logits[0, -1]
+            total -= float(logits.log_softmax(-1)[ids[target]])
+    return total
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_perplexity_is_the_definition(family: str, make_model: ModelMaker, texts: dict[str, str]) -> None:
+    folder = make_model(family)
+    corpus = Corpus("c", {"de": Path(texts["de"])})
+    spec = VerifySpec(tokens=50, window=16, batch_size=3)
+    loaded = load_model(Checkpoint.open(folder), "float32")
+    found = measure(loaded, evaluation_texts(loaded, corpus, ["de"], spec)["de"], 3)
+    ids = transformers.AutoTokenizer.from_pretrained(folder)(corpus.text("de").evaluate)["input_ids"][:51]
+    expected = plain_nll(folder, ids, 16)
+    assert found.tokens == 50
+    assert found.nll == pytest.approx(expected, rel=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(expected / 50), rel=1e-5)
+    assert found.bytes == 50  # one token a byte, and the first is not predicted
+    assert found.bits_per_byte == pytest.approx(expected / 50 / math.log(2), rel=1e-5)
+
+
+def test_a_tokenizer_with_bos_begins_every_window_with_it(make_model: ModelMaker, texts: dict[str, str]) -> None:
+    folder = make_model("llama", bos=True)
+    loaded = load_model(Checkpoint.open(folder), "float32")
+    text = evaluation_texts(loaded, Corpus("c", {"de": Path(texts["de"])}), ["de"], VerifySpec(tokens=40, window=16))
+    assert all(window.inputs[0] == 0 for window in text["de"].windows)
+    assert text["de"].bytes == 40
+
+
+def test_bytes_count_whole_characters(make_model: ModelMaker, tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("a\nüüü中\n", encoding="utf-8")
+    loaded = load_model(Checkpoint.open(make_model("llama")), "float32")
+    text = evaluation_texts(loaded, Corpus("c", {"x": path}), ["x"], VerifySpec())["x"]
+    assert text.bytes == len("üüü中\n".encode()) - len("ü".encode())
+
+
+@pytest.mark.parametrize("precision", ["float32", "native"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_edit_in_memory_measures_as_the_written_variant_and_is_undone(
+    precision: str, dtype: str, make_model: ModelMaker, texts: dict[str, str], tmp_path: Path
+) -> None:
+    source = Checkpoint.open(make_model("llama", dtype=dtype))
+    region = Region.from_indices(
+        {"model.layers.0.mlp.down_proj.weight": torch.arange(0, 700, 2).numpy()},
+        {"model.layers.0.mlp.down_proj.weight": (32, 48)},
+    )
+    operations = [OPERATIONS["zero"](zero="r")]
+    write_variant(source, operations, {"r": region}, tmp_path / "v")
+    corpus, spec = Corpus("c", {"de": Path(texts["de"])}), VerifySpec(tokens=40, window=16)
+
+    def nll(loaded) -> float:  # type: ignore[no-untyped-def]
+        return measure(loaded, evaluation_texts(loaded, corpus, ["de"], spec)["de"], 4).nll
+
+    loaded = load_model(source, precision)  # type: ignore[arg-type]
+    before = nll(loaded)
+    with edited(loaded, operations, {"r": region}):
+        inside = nll(loaded)
+    assert nll(loaded) == before
+    assert inside != before
+    assert inside == nll(load_model(Checkpoint.open(tmp_path / "v"), precision))  # type: ignore[arg-type]
+
+
+def test_a_perplexity_beyond_float_range_is_inf_and_its_logarithm_stays() -> None:
+    huge = Measure(nll=8000.0, tokens=10, bytes=10)
+    assert huge.perplexity == math.inf
+    assert huge.log_perplexity == 800.0
+    assert geometric_mean({"a": huge, "b": Measure(0.0, 1, 1)}) == 400.0
+
+
+def test_measuring_many_languages_keeps_their_order(llama: Path, texts: dict[str, str]) -> None:
+    loaded = load_model(Checkpoint.open(llama), "float32")
+    corpus = Corpus("c", {language: Path(path) for language, path in texts.items()})
+    prepared = evaluation_texts(loaded, corpus, ["fr", "de"], VerifySpec(tokens=20, window=16))
+    assert list(measure_languages(loaded, prepared, 2, "base", Progress())) == ["fr", "de"]
