@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import content_hash, file_hash
+from surgeon.checkpoint.fingerprint import content_hash
+from surgeon.checkpoint.hashing import file_hash
 from surgeon.model.examine import Verification, make_tasks
 from surgeon.model.model import LoadedModel, Precision, load_model, load_tokenizer, resolve_precision
 from surgeon.model.perplexity import edited

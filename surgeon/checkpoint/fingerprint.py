@@ -1,31 +1,64 @@
-"""SHA-256 of files and tensors, remembered per file as long as its size, time and inode stay the same."""
+"""What tells one thing from another: the fingerprint that names what is kept, and hashes of checkpoints.
+
+SHA-256 of weight files and tensors are remembered per file as long as its size, times and inode stay the same.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.hashing import file_hash, sha256
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import File, Header, TensorInfo, on_disk, read_pieces, replacing
 
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+# Files that say how text becomes tokens. A chat template is not among them: nothing here applies one.
+_TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
 
 
-def bytes_hash(data: bytes) -> str:
-    """Return the SHA-256 of bytes, in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+@dataclass(frozen=True)
+class Fingerprint:
+    """All that a kept result depends on; what it does not depend on is left at its default.
+
+    Every cache names its files by `key()`, so that no change of an ingredient finds what was made with another.
+    """
+
+    version: int  # of the kept file's format and of the way it is computed
+    model: str  # `content_hash` or `identity` of the checkpoint
+    config: Mapping[str, Any] = field(default_factory=dict)  # config.json, whole
+    tokenizer: Mapping[str, str] = field(default_factory=dict)  # `tokenizer_hashes`
+    text: str = ""  # the SHA-256 of the text
+    settings: Mapping[str, Any] = field(default_factory=dict)  # plain data: of the recipe, of the arithmetic
+    tensors: tuple[str, ...] = ()  # names, in the order that matters
+    device: str = ""  # where the model ran
+    attention: str = ""  # the attention implementation asked for; the library's choice follows from `libraries`
+    libraries: Mapping[str, str] = field(default_factory=dict)  # `library_versions` where the model ran
+
+    def key(self) -> str:
+        """Return the SHA-256 of all ingredients, 64 hexadecimal digits."""
+        return sha256(json.dumps(asdict(self), sort_keys=True, allow_nan=True).encode())
+
+
+def tokenizer_hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file beside the weights that says how text becomes tokens."""
+    return {
+        path.name: file_hash(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and (path.name.startswith(_TOKENIZER) or path.suffix in (".model", ".tiktoken"))
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that run a model; neither is imported."""
+    return {package: importlib.metadata.version(package) for package in ("torch", "transformers", "tokenizers")}
 
 
 def file_hashes(paths: Iterable[Path], jobs: int) -> dict[Path, str]:
@@ -72,7 +105,7 @@ def content_hash(checkpoint: Checkpoint, jobs: int) -> str:
     lines = [
         f"{name} {info.dtype} {list(info.shape)} {hashes[name]}" for name, info in sorted(checkpoint.tensors.items())
     ]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return sha256("\n".join(lines).encode())
 
 
 def identity(checkpoint: Checkpoint, jobs: int) -> str:
@@ -89,7 +122,7 @@ def _hash_tensor(info: TensorInfo) -> str:
 
 def _remembered(header: Header, kind: str, names: Collection[str], compute: Callable[[str], str]) -> dict[str, str]:
     """Return a hash for each name, computing and keeping those that are not known of this very file."""
-    memory = cache_folder() / "hashes" / f"{hashlib.sha256(_stamp(kind, header).encode()).hexdigest()[:32]}.json"
+    memory = cache_folder() / "hashes" / f"{sha256(_stamp(kind, header).encode())[:32]}.json"
     known: dict[str, str] = {}
     try:
         found = json.loads(memory.read_text(encoding="utf-8"))
@@ -109,4 +142,4 @@ def _stamp(kind: str, header: Header) -> str:
         return f"{kind} {header.path.repository} {header.path.commit} {header.path.name}"
     real = header.path.resolve()
     stat = real.stat()
-    return f"{kind} {real} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+    return f"{kind} {real} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"

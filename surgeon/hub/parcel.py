@@ -21,7 +21,8 @@ from typing import Any
 import yaml
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import bytes_hash, file_hash, file_hashes
+from surgeon.checkpoint.fingerprint import file_hashes
+from surgeon.checkpoint.hashing import file_hash, sha256
 from surgeon.errors import CheckpointError, InputError
 from surgeon.report.card import REBUILD, base_model
 from surgeon.report.words import size
@@ -118,7 +119,7 @@ def pack(folder: Path, address: str, *, weights: bool = True, jobs: int = 2) -> 
 
 def _item(path: str, text: str) -> Item:
     data = text.encode("utf-8")
-    return Item(path, data, len(data), bytes_hash(data))
+    return Item(path, data, len(data), sha256(data))
 
 
 def _run_manifest(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import content_hash, file_hash, file_hashes
+from surgeon.checkpoint.fingerprint import content_hash, file_hashes
+from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.errors import CheckpointError, InputError
 from surgeon.hub.parcel import CARD, MANIFEST, RECIPE, REGIONS, read_marker, region_path

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.fingerprint import identity, tensor_hashes
+from surgeon.checkpoint.fingerprint import Fingerprint, identity, tensor_hashes
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.plan.plan import Plan
 from surgeon.plan.regions import RegionPlan
@@ -76,15 +74,16 @@ def _build(plan: Plan, region: RegionPlan, scores: Sequence[ScoreSet], jobs: int
 
 def _cache_path(plan: Plan, region: RegionPlan, score_set: ScoreSet | None, jobs: int) -> Path:
     assert region.select is not None
-    ingredients: dict[str, Any] = {
-        "version": REGION_VERSION,
-        "model": identity(plan.checkpoint, jobs),
-        "provenance": _provenance(plan, region, jobs),
-        "tensors": [info.name for info in region.tensors],
-        "scores": [file.path.name for file in score_set.files.values()] if score_set else [],
-    }
-    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / "regions" / f"{key[:32]}.region.safetensors"
+    made = Fingerprint(
+        version=REGION_VERSION,
+        model=identity(plan.checkpoint, jobs),
+        settings={
+            "provenance": _provenance(plan, region, jobs),
+            "scores": [file.path.name for file in score_set.files.values()] if score_set else [],
+        },
+        tensors=tuple(info.name for info in region.tensors),
+    )
+    return cache_folder() / "regions" / f"{made.key()[:32]}.region.safetensors"
 
 
 def _provenance(plan: Plan, region: RegionPlan, jobs: int) -> dict[str, Any]:

@@ -6,10 +6,8 @@ that it finished.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import content_hash, file_hash
+from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_versions, tokenizer_hashes
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import TensorInfo, allocate_file, map_bytes, read_header, replacing, view
 from surgeon.errors import InputError
@@ -55,26 +53,26 @@ class ScoreFile:
 
 
 def score_path(
-    checkpoint: Checkpoint, tensors: Sequence[TensorInfo], text_hash: str, settings: ScoreSettings, jobs: int
+    checkpoint: Checkpoint,
+    tensors: Sequence[TensorInfo],
+    text_hash: str,
+    settings: ScoreSettings,
+    jobs: int,
+    device: str = "cpu",
 ) -> Path:
-    """Name the score file by a hash of all that goes into it."""
-    tokenizer = {
-        path.name: file_hash(path)
-        for path in sorted(checkpoint.folder.iterdir())
-        if path.is_file()
-        and (path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens")) or path.suffix == ".model")
-    }
-    ingredients = {
-        "version": SCORE_VERSION,
-        "model": content_hash(checkpoint, jobs),
-        "config": dict(checkpoint.config),
-        "tokenizer": tokenizer,
-        "text": text_hash,
-        "tensors": [info.name for info in tensors],
-        **settings.__dict__,
-    }
-    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / "scores" / f"{key[:32]}.safetensors"
+    """Name the score file by the fingerprint of all that goes into it."""
+    made = Fingerprint(
+        version=SCORE_VERSION,
+        model=content_hash(checkpoint, jobs),
+        config=checkpoint.config,
+        tokenizer=tokenizer_hashes(checkpoint.folder),
+        text=text_hash,
+        settings=asdict(settings),
+        tensors=tuple(info.name for info in tensors),
+        device=device.partition(":")[0],
+        libraries=library_versions(),
+    )
+    return cache_folder() / "scores" / f"{made.key()[:32]}.safetensors"
 
 
 def load_score(path: Path, language: str) -> ScoreFile | None:

@@ -64,7 +64,7 @@ def _score_languages(
     languages = list(dict.fromkeys(spec.languages))
     texts = {language: plan.corpus.text(language) for language in languages}
     paths = {
-        language: score_path(plan.checkpoint, tensors, text.score_hash, settings, jobs)
+        language: score_path(plan.checkpoint, tensors, text.score_hash, settings, jobs, device)
         for language, text in texts.items()
     }
     files: dict[str, ScoreFile] = {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from surgeon.checkpoint.fingerprint import file_hash, identity, tensor_hashes
+from surgeon.checkpoint.fingerprint import identity, tensor_hashes
+from surgeon.checkpoint.hashing import file_hash
 from surgeon.operations import Operation, open_donor
 from surgeon.operations.edits import check_patch_base, touched_tensors
 from surgeon.plan.plan import Plan

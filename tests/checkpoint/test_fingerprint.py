@@ -1,0 +1,90 @@
+"""What is kept is found again only by what made it: every ingredient of a fingerprint changes its key."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgeon.checkpoint.fingerprint import Fingerprint, library_versions, tokenizer_hashes
+
+MADE = Fingerprint(
+    version=1,
+    model="a" * 64,
+    config={"hidden_size": 32, "rope": {"theta": 1e4}},
+    tokenizer={"tokenizer.json": "b" * 64},
+    text="c" * 64,
+    settings={"samples": 4, "precision": "float32"},
+    tensors=("w", "v"),
+    device="cpu",
+    attention="sdpa",
+    libraries={"torch": "2.13.0", "transformers": "5.0.0"},
+)
+CHANGED: dict[str, list[Any]] = {
+    "version": [2],
+    "model": ["a" * 63 + "b"],
+    "config": [{}, {"hidden_size": 32, "rope": {"theta": 2e4}}, {"hidden_size": "32", "rope": {"theta": 1e4}}],
+    "tokenizer": [
+        {"tokenizer.json": "d" * 64},
+        {"tokenizer.json": "b" * 64, "added_tokens.json": "e" * 64},
+        {"vocab.json": "b" * 64},
+    ],
+    "text": ["f" * 64],
+    "settings": [{"samples": 5, "precision": "float32"}, {"samples": 4, "precision": "native"}, {"samples": 4}],
+    "tensors": [("v", "w"), ("w",), ("w", "v", "u"), ("wv",)],
+    "device": ["cuda"],
+    "attention": ["eager"],
+    "libraries": [{"torch": "2.13.1", "transformers": "5.0.0"}, {"torch": "2.13.0", "transformers": "5.0.1"}],
+}
+
+
+def test_the_table_below_names_every_ingredient() -> None:
+    assert set(CHANGED) == {item.name for item in fields(Fingerprint)}
+
+
+@pytest.mark.parametrize(
+    ("ingredient", "value"), [(name, value) for name, values in CHANGED.items() for value in values]
+)
+def test_every_ingredient_changes_the_key(ingredient: str, value: Any) -> None:
+    assert replace(MADE, **{ingredient: value}).key() != MADE.key()
+
+
+def test_all_changes_have_keys_of_their_own() -> None:
+    keys = [replace(MADE, **{name: value}).key() for name, values in CHANGED.items() for value in values]
+    assert len({*keys, MADE.key()}) == len(keys) + 1
+
+
+def test_the_same_ingredients_have_the_same_key_in_whatever_order_mappings_are() -> None:
+    turned = replace(MADE, config=dict(reversed(MADE.config.items())), libraries=dict(reversed(MADE.libraries.items())))
+    assert turned.key() == MADE.key()
+    # A literal, so that no edit makes old keys name new things without raising a version.
+    assert Fingerprint(version=1, model="m").key() == (
+        "87a9e43db5de7aa733362d1f86c617c925bfb928283304865148ec2e6127fdfb"
+    )
+
+
+def test_every_file_that_makes_tokens_counts_and_a_chat_template_does_not(tmp_path: Path) -> None:
+    counted = [
+        "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json",
+        "added_tokens.json", "spiece.model", "tokenizer.model", "qwen.tiktoken",
+    ]  # fmt: skip
+    for name in [*counted, "chat_template.jinja", "README.md", "model.safetensors"]:
+        (tmp_path / name).write_text(name)
+    before = tokenizer_hashes(tmp_path)
+    assert sorted(before) == sorted(counted)
+    for name in counted:
+        (tmp_path / name).write_text("changed")
+        assert tokenizer_hashes(tmp_path) != before
+        (tmp_path / name).write_text(name)
+    assert tokenizer_hashes(tmp_path) == before
+
+
+def test_versions_are_those_of_the_libraries() -> None:
+    import torch
+    import transformers
+
+    found = library_versions()
+    assert found["transformers"] == transformers.__version__
+    assert torch.__version__.startswith(found["torch"].partition("+")[0])
