@@ -32,6 +32,7 @@ from surgeon.checkpoint.storage import (
     read_tensor,
     view,
 )
+from surgeon.checkpoint.ties import tied_groups
 from surgeon.errors import CheckpointError, did_you_mean
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ _HEADERS_AT_ONCE = 8  # requests for headers that wait for the Hub side by side
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5,})-of-(?P<count>\d{5,})\.safetensors$")
-_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+_PIECE_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -171,18 +171,22 @@ class Checkpoint:
 
     @cached_property
     def ties(self) -> tuple[tuple[str, ...], ...]:
-        """Groups of on-disk names that are one parameter in the model.
+        """Groups of on-disk names that are one parameter in the model, see `ties.tied_groups`.
 
-        A model whose config ties its embeddings may store the output head as well; then both copies are
-        named here. A tied head that is not stored yields a group of one: the embedding alone.
+        Where both an embedding and its tied head are stored, their bytes are compared; of files on the Hub only, where
+        that would be a download, they are taken to be the same.
         """
-        embeddings = [name for name in self.tensors if name.endswith(_EMBEDDINGS) and "position" not in name]
-        heads = [name for name in self.tensors if name in _HEADS]
-        text = self.config.get("text_config") or {}
-        tied = self.config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
-        if tied is None:
-            tied = not heads  # the default differs between families; a head that is not stored must be tied
-        return (tuple(embeddings + heads),) if tied and embeddings else ()
+        return tied_groups(self.tensors, self.config, self._alike)
+
+    def _alike(self, one: str, other: str) -> bool:
+        infos = self.tensors[one], self.tensors[other]
+        if infos[0].dtype != infos[1].dtype or infos[0].shape != infos[1].shape:
+            return False
+        if any(isinstance(info.path, RemoteFile) for info in infos):
+            return True
+        left, right = (self._mapped(info.path, "read")[info.offset : info.offset + info.nbytes] for info in infos)
+        pieces = range(0, left.size, _PIECE_BYTES)
+        return all(np.array_equal(left[at : at + _PIECE_BYTES], right[at : at + _PIECE_BYTES]) for at in pieces)
 
 
 def _shard_files(source: Source) -> tuple[list[File], Path | None]:

@@ -186,11 +186,3 @@ def unknown_kinds(checkpoint: Checkpoint) -> list[str]:
         if role == "other" or (role == "outside" and not known_outside):
             found[re.sub(r"(?<=\.)\d+(?=\.)", "*", name)] = None
     return list(found)
-
-
-def storage_group(checkpoint: Checkpoint, name: str) -> tuple[str, ...]:
-    """Return all stored names that are the same parameter as `name` (itself included)."""
-    for group in checkpoint.ties:
-        if name in group:
-            return group
-    return (name,)

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import Place, natural_key, place, storage_group
+from surgeon.checkpoint.naming import Place, natural_key, place
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo, read_pieces
+from surgeon.checkpoint.ties import stored_copies
 from surgeon.diff.renaming import find_renamed
 from surgeon.operations.edits import check_regions_fit
 from surgeon.region.dimensions import along, hidden_size, residual_axis
@@ -227,7 +228,7 @@ def _pairs(before: Checkpoint, after: Checkpoint) -> Iterator[TensorDiff]:
 
 def _tie(owner: Checkpoint, name: str, other: Checkpoint) -> str | None:
     """Say so where a tensor that only one of the two stores is tied to one that both store."""
-    shared = [member for member in storage_group(owner, name) if member != name and member in other.tensors]
+    shared = [member for member in stored_copies(owner.ties, name) if member != name and member in other.tensors]
     return f"tied to {shared[0]}, which both have" if shared else None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.naming import storage_group
+from surgeon.checkpoint.ties import stored_copies
 from surgeon.errors import CheckpointError, InputError
 from surgeon.model.model import LoadedModel
 from surgeon.operations import Operation
@@ -134,7 +134,7 @@ def _editable(loaded: LoadedModel, operations: Sequence[Operation], regions: Map
     """Return the tensors to edit by the name under which the model holds them, tied copies once."""
     result: dict[str, None] = {}
     for name in touched_tensors(loaded.checkpoint, operations, regions):
-        held = [alias for alias in storage_group(loaded.checkpoint, name) if alias in loaded.parameters]
+        held = [alias for alias in stored_copies(loaded.checkpoint.ties, name) if alias in loaded.parameters]
         if not held:
             raise CheckpointError(
                 f"tensor '{name}' is not a parameter of {type(loaded.model).__name__} as transformers builds it, so "

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from surgeon.errors import InputError
 from surgeon.region.region import Indices
 
 
@@ -52,11 +53,16 @@ class Operation(BaseModel):
 
 
 def rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Round float64 to a narrower dtype, once, to nearest and ties to even; what is too large becomes infinite.
+    """Round float64 to another dtype, once, to nearest and ties to even; what is too large becomes infinite.
 
     The narrow dtypes that numpy does not have itself are converted by way of float32. To round to nearest on that
     way too would round twice, so there the float32 is rounded to odd, after which the second rounding is right.
+
+    Raises:
+        InputError: the dtype is one of integers, and a value lies outside its range.
     """
+    if np.issubdtype(dtype, np.integer):
+        return _integers(np.rint(values), dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype.itemsize >= 4 or dtype == np.float16:
             return values.astype(dtype)
@@ -66,3 +72,11 @@ def rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
         bits = single.view(np.uint32) - too_large.astype(np.uint32)
         result: NDArray[Any] = (bits | inexact).view(np.float32).astype(dtype)
         return result
+
+
+def _integers(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    low, high = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max) + 1
+    outside = ~((values >= low) & (values < high))
+    if outside.any():
+        raise InputError(f"{values[outside][0]:g} lies outside of the range of {dtype.name}; use smaller values")
+    return values.astype(dtype)

@@ -6,6 +6,7 @@ writer, which pokes it into a copied shard, and the verification, which pokes it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import storage_group
+from surgeon.checkpoint.ties import stored_copies
 from surgeon.errors import CheckpointError, InputError, RegionError, did_you_mean
 from surgeon.operations import Operation, Target, open_donor
 from surgeon.region.patch import Patch
@@ -22,11 +23,40 @@ from surgeon.region.region import Indices, Region
 
 
 @dataclass(frozen=True)
+class EditCount:
+    """How much was edited: entries acted on, those whose bits really changed, and the change's square.
+
+    `square` is the sum of the squared differences, in float64; inf or nan where values are.
+    """
+
+    entries: int = 0
+    changed: int = 0
+    square: float = 0.0
+
+    @property
+    def norm(self) -> float:
+        """The L2 norm of the difference; of zeroed entries, the norm that was removed."""
+        return math.sqrt(self.square)
+
+    def __add__(self, other: EditCount) -> EditCount:
+        return EditCount(self.entries + other.entries, self.changed + other.changed, self.square + other.square)
+
+
+@dataclass(frozen=True)
 class Edit:
-    """Entries of one tensor that get new values; `indices` are sorted and flat, `values` of the same length."""
+    """Entries of one tensor that get new values; `indices` are sorted and flat, the rest of the same length."""
 
     indices: Indices
     values: NDArray[Any]
+    before: NDArray[Any]
+
+    def count(self) -> EditCount:
+        """Count what the edit changes."""
+        bits = f"u{self.values.dtype.itemsize}"
+        changed = int(np.count_nonzero(self.before.view(bits) != self.values.view(bits)))
+        with np.errstate(invalid="ignore", over="ignore"):
+            difference = self.values.astype(np.float64) - self.before.astype(np.float64)
+            return EditCount(self.indices.size, changed, float(difference @ difference))
 
 
 def check_regions_fit(checkpoint: Checkpoint, regions: Mapping[str, Region]) -> None:
@@ -55,7 +85,7 @@ def touched_tensors(
 ) -> list[str]:
     """Return the stored tensors that the operations may change, stored copies of tied weights included."""
     named = {name for operation in operations for name in regions[operation.region]}
-    return [name for name in checkpoint.tensors if named.intersection(storage_group(checkpoint, name))]
+    return [name for name in checkpoint.tensors if named.intersection(stored_copies(checkpoint.ties, name))]
 
 
 def check_donor(checkpoint: Checkpoint, donor: str, region: Region) -> None:
@@ -97,7 +127,7 @@ def check_patch_base(checkpoint: Checkpoint, patch: Patch, region: Region, hashe
                 f"{hashes[name][:12]}..., the patch expects {patch.tensors[name].base_sha256[:12]}...; use the "
                 "checkpoint and revision that the patch names (`surgeon inspect` shows them)"
             )
-        for twin in storage_group(checkpoint, name):
+        for twin in stored_copies(checkpoint.ties, name):
             if twin not in region or not (
                 np.array_equal(patch.region.indices(name), patch.region.indices(twin))
                 and patch.values(name).tobytes() == patch.values(twin).tobytes()
@@ -130,7 +160,8 @@ def make_edit(
     """
     source = checkpoint.array(name)
     indices = edited_indices(checkpoint, name, operations, regions)
-    values = source.reshape(-1)[indices]
+    before = source.reshape(-1)[indices]
+    values = before.copy()
     finite = bool(np.isfinite(values).all())
     for operation, member, chosen in _steps(checkpoint, name, operations, regions):
         at = slice(None) if chosen.size == indices.size else np.searchsorted(indices, chosen)
@@ -142,7 +173,23 @@ def make_edit(
                 f"'{operation.kind} {operation.region}' makes {np.count_nonzero(~np.isfinite(values))} entries of "
                 f"tensor '{name}' too large for its dtype {values.dtype.name}; use smaller values"
             )
-    return Edit(indices, values)
+    return Edit(indices, values, before)
+
+
+def count_edits(checkpoint: Checkpoint, operations: Sequence[Operation], regions: Mapping[str, Region]) -> EditCount:
+    """Count what the operations change in the model; stored copies of a tied weight count once.
+
+    One pass over the touched tensors, of which the selected entries are read.
+
+    Raises:
+        InputError: see `make_edit`.
+    """
+    total, counted = EditCount(), set[str]()
+    for name in touched_tensors(checkpoint, operations, regions):
+        if name not in counted:
+            counted.update(stored_copies(checkpoint.ties, name))
+            total += make_edit(checkpoint, name, operations, regions).count()
+    return total
 
 
 def _steps(
@@ -150,13 +197,15 @@ def _steps(
 ) -> list[tuple[Operation, str, Indices]]:
     """Return the operations that act on a tensor, with the name the region knows it by and the entries.
 
-    Stored copies of a tied weight go by that one name, so that seeded operations treat them alike.
+    Stored copies of a tied weight go by the first of their names that the region has, so that seeded operations treat
+    them alike; what the region selects of any copy is selected of all.
     """
-    group = storage_group(checkpoint, name)
+    group = stored_copies(checkpoint.ties, name)
     steps = []
     for operation in operations:
         region = regions[operation.region]
-        member = next((alias for alias in group if alias in region), None)
-        if member is not None:
-            steps.append((operation, member, region.indices(member)))
+        members = [alias for alias in group if alias in region]
+        if members:
+            chosen = [region.indices(member) for member in members]
+            steps.append((operation, members[0], chosen[0] if len(chosen) == 1 else np.unique(np.concatenate(chosen))))
     return steps

@@ -194,3 +194,19 @@ def test_values_that_outgrow_the_dtype_are_refused(make_model: ModelMaker) -> No
     region = some_region(checkpoint)
     with pytest.raises(InputError, match=r"'scale r' makes \d+ entries of tensor '.*' too large for its dtype float16"):
         make_edit(checkpoint, next(iter(region)), [Scale(scale="r", by=1e9)], {"r": region})
+
+
+def test_integers_are_rounded_and_what_does_not_fit_is_refused() -> None:
+    values = np.array([10, -10, 3, 5, 127, -128], np.int8)
+    halved = Scale(scale="r", by=0.5).new_values(values, target(values))
+    assert halved.dtype == np.int8
+    assert halved.tolist() == [5, -5, 2, 2, 64, -64]  # 1.5, 2.5 and 63.5 go to the even neighbour
+    assert Scale(scale="r", by=0.99).new_values(values, target(values)).tolist() == [10, -10, 3, 5, 126, -127]
+    with pytest.raises(InputError, match="129 lies outside of the range of int8"):
+        Fill(fill="r", value=129.0).new_values(values, target(values))
+    for value in (128.0, -129.0, math.nan):
+        with pytest.raises(InputError, match="outside of the range"):
+            rounded(np.array([value]), np.dtype(np.int8))
+    assert rounded(np.array([-(2.0**63)]), np.dtype(np.int64)).tolist() == [-(2**63)]
+    with pytest.raises(InputError, match="outside of the range of int64"):
+        rounded(np.array([2.0**63]), np.dtype(np.int64))

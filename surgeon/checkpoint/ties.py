@@ -1,0 +1,80 @@
+"""Which stored tensors are one parameter of the model: decided here, for edits, freezing, measuring and comparing.
+
+A model that ties its output head to its embeddings may store the head as well. Whether it ties them its config says;
+where the config is silent, the family's own default does (`TIED_BY_DEFAULT`, which a test holds against
+transformers). Copies that differ are two parameters whatever the config says: transformers loads them as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+Ties = Sequence[Sequence[str]]  # groups of names that are one parameter
+
+# Families (`model_type`) that tie where the config has no `tie_word_embeddings`; all others then do not.
+TIED_BY_DEFAULT = frozenset({
+    "bart", "bert", "bert-generation", "big_bird", "biogpt", "blenderbot", "blenderbot-small", "bloom", "camembert",
+    "cohere", "cohere2", "cohere2_moe", "cohere_compass_text", "ctrl", "data2vec-text", "electra", "ernie",
+    "ernie4_5", "ernie4_5_moe", "falcon", "falcon_mamba", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n",
+    "gemma3n_text", "gemma4", "gemma4_assistant", "gemma4_text", "gemma4_unified", "gemma4_unified_assistant",
+    "gemma4_unified_text", "got_ocr2", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox_japanese", "granite_swa", "jetmoe",
+    "lfm2", "lfm2_moe", "lfm3", "mamba", "marian", "mbart", "megatron-bert", "minicpm3", "modernbert-decoder",
+    "moss_transcribe_diarize", "mpt", "mvp", "openai-gpt", "opt", "pegasus", "plbart", "prophetnet",
+    "recurrent_gemma", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "smollm3", "starcoder2", "trocr",
+    "vaultgemma", "whisper", "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod", "youtu", "zamba",
+    "zamba2", "zaya",
+})  # fmt: skip
+# Families whose causal language model ties nothing, even if their config asks for it.
+NEVER_TIED = frozenset({
+    "bailing_hybrid", "bigbird_pegasus", "cpmant", "inkling2_text", "inkling_text", "kimi_linear", "mllama", "moshi",
+    "musicgen", "musicgen_melody", "nemotron_h", "reformer", "rembert", "xlstm",
+})  # fmt: skip
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_HEADS_OF_SOME = frozenset({  # names that elsewhere may be other things, so that they count only as they stand here
+    "output.weight", "output_projection.weight", "head.weight", "proj_out.weight", "decoder.weight",
+    "generator_lm_head.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight",
+    "pred_layer.proj.weight", "lm_loss.weight",
+})  # fmt: skip
+_EMBEDDINGS = (
+    "embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "word_embedding.weight",
+    "tokens_embed.weight", "tok_embeddings.weight", "backbone.embeddings.weight", "rwkv.embeddings.weight",
+    "transformer.embeddings.weight", "transformer.w.weight",
+)  # fmt: skip
+
+
+def tied_groups(
+    names: Iterable[str], config: Mapping[str, Any], alike: Callable[[str, str], bool]
+) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of stored names that are one parameter, embeddings first.
+
+    `alike` says whether two stored tensors hold the same bits; it is asked only where both a tied embedding and its
+    head are stored. A tied head that is not stored yields a group of one: the embedding alone.
+    """
+    names = list(names)
+    embeddings = [name for name in names if _ends_in(name, _EMBEDDINGS)]
+    heads = [name for name in names if name in _HEADS_OF_SOME or _ends_in(name, _HEADS)]
+    if not embeddings or not _ties(config, bool(heads)):
+        return ()
+    first, *others = [*heads, *embeddings]
+    same = {first, *(name for name in others if alike(first, name))}
+    if heads and len(same) == 1:
+        return ()
+    return (tuple(name for name in (*embeddings, *heads) if name in same),)
+
+
+def stored_copies(ties: Ties, name: str) -> tuple[str, ...]:
+    """Return all stored names that are the same parameter as `name`, itself included."""
+    return next((tuple(group) for group in ties if name in group), (name,))
+
+
+def _ties(config: Mapping[str, Any], head_stored: bool) -> bool:
+    family, text = str(config.get("model_type")), config.get("text_config") or {}
+    said = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    if said is None:
+        said = family in TIED_BY_DEFAULT or not head_stored  # a head that is stored nowhere must be the embeddings
+    return bool(said) and not (head_stored and family in NEVER_TIED)
+
+
+def _ends_in(name: str, endings: Iterable[str]) -> bool:
+    return any(name == ending or name.endswith("." + ending) for ending in endings)
