@@ -1,34 +1,49 @@
-"""A model whose weights are the mapped checkpoint, and which of its parameters is which tensor on disk.
+"""The model that transformers builds for a checkpoint, hollow until its weights are asked for.
 
-transformers gets views of the mapped files instead of loaded tensors, so building a model costs neither
-time nor memory for its weights, and a parameter that still shares a view's memory afterwards *is* that
-tensor: the mapping between model names and on-disk names (`slots.py`) is read off the addresses, not guessed.
+Its parameters have their shapes and dtypes but no memory; `weights.py` fills a layer's at a time with what is on
+disk and empties them again, so that building a model costs neither time nor memory, whatever its size. Which
+parameter is made of which tensors on disk is `slots.py`'s to say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import torch
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError
 from surgeon.freeze.bundle import ModelPlace
-from surgeon.model.slots import Slot, bind
+from surgeon.model.slots import Names, Slot, map_names
+from surgeon.model.weights import Weights, hollow
 
 Precision = Literal["float32", "native"]
+_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model in evaluation mode. `parameters` maps on-disk tensor names to their places in the model."""
+    """A model in evaluation mode. `parameters` maps on-disk tensor names to their places in the model.
+
+    Its parameters are hollow; `weights` fills them.
+    """
 
     checkpoint: Checkpoint
     model: Any
     tokenizer: Any
-    parameters: Mapping[str, Slot]
+    names: Names
+    weights: Weights
     precision: Precision
     device: str
+
+    @property
+    def parameters(self) -> Mapping[str, Slot]:
+        """The places of the tensors on disk in the model; those without any are missing."""
+        return self.names.slots
 
 
 def resolve_precision(dtype: Literal["auto", "float32", "native"], device: str) -> Precision:
@@ -56,58 +71,141 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def load_model(checkpoint: Checkpoint, precision: Precision, device: str = "cpu") -> LoadedModel:
-    """Build the model of a checkpoint over its mapped tensors.
+    """Build the hollow model of a checkpoint.
 
-    `native` keeps the weights' own dtype and shares the mapped memory (copy on write); `float32` widens
-    them, four bytes a parameter.
+    `native` computes in the dtype that most of the weights have on disk, `float32` widens them. What the config
+    says of dtypes does not matter.
 
     Raises:
-        CheckpointError: the architecture is unknown to transformers, or tensors are missing.
+        CheckpointError: the architecture is unknown to transformers, or tensors are missing or of another shape.
     """
     import transformers
 
-    views = {name: checkpoint.tensor(name) for name in checkpoint.tensors}
-    model_class, config = _architecture(checkpoint)
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        model, info = model_class.from_pretrained(
-            None, config=config, state_dict=dict(views), dtype="auto", output_loading_info=True
-        )
-    finally:
-        transformers.utils.logging.set_verbosity(verbosity)
-    for problem, names in (("missing", info["missing_keys"]), ("of another shape", info["mismatched_keys"])):
-        if names:
-            first = sorted(str(name) for name in names)[0]
-            raise CheckpointError(f"{checkpoint.folder}: tensor '{first}' is {problem} ({len(names)} in all)")
+    config = _architecture(checkpoint)[1]
+    dtype = torch.float32 if precision == "float32" else _stored_dtype(checkpoint)
+    with _parameters_on_meta():
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    _make_hollow(model, dtype, device)
+    names = _mapped(model, checkpoint)
+    _refuse_missing(checkpoint, model, names)
+    _fill_buffers(checkpoint, model, names)
     model.eval()
-    mapping = bind(model, views)
-    if precision == "float32":
-        model.float()
-    model.to(device)
-    return LoadedModel(checkpoint, model, load_tokenizer(checkpoint), mapping, precision, device)
+    weights = Weights(model, names, checkpoint.tensor, device)
+    return LoadedModel(checkpoint, model, load_tokenizer(checkpoint), names, weights, precision, device)
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """Return the floating-point dtype that most entries have on disk."""
+    counts: Counter[str] = Counter()
+    for info in checkpoint.tensors.values():
+        if info.dtype in _FLOATS:
+            counts[info.dtype] += info.numel
+    return _FLOATS[counts.most_common(1)[0][0]] if counts else torch.float32
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Have modules that are built meanwhile register their parameters on the meta device, where nothing is initialized.
+
+    Buffers are built as always: rotary frequencies and the like are computed and not stored.
+    """
+    register = torch.nn.Module.register_parameter
+
+    def on_meta(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = type(parameter)(parameter.data.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    torch.nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _make_hollow(model: Any, dtype: torch.dtype, device: str) -> None:
+    """Replace parameters on the meta device by hollow ones, tied ones by one; move the buffers to the device."""
+    wide = _kept_wide(model, dtype)
+    made: dict[int, torch.nn.Parameter] = {}
+    for path, module in model.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) not in made:
+                kept = torch.float32 if wide(f"{path}.{name}") else parameter.dtype
+                made[id(parameter)] = torch.nn.Parameter(hollow(parameter.shape, kept, device), requires_grad=False)
+                made[id(made[id(parameter)])] = made[id(parameter)]
+            module._parameters[name] = made[id(parameter)]
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module._buffers[name] = buffer.to(device)
+
+
+def _kept_wide(model: Any, dtype: torch.dtype) -> Callable[[str], bool]:
+    """Say which parameters a family keeps in float32 whatever the dtype of the rest, by transformers' own lists."""
+    lists = [getattr(model, "_keep_in_fp32_modules_strict", None)] if dtype != torch.float32 else []
+    if dtype == torch.float16:
+        lists.append(getattr(model, "_keep_in_fp32_modules", None))
+    modules = {module for found in lists for module in found or ()}
+    return lambda name: any(f".{module}." in f".{name}." for module in modules)
+
+
+def _mapped(model: Any, checkpoint: Checkpoint) -> Names:
+    """Map names to the model, and untie what its config ties and the disk holds twice, with different values.
+
+    transformers does the same: of such a checkpoint it believes the files and not the config.
+    """
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    names = map_names(model, shapes)
+    stored: dict[int, str] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        origin = names.origins.get(path)
+        if origin is None or origin.converter is not None:
+            continue
+        name = origin.parts[0][1]
+        first = stored.setdefault(id(parameter), name)
+        if first != name and checkpoint.array(first).tobytes() != checkpoint.array(name).tobytes():
+            owner, _, attribute = path.rpartition(".")
+            apart = torch.nn.Parameter(hollow(parameter.shape, parameter.dtype, parameter.device), requires_grad=False)
+            model.get_submodule(owner)._parameters[attribute] = apart
+            return map_names(model, shapes)
+    return names
+
+
+def _refuse_missing(checkpoint: Checkpoint, model: Any, names: Names) -> None:
+    made = {id(p) for path, p in model.named_parameters(remove_duplicate=False) if path in names.origins}
+    absent = [path for path, parameter in model.named_parameters() if id(parameter) not in made]
+    if not absent:
+        return
+    state = model.state_dict()
+    there = next((name for name in checkpoint.tensors if name in absent), None)
+    if there is not None:
+        shapes = f"{list(checkpoint.tensors[there].shape)} instead of {list(state[there].shape)}"
+        raise CheckpointError(f"{checkpoint.folder}: tensor '{there}' is of another shape, {shapes} ({len(absent)} in all)")
+    raise CheckpointError(f"{checkpoint.folder}: tensor '{sorted(absent)[0]}' is missing ({len(absent)} in all)")
+
+
+def _fill_buffers(checkpoint: Checkpoint, model: Any, names: Names) -> None:
+    """Give stored buffers their values; they are small."""
+    for name, buffer in model.named_buffers():
+        origin = names.origins.get(name)
+        if origin is not None:
+            buffer.copy_(origin.values(checkpoint.tensor, model)[name])
 
 
 def model_places(checkpoint: Checkpoint) -> dict[str, ModelPlace]:
     """Say where each on-disk tensor stands in the model class; nothing is read or allocated for it.
 
-    Empty if transformers does not have the architecture; a tensor that the rules of `slots.py` do not know is
-    left out.
+    Empty if transformers does not have the architecture; a tensor that is no run of one parameter is left out.
     """
-    import torch
-
     try:
         model_class, config = _architecture(checkpoint)
     except CheckpointError:
         return {}
     with torch.device("meta"):
         model = model_class(config)
-        shapes = {name: torch.empty(info.shape) for name, info in checkpoint.tensors.items()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    slots = map_names(model, {name: info.shape for name, info in checkpoint.tensors.items()}).slots
     return {
         stored: ModelPlace(names[id(slot.parameter)], tuple(slot.parameter.shape), slot.offset)
-        for stored, slot in bind(model, shapes).items()
+        for stored, slot in slots.items()
     }
 
 

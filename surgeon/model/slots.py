@@ -1,31 +1,26 @@
 """Where each on-disk tensor stands in the model that transformers builds, both ways.
 
-Mostly a tensor is a parameter of its own. Experts are the exception: on disk each expert has its own matrices,
-while transformers 5 holds them fused, as `gate_up_proj` of shape (experts, 2 * width, hidden) and `down_proj` of
-shape (experts, hidden, width). A `Slot` names the part of a parameter that one on-disk tensor is, so that gradients
-are read, and edits are written, in the names and shapes of the disk.
+Mostly a tensor is a parameter of its own, perhaps under another name. Experts are the exception: on disk each expert
+has its own matrices, while transformers 5 holds them fused, (experts, 2 * width, hidden) and (experts, hidden, width).
+Which names and conversions belong to a family is transformers' own registry's to say, and its own code converts;
+what is read off here is where in the result each tensor on disk came to lie: its `Slot`. Only a tensor that stays one
+contiguous run of a parameter has one, so that flat indices keep their order; and the first time a converted
+parameter is made, every slot is compared with the disk by its values.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-_EXPERT = re.compile(r"(?:^|\.)layers\.(?P<layer>\d+)\..*\bexperts\.(?P<expert>\d+)\.(?P<projection>\w+)\.weight$")
-_FUSED = re.compile(r"(?:^|\.)layers\.(?P<layer>\d+)\..*\bexperts\.(?P<projection>gate_up_proj|down_proj)$")
-# An expert's projection on disk -> the fused parameter, and which half of its rows.
-_PARTS = {
-    "w1": ("gate_up_proj", 0), "gate_proj": ("gate_up_proj", 0),
-    "w3": ("gate_up_proj", 1), "up_proj": ("gate_up_proj", 1),
-    "w2": ("down_proj", None), "down_proj": ("down_proj", None),
-}  # fmt: skip
-_RENAMED = ((".block_sparse_moe.", ".mlp."), ("embed_out.", "lm_head."))  # from the disk to transformers 5
+from surgeon.errors import CheckpointError
+
+ReadTensor = Callable[[str], torch.Tensor]  # from a name on disk to the tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,54 +45,171 @@ class Slot:
         return sum(start * math.prod(self.parameter.shape[axis + 1 :]) for axis, start in enumerate(starts))
 
 
-def bind(model: Any, views: Mapping[str, torch.Tensor]) -> dict[str, Slot]:
-    """Map on-disk names to slots of the model's parameters.
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """What one or more entries of a model's state are made of: names on disk, and transformers' converter if one.
 
-    A parameter that shares a view's memory is that tensor; where loading converted a dtype, its name decides;
-    where loading fused experts, the rule above does, and is believed only if the values agree. A tensor that
-    is none of these (a stored buffer, an unknown conversion) is left out. On the meta device, where there are
-    neither addresses nor values, names and shapes decide alone.
+    `parts` are the source pattern and the name on disk of each tensor, in the order in which transformers takes them.
     """
-    addresses = {view.data_ptr(): name for name, view in views.items() if view.numel() and not view.is_meta}
+
+    target: str
+    converter: Any | None = None
+    parts: list[tuple[str, str]] = field(default_factory=list)
+
+    def values(self, read: ReadTensor, model: Any) -> dict[str, torch.Tensor]:
+        """Return the entries of the model's state by name; without a converter they are the tensors as read."""
+        if self.converter is None:
+            return {self.target: read(self.parts[0][1])}
+        converter = copy.deepcopy(self.converter)
+        for pattern, name in self.parts:
+            converter.add_tensor(self.target, name, pattern, read(name))
+        converted = converter.convert(self.target, model=model, config=model.config)
+        return {key: value[0] if isinstance(value, list) else value for key, value in converted.items()}
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names on disk and places in the model: `origins` by the state entry they make, `slots` by name on disk."""
+
+    origins: Mapping[str, Origin]
+    slots: Mapping[str, Slot]
+
+
+def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
+    """Map the names and shapes on disk to a model's state, by transformers' registry; no value is looked at.
+
+    A tensor that the model does not have, or has in another shape, is left out.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    conversions = get_model_conversion_mapping(model)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    state = model.state_dict()
+    origins: dict[str, Origin] = {}
+    for name in sorted(shapes, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if pattern is None:
+            if target in state and tuple(state[target].shape) == tuple(shapes[name]):
+                origins[target] = Origin(target, None, [("", name)])
+        else:
+            origins.setdefault(target, Origin(target, by_pattern[pattern])).parts.append((pattern, name))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    made: dict[str, Origin] = {}
     slots: dict[str, Slot] = {}
-    fused: dict[tuple[str, str], torch.nn.Parameter] = {}
-    for name, parameter in model.named_parameters():
-        stored = addresses.get(parameter.data_ptr())
-        if stored is None:
-            stored = next((other for other in _aliases(name, model.base_model_prefix + ".") if other in views), None)
-        match = _FUSED.search(name)
-        if stored is not None and views[stored].shape == parameter.shape:
-            slots[stored] = Slot(parameter)
-        elif match is not None:
-            fused[match["layer"], match["projection"]] = parameter
-    for name, view in views.items() if fused else ():
-        slot = _expert_slot(name, view, fused) if name not in slots else None
-        if slot is not None:
-            slots[name] = slot
+    for origin in origins.values():
+        outputs = _outputs(origin, shapes, model, state)
+        made |= dict.fromkeys(outputs, origin)
+        if all(name in parameters for name in outputs):
+            slots |= _slots(origin, outputs, shapes, parameters)
+    return Names(made, slots)
+
+
+def _outputs(
+    origin: Origin, shapes: Mapping[str, tuple[int, ...]], model: Any, state: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """Return the entries of the model's state that an origin makes in the right shape; found on the meta device."""
+    if origin.converter is None:
+        return [origin.target]
+    try:
+        converted = origin.values(lambda name: torch.empty(shapes[name], device="meta"), model)
+    except Exception:  # a conversion that the stored tensors do not fit: what it would make is missing then
+        return []
+    return [name for name, value in converted.items() if name in state and state[name].shape == value.shape]
+
+
+def _slots(
+    origin: Origin,
+    outputs: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    parameters: Mapping[str, torch.nn.Parameter],
+) -> dict[str, Slot]:
+    """Find the slots of an origin's tensors: of all of them, or, where one has none, of none."""
+    if len(outputs) != 1:
+        return {}
+    parameter = parameters[outputs[0]]
+    if origin.converter is None:
+        return {origin.parts[0][1]: Slot(parameter)}
+    blocks = _blocks(origin, shapes)
+    slots = {}
+    for name, (start, shape) in (blocks or {}).items():
+        index = _run(start, shape, parameter.shape, len(shape) - len(shapes[name]))
+        if index is None:
+            return {}
+        slots[name] = Slot(parameter, index)
     return slots
 
 
-def _aliases(name: str, prefix: str) -> Iterator[str]:
-    """Names on disk that a parameter may have: with and without the base model's prefix, and before renaming."""
-    for candidate in (name, name.removeprefix(prefix), prefix + name):
-        yield candidate
-        for stored, renamed in _RENAMED:
-            yield candidate.replace(renamed, stored)
+_Block = tuple[tuple[int, ...], tuple[int, ...]]  # where a tensor begins in the result, and its extent there
 
 
-def _expert_slot(name: str, view: torch.Tensor, fused: Mapping[tuple[str, str], torch.nn.Parameter]) -> Slot | None:
-    match = _EXPERT.search(name)
-    if match is None or match["projection"] not in _PARTS:
+def _blocks(origin: Origin, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Block] | None:
+    """Follow each tensor through stacking and concatenation; None if a converter does anything else."""
+    converter = origin.converter
+    assert converter is not None
+    lists: dict[str, list[dict[str, _Block]]] = {}
+    for pattern, name in origin.parts:
+        shape = tuple(shapes[name])
+        lists.setdefault(pattern, []).append({name: ((0,) * len(shape), shape)})
+    for operation in converter.operations:
+        kind = type(operation).__name__
+        if kind == "MergeModulelist" and operation.dim == 0:
+            lists = {pattern: [_stacked(items)] for pattern, items in lists.items()}
+        elif kind == "Concatenate":
+            in_order = [one for pattern in converter.source_patterns for one in lists.get(pattern, ())]
+            lists = {"": [_concatenated(in_order, operation.dim)]}
+        else:
+            return None
+    results = [one for items in lists.values() for one in items]
+    return results[0] if len(results) == 1 else None
+
+
+def _stacked(arrays: Sequence[Mapping[str, _Block]]) -> dict[str, _Block]:
+    return {
+        name: ((i, *start), (1, *size)) for i, array in enumerate(arrays) for name, (start, size) in array.items()
+    }
+
+
+def _concatenated(arrays: Sequence[Mapping[str, _Block]], axis: int) -> dict[str, _Block]:
+    result: dict[str, _Block] = {}
+    reached = 0
+    for array in arrays:
+        length = max(start[axis] + size[axis] for start, size in array.values())
+        for name, (start, size) in array.items():
+            moved = tuple(at + reached if i == axis % len(start) else at for i, at in enumerate(start))
+            result[name] = (moved, size)
+        reached += length
+    return result
+
+
+def _run(start: Sequence[int], size: Sequence[int], whole: Sequence[int], added: int) -> tuple[int | slice, ...] | None:
+    """Return the index of a block that is one contiguous run of the whole, None if it is not.
+
+    `added` are the leading axes that the tensor on disk does not have.
+    """
+    partial = [axis for axis, (length, all_of) in enumerate(zip(size, whole, strict=True)) if length != all_of]
+    last = partial[-1] if partial else -1
+    if any(size[axis] != 1 for axis in range(last)):
         return None
-    projection, half = _PARTS[match["projection"]]
-    parameter = fused.get((match["layer"], projection))
-    expert = int(match["expert"])
-    if parameter is None or parameter.dim() != 3 or expert >= parameter.shape[0]:
-        return None
-    rows = view.shape[0]
-    slot = Slot(parameter, (expert,) if half is None else (expert, slice(half * rows, (half + 1) * rows)))
-    values = slot.values()
-    if values.shape != view.shape:
-        return None
-    agrees = view.is_meta or bool((values[0] == view[0].to(values.dtype)).all())
-    return slot if agrees else None
+    return tuple(
+        start[axis] if axis < added else slice(start[axis], start[axis] + size[axis])
+        for axis in range(max(last + 1, added))
+    )
+
+
+def check_slots(origin: Origin, slots: Mapping[str, Slot], made: torch.Tensor, read: ReadTensor) -> None:
+    """Compare what transformers made of an origin's tensors with where their slots say that they are, by values.
+
+    `made` is the parameter's new value, in the dtype on disk.
+
+    Raises:
+        CheckpointError: a slot holds something else, so that neither scores nor edits of that tensor could be believed.
+    """
+    for _, name in origin.parts:
+        if name in slots and not torch.equal(slots[name].of(made), read(name)):
+            raise CheckpointError(
+                f"tensor '{name}' does not lie in the model as one run of '{origin.target}', as transformers converts "
+                "it: exclude it, or use regions from a file, without scores or verification"
+            )

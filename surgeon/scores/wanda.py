@@ -11,7 +11,7 @@ Conv1D, fused projections, routers, and experts held in one fused parameter, eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import InputError
+from surgeon.model.batches import head_chunks
 from surgeon.model.slots import Slot
+from surgeon.model.stack import Stack
+from surgeon.model.states import States
+from surgeon.scores.sample import Advance, Sample, Scores, enter_sample, parameters_of, units
 
 # Functions that multiply inputs with a matrix: the positions of both, and the matrix's axis that meets the inputs.
 _PRODUCTS: dict[Any, tuple[int, int, int]] = {
@@ -30,33 +34,71 @@ _PRODUCTS: dict[Any, tuple[int, int, int]] = {
 }
 
 
-def accumulate(
-    model: Any,
-    slots: Mapping[str, Slot],
-    scores: Mapping[str, torch.Tensor],
-    sequences: Sequence[Sequence[int]],
-    batch_size: int,
-    advance: Callable[[int], None],
-) -> None:
-    """Write the score of every matrix on one sample into `scores` (float32, the on-disk shapes).
+def sweep(
+    stack: Stack, sample: Sample, slots: Mapping[str, Slot], hidden: States, advance: Advance
+) -> Iterator[tuple[int, str, Scores]]:
+    """Yield (layer, language, scores), the first layer first, all languages of a layer in a row; -1 is what is outside.
 
-    `sequences` are token ids of equal length; `advance` is called with the number of sequences done. An expert
-    that the router never chose has scores of zero.
+    `slots` are the matrices to score; an expert that the router never chose has scores of zero. The hidden states of
+    one layer are kept in `hidden`. `advance` is called with units of work, see `work`.
 
     Raises:
         InputError: a tensor is not the matrix of any linear layer, or the activations are not finite.
     """
-    parameters = {id(slot.parameter): slot.parameter for slot in slots.values()}
-    device = next(model.parameters()).device
-    noted = _InputSquares(parameters.values())
-    with torch.inference_mode(), _plain_experts(model, parameters.values()), noted:
-        for start in range(0, len(sequences), batch_size):
-            batch = torch.tensor(sequences[start : start + batch_size], device=device)
-            model(input_ids=batch, use_cache=False)
-            advance(len(batch))
+    wanted = units(stack, slots)
+    arguments = enter_sample(stack, sample, hidden)
+    for number in range(len(stack.layers)):
+        with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
+            for language, batches in sample.numbered():
+                with _noting(stack.loaded.model, wanted.get(number, {})) as noted:
+                    for batch, _ in batches:
+                        before = hidden.get(number, batch, stack.loaded.device)
+                        hidden.put(number + 1, batch, stack.layer(number, before, arguments[batch][number]))
+                        advance(1)
+                if number in wanted:
+                    yield number, language, _scores(noted, wanted[number])
+        hidden.drop(number)
+    if -1 in wanted:
+        for language, scores in _outside(stack, sample, wanted[-1], hidden, advance):
+            yield -1, language, scores
+
+
+def work(stack: Stack, sample: Sample, slots: Mapping[str, Slot]) -> int:
+    """Return how many units `sweep` calls `advance` with."""
+    return len(sample.all()) * (len(stack.layers) + (-1 in units(stack, slots)))
+
+
+def _outside(
+    stack: Stack, sample: Sample, slots: Mapping[str, Slot], hidden: States, advance: Advance
+) -> Iterator[tuple[str, Scores]]:
+    with stack.loaded.weights.resident(stack.outer("out")):
+        for language, batches in sample.numbered():
+            with _noting(stack.loaded.model, slots) as noted:
+                for batch, ids in batches:
+                    if not stack.layers:
+                        stack.whole(ids)
+                    else:
+                        last = hidden.get(len(stack.layers), batch, stack.loaded.device)
+                        for rows, positions in head_chunks(stack, ids):
+                            stack.head(last[rows, positions])
+                    advance(1)
+            yield language, _scores(noted, slots)
+
+
+@contextmanager
+def _noting(model: Any, slots: Mapping[str, Slot]) -> Iterator[_InputSquares]:
+    parameters = parameters_of(slots)
+    noted = _InputSquares(parameters)
+    with torch.no_grad(), _plain_experts(model, parameters), noted:
+        yield noted
+
+
+def _scores(noted: _InputSquares, slots: Mapping[str, Slot]) -> Scores:
+    result = {}
     for name, slot in slots.items():
-        norms = noted.norms(name, slot.parameter)
-        scores[name].copy_(slot.values().float().abs() * slot.of(norms.float().expand_as(slot.parameter)))
+        norms = noted.norms(name, slot.parameter).float().expand_as(slot.parameter)
+        result[name] = (slot.values().float().abs() * slot.of(norms)).cpu()
+    return result
 
 
 @contextmanager

@@ -1,0 +1,66 @@
+"""Batches on their way through a stack: how each enters the layers, and how the head is cut into chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from surgeon.model.stack import Arguments, Stack
+from surgeon.model.states import States
+
+_LOGITS_BYTES = 48_000_000  # of one chunk's logits in float32; some three such tensors are alive at a time
+_FEWEST_TOKENS = 64  # of a chunk: with fewer the projection's matrix is read more often than it is worth
+
+
+def enter_all(stack: Stack, batches: Sequence[torch.Tensor], states: States, row: int = 0) -> list[tuple[Arguments, ...]]:
+    """Put the embedding's output of every batch into a row of `states`; returns each batch's arguments of the layers.
+
+    Batches of one shape share their arguments where these are equal, as they are unless a family computes them from
+    the tokens.
+    """
+    shared: dict[tuple[int, ...], tuple[Arguments, ...]] = {}
+    result = []
+    with stack.loaded.weights.resident(stack.outer("in"), stack.unit(0)), torch.no_grad():
+        for number, ids in enumerate(batches):
+            call = stack.enter(ids)
+            if call.hidden is not None:
+                states.put(row, number, call.hidden)
+            known = shared.setdefault(tuple(ids.shape), call.arguments)
+            result.append(known if _equal(known, call.arguments) else call.arguments)
+    return result
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if left is right:
+        return True
+    if isinstance(left, torch.Tensor):
+        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, tuple):
+        return isinstance(right, tuple) and len(left) == len(right) and all(map(_equal, left, right))
+    if isinstance(left, dict):
+        return isinstance(right, dict) and left.keys() == right.keys() and all(_equal(left[k], right[k]) for k in left)
+    return type(left) is type(right) and bool(left == right)
+
+
+def hidden_shapes(stack: Stack, batches: Sequence[torch.Tensor]) -> list[tuple[int, ...]]:
+    """Return the shape of each batch's hidden state, found with the first batch."""
+    if not stack.layers or not batches:
+        return [(0,) for _ in batches]
+    with stack.loaded.weights.resident(stack.outer("in")), torch.no_grad():
+        hidden = stack.enter(batches[0][:1, :2]).hidden
+    assert hidden is not None
+    return [(*ids.shape, *hidden.shape[2:]) for ids in batches]
+
+
+def head_chunks(stack: Stack, ids: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cut a batch (rows, length) into rows and positions, such that the logits of a chunk stay small."""
+    rows, length = ids.shape
+    config = stack.loaded.model.config
+    vocabulary = int((config.get_text_config() if hasattr(config, "get_text_config") else config).vocab_size)
+    tokens = max(_FEWEST_TOKENS, _LOGITS_BYTES // (4 * vocabulary))
+    together, step = max(1, tokens // length), min(tokens, length)
+    for first in range(0, rows, together):
+        for start in range(0, length, step):
+            yield slice(first, min(first + together, rows)), slice(start, min(start + step, length))
