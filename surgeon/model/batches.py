@@ -14,7 +14,9 @@ _LOGITS_BYTES = 48_000_000  # of one chunk's logits in float32; some three such 
 _FEWEST_TOKENS = 64  # of a chunk: with fewer the projection's matrix is read more often than it is worth
 
 
-def enter_all(stack: Stack, batches: Sequence[torch.Tensor], states: States, row: int = 0) -> list[tuple[Arguments, ...]]:
+def enter_all(
+    stack: Stack, batches: Sequence[torch.Tensor], states: States, row: int = 0
+) -> list[tuple[Arguments, ...]]:
     """Put the embedding's output of every batch into a row of `states`; returns each batch's arguments of the layers.
 
     Batches of one shape share their arguments where these are equal, as they are unless a family computes them from
@@ -44,14 +46,14 @@ def _equal(left: Any, right: Any) -> bool:
     return type(left) is type(right) and bool(left == right)
 
 
-def hidden_shapes(stack: Stack, batches: Sequence[torch.Tensor]) -> list[tuple[int, ...]]:
-    """Return the shape of each batch's hidden state, found with the first batch."""
+def hidden_layout(stack: Stack, batches: Sequence[torch.Tensor]) -> tuple[list[tuple[int, ...]], torch.dtype]:
+    """Return the shape of each batch's hidden state, and their dtype, found on two tokens."""
     if not stack.layers or not batches:
-        return [(0,) for _ in batches]
+        return [(0,) for _ in batches], torch.float32
     with stack.loaded.weights.resident(stack.outer("in")), torch.no_grad():
         hidden = stack.enter(batches[0][:1, :2]).hidden
     assert hidden is not None
-    return [(*ids.shape, *hidden.shape[2:]) for ids in batches]
+    return [(*ids.shape, *hidden.shape[2:]) for ids in batches], hidden.dtype
 
 
 def head_chunks(stack: Stack, ids: torch.Tensor) -> Iterator[tuple[slice, slice]]:

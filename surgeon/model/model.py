@@ -178,7 +178,9 @@ def _refuse_missing(checkpoint: Checkpoint, model: Any, names: Names) -> None:
     there = next((name for name in checkpoint.tensors if name in absent), None)
     if there is not None:
         shapes = f"{list(checkpoint.tensors[there].shape)} instead of {list(state[there].shape)}"
-        raise CheckpointError(f"{checkpoint.folder}: tensor '{there}' is of another shape, {shapes} ({len(absent)} in all)")
+        raise CheckpointError(
+            f"{checkpoint.folder}: tensor '{there}' is of another shape, {shapes} ({len(absent)} in all)"
+        )
     raise CheckpointError(f"{checkpoint.folder}: tensor '{sorted(absent)[0]}' is missing ({len(absent)} in all)")
 
 

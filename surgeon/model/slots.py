@@ -167,9 +167,7 @@ def _blocks(origin: Origin, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
 
 
 def _stacked(arrays: Sequence[Mapping[str, _Block]]) -> dict[str, _Block]:
-    return {
-        name: ((i, *start), (1, *size)) for i, array in enumerate(arrays) for name, (start, size) in array.items()
-    }
+    return {name: ((i, *start), (1, *size)) for i, array in enumerate(arrays) for name, (start, size) in array.items()}
 
 
 def _concatenated(arrays: Sequence[Mapping[str, _Block]], axis: int) -> dict[str, _Block]:

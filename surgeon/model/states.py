@@ -27,7 +27,7 @@ class States:
         self._shapes, self._dtype, self._folder, self._label = list(shapes), dtype, folder, label
         self._starts = np.cumsum([0, *(math.prod(shape) for shape in shapes)])
         self._held: dict[tuple[int, int], torch.Tensor] = {}
-        self._rows: dict[int, torch.Tensor] = {}
+        self._rows: dict[int, tuple[mmap.mmap, torch.Tensor]] = {}
 
     def put(self, row: int, batch: int, value: torch.Tensor) -> None:
         """Keep a copy of a tensor."""
@@ -49,12 +49,10 @@ class States:
         if self._folder is not None:
             self._path(row).unlink(missing_ok=True)
 
-    def flush(self) -> None:
-        """Force what was put to disk, so that a later process may build on it."""
-        if self._folder is not None:
-            for row in self._rows:
-                with self._path(row).open("rb+") as file:
-                    file.flush()
+    def flush(self, row: int) -> None:
+        """Force a row to disk, so that a later process may build on it."""
+        if row in self._rows:
+            self._rows[row][0].flush()
 
     def _path(self, row: int) -> Path:
         assert self._folder is not None
@@ -64,15 +62,15 @@ class States:
         if row not in self._rows:
             self._rows[row] = self._map(self._path(row))
         start, stop = self._starts[batch], self._starts[batch + 1]
-        return self._rows[row][start:stop].view(self._shapes[batch])
+        return self._rows[row][1][start:stop].view(self._shapes[batch])
 
-    def _map(self, path: Path) -> torch.Tensor:
+    def _map(self, path: Path) -> tuple[mmap.mmap, torch.Tensor]:
         size = int(self._starts[-1]) * self._dtype.itemsize
         with path.open("r+b" if path.exists() else "w+b") as file:
             if path.stat().st_size != size:
                 reserve(file.fileno(), 0, size)  # a write to a mapped hole on a full disk would kill the process
             mapped = mmap.mmap(file.fileno(), size)
-        return torch.frombuffer(mapped, dtype=self._dtype)
+        return mapped, torch.frombuffer(mapped, dtype=self._dtype)
 
 
 def bytes_needed(shapes: Sequence[Shape], rows: int, dtype: torch.dtype) -> int:

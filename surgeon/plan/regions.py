@@ -50,15 +50,16 @@ class RegionPlan:
         """Entries of all tensors in scope."""
         return sum(info.numel for info in self.tensors)
 
-    def groups(self) -> list[list[TensorInfo]]:
-        """Tensors that share one cut: each alone, by layer, or all together."""
+    def groups(self, tensors: Sequence[TensorInfo] | None = None) -> list[list[TensorInfo]]:
+        """Tensors, all of the region's or some of them, that share one cut: each alone, by layer, or all together."""
+        tensors = self.tensors if tensors is None else tensors
         kind = self.select.scope if self.select else "tensor"
         if kind == "global":
-            return [list(self.tensors)]
+            return [list(tensors)]
         if kind in ("tensor", "output"):
-            return [[info] for info in self.tensors]
+            return [[info] for info in tensors]
         layers: dict[object, list[TensorInfo]] = {}
-        for info in self.tensors:
+        for info in tensors:
             layer = self.places[info.name].layer
             layers.setdefault(info.name if layer is None else layer, []).append(info)
         return list(layers.values())

@@ -37,7 +37,7 @@ def select_extreme(scores: Scores, group: Group, fraction: float, kind: Literal[
     threshold, ties_wanted = _threshold(scores, group, wanted, kind)
     result = {}
     for name, _ in group:
-        keys = _keys(name, scores(name))
+        keys = keys_of(name, scores(name))
         beyond = keys > threshold if kind == "top" else keys < threshold
         ties = np.flatnonzero(keys == threshold)[:ties_wanted]
         ties_wanted -= ties.size
@@ -58,7 +58,7 @@ def select_in_outputs(
         InputError: a score is not a number.
     """
     shape = (1, 1, scores.size) if output_axis is None else (-1, *scores.shape[-2:])
-    rows = _keys(name, scores).reshape(shape)
+    rows = keys_of(name, scores).reshape(shape)
     places = np.arange(scores.size, dtype=np.int64).reshape(shape)
     if output_axis is not None and output_axis == scores.ndim - 1:
         rows, places = rows.swapaxes(1, 2), places.swapaxes(1, 2)
@@ -105,7 +105,12 @@ def _first_distinct(stream: np.random.Generator, total: int, wanted: int) -> Ind
     return drawn[:wanted]
 
 
-def _keys(name: str, scores: NDArray[np.float32]) -> NDArray[np.uint32]:
+def keys_of(name: str, scores: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Return the scores of a tensor, flat, as integers that sort like them.
+
+    Raises:
+        InputError: a score is negative or not a number.
+    """
     keys = np.ascontiguousarray(scores).reshape(-1).view(np.uint32)
     if keys.size and int(keys.max()) > _INFINITY:  # not-a-number, or negative
         raise InputError(f"the scores of tensor '{name}' hold values that are negative or not numbers")
@@ -117,15 +122,16 @@ def _threshold(scores: Scores, group: Group, wanted: int, kind: str) -> tuple[in
     high = np.zeros(1 << 16, dtype=np.int64)
     for keys in _chunks(scores, group):
         high += np.bincount(keys >> 16, minlength=1 << 16)
-    high_bin, wanted = _kth_bin(high, wanted, kind)
+    high_bin, wanted = kth_bin(high, wanted, kind)
     low = np.zeros(1 << 16, dtype=np.int64)
     for keys in _chunks(scores, group):
         low += np.bincount(keys[keys >> 16 == high_bin] & 0xFFFF, minlength=1 << 16)
-    low_bin, wanted = _kth_bin(low, wanted, kind)
+    low_bin, wanted = kth_bin(low, wanted, kind)
     return high_bin << 16 | low_bin, wanted
 
 
-def _kth_bin(histogram: NDArray[np.int64], wanted: int, kind: str) -> tuple[int, int]:
+def kth_bin(histogram: NDArray[np.int64], wanted: int, kind: str) -> tuple[int, int]:
+    """Return the bin that holds the k-th entry from the top or bottom, and which one of the bin's it is, from 1."""
     ordered = histogram[::-1] if kind == "top" else histogram
     reached = np.cumsum(ordered)
     position = int(np.searchsorted(reached, wanted))
@@ -135,7 +141,7 @@ def _kth_bin(histogram: NDArray[np.int64], wanted: int, kind: str) -> tuple[int,
 
 def _chunks(scores: Scores, group: Group) -> Iterator[NDArray[np.uint32]]:
     for name, _ in group:
-        keys = _keys(name, scores(name))
+        keys = keys_of(name, scores(name))
         for start in range(0, keys.size, _CHUNK):
             yield keys[start : start + _CHUNK]
 

@@ -1,7 +1,7 @@
-"""Scores on disk: one safetensors file per language, float32, named by the content it was computed from.
+"""Scores on disk: one safetensors file per language, float32, named by all that they were computed from.
 
-A second recipe on the same model, texts and settings finds its scores here; a killed run keeps the languages
-that it finished.
+A second recipe on the same model, texts and settings finds its scores here. Beside each file stands its SHA-256, so
+that a damaged one is made again and not believed.
 """
 
 from __future__ import annotations
@@ -9,21 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_versions, tokenizer_hashes
+from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import TensorInfo, allocate_file, map_bytes, read_header, replacing, view
-from surgeon.errors import InputError
-from surgeon.model.model import LoadedModel
+from surgeon.errors import CheckpointError
 from surgeon.scores.grad_param import Reduction
-from surgeon.text.windows import bos_token, scoring_sequences, tokenize
 
-SCORE_VERSION = 1  # raise it when the same settings would give other scores
+SCORE_VERSION = 2  # raise it when the same settings would give other scores
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,10 @@ class ScoreSettings:
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """The scores of one language: float32, non-negative, in the tensors' shapes; and the sample's size."""
+    """The scores of one language: float32, non-negative, in the tensors' shapes."""
 
     path: Path
     language: str
-    sequences: int
-    tokens: int
 
     def reader(self) -> Callable[[str], NDArray[np.float32]]:
         """Return a function from tensor name to its scores, a read-only view of the mapped file."""
@@ -76,58 +72,36 @@ def score_path(
 
 
 def load_score(path: Path, language: str) -> ScoreFile | None:
-    """Return a cached score, or None if it has not been computed."""
-    if not path.is_file():
+    """Return a cached score, or None if it has not been computed, or is not as it was when it was."""
+    try:
+        expected = _checksum(path).read_text(encoding="ascii").strip()
+        read_header(path)
+    except (OSError, ValueError, CheckpointError):
         return None
-    metadata = read_header(path).metadata
-    return ScoreFile(path, language, int(metadata["sequences"]), int(metadata["tokens"]))
+    return ScoreFile(path, language) if file_hash(path) == expected else None
 
 
-def compute_score(
-    path: Path,
-    loaded: LoadedModel,
-    tensors: Sequence[TensorInfo],
-    language: str,
-    text: str,
-    settings: ScoreSettings,
-    advance: Callable[[int], None],
-) -> ScoreFile:
-    """Score one language into `path`, which appears only when complete.
+def allocate_score(path: Path, tensors: Sequence[TensorInfo], language: str) -> None:
+    """Make a score file of zeros, its blocks reserved; `writable` maps it."""
+    metadata = {"format": "surgeon-score", "format_version": str(SCORE_VERSION), "language": language}
+    allocate_file(path, [(info.name, "F32", info.shape) for info in tensors], metadata)
 
-    Raises:
-        InputError: the text gives no sequence, a tensor is no parameter of the model, or the model is broken.
-    """
-    from surgeon.checkpoint.tensors import as_tensor
-    from surgeon.scores import grad_param, wanda  # torch is imported where it is needed
 
-    sequences = scoring_sequences(
-        tokenize(loaded.tokenizer, text), bos_token(loaded.tokenizer), settings.samples, settings.sequence_length
-    )
-    sequences = [sequence for sequence in sequences if len(sequence) > 1]
-    if not sequences:
-        raise InputError(f"the text for '{language}' is too short to score on: it gives no sequence of two tokens")
-    absent = [info.name for info in tensors if info.name not in loaded.parameters]
-    if absent:
-        raise InputError(
-            f"tensor '{absent[0]}' is not a parameter of {type(loaded.model).__name__} as transformers builds it "
-            f"({len(absent)} such tensors): exclude it, or use a region from a file"
-        )
-    metadata = {
-        "format": "surgeon-score",
-        "format_version": str(SCORE_VERSION),
-        "language": language,
-        "sequences": str(len(sequences)),
-        "tokens": str(sum(len(sequence) - 1 for sequence in sequences)),
-    }
-    with replacing(path) as staged:
-        header = allocate_file(staged, [(info.name, "F32", info.shape) for info in tensors], metadata)
-        data = map_bytes(staged, "shared")
-        sums: Mapping[str, Any] = {name: as_tensor(view(data, info)) for name, info in header.tensors.items()}
-        slots = {info.name: loaded.parameters[info.name] for info in tensors}
-        if settings.reduction is None:
-            wanda.accumulate(loaded.model, slots, sums, sequences, settings.batch_size, advance)
-        else:
-            grad_param.accumulate(
-                loaded.model, slots, sums, sequences, settings.batch_size, settings.reduction, advance
-            )
-    return ScoreFile(path, language, len(sequences), int(metadata["tokens"]))
+def writable(path: Path) -> Mapping[str, NDArray[np.float32]]:
+    """Map a score file so that what is written to its tensors reaches the file."""
+    header, data = read_header(path), map_bytes(path, "shared")
+    return {name: view(data, info) for name, info in header.tensors.items()}
+
+
+def keep_score(made: Path, path: Path, language: str) -> ScoreFile:
+    """Give a score file that is complete its name in the cache, after its checksum."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = file_hash(made)
+    with replacing(_checksum(path)) as staged:
+        staged.write_text(digest + "\n", encoding="ascii")
+    made.replace(path)
+    return ScoreFile(path, language)
+
+
+def _checksum(path: Path) -> Path:
+    return path.with_suffix(".sha256")

@@ -64,7 +64,7 @@ def sweep(
     reduction: Reduction,
     kept: Kept,
     advance: Advance,
-    start: Progressed = Progressed(),  # noqa: B008 - frozen
+    start: Progressed = Progressed(),
     note: Callable[[Progressed], None] = lambda progressed: None,
 ) -> Iterator[tuple[int, str, Scores]]:
     """Yield (layer, language, scores), the last layer first, all languages of a layer in a row; -1 is what is outside.

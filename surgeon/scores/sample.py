@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from surgeon.errors import InputError
-from surgeon.model.batches import enter_all, hidden_shapes
+from surgeon.model.batches import enter_all
 from surgeon.model.slots import Slot
 from surgeon.model.stack import Arguments, Stack
 from surgeon.model.states import States
@@ -67,11 +67,6 @@ def units(stack: Stack, slots: Mapping[str, Slot]) -> dict[int, dict[str, Slot]]
 def parameters_of(slots: Mapping[str, Slot]) -> list[torch.nn.Parameter]:
     """Return the parameters that slots are parts of, each once."""
     return list({id(slot.parameter): slot.parameter for slot in slots.values()}.values())
-
-
-def state_shapes(stack: Stack, sample: Sample) -> list[tuple[int, ...]]:
-    """Return the shapes of the hidden states of all batches of a sample."""
-    return hidden_shapes(stack, sample.all())
 
 
 def enter_sample(stack: Stack, sample: Sample, states: States) -> list[tuple[Arguments, ...]]:

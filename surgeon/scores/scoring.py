@@ -1,20 +1,55 @@
-"""Run a plan's scores: those on text language by language, each kept as soon as it is done."""
+"""Run a plan's scores. Those on text pass through the model layer by layer, all languages together.
+
+Where the scores of all languages are small beside the free disk they are kept, so that another recipe on the same
+scores needs no model; where they are not, or the disk is short, a layer's regions are selected as soon as its scores
+are complete, and only the masks stay.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from surgeon.model.model import LoadedModel, resolve_precision
+from surgeon.checkpoint.hashing import sha256
+from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.storage import TensorInfo, flush
+from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.plan.plan import Plan
+from surgeon.plan.regions import RegionPlan
 from surgeon.progress import Progress
 from surgeon.recipe.schema import GradParamScore, RandomScore, ScoreSpec, WandaScore
+from surgeon.region.region import Region
 from surgeon.region.select import Scores
-from surgeon.scores.cache import ScoreFile, ScoreSettings, compute_score, load_score, score_path
+from surgeon.scores.cache import (
+    ScoreFile,
+    ScoreSettings,
+    allocate_score,
+    keep_score,
+    load_score,
+    score_path,
+    writable,
+)
 from surgeon.scores.magnitude import magnitude
 from surgeon.scores.random import random_scores
+from surgeon.text.windows import bos_token, scoring_sequences, tokenize
 
-ModelLoader = Callable[[str], LoadedModel]  # from precision to the model in that precision
+if TYPE_CHECKING:
+    from surgeon.model.stack import Stack
+    from surgeon.scores.sweeps import Sweep
+
+StackLoader = Callable[[str], "Stack"]  # from precision to the model in that precision
+_SHARE_OF_DISK = 0.05  # scores that take more of what is free are not kept, unless asked for
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """Sequences and predicted tokens that one language was scored on."""
+
+    sequences: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -22,27 +57,43 @@ class ScoreSet:
     """The scores of one `score:` of the recipe.
 
     `readers` give a tensor's scores by its name, for each language in the recipe's order; a score that reads no
-    text has one reader, under the empty name, and computes when asked. `files` are those of scores on text.
+    text has one reader, under the empty name, and computes when asked. Where scores on text were not kept there are
+    no readers, and `regions` holds what was selected by them. `keys` name what each language's scores depend on.
     """
 
     spec: ScoreSpec
     readers: Mapping[str, Scores]
-    files: Mapping[str, ScoreFile]
+    keys: Mapping[str, str] = field(default_factory=dict)
+    samples: Mapping[str, SampleSize] = field(default_factory=dict)
+    regions: Mapping[str, Region] = field(default_factory=dict)
 
 
-def run_scores(plan: Plan, load: ModelLoader, device: str, jobs: int, progress: Progress) -> list[ScoreSet]:
+@dataclass(frozen=True)
+class Scoring:
+    """What a run hands to the functions here; `keep` insists on keeping scores, whatever their size."""
+
+    plan: Plan
+    load: StackLoader
+    device: str
+    jobs: int
+    progress: Progress
+    keep: bool = False
+    cached_region: Callable[[RegionPlan, Mapping[str, str]], Region | None] = lambda region, keys: None
+
+
+def run_scores(run: Scoring) -> list[ScoreSet]:
     """Compute, or find in the cache, every score the plan needs.
 
     Raises:
         InputError: a language's text is missing or too short, or the model is broken.
+        EnvironmentFailure: scores that are to be kept do not fit the disk.
     """
     result = []
-    for spec in plan.scores():
+    for spec in run.plan.scores():
         if isinstance(spec, GradParamScore | WandaScore):
-            files = _score_languages(plan, spec, load, device, jobs, progress)
-            result.append(ScoreSet(spec, {language: file.reader() for language, file in files.items()}, files))
+            result.append(_on_text(run, spec))
         else:
-            result.append(ScoreSet(spec, {"": _from_weights(plan, spec)}, {}))
+            result.append(ScoreSet(spec, {"": _from_weights(run.plan, spec)}))
     return result
 
 
@@ -54,26 +105,94 @@ def _from_weights(plan: Plan, spec: ScoreSpec) -> Scores:
     return lambda name: magnitude(checkpoint.array(name))
 
 
-def _score_languages(
-    plan: Plan, spec: GradParamScore | WandaScore, load: ModelLoader, device: str, jobs: int, progress: Progress
-) -> dict[str, ScoreFile]:
+def _on_text(run: Scoring, spec: GradParamScore | WandaScore) -> ScoreSet:
+    from surgeon.model.model import load_tokenizer, resolve_precision
+
+    plan = run.plan
     tensors = plan.scored_tensors(spec)
-    precision = resolve_precision(spec.dtype, device)
     reduction = spec.reduction if isinstance(spec, GradParamScore) else None
+    precision = resolve_precision(spec.dtype, run.device)
     settings = ScoreSettings(spec.samples, spec.sequence_length, spec.batch_size, reduction, precision)
     languages = list(dict.fromkeys(spec.languages))
-    texts = {language: plan.corpus.text(language) for language in languages}
     paths = {
-        language: score_path(plan.checkpoint, tensors, text.score_hash, settings, jobs, device)
-        for language, text in texts.items()
+        language: score_path(
+            plan.checkpoint, tensors, plan.corpus.text(language).score_hash, settings, run.jobs, run.device
+        )
+        for language in languages
     }
-    files: dict[str, ScoreFile] = {}
+    keys = {language: path.stem for language, path in paths.items()}
+    sequences = _sequences(plan, spec, languages, load_tokenizer(plan.checkpoint))
+    samples = {name: SampleSize(len(found), sum(len(ids) - 1 for ids in found)) for name, found in sequences.items()}
+    files = {language: load_score(path, language) for language, path in paths.items()}
+    known = {language: file for language, file in files.items() if file is not None}
+    if len(known) == len(paths):
+        return ScoreSet(spec, {language: known[language].reader() for language in languages}, keys, samples)
+    regions = [region for region in plan.regions.values() if region.score == spec]
+    cached = {region.name: run.cached_region(region, keys) for region in regions}
+    selected = {name: region for name, region in cached.items() if region is not None}
+    if len(selected) == len(regions) and not run.keep:
+        return ScoreSet(spec, {}, keys, samples, selected)
+    kept = run.keep or _is_small(sum(info.numel for info in tensors) * 4 * (len(paths) - len(known)))
+    missing = [language for language in languages if language not in known] if kept else languages
+    from surgeon.scores.sweeps import Sweep  # torch is imported where it is needed
+
+    sweep = Sweep(run.load(precision), {name: sequences[name] for name in missing}, tensors, settings, run.progress)
+    if kept:
+        known |= _keep(sweep, {language: paths[language] for language in missing}, tensors)
+        return ScoreSet(spec, {language: known[language].reader() for language in languages}, keys, samples)
+    key = sha256("".join(sorted(keys.values())).encode())[:32]
+    return ScoreSet(spec, {}, keys, samples, sweep.select(regions, key))
+
+
+def _sequences(
+    plan: Plan, spec: GradParamScore | WandaScore, languages: Sequence[str], tokenizer: object
+) -> dict[str, list[tuple[int, ...]]]:
+    bos = bos_token(tokenizer)
+    result = {}
     for language in languages:
-        known = load_score(paths[language], language)
-        if known is None:
-            with progress.task(f"score {language}", spec.samples) as advance:
-                known = compute_score(
-                    paths[language], load(precision), tensors, language, texts[language].score, settings, advance
-                )
-        files[language] = known
-    return files
+        tokens = tokenize(tokenizer, plan.corpus.text(language).score)
+        cut = scoring_sequences(tokens, bos, spec.samples, spec.sequence_length)
+        result[language] = [ids for ids in cut if len(ids) > 1]
+        if not result[language]:
+            raise InputError(f"the text for '{language}' is too short to score on: it gives no sequence of two tokens")
+    return result
+
+
+def _is_small(size: int) -> bool:
+    """True if so many bytes are small beside what is free where the cache lies."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    return size <= _SHARE_OF_DISK * shutil.disk_usage(folder).free
+
+
+def _keep(sweep: Sweep, paths: Mapping[str, Path], tensors: Sequence[TensorInfo]) -> dict[str, ScoreFile]:
+    """Write each language's scores into the cache as the sweep makes them; they get their names when all are complete."""
+    size, folder = sum(info.numel for info in tensors) * 4 * len(paths), cache_folder() / "scores"
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise EnvironmentFailure(
+            f"{folder}: the scores of {len(paths)} languages take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+            "free; make room, or set SURGEON_CACHE to a folder elsewhere (`surgeon apply` does without them)"
+        )
+    key = sha256("".join(sorted(path.stem for path in paths.values())).encode())[:32]
+    with sweep.scratch(key) as scratch:
+        made, start = {language: scratch.folder / path.name for language, path in paths.items()}, scratch.progress()
+        for language, path in made.items() if start.left is None else ():
+            allocate_score(path, tensors, language)
+        arrays = {language: writable(path) for language, path in made.items()}
+
+        def flush_all() -> None:
+            for path in made.values():
+                flush(path)
+
+        for _, language, scores in sweep.run(scratch, start, flush_all):
+            for name, values in scores.items():
+                arrays[language][name][...] = values
+        flush_all()
+        return {language: keep_score(path, paths[language], language) for language, path in made.items()}
+
+
+def scores_are_kept(numel: int, languages: int) -> bool:
+    """Say whether `apply` will keep the scores of so many entries in so many languages."""
+    return _is_small(4 * numel * languages)

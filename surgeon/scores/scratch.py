@@ -1,0 +1,82 @@
+"""Where a sweep over a large model keeps its hidden states, and how far it came, so that a killed run goes on.
+
+A scratch folder lies in the cache under a name made from all that the sweep depends on. It is used only where the
+hidden states are too large for memory; `progress.json` in it is written after what it speaks of has reached the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.storage import replacing
+from surgeon.scores.grad_param import Kept, Progressed
+
+_PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A folder of one sweep, locked for this process. `resumes` is False for one that nobody will find again."""
+
+    folder: Path
+    resumes: bool
+
+    def progress(self) -> Progressed:
+        """Return how far an earlier process came here."""
+        try:
+            found = json.loads((self.folder / _PROGRESS).read_text(encoding="utf-8"))
+            return Progressed(int(found["forward"]), None if found["left"] is None else int(found["left"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return Progressed()
+
+    def note(self, progressed: Progressed, kept: Kept) -> None:
+        """Note how far the sweep came, once the states that it needs to go on are on the disk."""
+        if self.resumes:
+            row = progressed.forward if progressed.left is None else progressed.left
+            kept.hidden.flush(row)
+            kept.gradients.flush(row)
+            with replacing(self.folder / _PROGRESS) as staged:
+                staged.write_text(json.dumps(asdict(progressed)), encoding="utf-8")
+
+
+@contextmanager
+def scratch_folder(key: str, resumes: bool) -> Iterator[Scratch]:
+    """Yield the scratch folder of a sweep, deleted when the block ends well; one that another process uses is not shared."""
+    root = cache_folder() / "scratch"
+    root.mkdir(parents=True, exist_ok=True)
+    folder = root / key
+    if not resumes:
+        with tempfile.TemporaryDirectory(dir=root) as own:
+            yield Scratch(Path(own), False)
+        return
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not _locked(descriptor):
+            with tempfile.TemporaryDirectory(dir=root) as own:
+                yield Scratch(Path(own), False)
+            return
+        yield Scratch(folder, True)
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return True  # no advisory locks on this platform
+    except OSError:
+        return False
+    return True
