@@ -14,8 +14,8 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import InputError, did_you_mean
 from surgeon.hub.push import push_variants
-from surgeon.model.examine import Verification, make_tasks
-from surgeon.model.model import load_model, resolve_precision
+from surgeon.model.precision import resolve_precision
+from surgeon.model.results import Verification
 from surgeon.plan.plan import Plan, make_plan, pinned
 from surgeon.progress import Progress
 from surgeon.recipe.reading import load_recipe
@@ -133,7 +133,7 @@ def score(
     progress: Progress | None = None,
 ) -> dict[str, Path]:
     """Compute the scores and regions of a recipe only; returns the region files by name."""
-    run = Run(_plan_to_run(recipe, output, overrides), device, jobs, progress)
+    run = Run(_plan_to_run(recipe, output, overrides), device, jobs, progress, keep=True)
     run.check_texts()
     with output_lock(run.plan.output):
         return save_regions(run)
@@ -155,13 +155,20 @@ def verify_checkpoint(
     Raises:
         SurgeonError: files are damaged, or the corpus lacks a language.
     """
+    from surgeon.model.editing import Variant
+    from surgeon.model.model import load_model
+    from surgeon.model.stack import make_stack
+    from surgeon.model.verification import verify
+
     languages = corpus.languages if spec.languages == "all" else list(dict.fromkeys(spec.languages))
     named = ([("base", base)] if base is not None else []) + [("checkpoint", checkpoint)]
     opened = [(label, Checkpoint.open(source).downloaded()) for label, source in named]
     found = Verification()
     for label, item in opened:
-        loaded = load_model(item, resolve_precision("auto", device), device)
-        found.examine(label, loaded, make_tasks(loaded, corpus, languages, spec), progress or Progress())
+        stack = make_stack(load_model(item, resolve_precision("auto", device), device))
+        one = verify(stack, [Variant(label)], corpus, languages, spec, progress or Progress())
+        found.measures.update(one.measures)
+        found.continuations.update(one.continuations)
     return found
 
 

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash
 from surgeon.checkpoint.hashing import file_hash
-from surgeon.model.examine import Verification, make_tasks
-from surgeon.model.model import LoadedModel, Precision, load_model, load_tokenizer, resolve_precision
-from surgeon.model.perplexity import edited
+from surgeon.model.precision import Precision, resolve_precision
+from surgeon.model.results import Verification
+from surgeon.model.tokenizer import load_tokenizer
 from surgeon.plan.plan import Plan, pinned, pinned_operations
 from surgeon.plan.supply import check_supply, needs_text
 from surgeon.progress import Progress
@@ -39,20 +39,26 @@ from surgeon.report.data import (
 )
 from surgeon.report.manifest import environment
 from surgeon.scores.build import build_regions
-from surgeon.scores.scoring import ScoreSet, run_scores
+from surgeon.scores.scoring import ScoreSet, Scoring, run_scores
 from surgeon.text.windows import bos_token
 from surgeon.write.execute import Staged, Written, files_below, publish, stage_variant, write_freeze
 from surgeon.write.patches import check_patch_bases, donor_hash, write_as_patch
 
+if TYPE_CHECKING:
+    from surgeon.model.model import LoadedModel
+    from surgeon.model.stack import Stack
+
 
 class Run:
-    """One run of a plan: the model is loaded when first needed, and once per precision."""
+    """One run of a plan: the model is built when first needed, once per precision; `keep` insists on whole scores."""
 
-    def __init__(self, plan: Plan, device: str, jobs: int | None, progress: Progress | None) -> None:
-        self.plan, self.device = plan, device
+    def __init__(
+        self, plan: Plan, device: str, jobs: int | None, progress: Progress | None, *, keep: bool = False
+    ) -> None:
+        self.plan, self.device, self.keep = plan, device, keep
         self.jobs, self.progress = jobs or os.cpu_count() or 1, progress or Progress()
         self.timings: dict[str, float] = {}
-        self._models: dict[str, LoadedModel] = {}
+        self._stacks: dict[str, Stack] = {}
 
     def check_texts(self) -> None:
         """Read every text before anything is scored or written, and say where there is too little of it."""
@@ -60,13 +66,16 @@ class Run:
             for note in check_supply(self.plan, load_tokenizer(self.plan.checkpoint)):
                 self.progress.note(note)
 
-    def model(self, precision: str) -> LoadedModel:
-        """The model in `float32` or `native` arithmetic."""
-        if precision not in self._models:
+    def stack(self, precision: str) -> Stack:
+        """The model, layer by layer, in `float32` or `native` arithmetic."""
+        from surgeon.model.model import load_model
+        from surgeon.model.stack import make_stack
+
+        if precision not in self._stacks:
             with self.timed("load"):
                 chosen: Precision = "float32" if precision == "float32" else "native"
-                self._models[precision] = load_model(self.plan.checkpoint, chosen, self.device)
-        return self._models[precision]
+                self._stacks[precision] = make_stack(load_model(self.plan.checkpoint, chosen, self.device))
+        return self._stacks[precision]
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -79,7 +88,7 @@ class Run:
     def scores(self) -> list[ScoreSet]:
         """The importance scores, computed or out of the cache."""
         with self.timed("score"):
-            return run_scores(self.plan, self.model, self.device, self.jobs, self.progress)
+            return run_scores(Scoring(self.plan, self.stack, self.device, self.jobs, self.progress, self.keep))
 
     @cached_property
     def regions(self) -> dict[str, Region]:
@@ -185,19 +194,20 @@ def _write_freeze(checkpoint: Checkpoint, region: Region | None, model: Mapping[
 
 
 def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
-    """Measure the base and, one after the other in its memory, the variants; also says how it was measured."""
-    spec, found = run.plan.recipe.verify, Verification()
+    """Measure the base and the variants, all in one sweep through the layers; also says how it was measured."""
+    spec = run.plan.recipe.verify
     if spec is None:
-        return found, {}
-    loaded = run.model(resolve_precision("auto", run.device))
-    with run.timed("verify"):
-        tasks = make_tasks(loaded, run.plan.corpus, run.plan.verify_languages, spec)
-        found.examine("base", loaded, tasks, run.progress)
+        return Verification(), {}
+    from surgeon.model.editing import Variant
+    from surgeon.model.verification import verify
+
+    stack = run.stack(resolve_precision("auto", run.device))
+    variants = [Variant("base")]
     for name, variant in run.plan.recipe.variants.items():
-        regions = run.regions_of(name)
-        with run.timed("verify"), edited(loaded, variant.operations, regions):
-            found.examine(name, loaded, tasks, run.progress)
-    return found, _method(loaded, spec)
+        variants.append(Variant(name, variant.operations, run.regions_of(name)))
+    with run.timed("verify"):
+        found = verify(stack, variants, run.plan.corpus, run.plan.verify_languages, spec, run.progress)
+    return found, _method(stack.loaded, spec)
 
 
 def _method(loaded: LoadedModel, spec: VerifySpec) -> dict[str, Any]:
@@ -229,9 +239,9 @@ def make_report(run: Run, written: Mapping[str, Written], found: Verification, m
             content_sha256=None if checkpoint.is_remote else content_hash(checkpoint, run.jobs),
         ),
         scores=[
-            ScoreReport(kind=item.spec.kind, language=language, sequences=file.sequences, tokens=file.tokens)
+            ScoreReport(kind=item.spec.kind, language=language, sequences=size.sequences, tokens=size.tokens)
             for item in run.scores
-            for language, file in item.files.items()
+            for language, size in item.samples.items()
         ],
         regions={name: _region_report(the_plan, name, region) for name, region in run.regions.items()},
         variants={name: _variant_report(the_plan, name, written.get(name)) for name in the_plan.variants},

@@ -1,16 +1,25 @@
-"""What a model says: greedy continuations of given prompts, so that one sees and not only measures what was cut."""
+"""What a model says: greedy continuations of given prompts, so that one sees and not only measures what was cut.
+
+All prompts of all variants advance together, a token per sweep through the layers, each from the whole text so far.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 
 from surgeon.errors import InputError
-from surgeon.model.model import LoadedModel
+from surgeon.model.editing import Variant
+from surgeon.model.forward import run_models
+from surgeon.model.results import Continuation, Stopped
+from surgeon.model.stack import Stack
+from surgeon.progress import Progress
 from surgeon.text.windows import bos_token, tokenize
 
-Stopped = Literal["length", "end", "nan"]
+_READING = 64  # tokens that a model could be run on in the time that reading its weights once takes
 
 
 @dataclass(frozen=True)
@@ -21,31 +30,18 @@ class Prompt:
     ids: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Continuation:
-    """A prompt and the text that a model puts after it, in `tokens` tokens.
-
-    `stopped` says why it ends there: after the `length` asked for, at an `end` token of the model's, or because the
-    model's output was `nan`.
-    """
-
-    prompt: str
-    continuation: str
-    tokens: int
-    stopped: Stopped
-
-
-def encode_prompts(loaded: LoadedModel, prompts: Sequence[str], new_tokens: int) -> list[Prompt]:
+def encode_prompts(stack: Stack, prompts: Sequence[str], new_tokens: int) -> list[Prompt]:
     """Tokenize prompts that are to be continued by `new_tokens` tokens.
 
     Raises:
         InputError: a prompt gives no token, or the model has not so many positions.
     """
-    bos = bos_token(loaded.tokenizer)
-    positions = getattr(loaded.model.config, "max_position_embeddings", None)
+    tokenizer = stack.loaded.tokenizer
+    bos = bos_token(tokenizer)
+    positions = getattr(stack.loaded.model.config, "max_position_embeddings", None)
     result = []
     for prompt in prompts:
-        ids = (() if bos is None else (bos,)) + tokenize(loaded.tokenizer, prompt).ids
+        ids = (() if bos is None else (bos,)) + tokenize(tokenizer, prompt).ids
         if not ids:
             raise InputError(f"the prompt {prompt!r} gives no token to continue from")
         if positions is not None and len(ids) + new_tokens > positions:
@@ -57,54 +53,93 @@ def encode_prompts(loaded: LoadedModel, prompts: Sequence[str], new_tokens: int)
     return result
 
 
+def cost(stack: Stack, prompts: Sequence[Prompt], variants: int, new_tokens: int) -> int:
+    """Return what continuations cost, in tokens that could be run through the model instead."""
+    tokens = sum(len(prompt.ids) + new_tokens // 2 for prompt in prompts) * variants
+    return new_tokens * (tokens + (0 if stack.loaded.weights.stays else _READING))
+
+
+@dataclass
+class _Text:
+    """One prompt as one variant goes on with it."""
+
+    prompt: Prompt
+    added: list[int] = field(default_factory=list)
+    stopped: Stopped = "length"
+    done: bool = False
+
+
 def continue_prompts(
-    loaded: LoadedModel, prompts: Sequence[Prompt], new_tokens: int, advance: Callable[[int], None] = lambda count: None
-) -> list[Continuation]:
+    stack: Stack, variants: Sequence[Variant], prompts: Sequence[Prompt], new_tokens: int, progress: Progress
+) -> dict[str, list[Continuation]]:
     """Continue each prompt by at most `new_tokens` tokens, always with the likeliest one (the lowest id on a tie).
 
     A plain loop and not transformers' `generate`, which would heed the checkpoint's own settings of sampling,
     penalties and lengths.
     """
-    ends = _end_tokens(loaded)
-    result = []
-    for prompt in prompts:
-        added, stopped = _greedy(loaded, prompt.ids, new_tokens, ends)
-        text = _added_text(loaded.tokenizer, prompt.ids, added)
-        result.append(Continuation(prompt.text, text, len(added), stopped))
-        advance(1)
-    return result
+    texts = [[_Text(prompt) for prompt in prompts] for _ in variants]
+    ends = _end_tokens(stack)
+    with progress.task("continuations", new_tokens) as advance:
+        for _ in range(new_tokens):
+            if all(text.done for of_variant in texts for text in of_variant):
+                break
+            _add_token(stack, variants, texts, ends)
+            advance(1)
+    return {
+        variant.name: [_continuation(stack.loaded.tokenizer, text) for text in of_variant]
+        for variant, of_variant in zip(variants, texts, strict=True)
+    }
 
 
-def _greedy(
-    loaded: LoadedModel, ids: Sequence[int], new_tokens: int, ends: frozenset[int]
-) -> tuple[list[int], Stopped]:
-    import torch
+def _add_token(
+    stack: Stack, variants: Sequence[Variant], texts: Sequence[Sequence[_Text]], ends: frozenset[int]
+) -> None:
+    """Add a token to every text that is not done: a batch per variant, padded on the right."""
+    batches = []
+    for of_variant in texts:
+        rows = [[*text.prompt.ids, *text.added] for text in of_variant]
+        width = max(len(row) for row in rows)
+        batches.append(torch.tensor([row + [0] * (width - len(row)) for row in rows]))
 
-    added: list[int] = []
-    step, cache = [*ids], None
-    with torch.inference_mode():
-        while len(added) < new_tokens:
-            inputs = torch.tensor([step], device=loaded.device)
-            output = loaded.model(input_ids=inputs, past_key_values=cache, use_cache=True)
-            logits, cache = output.logits[0, -1], output.past_key_values
-            if bool(logits.isnan().any()):
-                return added, "nan"
-            step = [int(torch.nonzero(logits == logits.max())[0])]
-            if step[0] in ends:
-                return added, "end"
-            added += step
-    return added, "length"
+    def last(variant: int, row: int) -> int:
+        return len(texts[variant][row].prompt.ids) + len(texts[variant][row].added) - 1
+
+    def wanted(batch: int, rows: slice, positions: slice) -> bool:
+        return any(positions.start <= last(batch, row) < positions.stop for row in range(rows.start, rows.stop))
+
+    def take(variant: int, batch: int, rows: slice, positions: slice, logits: torch.Tensor) -> None:
+        for row in range(rows.start, rows.stop):
+            at = last(variant, row) - positions.start
+            if not texts[variant][row].done and 0 <= at < logits.shape[1]:
+                chosen[variant, row] = _likeliest(logits[row - rows.start, at])
+
+    chosen: dict[tuple[int, int], int | None] = {}
+    run_models(stack, variants, batches, take, wanted=wanted, uses=lambda variant, batch: variant == batch)
+    for (variant, row), token in chosen.items():
+        text = texts[variant][row]
+        if token is None or token in ends:
+            text.stopped, text.done = "nan" if token is None else "end", True
+        else:
+            text.added.append(token)
 
 
-def _end_tokens(loaded: LoadedModel) -> frozenset[int]:
+def _likeliest(logits: torch.Tensor) -> int | None:
+    """Return the id of the highest logit, the lowest on a tie; None if they are not numbers."""
+    if bool(logits.isnan().any()):
+        return None
+    return int(torch.nonzero(logits == logits.max())[0])
+
+
+def _end_tokens(stack: Stack) -> frozenset[int]:
     """Ids after which there is nothing more to say, as the model's config and the tokenizer name them."""
-    settings = getattr(loaded.model, "generation_config", None)
+    settings = getattr(stack.loaded.model, "generation_config", None)
     named = getattr(settings, "eos_token_id", None)
-    found = [loaded.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    found = [stack.loaded.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
     return frozenset(token for token in found if token is not None)
 
 
-def _added_text(tokenizer: Any, ids: Sequence[int], added: Sequence[int]) -> str:
+def _continuation(tokenizer: Any, text: _Text) -> Continuation:
     """Decode what was added together with what stood before it, since a token's text may depend on that."""
-    before, whole = tokenizer.decode([*ids]), tokenizer.decode([*ids, *added])
-    return str(whole[len(before) :] if whole.startswith(before) else tokenizer.decode([*added]))
+    before, whole = tokenizer.decode([*text.prompt.ids]), tokenizer.decode([*text.prompt.ids, *text.added])
+    added = str(whole[len(before) :] if whole.startswith(before) else tokenizer.decode([*text.added]))
+    return Continuation(text.prompt.text, added, len(text.added), text.stopped)

@@ -11,17 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError
 from surgeon.freeze.bundle import ModelPlace
+from surgeon.model.precision import Precision
 from surgeon.model.slots import Names, Slot, map_names
+from surgeon.model.tokenizer import load_tokenizer
 from surgeon.model.weights import Weights, hollow
 
-Precision = Literal["float32", "native"]
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
@@ -46,30 +47,6 @@ class LoadedModel:
         return self.names.slots
 
 
-def resolve_precision(dtype: Literal["auto", "float32", "native"], device: str) -> Precision:
-    """Turn `auto` into float32 on a CPU, where it is both faster and more exact, and native elsewhere."""
-    if dtype == "auto":
-        return "float32" if device == "cpu" else "native"
-    return dtype
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """Load the tokenizer that lies beside the weights.
-
-    Raises:
-        CheckpointError: there is none, or transformers cannot read it.
-    """
-    import transformers
-
-    try:
-        return transformers.AutoTokenizer.from_pretrained(checkpoint.folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{checkpoint.folder}: no usable tokenizer beside the weights ({first}); copy the tokenizer files there"
-        ) from None
-
-
 def load_model(checkpoint: Checkpoint, precision: Precision, device: str = "cpu") -> LoadedModel:
     """Build the hollow model of a checkpoint.
 
@@ -84,7 +61,7 @@ def load_model(checkpoint: Checkpoint, precision: Precision, device: str = "cpu"
     config = _architecture(checkpoint)[1]
     dtype = torch.float32 if precision == "float32" else _stored_dtype(checkpoint)
     with _parameters_on_meta():
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     _make_hollow(model, dtype, device)
     names = _mapped(model, checkpoint)
     _refuse_missing(checkpoint, model, names)
@@ -116,7 +93,7 @@ def _parameters_on_meta() -> Iterator[None]:
             parameter = type(parameter)(parameter.data.to("meta"), requires_grad=False)
         register(module, name, parameter)
 
-    torch.nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    torch.nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

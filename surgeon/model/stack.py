@@ -73,7 +73,8 @@ class Stack:
         """Run one layer, whose parameters must be resident; returns the hidden state after it, of the same shape."""
         positional, named = arguments
         output = self.layers[number](hidden, *positional, **named)
-        return output[0] if isinstance(output, tuple) else output
+        after: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return after
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return logits (batch, length, vocabulary) from the hidden state after the last layer.
@@ -182,4 +183,4 @@ def _plain(argument: Any) -> bool:
         return all(_plain(part) for part in argument)
     if isinstance(argument, dict) and all(isinstance(key, str) for key in argument):  # the keyword arguments
         return all(_plain(part) and not isinstance(part, dict) for part in argument.values())
-    return isinstance(argument, torch.Tensor) or isinstance(argument, _PLAIN)
+    return isinstance(argument, (torch.Tensor, *_PLAIN))

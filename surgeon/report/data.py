@@ -10,8 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from surgeon.model.continuations import Continuation, Stopped
-from surgeon.model.perplexity import Measure, geometric_mean
+from surgeon.model.results import Continuation, Measure, Stopped, geometric_mean
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.recipe.sweeps import Sweep
 from surgeon.region.dimensions import SPREAD_AT, profile

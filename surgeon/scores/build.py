@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from surgeon.checkpoint.fingerprint import Fingerprint, identity, tensor_hashes
-from surgeon.checkpoint.sources import cache_folder
 from surgeon.plan.plan import Plan
 from surgeon.plan.regions import RegionPlan
 from surgeon.recipe.schema import DimensionsSpec
 from surgeon.region.algebra import parse
 from surgeon.region.coordinates import fullest_lines, residual_dimensions
-from surgeon.region.region import Indices, Mask, Region, encode_indices
-from surgeon.region.select import Scores, select_extreme, select_in_outputs, select_random
+from surgeon.region.region import Mask, Region, encode_indices
+from surgeon.region.select import Scores
+from surgeon.scores.region_cache import keep_region, load_region
 from surgeon.scores.scoring import ScoreSet
-
-REGION_VERSION = 1  # raise it when the same scores and settings would give another region
+from surgeon.scores.selection import select_group
 
 
 def build_regions(
@@ -64,91 +58,26 @@ def _build(plan: Plan, region: RegionPlan, scores: Sequence[ScoreSet], jobs: int
     if region.known is not None:
         return region.known
     score_set = next((item for item in scores if item.spec == region.score), None)
-    path = _cache_path(plan, region, score_set, jobs)
-    if not path.is_file():
-        selected = _select(region, score_set)
-        selected.metadata.update(_provenance(plan, region, jobs))
-        selected.save(path)
-    return Region.load(path)
+    keys = score_set.keys if score_set is not None else {}
+    kept = load_region(plan, region, keys, jobs)
+    if kept is not None:
+        return kept
+    if score_set is not None and region.name in score_set.regions:
+        selected = score_set.regions[region.name]
+    else:
+        selected = _select(region, score_set.readers if score_set is not None else {})
+    return keep_region(plan, region, keys, jobs, selected)
 
 
-def _cache_path(plan: Plan, region: RegionPlan, score_set: ScoreSet | None, jobs: int) -> Path:
-    assert region.select is not None
-    made = Fingerprint(
-        version=REGION_VERSION,
-        model=identity(plan.checkpoint, jobs),
-        settings={
-            "provenance": _provenance(plan, region, jobs),
-            "scores": [file.path.name for file in score_set.files.values()] if score_set else [],
-        },
-        tensors=tuple(info.name for info in region.tensors),
-    )
-    return cache_folder() / "regions" / f"{made.key()[:32]}.region.safetensors"
-
-
-def _provenance(plan: Plan, region: RegionPlan, jobs: int) -> dict[str, Any]:
-    assert region.select is not None
-    hashes = tensor_hashes(plan.checkpoint, jobs, [info.name for info in region.tensors])
-    return {
-        "model": plan.checkpoint.source.name,
-        "model_type": plan.checkpoint.config.get("model_type"),
-        "revision": plan.checkpoint.source.revision,
-        "select": region.select.model_dump(exclude_none=True),
-        "score": None if region.score is None else region.score.model_dump(),
-        "corpus": plan.corpus.name,
-        "source_sha256": {info.name: hashes[info.name] for info in region.tensors},
-    }
-
-
-def _select(region: RegionPlan, score_set: ScoreSet | None) -> Region:
+def _select(region: RegionPlan, readers: Mapping[str, Scores]) -> Region:
     """Return a region whose masks are computed group by group as they are asked for."""
     groups = region.groups()
     group_of = {info.name: i for i, group in enumerate(groups) for info in group}
 
     @lru_cache(maxsize=1)  # asked for in order, so one group at a time is enough
-    def select_group(i: int) -> Mapping[str, Mask]:
-        chosen = _select_group(region, [(info.name, info.numel) for info in groups[i]], score_set)
+    def select(i: int) -> Mapping[str, Mask]:
+        chosen = select_group(region, groups[i], readers)
         return {info.name: encode_indices(chosen[info.name], info.shape) for info in groups[i]}
 
     order = sorted(region.tensors, key=lambda info: group_of[info.name])
-    return Region({info.name: info.shape for info in order}, lambda name: select_group(group_of[name])[name])
-
-
-def _select_group(region: RegionPlan, group: list[tuple[str, int]], score_set: ScoreSet | None) -> dict[str, Indices]:
-    select = region.select
-    assert select is not None
-    if select.kind == "random":
-        return select_random(group, select.fraction, select.seed)
-    assert score_set is not None
-    readers = score_set.readers
-    if select.monolingual is None:
-        return _cut(region, group, _summed(list(readers.values())), select.kind)
-    chosen = _cut(region, group, readers[select.monolingual], "top")
-    for language, reader in readers.items():
-        if language != select.monolingual:
-            other = _cut(region, group, reader, "top")
-            chosen = {name: np.setdiff1d(chosen[name], other[name], assume_unique=True) for name in chosen}
-    return chosen
-
-
-def _cut(
-    region: RegionPlan, group: list[tuple[str, int]], scores: Scores, kind: Literal["top", "bottom"]
-) -> dict[str, Indices]:
-    assert region.select is not None
-    fraction = region.select.fraction
-    if region.select.scope != "output":
-        return select_extreme(scores, group, fraction, kind)
-    axes = {name: region.places[name].output_axis for name, _ in group}
-    return {name: select_in_outputs(name, scores(name), fraction, kind, axes[name]) for name, _ in group}
-
-
-def _summed(readers: Sequence[Scores]) -> Scores:
-    """Add the languages' scores in float32, in the recipe's order."""
-
-    def total(name: str) -> NDArray[np.float32]:
-        result = np.array(readers[0](name), dtype=np.float32)
-        for reader in readers[1:]:
-            result += reader(name)
-        return result
-
-    return total
+    return Region({info.name: info.shape for info in order}, lambda name: select(group_of[name])[name])

@@ -19,20 +19,9 @@ from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import TensorInfo, allocate_file, map_bytes, read_header, replacing, view
 from surgeon.errors import CheckpointError
-from surgeon.scores.grad_param import Reduction
+from surgeon.scores.settings import ScoreSettings
 
 SCORE_VERSION = 2  # raise it when the same settings would give other scores
-
-
-@dataclass(frozen=True)
-class ScoreSettings:
-    """Everything a score depends on beside the model and the text; with a `reduction` it is grad_param, else wanda."""
-
-    samples: int
-    sequence_length: int
-    batch_size: int
-    reduction: Reduction | None
-    precision: str
 
 
 @dataclass(frozen=True)

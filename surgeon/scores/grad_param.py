@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -24,8 +23,8 @@ from surgeon.model.slots import Slot
 from surgeon.model.stack import Arguments, Stack
 from surgeon.model.states import States
 from surgeon.scores.sample import Advance, Sample, Scores, enter_sample, parameters_of, units
+from surgeon.scores.settings import Reduction
 
-Reduction = Literal["signed", "absolute"]
 _UNCOUNTED = -100  # in place of a label: nothing is predicted there
 BACKWARD = 3  # what a layer costs backward, in forward passes: one again, and two for both gradients
 

@@ -17,15 +17,15 @@ from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import TensorInfo, flush
 from surgeon.errors import EnvironmentFailure, InputError
+from surgeon.model.precision import resolve_precision
+from surgeon.model.tokenizer import load_tokenizer
 from surgeon.plan.plan import Plan
-from surgeon.plan.regions import RegionPlan
 from surgeon.progress import Progress
 from surgeon.recipe.schema import GradParamScore, RandomScore, ScoreSpec, WandaScore
 from surgeon.region.region import Region
 from surgeon.region.select import Scores
 from surgeon.scores.cache import (
     ScoreFile,
-    ScoreSettings,
     allocate_score,
     keep_score,
     load_score,
@@ -34,6 +34,8 @@ from surgeon.scores.cache import (
 )
 from surgeon.scores.magnitude import magnitude
 from surgeon.scores.random import random_scores
+from surgeon.scores.region_cache import load_region
+from surgeon.scores.settings import ScoreSettings
 from surgeon.text.windows import bos_token, scoring_sequences, tokenize
 
 if TYPE_CHECKING:
@@ -78,7 +80,6 @@ class Scoring:
     jobs: int
     progress: Progress
     keep: bool = False
-    cached_region: Callable[[RegionPlan, Mapping[str, str]], Region | None] = lambda region, keys: None
 
 
 def run_scores(run: Scoring) -> list[ScoreSet]:
@@ -106,8 +107,6 @@ def _from_weights(plan: Plan, spec: ScoreSpec) -> Scores:
 
 
 def _on_text(run: Scoring, spec: GradParamScore | WandaScore) -> ScoreSet:
-    from surgeon.model.model import load_tokenizer, resolve_precision
-
     plan = run.plan
     tensors = plan.scored_tensors(spec)
     reduction = spec.reduction if isinstance(spec, GradParamScore) else None
@@ -128,7 +127,7 @@ def _on_text(run: Scoring, spec: GradParamScore | WandaScore) -> ScoreSet:
     if len(known) == len(paths):
         return ScoreSet(spec, {language: known[language].reader() for language in languages}, keys, samples)
     regions = [region for region in plan.regions.values() if region.score == spec]
-    cached = {region.name: run.cached_region(region, keys) for region in regions}
+    cached = {region.name: load_region(plan, region, keys, run.jobs) for region in regions}
     selected = {name: region for name, region in cached.items() if region is not None}
     if len(selected) == len(regions) and not run.keep:
         return ScoreSet(spec, {}, keys, samples, selected)
@@ -166,7 +165,7 @@ def _is_small(size: int) -> bool:
 
 
 def _keep(sweep: Sweep, paths: Mapping[str, Path], tensors: Sequence[TensorInfo]) -> dict[str, ScoreFile]:
-    """Write each language's scores into the cache as the sweep makes them; they get their names when all are complete."""
+    """Write the languages' scores into the cache as the sweep makes them; they get names when all are complete."""
     size, folder = sum(info.numel for info in tensors) * 4 * len(paths), cache_folder() / "scores"
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free

@@ -49,7 +49,7 @@ class Scratch:
 
 @contextmanager
 def scratch_folder(key: str, resumes: bool) -> Iterator[Scratch]:
-    """Yield the scratch folder of a sweep, deleted when the block ends well; one that another process uses is not shared."""
+    """Yield a sweep's scratch folder, deleted when the block ends well; one that another process uses is not shared."""
     root = cache_folder() / "scratch"
     root.mkdir(parents=True, exist_ok=True)
     folder = root / key

@@ -22,11 +22,11 @@ from surgeon.plan.regions import RegionPlan
 from surgeon.progress import Progress
 from surgeon.region.region import Region
 from surgeon.scores import grad_param, wanda
-from surgeon.scores.cache import ScoreSettings
 from surgeon.scores.grad_param import Kept, Progressed
 from surgeon.scores.sample import Sample, make_sample, units
 from surgeon.scores.scratch import Scratch, scratch_folder
 from surgeon.scores.selection import StreamedSelection
+from surgeon.scores.settings import ScoreSettings
 
 Arrays = Mapping[str, NDArray[np.float32]]
 

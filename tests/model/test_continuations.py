@@ -19,8 +19,12 @@ import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.cli import app
 from surgeon.errors import InputError, RecipeError
-from surgeon.model.continuations import Continuation, continue_prompts, encode_prompts
-from surgeon.model.model import LoadedModel, load_model
+from surgeon.model.continuations import continue_prompts, encode_prompts
+from surgeon.model.editing import Variant
+from surgeon.model.model import load_model
+from surgeon.model.results import Continuation
+from surgeon.model.stack import Stack, make_stack
+from surgeon.progress import Progress
 from surgeon.recipe.reading import load_recipe
 from surgeon.report.words import visible
 
@@ -49,68 +53,76 @@ def _byte_order(text: str) -> list[int]:
     return [alphabet.index(letters[byte]) for byte in text.encode()]
 
 
-def say(loaded: LoadedModel, prompt: str, count: int) -> Continuation:
-    return continue_prompts(loaded, encode_prompts(loaded, [prompt], count), count)[0]
+def stack_of(folder: Path) -> Stack:
+    return make_stack(load_model(Checkpoint.open(folder), "float32"))
+
+
+def say(stack: Stack, prompt: str, count: int) -> Continuation:
+    prompts = encode_prompts(stack, [prompt], count)
+    return continue_prompts(stack, [Variant("base")], prompts, count, Progress())["base"][0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_likeliest_token_is_taken_each_time(family: str, make_model: ModelMaker) -> None:
     folder = make_model(family, seed=1)
-    loaded = load_model(Checkpoint.open(folder), "float32")
-    found = say(loaded, "Alle Menschen", 12)
+    stack = stack_of(folder)
+    found = say(stack, "Alle Menschen", 12)
     _, ids = plain_ids(folder, "Alle Menschen", 12)
     if 1 in ids:  # the end token
         ids = ids[: ids.index(1)]
         assert found.stopped == "end"
     assert found.tokens == len(ids)
-    assert found.continuation == loaded.tokenizer.decode(ids)
+    assert found.continuation == stack.loaded.tokenizer.decode(ids)
 
 
 def test_the_checkpoint_s_own_settings_of_sampling_are_not_heeded(make_model: ModelMaker) -> None:
     folder = make_model("llama", seed=2)
-    loaded = load_model(Checkpoint.open(folder), "float32")
-    before = say(loaded, "frei und gleich", 16)
+    stack = stack_of(folder)
+    before = say(stack, "frei und gleich", 16)
     settings = {"do_sample": True, "temperature": 9.0, "repetition_penalty": 5.0, "max_new_tokens": 3}
     (folder / "generation_config.json").write_text(json.dumps(settings))
-    again = load_model(Checkpoint.open(folder), "float32")
+    again = stack_of(folder)
     assert say(again, "frei und gleich", 16) == before
-    expected = loaded.model.generate(
-        torch.tensor([encode_prompts(loaded, ["frei und gleich"], 16)[0].ids]),
+    stack.loaded.weights.fill()
+    expected = stack.loaded.model.generate(
+        torch.tensor([encode_prompts(stack, ["frei und gleich"], 16)[0].ids]),
         generation_config=transformers.GenerationConfig(max_new_tokens=16, do_sample=False, pad_token_id=1),
     )
-    assert before.continuation == loaded.tokenizer.decode(expected[0, len("frei und gleich") :])
+    assert before.continuation == stack.loaded.tokenizer.decode(expected[0, len("frei und gleich") :])
 
 
 def test_a_prompt_begins_with_bos_where_perplexity_does(make_model: ModelMaker) -> None:
     folder = make_model("llama", bos=True)
-    loaded = load_model(Checkpoint.open(folder), "float32")
+    stack = stack_of(folder)
     start, ids = plain_ids(folder, "é中", 10, bos=True)
-    assert encode_prompts(loaded, ["é中"], 10)[0].ids == tuple(start)
-    assert say(loaded, "é中", 10).continuation == loaded.tokenizer.decode(ids)
+    assert encode_prompts(stack, ["é中"], 10)[0].ids == tuple(start)
+    assert say(stack, "é中", 10).continuation == stack.loaded.tokenizer.decode(ids)
 
 
 def test_a_model_that_is_not_a_number_says_so(llama: Path) -> None:
-    loaded = load_model(Checkpoint.open(llama), "float32")
+    stack = stack_of(llama)
+    stack.loaded.weights.fill()
     with torch.no_grad():
-        loaded.model.lm_head.weight.fill_(torch.nan)
-    assert say(loaded, "a", 5) == Continuation("a", "", 0, "nan")
+        stack.loaded.model.lm_head.weight.fill_(torch.nan)
+    assert say(stack, "a", 5) == Continuation("a", "", 0, "nan")
 
 
 def test_an_end_token_ends_it(llama: Path) -> None:
-    loaded = load_model(Checkpoint.open(llama), "float32")
+    stack = stack_of(llama)
+    stack.loaded.weights.fill()
     with torch.no_grad():
-        loaded.model.lm_head.weight.zero_()  # all tokens alike: the lowest id wins, and it is no end token
-    assert say(loaded, "a", 3) == Continuation("a", "<s><s><s>", 3, "length")
-    loaded.model.generation_config.eos_token_id = [0, 5]
-    assert say(loaded, "a", 3) == Continuation("a", "", 0, "end")
+        stack.loaded.model.lm_head.weight.zero_()  # all tokens alike: the lowest id wins, and it is no end token
+    assert say(stack, "a", 3) == Continuation("a", "<s><s><s>", 3, "length")
+    stack.loaded.model.generation_config.eos_token_id = [0, 5]
+    assert say(stack, "a", 3) == Continuation("a", "", 0, "end")
 
 
 def test_what_cannot_be_continued_is_refused(llama: Path) -> None:
-    loaded = load_model(Checkpoint.open(llama), "float32")
+    stack = stack_of(llama)
     with pytest.raises(InputError, match="gives no token"):
-        encode_prompts(loaded, [""], 5)
+        encode_prompts(stack, [""], 5)
     with pytest.raises(InputError, match=r"has 60 tokens, which with 5 new ones is more than the model's 64 positions"):
-        encode_prompts(loaded, ["x" * 60], 5)
+        encode_prompts(stack, ["x" * 60], 5)
 
 
 PROMPTED = {"  window: 32\n": '  window: 32\n  prompts: ["Alle", "Tous <b>"]\n  new_tokens: 6\n'}

@@ -18,8 +18,8 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import place, scope, unknown_kinds
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import CheckpointError, RecipeError
+from surgeon.model.editing import Variant, edited
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import edited
 from surgeon.operations import Zero
 from surgeon.region.region import Region
 from surgeon.region.select import select_random
@@ -144,9 +144,11 @@ def test_an_edit_in_memory_is_the_edit_on_disk(family: str, make_model: ModelMak
         return model(input_ids=tokens).logits
 
     loaded = load_model(checkpoint, "float32")
+    loaded.weights.fill()
     before = logits(loaded.model)
     written = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "variant").eval()
-    with edited(loaded, operations, regions):
+    variant = Variant("v", operations, regions)
+    with edited(loaded, variant, variant.touched(loaded)):
         assert torch.equal(logits(loaded.model), logits(written))
         assert not torch.equal(logits(loaded.model), before)
     assert torch.equal(logits(loaded.model), before)
@@ -197,11 +199,8 @@ def test_a_tensor_that_no_model_holds_is_not_silently_left_unmeasured(make_model
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     checkpoint = Checkpoint.open(folder)
     region = Region.from_masks({"model.layers.0.mystery.weight": torch.ones(3, 3).bool().numpy()})
-    with (
-        pytest.raises(CheckpointError, match=r"mystery.*is not a parameter of LlamaForCausalLM"),
-        edited(load_model(checkpoint, "float32"), [Zero(zero="r")], {"r": region}),
-    ):
-        pass
+    with pytest.raises(CheckpointError, match=r"mystery.*is not a parameter of LlamaForCausalLM"):
+        Variant("v", [Zero(zero="r")], {"r": region}).touched(load_model(checkpoint, "float32"))
 
 
 def test_what_a_family_does_not_tell_is_listed(tmp_path: Path) -> None:

@@ -13,8 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.model.editing import Variant
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import Measure, edited, evaluation_texts, geometric_mean, measure, measure_languages
+from surgeon.model.perplexity import EvaluationText, evaluation_texts, measure_variants
+from surgeon.model.results import Measure, geometric_mean
+from surgeon.model.stack import Stack, make_stack
 from surgeon.operations import OPERATIONS
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
@@ -44,6 +47,18 @@ def test_each_token_is_predicted_once_from_the_tokens_before_it(
         assert sequence == list(range(sequence[0], sequence[0] + len(sequence)))
 
 
+def stack_of(folder: Path, precision: str = "float32") -> Stack:
+    return make_stack(load_model(Checkpoint.open(folder), precision))  # type: ignore[arg-type]
+
+
+def prepared(stack: Stack, corpus: Corpus, spec: VerifySpec, languages: tuple[str, ...] = ("de",)):  # type: ignore[no-untyped-def]
+    return evaluation_texts(stack.loaded.tokenizer, corpus, languages, spec)
+
+
+def measure(stack: Stack, texts: dict[str, EvaluationText], batch: int, variant: Variant = Variant("base")) -> Measure:  # noqa: B008
+    return measure_variants(stack, [variant], texts, batch, Progress())[variant.name]["de"]
+
+
 def plain_nll(folder: Path, ids: list[int], window: int) -> float:
     """One forward pass per predicted token, in float64, with the context its window gives it."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).double().eval()
@@ -61,8 +76,8 @@ def test_perplexity_is_the_definition(family: str, make_model: ModelMaker, texts
     folder = make_model(family)
     corpus = Corpus("c", {"de": Path(texts["de"])})
     spec = VerifySpec(tokens=50, window=16, batch_size=3)
-    loaded = load_model(Checkpoint.open(folder), "float32")
-    found = measure(loaded, evaluation_texts(loaded, corpus, ["de"], spec)["de"], 3)
+    stack = stack_of(folder)
+    found = measure(stack, prepared(stack, corpus, spec), 3)
     ids = transformers.AutoTokenizer.from_pretrained(folder)(corpus.text("de").evaluate)["input_ids"][:51]
     expected = plain_nll(folder, ids, 16)
     assert found.tokens == 50
@@ -74,8 +89,7 @@ def test_perplexity_is_the_definition(family: str, make_model: ModelMaker, texts
 
 def test_a_tokenizer_with_bos_begins_every_window_with_it(make_model: ModelMaker, texts: dict[str, str]) -> None:
     folder = make_model("llama", bos=True)
-    loaded = load_model(Checkpoint.open(folder), "float32")
-    text = evaluation_texts(loaded, Corpus("c", {"de": Path(texts["de"])}), ["de"], VerifySpec(tokens=40, window=16))
+    text = prepared(stack_of(folder), Corpus("c", {"de": Path(texts["de"])}), VerifySpec(tokens=40, window=16))
     assert all(window.inputs[0] == 0 for window in text["de"].windows)
     assert text["de"].bytes == 40
 
@@ -83,8 +97,7 @@ def test_a_tokenizer_with_bos_begins_every_window_with_it(make_model: ModelMaker
 def test_bytes_count_whole_characters(make_model: ModelMaker, tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("a\nüüü中\n", encoding="utf-8")
-    loaded = load_model(Checkpoint.open(make_model("llama")), "float32")
-    text = evaluation_texts(loaded, Corpus("c", {"x": path}), ["x"], VerifySpec())["x"]
+    text = prepared(stack_of(make_model("llama")), Corpus("c", {"x": path}), VerifySpec(), ("x",))["x"]
     assert text.bytes == len("üüü中\n".encode()) - len("ü".encode())
 
 
@@ -102,16 +115,15 @@ def test_an_edit_in_memory_measures_as_the_written_variant_and_is_undone(
     write_variant(source, operations, {"r": region}, tmp_path / "v")
     corpus, spec = Corpus("c", {"de": Path(texts["de"])}), VerifySpec(tokens=40, window=16)
 
-    def nll(loaded) -> float:  # type: ignore[no-untyped-def]
-        return measure(loaded, evaluation_texts(loaded, corpus, ["de"], spec)["de"], 4).nll
+    def nll(stack: Stack, variant: Variant = Variant("base")) -> float:  # noqa: B008
+        return measure(stack, prepared(stack, corpus, spec), 4, variant).nll
 
-    loaded = load_model(source, precision)  # type: ignore[arg-type]
-    before = nll(loaded)
-    with edited(loaded, operations, {"r": region}):
-        inside = nll(loaded)
-    assert nll(loaded) == before
+    stack = stack_of(source.folder, precision)
+    before = nll(stack)
+    inside = nll(stack, Variant("v", operations, {"r": region}))
+    assert nll(stack) == before
     assert inside != before
-    assert inside == nll(load_model(Checkpoint.open(tmp_path / "v"), precision))  # type: ignore[arg-type]
+    assert inside == nll(stack_of(tmp_path / "v", precision))
 
 
 def test_a_perplexity_beyond_float_range_is_inf_and_its_logarithm_stays() -> None:
@@ -122,7 +134,7 @@ def test_a_perplexity_beyond_float_range_is_inf_and_its_logarithm_stays() -> Non
 
 
 def test_measuring_many_languages_keeps_their_order(llama: Path, texts: dict[str, str]) -> None:
-    loaded = load_model(Checkpoint.open(llama), "float32")
+    stack = stack_of(llama)
     corpus = Corpus("c", {language: Path(path) for language, path in texts.items()})
-    prepared = evaluation_texts(loaded, corpus, ["fr", "de"], VerifySpec(tokens=20, window=16))
-    assert list(measure_languages(loaded, prepared, 2, "base", Progress())) == ["fr", "de"]
+    two = prepared(stack, corpus, VerifySpec(tokens=20, window=16), ("fr", "de"))
+    assert list(measure_variants(stack, [Variant("base")], two, 2, Progress())["base"]) == ["fr", "de"]

@@ -19,8 +19,12 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import place, scope
 from surgeon.errors import InputError, RecipeError
 from surgeon.model.model import load_model
+from surgeon.model.stack import make_stack
+from surgeon.progress import Progress
 from surgeon.region.region import Region
-from surgeon.scores.cache import ScoreSettings, compute_score
+from surgeon.scores.settings import ScoreSettings
+from surgeon.scores.sweeps import Sweep
+from surgeon.text.windows import scoring_sequences, tokenize
 
 TEXT = "Alle Menschen sind frei und gleich an Würde und Rechten geboren. " * 4
 
@@ -68,27 +72,32 @@ def plain_wanda(folder: Path, text: str, samples: int, length: int) -> dict[str,
         return load_file(Path(saved) / "model.safetensors")
 
 
-def our_wanda(folder: Path, path: Path, batch: int = 6) -> dict[str, np.ndarray]:
+def our_wanda(folder: Path, batch: int = 6) -> dict[str, np.ndarray]:
     checkpoint = Checkpoint.open(folder)
     tensors = [info for info in scope(checkpoint).tensors if len(info.shape) > 1]
-    settings = ScoreSettings(6, 32, batch, None, "float32")
-    file = compute_score(path, load_model(checkpoint, "float32"), tensors, "de", TEXT, settings, lambda count: None)
-    return {info.name: np.array(file.reader()(info.name)) for info in tensors}
+    stack = make_stack(load_model(checkpoint, "float32"))
+    sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), None, 6, 32)
+    sweep = Sweep(stack, {"de": sequences}, tensors, ScoreSettings(6, 32, batch, None, "float32"), Progress())
+    found: dict[str, np.ndarray] = {}
+    with sweep.scratch("test") as scratch:
+        for _, _, scores in sweep.run(scratch, scratch.progress()):
+            found |= {name: np.array(values) for name, values in scores.items()}
+    return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_wanda_is_weight_times_norm_of_its_input(family: str, make_model: ModelMaker, tmp_path: Path) -> None:
+def test_wanda_is_weight_times_norm_of_its_input(family: str, make_model: ModelMaker) -> None:
     folder = make_model(family)
     expected = plain_wanda(folder, TEXT, 6, 32)
-    found = our_wanda(folder, tmp_path / "s")
+    found = our_wanda(folder)
     assert found
     for name, scores in found.items():
         np.testing.assert_allclose(scores, expected[name].numpy(), rtol=2e-4, atol=1e-6, err_msg=name)
 
 
-def test_wanda_does_not_depend_on_the_batch(make_model: ModelMaker, tmp_path: Path) -> None:
+def test_wanda_does_not_depend_on_the_batch(make_model: ModelMaker) -> None:
     folder = make_model("qwen3_moe")
-    one, all_at_once = (our_wanda(folder, tmp_path / str(batch), batch) for batch in (1, 6))
+    one, all_at_once = (our_wanda(folder, batch) for batch in (1, 6))
     for name in one:
         np.testing.assert_allclose(one[name], all_at_once[name], rtol=1e-3, atol=1e-6)
 
@@ -101,8 +110,7 @@ def test_wanda_refuses_what_multiplies_no_input(tmp_path: Path) -> None:
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match=r"backbone.layers.0.mixer.A_log' has no Wanda score: .*exclude it"):
-        our_wanda(tmp_path / "model", tmp_path / "s")
-    assert not (tmp_path / "s").exists()
+        our_wanda(tmp_path / "model")
 
 
 def write_recipe(folder: Path, model: Path, texts: dict[str, str], regions: str) -> Path:

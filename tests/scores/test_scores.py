@@ -15,11 +15,15 @@ from safetensors.torch import load_file
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import scope
+from surgeon.checkpoint.sources import cache_folder
 from surgeon.errors import InputError
 from surgeon.model.model import load_model
+from surgeon.model.stack import make_stack
+from surgeon.progress import Progress
 from surgeon.region.region import Region
-from surgeon.scores.cache import ScoreSettings, compute_score
-from surgeon.text.windows import Tokens, scoring_sequences
+from surgeon.scores.settings import ScoreSettings
+from surgeon.scores.sweeps import Sweep
+from surgeon.text.windows import Tokens, scoring_sequences, tokenize
 
 SOME_FAMILIES = ("llama", "gpt2", "qwen2", "qwen3_moe")
 TEXT = "Alle Menschen sind frei und gleich an Würde und Rechten geboren. " * 4
@@ -53,51 +57,51 @@ def plain_scores(
         return load_file(Path(saved) / "model.safetensors")
 
 
-def our_scores(
-    folder: Path, path: Path, batch: int, reduction: str, precision: str = "float32"
-) -> dict[str, np.ndarray]:
+def our_scores(folder: Path, batch: int, reduction: str, precision: str = "float32") -> dict[str, np.ndarray]:
     checkpoint = Checkpoint.open(folder)
-    tensors = scope(checkpoint).tensors
     settings = ScoreSettings(6, 32, batch, reduction, precision)  # type: ignore[arg-type]
-    loaded = load_model(checkpoint, precision)  # type: ignore[arg-type]
-    file = compute_score(path, loaded, tensors, "de", TEXT, settings, lambda count: None)
-    assert file.sequences == 6
-    assert file.tokens == 6 * 31
-    read = file.reader()
-    return {info.name: np.array(read(info.name)) for info in tensors}
+    stack = make_stack(load_model(checkpoint, precision))  # type: ignore[arg-type]
+    sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), None, 6, 32)
+    assert len(sequences) == 6
+    sweep = Sweep(stack, {"de": sequences}, scope(checkpoint).tensors, settings, Progress())
+    found: dict[str, np.ndarray] = {}
+    with sweep.scratch("test") as scratch:
+        for _, _, scores in sweep.run(scratch, scratch.progress()):
+            found |= {name: np.array(values) for name, values in scores.items()}
+    return found
 
 
 @pytest.mark.parametrize("reduction", ["signed", "absolute"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_are_the_definition(family: str, reduction: str, make_model: ModelMaker, tmp_path: Path) -> None:
+def test_scores_are_the_definition(family: str, reduction: str, make_model: ModelMaker) -> None:
     folder = make_model(family)
     expected = plain_scores(folder, TEXT, 6, 32, 4, reduction)
-    found = our_scores(folder, tmp_path / "s.safetensors", 4, reduction)
+    found = our_scores(folder, 4, reduction)
     layers = {name for name in expected if any(part in name for part in (".layers.", ".h."))}
     assert set(found) == layers
     for name, scores in found.items():
         np.testing.assert_allclose(scores, expected[name].numpy(), rtol=2e-3, atol=1e-7)
 
 
-def test_signed_scores_do_not_depend_on_the_batch_and_absolute_ones_do(llama: Path, tmp_path: Path) -> None:
+def test_signed_scores_do_not_depend_on_the_batch_and_absolute_ones_do(llama: Path) -> None:
     def difference(reduction: str) -> float:
-        one, three = (our_scores(llama, tmp_path / f"{reduction}{b}", b, reduction) for b in (1, 3))
+        one, three = (our_scores(llama, b, reduction) for b in (1, 3))
         return max(float(np.abs(one[n] - three[n]).max() / one[n].max()) for n in one)
 
     assert difference("signed") < 1e-4
     assert difference("absolute") > 1e-2
 
 
-def test_native_bfloat16_accumulates_in_float32(make_model: ModelMaker, tmp_path: Path) -> None:
+def test_native_bfloat16_accumulates_in_float32(make_model: ModelMaker) -> None:
     folder = make_model("llama", dtype="bfloat16")
-    wide = our_scores(folder, tmp_path / "wide", 2, "signed")
-    native = our_scores(folder, tmp_path / "native", 2, "signed", "native")
+    wide = our_scores(folder, 2, "signed")
+    native = our_scores(folder, 2, "signed", "native")
     for name in wide:
         assert native[name].dtype == np.float32
         assert np.corrcoef(wide[name].ravel(), native[name].ravel())[0, 1] > 0.97
 
 
-def test_a_broken_model_is_refused(make_model: ModelMaker, tmp_path: Path) -> None:
+def test_a_broken_model_is_refused(make_model: ModelMaker) -> None:
     from safetensors.torch import save_file
 
     folder = make_model("llama", seed=9)
@@ -105,8 +109,8 @@ def test_a_broken_model_is_refused(make_model: ModelMaker, tmp_path: Path) -> No
     tensors["model.norm.weight"][0] = float("nan")
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match="broken before any surgery"):
-        our_scores(folder, tmp_path / "s", 2, "signed")
-    assert list(tmp_path.iterdir()) == []  # nothing half written
+        our_scores(folder, 2, "signed")
+    assert [path for path in (cache_folder() / "scratch").iterdir() if path.is_file()] == []  # nothing half written
 
 
 @pytest.mark.parametrize("family", SOME_FAMILIES)

@@ -1,0 +1,201 @@
+"""The base and its variants through the layers together, each layer's weights read once for all of them.
+
+A variant whose edits have not begun has the unedited model's hidden states, so it is run only from the first layer on
+that it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from surgeon.checkpoint.sources import cache_folder
+from surgeon.model.batches import enter_all, head_chunks, hidden_layout
+from surgeon.model.editing import Variant, edited
+from surgeon.model.stack import Arguments, Stack
+from surgeon.model.states import MEMORY_BYTES, States, bytes_needed
+
+_OUTSIDE = -1
+Take = Callable[[int, int, slice, slice, torch.Tensor], None]  # variant, batch, its rows and positions, their logits
+Wanted = Callable[[int, slice, slice], bool]  # batch, its rows and positions
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A variant's tensors by the layer that holds them, and the first layer that it changes; -1 is before all of them.
+
+    `row` is where its own hidden states are; row 0 has those of the unedited model.
+    """
+
+    variant: Variant
+    names: Mapping[int, Sequence[str]]
+    first: int
+    row: int
+    batches: Sequence[int]
+
+
+def run_models(
+    stack: Stack,
+    variants: Sequence[Variant],
+    batches: Sequence[torch.Tensor],
+    take: Take,
+    *,
+    wanted: Wanted = lambda batch, rows, positions: True,
+    uses: Callable[[int, int], bool] = lambda variant, batch: True,
+    advance: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Run variants, the base among them, on batches of token ids, shape (rows, length).
+
+    `take` gets the logits chunk by chunk, of those parts of batches that are `wanted`, for each variant and those
+    batches that it `uses`. `advance` is called with the number of batches that went through a layer or the head, see
+    `work`.
+
+    Raises:
+        CheckpointError: a variant edits a tensor that is no parameter of the model.
+        InputError: see `make_edit`.
+    """
+    models = _models(stack, variants, len(batches), uses)
+    with torch.inference_mode():
+        if not stack.layers:
+            _run_whole(stack, models, batches, take, advance)
+            return
+        shapes, dtype = hidden_layout(stack, batches)
+        with _states(shapes, dtype, 1 + len(models)) as states:
+            arguments = _enter(stack, models, batches, states)
+            for number in range(len(stack.layers)):
+                _run_layer(stack, models, number, arguments, states, advance)
+            _run_heads(stack, models, batches, states, take, wanted, advance)
+
+
+def work(
+    stack: Stack,
+    variants: Sequence[Variant],
+    batches: int,
+    uses: Callable[[int, int], bool] = lambda variant, batch: True,
+) -> int:
+    """Return how many units `run_models` calls `advance` with."""
+    models = _models(stack, variants, batches, uses)
+    count = sum(len(model.batches) for model in models)  # the heads
+    for number in range(len(stack.layers)):
+        count += sum(len(model.batches) for model in models if model.first <= number)
+        count += len(_unedited(models, number))
+    return count
+
+
+def _models(stack: Stack, variants: Sequence[Variant], batches: int, uses: Callable[[int, int], bool]) -> list[_Model]:
+    loaded = stack.loaded
+    home = {id(parameter): number for number in range(len(stack.layers)) for parameter in stack.unit(number)}
+    before = {id(parameter) for parameter in stack.outer("in")}
+    models = []
+    for i, variant in enumerate(variants):
+        names: dict[int, list[str]] = {}
+        first = len(stack.layers)
+        for name in variant.touched(loaded):
+            key = id(loaded.parameters[name].parameter)
+            number = home.get(key, _OUTSIDE)
+            names.setdefault(number, []).append(name)
+            first = min(first, number if number != _OUTSIDE or key in before else first)
+        models.append(_Model(variant, names, first, 1 + i, [b for b in range(batches) if uses(i, b)]))
+    return models
+
+
+def _unedited(models: Sequence[_Model], number: int) -> list[int]:
+    """Return the batches whose unedited states somebody needs after a layer."""
+    return sorted({batch for model in models if model.first > number for batch in model.batches})
+
+
+@contextmanager
+def _states(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, rows: int) -> Iterator[States]:
+    if bytes_needed(shapes, rows, dtype) <= MEMORY_BYTES:
+        yield States(shapes, dtype, None)
+        return
+    root = cache_folder() / "scratch"
+    root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=root) as folder:
+        yield States(shapes, dtype, Path(folder))
+
+
+def _enter(
+    stack: Stack, models: Sequence[_Model], batches: Sequence[torch.Tensor], states: States
+) -> dict[int, list[tuple[Arguments, ...]]]:
+    """Put the embeddings' outputs into `states`; returns, by row, each batch's arguments of the layers."""
+    arguments = {0: enter_all(stack, batches, states)}
+    for model in models:
+        if model.first == _OUTSIDE:
+            with (
+                stack.loaded.weights.resident(stack.outer("in")),
+                edited(stack.loaded, model.variant, _resident(stack, model, "in")),
+            ):
+                arguments[model.row] = enter_all(stack, batches, states, model.row)
+    return arguments
+
+
+def _resident(stack: Stack, model: _Model, part: str) -> list[str]:
+    """Return the tensors outside the layers that a model edits and that a part of the outside holds."""
+    there = {id(parameter) for parameter in stack.outer(part)}
+    return [name for name in model.names.get(_OUTSIDE, ()) if id(stack.loaded.parameters[name].parameter) in there]
+
+
+def _run_layer(
+    stack: Stack,
+    models: Sequence[_Model],
+    number: int,
+    arguments: Mapping[int, Sequence[tuple[Arguments, ...]]],
+    states: States,
+    advance: Callable[[int], None],
+) -> None:
+    def step(batch: int, source: int, target: int) -> None:
+        how = arguments.get(target, arguments[0])[batch][number]
+        states.put(target, batch, stack.layer(number, states.get(source, batch, stack.loaded.device), how))
+        advance(1)
+
+    with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
+        for model in models:  # before the unedited states move on, since a model begins from them
+            if model.first <= number:
+                with edited(stack.loaded, model.variant, model.names.get(number, ())):
+                    for batch in model.batches:
+                        step(batch, 0 if model.first == number else model.row, model.row)
+        for batch in _unedited(models, number):
+            step(batch, 0, 0)
+
+
+def _run_heads(
+    stack: Stack,
+    models: Sequence[_Model],
+    batches: Sequence[torch.Tensor],
+    states: States,
+    take: Take,
+    wanted: Wanted,
+    advance: Callable[[int], None],
+) -> None:
+    with stack.loaded.weights.resident(stack.outer("out")):
+        for i, model in enumerate(models):
+            row = model.row if model.first < len(stack.layers) else 0
+            with edited(stack.loaded, model.variant, _resident(stack, model, "out")):
+                for batch in model.batches:
+                    hidden = states.get(row, batch, stack.loaded.device)
+                    for rows, positions in head_chunks(stack, batches[batch]):
+                        if wanted(batch, rows, positions):
+                            take(i, batch, rows, positions, stack.head(hidden[rows, positions]))
+                    advance(1)
+
+
+def _run_whole(
+    stack: Stack,
+    models: Sequence[_Model],
+    batches: Sequence[torch.Tensor],
+    take: Take,
+    advance: Callable[[int], None],
+) -> None:
+    with stack.loaded.weights.resident(stack.outer()):
+        for i, model in enumerate(models):
+            with edited(stack.loaded, model.variant, [name for names in model.names.values() for name in names]):
+                for batch in model.batches:
+                    rows, length = batches[batch].shape
+                    take(i, batch, slice(0, rows), slice(0, length), stack.whole(batches[batch]))
+                    advance(1)

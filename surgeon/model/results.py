@@ -1,0 +1,68 @@
+"""What running models gives: perplexities and continuations, as data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Stopped = Literal["length", "end", "nan"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """`nll` is the sum of negative log-likelihoods in nats over `tokens` tokens, which are `bytes` of text.
+
+    `windows` are both sums of each window, in order, for intervals.
+    """
+
+    nll: float
+    tokens: int
+    bytes: int
+    windows: tuple[tuple[float, int], ...] = ()
+
+    @property
+    def log_perplexity(self) -> float:
+        """Nats per token; the perplexity's logarithm, finite where the perplexity overflows."""
+        return self.nll / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats per token); inf where that overflows."""
+        try:
+            return math.exp(self.log_perplexity)
+        except OverflowError:
+            return math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits needed per byte of text."""
+        return self.nll / math.log(2) / self.bytes
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A prompt and the text that a model puts after it, in `tokens` tokens.
+
+    `stopped` says why it ends there: after the `length` asked for, at an `end` token of the model's, or because the
+    model's output was `nan`.
+    """
+
+    prompt: str
+    continuation: str
+    tokens: int
+    stopped: Stopped
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found, by model: `measures` per language, and `continuations` of the prompts, if there are any."""
+
+    measures: dict[str, dict[str, Measure]] = field(default_factory=dict)
+    continuations: dict[str, list[Continuation]] = field(default_factory=dict)
+
+
+def geometric_mean(measures: Mapping[str, Measure]) -> float:
+    """Return the mean of the log-perplexities (the logarithm of the geometric mean perplexity), in nats."""
+    return math.fsum(m.log_perplexity for m in measures.values()) / len(measures)

@@ -1,0 +1,44 @@
+"""A verification: the base and its variants are measured per language and continue the prompts of the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from surgeon.model.continuations import continue_prompts, cost, encode_prompts
+from surgeon.model.editing import Variant
+from surgeon.model.perplexity import evaluation_texts, measure_variants
+from surgeon.model.results import Continuation, Verification
+from surgeon.model.stack import Stack
+from surgeon.progress import Progress
+from surgeon.recipe.schema import VerifySpec
+from surgeon.text.corpora import Corpus
+
+
+def verify(
+    stack: Stack,
+    variants: Sequence[Variant],
+    corpus: Corpus,
+    languages: Sequence[str],
+    spec: VerifySpec,
+    progress: Progress,
+) -> Verification:
+    """Measure variants and let them continue the prompts, unless that would cost more than all the rest.
+
+    Raises:
+        InputError: a text or prompt gives no token, or a prompt is too long.
+        CheckpointError: a variant edits a tensor that is no parameter of the model.
+    """
+    texts = evaluation_texts(stack.loaded.tokenizer, corpus, languages, spec)
+    prompts = encode_prompts(stack, spec.prompts, spec.new_tokens)
+    measures = measure_variants(stack, variants, texts, spec.batch_size, progress)
+    continuations: dict[str, list[Continuation]] = {}
+    if prompts:
+        tokens = sum(len(window.labels) for text in texts.values() for window in text.windows) * len(variants)
+        if not stack.loaded.weights.stays and cost(stack, prompts, len(variants), spec.new_tokens) > tokens:
+            progress.note(
+                f"no continuations: {spec.new_tokens} tokens after {len(prompts)} prompts would read the weights "
+                f"{spec.new_tokens} times, which costs more than all the rest; ask for fewer (verify.new_tokens)"
+            )
+        else:
+            continuations = continue_prompts(stack, variants, prompts, spec.new_tokens, progress)
+    return Verification(measures, continuations)

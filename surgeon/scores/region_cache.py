@@ -1,0 +1,70 @@
+"""Selected regions, kept by all that they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from surgeon.checkpoint.fingerprint import Fingerprint, identity, tensor_hashes
+from surgeon.checkpoint.hashing import file_hash
+from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.storage import replacing
+from surgeon.errors import RegionError
+from surgeon.plan.plan import Plan
+from surgeon.plan.regions import RegionPlan
+from surgeon.region.region import Region
+
+REGION_VERSION = 1  # raise it when the same scores and settings would give another region
+
+
+def load_region(plan: Plan, region: RegionPlan, keys: Mapping[str, str], jobs: int) -> Region | None:
+    """Return a region that was selected before; None if it was not, or its file is not as it was written.
+
+    `keys` name what the scores of each language depend on.
+    """
+    path = _path(plan, region, keys, jobs)
+    try:
+        if file_hash(path) != _checksum(path).read_text(encoding="ascii").strip():
+            return None
+        return Region.load(path)
+    except (OSError, ValueError, RegionError):
+        return None
+
+
+def keep_region(plan: Plan, region: RegionPlan, keys: Mapping[str, str], jobs: int, selected: Region) -> Region:
+    """Write a region that was just selected into the cache, with its provenance, and return it from there."""
+    path = _path(plan, region, keys, jobs)
+    selected.metadata.update(_provenance(plan, region, jobs))
+    selected.save(path)
+    with replacing(_checksum(path)) as staged:
+        staged.write_text(file_hash(path) + "\n", encoding="ascii")
+    return Region.load(path)
+
+
+def _checksum(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _path(plan: Plan, region: RegionPlan, keys: Mapping[str, str], jobs: int) -> Path:
+    made = Fingerprint(
+        version=REGION_VERSION,
+        model=identity(plan.checkpoint, jobs),
+        settings={"provenance": _provenance(plan, region, jobs), "scores": list(keys.values())},
+        tensors=tuple(info.name for info in region.tensors),
+    )
+    return cache_folder() / "regions" / f"{made.key()[:32]}.region.safetensors"
+
+
+def _provenance(plan: Plan, region: RegionPlan, jobs: int) -> dict[str, Any]:
+    assert region.select is not None
+    hashes = tensor_hashes(plan.checkpoint, jobs, [info.name for info in region.tensors])
+    return {
+        "model": plan.checkpoint.source.name,
+        "model_type": plan.checkpoint.config.get("model_type"),
+        "revision": plan.checkpoint.source.revision,
+        "select": region.select.model_dump(exclude_none=True),
+        "score": None if region.score is None else region.score.model_dump(),
+        "corpus": plan.corpus.name,
+        "source_sha256": {info.name: hashes[info.name] for info in region.tensors},
+    }
