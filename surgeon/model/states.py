@@ -34,7 +34,7 @@ class States:
         if self._folder is None:
             self._held[row, batch] = value.detach().clone()
         else:
-            self._place(row, batch).copy_(value.detach())
+            self._place(row, batch, make=True).copy_(value.detach())
 
     def get(self, row: int, batch: int, device: str | torch.device = "cpu") -> torch.Tensor:
         """Return a copy of what was put there, on a device; the layers may change it in place."""
@@ -58,16 +58,16 @@ class States:
         assert self._folder is not None
         return self._folder / f"{self._label}-{row:05d}.bin"
 
-    def _place(self, row: int, batch: int) -> torch.Tensor:
+    def _place(self, row: int, batch: int, make: bool = False) -> torch.Tensor:
         if row not in self._rows:
-            self._rows[row] = self._map(self._path(row))
+            self._rows[row] = self._map(self._path(row), make)
         start, stop = self._starts[batch], self._starts[batch + 1]
         return self._rows[row][1][start:stop].view(self._shapes[batch])
 
-    def _map(self, path: Path) -> tuple[mmap.mmap, torch.Tensor]:
+    def _map(self, path: Path, make: bool) -> tuple[mmap.mmap, torch.Tensor]:
         size = int(self._starts[-1]) * self._dtype.itemsize
-        with path.open("r+b" if path.exists() else "w+b") as file:
-            if path.stat().st_size != size:
+        with path.open("w+b" if make and not path.exists() else "r+b") as file:
+            if make and path.stat().st_size != size:
                 reserve(file.fileno(), 0, size)  # a write to a mapped hole on a full disk would kill the process
             mapped = mmap.mmap(file.fileno(), size)
         return mapped, torch.frombuffer(mapped, dtype=self._dtype)

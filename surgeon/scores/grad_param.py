@@ -89,7 +89,8 @@ def sweep(
         for language, scores in _backward(run, layer - 1, wanted.get(layer - 1, {}), reduction, layer - 1 > lowest):
             yield layer - 1, language, scores
         note(Progressed(len(stack.layers), layer - 1))
-        kept.hidden.drop(layer)
+        if not (outside and layer == len(stack.layers)):  # whose states the head is scored with
+            kept.hidden.drop(layer)
         kept.gradients.drop(layer)
     if outside:
         for language, scores in _outside(run, outside, reduction):

@@ -1,0 +1,141 @@
+"""Regions selected while the scores are made, without score files, are those selected from whole scores."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ModelMaker
+
+import surgeon
+from surgeon.checkpoint.sources import cache_folder
+from surgeon.region.region import Region
+
+SCORE = "{kind: %s, languages: [de, fr], samples: 5, sequence_length: 24, batch_size: 2}"
+REGIONS = """\
+  core: {score: SCORE, select: {top: 0.03}}
+  bottom: {from: core, select: {bottom: 0.03}}
+  german: {from: core, select: {top: 0.05, monolingual: de}}
+  by-layer: {from: core, select: {top: 0.02, scope: layer}}
+  by-output: {from: core, select: {top: 0.1, scope: output}, include: [mlp]}
+  everywhere: {from: core, select: {top: 0.02, scope: global}}
+  nowhere: {from: core, select: {bottom: 0.02, scope: global}, exclude: [norm]}
+  german-everywhere: {from: core, select: {top: 0.02, scope: global, monolingual: de}}
+  head: {from: core, select: {top: 0.05}, include: [embed, head, final_norm]}
+"""
+
+
+def recipe(folder: Path, model: Path, texts: dict[str, str], kind: str, regions: str = REGIONS) -> Path:
+    path = folder / f"{kind}.yaml"
+    regions = regions.replace("SCORE", SCORE % kind)
+    if kind == "wanda":
+        regions = regions.replace("[embed, head, final_norm]", "[head]")
+    path.write_text(f"""\
+version: 1
+name: r
+model: {model}
+corpus: {{de: {texts["de"]}, fr: {texts["fr"]}}}
+regions:
+{regions}
+output: {folder / "out"}
+""")
+    return path
+
+
+def regions_below(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "regions").glob("*.safetensors"))}
+
+
+@pytest.mark.parametrize("kind", ["grad_param", "wanda"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_the_same_bytes_with_and_without_score_files(
+    family: str,
+    kind: str,
+    make_model: ModelMaker,
+    texts: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = recipe(tmp_path, make_model(family, tie_word_embeddings=False), texts, kind)
+    surgeon.score(path, output=tmp_path / "kept")
+    assert len(list((cache_folder() / "scores").glob("*.safetensors"))) == 2
+    monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr("surgeon.scores.scoring._SHARE_OF_DISK", 0.0)
+    surgeon.apply(path, output=tmp_path / "streamed")
+    assert not (cache_folder() / "scores").exists()
+    assert list((cache_folder() / "scratch").iterdir()) == []
+    kept, streamed = regions_below(tmp_path / "kept"), regions_below(tmp_path / "streamed")
+    assert len(kept) == 9
+    assert kept == streamed
+    assert all(Region.load(path).entries for path in (tmp_path / "kept" / "regions").iterdir())
+
+
+def test_regions_without_scores_are_found_again(
+    llama: Path, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run needs no model; one more region on the same scores needs them all again."""
+    monkeypatch.setattr("surgeon.scores.scoring._SHARE_OF_DISK", 0.0)
+    path = recipe(tmp_path, llama, texts, "grad_param", "  core: {score: SCORE, select: {top: 0.03}}\n")
+    first = surgeon.apply(path, output=tmp_path / "one")
+    with monkeypatch.context() as patched:
+        patched.setattr("surgeon.model.model.load_model", lambda *args: pytest.fail("the model was built"))
+        second = surgeon.apply(path, output=tmp_path / "two")
+    assert regions_below(tmp_path / "one") == regions_below(tmp_path / "two")
+    assert first.scores == second.scores
+
+
+def test_damaged_scores_and_regions_are_made_again(llama: Path, texts: dict[str, str], tmp_path: Path) -> None:
+    path = recipe(tmp_path, llama, texts, "grad_param", "  core: {score: SCORE, select: {top: 0.03}}\n")
+    surgeon.score(path, output=tmp_path / "one")
+    for kind in ("scores", "regions"):
+        for file in (cache_folder() / kind).glob("*.safetensors"):
+            data = bytearray(file.read_bytes())
+            data[-40:] = bytes(40)
+            file.write_bytes(data)
+    surgeon.score(path, output=tmp_path / "two")
+    assert regions_below(tmp_path / "one") == regions_below(tmp_path / "two")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import surgeon
+from surgeon.scores import scoring, scratch, sweeps
+sweeps.MEMORY_BYTES = 0
+scoring._SHARE_OF_DISK = float(sys.argv[3])
+note, left = scratch.Scratch.note, [int(sys.argv[4])]
+def counted(self, progressed, kept):
+    note(self, progressed, kept)
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), 9)
+scratch.Scratch.note = counted
+surgeon.apply(sys.argv[1], output=sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_killed_sweep_goes_on_at_its_layer(
+    share: float, make_model: ModelMaker, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after each of its steps in turn: the layers that were done are not run again, and the bytes are the same."""
+    regions = "".join(line + "\n" for line in REGIONS.splitlines()[:5])
+    path = recipe(tmp_path, make_model("llama", num_hidden_layers=4), texts, "grad_param", regions)
+
+    def run(output: Path, steps: int) -> subprocess.CompletedProcess[str]:
+        arguments = [sys.executable, "-c", KILLED, str(path), str(output), str(share), str(steps)]
+        return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+    whole = run(tmp_path / "whole", -1)
+    assert whole.returncode == 0, whole.stderr
+    monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "other"))
+    for step in range(9):  # each process gets one step further, and is killed
+        assert run(tmp_path / "killed", 1).returncode == -signal.SIGKILL, step
+    finished = run(tmp_path / "killed", -1)
+    assert finished.returncode == 0, finished.stderr
+    assert regions_below(tmp_path / "killed") == regions_below(tmp_path / "whole")
+    assert list((cache_folder() / "scratch").iterdir()) == []
