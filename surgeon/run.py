@@ -15,10 +15,13 @@ from typing import Any
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash
 from surgeon.checkpoint.hashing import file_hash
+from surgeon.errors import RegionError
 from surgeon.model.examine import Verification, make_tasks
 from surgeon.model.model import LoadedModel, Precision, load_model, load_tokenizer, resolve_precision
 from surgeon.model.perplexity import edited
-from surgeon.plan.plan import Plan, pinned, pinned_operations
+from surgeon.operations.edits import EditCount, count_edits
+from surgeon.plan.pinning import pinned, pinned_operations
+from surgeon.plan.plan import Plan
 from surgeon.plan.supply import check_supply, needs_text
 from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe, VerifySpec
@@ -42,7 +45,7 @@ from surgeon.scores.build import build_regions
 from surgeon.scores.scoring import ScoreSet, run_scores
 from surgeon.text.windows import bos_token
 from surgeon.write.execute import Staged, Written, files_below, publish, stage_variant, write_freeze
-from surgeon.write.patches import check_patch_bases, donor_hash, write_as_patch
+from surgeon.write.patches import donor_hash, write_as_patch
 
 
 class Run:
@@ -98,6 +101,26 @@ class Run:
         with self.timed("select"):
             return build_regions(self.plan, scores, self.jobs, used, known)
 
+    @cached_property
+    def edits(self) -> dict[str, EditCount]:
+        """What each variant changes, written or not.
+
+        Raises:
+            RegionError: a region that a variant uses turned out to be empty; all such at once.
+        """
+        counts, problems = {}, []
+        for name, variant in self.plan.recipe.variants.items():
+            regions = self.regions_of(name)
+            empty = [label for label, region in regions.items() if not region.entries]
+            problems += [
+                f"region '{label}' turned out to be empty, so that '{name}' would do nothing" for label in empty
+            ]
+            with self.timed("count"):
+                counts[name] = count_edits(self.plan.checkpoint, variant.operations, regions)
+        if problems:
+            raise RegionError("\n".join(problems))
+        return counts
+
 
 def save_regions(run: Run) -> dict[str, Path]:
     """Write the regions that the recipe names, and those that written variants need."""
@@ -121,7 +144,6 @@ def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Stag
             continue
         spec = run.plan.recipe.variants[name]
         used = run.regions_of(name)
-        check_patch_bases(run.plan, name, used, run.jobs)
         if spec.write == "patch":
             with run.timed("write"):
                 staged[name] = write_as_patch(run.plan, name, used, run.progress)
@@ -234,7 +256,7 @@ def make_report(run: Run, written: Mapping[str, Written], found: Verification, m
             for language, file in item.files.items()
         ],
         regions={name: _region_report(the_plan, name, region) for name, region in run.regions.items()},
-        variants={name: _variant_report(the_plan, name, written.get(name)) for name in the_plan.variants},
+        variants={name: _variant_report(run, name, written.get(name)) for name in the_plan.variants},
         sweeps={name: sweep_report(sweep) for name, sweep in the_plan.file.sweeps.items()},
         method=method,
         perplexity={
@@ -253,11 +275,13 @@ def _region_report(the_plan: Plan, name: str, region: Region) -> RegionReport:
     return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].origin)
 
 
-def _variant_report(the_plan: Plan, name: str, done: Written | None) -> VariantReport:
-    variant = the_plan.variants[name]
+def _variant_report(run: Run, name: str, done: Written | None) -> VariantReport:
+    edits = run.edits[name]
     return VariantReport(
-        operations=list(variant.operations),
-        entries=done.entries if done else variant.entries,
+        operations=list(run.plan.variants[name].operations),
+        entries=edits.entries,
+        changed=edits.changed,
+        norm_removed=edits.norm,
         written=done is not None,
         path=str(done.path) if done else None,
         bytes=sum(path.stat().st_size for path in done.files) if done else None,

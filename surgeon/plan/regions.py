@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from graphlib import TopologicalSorter
 from typing import NoReturn
 
 import numpy as np
@@ -66,28 +67,35 @@ class RegionPlan:
 
 def plan_regions(file: RecipeFile, checkpoint: Checkpoint, problems: list[Problem]) -> dict[str, RegionPlan]:
     """Plan all regions, each after those it is made from; what does not fit the model is added to `problems`."""
+    specs = file.recipe.regions
     plans: dict[str, RegionPlan] = {}
+    for name in TopologicalSorter({name: parts(spec) for name, spec in specs.items()}).static_order():
+        plans[name] = _plan_region(file, checkpoint, name, plans, problems)
+    return {name: plans[name] for name in specs}
 
-    def plan(name: str) -> RegionPlan:
-        if name not in plans:
-            spec = file.recipe.regions[name]
-            if spec.select is not None:
-                plans[name] = _plan_selected(file, checkpoint, name, spec, problems)
-            else:
-                whole = planned_whole(name, spec)
-                plans[name] = _narrowed(file, checkpoint, whole, problems)
-        return plans[name]
 
-    def planned_whole(name: str, spec: RegionSpec) -> RegionPlan:
-        if spec.combine is not None:
-            return _plan_combined(checkpoint, name, spec, {n: plan(n) for n in parse(spec.combine).names()})
-        if spec.dimensions is not None:
-            return _plan_dimensions(name, spec, plan(spec.dimensions.of), spec.dimensions)
-        if spec.entries is not None:
-            return _plan_entries(file, checkpoint, name, spec, problems)
-        return _plan_import(file, checkpoint, name, spec, problems)
+def parts(spec: RegionSpec) -> list[str]:
+    """Return the regions that a region is made from."""
+    if spec.combine is not None:
+        return list(parse(spec.combine).names())
+    return [spec.dimensions.of] if spec.dimensions is not None else []
 
-    return {name: plan(name) for name in file.recipe.regions}
+
+def _plan_region(
+    file: RecipeFile, checkpoint: Checkpoint, name: str, plans: Mapping[str, RegionPlan], problems: list[Problem]
+) -> RegionPlan:
+    spec = file.recipe.regions[name]
+    if spec.select is not None:
+        return _plan_selected(file, checkpoint, name, spec, problems)
+    if spec.combine is not None:
+        whole = _plan_combined(checkpoint, name, spec, {part: plans[part] for part in parts(spec)})
+    elif spec.dimensions is not None:
+        whole = _plan_dimensions(name, spec, plans[spec.dimensions.of], spec.dimensions)
+    elif spec.entries is not None:
+        whole = _plan_entries(file, checkpoint, name, spec, problems)
+    else:
+        whole = _plan_import(file, checkpoint, name, spec, problems)
+    return _narrowed(file, checkpoint, whole, problems)
 
 
 def _plan_selected(

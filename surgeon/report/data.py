@@ -100,10 +100,17 @@ class Summary(Model):
 
 
 class VariantReport(Model):
-    """A variant. `entries` counts the entries its operations act on; `path` is set if it was written."""
+    """A variant, written or not; `path` is set if it was written.
+
+    `entries` counts the entries that its operations act on, `changed` those whose bits are others afterwards (zeroing
+    zeros changes nothing), `norm_removed` is the L2 norm of the difference over all of them. Stored copies of a tied
+    weight count once. None in reports of before these were counted.
+    """
 
     operations: list[str]
     entries: int
+    changed: int | None = None
+    norm_removed: float | None = None
     written: bool
     path: str | None = None
     bytes: int | None = None
