@@ -247,7 +247,7 @@ def verify(
     """Check a checkpoint's files, then measure its perplexity on the Declaration in 30 languages."""
     from surgeon import api
     from surgeon.recipe.schema import VerifySpec
-    from surgeon.report.data import generation, perplexity
+    from surgeon.report.data import generation, perplexities
     from surgeon.report.terminal import measures_view, render
     from surgeon.text.corpora import builtin_corpus
 
@@ -260,7 +260,7 @@ def verify(
     verified = api.verify_checkpoint(
         checkpoint, base=base, corpus=corpus, spec=spec, device=device, progress=_progress(as_json)
     )
-    found = {name: {k: perplexity(m) for k, m in row.items()} for name, row in verified.measures.items()}
+    found = perplexities(verified.measures, next(iter(verified.measures)))
     said = {name: [generation(item) for item in items] for name, items in verified.continuations.items()}
     if as_json:
         data: dict[str, Any] = {

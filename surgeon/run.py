@@ -35,11 +35,12 @@ from surgeon.report.data import (
     VariantReport,
     check_expectations,
     generation,
-    perplexity,
+    perplexities,
     region_report,
     summarize,
     sweep_report,
 )
+from surgeon.report.intervals import LEVEL, RESAMPLES, SEED
 from surgeon.report.manifest import environment
 from surgeon.scores.build import build_regions
 from surgeon.scores.scoring import ScoreSet, run_scores
@@ -230,6 +231,7 @@ def _method(loaded: LoadedModel, spec: VerifySpec) -> dict[str, Any]:
         "bos": "before every window" if bos_token(loaded.tokenizer) is not None else "never (the tokenizer adds none)",
         "precision": loaded.precision,
         "device": loaded.device,
+        "interval": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
     }
 
 
@@ -259,10 +261,7 @@ def make_report(run: Run, written: Mapping[str, Written], found: Verification, m
         variants={name: _variant_report(run, name, written.get(name)) for name in the_plan.variants},
         sweeps={name: sweep_report(sweep) for name, sweep in the_plan.file.sweeps.items()},
         method=method,
-        perplexity={
-            name: {language: perplexity(item) for language, item in by_language.items()}
-            for name, by_language in measures.items()
-        },
+        perplexity=perplexities(measures) if measures else {},
         summary=summarize(measures) if measures else {},
         generations={name: [generation(item) for item in items] for name, items in found.continuations.items()},
         expectations=check_expectations(recipe.verify.expect, measures) if recipe.verify else [],

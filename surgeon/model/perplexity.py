@@ -28,11 +28,15 @@ from surgeon.text.windows import Window, bos_token, evaluation_windows, tokenize
 
 @dataclass(frozen=True)
 class Measure:
-    """`nll` is the sum of negative log-likelihoods in nats over `tokens` tokens, which are `bytes` of text."""
+    """`nll` is the sum of negative log-likelihoods in nats over `tokens` tokens, which are `bytes` of text.
+
+    `windows` has both window by window, in the order of the text.
+    """
 
     nll: float
     tokens: int
     bytes: int
+    windows: tuple[tuple[float, int], ...] = ()
 
     @property
     def log_perplexity(self) -> float:
@@ -84,7 +88,7 @@ def measure(loaded: LoadedModel, text: EvaluationText, batch_size: int) -> Measu
     """Measure one language; the sum of a broken model may be inf or nan and is returned as it is."""
     import torch
 
-    total, tokens = 0.0, 0
+    windows: list[tuple[float, int]] = []
     for start in range(0, len(text.windows), batch_size):
         batch = text.windows[start : start + batch_size]
         width = max(len(window.inputs) for window in batch)
@@ -97,9 +101,9 @@ def measure(loaded: LoadedModel, text: EvaluationText, batch_size: int) -> Measu
                 counted = logits[row, stop - len(window.labels) : stop].float()
                 labels = torch.tensor(window.labels, device=counted.device)
                 losses = torch.nn.functional.cross_entropy(counted, labels, reduction="none")
-                total += float(losses.double().sum())
-                tokens += len(window.labels)
-    return Measure(total, tokens, text.bytes)
+                windows.append((float(losses.double().sum()), len(window.labels)))
+    total, tokens = sum(nll for nll, _ in windows), sum(count for _, count in windows)
+    return Measure(total, tokens, text.bytes, tuple(windows))
 
 
 @contextmanager

@@ -247,6 +247,9 @@ class ExpectSpec(Model):
     ratio_at_least: Annotated[float, Field(gt=0)] | None = Field(None, description="the ratio may not be lower")
     ratio_at_most: Annotated[float, Field(gt=0)] | None = Field(None, description="the ratio may not be higher")
     language: str | None = Field(None, description="of this language; of the geometric means when left out")
+    at: Literal["point", "lower", "upper"] = Field(
+        "point", description="what the bound is to hold for: the ratio itself, or a bound of its interval"
+    )
 
     @model_validator(mode="after")
     def _some_bound(self) -> ExpectSpec:

@@ -19,7 +19,7 @@ from surgeon.checkpoint.storage import replacing
 from surgeon.plan.plan import Plan
 from surgeon.region.region import Region
 from surgeon.report.data import Report
-from surgeon.report.words import language_name, number, percent, visible
+from surgeon.report.words import interval, language_name, number, percent, visible
 
 FIGURE = "figures/perplexity.png"
 # Where `surgeon push` says how to rebuild the variant; only then is the repository's name known.
@@ -239,7 +239,8 @@ def _measured(variant: str, report: Report | None) -> Iterator[str]:
     count = "1 language" if len(found) == 1 else f"{len(found)} languages"
     yield (
         f"Perplexity, as the geometric mean over {count}: {number(before.geometric_mean_perplexity)} before, "
-        f"**{number(after.geometric_mean_perplexity)}** after, that is times {number(after.ratio_to_base)}."
+        f"**{number(after.geometric_mean_perplexity)}** after, that is times {number(after.ratio_to_base)}"
+        + (f" (95 % interval: {interval(after.low, after.high)})." if after.low is not None else ".")
     )
     others = [name for name in summary if name not in ("base", variant)][:_CONTROLS]
     if others:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,8 +16,10 @@ from surgeon.recipe.schema import ExpectSpec
 from surgeon.recipe.sweeps import Sweep
 from surgeon.region.dimensions import SPREAD_AT, profile
 from surgeon.region.region import Region
+from surgeon.report.intervals import Interval, language_interval, mean_interval
 
 SCHEMA_VERSION = 1
+Measures: TypeAlias = Mapping[str, Mapping[str, Measure]]  # by model, then by language
 
 
 class Model(BaseModel):
@@ -81,7 +83,11 @@ class RegionReport(Model):
 
 
 class Perplexity(Model):
-    """One language under one model. `nll` in nats, summed over `tokens` predicted tokens of `bytes` of text."""
+    """One language under one model. `nll` in nats, summed over `tokens` predicted tokens of `bytes` of text.
+
+    `low` and `high` bound its ratio to the base (see intervals.py); None for the base itself, and where the text
+    makes one window only.
+    """
 
     nll: float
     tokens: int
@@ -89,14 +95,22 @@ class Perplexity(Model):
     perplexity: float
     log_perplexity: float
     bits_per_byte: float
+    low: float | None = None
+    high: float | None = None
 
 
 class Summary(Model):
-    """A model over all languages; ratios are of geometric means, `log` the natural logarithm of the mean."""
+    """A model over all languages; ratios are of geometric means, `log` the natural logarithm of the mean.
+
+    `low` and `high` bound the ratio (see intervals.py); None for the base itself, and where some language's text
+    makes one window only.
+    """
 
     geometric_mean_perplexity: float
     log_geometric_mean_perplexity: float
     ratio_to_base: float
+    low: float | None = None
+    high: float | None = None
 
 
 class VariantReport(Model):
@@ -146,7 +160,7 @@ class PushReport(Model):
 
 
 class Expectation(Model):
-    """A bound of the recipe and what came out."""
+    """A bound of the recipe and what came out; `ratio` is the ratio itself, or a bound of its interval: `at` says."""
 
     variant: str
     language: str | None
@@ -154,6 +168,7 @@ class Expectation(Model):
     ratio_at_most: float | None
     ratio: float
     passed: bool
+    at: Literal["point", "lower", "upper"] = "point"
 
 
 class ModelReport(Model):
@@ -251,8 +266,8 @@ def region_report(region: Region, config: Mapping[str, Any], origin: str) -> Reg
     )
 
 
-def perplexity(measured: Measure) -> Perplexity:
-    """Turn a measure into its entry of the report."""
+def perplexity(measured: Measure, interval: Interval | None = None) -> Perplexity:
+    """Turn a measure, and the interval of its ratio to the base, into its entry of the report."""
     return Perplexity(
         nll=measured.nll,
         tokens=measured.tokens,
@@ -260,7 +275,31 @@ def perplexity(measured: Measure) -> Perplexity:
         perplexity=measured.perplexity,
         log_perplexity=measured.log_perplexity,
         bits_per_byte=measured.bits_per_byte,
+        **_bounds(interval),
     )
+
+
+def perplexities(measures: Measures, base: str = "base") -> dict[str, dict[str, Perplexity]]:
+    """Turn all measures into their entries, with the intervals of their ratios to one of them."""
+    return {
+        name: {
+            language: perplexity(
+                item,
+                None if name == base else language_interval(measures[base][language].windows, item.windows, language),
+            )
+            for language, item in by_language.items()
+        }
+        for name, by_language in measures.items()
+    }
+
+
+def _bounds(interval: Interval | None) -> dict[str, float]:
+    return {} if interval is None else {"low": interval.low, "high": interval.high}
+
+
+def _mean_interval(measures: Measures, name: str) -> Interval | None:
+    base, other = ({code: item.windows for code, item in measures[key].items()} for key in ("base", name))
+    return None if name == "base" else mean_interval(base, other)
 
 
 def sweep_report(sweep: Sweep) -> SweepReport:
@@ -276,45 +315,49 @@ def generation(found: Continuation) -> Generation:
     return Generation(**asdict(found))
 
 
-def summarize(measures: Mapping[str, Mapping[str, Measure]]) -> dict[str, Summary]:
+def summarize(measures: Measures) -> dict[str, Summary]:
     """Summarize each model over its languages, beside `base`."""
     base = geometric_mean(measures["base"])
     result = {}
     for name, by_language in measures.items():
         log = geometric_mean(by_language)
         result[name] = Summary(
-            geometric_mean_perplexity=_exp(log), log_geometric_mean_perplexity=log, ratio_to_base=_exp(log - base)
+            geometric_mean_perplexity=_exp(log),
+            log_geometric_mean_perplexity=log,
+            ratio_to_base=_exp(log - base),
+            **_bounds(_mean_interval(measures, name)),
         )
     return result
 
 
-def check_expectations(
-    expect: Sequence[ExpectSpec], measures: Mapping[str, Mapping[str, Measure]]
-) -> list[Expectation]:
-    """Compare what was measured with what the recipe expects; a ratio that is not a number fails any bound."""
+def check_expectations(expect: Sequence[ExpectSpec], measures: Measures) -> list[Expectation]:
+    """Compare what was measured with what the recipe expects; a ratio that is not a number fails any bound.
+
+    So does a bound that is to hold `at` one of an interval, where there is too little text for an interval.
+    """
     result = []
     for item in expect:
-        if item.language is None:
-            log = geometric_mean(measures[item.variant]) - geometric_mean(measures["base"])
-        else:
-            log = measures[item.variant][item.language].log_perplexity - measures["base"][item.language].log_perplexity
-        ratio = _exp(log)
+        ratio = _ratio(item, measures)
         passed = not math.isnan(ratio)
         if item.ratio_at_least is not None:
             passed &= ratio >= item.ratio_at_least
         if item.ratio_at_most is not None:
             passed &= ratio <= item.ratio_at_most
-        result.append(
-            Expectation(
-                variant=item.variant,
-                language=item.language,
-                ratio_at_least=item.ratio_at_least,
-                ratio_at_most=item.ratio_at_most,
-                ratio=ratio,
-                passed=passed,
-            )
-        )
+        result.append(Expectation(**item.model_dump(), ratio=ratio, passed=passed))
     return result
+
+
+def _ratio(item: ExpectSpec, measures: Measures) -> float:
+    if item.at != "point":
+        interval = _mean_interval(measures, item.variant)
+        if item.language is not None:
+            base, variant = (measures[name][item.language].windows for name in ("base", item.variant))
+            interval = language_interval(base, variant, item.language)
+        return math.nan if interval is None else interval.low if item.at == "lower" else interval.high
+    if item.language is None:
+        return _exp(geometric_mean(measures[item.variant]) - geometric_mean(measures["base"]))
+    before, after = (measures[name][item.language].log_perplexity for name in ("base", item.variant))
+    return _exp(after - before)
 
 
 def _exp(value: float) -> float:

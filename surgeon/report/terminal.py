@@ -22,6 +22,7 @@ from surgeon.report.words import (
     bounds,
     coordinate,
     from_log,
+    interval,
     language_name,
     number,
     percent,
@@ -29,6 +30,8 @@ from surgeon.report.words import (
     stopped_note,
     visible,
 )
+
+INTERVAL = "95 %"  # the heading of a column of intervals
 
 
 def _style(ratio: float) -> str:
@@ -76,6 +79,26 @@ def _crowding(region: RegionReport) -> str:
     return f"{role} {axis} {percent(share)}"
 
 
+def variants_table(report: Report) -> Table:
+    """Show what was done to each variant that is no point of a sweep, and what became of the perplexity."""
+    rows = table("Variants", "variant", "entries", "changed", "norm removed", "x base", INTERVAL)
+    points = {point for sweep in report.sweeps.values() for point in sweep.points}
+    for name, variant in report.variants.items():
+        if name in points:
+            continue
+        changed = "-" if variant.changed is None else f"{variant.changed:,}"
+        norm = "-" if variant.norm_removed is None else f"{variant.norm_removed:.4g}"
+        summary = report.summary.get(name)
+        ratio = Text("-") if summary is None else _ratio(summary.ratio_to_base)
+        bounds_of = "-" if summary is None else interval(summary.low, summary.high)
+        rows.add_row(name, f"{variant.entries:,}", changed, norm, ratio, bounds_of)
+    return rows
+
+
+def _ratio(ratio: float) -> Text:
+    return Text(number(ratio), style=_style(ratio))
+
+
 @dataclass(frozen=True)
 class Fitting:
     """Shows the first of several renderings that is no wider than the screen, or else the last."""
@@ -120,16 +143,17 @@ def perplexity_table(report: Report, variants: Sequence[str], brief: bool) -> Ta
 def sweep_table(report: Report, name: str) -> Table:
     """Show a sweep: a line per point with its value on every axis and what became of the perplexity."""
     sweep = report.sweeps[name]
-    rows = table(f"Sweep {name}", *sweep.axes, "entries", "perplexity", "x base")
+    rows = table(f"Sweep {name}", *sweep.axes, "entries", "perplexity", "x base", INTERVAL)
     mean = number(report.summary["base"].geometric_mean_perplexity)
-    rows.add_row("base", *[""] * (len(sweep.axes) - 1), "", mean, "", style="dim", end_section=True)
+    rows.add_row("base", *[""] * (len(sweep.axes) - 1), "", mean, "", "", style="dim", end_section=True)
     points = list(sweep.points.items())
     for i, (point, values) in enumerate(points):
         summary = report.summary[point]
-        ratio = Text(number(summary.ratio_to_base), style=_style(summary.ratio_to_base))
+        ratio = _ratio(summary.ratio_to_base)
         rows.add_row(
             *map(coordinate, values), f"{report.variants[point].entries:,}", number(summary.geometric_mean_perplexity),
-            ratio, end_section=i + 1 < len(points) and len(values) > 1 and points[i + 1][1][0] != values[0],
+            ratio, interval(summary.low, summary.high),
+            end_section=i + 1 < len(points) and len(values) > 1 and points[i + 1][1][0] != values[0],
         )  # fmt: skip
     return rows
 
@@ -189,6 +213,8 @@ def expectation_line(item: Expectation) -> Text:
 def report_view(report: Report, output: str, details: bool = False) -> Group:
     """Show a whole report; with `details`, the points of sweeps per language and by what they say, too."""
     parts: list[RenderableType] = [regions_table(report)]
+    if report.variants:
+        parts.append(variants_table(report))
     if report.scores:
         samples = (f"{item.language} {item.sequences} ({item.tokens:,} tokens)" for item in report.scores)
         sample = ", ".join(dict.fromkeys(samples))  # scores of two kinds mostly use the same text

@@ -177,3 +177,16 @@ def test_inspect_a_freeze_bundle(tmp_path: Path, llama: Path) -> None:
     assert found["frozen"]["bytes_kept"] == 4 * width
     assert look_at(str(folder))["frozen"] == found["frozen"]
     assert "some/model" in "\n".join(shown(inspection_view(found), 100))
+
+
+def test_variants_are_shown_with_what_was_edited_and_how_sure_the_ratio_is() -> None:
+    report = make_report()
+    cut = report.variants["cut"].model_copy(update={"entries": 21600, "changed": 2378, "norm_removed": 12.345})
+    summary = report.summary["cut"].model_copy(update={"low": 1.1, "high": 1.4})
+    report = report.model_copy(
+        update={"variants": {**report.variants, "cut": cut}, "summary": {**report.summary, "cut": summary}}
+    )
+    lines = shown(report_view(report, "out"), 100, color_system=None)
+    (line,) = (line for line in lines if "21,600" in line)
+    assert line.split() == ["cut", "21,600", "2,378", "12.35", "1.22", "1.10", "to", "1.40"]
+    assert not any(point in line for point in POINTS for line in lines)
