@@ -41,6 +41,8 @@ def peak_memory(plan: Plan) -> int:
         writing += max((info.nbytes for region in plan.regions.values() for info in region.tensors), default=0)
     scores = plan.scores()
     selecting = 24 * min(largest, 1 << 22) + 12 * largest if scores else 0
+    controls = [region.spec.control for region in plan.regions.values() if region.spec.control is not None]
+    selecting += max((largest * (16 if spec.matched == "count" else 40) for spec in controls), default=0)
     running = [_scoring_memory(checkpoint, score, largest) for score in scores if isinstance(score, SampledScore)]
     if not running and recipe.verify is None:
         return _BASELINE_BYTES + max(writing, selecting)

@@ -31,7 +31,15 @@ def select_extreme(scores: Scores, group: Group, fraction: float, kind: Literal[
     Raises:
         InputError: a score is not a number.
     """
-    wanted = int(fraction * sum(numel for _, numel in group))
+    return select_count(scores, group, int(fraction * sum(numel for _, numel in group)), kind)
+
+
+def select_count(scores: Scores, group: Group, wanted: int, kind: Literal["top", "bottom"]) -> dict[str, Indices]:
+    """Return the sorted flat indices of the `wanted` highest or lowest scores of a group, per tensor.
+
+    Raises:
+        InputError: a score is not a number.
+    """
     if wanted == 0:
         return {name: np.empty(0, dtype=np.int64) for name, _ in group}
     threshold, ties_wanted = _threshold(scores, group, wanted, kind)

@@ -215,6 +215,11 @@ def _why(plan: Plan, region: str) -> str:
             parts.append(f"the {share} {of} with the {most} score ({score.kind}){scored}")
         if spec.select.monolingual is not None:
             parts.append(f"only those of {language_name(spec.select.monolingual)} and of no other language")
+    elif spec.control is not None:
+        how = {"random": "at random", "bottom": "of the lowest score", "magnitude": "of the largest size"}
+        matched = "as many entries" if spec.control.matched == "count" else "entries of the same norm"
+        drawn = f"{matched} in each tensor, of those that are not zero, {how[spec.control.draw]}"
+        parts.append(f"control of the region {spec.control.of}: {drawn}")
     elif spec.dimensions is not None:
         fullest = "as many random dimensions as are fullest" if spec.dimensions.random else "the fullest dimensions"
         parts.append(f"{fullest} in the region {spec.dimensions.of}")

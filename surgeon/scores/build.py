@@ -14,8 +14,9 @@ from surgeon.checkpoint.fingerprint import Fingerprint, identity, tensor_hashes
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.plan.plan import Plan
 from surgeon.plan.regions import RegionPlan
-from surgeon.recipe.schema import DimensionsSpec
+from surgeon.recipe.schema import ControlSpec, DimensionsSpec
 from surgeon.region.algebra import parse
+from surgeon.region.controls import draw_control
 from surgeon.region.coordinates import fullest_lines, residual_dimensions
 from surgeon.region.region import Indices, Mask, Region, encode_indices
 from surgeon.region.select import Scores, select_extreme, select_in_outputs, select_random
@@ -41,6 +42,8 @@ def build_regions(
                 found = expression.evaluate({part: build(part) for part in expression.names()})
             elif spec.dimensions is not None:
                 found = _dimensions(build(spec.dimensions.of), spec.dimensions, plan.checkpoint.config)
+            elif spec.control is not None:
+                found = _control(plan, plan.regions[name], build(spec.control.of), spec.control, scores)
             else:
                 found = _build(plan, plan.regions[name], scores, jobs)
             if spec.select is None and spec.file is None:
@@ -58,6 +61,23 @@ def _dimensions(region: Region, spec: DimensionsSpec, config: Mapping[str, Any])
     if spec.residual:
         return residual_dimensions(region, spec.residual, config, control)
     return fullest_lines(region, spec.rows, spec.columns, control)
+
+
+def _control(plan: Plan, region: RegionPlan, of: Region, spec: ControlSpec, scores: Sequence[ScoreSet]) -> Region:
+    """Draw a control, tensor by tensor; its masks are kept, at some 0.1 bits a parameter."""
+    score_set = next((item for item in scores if item.spec == region.score), None)
+    readers = [] if score_set is None else list(score_set.readers.values())
+    chosen = {}
+    for name in of:
+        values, there = plan.checkpoint.array(name).reshape(-1), of.indices(name)
+        removed = None
+        if spec.matched == "l2":
+            removed = float(np.sum(values[there].astype(np.float64) ** 2))
+        ranking = _summed(readers)(name) if spec.draw == "bottom" else None
+        chosen[name] = draw_control(
+            name, values, there.size, spec.draw, seed=spec.seed, scores=ranking, removed=removed
+        )
+    return Region.from_indices(chosen, of.shapes)
 
 
 def _build(plan: Plan, region: RegionPlan, scores: Sequence[ScoreSet], jobs: int) -> Region:
