@@ -247,7 +247,8 @@ def verify(
     """Check a checkpoint's files, then measure its perplexity on the Declaration in 30 languages."""
     from surgeon import api
     from surgeon.recipe.schema import VerifySpec
-    from surgeon.report.data import generation, perplexities
+    from surgeon.report.data import generation
+    from surgeon.report.measured import perplexities
     from surgeon.report.terminal import measures_view, render
     from surgeon.text.corpora import builtin_corpus
 

@@ -33,15 +33,12 @@ from surgeon.report.data import (
     Report,
     ScoreReport,
     VariantReport,
-    check_expectations,
     generation,
-    perplexities,
     region_report,
-    summarize,
-    sweep_report,
 )
 from surgeon.report.intervals import LEVEL, RESAMPLES, SEED
 from surgeon.report.manifest import environment
+from surgeon.report.measured import check_expectations, perplexities, summarize, sweep_report
 from surgeon.scores.build import build_regions
 from surgeon.scores.scoring import ScoreSet, run_scores
 from surgeon.text.windows import bos_token
@@ -239,6 +236,7 @@ def make_report(run: Run, written: Mapping[str, Written], found: Verification, m
     """Put together all that a run did and found."""
     the_plan, measures = run.plan, found.measures
     recipe, checkpoint = the_plan.recipe, the_plan.checkpoint
+    summary = summarize(measures) if measures else {}
     return Report(
         name=recipe.name,
         recipe=_recipe_data(the_plan.file.as_written, set()),
@@ -259,10 +257,10 @@ def make_report(run: Run, written: Mapping[str, Written], found: Verification, m
         ],
         regions={name: _region_report(the_plan, name, region) for name, region in run.regions.items()},
         variants={name: _variant_report(run, name, written.get(name)) for name in the_plan.variants},
-        sweeps={name: sweep_report(sweep) for name, sweep in the_plan.file.sweeps.items()},
+        sweeps={name: sweep_report(sweep, summary) for name, sweep in the_plan.file.sweeps.items()},
         method=method,
         perplexity=perplexities(measures) if measures else {},
-        summary=summarize(measures) if measures else {},
+        summary=summary,
         generations={name: [generation(item) for item in items] for name, items in found.continuations.items()},
         expectations=check_expectations(recipe.verify.expect, measures) if recipe.verify else [],
         timings=run.timings,

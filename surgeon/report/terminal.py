@@ -17,7 +17,7 @@ from rich.text import Text
 from surgeon.checkpoint.naming import unknown_kinds
 from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
-from surgeon.report.data import Expectation, Generation, Perplexity, PushReport, RegionReport, Report
+from surgeon.report.data import Expectation, Generation, OverSeeds, Perplexity, PushReport, RegionReport, Report
 from surgeon.report.words import (
     bounds,
     coordinate,
@@ -92,7 +92,31 @@ def variants_table(report: Report) -> Table:
         ratio = Text("-") if summary is None else _ratio(summary.ratio_to_base)
         bounds_of = "-" if summary is None else interval(summary.low, summary.high)
         rows.add_row(name, f"{variant.entries:,}", changed, norm, ratio, bounds_of)
+    for name, sweep in report.sweeps.items():
+        for group in sweep.over_seeds if len(sweep.axes) == 1 else ():
+            rows.add_row(*_over_seeds_cells(report, name, group))
     return rows
+
+
+def _over_seeds_cells(report: Report, name: str, group: OverSeeds) -> list[RenderableType]:
+    """Show a control drawn with several seeds: mean norm and ratio, and the ratio's range instead of an interval."""
+    drawn = [report.variants[point] for point in group.points]
+    norms = [item.norm_removed for item in drawn if item.norm_removed is not None]
+    return [
+        f"{name}, {len(drawn)} seeds",
+        _extent([item.entries for item in drawn]),
+        _extent([item.changed for item in drawn if item.changed is not None]),
+        f"{sum(norms) / len(norms):.4g}" if norms else "-",
+        _ratio(group.mean),
+        f"{interval(group.low, group.high)} (range)",
+    ]
+
+
+def _extent(counts: Sequence[int]) -> str:
+    if not counts:
+        return "-"
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _ratio(ratio: float) -> Text:

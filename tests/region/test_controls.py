@@ -148,13 +148,22 @@ def test_the_lowest_scores_need_a_score(recipe: Callable[..., Path]) -> None:
         surgeon.plan_recipe(recipe(**{BOTTOM: "  bottom: {control: {of: cor}}"}))
 
 
-def test_seeds_are_swept_like_anything_else(recipe: Callable[..., Path]) -> None:
+def test_seeds_are_swept_and_told_with_mean_and_range(recipe: Callable[..., Path]) -> None:
     changes = {
         BOTTOM: "  drawn: {control: {of: core}}",
         "  control: {operations: [{zero: bottom}], write: false}": "  drawn-zeroed: {operations: [{zero: drawn}], "
-        "sweep: {seed: {set: regions.drawn.control.seed, to: [0, 1, 2]}}}",
+        "sweep: {share: {set: regions.core.select.top, to: [0.05, 0.1]}, "
+        "seed: {set: regions.drawn.control.seed, to: [0, 1, 2]}}}",
     }
     report = surgeon.apply(recipe(**changes))
-    points = report.sweeps["drawn-zeroed"].points
-    assert points == {f"drawn-zeroed-{seed}": [seed] for seed in (0, 1, 2)}
-    assert len({report.summary[point].ratio_to_base for point in points}) == 3
+    sweep = report.sweeps["drawn-zeroed"]
+    assert sweep.points == {
+        f"drawn-zeroed-{share}-{seed}": [share, seed] for share in (0.05, 0.1) for seed in (0, 1, 2)
+    }
+    assert [group.values for group in sweep.over_seeds] == [[0.05], [0.1]]
+    for group in sweep.over_seeds:
+        assert group.points == [f"drawn-zeroed-{group.values[0]}-{seed}" for seed in (0, 1, 2)]
+        ratios = [report.summary[point].ratio_to_base for point in group.points]
+        assert len(set(ratios)) == 3
+        assert (group.low, group.high) == (min(ratios), max(ratios))
+        assert group.mean == pytest.approx(math.prod(ratios) ** (1 / 3))

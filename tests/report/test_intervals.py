@@ -9,8 +9,8 @@ import pytest
 
 from surgeon.model.perplexity import Measure
 from surgeon.recipe.schema import ExpectSpec
-from surgeon.report.data import check_expectations, perplexities, summarize
 from surgeon.report.intervals import RESAMPLES, language_interval, mean_interval, resampled_logs
+from surgeon.report.measured import check_expectations, perplexities, summarize
 from surgeon.seeds import generator
 
 Windows = list[tuple[float, int]]
