@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.region.region import Indices
-from surgeon.region.select import select_count
+from surgeon.region.region import Indices, Mask, Region, encode_indices
+from surgeon.region.select import select_count, select_evenly
 from surgeon.seeds import generator
 
 Draw = Literal["random", "bottom", "magnitude"]
@@ -52,6 +52,16 @@ def draw_control(
     if removed is not None:
         count = _nearest(np.cumsum(values[candidates[order]].astype(np.float64) ** 2), removed)
     return np.sort(candidates[order[:count]])
+
+
+def random_like(region: Region, seed: int = 0) -> Region:
+    """Return a region of as many entries in each tensor, drawn evenly from all of them: how chance alone crowds."""
+
+    def draw(name: str) -> Mask:
+        mask = region[name]
+        return encode_indices(select_evenly(mask.numel, mask.entries, seed, f"like:{name}"), mask.shape)
+
+    return Region(region.shapes, draw)
 
 
 def _keys(

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from surgeon.model.continuations import Continuation, Stopped
-from surgeon.region.dimensions import SPREAD_AT, profile
+from surgeon.region.controls import random_like
+from surgeon.region.dimensions import SPREAD_AT, Spread, profile
 from surgeon.region.region import Region
 
 SCHEMA_VERSION = 1
@@ -60,7 +61,9 @@ class DimensionCount(Model):
 class RegionReport(Model):
     """A region as it was cut. `fraction` is the density reached: selected / in scope.
 
-    `spread_at` are shares of rows or columns; `dimensions` the residual dimensions that hold most entries.
+    `spread_at` are shares of rows or columns; `spreads` says how many entries they hold per role, and `chance` how many
+    they would hold of as many entries drawn at random in each tensor (seed 0): few entries crowd a little by chance.
+    `dimensions` are the residual dimensions that hold most entries.
     """
 
     fraction: float
@@ -72,6 +75,7 @@ class RegionReport(Model):
     cells: list[CellCount] = []
     spread_at: list[float] = []
     spreads: dict[str, SpreadReport] = {}
+    chance: dict[str, SpreadReport] = {}
     hidden_size: int | None = None
     dimensions: list[DimensionCount] = []
 
@@ -271,10 +275,15 @@ def region_report(region: Region, config: Mapping[str, Any], origin: str) -> Reg
         origin=origin,
         cells=[CellCount(**asdict(cell)) for cell in found.cells],
         spread_at=list(SPREAD_AT),
-        spreads={role: SpreadReport(rows=list(s.rows), columns=list(s.columns)) for role, s in found.spreads.items()},
+        spreads=_spreads(found.spreads),
+        chance=_spreads(profile(random_like(region), config).spreads),
         hidden_size=found.hidden_size,
         dimensions=[DimensionCount(**asdict(dimension)) for dimension in found.dimensions],
     )
+
+
+def _spreads(spreads: Mapping[str, Spread]) -> dict[str, SpreadReport]:
+    return {role: SpreadReport(rows=list(s.rows), columns=list(s.columns)) for role, s in spreads.items()}
 
 
 def generation(found: Continuation) -> Generation:

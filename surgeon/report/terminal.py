@@ -70,13 +70,15 @@ def regions_table(report: Report) -> Table:
 
 
 def _crowding(region: RegionReport) -> str:
-    """Name the role whose entries crowd most into few rows or columns, and the share they hold."""
+    """Name the role whose entries crowd most into few rows or columns, and the share they hold; by chance, too."""
     if not region.spreads:
         return "-"
     at = region.spread_at.index(0.01)
     lines = [(getattr(s, axis)[at], role, axis) for role, s in region.spreads.items() for axis in ("rows", "columns")]
     share, role, axis = max(lines)
-    return f"{role} {axis} {percent(share)}"
+    told = f"{role} {axis} {percent(share)}"
+    chance = region.chance.get(role)
+    return told if chance is None else f"{told} (by chance {percent(getattr(chance, axis)[at])})"
 
 
 def variants_table(report: Report) -> Table:

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import RecipeError
-from surgeon.region.controls import Draw, draw_control
+from surgeon.region.controls import Draw, draw_control, random_like
 from surgeon.region.region import Region
+from surgeon.report.data import region_report
 
 DTYPES = st.sampled_from([np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
 
@@ -167,3 +168,19 @@ def test_seeds_are_swept_and_told_with_mean_and_range(recipe: Callable[..., Path
         assert len(set(ratios)) == 3
         assert (group.low, group.high) == (min(ratios), max(ratios))
         assert group.mean == pytest.approx(math.prod(ratios) ** (1 / 3))
+
+
+def test_a_random_draw_of_the_same_counts_is_the_reference_for_crowding() -> None:
+    """Few entries crowd by chance: the fullest hundredth of the lines holds several times a hundredth of them."""
+    generator = np.random.default_rng(3)
+    mask = generator.random((200, 300)) < 0.01
+    mask[[7, 9]] = generator.random((2, 300)) < 0.5
+    region = Region.from_masks({"model.layers.0.mlp.down_proj.weight": mask})
+    drawn = random_like(region)
+    name = next(iter(region))
+    assert drawn[name].entries == region[name].entries
+    report = region_report(region, {}, "top")
+    at = report.spread_at.index(0.01)
+    by_row = np.sort(np.bincount(drawn.indices(name) // 300, minlength=200))[::-1]
+    assert report.chance["mlp.down"].rows[at] == pytest.approx(by_row[:2].sum() / by_row.sum(), abs=1e-6)
+    assert 0.01 < report.chance["mlp.down"].rows[at] < 0.05 < report.spreads["mlp.down"].rows[at]
