@@ -26,8 +26,12 @@ import torch
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.freeze import Frozen, freeze
-from surgeon.model.model import LoadedModel, load_model
-from surgeon.model.perplexity import EvaluationText, measure
+from surgeon.model.editing import Variant
+from surgeon.model.model import load_model
+from surgeon.model.perplexity import EvaluationText, measure_variants
+from surgeon.model.stack import Stack, make_stack
+from surgeon.model.tokenizer import load_tokenizer
+from surgeon.progress import Progress
 from surgeon.text.corpora import builtin_corpus
 from surgeon.text.windows import bos_token, evaluation_windows, tokenize
 
@@ -50,13 +54,13 @@ def split(paragraphs: list[str]) -> tuple[str, str]:
     return "\n".join(paragraphs[:count]) + "\n", "\n".join(paragraphs[count:]) + "\n"
 
 
-def prepare(loaded: LoadedModel, corpus: Path | None, language: str, tokens: int) -> tuple[torch.Tensor, Texts]:
+def prepare(tokenizer: Any, corpus: Path | None, language: str, tokens: int) -> tuple[torch.Tensor, Texts]:
     """Return the tokens to train on, and the windows to measure on."""
-    bos = bos_token(loaded.tokenizer)
+    bos = bos_token(tokenizer)
 
     def windows(code: str, text: str) -> EvaluationText:
         limit = 4 * tokens if code == language else tokens
-        cut, size = evaluation_windows(tokenize(loaded.tokenizer, text), bos, limit, SEQUENCE, SEQUENCE)
+        cut, size = evaluation_windows(tokenize(tokenizer, text), bos, limit, SEQUENCE, SEQUENCE)
         return EvaluationText(tuple(cut), size)
 
     declaration = builtin_corpus("udhr30")
@@ -68,7 +72,7 @@ def prepare(loaded: LoadedModel, corpus: Path | None, language: str, tokens: int
         halves = {path.name.split(".")[0]: split(read_paragraphs(path)) for path in sorted(corpus.glob("*.txt*"))}
         texts["corpus"] = {code: windows(code, held_out) for code, (held_out, _) in halves.items()}
         training = halves[language][1]
-    return torch.tensor(tokenize(loaded.tokenizer, training).ids), texts
+    return torch.tensor(tokenize(tokenizer, training).ids), texts
 
 
 def batches(tokens: torch.Tensor, seed: int, rows: int) -> Iterator[torch.Tensor]:
@@ -79,10 +83,13 @@ def batches(tokens: torch.Tensor, seed: int, rows: int) -> Iterator[torch.Tensor
         yield torch.stack([tokens[start : start + SEQUENCE] for start in starts.tolist()])
 
 
-def record(loaded: LoadedModel, texts: Texts, run: dict[str, Any], step: int, reverted: str | None, file: Path) -> None:
+def record(stack: Stack, texts: Texts, run: dict[str, Any], step: int, reverted: str | None, file: Path) -> None:
     """Measure all texts and append one line."""
     nats = {
-        register: {code: round(measure(loaded, text, 4).log_perplexity, 5) for code, text in by_language.items()}
+        register: {
+            code: round(found.log_perplexity, 5)
+            for code, found in measure_variants(stack, [Variant("now")], by_language, 4, Progress())["now"].items()
+        }
         for register, by_language in texts.items()
     }
     line = {**run, "step": step, "reverted": reverted, "nats_per_token": nats}
@@ -90,13 +97,21 @@ def record(loaded: LoadedModel, texts: Texts, run: dict[str, Any], step: int, re
         stream.write(json.dumps(line) + "\n")
 
 
-def measure_reversions(loaded: LoadedModel, kept: dict[str, Frozen], *rest: Any, **more: Any) -> None:
+def measure_reversions(stack: Stack, kept: dict[str, Frozen], *rest: Any, **more: Any) -> None:
     """Measure the model with each bundle's entries at the base's values, and leave it as it was."""
-    trained = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    trained = {name: tensor.clone() for name, tensor in stack.loaded.model.state_dict().items()}
     for name, frozen in kept.items():
         frozen.restore()
-        record(loaded, *rest, reverted=name, **more)
-        loaded.model.load_state_dict(trained)
+        record(stack, *rest, reverted=name, **more)
+        stack.loaded.model.load_state_dict(trained)
+
+
+def trainable(model: str | Path) -> Stack:
+    """Load a model in float32, all of it, to be trained and measured."""
+    stack = make_stack(load_model(Checkpoint.open(model), "float32"))
+    stack.loaded.weights.fill()
+    stack.loaded.model.requires_grad_()
+    return stack
 
 
 def train(
@@ -104,8 +119,8 @@ def train(
 ) -> None:
     """Train one arm with one seed, measuring on the way, and save what comes out."""
     file = options.output / "curves.jsonl"
-    loaded = load_model(Checkpoint.open(bundles.get(arm, options.model)), "float32")
-    model = loaded.model
+    stack = trainable(bundles.get(arm, options.model))
+    model = stack.loaded.model
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, total_iters=10)
     frozen = freeze(model, bundles[arm], optimizer) if arm in bundles else None
@@ -115,7 +130,7 @@ def train(
     run = {"arm": arm, "seed": seed, "learning_rate": options.learning_rate, "language": options.language}
     run["trained_on"] = "declaration" if options.corpus is None else "corpus"
     if not file.exists():  # the base, once for all
-        record(loaded, texts, run, 0, None, file)
+        record(stack, texts, run, 0, None, file)
     drawn = batches(tokens, seed, options.rows)
     for step in range(1, options.steps + 1):
         batch = next(drawn)
@@ -125,8 +140,8 @@ def train(
         optimizer.step()
         warmup.step()
         if step in options.measure_at or step == options.steps:
-            measure_reversions(loaded, reversions, texts, run, file=file, step=step)
-            record(loaded, texts, run, step, None, file)
+            measure_reversions(stack, reversions, texts, run, file=file, step=step)
+            record(stack, texts, run, step, None, file)
     if frozen is not None:
         print(f"{arm}, seed {seed}: {frozen.verify()} frozen entries hold their original bits", flush=True)
     target = options.output / "trained" / f"{arm}-{options.learning_rate:g}-{seed}"
@@ -161,8 +176,8 @@ def main() -> None:
     bundles = {path.parent.name: path.parent for path in sorted(options.bundles.glob("variants/*/freeze"))}
     if not bundles:
         parser.error(f"{options.bundles}: no variant with a freeze bundle; run claim5_freeze.yaml first")
-    base = load_model(Checkpoint.open(options.model), "float32")
-    tokens, texts = prepare(base, options.corpus, options.language, options.tokens)
+    tokenizer = load_tokenizer(Checkpoint.open(options.model))
+    tokens, texts = prepare(tokenizer, options.corpus, options.language, options.tokens)
     for seed in options.seeds:
         for arm in options.arms or ["nothing", *bundles]:
             if not is_complete(options.output / "curves.jsonl", arm, seed, options):

@@ -15,9 +15,13 @@ import numpy as np
 
 from surgeon.api import plan_recipe, score
 from surgeon.checkpoint.naming import natural_key, place
+from surgeon.model.editing import Variant
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import Measure, edited, evaluation_texts, measure
+from surgeon.model.perplexity import evaluation_texts, measure_variants
+from surgeon.model.results import Measure
+from surgeon.model.stack import make_stack
 from surgeon.operations import Scale
+from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.dimensions import profile
 from surgeon.region.region import Region
@@ -48,21 +52,21 @@ def main() -> None:
     dimensions = profile(Region.load(files[arguments.region]), checkpoint.config).dimensions[: arguments.dimensions]
     print("dimension (entries of the region on it):", ", ".join(f"{d.index} ({d.hits:,})" for d in dimensions))
 
-    loaded = load_model(checkpoint, "float32")
+    stack = make_stack(load_model(checkpoint, "float32"))
     spec = VerifySpec(languages=arguments.languages, tokens=arguments.tokens)
-    texts = evaluation_texts(loaded, plan.corpus, arguments.languages, spec)
-    base = {language: measure(loaded, text, spec.batch_size) for language, text in texts.items()}
-
-    tried: list[tuple[str, int, dict[str, float]]] = []
+    texts = evaluation_texts(stack.loaded.tokenizer, plan.corpus, arguments.languages, spec)
+    places: list[tuple[str, int]] = []
+    variants = [Variant("base")]
     for name in sorted(checkpoint.tensors, key=natural_key):
         info = checkpoint.tensors[name]
         if place(info, checkpoint.config).role != "norm":
             continue
         for dimension in (d.index for d in dimensions if d.index < info.numel):
             entry = Region.from_indices({name: np.array([dimension])}, {name: info.shape})
-            with edited(loaded, [Scale(scale="entry", by=arguments.by)], {"entry": entry}):
-                found = {language: measure(loaded, text, spec.batch_size) for language, text in texts.items()}
-            tried.append((name, dimension, ratios(found, base)))
+            places.append((name, dimension))
+            variants.append(Variant(str(len(places)), [Scale(scale="entry", by=arguments.by)], {"entry": entry}))
+    base, *found = measure_variants(stack, variants, texts, spec.batch_size, Progress()).values()
+    tried = [(*where, ratios(one, base)) for where, one in zip(places, found, strict=True)]
     tried.sort(key=lambda item: -math.prod(item[2].values()))
     print(f"{len(tried)} entries tried, times {arguments.by:g}, {arguments.tokens} tokens a language; worst first:")
     for name, dimension, by_language in tried[: arguments.show]:

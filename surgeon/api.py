@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,16 @@ from surgeon.errors import InputError, did_you_mean
 from surgeon.hub.push import push_variants
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Verification
-from surgeon.plan.plan import Plan, make_plan, pinned
+from surgeon.plan.check import check_device, check_length, check_ready
+from surgeon.plan.pinning import pinned
+from surgeon.plan.plan import Plan
+from surgeon.plan.planning import make_plan
 from surgeon.progress import Progress
 from surgeon.recipe.reading import load_recipe
 from surgeon.recipe.schema import VerifySpec, resolved_yaml
 from surgeon.report.data import Report
 from surgeon.report.html import write_page
+from surgeon.report.json_text import to_json
 from surgeon.report.manifest import manifest
 from surgeon.run import Run, make_report, publish_variants, save_regions, stage_variants, verify_variants, write_cards
 from surgeon.text.corpora import Corpus
@@ -97,9 +100,11 @@ def apply(
     the_plan, out = run.plan, run.plan.output
     if push and the_plan.recipe.push is None:
         raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
+    check_ready(the_plan, device, run.jobs)
     run.check_texts()
     with output_lock(out):
         region_files = save_regions(run)
+        assert run.edits is not None  # counted, and found not to be empty, before anything is written
         staged = stage_variants(run, region_files)
         with ThreadPoolExecutor(1) as background:  # the disk flushes while the processors measure
             publishing = background.submit(publish_variants, staged)
@@ -134,6 +139,7 @@ def score(
 ) -> dict[str, Path]:
     """Compute the scores and regions of a recipe only; returns the region files by name."""
     run = Run(_plan_to_run(recipe, output, overrides), device, jobs, progress, keep=True)
+    check_ready(run.plan, device, run.jobs)
     run.check_texts()
     with output_lock(run.plan.output):
         return save_regions(run)
@@ -153,7 +159,8 @@ def verify_checkpoint(
     The result is under `checkpoint`, that of `base` before it under `base`, if one is given.
 
     Raises:
-        SurgeonError: files are damaged, or the corpus lacks a language.
+        SurgeonError: files are damaged, the corpus lacks a language, there is no such device, or the window is too
+            long.
     """
     from surgeon.model.editing import Variant
     from surgeon.model.model import load_model
@@ -163,6 +170,13 @@ def verify_checkpoint(
     languages = corpus.languages if spec.languages == "all" else list(dict.fromkeys(spec.languages))
     named = ([("base", base)] if base is not None else []) + [("checkpoint", checkpoint)]
     opened = [(label, Checkpoint.open(source).downloaded()) for label, source in named]
+    lacking = check_device(device)
+    if lacking is not None:
+        raise lacking
+    for _, item in opened:
+        too_long = check_length(item, min(spec.window, spec.tokens))
+        if too_long is not None:
+            raise InputError(f"--window {spec.window}: {too_long}")
     found = Verification()
     for label, item in opened:
         stack = make_stack(load_model(item, resolve_precision("auto", device), device))
@@ -190,4 +204,4 @@ def copy_recipe(name: str, target: Path) -> Path:
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     with replacing(path) as staged:
-        staged.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        staged.write_text(to_json(data) + "\n", encoding="utf-8")

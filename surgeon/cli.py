@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from pathlib import Path
@@ -111,7 +110,7 @@ def apply(
     from surgeon import api
     from surgeon.report.terminal import render, report_view
 
-    _prepare(device, verbose)
+    _prepare(verbose)
     report = api.apply(
         recipe,
         output=output,
@@ -221,7 +220,7 @@ def score(
         return
     from surgeon import api
 
-    _prepare(device, verbose)
+    _prepare(verbose)
     files = api.score(
         recipe, output=output, overrides=overrides or (), device=device, jobs=jobs, progress=_progress(as_json)
     )
@@ -248,11 +247,12 @@ def verify(
     """Check a checkpoint's files, then measure its perplexity on the Declaration in 30 languages."""
     from surgeon import api
     from surgeon.recipe.schema import VerifySpec
-    from surgeon.report.data import generation, perplexity
+    from surgeon.report.data import generation
+    from surgeon.report.measured import perplexities
     from surgeon.report.terminal import measures_view, render
     from surgeon.text.corpora import builtin_corpus
 
-    _prepare(device, verbose)
+    _prepare(verbose)
     corpus = builtin_corpus("udhr30")
     chosen: Any = "all" if languages == "all" else [word.strip() for word in languages.split(",")]
     for language in chosen if chosen != "all" else ():
@@ -261,7 +261,7 @@ def verify(
     verified = api.verify_checkpoint(
         checkpoint, base=base, corpus=corpus, spec=spec, device=device, progress=_progress(as_json)
     )
-    found = {name: {k: perplexity(m) for k, m in row.items()} for name, row in verified.measures.items()}
+    found = perplexities(verified.measures, next(iter(verified.measures)))
     said = {name: [generation(item) for item in items] for name, items in verified.continuations.items()}
     if as_json:
         data: dict[str, Any] = {
@@ -287,7 +287,9 @@ def diff(
         typer.Option("--save-patch", help="Write the changed entries with B's values, to replay on A."),
     ] = None,
     details: Annotated[bool, typer.Option("--details", "-v", help="Show every layer and tensor.")] = False,
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if there is a difference.")] = False,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with 1 if a tensor or the config differs.")
+    ] = False,
     jobs: JobsOption = PROCESSORS,
     as_json: JsonOption = False,
 ) -> None:
@@ -301,7 +303,7 @@ def diff(
     )
     if found.checkpoints is not None:
         view = diff_view(found.checkpoints, found.overlap, details, found.patch)
-        data, differ = diff_data(found.checkpoints, found.overlap, found.patch), not found.checkpoints.identical
+        data, differ = diff_data(found.checkpoints, found.overlap, found.patch), found.checkpoints.differs
     else:
         assert found.overlap is not None
         view = overlap_view(found.overlap, found.names, details)
@@ -381,7 +383,9 @@ def _print_pairs(pairs: dict[str, str]) -> None:
 
 
 def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    from surgeon.report.json_text import to_json
+
+    print(to_json(data))
 
 
 def _stdout() -> Console:
@@ -399,17 +403,11 @@ def _progress(quiet: bool) -> Progress:
     return Progress(None if quiet and not console.is_terminal else console)
 
 
-def _prepare(device: str, verbose: bool) -> None:
-    """Check the device and quiet the libraries below, whose warnings are not meant for our users."""
+def _prepare(verbose: bool) -> None:
+    """Quiet the libraries below, whose warnings are not meant for our users."""
     import logging
     import warnings
 
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: not available here ({str(error).splitlines()[0]})") from None
     if not verbose:
         logging.getLogger("transformers").setLevel(logging.ERROR)
         warnings.simplefilter("ignore")

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash
 from surgeon.checkpoint.hashing import file_hash
+from surgeon.errors import RegionError
 from surgeon.model.precision import Precision, resolve_precision
 from surgeon.model.results import Verification
 from surgeon.model.tokenizer import load_tokenizer
-from surgeon.plan.plan import Plan, pinned, pinned_operations
+from surgeon.operations.edits import EditCount, count_edits
+from surgeon.plan.pinning import pinned, pinned_operations
+from surgeon.plan.plan import Plan
 from surgeon.plan.supply import check_supply, needs_text
 from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe, VerifySpec
@@ -30,19 +33,17 @@ from surgeon.report.data import (
     Report,
     ScoreReport,
     VariantReport,
-    check_expectations,
     generation,
-    perplexity,
     region_report,
-    summarize,
-    sweep_report,
 )
+from surgeon.report.intervals import LEVEL, RESAMPLES, SEED
 from surgeon.report.manifest import environment
+from surgeon.report.measured import check_expectations, perplexities, summarize, sweep_report
 from surgeon.scores.build import build_regions
 from surgeon.scores.scoring import ScoreSet, Scoring, run_scores
 from surgeon.text.windows import bos_token
 from surgeon.write.execute import Staged, Written, files_below, publish, stage_variant, write_freeze
-from surgeon.write.patches import check_patch_bases, donor_hash, write_as_patch
+from surgeon.write.patches import donor_hash, write_as_patch
 
 if TYPE_CHECKING:
     from surgeon.model.model import LoadedModel
@@ -107,6 +108,26 @@ class Run:
         with self.timed("select"):
             return build_regions(self.plan, scores, self.jobs, used, known)
 
+    @cached_property
+    def edits(self) -> dict[str, EditCount]:
+        """What each variant changes, written or not.
+
+        Raises:
+            RegionError: a region that a variant uses turned out to be empty; all such at once.
+        """
+        counts, problems = {}, []
+        for name, variant in self.plan.recipe.variants.items():
+            regions = self.regions_of(name)
+            empty = [label for label, region in regions.items() if not region.entries]
+            problems += [
+                f"region '{label}' turned out to be empty, so that '{name}' would do nothing" for label in empty
+            ]
+            with self.timed("count"):
+                counts[name] = count_edits(self.plan.checkpoint, variant.operations, regions)
+        if problems:
+            raise RegionError("\n".join(problems))
+        return counts
+
 
 def save_regions(run: Run) -> dict[str, Path]:
     """Write the regions that the recipe names, and those that written variants need."""
@@ -130,7 +151,6 @@ def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Stag
             continue
         spec = run.plan.recipe.variants[name]
         used = run.regions_of(name)
-        check_patch_bases(run.plan, name, used, run.jobs)
         if spec.write == "patch":
             with run.timed("write"):
                 staged[name] = write_as_patch(run.plan, name, used, run.progress)
@@ -218,6 +238,7 @@ def _method(loaded: LoadedModel, spec: VerifySpec) -> dict[str, Any]:
         "bos": "before every window" if bos_token(loaded.tokenizer) is not None else "never (the tokenizer adds none)",
         "precision": loaded.precision,
         "device": loaded.device,
+        "interval": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
     }
 
 
@@ -225,6 +246,7 @@ def make_report(run: Run, written: Mapping[str, Written], found: Verification, m
     """Put together all that a run did and found."""
     the_plan, measures = run.plan, found.measures
     recipe, checkpoint = the_plan.recipe, the_plan.checkpoint
+    summary = summarize(measures) if measures else {}
     return Report(
         name=recipe.name,
         recipe=_recipe_data(the_plan.file.as_written, set()),
@@ -244,14 +266,11 @@ def make_report(run: Run, written: Mapping[str, Written], found: Verification, m
             for language, size in item.samples.items()
         ],
         regions={name: _region_report(the_plan, name, region) for name, region in run.regions.items()},
-        variants={name: _variant_report(the_plan, name, written.get(name)) for name in the_plan.variants},
-        sweeps={name: sweep_report(sweep) for name, sweep in the_plan.file.sweeps.items()},
+        variants={name: _variant_report(run, name, written.get(name)) for name in the_plan.variants},
+        sweeps={name: sweep_report(sweep, summary) for name, sweep in the_plan.file.sweeps.items()},
         method=method,
-        perplexity={
-            name: {language: perplexity(item) for language, item in by_language.items()}
-            for name, by_language in measures.items()
-        },
-        summary=summarize(measures) if measures else {},
+        perplexity=perplexities(measures) if measures else {},
+        summary=summary,
         generations={name: [generation(item) for item in items] for name, items in found.continuations.items()},
         expectations=check_expectations(recipe.verify.expect, measures) if recipe.verify else [],
         timings=run.timings,
@@ -263,11 +282,13 @@ def _region_report(the_plan: Plan, name: str, region: Region) -> RegionReport:
     return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].origin)
 
 
-def _variant_report(the_plan: Plan, name: str, done: Written | None) -> VariantReport:
-    variant = the_plan.variants[name]
+def _variant_report(run: Run, name: str, done: Written | None) -> VariantReport:
+    edits = run.edits[name]
     return VariantReport(
-        operations=list(variant.operations),
-        entries=done.entries if done else variant.entries,
+        operations=list(run.plan.variants[name].operations),
+        entries=edits.entries,
+        changed=edits.changed,
+        norm_removed=edits.norm,
         written=done is not None,
         path=str(done.path) if done else None,
         bytes=sum(path.stat().st_size for path in done.files) if done else None,

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from surgeon.model.perplexity import Measure
+from surgeon.model.results import Measure
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.region.region import Region
 from surgeon.report.data import (
@@ -16,11 +16,9 @@ from surgeon.report.data import (
     ScoreReport,
     SweepReport,
     VariantReport,
-    check_expectations,
-    perplexity,
     region_report,
-    summarize,
 )
+from surgeon.report.measured import check_expectations, perplexity, summarize
 
 LANGUAGES = ["ar", "en", "fr", "ko", "no", "zh", "klingon"]
 HOSTILE = "</bdi><script>alert(2)</script>\x1b[2J\u202e\n\ufffd مرحبا"

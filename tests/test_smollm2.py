@@ -56,9 +56,10 @@ def test_the_core_carries_every_language_and_the_controls_do_not(smollm2: Path, 
         torch.set_num_threads(threads)
     assert report.passed, report.expectations
     ratios = {name: summary.ratio_to_base for name, summary in report.summary.items()}
+    drawn = [ratios[point] for point in report.sweeps["random-zeroed"].points]
     assert ratios["core-zeroed"] >= 1000
     assert ratios["bottom-zeroed"] <= 1.05
-    assert ratios["bottom-zeroed"] < ratios["random-zeroed"] < ratios["core-zeroed"]
+    assert ratios["bottom-zeroed"] < min(drawn) <= max(drawn) < ratios["core-zeroed"]
     base, cut = report.perplexity["base"], report.perplexity["core-zeroed"]
     assert len(base) == 30
     assert all(cut[language].perplexity > 10 * base[language].perplexity for language in base)

@@ -123,6 +123,11 @@ class Diff:
         return all(tensor.kind == "same" for tensor in self.tensors)
 
     @property
+    def differs(self) -> bool:
+        """True if a tensor differs, or the config, without which the same tensors are another model."""
+        return not self.identical or bool(self.config)
+
+    @property
     def total(self) -> Change:
         """The change over all tensors that could be compared."""
         return total(tensor.change for tensor in self.tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from graphlib import TopologicalSorter
 from typing import NoReturn
 
 import numpy as np
@@ -16,7 +17,16 @@ from surgeon.errors import Problem, RegionError, did_you_mean
 from surgeon.operations.edits import check_regions_fit
 from surgeon.recipe.lines import KeyPath
 from surgeon.recipe.reading import RecipeFile
-from surgeon.recipe.schema import ORIGINS, DimensionsSpec, EntriesSpec, RegionSpec, ScoreSpec, SelectSpec, WandaScore
+from surgeon.recipe.schema import (
+    ORIGINS,
+    ControlSpec,
+    DimensionsSpec,
+    EntriesSpec,
+    RegionSpec,
+    ScoreSpec,
+    SelectSpec,
+    WandaScore,
+)
 from surgeon.region.algebra import parse
 from surgeon.region.coordinates import entry, lines
 from surgeon.region.importers import load_masks, load_neurons
@@ -46,6 +56,15 @@ class RegionPlan:
         return next(name for name in ORIGINS if getattr(self.spec, name) is not None)
 
     @property
+    def seed(self) -> int | None:
+        """The seed that its entries are drawn with; None if they are not drawn."""
+        if self.select is not None:
+            return self.select.seed if self.select.kind == "random" else None
+        if self.spec.control is not None:
+            return self.spec.control.seed if self.spec.control.draw == "random" else None
+        return self.spec.dimensions.seed if self.spec.dimensions is not None and self.spec.dimensions.random else None
+
+    @property
     def numel(self) -> int:
         """Entries of all tensors in scope."""
         return sum(info.numel for info in self.tensors)
@@ -67,28 +86,37 @@ class RegionPlan:
 
 def plan_regions(file: RecipeFile, checkpoint: Checkpoint, problems: list[Problem]) -> dict[str, RegionPlan]:
     """Plan all regions, each after those it is made from; what does not fit the model is added to `problems`."""
+    specs = file.recipe.regions
     plans: dict[str, RegionPlan] = {}
+    for name in TopologicalSorter({name: parts(spec) for name, spec in specs.items()}).static_order():
+        plans[name] = _plan_region(file, checkpoint, name, plans, problems)
+    return {name: plans[name] for name in specs}
 
-    def plan(name: str) -> RegionPlan:
-        if name not in plans:
-            spec = file.recipe.regions[name]
-            if spec.select is not None:
-                plans[name] = _plan_selected(file, checkpoint, name, spec, problems)
-            else:
-                whole = planned_whole(name, spec)
-                plans[name] = _narrowed(file, checkpoint, whole, problems)
-        return plans[name]
 
-    def planned_whole(name: str, spec: RegionSpec) -> RegionPlan:
-        if spec.combine is not None:
-            return _plan_combined(checkpoint, name, spec, {n: plan(n) for n in parse(spec.combine).names()})
-        if spec.dimensions is not None:
-            return _plan_dimensions(name, spec, plan(spec.dimensions.of), spec.dimensions)
-        if spec.entries is not None:
-            return _plan_entries(file, checkpoint, name, spec, problems)
-        return _plan_import(file, checkpoint, name, spec, problems)
+def parts(spec: RegionSpec) -> list[str]:
+    """Return the regions that a region is made from."""
+    if spec.combine is not None:
+        return list(parse(spec.combine).names())
+    return [made_of.of for made_of in (spec.dimensions, spec.control) if made_of is not None]
 
-    return {name: plan(name) for name in file.recipe.regions}
+
+def _plan_region(
+    file: RecipeFile, checkpoint: Checkpoint, name: str, plans: Mapping[str, RegionPlan], problems: list[Problem]
+) -> RegionPlan:
+    spec = file.recipe.regions[name]
+    if spec.select is not None:
+        return _plan_selected(file, checkpoint, name, spec, problems)
+    if spec.combine is not None:
+        whole = _plan_combined(checkpoint, name, spec, {part: plans[part] for part in parts(spec)})
+    elif spec.dimensions is not None:
+        whole = _plan_dimensions(name, spec, plans[spec.dimensions.of], spec.dimensions)
+    elif spec.control is not None:
+        whole = _plan_control(file, name, spec, plans[spec.control.of], spec.control, problems)
+    elif spec.entries is not None:
+        whole = _plan_entries(file, checkpoint, name, spec, problems)
+    else:
+        whole = _plan_import(file, checkpoint, name, spec, problems)
+    return _narrowed(file, checkpoint, whole, problems)
 
 
 def _plan_selected(
@@ -240,6 +268,17 @@ def _plan_dimensions(name: str, spec: RegionSpec, of: RegionPlan, dimensions: Di
     count = dimensions.rows + dimensions.columns + dimensions.residual
     most = sum(min(info.numel, count * max(info.shape, default=1)) for info in of.tensors)
     return RegionPlan(name, of.tensors, of.places, None, None, most, False, None, spec)
+
+
+def _plan_control(
+    file: RecipeFile, name: str, spec: RegionSpec, of: RegionPlan, control: ControlSpec, problems: list[Problem]
+) -> RegionPlan:
+    score = of.score if control.draw == "bottom" else None
+    if control.draw == "bottom" and score is None:
+        what = f"region '{control.of}' is not selected by a score: `draw: bottom` needs one"
+        problems.append(file.problem(("regions", name, "control", "draw"), what))
+    most = of.entries if control.matched == "count" else of.numel
+    return RegionPlan(name, of.tensors, of.places, None, score, most, False, None, spec)
 
 
 def _shapes(tensors: Sequence[TensorInfo]) -> dict[str, tuple[int, ...]]:

@@ -66,15 +66,17 @@ def dangling(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
 
 def mentions(region: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     """Names of the regions that a region is made from, and under which key they stand."""
-    combine, dimensions = region.get("combine"), region.get("dimensions")
+    combine = region.get("combine")
     if isinstance(combine, str):
         try:
             yield from ((("combine",), name) for name in parse(combine).names())
         except ValueError:
             return  # the schema says what is wrong with it
-    of = dimensions.get("of") if isinstance(dimensions, dict) else None
-    if isinstance(of, str):
-        yield ("dimensions", "of"), of
+    for key in ("dimensions", "control"):
+        holder = region.get(key)
+        of = holder.get("of") if isinstance(holder, dict) else None
+        if isinstance(of, str):
+            yield (key, "of"), of
 
 
 def _reaches_itself(regions: Mapping[str, Any], start: str) -> bool:

@@ -13,7 +13,7 @@ from surgeon.region.algebra import parse
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
-ORIGINS = ("file", "neurons", "combine", "entries", "dimensions")  # of a region that selects by no score
+ORIGINS = ("file", "neurons", "combine", "entries", "dimensions", "control")  # of a region that selects by no score
 
 
 class Model(BaseModel):
@@ -135,6 +135,19 @@ class DimensionsSpec(Model):
         return self
 
 
+class ControlSpec(Model):
+    """As many entries as another region has in each tensor, drawn from those that are not zero: what it must beat."""
+
+    of: str = Field(description="the region that is compared with")
+    draw: Literal["random", "bottom", "magnitude"] = Field(
+        "random", description="at random, those of the lowest score, or the largest by absolute value"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of `draw: random`")
+    matched: Literal["count", "l2"] = Field(
+        "count", description="as many entries in each tensor, or as many as have the same L2 norm together"
+    )
+
+
 class NeuronsSpec(Model):
     """The feed-forward neurons that a file of the LAPE project lists for one language."""
 
@@ -143,7 +156,7 @@ class NeuronsSpec(Model):
 
 
 class RegionSpec(Model):
-    """A region, by exactly one of: select, file, neurons, combine, entries, dimensions."""
+    """A region, by exactly one of: select, file, neurons, combine, entries, dimensions, control."""
 
     file: str | None = Field(None, description="a region file, or a folder of boolean masks `TENSOR.pt`")
     neurons: NeuronsSpec | None = Field(None, description="language-specific neurons from a file")
@@ -152,6 +165,7 @@ class RegionSpec(Model):
         None, description="entries by their place"
     )
     dimensions: DimensionsSpec | None = Field(None, description="the fullest rows, columns or dimensions of a region")
+    control: ControlSpec | None = Field(None, description="as many entries of another region's tensors")
     score: Annotated[ScoreSpec, Field(discriminator="kind")] | None = Field(
         None, description="what to select by; `select: {random: …}` needs none"
     )
@@ -247,6 +261,9 @@ class ExpectSpec(Model):
     ratio_at_least: Annotated[float, Field(gt=0)] | None = Field(None, description="the ratio may not be lower")
     ratio_at_most: Annotated[float, Field(gt=0)] | None = Field(None, description="the ratio may not be higher")
     language: str | None = Field(None, description="of this language; of the geometric means when left out")
+    at: Literal["point", "lower", "upper"] = Field(
+        "point", description="what the bound is to hold for: the ratio itself, or a bound of its interval"
+    )
 
     @model_validator(mode="after")
     def _some_bound(self) -> ExpectSpec:

@@ -217,6 +217,6 @@ def _rename(spec: dict[str, Any], names: Mapping[str, str]) -> None:
     """Give the regions that a region is made from their names at a point."""
     if isinstance(spec.get("combine"), str):
         spec["combine"] = renamed(spec["combine"], names)
-    for holder, key in ((spec.get("dimensions"), "of"), (spec, "from")):
+    for holder, key in ((spec.get("dimensions"), "of"), (spec.get("control"), "of"), (spec, "from")):
         if isinstance(holder, dict) and holder.get(key) in names:
             holder[key] = names[holder[key]]

@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.storage import TensorInfo, map_bytes, read_header, replacing, view, write_stream
+from surgeon.checkpoint.storage import Header, TensorInfo, map_bytes, read_header, replacing, view, write_stream
 from surgeon.errors import CheckpointError, RegionError
 from surgeon.region.region import FORMAT_VERSION, PATCH_FORMAT, VALUES, Indices, Region, encode_packed, mask_names
 
@@ -46,6 +46,8 @@ class Patch:
     region: Region
     tensors: Mapping[str, PatchedTensor]
     left_out: Mapping[str, str]
+    _header: Header = field(repr=False, compare=False)
+    _data: NDArray[np.uint8] = field(repr=False, compare=False)
 
     @classmethod
     def load(cls, path: str | Path) -> Patch:
@@ -72,7 +74,7 @@ class Patch:
             left_out = json.loads(header.metadata.get("left_out", "{}"))
         except (KeyError, ValueError, TypeError) as error:
             raise RegionError(f"{path}: damaged patch ({type(error).__name__}: {error})") from None
-        return cls(path, region, tensors, left_out)
+        return cls(path, region, tensors, left_out, header, map_bytes(path))
 
     @property
     def pinned(self) -> str:
@@ -81,7 +83,7 @@ class Patch:
 
     def values(self, name: str) -> NDArray[Any]:
         """Return the new values of one tensor's entries in ascending flat index, shape (entries,), read-only."""
-        return view(map_bytes(self.path), read_header(self.path).tensors[VALUES + name])
+        return view(self._data, self._header.tensors[VALUES + name])
 
     def at(self, name: str, indices: Indices) -> NDArray[Any]:
         """Return the new values of some of the patch's entries.

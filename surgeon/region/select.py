@@ -31,7 +31,15 @@ def select_extreme(scores: Scores, group: Group, fraction: float, kind: Literal[
     Raises:
         InputError: a score is not a number.
     """
-    wanted = int(fraction * sum(numel for _, numel in group))
+    return select_count(scores, group, int(fraction * sum(numel for _, numel in group)), kind)
+
+
+def select_count(scores: Scores, group: Group, wanted: int, kind: Literal["top", "bottom"]) -> dict[str, Indices]:
+    """Return the sorted flat indices of the `wanted` highest or lowest scores of a group, per tensor.
+
+    Raises:
+        InputError: a score is not a number.
+    """
     if wanted == 0:
         return {name: np.empty(0, dtype=np.int64) for name, _ in group}
     threshold, ties_wanted = _threshold(scores, group, wanted, kind)
@@ -76,7 +84,7 @@ def select_in_outputs(
 def select_random(group: Group, fraction: float, seed: int, label: str = "") -> dict[str, Indices]:
     """Return exactly k uniformly drawn entries of a group, per tensor; the draw depends on (seed, names)."""
     total = sum(numel for _, numel in group)
-    chosen = _draw(total, int(fraction * total), seed, label or group[0][0])
+    chosen = select_evenly(total, int(fraction * total), seed, label or group[0][0])
     result, offset = {}, 0
     for name, numel in group:
         low, high = np.searchsorted(chosen, (offset, offset + numel))
@@ -85,8 +93,8 @@ def select_random(group: Group, fraction: float, seed: int, label: str = "") -> 
     return result
 
 
-def _draw(total: int, wanted: int, seed: int, label: str) -> Indices:
-    """Draw sorted distinct indices: the first `wanted` distinct values of one seeded stream."""
+def select_evenly(total: int, wanted: int, seed: int, label: str) -> Indices:
+    """Return sorted distinct indices below `total`: the first `wanted` distinct values of the stream (seed, label)."""
     stream = generator(seed, label)
     if wanted > total // 2:  # drawing what to leave out takes fewer tries
         mask = np.ones(total, dtype=np.bool_)

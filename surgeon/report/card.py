@@ -19,7 +19,7 @@ from surgeon.checkpoint.storage import replacing
 from surgeon.plan.plan import Plan
 from surgeon.region.region import Region
 from surgeon.report.data import Report
-from surgeon.report.words import language_name, number, percent, visible
+from surgeon.report.words import interval, language_name, number, percent, visible
 
 FIGURE = "figures/perplexity.png"
 # Where `surgeon push` says how to rebuild the variant; only then is the repository's name known.
@@ -215,6 +215,11 @@ def _why(plan: Plan, region: str) -> str:
             parts.append(f"the {share} {of} with the {most} score ({score.kind}){scored}")
         if spec.select.monolingual is not None:
             parts.append(f"only those of {language_name(spec.select.monolingual)} and of no other language")
+    elif spec.control is not None:
+        how = {"random": "at random", "bottom": "of the lowest score", "magnitude": "of the largest size"}
+        matched = "as many entries" if spec.control.matched == "count" else "entries of the same norm"
+        drawn = f"{matched} in each tensor, of those that are not zero, {how[spec.control.draw]}"
+        parts.append(f"control of the region {spec.control.of}: {drawn}")
     elif spec.dimensions is not None:
         fullest = "as many random dimensions as are fullest" if spec.dimensions.random else "the fullest dimensions"
         parts.append(f"{fullest} in the region {spec.dimensions.of}")
@@ -239,7 +244,8 @@ def _measured(variant: str, report: Report | None) -> Iterator[str]:
     count = "1 language" if len(found) == 1 else f"{len(found)} languages"
     yield (
         f"Perplexity, as the geometric mean over {count}: {number(before.geometric_mean_perplexity)} before, "
-        f"**{number(after.geometric_mean_perplexity)}** after, that is times {number(after.ratio_to_base)}."
+        f"**{number(after.geometric_mean_perplexity)}** after, that is times {number(after.ratio_to_base)}"
+        + (f" (95 % interval: {interval(after.low, after.high)})." if after.low is not None else ".")
     )
     others = [name for name in summary if name not in ("base", variant)][:_CONTROLS]
     if others:

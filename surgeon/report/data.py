@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from surgeon.model.results import Continuation, Measure, Stopped, geometric_mean
-from surgeon.recipe.schema import ExpectSpec
-from surgeon.recipe.sweeps import Sweep
-from surgeon.region.dimensions import SPREAD_AT, profile
+from surgeon.model.results import Continuation, Stopped
+from surgeon.region.controls import random_like
+from surgeon.region.dimensions import SPREAD_AT, Spread, profile
 from surgeon.region.region import Region
 
 SCHEMA_VERSION = 1
@@ -63,7 +61,9 @@ class DimensionCount(Model):
 class RegionReport(Model):
     """A region as it was cut. `fraction` is the density reached: selected / in scope.
 
-    `spread_at` are shares of rows or columns; `dimensions` the residual dimensions that hold most entries.
+    `spread_at` are shares of rows or columns; `spreads` says how many entries they hold per role, and `chance` how many
+    they would hold of as many entries drawn at random in each tensor (seed 0): few entries crowd a little by chance.
+    `dimensions` are the residual dimensions that hold most entries.
     """
 
     fraction: float
@@ -75,12 +75,17 @@ class RegionReport(Model):
     cells: list[CellCount] = []
     spread_at: list[float] = []
     spreads: dict[str, SpreadReport] = {}
+    chance: dict[str, SpreadReport] = {}
     hidden_size: int | None = None
     dimensions: list[DimensionCount] = []
 
 
 class Perplexity(Model):
-    """One language under one model. `nll` in nats, summed over `tokens` predicted tokens of `bytes` of text."""
+    """One language under one model. `nll` in nats, summed over `tokens` predicted tokens of `bytes` of text.
+
+    `low` and `high` bound its ratio to the base (see intervals.py); None for the base itself, and where the text
+    makes one window only.
+    """
 
     nll: float
     tokens: int
@@ -88,32 +93,64 @@ class Perplexity(Model):
     perplexity: float
     log_perplexity: float
     bits_per_byte: float
+    low: float | None = None
+    high: float | None = None
 
 
 class Summary(Model):
-    """A model over all languages; ratios are of geometric means, `log` the natural logarithm of the mean."""
+    """A model over all languages; ratios are of geometric means, `log` the natural logarithm of the mean.
+
+    `low` and `high` bound the ratio (see intervals.py); None for the base itself, and where some language's text
+    makes one window only.
+    """
 
     geometric_mean_perplexity: float
     log_geometric_mean_perplexity: float
     ratio_to_base: float
+    low: float | None = None
+    high: float | None = None
 
 
 class VariantReport(Model):
-    """A variant. `entries` counts the entries its operations act on; `path` is set if it was written."""
+    """A variant, written or not; `path` is set if it was written.
+
+    `entries` counts the entries that its operations act on, `changed` those whose bits are others afterwards (zeroing
+    zeros changes nothing), `norm_removed` is the L2 norm of the difference over all of them. Stored copies of a tied
+    weight count once. None in reports of before these were counted.
+    """
 
     operations: list[str]
     entries: int
+    changed: int | None = None
+    norm_removed: float | None = None
     written: bool
     path: str | None = None
     bytes: int | None = None
     reused: bool = False
 
 
+class OverSeeds(Model):
+    """What became of points of a sweep that differ in their seed alone; `values` are theirs on the other axes.
+
+    `mean` is the geometric mean of their ratios to the base, `low` and `high` the smallest and the largest.
+    """
+
+    values: list[Any]
+    points: list[str]
+    mean: float
+    low: float
+    high: float
+
+
 class SweepReport(Model):
-    """A grid: the values of each axis, and the variant at each point with its value on every axis."""
+    """A grid: the values of each axis, and the variant at each point with its value on every axis.
+
+    A sweep with an axis `seed` has its points together `over_seeds`.
+    """
 
     axes: dict[str, list[Any]]
     points: dict[str, list[Any]]
+    over_seeds: list[OverSeeds] = []
 
 
 class Generation(Model):
@@ -138,7 +175,7 @@ class PushReport(Model):
 
 
 class Expectation(Model):
-    """A bound of the recipe and what came out."""
+    """A bound of the recipe and what came out; `ratio` is the ratio itself, or a bound of its interval: `at` says."""
 
     variant: str
     language: str | None
@@ -146,6 +183,7 @@ class Expectation(Model):
     ratio_at_most: float | None
     ratio: float
     passed: bool
+    at: Literal["point", "lower", "upper"] = "point"
 
 
 class ModelReport(Model):
@@ -237,80 +275,17 @@ def region_report(region: Region, config: Mapping[str, Any], origin: str) -> Reg
         origin=origin,
         cells=[CellCount(**asdict(cell)) for cell in found.cells],
         spread_at=list(SPREAD_AT),
-        spreads={role: SpreadReport(rows=list(s.rows), columns=list(s.columns)) for role, s in found.spreads.items()},
+        spreads=_spreads(found.spreads),
+        chance=_spreads(profile(random_like(region), config).spreads),
         hidden_size=found.hidden_size,
         dimensions=[DimensionCount(**asdict(dimension)) for dimension in found.dimensions],
     )
 
 
-def perplexity(measured: Measure) -> Perplexity:
-    """Turn a measure into its entry of the report."""
-    return Perplexity(
-        nll=measured.nll,
-        tokens=measured.tokens,
-        bytes=measured.bytes,
-        perplexity=measured.perplexity,
-        log_perplexity=measured.log_perplexity,
-        bits_per_byte=measured.bits_per_byte,
-    )
-
-
-def sweep_report(sweep: Sweep) -> SweepReport:
-    """Turn a sweep into its entry of the report."""
-    return SweepReport(
-        axes={name: list(values) for name, values in sweep.axes.items()},
-        points={variant: list(values) for variant, values in sweep.points.items()},
-    )
+def _spreads(spreads: Mapping[str, Spread]) -> dict[str, SpreadReport]:
+    return {role: SpreadReport(rows=list(s.rows), columns=list(s.columns)) for role, s in spreads.items()}
 
 
 def generation(found: Continuation) -> Generation:
     """Turn a continuation into its entry of the report."""
     return Generation(**asdict(found))
-
-
-def summarize(measures: Mapping[str, Mapping[str, Measure]]) -> dict[str, Summary]:
-    """Summarize each model over its languages, beside `base`."""
-    base = geometric_mean(measures["base"])
-    result = {}
-    for name, by_language in measures.items():
-        log = geometric_mean(by_language)
-        result[name] = Summary(
-            geometric_mean_perplexity=_exp(log), log_geometric_mean_perplexity=log, ratio_to_base=_exp(log - base)
-        )
-    return result
-
-
-def check_expectations(
-    expect: Sequence[ExpectSpec], measures: Mapping[str, Mapping[str, Measure]]
-) -> list[Expectation]:
-    """Compare what was measured with what the recipe expects; a ratio that is not a number fails any bound."""
-    result = []
-    for item in expect:
-        if item.language is None:
-            log = geometric_mean(measures[item.variant]) - geometric_mean(measures["base"])
-        else:
-            log = measures[item.variant][item.language].log_perplexity - measures["base"][item.language].log_perplexity
-        ratio = _exp(log)
-        passed = not math.isnan(ratio)
-        if item.ratio_at_least is not None:
-            passed &= ratio >= item.ratio_at_least
-        if item.ratio_at_most is not None:
-            passed &= ratio <= item.ratio_at_most
-        result.append(
-            Expectation(
-                variant=item.variant,
-                language=item.language,
-                ratio_at_least=item.ratio_at_least,
-                ratio_at_most=item.ratio_at_most,
-                ratio=ratio,
-                passed=passed,
-            )
-        )
-    return result
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf

@@ -42,11 +42,7 @@ def manifest(
     checkpoint = plan.checkpoint
     outputs = [*region_files.values(), *(path for item in written.values() for path in item.files)]
     hashes = file_hashes(outputs, jobs)
-    seeds = {
-        name: region.select.seed
-        for name, region in plan.regions.items()
-        if region.select and region.select.kind == "random"
-    }
+    seeds = {name: seed for name, region in plan.regions.items() if (seed := region.seed) is not None}
     return {
         "name": plan.recipe.name,
         "environment": environment(device),

@@ -17,11 +17,12 @@ from rich.text import Text
 from surgeon.checkpoint.naming import unknown_kinds
 from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
-from surgeon.report.data import Expectation, Generation, Perplexity, PushReport, RegionReport, Report
+from surgeon.report.data import Expectation, Generation, OverSeeds, Perplexity, PushReport, RegionReport, Report
 from surgeon.report.words import (
     bounds,
     coordinate,
     from_log,
+    interval,
     language_name,
     number,
     percent,
@@ -29,6 +30,8 @@ from surgeon.report.words import (
     stopped_note,
     visible,
 )
+
+INTERVAL = "95 %"  # the heading of a column of intervals
 
 
 def _style(ratio: float) -> str:
@@ -67,13 +70,59 @@ def regions_table(report: Report) -> Table:
 
 
 def _crowding(region: RegionReport) -> str:
-    """Name the role whose entries crowd most into few rows or columns, and the share they hold."""
+    """Name the role whose entries crowd most into few rows or columns, and the share they hold; by chance, too."""
     if not region.spreads:
         return "-"
     at = region.spread_at.index(0.01)
     lines = [(getattr(s, axis)[at], role, axis) for role, s in region.spreads.items() for axis in ("rows", "columns")]
     share, role, axis = max(lines)
-    return f"{role} {axis} {percent(share)}"
+    told = f"{role} {axis} {percent(share)}"
+    chance = region.chance.get(role)
+    return told if chance is None else f"{told} (by chance {percent(getattr(chance, axis)[at])})"
+
+
+def variants_table(report: Report) -> Table:
+    """Show what was done to each variant that is no point of a sweep, and what became of the perplexity."""
+    rows = table("Variants", "variant", "entries", "changed", "norm removed", "x base", INTERVAL)
+    points = {point for sweep in report.sweeps.values() for point in sweep.points}
+    for name, variant in report.variants.items():
+        if name in points:
+            continue
+        changed = "-" if variant.changed is None else f"{variant.changed:,}"
+        norm = "-" if variant.norm_removed is None else f"{variant.norm_removed:.4g}"
+        summary = report.summary.get(name)
+        ratio = Text("-") if summary is None else _ratio(summary.ratio_to_base)
+        bounds_of = "-" if summary is None else interval(summary.low, summary.high)
+        rows.add_row(name, f"{variant.entries:,}", changed, norm, ratio, bounds_of)
+    for name, sweep in report.sweeps.items():
+        for group in sweep.over_seeds if len(sweep.axes) == 1 else ():
+            rows.add_row(*_over_seeds_cells(report, name, group))
+    return rows
+
+
+def _over_seeds_cells(report: Report, name: str, group: OverSeeds) -> list[RenderableType]:
+    """Show a control drawn with several seeds: mean norm and ratio, and the ratio's range instead of an interval."""
+    drawn = [report.variants[point] for point in group.points]
+    norms = [item.norm_removed for item in drawn if item.norm_removed is not None]
+    return [
+        f"{name}, {len(drawn)} seeds",
+        _extent([item.entries for item in drawn]),
+        _extent([item.changed for item in drawn if item.changed is not None]),
+        f"{sum(norms) / len(norms):.4g}" if norms else "-",
+        _ratio(group.mean),
+        f"{interval(group.low, group.high)} (range)",
+    ]
+
+
+def _extent(counts: Sequence[int]) -> str:
+    if not counts:
+        return "-"
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _ratio(ratio: float) -> Text:
+    return Text(number(ratio), style=_style(ratio))
 
 
 @dataclass(frozen=True)
@@ -120,16 +169,17 @@ def perplexity_table(report: Report, variants: Sequence[str], brief: bool) -> Ta
 def sweep_table(report: Report, name: str) -> Table:
     """Show a sweep: a line per point with its value on every axis and what became of the perplexity."""
     sweep = report.sweeps[name]
-    rows = table(f"Sweep {name}", *sweep.axes, "entries", "perplexity", "x base")
+    rows = table(f"Sweep {name}", *sweep.axes, "entries", "perplexity", "x base", INTERVAL)
     mean = number(report.summary["base"].geometric_mean_perplexity)
-    rows.add_row("base", *[""] * (len(sweep.axes) - 1), "", mean, "", style="dim", end_section=True)
+    rows.add_row("base", *[""] * (len(sweep.axes) - 1), "", mean, "", "", style="dim", end_section=True)
     points = list(sweep.points.items())
     for i, (point, values) in enumerate(points):
         summary = report.summary[point]
-        ratio = Text(number(summary.ratio_to_base), style=_style(summary.ratio_to_base))
+        ratio = _ratio(summary.ratio_to_base)
         rows.add_row(
             *map(coordinate, values), f"{report.variants[point].entries:,}", number(summary.geometric_mean_perplexity),
-            ratio, end_section=i + 1 < len(points) and len(values) > 1 and points[i + 1][1][0] != values[0],
+            ratio, interval(summary.low, summary.high),
+            end_section=i + 1 < len(points) and len(values) > 1 and points[i + 1][1][0] != values[0],
         )  # fmt: skip
     return rows
 
@@ -189,6 +239,8 @@ def expectation_line(item: Expectation) -> Text:
 def report_view(report: Report, output: str, details: bool = False) -> Group:
     """Show a whole report; with `details`, the points of sweeps per language and by what they say, too."""
     parts: list[RenderableType] = [regions_table(report)]
+    if report.variants:
+        parts.append(variants_table(report))
     if report.scores:
         samples = (f"{item.language} {item.sequences} ({item.tokens:,} tokens)" for item in report.scores)
         sample = ", ".join(dict.fromkeys(samples))  # scores of two kinds mostly use the same text

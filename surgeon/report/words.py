@@ -61,6 +61,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}" if value >= 10 else f"{value:.2f}"
 
 
+def interval(low: float | None, high: float | None) -> str:
+    """Say the bounds of an interval, such as "1.49 to 1.53"; a dash where there is none."""
+    return "-" if low is None or high is None else f"{number(low)} to {number(high)}"
+
+
 def size(count: int) -> str:
     """Format a number of bytes."""
     value = float(count)

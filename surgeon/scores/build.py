@@ -13,9 +13,10 @@ from surgeon.region.algebra import parse
 from surgeon.region.coordinates import fullest_lines, residual_dimensions
 from surgeon.region.region import Mask, Region, encode_indices
 from surgeon.region.select import Scores
+from surgeon.scores.controls import draw_like
 from surgeon.scores.region_cache import keep_region, load_region
 from surgeon.scores.scoring import ScoreSet
-from surgeon.scores.selection import select_group
+from surgeon.scores.selection import select_group, summed
 
 
 def build_regions(
@@ -35,6 +36,8 @@ def build_regions(
                 found = expression.evaluate({part: build(part) for part in expression.names()})
             elif spec.dimensions is not None:
                 found = _dimensions(build(spec.dimensions.of), spec.dimensions, plan.checkpoint.config)
+            elif spec.control is not None:
+                found = _control(plan, plan.regions[name], build(spec.control.of), scores, jobs)
             else:
                 found = _build(plan, plan.regions[name], scores, jobs)
             if spec.select is None and spec.file is None:
@@ -52,6 +55,15 @@ def _dimensions(region: Region, spec: DimensionsSpec, config: Mapping[str, Any])
     if spec.residual:
         return residual_dimensions(region, spec.residual, config, control)
     return fullest_lines(region, spec.rows, spec.columns, control)
+
+
+def _control(plan: Plan, region: RegionPlan, of: Region, scores: Sequence[ScoreSet], jobs: int) -> Region:
+    """Draw a control, tensor by tensor; its masks are kept, at some 0.1 bits a parameter."""
+    score_set = next((item for item in scores if item.spec == region.score), None)
+    if score_set is not None and region.name in score_set.regions:
+        return keep_region(plan, region, score_set.keys, jobs, score_set.regions[region.name])
+    ranking = summed(list(score_set.readers.values())) if score_set is not None and score_set.readers else None
+    return Region.from_indices({name: draw_like(plan, region, of, name, ranking) for name in of}, of.shapes)
 
 
 def _build(plan: Plan, region: RegionPlan, scores: Sequence[ScoreSet], jobs: int) -> Region:

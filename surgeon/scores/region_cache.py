@@ -57,6 +57,9 @@ def _path(plan: Plan, region: RegionPlan, keys: Mapping[str, str], jobs: int) ->
 
 
 def _provenance(plan: Plan, region: RegionPlan, jobs: int) -> dict[str, Any]:
+    if region.spec.control is not None:
+        of = plan.regions[region.spec.control.of]
+        return {"control": region.spec.control.model_dump(), "of": _provenance(plan, of, jobs)}
     assert region.select is not None
     hashes = tensor_hashes(plan.checkpoint, jobs, [info.name for info in region.tensors])
     return {

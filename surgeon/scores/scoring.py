@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from surgeon.scores.cache import (
     score_path,
     writable,
 )
+from surgeon.scores.controls import draw_like, is_drawn_within, ranked_controls
 from surgeon.scores.magnitude import magnitude
 from surgeon.scores.random import random_scores
 from surgeon.scores.region_cache import load_region
@@ -126,12 +128,14 @@ def _on_text(run: Scoring, spec: GradParamScore | WandaScore) -> ScoreSet:
     known = {language: file for language, file in files.items() if file is not None}
     if len(known) == len(paths):
         return ScoreSet(spec, {language: known[language].reader() for language in languages}, keys, samples)
-    regions = [region for region in plan.regions.values() if region.score == spec]
-    cached = {region.name: load_region(plan, region, keys, run.jobs) for region in regions}
+    controls = ranked_controls(plan, spec)
+    regions = [region for region in plan.regions.values() if region.score == spec and region.select is not None]
+    streams = all(is_drawn_within(plan, control) for control in controls)
+    cached = {region.name: load_region(plan, region, keys, run.jobs) for region in (*regions, *controls)}
     selected = {name: region for name, region in cached.items() if region is not None}
-    if len(selected) == len(regions) and not run.keep:
+    if streams and len(selected) == len(cached) and not run.keep:
         return ScoreSet(spec, {}, keys, samples, selected)
-    kept = run.keep or _is_small(sum(info.numel for info in tensors) * 4 * (len(paths) - len(known)))
+    kept = run.keep or not streams or _is_small(sum(info.numel for info in tensors) * 4 * (len(paths) - len(known)))
     missing = [language for language in languages if language not in known] if kept else languages
     from surgeon.scores.sweeps import Sweep  # torch is imported where it is needed
 
@@ -140,7 +144,8 @@ def _on_text(run: Scoring, spec: GradParamScore | WandaScore) -> ScoreSet:
         known |= _keep(sweep, {language: paths[language] for language in missing}, tensors)
         return ScoreSet(spec, {language: known[language].reader() for language in languages}, keys, samples)
     key = sha256("".join(sorted(keys.values())).encode())[:32]
-    return ScoreSet(spec, {}, keys, samples, sweep.select(regions, key))
+    drawn = [(control, partial(draw_like, plan, control)) for control in controls]
+    return ScoreSet(spec, {}, keys, samples, sweep.select(regions, drawn, key))
 
 
 def _sequences(

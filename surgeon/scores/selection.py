@@ -7,7 +7,7 @@ of single languages and finished masks are kept. A cut over all tensors at once 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from surgeon.region.select import Scores, entry_count, select_extreme, select_in
 from surgeon.region.streaming import StreamingCut
 
 Arrays = Mapping[str, NDArray[np.float32]]
+Draw = Callable[[Region, str, Scores], Indices]  # from a region, one of its tensors and a ranking
 _Cuts = dict[str, dict[str, Indices]]  # by language; the sum over languages goes by ""
 
 
@@ -29,7 +30,7 @@ def select_group(region: RegionPlan, group: Sequence[TensorInfo], readers: Mappi
     if region.select.kind == "random":
         return select_random(_sizes(group), region.select.fraction, region.select.seed)
     if region.select.monolingual is None:
-        return _cut(region, group, _summed(list(readers.values())), region.select.kind)
+        return _cut(region, group, summed(list(readers.values())), region.select.kind)
     return _without_others(region, {name: _cut(region, group, reader, "top") for name, reader in readers.items()})
 
 
@@ -65,8 +66,8 @@ def _without_others(region: RegionPlan, cuts: Mapping[str, dict[str, Indices]]) 
     return chosen
 
 
-def _summed(readers: Sequence[Scores]) -> Scores:
-    """Add the languages' scores in float32, in the recipe's order."""
+def summed(readers: Sequence[Scores]) -> Scores:
+    """Return a reader that adds the languages' scores in float32, in the recipe's order."""
 
     def total(name: str) -> NDArray[np.float32]:
         result = np.array(readers[0](name), dtype=np.float32)
@@ -80,9 +81,13 @@ def _summed(readers: Sequence[Scores]) -> Scores:
 class StreamedSelection:
     """Makes regions while a sweep makes the scores that they select by."""
 
-    def __init__(self, regions: Iterable[RegionPlan], languages: Sequence[str]) -> None:
-        self._regions, self._languages = list(regions), list(languages)
-        self._masks: dict[str, dict[str, Mask]] = {region.name: {} for region in self._regions}
+    def __init__(
+        self, regions: Iterable[RegionPlan], languages: Sequence[str], controls: Iterable[tuple[RegionPlan, Draw]] = ()
+    ) -> None:
+        """`controls` are drawn by the sum over languages, from a region of these, once that is made in a layer."""
+        self._regions, self._languages, self._controls = list(regions), list(languages), list(controls)
+        self.names = [region.name for region in (*self._regions, *(control for control, _ in self._controls))]
+        self._masks: dict[str, dict[str, Mask]] = {name: {} for name in self.names}
         self._streams = {
             (region.name, label): _stream(region)
             for region in self._regions
@@ -114,6 +119,7 @@ class StreamedSelection:
                     if "" in self._labels(region):
                         self._cut_group(region, "", total, cuts)
                 self._finish_layer(cuts)
+                self._draw_controls(total)
                 yield layer
 
     def finish(self) -> dict[str, Region]:
@@ -123,25 +129,25 @@ class StreamedSelection:
                 order = [info.name for info in region.tensors]
                 cuts = {label: self._streams[region.name, label].finish(order) for label in self._labels(region)}
                 self._keep(region, cuts)
-        return {region.name: self._region(region) for region in self._regions}
+        made = [*self._regions, *(control for control, _ in self._controls)]
+        return {region.name: self._region(region) for region in made}
 
-    def found(self, layer: Iterable[TensorInfo], region: RegionPlan) -> Region:
+    def found(self, layer: Iterable[TensorInfo], name: str) -> Region:
         """Return what has been selected of a region in some tensors, to be kept against a crash."""
-        names = [info.name for info in layer if info.name in self._masks[region.name]]
-        return Region(
-            {name: self._masks[region.name][name].shape for name in names}, self._masks[region.name].__getitem__
-        )
+        masks = self._masks[name]
+        return Region({info.name: info.shape for info in layer if info.name in masks}, masks.__getitem__)
 
-    def restore(self, region: RegionPlan, part: Region) -> None:
+    def restore(self, name: str, part: Region) -> None:
         """Take over what an earlier process had selected."""
-        self._masks[region.name] |= {name: part[name] for name in part}
+        self._masks[name] |= {tensor: part[tensor] for tensor in part}
 
     def _labels(self, region: RegionPlan) -> list[str]:
         assert region.select is not None
         return [""] if region.select.monolingual is None else self._languages
 
     def _add(self, total: dict[str, NDArray[np.float32]], scores: Arrays) -> None:
-        wanted = {info.name for region in self._regions if "" in self._labels(region) for info in region.tensors}
+        summing = [region for region in self._regions if "" in self._labels(region)]
+        wanted = {info.name for region in (*summing, *(item for item, _ in self._controls)) for info in region.tensors}
         for name in wanted & scores.keys():
             if name in total:
                 total[name] += scores[name]
@@ -164,6 +170,16 @@ class StreamedSelection:
         for region in self._regions:
             if region.name in cuts:
                 self._keep(region, cuts[region.name])
+
+    def _draw_controls(self, total: Mapping[str, NDArray[np.float32]]) -> None:
+        for control, draw in self._controls:
+            for info in control.tensors:
+                if info.name in total:
+                    mask = self._masks[control.spec.control.of][info.name]  # type: ignore[union-attr]
+                    of = Region({info.name: info.shape}, lambda _, mask=mask: mask)  # type: ignore[misc]
+                    self._masks[control.name][info.name] = encode_indices(
+                        draw(of, info.name, total.__getitem__), info.shape
+                    )
 
     def _keep(self, region: RegionPlan, cuts: _Cuts) -> None:
         chosen = cuts[""] if "" in cuts else _without_others(region, cuts)

@@ -25,7 +25,7 @@ from surgeon.scores import grad_param, wanda
 from surgeon.scores.grad_param import Kept, Progressed
 from surgeon.scores.sample import Sample, make_sample, units
 from surgeon.scores.scratch import Scratch, scratch_folder
-from surgeon.scores.selection import StreamedSelection
+from surgeon.scores.selection import Draw, StreamedSelection
 from surgeon.scores.settings import ScoreSettings
 
 Arrays = Mapping[str, NDArray[np.float32]]
@@ -94,9 +94,11 @@ class Sweep:
             ):
                 yield layer, language, {name: tensor.numpy() for name, tensor in scores.items()}
 
-    def select(self, regions: Sequence[RegionPlan], key: str) -> dict[str, Region]:
-        """Compute the scores and keep only the regions that are selected by them."""
-        streamed = StreamedSelection(regions, list(self.sequences))
+    def select(
+        self, regions: Sequence[RegionPlan], controls: Sequence[tuple[RegionPlan, Draw]], key: str
+    ) -> dict[str, Region]:
+        """Compute the scores and keep only the regions that are selected by them, and their controls."""
+        streamed = StreamedSelection(regions, list(self.sequences), controls)
         of_layer = {
             number: [info for info in self.tensors if info.name in names]
             for number, names in units(self.stack, self.slots).items()
@@ -105,11 +107,11 @@ class Sweep:
             # A cut over all tensors holds its candidates in memory only, so that such a sweep begins anew.
             start = Progressed() if streamed.is_global else scratch.progress()
             for layer in of_layer:
-                for region in regions if start.left is not None and layer >= start.left else ():
-                    streamed.restore(region, Region.load(_part(scratch, layer, region)))
+                for name in streamed.names if start.left is not None and layer >= start.left else ():
+                    streamed.restore(name, Region.load(_part(scratch, layer, name)))
             for layer in streamed.take(self.run(scratch, start)):
-                for region in regions if scratch.resumes else ():
-                    streamed.found(of_layer[layer], region).save(_part(scratch, layer, region))
+                for name in streamed.names if scratch.resumes else ():
+                    streamed.found(of_layer[layer], name).save(_part(scratch, layer, name))
             return streamed.finish()
 
     @cached_property
@@ -122,5 +124,5 @@ class Sweep:
         return bytes_needed(self._layout[0], rows, self._layout[1]) > MEMORY_BYTES
 
 
-def _part(scratch: Scratch, layer: int, region: RegionPlan) -> Path:
-    return scratch.folder / f"{layer}-{region.name}.region.safetensors"
+def _part(scratch: Scratch, layer: int, region: str) -> Path:
+    return scratch.folder / f"{layer}-{region}.region.safetensors"

@@ -1,13 +1,13 @@
-"""Patches in a run: writing a variant as one, and refusing one that was made for another base."""
+"""Patches in a run: writing a variant as one, and telling donors apart."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from surgeon.checkpoint.fingerprint import identity, tensor_hashes
+from surgeon.checkpoint.fingerprint import identity
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.operations import Operation, open_donor
-from surgeon.operations.edits import check_patch_base, touched_tensors
+from surgeon.operations.edits import touched_tensors
 from surgeon.plan.plan import Plan
 from surgeon.progress import Progress
 from surgeon.region.patch import Patch
@@ -19,19 +19,6 @@ def donor_hash(name: str, jobs: int) -> str:
     """Return what tells a donor from all others: the SHA-256 of a patch file, or a checkpoint's `identity`."""
     donor = open_donor(name)
     return file_hash(donor.path) if isinstance(donor, Patch) else identity(donor, jobs)
-
-
-def check_patch_bases(plan: Plan, variant: str, regions: Mapping[str, Region], jobs: int) -> None:
-    """Refuse a variant that replays a patch on other tensors than those it was made for.
-
-    Raises:
-        CheckpointError: a tensor's bytes are others.
-    """
-    for operation in plan.recipe.variants[variant].operations:
-        donor = open_donor(operation.donor) if operation.donor is not None else None
-        if isinstance(donor, Patch):
-            region = regions[operation.region]
-            check_patch_base(plan.checkpoint, donor, region, tensor_hashes(plan.checkpoint, jobs, list(region)))
 
 
 def write_as_patch(plan: Plan, variant: str, regions: Mapping[str, Region], progress: Progress) -> Written:

@@ -18,10 +18,13 @@ from safetensors.torch import load_file, save_file
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.ties import NEVER_TIED, TIED_BY_DEFAULT, stored_copies, tied_groups
+from surgeon.model.editing import Variant
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import edited, evaluation_texts, measure
+from surgeon.model.perplexity import evaluation_texts, measure_variants
+from surgeon.model.stack import Stack, make_stack
 from surgeon.operations import Noise, Operation, Zero
 from surgeon.operations.edits import EditCount, count_edits, make_edit
+from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
 from surgeon.text.corpora import Corpus
@@ -90,11 +93,10 @@ def store_both(make_model: ModelMaker, tmp_path: Path) -> StoreBoth:
     return store
 
 
-def nll(folder: Path | Any, texts: dict[str, str]) -> float:
-    loaded = load_model(Checkpoint.open(folder), "float32") if isinstance(folder, Path) else folder
-    spec = VerifySpec(tokens=30, window=16)
-    prepared = evaluation_texts(loaded, Corpus("c", {"de": Path(texts["de"])}), ["de"], spec)
-    return measure(loaded, prepared["de"], 4).nll
+def nll(stack: Stack, texts: dict[str, str], variant: Variant = Variant("base")) -> float:  # noqa: B008
+    spec, corpus = VerifySpec(tokens=30, window=16), Corpus("c", {"de": Path(texts["de"])})
+    prepared = evaluation_texts(stack.loaded.tokenizer, corpus, ["de"], spec)
+    return measure_variants(stack, [variant], prepared, 4, Progress())[variant.name]["de"].nll
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])
@@ -115,12 +117,11 @@ def test_a_family_tied_by_default_is_edited_as_transformers_loads_it(
     for name in checkpoint.tensors:
         changed = not np.array_equal(cut.array(name), checkpoint.array(name))
         assert changed == (name in copies)
-    loaded = load_model(checkpoint, "float32")
-    before = nll(loaded, texts)
-    with edited(loaded, [Zero(zero="r")], {"r": region}):
-        inside = nll(loaded, texts)
-    assert inside == nll(tmp_path / "cut", texts) != before
-    assert nll(loaded, texts) == before
+    stack, written = (make_stack(load_model(item, "float32")) for item in (checkpoint, cut))
+    before = nll(stack, texts)
+    inside = nll(stack, texts, Variant("v", [Zero(zero="r")], {"r": region}))
+    assert inside == nll(written, texts) != before
+    assert nll(stack, texts) == before
 
 
 @pytest.mark.parametrize("operation", [Zero(zero="r"), Noise(noise="r", relative=0.5)], ids=lambda item: item.kind)

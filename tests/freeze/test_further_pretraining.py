@@ -17,8 +17,11 @@ from freezing import compare, inside_by_diff, saved_state
 
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.model.editing import Variant
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import measure
+from surgeon.model.perplexity import measure_variants
+from surgeon.model.stack import make_stack
+from surgeon.progress import Progress
 from surgeon.region.region import Region
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -90,11 +93,11 @@ def test_reversion_by_recipe_is_what_the_example_measured(here: Path, monkeypatc
         expected = np.where(mask, base[name].float().numpy(), free[name].numpy())
         assert np.array_equal(tensor.numpy(), expected), name
     line = next(line for line in lines(here) if line["reverted"] == "core-5" and line["step"] == 2)
-    loaded = load_model(Checkpoint.open(written), "float32")
-    _, texts = load_example("further_pretraining").prepare(loaded, None, "zh", 16)
+    stack = make_stack(load_model(Checkpoint.open(written), "float32"))
+    _, texts = load_example("further_pretraining").prepare(stack.loaded.tokenizer, None, "zh", 16)
+    again = measure_variants(stack, [Variant("base")], texts["declaration"], 4, Progress())["base"]
     for code in ("zh", "en"):
-        again = measure(loaded, texts["declaration"][code], 4).log_perplexity
-        assert math.isclose(again, line["nats_per_token"]["declaration"][code], abs_tol=2e-5)
+        assert math.isclose(again[code].log_perplexity, line["nats_per_token"]["declaration"][code], abs_tol=2e-5)
 
 
 def test_table_and_figure(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

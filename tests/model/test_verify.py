@@ -84,6 +84,10 @@ def test_perplexity_is_the_definition(family: str, make_model: ModelMaker, texts
     assert found.nll == pytest.approx(expected, rel=1e-5)
     assert found.perplexity == pytest.approx(math.exp(expected / 50), rel=1e-5)
     assert found.bytes == 50  # one token a byte, and the first is not predicted
+    assert [count for _, count in found.windows] == [16, 16, 16, 2]
+    first = plain_nll(folder, ids[:17], 16)
+    assert found.windows[0][0] == pytest.approx(first, rel=1e-5)
+    assert found.nll == math.fsum(nll for nll, _ in found.windows)
     assert found.bits_per_byte == pytest.approx(expected / 50 / math.log(2), rel=1e-5)
 
 

@@ -20,10 +20,10 @@ TEXTS = {name: yaml.safe_load(shipped_recipes()[name].read_text(encoding="utf-8"
 BUILTIN = [name for name in NAMES if TEXTS[name]["model"] == "builtin:tiny30" and name != "paper/claim5_freeze"]
 # The first variant does more damage than the second, however small the sample.
 WORSE = {
-    "zero_core": ("core-zeroed", "random-zeroed"),
+    "zero_core": ("core-zeroed", "random-zeroed-0"),
     "sweep": ("zeroed-core-0.01", "zeroed-random-0.01"),
     "scores": ("wanda", "random"),
-    "paper/claim1": ("core-1-zeroed", "random-1-zeroed"),
+    "paper/claim1": ("core-1-zeroed", "random-1-zeroed-0"),
     "paper/claim2": ("fullest-zeroed", "others-zeroed"),
     "paper/claim3": ("recurring-times-4", "ordinary-times-4"),
 }

@@ -18,7 +18,7 @@ from surgeon.errors import InputError
 from surgeon.freeze.bundle import write_bundle
 from surgeon.region.overlap import overlap
 from surgeon.region.region import Region
-from surgeon.report.data import Report
+from surgeon.report.data import OverSeeds, Report, SweepReport
 from surgeon.report.differences import diff_view, overlap_view
 from surgeon.report.inspection import inspection_view, look_at
 from surgeon.report.terminal import render, report_view, sparkline
@@ -177,3 +177,45 @@ def test_inspect_a_freeze_bundle(tmp_path: Path, llama: Path) -> None:
     assert found["frozen"]["bytes_kept"] == 4 * width
     assert look_at(str(folder))["frozen"] == found["frozen"]
     assert "some/model" in "\n".join(shown(inspection_view(found), 100))
+
+
+def test_variants_are_shown_with_what_was_edited_and_how_sure_the_ratio_is() -> None:
+    report = make_report()
+    cut = report.variants["cut"].model_copy(update={"entries": 21600, "changed": 2378, "norm_removed": 12.345})
+    summary = report.summary["cut"].model_copy(update={"low": 1.1, "high": 1.4})
+    report = report.model_copy(
+        update={"variants": {**report.variants, "cut": cut}, "summary": {**report.summary, "cut": summary}}
+    )
+    lines = shown(report_view(report, "out"), 100, color_system=None)
+    (line,) = (line for line in lines if "21,600" in line)
+    assert line.split() == ["cut", "21,600", "2,378", "12.35", "1.22", "1.10", "to", "1.40"]
+    assert not any(point in line for point in POINTS for line in lines)
+
+
+def test_a_control_drawn_with_several_seeds_is_one_line_with_mean_and_range() -> None:
+    report = make_report()
+    points = list(POINTS)[:2]
+    group = OverSeeds(values=[], points=points, mean=1.02, low=1.01, high=1.04)
+    sweep = SweepReport(
+        axes={"seed": [0, 1]}, points={point: [i] for i, point in enumerate(points)}, over_seeds=[group]
+    )
+    edits = [{"entries": 50, "changed": 40 + i, "norm_removed": 2.0 + i} for i in range(2)]
+    drawn = {point: report.variants[point].model_copy(update=edit) for point, edit in zip(points, edits, strict=True)}
+    report = report.model_copy(update={"sweeps": {"drawn": sweep}, "variants": {**report.variants, **drawn}})
+    lines = shown(report_view(report, "out"), 100, color_system=None)
+    (line,) = (line for line in lines if "2 seeds" in line)
+    assert line.split() == [
+        "drawn,",
+        "2",
+        "seeds",
+        "50",
+        "40",
+        "to",
+        "41",
+        "2.5",
+        "1.02",
+        "1.01",
+        "to",
+        "1.04",
+        "(range)",
+    ]

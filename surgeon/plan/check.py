@@ -1,0 +1,190 @@
+"""Every objection that can be made before work starts.
+
+`check` finds what in a recipe does not fit, from headers alone; `check_ready`, what stands in the way of a run, on this
+machine and now. Both tell all they find at once.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.fingerprint import tensor_hashes
+from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, RegionError, did_you_mean
+from surgeon.operations import open_donor
+from surgeon.operations.edits import check_donor, check_patch_base
+from surgeon.plan.plan import Plan
+from surgeon.plan.regions import RegionPlan, no_masks
+from surgeon.recipe.lines import KeyPath
+from surgeon.recipe.reading import RecipeFile
+from surgeon.recipe.schema import SampledScore
+from surgeon.region.patch import Patch
+from surgeon.region.region import Region
+from surgeon.text.corpora import Corpus
+from surgeon.text.documents import FileLocation
+
+_REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_POSITION_TABLES = ("wpe.weight", "embed_positions.weight")
+
+
+def check(plan: Plan) -> list[Problem]:
+    """Return what in the recipe does not fit the model or the corpus, beside its regions; nothing is read for it."""
+    return [
+        *_language_problems(plan.file, plan.corpus),
+        *_length_problems(plan.file, plan.checkpoint),
+        *_donor_problems(plan.file, plan.checkpoint, plan.regions),
+        *_push_problems(plan.file),
+    ]
+
+
+def check_ready(plan: Plan, device: str, jobs: int) -> None:
+    """Make sure that a run can be carried out: its device, the bases of its patches, room for its variants.
+
+    The tensors that patches change are hashed for it, where that has not been done before.
+
+    Raises:
+        CheckpointError: a patch was made for another base.
+        InputError: there is no such device.
+        EnvironmentFailure: the disk is too full.
+    """
+    lacking, wrong = check_device(device) if plan.runs_model else None, _wrong_bases(plan, jobs)
+    if wrong is not None:
+        raise CheckpointError("\n".join(str(problem) for problem in (wrong, lacking) if problem is not None))
+    if lacking is not None:
+        raise lacking
+    _require_space(plan)
+
+
+def check_device(device: str) -> InputError | None:
+    """Return what is wrong with a device, such as that it is not there."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        return InputError(f"--device {device}: not available here ({str(error).splitlines()[0]})")
+    return None
+
+
+def most_positions(checkpoint: Checkpoint) -> int | None:
+    """Return how many tokens a model with a stored table of positions can read at once; None for all others.
+
+    Other models compute their positions and read on, if ever more badly.
+    """
+    table = next((info for name, info in checkpoint.tensors.items() if name.endswith(_POSITION_TABLES)), None)
+    if table is None:
+        return None
+    said = checkpoint.config.get("max_position_embeddings") or checkpoint.config.get("n_positions")
+    return min(int(said or table.shape[0]), table.shape[0])
+
+
+def check_length(checkpoint: Checkpoint, tokens: int) -> str | None:
+    """Say so if a model cannot read so many tokens at once."""
+    most = most_positions(checkpoint)
+    if most is None or tokens <= most:
+        return None
+    return f"{tokens} tokens at a time are more than the {most} positions of {checkpoint.source.name}"
+
+
+def _length_problems(file: RecipeFile, checkpoint: Checkpoint) -> Iterator[Problem]:
+    lengths: dict[KeyPath, int] = {}
+    for name, spec in file.recipe.regions.items():
+        if isinstance(spec.score, SampledScore):
+            lengths["regions", name, "score", "sequence_length"] = spec.score.sequence_length
+    verify = file.recipe.verify
+    if verify is not None:
+        lengths["verify", "window"] = min(verify.window, verify.tokens)
+    for key, length in lengths.items():
+        found = check_length(checkpoint, length)
+        if found is not None:
+            yield file.problem(key, found)
+
+
+def _wrong_bases(plan: Plan, jobs: int) -> CheckpointError | None:
+    """Find the patches that variants replay, written or not, and that were made for other tensors."""
+    problems: dict[str, None] = {}
+    for variant in plan.recipe.variants.values():
+        for operation in variant.operations:
+            donor = open_donor(operation.donor) if operation.donor is not None else None
+            if isinstance(donor, Patch):
+                region = Region({info.name: info.shape for info in plan.regions[operation.region].tensors}, no_masks)
+                try:
+                    check_patch_base(plan.checkpoint, donor, region, tensor_hashes(plan.checkpoint, jobs, set(region)))
+                except CheckpointError as error:
+                    problems[str(error)] = None
+    return CheckpointError("\n".join(problems)) if problems else None
+
+
+def _require_space(plan: Plan) -> None:
+    """Look whether the variants fit on the disk; those that are there already may be complete."""
+    folder = plan.output / "variants"
+    missing = [item for name, item in plan.variants.items() if item.write is True and not (folder / name).exists()]
+    needed = sum(item.bytes_to_write for item in missing)
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise EnvironmentFailure(
+            f"{plan.output}: {free / 1e9:.1f} GB free, but the variants to be written need {needed / 1e9:.1f} GB; make "
+            "room, choose another --output, or set `write: false` or `write: patch`"
+        )
+
+
+def _language_problems(file: RecipeFile, corpus: Corpus) -> Iterator[Problem]:
+    recipe = file.recipe
+    if isinstance(recipe.corpus, dict):
+        for language, where in corpus.locations.items():
+            if isinstance(where, FileLocation) and not where.path.is_file():
+                yield file.problem(("corpus", language), f"no such text file: {where}")
+    known = corpus.languages
+    for name, spec in recipe.regions.items():
+        for i, language in enumerate(spec.score.languages if isinstance(spec.score, SampledScore) else ()):
+            if language not in known:
+                what = f"the corpus has no text for language '{language}'{did_you_mean(language, known)}"
+                yield file.problem(("regions", name, "score", "languages", i), what)
+    if recipe.verify is not None:
+        for i, language in enumerate(recipe.verify.languages if recipe.verify.languages != "all" else ()):
+            if language not in known:
+                what = f"the corpus has no text for language '{language}'{did_you_mean(language, known)}"
+                yield file.problem(("verify", "languages", i), what)
+        measured = known if recipe.verify.languages == "all" else recipe.verify.languages
+        for i, expectation in enumerate(recipe.verify.expect):
+            if expectation.language is not None and expectation.language not in measured:
+                what = (
+                    f"language '{expectation.language}' is not measured{did_you_mean(expectation.language, measured)}"
+                )
+                yield file.problem(("verify", "expect", i, "language"), what)
+
+
+def _donor_problems(file: RecipeFile, checkpoint: Checkpoint, regions: Mapping[str, RegionPlan]) -> Iterator[Problem]:
+    for name, variant in file.recipe.variants.items():
+        for i, operation in enumerate(variant.operations):
+            if operation.donor is not None:
+                shapes = {info.name: info.shape for info in regions[operation.region].tensors}
+                try:
+                    check_donor(checkpoint, operation.donor, Region(shapes, no_masks))
+                except (CheckpointError, RegionError) as error:
+                    yield file.problem(("variants", name, "operations", i, "from"), str(error))
+
+
+def _push_problems(file: RecipeFile) -> Iterator[Problem]:
+    recipe = file.recipe
+    if recipe.push is None:
+        return
+    for i, name in enumerate(recipe.push.variants or ()):
+        key = ("push", "variants", i)
+        if name not in recipe.variants:
+            yield file.problem(key, f"no variant '{name}'{did_you_mean(name, recipe.variants)}")
+        elif recipe.variants[name].write is not True:
+            yield file.problem(key, f"variant '{name}' is not written as a whole checkpoint, so it cannot be pushed")
+    names = recipe.pushed_variants()
+    if not names:
+        yield file.problem(("push",), "no variant is written, so there is nothing to push")
+    places = [recipe.push.place(name) for name in names]
+    if len(set(places)) < len(places):
+        what = 'several variants would go to one place; put {variant} into `repo`, or `revision: "{variant}"`'
+        yield file.problem(("push", "repo"), what)
+    for repo in dict.fromkeys(repo for repo, _ in places):
+        if not _REPOSITORY.fullmatch(repo):
+            yield file.problem(("push", "repo"), f"'{repo}' cannot name a repository; it has the form org/name")

@@ -1,0 +1,56 @@
+"""The recipe with the commits of what came from the Hub in it, so that it means the same tomorrow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from surgeon.checkpoint.sources import is_hub_file, pinned_file
+from surgeon.errors import SurgeonError
+from surgeon.operations import AnyOperation, open_donor
+from surgeon.plan.plan import Plan
+from surgeon.recipe.schema import Recipe, TextSpec
+
+
+def pinned_operations(operations: Sequence[AnyOperation]) -> list[AnyOperation]:
+    """Return operations with the commits of donors that came from the Hub."""
+    return [
+        operation.model_copy(update={"from_": _pinned_name(operation.donor)})
+        if operation.donor is not None
+        else operation
+        for operation in operations
+    ]
+
+
+def _pinned_name(donor: str) -> str:
+    try:
+        return pinned_file(donor) if is_hub_file(donor) else open_donor(donor).pinned
+    except SurgeonError:  # what a sweep will put something else in the place of
+        return donor
+
+
+def pinned(plan: Plan) -> Recipe:
+    """Return the recipe as it was written, with the commits of what came from the Hub."""
+    recipe = plan.file.as_written
+    variants = {}
+    for name, variant in recipe.variants.items():
+        variants[name] = variant.model_copy(update={"operations": pinned_operations(variant.operations)})
+    corpus = recipe.corpus
+    if isinstance(corpus, dict):
+        corpus = {
+            language: text.model_copy(update={"revision": plan.corpus.revision(language) or text.revision})
+            if isinstance(text, TextSpec)
+            else text
+            for language, text in corpus.items()
+        }
+    regions = {
+        name: region.model_copy(update={"file": pinned_file(region.file)}) if region.file is not None else region
+        for name, region in recipe.regions.items()
+    }
+    return recipe.model_copy(
+        update={
+            "model": plan.checkpoint.source.pinned,
+            "corpus": corpus,
+            "regions": regions,
+            "variants": variants,
+        }
+    )

@@ -1,0 +1,98 @@
+"""Recipe and headers make a plan; whatever in the recipe does not fit the model or the corpus is found here.
+
+Nothing but headers is read. All misfits are reported at once, each with its line, before a byte of a tensor is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.quantized import refuse_quantized
+from surgeon.checkpoint.sources import refuse_output_inside
+from surgeon.errors import InputError, Problem, RecipeError
+from surgeon.operations.edits import touched_tensors
+from surgeon.plan.check import check
+from surgeon.plan.estimates import bytes_to_write, disk_needed, peak_memory
+from surgeon.plan.plan import Plan, VariantPlan
+from surgeon.plan.regions import RegionPlan, no_masks, plan_regions
+from surgeon.recipe.reading import RecipeFile
+from surgeon.recipe.schema import Recipe
+from surgeon.region.region import Region
+from surgeon.text.corpora import Corpus, Location, builtin_corpus
+from surgeon.text.documents import DatasetLocation, FileLocation
+
+_DOCUMENTS = 2000  # of a dataset, unless the recipe says how many
+
+
+def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
+    """Plan a recipe on a checkpoint.
+
+    Raises:
+        RecipeError: the recipe does not fit the model or the corpus; all misfits at once.
+        CheckpointError: the checkpoint is quantized.
+        InputError: the output lies inside the source or a hub cache, or the corpus does not exist.
+    """
+    recipe = file.recipe
+    refuse_output_inside(output, checkpoint.source.path)
+    refuse_quantized(checkpoint)
+    corpus = open_corpus(recipe)
+    problems: list[Problem] = []
+    regions = plan_regions(file, checkpoint, problems)
+    variants = {name: _plan_variant(recipe, checkpoint, name, regions) for name in recipe.variants}
+    languages: tuple[str, ...] = ()
+    if recipe.verify is not None:
+        chosen = recipe.verify.languages
+        languages = tuple(corpus.languages if chosen == "all" else dict.fromkeys(chosen))
+    plan = Plan(file, checkpoint, corpus, output, regions, variants, languages, 0, 0)
+    problems += check(plan)
+    if problems:
+        raise RecipeError(problems)
+    return replace(plan, peak_memory=peak_memory(plan), disk_needed=disk_needed(plan))
+
+
+def open_corpus(recipe: Recipe) -> Corpus:
+    """Open the corpus a recipe names; no text is read.
+
+    Raises:
+        InputError: there is no such corpus.
+    """
+    if isinstance(recipe.corpus, str):
+        if not recipe.corpus.startswith("builtin:"):
+            raise InputError(
+                f"corpus: {recipe.corpus!r} is no corpus; write builtin:udhr30, or a mapping of languages such as "
+                "{ar: texts/ar.txt}"
+            )
+        return builtin_corpus(recipe.corpus.removeprefix("builtin:"))
+    locations: dict[str, Location] = {}
+    for language, text in recipe.corpus.items():
+        if isinstance(text, str):
+            locations[language] = FileLocation(Path(text).expanduser())
+        elif text.file is not None:
+            locations[language] = FileLocation(Path(text.file).expanduser(), text.field, text.documents)
+        else:
+            locations[language] = DatasetLocation(
+                str(text.dataset), text.config, text.split, text.field, text.revision, text.documents or _DOCUMENTS
+            )
+    return Corpus("of the recipe", locations)
+
+
+def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Mapping[str, RegionPlan]) -> VariantPlan:
+    spec = recipe.variants[name]
+    used = {operation.region: regions[operation.region] for operation in spec.operations}
+    shapes = {
+        label: Region({info.name: info.shape for info in region.tensors}, no_masks) for label, region in used.items()
+    }
+    touched = touched_tensors(checkpoint, spec.operations, shapes)
+    operations = [f"{operation.kind} {operation.region}" for operation in spec.operations]
+    return VariantPlan(
+        name,
+        spec.write,
+        tuple(operations + ([f"freeze {spec.freeze}"] if spec.freeze is not None else [])),
+        len(touched),
+        sum(region.entries for region in used.values()),
+        len({checkpoint.tensors[tensor].path for tensor in touched}),
+        bytes_to_write(spec.write, checkpoint, used.values()),
+    )

@@ -1,0 +1,132 @@
+"""What was measured, as entries of the report: perplexities, ratios with their intervals, seeds, expectations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from surgeon.model.results import Measure, geometric_mean
+from surgeon.recipe.schema import ExpectSpec
+from surgeon.recipe.sweeps import Sweep
+from surgeon.report.data import Expectation, OverSeeds, Perplexity, Summary, SweepReport
+from surgeon.report.intervals import Interval, language_interval, mean_interval
+
+Measures: TypeAlias = Mapping[str, Mapping[str, Measure]]  # by model, then by language
+
+
+def perplexity(measured: Measure, interval: Interval | None = None) -> Perplexity:
+    """Turn a measure, and the interval of its ratio to the base, into its entry of the report."""
+    return Perplexity(
+        nll=measured.nll,
+        tokens=measured.tokens,
+        bytes=measured.bytes,
+        perplexity=measured.perplexity,
+        log_perplexity=measured.log_perplexity,
+        bits_per_byte=measured.bits_per_byte,
+        **_bounds(interval),
+    )
+
+
+def perplexities(measures: Measures, base: str = "base") -> dict[str, dict[str, Perplexity]]:
+    """Turn all measures into their entries, with the intervals of their ratios to one of them."""
+    return {
+        name: {
+            language: perplexity(
+                item,
+                None if name == base else language_interval(measures[base][language].windows, item.windows, language),
+            )
+            for language, item in by_language.items()
+        }
+        for name, by_language in measures.items()
+    }
+
+
+def _bounds(interval: Interval | None) -> dict[str, float]:
+    return {} if interval is None else {"low": interval.low, "high": interval.high}
+
+
+def _mean_interval(measures: Measures, name: str) -> Interval | None:
+    base, other = ({code: item.windows for code, item in measures[key].items()} for key in ("base", name))
+    return None if name == "base" else mean_interval(base, other)
+
+
+def sweep_report(sweep: Sweep, summary: Mapping[str, Summary]) -> SweepReport:
+    """Turn a sweep, and what its points were measured to be, into its entry of the report."""
+    return SweepReport(
+        axes={name: list(values) for name, values in sweep.axes.items()},
+        points={variant: list(values) for variant, values in sweep.points.items()},
+        over_seeds=_over_seeds(sweep, summary) if "seed" in sweep.axes else [],
+    )
+
+
+def _over_seeds(sweep: Sweep, summary: Mapping[str, Summary]) -> list[OverSeeds]:
+    at = list(sweep.axes).index("seed")
+    groups: list[tuple[tuple[Any, ...], list[str]]] = []  # values need not be hashable
+    for point, values in sweep.points.items():
+        others = (*values[:at], *values[at + 1 :])
+        group = next((points for known, points in groups if known == others), None)
+        if group is None:
+            groups.append((others, [point]))
+        else:
+            group.append(point)
+    result = []
+    for others, points in groups:
+        if all(point in summary for point in points):
+            ratios = [summary[point].ratio_to_base for point in points]
+            logs = [summary[point].log_geometric_mean_perplexity for point in points]
+            mean = _exp(math.fsum(logs) / len(logs) - summary["base"].log_geometric_mean_perplexity)
+            result.append(OverSeeds(values=list(others), points=points, mean=mean, low=min(ratios), high=max(ratios)))
+    return result
+
+
+def summarize(measures: Measures) -> dict[str, Summary]:
+    """Summarize each model over its languages, beside `base`."""
+    base = geometric_mean(measures["base"])
+    result = {}
+    for name, by_language in measures.items():
+        log = geometric_mean(by_language)
+        result[name] = Summary(
+            geometric_mean_perplexity=_exp(log),
+            log_geometric_mean_perplexity=log,
+            ratio_to_base=_exp(log - base),
+            **_bounds(_mean_interval(measures, name)),
+        )
+    return result
+
+
+def check_expectations(expect: Sequence[ExpectSpec], measures: Measures) -> list[Expectation]:
+    """Compare what was measured with what the recipe expects; a ratio that is not a number fails any bound.
+
+    So does a bound that is to hold `at` one of an interval, where there is too little text for an interval.
+    """
+    result = []
+    for item in expect:
+        ratio = _ratio(item, measures)
+        passed = not math.isnan(ratio)
+        if item.ratio_at_least is not None:
+            passed &= ratio >= item.ratio_at_least
+        if item.ratio_at_most is not None:
+            passed &= ratio <= item.ratio_at_most
+        result.append(Expectation(**item.model_dump(), ratio=ratio, passed=passed))
+    return result
+
+
+def _ratio(item: ExpectSpec, measures: Measures) -> float:
+    if item.at != "point":
+        interval = _mean_interval(measures, item.variant)
+        if item.language is not None:
+            base, variant = (measures[name][item.language].windows for name in ("base", item.variant))
+            interval = language_interval(base, variant, item.language)
+        return math.nan if interval is None else interval.low if item.at == "lower" else interval.high
+    if item.language is None:
+        return _exp(geometric_mean(measures[item.variant]) - geometric_mean(measures["base"]))
+    before, after = (measures[name][item.language].log_perplexity for name in ("base", item.variant))
+    return _exp(after - before)
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
