@@ -146,7 +146,7 @@ def train(
         print(f"{arm}, seed {seed}: {frozen.verify()} frozen entries hold their original bits", flush=True)
     target = options.output / "trained" / f"{arm}-{options.learning_rate:g}-{seed}"
     model.save_pretrained(target)
-    loaded.tokenizer.save_pretrained(target)
+    stack.loaded.tokenizer.save_pretrained(target)
 
 
 def is_complete(file: Path, arm: str, seed: int, options: argparse.Namespace) -> bool:

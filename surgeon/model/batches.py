@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 
+from surgeon.model.budgets import chunk_tokens
 from surgeon.model.stack import Arguments, Stack
 from surgeon.model.states import States
-
-_LOGITS_BYTES = 48_000_000  # of one chunk's logits in float32; some three such tensors are alive at a time
-_FEWEST_TOKENS = 64  # of a chunk: with fewer the projection's matrix is read more often than it is worth
 
 
 def enter_all(
@@ -61,7 +59,7 @@ def head_chunks(stack: Stack, ids: torch.Tensor) -> Iterator[tuple[slice, slice]
     rows, length = ids.shape
     config = stack.loaded.model.config
     vocabulary = int((config.get_text_config() if hasattr(config, "get_text_config") else config).vocab_size)
-    tokens = max(_FEWEST_TOKENS, _LOGITS_BYTES // (4 * vocabulary))
+    tokens = chunk_tokens(vocabulary)
     together, step = max(1, tokens // length), min(tokens, length)
     for first in range(0, rows, together):
         for start in range(0, length, step):

@@ -15,10 +15,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 from surgeon.checkpoint.sources import cache_folder
+from surgeon.model import budgets
 from surgeon.model.batches import enter_all, head_chunks, hidden_layout
 from surgeon.model.editing import Variant, edited
 from surgeon.model.stack import Arguments, Stack
-from surgeon.model.states import MEMORY_BYTES, States, bytes_needed
+from surgeon.model.states import States, bytes_needed
 
 _OUTSIDE = -1
 Take = Callable[[int, int, slice, slice, torch.Tensor], None]  # variant, batch, its rows and positions, their logits
@@ -111,7 +112,7 @@ def _unedited(models: Sequence[_Model], number: int) -> list[int]:
 
 @contextmanager
 def _states(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, rows: int) -> Iterator[States]:
-    if bytes_needed(shapes, rows, dtype) <= MEMORY_BYTES:
+    if bytes_needed(shapes, rows, dtype) <= budgets.HIDDEN_BYTES:
         yield States(shapes, dtype, None)
         return
     root = cache_folder() / "scratch"

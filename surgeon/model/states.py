@@ -12,8 +12,6 @@ import torch
 
 from surgeon.checkpoint.storage import reserve
 
-MEMORY_BYTES = 1 << 28  # kept in memory; more goes into files, whose pages the system writes out as it likes
-
 Shape = tuple[int, ...]
 
 

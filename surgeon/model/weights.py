@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from surgeon.model import budgets
 from surgeon.model.slots import Names, ReadTensor, check_slots
 
-RESIDENT_BYTES = 1 << 28  # on a CPU; a model of sixty million float32 parameters stays, a larger one goes through
 _SHARE_OF_DEVICE = 0.7  # the rest of an accelerator's memory is for activations
 
 Parameters = Sequence[torch.nn.Parameter]
@@ -101,4 +101,4 @@ def _budget(device: str) -> int:
         return int(torch.cuda.mem_get_info(device)[0] * _SHARE_OF_DEVICE)
     if device.startswith("mps"):
         return int(torch.mps.recommended_max_memory() * _SHARE_OF_DEVICE)
-    return RESIDENT_BYTES
+    return budgets.RESIDENT_BYTES

@@ -1,19 +1,72 @@
-"""What a plan takes: memory at its peak, and disk. Told from headers, so both are estimates or upper bounds."""
+"""What a plan takes: memory at its peak, and disk. Told from headers, so both are estimates or upper bounds.
+
+The model goes through layer by layer, so that memory is a few of its largest layers in float32, one batch's
+activations in one layer, and what `model/budgets.py` allows; only a model that is no plain stack is held whole.
+"""
 
 from __future__ import annotations
 
 import math
+import shutil
+from collections import Counter
 from collections.abc import Iterable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.storage import DTYPE_BITS
+from surgeon.checkpoint.naming import place
+from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
+from surgeon.model import budgets
 from surgeon.plan.plan import Plan
 from surgeon.plan.regions import RegionPlan
-from surgeon.recipe.schema import GradParamScore, SampledScore, WandaScore
+from surgeon.recipe.schema import GradParamScore, SampledScore, ScoreSpec, VerifySpec
 
 _BASELINE_BYTES = 60_000_000  # the interpreter with numpy
 _TORCH_BYTES = 350_000_000  # torch and transformers loaded
+SHARE_OF_DISK = 0.05  # scores that take more of what is free are not kept, unless asked for
+_PIECES = 24 * (1 << 22)  # of a cut, which looks at four million scores at a time
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory depends on in a model. `layer` and `outer` are the entries of the largest layer, and of the larger
+    part outside: embedding or head; `mapped` says that the files hold float32, so that weights need no copies."""
+
+    layers: int
+    layer: int
+    outer: int
+    total: int
+    mapped: bool
+    hidden: int
+    wide: int
+    vocabulary: int
+    whole: bool
+
+
+def shape_of(checkpoint: Checkpoint) -> Shape:
+    """Read off the headers and the config what memory depends on."""
+    config: dict[str, Any] = {**checkpoint.config, **(checkpoint.config.get("text_config") or {})}
+    sizes: Counter[int] = Counter()
+    outside: Counter[str] = Counter()
+    for info in checkpoint.tensors.values():
+        where = place(info, checkpoint.config)
+        if where.in_decoder and where.layer is not None:
+            sizes[where.layer] += info.numel
+        else:
+            outside["head" if where.role == "head" else "rest"] += info.numel
+    hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
+    return Shape(
+        len(sizes),
+        max(sizes.values(), default=0),
+        max(outside.values(), default=0),
+        sum(info.numel for info in checkpoint.tensors.values()),
+        all(info.dtype == "F32" for info in checkpoint.tensors.values()),
+        hidden,
+        int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden),
+        int(config.get("vocab_size") or 0),
+        str(checkpoint.config.get("model_type")) in budgets.WHOLE_FAMILIES or not sizes,
+    )
 
 
 def bytes_to_write(write: bool | Literal["patch"], checkpoint: Checkpoint, regions: Iterable[RegionPlan]) -> int:
@@ -34,48 +87,100 @@ def _mask_bytes(region: RegionPlan) -> int:
 def peak_memory(plan: Plan) -> int:
     """Estimate the peak of anonymous memory in bytes; mapped files are not counted, they page out."""
     checkpoint, recipe = plan.checkpoint, plan.recipe
-    largest = max((info.numel for region in plan.regions.values() for info in region.tensors), default=0)
-    densest = max((region.entries / max(region.numel, 1) for region in plan.regions.values()), default=0.0)
-    writing = int(largest * densest) * 40
-    if checkpoint.is_remote and not plan.needs_all_weights:  # a tensor on the Hub is fetched into memory
-        writing += max((info.nbytes for region in plan.regions.values() for info in region.tensors), default=0)
-    scores = plan.scores()
-    selecting = 24 * min(largest, 1 << 22) + 12 * largest if scores else 0
-    controls = [region.spec.control for region in plan.regions.values() if region.spec.control is not None]
-    selecting += max((largest * (16 if spec.matched == "count" else 40) for spec in controls), default=0)
-    running = [_scoring_memory(checkpoint, score, largest) for score in scores if isinstance(score, SampledScore)]
-    if not running and recipe.verify is None:
-        return _BASELINE_BYTES + max(writing, selecting)
-    widened = 4 * sum(info.numel for info in checkpoint.tensors.values() if info.dtype != "F32")
+    editing = _editing(plan)
+    selecting = max((_selecting(plan, score) for score in plan.scores()), default=0)
+    if not plan.runs_model:
+        return _BASELINE_BYTES + max(editing, selecting)
+    shape = shape_of(checkpoint)
+    stays = 4 * shape.total <= budgets.RESIDENT_BYTES
+    resident = 0 if shape.mapped else 4 * shape.total if stays or shape.whole else None
+    running = [_scoring(shape, score, resident) for score in plan.scores() if isinstance(score, SampledScore)]
     if recipe.verify is not None:
-        running.append(_activations(checkpoint, recipe.verify.batch_size * recipe.verify.window, False))
-    return _TORCH_BYTES + widened + max(*running, selecting, writing)
+        running.append(_verifying(shape, recipe.verify, len(plan.verify_languages), 1 + len(plan.variants), resident))
+    return _TORCH_BYTES + max(*running, selecting + (resident or 0), editing + (resident or 0))
 
 
-def _scoring_memory(checkpoint: Checkpoint, score: SampledScore, largest: int) -> int:
-    backward = isinstance(score, GradParamScore)
-    gradient = 4 * largest if backward else 0
-    return _activations(checkpoint, score.batch_size * score.sequence_length, backward) + gradient
+def _editing(plan: Plan) -> int:
+    """Return what an edit of one tensor takes: some forty bytes an entry."""
+    tensors = [info for region in plan.regions.values() for info in region.tensors]
+    largest = max((info.numel for info in tensors), default=0)
+    densest = max((region.entries / max(region.numel, 1) for region in plan.regions.values()), default=0.0)
+    fetched = 0
+    if plan.checkpoint.is_remote and not plan.needs_all_weights:  # a tensor on the Hub is fetched into memory
+        fetched = max((info.nbytes for info in tensors), default=0)
+    return int(largest * densest) * 40 + fetched
 
 
-def _activations(checkpoint: Checkpoint, tokens: int, backward: bool) -> int:
-    config = {**checkpoint.config, **(checkpoint.config.get("text_config") or {})}
-    hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
-    wide = int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden)
-    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
-    vocabulary = int(config.get("vocab_size") or 0)
-    kept = layers if backward else 1
-    return 4 * tokens * (kept * (12 * hidden + 5 * wide) + (4 if backward else 3) * vocabulary)
+def _selecting(plan: Plan, score: ScoreSpec) -> int:
+    """Return what cuts and draws from one score take beside the scores themselves."""
+    largest = max((info.numel for info in plan.scored_tensors(score)), default=0)
+    controls = [region.spec.control for region in plan.regions.values() if region.spec.control is not None]
+    drawn = max((largest * (16 if spec.matched == "count" else 40) for spec in controls), default=0)
+    return min(24 * largest, _PIECES) + 2 * largest + drawn
+
+
+def _scoring(shape: Shape, score: SampledScore, resident: int | None) -> int:
+    """A layer, its gradients, the sum over languages; or the head with a chunk of its logits."""
+    tokens, backward = score.batch_size * score.sequence_length, isinstance(score, GradParamScore)
+    widened = resident if resident is not None else 4 * shape.layer
+    sums = (2 if len(score.languages) > 1 else 1) * 4 * (shape.total if shape.whole else shape.layer)
+    layer = widened + sums + _activations(shape, tokens, backward)
+    return max(layer, _head(shape, tokens, 4 if backward else 3, resident)) + _hidden(shape, score)
+
+
+def _verifying(shape: Shape, spec: VerifySpec, languages: int, models: int, resident: int | None) -> int:
+    """A layer, and the next one, which is read ahead; or the head with a chunk of its logits."""
+    tokens = spec.batch_size * min(spec.window, spec.tokens)
+    widened = resident if resident is not None else 8 * shape.layer
+    hidden = 4 * models * languages * spec.tokens * shape.hidden
+    kept = hidden if hidden <= budgets.HIDDEN_BYTES and not shape.whole else 0
+    return max(widened + _activations(shape, tokens, False), _head(shape, tokens, 3, resident)) + kept
+
+
+def _head(shape: Shape, tokens: int, copies: int, resident: int | None) -> int:
+    chunk = tokens if shape.whole else min(tokens, budgets.chunk_tokens(shape.vocabulary))
+    widened = resident if resident is not None else 4 * shape.outer
+    return widened + 4 * chunk * shape.vocabulary * copies
+
+
+def _activations(shape: Shape, tokens: int, backward: bool) -> int:
+    layers = shape.layers if shape.whole and backward else 1
+    return 4 * tokens * layers * (12 * shape.hidden + 5 * shape.wide)
+
+
+def _hidden(shape: Shape, score: SampledScore) -> int:
+    """Hidden states in memory: none if they go to disk, beside those of one batch."""
+    needed = scratch_bytes(shape, score)
+    return needed if needed <= budgets.HIDDEN_BYTES else 0
+
+
+def scratch_bytes(shape: Shape, score: SampledScore) -> int:
+    """Return at most how many bytes the hidden states between layers take, and their gradients."""
+    if shape.whole:
+        return 0
+    tokens = len(dict.fromkeys(score.languages)) * score.samples * score.sequence_length
+    rows = shape.layers + 3 if isinstance(score, GradParamScore) else 2
+    return 4 * rows * tokens * shape.hidden
+
+
+def score_bytes(tensors: Iterable[TensorInfo], score: SampledScore) -> int:
+    """Return the bytes of the scores of all languages."""
+    return 4 * len(dict.fromkeys(score.languages)) * sum(info.numel for info in tensors)
+
+
+def keeps(size: int) -> bool:
+    """True if scores of so many bytes are kept: if they are small beside what is free where the cache lies."""
+    folder = cache_folder()
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return size <= SHARE_OF_DISK * shutil.disk_usage(there).free
 
 
 def disk_needed(plan: Plan) -> int:
-    """Return at most how many bytes of disk the run takes: variants, scores, regions twice, downloads."""
+    """Return at most how many bytes of disk the run takes: variants, scores or scratch, regions twice, downloads."""
     variants = sum(variant.bytes_to_write for variant in plan.variants.values())
-    scores = sum(
-        4 * info.numel * len(dict.fromkeys(score.languages))
-        for score in plan.scores()
-        if isinstance(score, GradParamScore | WandaScore)
-        for info in plan.scored_tensors(score)
-    )
+    shape, sampled = shape_of(plan.checkpoint), [score for score in plan.scores() if isinstance(score, SampledScore)]
+    kept = sum(size for size in (score_bytes(plan.scored_tensors(score), score) for score in sampled) if keeps(size))
+    scratch = max((scratch_bytes(shape, score) for score in sampled), default=0)
+    scratch = scratch if scratch > budgets.HIDDEN_BYTES else 0
     regions = sum(_mask_bytes(region) for region in plan.regions.values())
-    return variants + scores + 2 * regions + plan.bytes_to_download
+    return variants + kept + scratch + 2 * regions + plan.bytes_to_download

@@ -20,6 +20,7 @@ from surgeon.checkpoint.storage import TensorInfo, flush
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.model.precision import resolve_precision
 from surgeon.model.tokenizer import load_tokenizer
+from surgeon.plan.estimates import keeps, score_bytes
 from surgeon.plan.plan import Plan
 from surgeon.progress import Progress
 from surgeon.recipe.schema import GradParamScore, RandomScore, ScoreSpec, WandaScore
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from surgeon.scores.sweeps import Sweep
 
 StackLoader = Callable[[str], "Stack"]  # from precision to the model in that precision
-_SHARE_OF_DISK = 0.05  # scores that take more of what is free are not kept, unless asked for
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _on_text(run: Scoring, spec: GradParamScore | WandaScore) -> ScoreSet:
     selected = {name: region for name, region in cached.items() if region is not None}
     if streams and len(selected) == len(cached) and not run.keep:
         return ScoreSet(spec, {}, keys, samples, selected)
-    kept = run.keep or not streams or _is_small(sum(info.numel for info in tensors) * 4 * (len(paths) - len(known)))
+    kept = run.keep or not streams or keeps(score_bytes(tensors, spec))
     missing = [language for language in languages if language not in known] if kept else languages
     from surgeon.scores.sweeps import Sweep  # torch is imported where it is needed
 
@@ -160,13 +160,6 @@ def _sequences(
         if not result[language]:
             raise InputError(f"the text for '{language}' is too short to score on: it gives no sequence of two tokens")
     return result
-
-
-def _is_small(size: int) -> bool:
-    """True if so many bytes are small beside what is free where the cache lies."""
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    return size <= _SHARE_OF_DISK * shutil.disk_usage(folder).free
 
 
 def _keep(sweep: Sweep, paths: Mapping[str, Path], tensors: Sequence[TensorInfo]) -> dict[str, ScoreFile]:
@@ -195,8 +188,3 @@ def _keep(sweep: Sweep, paths: Mapping[str, Path], tensors: Sequence[TensorInfo]
                 arrays[language][name][...] = values
         flush_all()
         return {language: keep_score(path, paths[language], language) for language, path in made.items()}
-
-
-def scores_are_kept(numel: int, languages: int) -> bool:
-    """Say whether `apply` will keep the scores of so many entries in so many languages."""
-    return _is_small(4 * numel * languages)

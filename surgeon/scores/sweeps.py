@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import InputError
+from surgeon.model import budgets
 from surgeon.model.batches import hidden_layout
 from surgeon.model.slots import Slot
 from surgeon.model.stack import Stack
-from surgeon.model.states import MEMORY_BYTES, States, bytes_needed
+from surgeon.model.states import States, bytes_needed
 from surgeon.plan.regions import RegionPlan
 from surgeon.progress import Progress
 from surgeon.region.region import Region
@@ -121,7 +122,7 @@ class Sweep:
     @property
     def _goes_to_disk(self) -> bool:
         rows = 2 if self.settings.reduction is None else len(self.stack.layers) + 3
-        return bytes_needed(self._layout[0], rows, self._layout[1]) > MEMORY_BYTES
+        return bytes_needed(self._layout[0], rows, self._layout[1]) > budgets.HIDDEN_BYTES
 
 
 def _part(scratch: Scratch, layer: int, region: str) -> Path:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import scope
-from surgeon.model import batches, states, weights
+from surgeon.model import budgets, states
 from surgeon.model.editing import Variant
 from surgeon.model.model import load_model
 from surgeon.model.perplexity import evaluation_texts, measure_variants
@@ -81,8 +81,8 @@ def test_scores_are_those_of_the_whole_model_bit_for_bit(
     family: str, reduction: str, tied: bool, bos: bool, make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Float32 on a CPU, weights passing through layer by layer, hidden states in files."""
-    monkeypatch.setattr(weights, "RESIDENT_BYTES", 0)
-    monkeypatch.setattr("surgeon.scores.sweeps.MEMORY_BYTES", 0)
+    monkeypatch.setattr(budgets, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(budgets, "HIDDEN_BYTES", 0)
     folder = make_model(family, bos=bos, tie_word_embeddings=tied)
     stack = stack_of(folder)
     assert len(stack.layers) == 2
@@ -110,8 +110,8 @@ def test_what_is_outside_the_layers_is_scored_too(family: str, make_model: Model
 
 def test_a_head_in_chunks_changes_the_last_bits_at_most(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = our_scores(stack_of(llama), "signed")
-    monkeypatch.setattr(batches, "_LOGITS_BYTES", 4 * 258 * 10)
-    monkeypatch.setattr(batches, "_FEWEST_TOKENS", 10)
+    monkeypatch.setattr(budgets, "LOGITS_BYTES", 4 * 258 * 10)
+    monkeypatch.setattr(budgets, "FEWEST_TOKENS", 10)
     cut = our_scores(stack_of(llama), "signed")
     for language, name in itertools.product(LANGUAGES, whole["de"]):
         one, other = whole[language][name], cut[language][name]
@@ -137,7 +137,7 @@ def test_every_variant_measures_as_the_whole_model_with_its_edit(
     family: str, make_model: ModelMaker, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit: each window's sum of losses of the base and of a cut in every single tensor, all in one sweep."""
-    monkeypatch.setattr(weights, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(budgets, "RESIDENT_BYTES", 0)
     folder = make_model(family, tie_word_embeddings=False)
     stack = stack_of(folder)
     prepared, variants = all_texts(stack, texts), some_variants(stack)

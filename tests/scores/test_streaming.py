@@ -65,7 +65,7 @@ def test_the_same_bytes_with_and_without_score_files(
     surgeon.score(path, output=tmp_path / "kept")
     assert len(list((cache_folder() / "scores").glob("*.safetensors"))) == 2
     monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr("surgeon.scores.scoring._SHARE_OF_DISK", 0.0)
+    monkeypatch.setattr("surgeon.plan.estimates.SHARE_OF_DISK", 0.0)
     surgeon.apply(path, output=tmp_path / "streamed")
     assert not (cache_folder() / "scores").exists()
     assert list((cache_folder() / "scratch").iterdir()) == []
@@ -79,7 +79,7 @@ def test_regions_without_scores_are_found_again(
     llama: Path, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second run needs no model; one more region on the same scores needs them all again."""
-    monkeypatch.setattr("surgeon.scores.scoring._SHARE_OF_DISK", 0.0)
+    monkeypatch.setattr("surgeon.plan.estimates.SHARE_OF_DISK", 0.0)
     path = recipe(tmp_path, llama, texts, "grad_param", "  core: {score: SCORE, select: {top: 0.03}}\n")
     first = surgeon.apply(path, output=tmp_path / "one")
     with monkeypatch.context() as patched:
@@ -105,9 +105,11 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import surgeon
-from surgeon.scores import scoring, scratch, sweeps
-sweeps.MEMORY_BYTES = 0
-scoring._SHARE_OF_DISK = float(sys.argv[3])
+from surgeon.model import budgets
+from surgeon.plan import estimates
+from surgeon.scores import scratch
+budgets.HIDDEN_BYTES = 0
+estimates.SHARE_OF_DISK = float(sys.argv[3])
 note, left = scratch.Scratch.note, [int(sys.argv[4])]
 def counted(self, progressed, kept):
     note(self, progressed, kept)
