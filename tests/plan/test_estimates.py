@@ -47,7 +47,7 @@ def test_the_estimate_of_memory_is_of_the_right_size(
     for sequences, length in ((1, 32), (32, 1024)):
         changes = {
             str(llama): str(folder), "languages: [de, fr]": "languages: [de]",
-            "samples: 4, sequence_length: 32": f"samples: {sequences}, sequence_length: {length}, batch_size: {sequences}",
+            "samples: 4": f"samples: {sequences}, batch_size: {sequences}", "_length: 32": f"_length: {length}",
             "  tokens: 64\n  window: 32": f"  languages: [de]\n  tokens: 64\n  window: {min(length, 64)}",
         }  # fmt: skip
         path = recipe(**changes)
