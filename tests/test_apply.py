@@ -50,7 +50,9 @@ def test_apply_writes_the_whole_output(recipe: RecipeMaker, tmp_path: Path) -> N
     assert data["summary"]["base"]["ratio_to_base"] == 1.0
 
 
-def test_the_manifest_hashes_what_is_there(recipe: RecipeMaker, llama: Path, tmp_path: Path) -> None:
+def test_the_manifest_hashes_what_is_there(
+    recipe: RecipeMaker, llama: Path, texts: dict[str, str], tmp_path: Path
+) -> None:
     surgeon.apply(recipe())
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     digest = hashlib.sha256((llama / "model.safetensors").read_bytes()).hexdigest()
@@ -59,6 +61,11 @@ def test_the_manifest_hashes_what_is_there(recipe: RecipeMaker, llama: Path, tmp
     for name, expected in manifest["outputs"].items():
         assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == expected
     assert manifest["seeds"] == {"random": 7}
+    for language, halves in manifest["corpus"]["text_sha256"].items():
+        lines = Path(texts[language]).read_text(encoding="utf-8").splitlines()
+        for half, first in (("score", 0), ("evaluate", 1)):
+            text = "\n".join(lines[first::2]) + "\n"
+            assert halves[half] == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_the_resolved_recipe_repeats_the_run(recipe: RecipeMaker, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import tensor_hashes
-from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, RegionError, did_you_mean
+from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, did_you_mean
 from surgeon.operations import open_donor
 from surgeon.operations.edits import check_donor, check_patch_base
 from surgeon.plan.plan import Plan
@@ -164,7 +164,7 @@ def _donor_problems(file: RecipeFile, checkpoint: Checkpoint, regions: Mapping[s
                 shapes = {info.name: info.shape for info in regions[operation.region].tensors}
                 try:
                     check_donor(checkpoint, operation.donor, Region(shapes, no_masks))
-                except (CheckpointError, RegionError) as error:
+                except InputError as error:
                     yield file.problem(("variants", name, "operations", i, "from"), str(error))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
@@ -29,6 +30,7 @@ from surgeon.recipe.schema import (
 )
 from surgeon.region.algebra import parse
 from surgeon.region.coordinates import entry, lines
+from surgeon.region.dimensions import hidden_size, places_of
 from surgeon.region.importers import load_masks, load_neurons
 from surgeon.region.region import Indices, Mask, Region, encode_indices
 from surgeon.region.select import entry_count, entry_count_in_outputs
@@ -109,7 +111,9 @@ def _plan_region(
     if spec.combine is not None:
         whole = _plan_combined(checkpoint, name, spec, {part: plans[part] for part in parts(spec)})
     elif spec.dimensions is not None:
-        whole = _plan_dimensions(name, spec, plans[spec.dimensions.of], spec.dimensions)
+        of = plans[spec.dimensions.of]
+        problems.extend(_too_many(file, checkpoint, name, of, spec.dimensions))
+        whole = _plan_dimensions(name, spec, of, spec.dimensions)
     elif spec.control is not None:
         whole = _plan_control(file, name, spec, plans[spec.control.of], spec.control, problems)
     elif spec.entries is not None:
@@ -279,6 +283,25 @@ def _plan_control(
         problems.append(file.problem(("regions", name, "control", "draw"), what))
     most = of.entries if control.matched == "count" else of.numel
     return RegionPlan(name, of.tensors, of.places, None, score, most, False, None, spec)
+
+
+def _too_many(
+    file: RecipeFile, checkpoint: Checkpoint, name: str, of: RegionPlan, dimensions: DimensionsSpec
+) -> Iterator[Problem]:
+    """Find numbers of dimensions that no tensor has; a random control needs as many others beside them."""
+    shapes = _shapes(of.tensors)
+    there = {
+        "rows": max((math.prod(shape[:-1]) if len(shape) > 1 else shape[0] for shape in shapes.values()), default=0),
+        "columns": max((shape[-1] for shape in shapes.values() if len(shape) > 1), default=0),
+        "residual": hidden_size(shapes, places_of(shapes, checkpoint.config)) or 0,
+    }
+    for key, most in there.items():
+        asked = getattr(dimensions, key)
+        if shapes and asked * (2 if dimensions.random else 1) > most:
+            lines = "residual dimensions" if key == "residual" else key
+            beside = " at random beside the fullest" if dimensions.random else ""
+            what = f"{asked} {lines}{beside}: the tensors of region '{of.name}' have at most {most}"
+            yield file.problem(("regions", name, "dimensions", key), what)
 
 
 def _shapes(tensors: Sequence[TensorInfo]) -> dict[str, tuple[int, ...]]:

@@ -72,7 +72,7 @@ def select_in_outputs(
         rows, places = rows.swapaxes(1, 2), places.swapaxes(1, 2)
     rows, places = rows.reshape(-1, rows.shape[-1]), places.reshape(-1, rows.shape[-1])
     wanted = int(fraction * rows.shape[1])
-    chosen = np.empty((rows.shape[0], wanted), dtype=np.int64)
+    chosen = np.full((rows.shape[0], wanted), -1, dtype=np.int64)
     step = max(1, _CHUNK // max(1, rows.shape[1]))
     for start in range(0, rows.shape[0], step):
         part = rows[start : start + step]

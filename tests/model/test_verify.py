@@ -45,6 +45,9 @@ def test_each_token_is_predicted_once_from_the_tokens_before_it(
         assert not bos or item.inputs[0] == 7
         sequence = [*context, item.labels[-1]]
         assert sequence == list(range(sequence[0], sequence[0] + len(sequence)))
+        # As much context as the window holds beside the new tokens, or all that there is.
+        there = item.labels[-1] - 100 + bos
+        assert len(item.inputs) == min(window - stride + len(item.labels), there)
 
 
 def stack_of(folder: Path, precision: str = "float32") -> Stack:
@@ -128,6 +131,25 @@ def test_an_edit_in_memory_measures_as_the_written_variant_and_is_undone(
     assert nll(stack) == before
     assert inside != before
     assert inside == nll(stack_of(tmp_path / "v", precision))
+
+
+def test_sums_are_float64(make_model: ModelMaker, texts: dict[str, str]) -> None:
+    """A model that knows nothing loses the same at every token, so that the sum is exact or it is not."""
+    loaded = load_model(Checkpoint.open(make_model("llama", seed=5)), "float32")
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.zero_()
+    corpus = Corpus("c", {"de": Path(texts["de"])})
+
+    def found(tokens: int, window: int) -> Measure:
+        spec = VerifySpec(tokens=tokens, window=window)
+        return measure(loaded, evaluation_texts(loaded, corpus, ["de"], spec)["de"], 4)
+
+    each = found(2, 2).nll / 2
+    assert each == pytest.approx(math.log(258), rel=1e-6)
+    long = found(185, 61)  # 61 times the loss of a token has more digits than float32
+    assert float(torch.tensor(61 * each, dtype=torch.float32)) != 61 * each
+    assert long.nll == pytest.approx(185 * each, rel=1e-13)
 
 
 def test_a_perplexity_beyond_float_range_is_inf_and_its_logarithm_stays() -> None:

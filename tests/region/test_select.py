@@ -23,6 +23,12 @@ def brute_force(scores: np.ndarray, k: int, kind: str) -> list[int]:
 
 
 @given(few_values, fractions, st.sampled_from(["top", "bottom"]))
+def test_a_vector_is_cut_as_a_whole_also_within_outputs(scores: np.ndarray, fraction: float, kind: str) -> None:
+    chosen = select_in_outputs("t", scores, fraction, kind, None)  # type: ignore[arg-type]
+    assert chosen.tolist() == brute_force(scores, int(fraction * scores.size), kind)
+
+
+@given(few_values, fractions, st.sampled_from(["top", "bottom"]))
 def test_selection_is_sorting_with_ties_to_the_lower_index(scores: np.ndarray, fraction: float, kind: str) -> None:
     chosen = select_extreme(lambda name: scores, [("t", scores.size)], fraction, kind)["t"]
     assert chosen.tolist() == brute_force(scores, int(fraction * scores.size), kind)
