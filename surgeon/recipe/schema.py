@@ -1,4 +1,4 @@
-"""The recipe: its schema. `recipe_file` reads one from YAML."""
+"""The recipe: its schema. `reading` reads one from YAML."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import json
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from surgeon.operations import AnyOperation
 from surgeon.region.algebra import parse
 
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+
+def _not_a_bare_one(value: Any) -> Any:
+    if type(value) is int and value == 1:
+        raise ValueError("1 would be all entries: write 0.01 for one percent, or 1.0 if all are meant")
+    return value
+
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0), BeforeValidator(_not_a_bare_one)]
 Count = Annotated[int, Field(ge=1)]
 ORIGINS = ("file", "neurons", "combine", "entries", "dimensions")  # of a region that selects by no score
 
