@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -80,7 +81,7 @@ def _what(key: KeyPath, detail: Any) -> str:
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         return _unknown_choice(name, detail)
     if kind in ("float_type", "int_type") and isinstance(value, str) and _is_number(value):
-        return f"{name}: YAML reads {value} as text, not as a number; write {float(value):g}"
+        return f"{name}: YAML reads {value} as text, not as a number; write {_as_number(value)}"
     message = detail["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(value, dict | list) or kind == "value_error" else f" (got {value!r})"
     if kind == "less_than_equal" and detail["ctx"]["le"] == 1 and 1 < value <= 100:
@@ -104,10 +105,15 @@ def _unknown_choice(name: str, detail: Any) -> str:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
+
+
+def _as_number(text: str) -> str:
+    """Return a number as YAML 1.1 reads one: with a point before an exponent."""
+    short = f"{float(text):g}"
+    return short if "." in short else short.replace("e", ".0e")
 
 
 def _keys_at(location: Sequence[str | int]) -> list[str]:

@@ -90,7 +90,7 @@ def _overridden(tree: Node, override: str, problems: list[Problem]) -> Node:
     """Apply one `PATH=VALUE`; what is wrong with the value although it can be read is added to `problems`."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
-        raise InputError(f"--set {override}: write --set PATH=VALUE, for example --set verify.tokens=128")
+        raise InputError(f"--set {_shortened(override)}: write --set PATH=VALUE, for example --set verify.tokens=128")
     where, key = f"--set {dotted}", dotted_path(dotted)
     _refuse_unknown_name(tree, where, key)
     try:
@@ -100,7 +100,7 @@ def _overridden(tree: Node, override: str, problems: list[Problem]) -> Node:
         value = Node(text, where)  # such as a pattern of names, `*.weight`
     result = replaced(tree, key, value) if len(key) <= DEEPEST else None
     if result is None:
-        raise InputError(f"--set {override}: the recipe has no such place")
+        raise InputError(f"--set {_shortened(override)}: the recipe has no such place")
     return result
 
 

@@ -16,6 +16,7 @@ from surgeon.recipe.lines import KeyPath
 from surgeon.region.algebra import parse
 
 LONGEST_CHAIN = 32  # of regions, each made from the next or with the next one's score
+_MOST_CIRCLES = 10  # that are told apart
 
 Found: TypeAlias = Iterator[tuple[KeyPath, str]]
 
@@ -114,14 +115,19 @@ def _circles(regions: Mapping[str, Any]) -> Found:
         for name, region in regions.items()
         if isinstance(region, dict)
     }
-    while True:
+    for _ in range(_MOST_CIRCLES):
         try:
             order = list(TopologicalSorter(parts).static_order())
-            break
         except CycleError as error:
             circle = set(error.args[1])
             yield from ((("regions", name), f"region '{name}' is made from itself, in a circle") for name in circle)
             parts = {name: others - circle for name, others in parts.items() if name not in circle}
+        else:
+            yield from _long_chains(order, parts)
+            return
+
+
+def _long_chains(order: Iterable[str], parts: Mapping[str, Collection[str]]) -> Found:
     lengths: dict[str, int] = {}
     for name in order:
         lengths[name] = 1 + max((lengths[other] for other in parts.get(name, ())), default=0)

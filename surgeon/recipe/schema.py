@@ -302,7 +302,8 @@ class TextSpec(Model):
     def _one_origin(self) -> TextSpec:
         if (self.file is None) == (self.dataset is None):
             raise ValueError("give either file or dataset")
-        if self.file is not None and self.model_fields_set & {"config", "split", "revision"}:
+        # Defaults may stand there, as they do in a recipe with its defaults filled in.
+        if self.file is not None and (self.config, self.split, self.revision) != (None, "train", None):
             raise ValueError("config, split and revision go with dataset, not with file")
         return self
 

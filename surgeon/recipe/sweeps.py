@@ -19,7 +19,7 @@ from surgeon.operations import OPERATIONS
 from surgeon.recipe.lines import KeyPath, Node, dotted_path, fingerprint, plain, replaced, size
 from surgeon.recipe.swept_regions import Choice, SweptRegions
 
-_LARGEST = 1_000_000  # values that all points together may have
+_LARGEST = 200_000  # values that all points together may have: some ten thousand points
 
 
 @dataclass(frozen=True)
