@@ -19,7 +19,7 @@ from surgeon.checkpoint.quantized import refuse_quantized
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.sources import is_hub_file, pinned_file, refuse_output_inside
 from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
-from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, RegionError, SurgeonError, did_you_mean
+from surgeon.errors import InputError, Problem, RecipeError, SurgeonError, did_you_mean
 from surgeon.operations import AnyOperation, open_donor
 from surgeon.operations.edits import check_donor, touched_tensors
 from surgeon.plan.regions import RegionPlan, no_masks, plan_regions, scorable
@@ -186,7 +186,7 @@ def _donor_problems(file: RecipeFile, checkpoint: Checkpoint, regions: Mapping[s
                 shapes = {info.name: info.shape for info in regions[operation.region].tensors}
                 try:
                     check_donor(checkpoint, operation.donor, Region(shapes, no_masks))
-                except (CheckpointError, RegionError) as error:
+                except InputError as error:
                     yield file.problem(("variants", name, "operations", i, "from"), str(error))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
@@ -19,6 +20,7 @@ from surgeon.recipe.reading import RecipeFile
 from surgeon.recipe.schema import ORIGINS, DimensionsSpec, EntriesSpec, RegionSpec, ScoreSpec, SelectSpec, WandaScore
 from surgeon.region.algebra import parse
 from surgeon.region.coordinates import entry, lines
+from surgeon.region.dimensions import hidden_size, places_of
 from surgeon.region.importers import load_masks, load_neurons
 from surgeon.region.region import Indices, Mask, Region, encode_indices
 from surgeon.region.select import entry_count, entry_count_in_outputs
@@ -82,7 +84,9 @@ def plan_regions(file: RecipeFile, checkpoint: Checkpoint, problems: list[Proble
         if spec.combine is not None:
             return _plan_combined(checkpoint, name, spec, {n: plan(n) for n in parse(spec.combine).names()})
         if spec.dimensions is not None:
-            return _plan_dimensions(name, spec, plan(spec.dimensions.of), spec.dimensions)
+            of = plan(spec.dimensions.of)
+            problems.extend(_too_many(file, checkpoint, name, of, spec.dimensions))
+            return _plan_dimensions(name, spec, of, spec.dimensions)
         if spec.entries is not None:
             return _plan_entries(file, checkpoint, name, spec, problems)
         return _plan_import(file, checkpoint, name, spec, problems)
@@ -239,6 +243,25 @@ def _plan_dimensions(name: str, spec: RegionSpec, of: RegionPlan, dimensions: Di
     count = dimensions.rows + dimensions.columns + dimensions.residual
     most = sum(min(info.numel, count * max(info.shape, default=1)) for info in of.tensors)
     return RegionPlan(name, of.tensors, of.places, None, None, most, False, None, spec)
+
+
+def _too_many(
+    file: RecipeFile, checkpoint: Checkpoint, name: str, of: RegionPlan, dimensions: DimensionsSpec
+) -> Iterator[Problem]:
+    """Find numbers of dimensions that no tensor has; a random control needs as many others beside them."""
+    shapes = _shapes(of.tensors)
+    there = {
+        "rows": max((math.prod(shape[:-1]) if len(shape) > 1 else shape[0] for shape in shapes.values()), default=0),
+        "columns": max((shape[-1] for shape in shapes.values() if len(shape) > 1), default=0),
+        "residual": hidden_size(shapes, places_of(shapes, checkpoint.config)) or 0,
+    }
+    for key, most in there.items():
+        asked = getattr(dimensions, key)
+        if shapes and asked * (2 if dimensions.random else 1) > most:
+            lines = "residual dimensions" if key == "residual" else key
+            beside = " at random beside the fullest" if dimensions.random else ""
+            what = f"{asked} {lines}{beside}: the tensors of region '{of.name}' have at most {most}"
+            yield file.problem(("regions", name, "dimensions", key), what)
 
 
 def _shapes(tensors: Sequence[TensorInfo]) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ over: the schema, which comes later, says so.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +52,8 @@ def expand(tree: Node, problems: list[Problem]) -> Expansion:
     if not swept:
         return Expansion(tree, {}, {}, True)
     regions = SweptRegions(tree.mapping("regions"))
-    grids = _Grids(problems, regions, frozenset(variants), tree.child("verify") is not None)
+    verify = tree.child("verify")
+    grids = _Grids(problems, regions, frozenset(variants), verify is not None and verify.value is not None)
     sweeps = {name: grids.sweep(name, variant) for name, variant in swept.items()}
     for name, added in (("regions", regions.added), ("variants", grids.variants)):
         if added:
@@ -85,7 +87,7 @@ class _Grids:
         if not (self.measured or (write is not None and write.value)):
             self._problem(sweep, "nothing would come of it: add `verify:` to the recipe")
         choices = [self._axis(number, axis) for number, axis in enumerate(axes.values())]
-        if not all(choices):
+        if not all(choices) or not self._has_room(sweep, math.prod(map(len, choices)) * size(template)):
             return None
         points: dict[str, tuple[Node, ...]] = {}
         for place in itertools.product(*choices):
@@ -95,8 +97,7 @@ class _Grids:
                 return None
             if not self._add_point(name, point, template, [choice for along in place for choice in along]):
                 return None  # what is wrong with one point is wrong with its neighbours
-            if self.values + self.regions.values > _LARGEST:
-                self._problem(sweep, f"its points would have more than {_LARGEST:,} values in all")
+            if not self._has_room(sweep, 0):
                 return None
             points[point] = tuple(along[0].value for along in place)
         self._refuse_twins(axes, points)
@@ -105,6 +106,12 @@ class _Grids:
             dict(zip(axes, values, strict=True)),
             {point: tuple(plain(value) for value in along) for point, along in points.items()},
         )
+
+    def _has_room(self, sweep: Node, values: int) -> bool:
+        fits = self.values + self.regions.values + values <= _LARGEST
+        if not fits:
+            self._problem(sweep, f"its points would have more than {_LARGEST:,} values in all")
+        return fits
 
     def _axis(self, number: int, axis: Node) -> list[list[Choice]]:
         """Return, for each value of an axis, what it sets; nothing if that cannot be told."""

@@ -14,7 +14,7 @@ from surgeon.region.region import Region
 
 _TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)|(?P<sign>[&|~()-]))")
 _LOOSEST_FIRST = ("|", "&", "-")
-_MOST_SIGNS = 200  # of one expression, which is read and evaluated recursively
+MOST_SIGNS = 200  # of one expression, which is read and evaluated recursively
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def parse(text: str) -> Expression:
     Raises:
         ValueError: it is not one; the message says where it breaks.
     """
-    tokens, position = [], 0
+    tokens, signs, position = [], 0, 0
     text = text.rstrip()
     while position < len(text):
         match = _TOKEN.match(text, position)
@@ -58,8 +58,9 @@ def parse(text: str) -> Expression:
             raise ValueError(f"{text!r} cannot be read at {text[position:].strip()!r}; use names, & | - ~ and ( )")
         tokens.append(match[0].strip())
         position = match.end()
-        if len(tokens) > 2 * _MOST_SIGNS:
-            raise ValueError(f"more than {_MOST_SIGNS} signs; give parts of the expression names of their own")
+        signs += match["sign"] is not None
+        if signs > MOST_SIGNS:
+            raise ValueError(f"more than {MOST_SIGNS} signs; give parts of the expression names of their own")
     result = _binary(tokens, 0, text)
     if tokens:
         raise ValueError(f"{text!r} cannot be read at {tokens[0]!r}; two regions need & | or - between them")

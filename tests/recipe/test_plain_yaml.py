@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from surgeon.errors import InputError, RecipeError
@@ -303,6 +303,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("text")
 
 
+@settings(max_examples=200)
 @given(broken() | st.lists(pieces, max_size=30).map("".join) | st.lists(pieces, max_size=8).map(" ".join))
 @example(GOOD)
 @example(GOOD.replace("0.03]", "core]"))
