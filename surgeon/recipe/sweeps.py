@@ -18,6 +18,7 @@ from typing import Any
 from surgeon.errors import Problem, did_you_mean
 from surgeon.operations import OPERATIONS
 from surgeon.recipe.lines import KeyPath, Node, dotted_path, fingerprint, plain, replaced, size
+from surgeon.recipe.plain_yaml import DEEPEST
 from surgeon.recipe.swept_regions import Choice, SweptRegions
 
 _LARGEST = 200_000  # values that all points together may have: some ten thousand points
@@ -66,6 +67,22 @@ def expand(tree: Node, problems: list[Problem]) -> Expansion:
     return Expansion(tree, done, origins, len(done) == len(sweeps))
 
 
+@dataclass(frozen=True)
+class _Axis:
+    """The keys that an axis sets, named at `given`, and the values that they all take."""
+
+    number: int
+    keys: Sequence[KeyPath]
+    given: Node
+    values: Sequence[Node]
+    labels: Sequence[str]
+
+    def choices(self, i: int) -> Iterator[Choice]:
+        """What is set at a place of the axis."""
+        for key in self.keys:
+            yield Choice(self.number, self.labels[i], key, self.values[i], self.given)
+
+
 @dataclass
 class _Grids:
     """The variants that sweeps add, and the regions that these use."""
@@ -86,24 +103,27 @@ class _Grids:
         write = template.child("write")
         if not (self.measured or (write is not None and write.value)):
             self._problem(sweep, "nothing would come of it: add `verify:` to the recipe")
-        choices = [self._axis(number, axis) for number, axis in enumerate(axes.values())]
-        if not all(choices) or not self._has_room(sweep, math.prod(map(len, choices)) * size(template)):
+        grid = [self._axis(number, axis) for number, axis in enumerate(axes.values())]
+        if not all(axis.values for axis in grid):
+            return None
+        at_each = size(template) + sum(len(axis.keys) for axis in grid)
+        if not self._has_room(sweep, math.prod(len(axis.values) for axis in grid) * at_each):
             return None
         points: dict[str, tuple[Node, ...]] = {}
-        for place in itertools.product(*choices):
-            point = "-".join([name, *(along[0].label for along in place)])
+        for place in itertools.product(*(range(len(axis.values)) for axis in grid)):
+            point = "-".join([name, *(axis.labels[i] for axis, i in zip(grid, place, strict=True))])
             if point in self.taken or point in self.variants:
                 self._problem(sweep, f"'{point}' would be the name of two variants; rename one")
                 return None
-            if not self._add_point(name, point, template, [choice for along in place for choice in along]):
+            choices = [choice for axis, i in zip(grid, place, strict=True) for choice in axis.choices(i)]
+            if not self._add_point(name, point, template, choices):
                 return None  # what is wrong with one point is wrong with its neighbours
             if not self._has_room(sweep, 0):
                 return None
-            points[point] = tuple(along[0].value for along in place)
+            points[point] = tuple(axis.values[i] for axis, i in zip(grid, place, strict=True))
         self._refuse_twins(axes, points)
-        values = (tuple(plain(along[0].value) for along in axis) for axis in choices)
         return Sweep(
-            dict(zip(axes, values, strict=True)),
+            {label: tuple(plain(value) for value in axis.values) for label, axis in zip(axes, grid, strict=True)},
             {point: tuple(plain(value) for value in along) for point, along in points.items()},
         )
 
@@ -113,36 +133,30 @@ class _Grids:
             self._problem(sweep, f"its points would have more than {_LARGEST:,} values in all")
         return fits
 
-    def _axis(self, number: int, axis: Node) -> list[list[Choice]]:
-        """Return, for each value of an axis, what it sets; nothing if that cannot be told."""
-        given = axis.child("set")
-        texts = [node.value for node in (given, *given.items()) if isinstance(node.value, str)] if given else []
-        values = _distinct(axis.child("to"))
-        if given is None or not texts or not values:
-            return []
+    def _axis(self, number: int, axis: Node) -> _Axis:
+        """Return one axis; without values if it cannot be told what it sets."""
+        given, to = axis.child("set") or axis, axis.child("to") or axis
+        texts = [node.value for node in (given, *given.items()) if isinstance(node.value, str)]
         keys = [_key(text) for text in texts]
         wrong = [what for text, key in zip(texts, keys, strict=True) for what in self._not_swept(text, key)]
         for what in wrong:
             self._problem(given, what)
-        twice = [value for value, is_new in values if not is_new]
+        values = list(to.items())
+        twice = list(_repeated(values))
         for value in twice:
             self._problem(value, f"the value {plain(value)} is given twice")
-        if wrong or twice:
-            return []
-        labels = _labels([plain(value) for value, _ in values])
-        return [
-            [Choice(number, label, key, value, given) for key in keys]
-            for label, (value, _) in zip(labels, values, strict=True)
-        ]
+        if wrong or twice or not texts:
+            return _Axis(number, [], given, [], [])
+        return _Axis(number, keys, given, values, _labels([plain(value) for value in values]))
 
     def _not_swept(self, text: str, key: KeyPath) -> Iterator[str]:
         """Say why a key cannot be swept, if it cannot."""
         first, *rest = key
-        if first == "regions" and len(rest) > 1:
+        if first == "regions" and 1 < len(rest) < DEEPEST:
             known = self.regions.written
             if rest[0] not in known:
                 yield f"no region '{rest[0]}'{did_you_mean(str(rest[0]), itertools.islice(known, 1000))}"
-        elif first != "operations" or not rest:
+        elif first != "operations" or not 0 < len(rest) < DEEPEST:
             yield f"'{text}' cannot be swept: give a key of a region or operation, such as regions.core.select.top"
 
     def _add_point(self, name: str, point: str, template: Node, choices: Sequence[Choice]) -> bool:
@@ -188,15 +202,14 @@ def _without_sweep(variant: Node) -> Node:
     return Node({"write": Node(False, variant.where), **rest}, variant.where)
 
 
-def _distinct(values: Node | None) -> list[tuple[Node, bool]]:
-    """Return the values of a list, and of each whether it is there for the first time."""
+def _repeated(values: Sequence[Node]) -> Iterator[Node]:
+    """The values that stood there before."""
     seen: set[Hashable] = set()
-    result = []
-    for value in values.items() if values is not None else ():
+    for value in values:
         known = fingerprint(value)
-        result.append((value, known not in seen))
+        if known in seen:
+            yield value
         seen.add(known)
-    return result
 
 
 def _key(text: str) -> KeyPath:
