@@ -22,6 +22,14 @@ INTRODUCTION = """\
 A recipe is a YAML file. `surgeon recipes` lists the shipped ones, `surgeon recipes zero_core` shows one, and
 `surgeon schema` prints the schema for editors. `--set PATH=VALUE` overrides any key, for example
 `--set verify.tokens=128`. A key that is not listed here is an error, with a guess at what was meant.
+
+All mistakes of a recipe are shown at once, each with its line. Of YAML, plain data is read: text, numbers, `true`,
+`false`, `null`, lists, mappings, and aliases (`&a`, `*a`) of these; dates and times are text. Tags (`!!int`), merge
+keys (`<<`) and numbers that are none (`.nan`, `.inf`) are errors, and so are the traps of YAML 1.1: a bare `no`,
+which means false, and `010`, which means 8. A number with an exponent needs a point and a sign: `1.0e-2`. A recipe
+has at most 1 MiB, 100,000 values (those that aliases repeat counted) and 50 levels, and a region is made from a chain
+of at most 32 others. A value of `--set` is YAML by the same rules, or else the text that it is; it cannot reach into
+a region or variant that is not there, but give a new one whole: `--set 'regions.few={select: {random: 0.001}}'`.
 """
 
 

@@ -1,107 +1,109 @@
-"""YAML with line numbers: plain data, the line of each key, and the traps of YAML 1.1."""
+"""A recipe's data as a tree in which each part knows the line that it comes from.
+
+Trees are never changed: `replaced` gives another tree that shares all that is the same, so that a copy of a region
+costs what is different about it, and keeps its lines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import yaml
-
-from surgeon.errors import InputError, Problem
-
 KeyPath: TypeAlias = tuple[str | int, ...]
+Scalar: TypeAlias = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value, and where it stands (`file:line`, or `--set PATH`); one in a mapping stands where its key does."""
+
+    value: Scalar | tuple[Node, ...] | Mapping[str, Node]
+    where: str = field(compare=False)
+
+    def child(self, part: str | int) -> Node | None:
+        """Return the value at a key of a mapping or a place of a list; None if there is none."""
+        if isinstance(self.value, Mapping):
+            return self.value.get(part) if isinstance(part, str) else None
+        if isinstance(self.value, tuple) and isinstance(part, int) and 0 <= part < len(self.value):
+            return self.value[part]
+        return None
+
+    def mapping(self, name: str) -> Mapping[str, Node]:
+        """Return what stands at a key, if that is a mapping, else an empty one."""
+        child = self.child(name)
+        return child.value if child is not None and isinstance(child.value, Mapping) else {}
+
+    def items(self) -> Iterator[Node]:
+        """The parts of a list; none of anything else."""
+        yield from self.value if isinstance(self.value, tuple) else ()
 
 
 def line_number(where: str) -> int:
     """Return the line in `file:line`; 0 for places that have none."""
     tail = where.rpartition(":")[2]
-    return int(tail) if tail.isdigit() else 0
+    return int(tail) if tail.isascii() and tail.isdigit() and len(tail) < 10 else 0
 
 
-def where_is(path: str, lines: Mapping[KeyPath, str], key: KeyPath) -> str:
-    """Return the place of a key, or of its nearest enclosing key."""
-    while key and key not in lines:
-        key = key[:-1]
-    return lines.get(key, f"{path}:1")
+def nearest(node: Node, key: KeyPath) -> Node:
+    """Return the value at a key path, or the innermost around it that is there."""
+    for part in key:
+        child = node.child(part)
+        if child is None:
+            break
+        node = child
+    return node
 
 
-def construct(node: yaml.Node, key: KeyPath, path: str, lines: dict[KeyPath, str], problems: list[Problem]) -> Any:
-    """Build plain data from a YAML node, noting each key's line and the traps of YAML 1.1."""
-    lines.setdefault(key, f"{path}:{node.start_mark.line + 1}")
-    if isinstance(node, yaml.SequenceNode):
-        return [construct(child, (*key, i), path, lines, problems) for i, child in enumerate(node.value)]
-    if isinstance(node, yaml.MappingNode):
-        result: dict[str, Any] = {}
-        for name_node, child in node.value:
-            where = f"{path}:{name_node.start_mark.line + 1}"
-            name = name_node.value
-            if not isinstance(name, str):
-                problems.append(Problem(where, "a key must be plain text"))
-                continue
-            if name_node.tag == "tag:yaml.org,2002:bool":
-                problems.append(Problem(where, _bool_trap(name)))
-            if name in result:
-                problems.append(Problem(where, f"the key '{name}' is given twice"))
-            lines[(*key, name)] = where
-            result[name] = construct(child, (*key, name), path, lines, problems)
-        return result
-    value = yaml.SafeLoader("").construct_object(node)
-    if isinstance(value, bool) and node.value.lower() not in ("true", "false"):
-        problems.append(Problem(f"{path}:{node.start_mark.line + 1}", _bool_trap(node.value)))
-        return node.value
-    return value
+def plain(node: Node) -> Any:
+    """Return the data without the lines: dict, list, str, int, float, bool, None."""
+    if isinstance(node.value, tuple):
+        return [plain(child) for child in node.value]
+    if isinstance(node.value, Mapping):
+        return {name: plain(child) for name, child in node.value.items()}
+    return node.value
 
 
-def _bool_trap(word: str) -> str:
-    meaning = "false" if word.lower() in ("no", "off", "n", "false") else "true"
-    return f"YAML reads the bare word `{word}` as {meaning}; write '{word}' in quotes if you mean the word or language"
+def fingerprint(node: Node) -> Hashable:
+    """Return what is equal for equal data, so that it can be looked up."""
+    if isinstance(node.value, tuple):
+        return tuple(fingerprint(child) for child in node.value)
+    if isinstance(node.value, Mapping):
+        return frozenset((name, fingerprint(child)) for name, child in node.value.items())
+    return node.value
 
 
-def override_value(data: dict[str, Any], override: str, lines: dict[KeyPath, str]) -> None:
-    """Apply one `PATH=VALUE` to the data; the value is YAML.
+def size(node: Node) -> int:
+    """Return how much there is of it: its values, and a hundred characters of text count as one more."""
+    if isinstance(node.value, tuple):
+        return 1 + sum(size(child) for child in node.value)
+    if isinstance(node.value, Mapping):
+        return 1 + sum(size(child) for child in node.value.values())
+    return 1 + (len(node.value) // 100 if isinstance(node.value, str) else 0)
 
-    Raises:
-        InputError: it is malformed, or the data has no such place.
+
+def replaced(node: Node, key: KeyPath, new: Node) -> Node | None:
+    """Return a tree with another value at a key path; mappings on the way are made.
+
+    Returns:
+        None if there is no such place: a list that is too short, or what is neither list nor mapping.
     """
-    dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
-        raise InputError(f"--set {override}: write --set PATH=VALUE, for example --set verify.tokens=128")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    key = dotted_path(dotted)
-    if not assign(data, key, value):
-        raise InputError(f"--set {override}: the recipe has no such place")
-    move_line(lines, key, f"--set {dotted}")
+    if not key:
+        return new
+    first, rest = key[0], key[1:]
+    if isinstance(node.value, Mapping):
+        name = str(first)
+        inner = replaced(node.value.get(name) or Node({}, new.where), rest, new)
+        return None if inner is None else Node({**node.value, name: inner}, node.where)
+    child = node.child(first)
+    inner = replaced(child, rest, new) if child is not None else None
+    if inner is None or not isinstance(node.value, tuple) or not isinstance(first, int):
+        return None
+    return Node((*node.value[:first], inner, *node.value[first + 1 :]), node.where)
 
 
 def dotted_path(text: str) -> KeyPath:
     """Read a path such as `variants.cut.operations.0.zero`; numbers count places of a list from 0."""
-    return tuple(int(part) if part.isdigit() else part for part in text.split("."))
-
-
-def assign(data: Any, key: KeyPath, value: Any) -> bool:
-    """Put a value at a place of nested data, making mappings on the way; returns False if there is no such place."""
-    for part in key[:-1]:
-        if isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        elif isinstance(data, dict):
-            data = data.setdefault(str(part), {})
-        else:
-            return False
-    last = key[-1]
-    if isinstance(data, list) and isinstance(last, int) and last < len(data):
-        data[last] = value
-    elif isinstance(data, dict):
-        data[str(last)] = value
-    else:
-        return False
-    return True
-
-
-def move_line(lines: dict[KeyPath, str], key: KeyPath, where: str) -> None:
-    """Note that the value at `key`, and all that was inside it, now comes from elsewhere."""
-    for inner in [inner for inner in lines if inner[: len(key)] == key]:
-        del lines[inner]
-    lines[key] = where
+    return tuple(
+        int(part) if part.isascii() and part.isdigit() and len(part) < 10 else part for part in text.split(".")
+    )

@@ -1,25 +1,28 @@
-"""A recipe's file: YAML with line numbers turned into a `Recipe`.
+"""A recipe's file: composed, expanded and validated once, with all its problems reported at once.
 
-All problems of a recipe are reported at once, each with its file and line. Later stages (the plan, the
-corpus) use `RecipeFile.problem` to point at the same lines.
+Text becomes a tree that knows its lines, `--set` puts other values into it, sweeps add their points, names are
+looked up, and the schema reads the whole. Later stages use `RecipeFile.problem` to point at the same lines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from surgeon.errors import InputError, Problem, RecipeError, did_you_mean
-from surgeon.operations import OPERATIONS
-from surgeon.recipe.lines import KeyPath, construct, line_number, override_value, where_is
+from surgeon.recipe.faults import faults
+from surgeon.recipe.lines import KeyPath, Node, dotted_path, line_number, nearest, plain, replaced
+from surgeon.recipe.plain_yaml import DEEPEST, LONGEST, NotYaml, read_yaml
 from surgeon.recipe.references import dangling
-from surgeon.recipe.schema import Recipe, recipe_schema
-from surgeon.recipe.sweeps import Sweep, expand
+from surgeon.recipe.schema import Recipe
+from surgeon.recipe.sweeps import Expansion, Sweep, expand
+
+_MOST_PROBLEMS = 100  # that are shown
+_LONGEST_PROBLEM = 1000  # characters
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,17 @@ class RecipeFile:
     """A valid recipe and where each of its keys stands.
 
     `recipe` is what is carried out: every point of a sweep is a variant, with regions of its own where it needs
-    them. `as_written` still has the sweeps, and loading it again gives the same `recipe`.
+    them. `as_written` still has the sweeps, and loading it again gives the same `recipe`. `tree` has both.
     """
 
     recipe: Recipe
-    path: str
-    lines: Mapping[KeyPath, str]
+    tree: Node
     as_written: Recipe
     sweeps: Mapping[str, Sweep]
 
     def problem(self, path: KeyPath, what: str) -> Problem:
         """Make a problem that points at the line of `path`, or of its nearest enclosing key."""
-        return Problem(where_is(self.path, self.lines, path), what)
+        return Problem(nearest(self.tree, path).where, what)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
@@ -48,148 +50,96 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
         RecipeError: every problem found.
         InputError: there is no such file, or an override is malformed.
     """
+    tree, problems = read_yaml(_text(path), lambda line: f"{path}:{line}")
+    if tree.value is None:
+        tree = Node({}, tree.where)
+    if not isinstance(tree.value, Mapping):
+        raise RecipeError([Problem(f"{path}:1", "a recipe is a mapping that begins with `version: 1`")])
+    for override in overrides:
+        tree = _overridden(tree, override, problems)
+    expansion = expand(tree, problems)
+    data = plain(expansion.tree)
+    found = islice(dangling(data, expansion.origins.keys(), expansion.complete), _MOST_PROBLEMS + 1)
+    problems += [Problem(nearest(expansion.tree, key).where, what) for key, what in found]
     try:
-        text = path.read_text(encoding="utf-8")
+        whole = Recipe.model_validate(data)
+    except ValidationError as error:
+        problems += faults(error, expansion.tree, expansion.origins, _MOST_PROBLEMS + 1)
+        _refuse(problems)
+        raise AssertionError("a recipe that the schema refuses has a problem") from error
+    _refuse(problems)
+    return _file(whole, expansion)
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LONGEST + 1)
+        return (
+            content.decode() if len(content) <= LONGEST else content.decode(errors="replace")
+        )  # refused by its length
     except OSError as error:
         raise InputError(f"{path}: cannot read the recipe ({error.strerror})") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a recipe: the file is not UTF-8 text") from None
-    lines: dict[KeyPath, str] = {}
-    problems: list[Problem] = []
+    except ValueError as error:
+        raise InputError(f"cannot read the recipe {str(path)!r} ({error})") from None
+
+
+def _overridden(tree: Node, override: str, problems: list[Problem]) -> Node:
+    """Apply one `PATH=VALUE`; what is wrong with the value although it can be read is added to `problems`."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise InputError(f"--set {_shortened(override)}: write --set PATH=VALUE, for example --set verify.tokens=128")
+    where, key = f"--set {dotted}", dotted_path(dotted)
+    _refuse_unknown_name(tree, where, key)
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = construct(node, (), str(path), lines, problems) if node is not None else {}
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError([Problem(f"{path}:{line}", f"not YAML: {error.problem}")]) from None
-    if not isinstance(data, dict):
-        raise RecipeError([Problem(f"{path}:1", "a recipe is a mapping that begins with `version: 1`")])
-    for override in overrides:
-        override_value(data, override, lines)
-    return _validate(data, str(path), lines, problems)
+        value, found = read_yaml(text, lambda line: where)
+        problems += found
+    except NotYaml:
+        value = Node(text, where)  # such as a pattern of names, `*.weight`
+    result = replaced(tree, key, value) if len(key) <= DEEPEST else None
+    if result is None:
+        raise InputError(f"--set {_shortened(override)}: the recipe has no such place")
+    return result
 
 
-def _validate(data: dict[str, Any], path: str, lines: dict[KeyPath, str], problems: list[Problem]) -> RecipeFile:
-    as_written = recipe = _parse(data, path, lines, problems)
-    expanded, sweeps = expand(data, path, lines, problems)
-    _refuse(problems)
-    if sweeps:
-        recipe = _parse(expanded, path, lines, problems)
-    return RecipeFile(recipe, path, lines, as_written, sweeps)
-
-
-def _parse(data: dict[str, Any], path: str, lines: Mapping[KeyPath, str], problems: list[Problem]) -> Recipe:
-    problems += [Problem(where_is(path, lines, key), what) for key, what in dangling(data)]
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        problems += [_explain(path, lines, data, detail) for detail in _without_other_choices(error.errors(), data)]
-        recipe = None
-    _refuse(problems)
-    assert recipe is not None
-    return recipe
-
-
-def _without_other_choices(details: Sequence[Any], data: Any) -> list[Any]:
-    """Drop "should be text" of a mapping that may also be one, where it is said what is wrong with the mapping."""
-    keyed = [(_without_tags(detail["loc"], data, detail["type"]), detail) for detail in details]
-    other = [detail["type"] == "string_type" and isinstance(detail["input"], dict) for detail in details]
-    said = [key for (key, _), dropped in zip(keyed, other, strict=True) if not dropped]
-    return [
-        detail
-        for (key, detail), doubtful in zip(keyed, other, strict=True)
-        if not (doubtful and any(found[: len(key)] == key for found in said))
-    ]
+def _refuse_unknown_name(tree: Node, where: str, key: KeyPath) -> None:
+    """A key of a region or variant that is not there is a misspelt name; a new one is given whole."""
+    if len(key) < 3 or key[0] not in ("regions", "variants"):
+        return
+    kind, name, known = str(key[0]), str(key[1]), tree.mapping(str(key[0]))
+    if name not in known:
+        raise InputError(f"{where}: no {kind.removesuffix('s')} '{name}'{did_you_mean(name, known)}")
 
 
 def _refuse(problems: Sequence[Problem]) -> None:
-    if problems:
-        raise RecipeError(sorted(set(problems), key=lambda problem: line_number(problem.where)))
+    if not problems:
+        return
+    unique = sorted(dict.fromkeys(problems), key=lambda problem: line_number(problem.where))
+    shown = [replace(problem, what=_shortened(problem.what)) for problem in unique[:_MOST_PROBLEMS]]
+    if len(unique) > len(shown):
+        shown.append(Problem(unique[_MOST_PROBLEMS].where, "and more, from here on"))
+    raise RecipeError(shown)
 
 
-def _explain(path: str, lines: Mapping[KeyPath, str], data: Any, detail: Any) -> Problem:
-    """Turn one pydantic error into our words."""
-    kind, value = detail["type"], detail.get("input")
-    key = _without_tags(detail["loc"], data, kind)
-    where = where_is(path, lines, key)
-    name = ".".join(str(part) for part in key)
-    if kind == "extra_forbidden":
-        return Problem(where, f"unknown key '{key[-1]}'{did_you_mean(str(key[-1]), _keys_at(detail['loc'][:-1]))}")
-    if kind == "missing":
-        return Problem(where, f"'{name}' is missing")
-    if kind == "union_tag_not_found":
-        discriminator = detail["ctx"]["discriminator"]
-        if discriminator.startswith("'"):  # a field by that name; operations are told apart by a function
-            return Problem(where, f"'{name}.{discriminator.strip(chr(39))}' is missing")
-        word = next(iter(value), "") if isinstance(value, dict) else value
-        return Problem(where, f"unknown operation '{word}'{did_you_mean(str(word), OPERATIONS)}")
-    if kind == "union_tag_invalid":
-        known = [word.strip(" '") for word in detail["ctx"]["expected_tags"].split(",")]
-        word = str(detail["ctx"]["tag"])
-        what = detail["ctx"]["discriminator"].strip("'")
-        return Problem(where, f"{name}: unknown {what} '{word}'{did_you_mean(word, known)}")
-    if kind in ("float_type", "int_type") and isinstance(value, str) and _is_number(value):
-        return Problem(where, f"{name}: YAML reads {value} as text, not as a number; write {float(value):g}")
-    message = detail["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(value, dict | list) or kind == "value_error" else f" (got {value!r})"
-    return Problem(where, f"{name}: {message[0].lower()}{message[1:]}{shown}")
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_PROBLEM else f"{text[:_LONGEST_PROBLEM]} ..."
 
 
-def _without_tags(location: Sequence[str | int], data: Any, kind: str) -> KeyPath:
-    """Drop from pydantic's location the parts that name a choice of the schema and are not in the recipe."""
-    key: list[str | int] = []
-    for number, part in enumerate(location):
-        if len(key) > 1 and key[-2] == "operations" and location[number - 1] == key[-1]:
-            continue  # the operation's kind, which the recipe has too, as the key that holds the region
-        inside = isinstance(data, dict) and part in data
-        inside |= isinstance(data, list) and isinstance(part, int) and part < len(data)
-        if inside:
-            data = data[part]
-        elif not (kind == "missing" and number == len(location) - 1):
-            continue
-        key.append(part)
-    return tuple(key)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _keys_at(key: KeyPath) -> list[str]:
-    """Keys that the schema knows at a place, for the did-you-mean."""
-    schema = recipe_schema()
-    node: Any = schema
-    for part in key:
-        if isinstance(part, str) and (part.startswith(("dict[", "function-")) or part in schema["$defs"]):
-            continue  # names a choice of the schema, and no place in the recipe
-        node = _step(schema, node, part)
-    return sorted(_resolve(schema, node).get("properties", {}))
-
-
-def _resolve(schema: Any, node: Any) -> Any:
-    while "$ref" in node:
-        node = schema["$defs"][node["$ref"].rpartition("/")[2]]
-    for choice in node.get("anyOf", ()):
-        resolved = _resolve(schema, choice)
-        if resolved.get("type") in ("object", "array"):
-            return resolved
-    return node
-
-
-def _step(schema: Any, node: Any, part: str | int) -> Any:
-    node = _resolve(schema, node)
-    for choice in node.get("oneOf", ()):  # `part` is the tag of a choice: the key or the kind that tells it apart
-        properties = _resolve(schema, choice).get("properties", {})
-        if part in properties or properties.get("kind", {}).get("const") == part:
-            return choice
-    if isinstance(part, int):
-        return node.get("items", {})
-    properties = node.get("properties", {})
-    if part in properties:
-        return properties[part]
-    extra = node.get("additionalProperties", {})
-    return extra if isinstance(extra, dict) else {}
+def _file(whole: Recipe, expansion: Expansion) -> RecipeFile:
+    """Part a recipe that holds sweeps and their points into what is written and what is carried out."""
+    if not expansion.sweeps:
+        return RecipeFile(whole, expansion.tree, whole, {})
+    added = expansion.origins.keys()
+    written = [name for name in whole.variants if ("variants", name) not in added]
+    carried_out = [
+        point for name in written for point in (expansion.sweeps[name].points if name in expansion.sweeps else (name,))
+    ]
+    variants = {name: whole.variants[name] for name in carried_out}
+    recipe = whole.model_copy(update={"variants": variants})
+    regions = {name: region for name, region in whole.regions.items() if ("regions", name) not in added}
+    as_written = whole.model_copy(
+        update={"regions": regions, "variants": {name: whole.variants[name] for name in written}}
+    )
+    return RecipeFile(recipe, expansion.tree, as_written, expansion.sweeps)

@@ -5,66 +5,48 @@ All of this works on raw data, so that it sees a recipe with other problems too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from itertools import islice
+from typing import Any, TypeAlias
 
 from surgeon.errors import did_you_mean
 from surgeon.operations import OPERATIONS
 from surgeon.recipe.lines import KeyPath
 from surgeon.region.algebra import parse
 
+LONGEST_CHAIN = 32  # of regions, each made from the next or with the next one's score
+_MOST_CIRCLES = 10  # that are told apart
 
-def dangling(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
-    """Find names that refer to nothing."""
+Found: TypeAlias = Iterator[tuple[KeyPath, str]]
+
+
+def dangling(data: Mapping[str, Any], added: Collection[KeyPath], points_known: bool) -> Found:
+    """Find names that refer to nothing.
+
+    Args:
+        data: a recipe, with the points of its sweeps.
+        added: key paths of the regions and variants that sweeps added; what is written cannot name them.
+        points_known: False if the points of a sweep could not be named, so that an expectation may mean one.
+    """
     regions, variants = _mapping(data, "regions"), _mapping(data, "variants")
+    written = {name: region for name, region in regions.items() if ("regions", name) not in added}
     for name, region in regions.items():
-        if not isinstance(region, dict):
-            continue
-        origin = region.get("from")
-        if isinstance(origin, str):
-            if origin not in regions:
-                yield ("regions", name, "from"), f"no region '{origin}'{did_you_mean(origin, regions)}"
-            elif not _reaches_score(regions, name):
-                yield ("regions", name, "from"), f"region '{origin}' has no score to take"
-        for key, other in mentions(region):
-            if other not in regions:
-                yield ("regions", name, *key), f"no region '{other}'{did_you_mean(other, regions)}"
-        if _reaches_itself(regions, name):
-            yield ("regions", name), f"region '{name}' is made from itself, in a circle"
-        select = region.get("select")
-        language = select.get("monolingual") if isinstance(select, dict) else None
-        scored = _scored_languages(regions, name)
-        if isinstance(language, str) and _score(regions, name).get("kind") in ("magnitude", "random"):
-            what = "this score knows no languages: monolingual needs grad_param or wanda"
-            yield ("regions", name, "select", "monolingual"), what
-        if isinstance(language, str) and scored and language not in scored:
-            yield (
-                ("regions", name, "select", "monolingual"),
-                f"'{language}' is not scored{did_you_mean(language, scored)}",
-            )
-    for name, variant in variants.items():
-        if not _is_file_name(name):
-            yield ("variants", name), f"variant name '{name}' cannot name a folder: use letters, digits, . _ -"
-        operations = variant.get("operations") if isinstance(variant, dict) else None
-        frozen = variant.get("freeze") if isinstance(variant, dict) else None
-        if isinstance(frozen, str) and frozen not in regions:
-            yield ("variants", name, "freeze"), f"no region '{frozen}'{did_you_mean(frozen, regions)}"
-        for i, operation in enumerate(operations if isinstance(operations, list) else ()):
-            if isinstance(operation, dict):
-                yield from _dangling_operation(("variants", name, "operations", i), operation, regions)
-    for name in regions:
+        if isinstance(region, dict):
+            yield from _region(name, region, regions if ("regions", name) in added else written)
         if not _is_file_name(name):
             yield ("regions", name), f"region name '{name}' cannot name a file: use letters, digits, . _ -"
-    expect = _mapping(data, "verify").get("expect")
-    swept = any(isinstance(variant, dict) and variant.get("sweep") for variant in variants.values())
-    # The points of a sweep have names only once it is expanded, and then all names are looked at again.
-    for i, expectation in enumerate(expect if isinstance(expect, list) and not swept else ()):
-        variant = expectation.get("variant") if isinstance(expectation, dict) else None
-        if isinstance(variant, str) and variant not in variants:
-            yield ("verify", "expect", i, "variant"), f"no variant '{variant}'{did_you_mean(variant, variants)}"
+    yield from _circles(written)
+    for name, variant in variants.items():
+        if isinstance(variant, dict):
+            yield from _variant(name, variant, regions if ("variants", name) in added else written)
+        if not _is_file_name(name):
+            yield ("variants", name), f"variant name '{name}' cannot name a folder: use letters, digits, . _ -"
+    if points_known:
+        yield from _expectations(data, [name for name, variant in variants.items() if not _is_swept(variant)])
 
 
-def mentions(region: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+def mentions(region: Mapping[str, Any]) -> Found:
     """Names of the regions that a region is made from, and under which key they stand."""
     combine = region.get("combine")
     if isinstance(combine, str):
@@ -79,31 +61,96 @@ def mentions(region: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
             yield (key, "of"), of
 
 
-def _reaches_itself(regions: Mapping[str, Any], start: str) -> bool:
-    seen: set[str] = set()
-    waiting = [start]
-    while waiting:
-        region = regions.get(waiting.pop())
-        for _, name in mentions(region) if isinstance(region, dict) else ():
-            if name == start:
-                return True
-            if name not in seen:
-                seen.add(name)
-                waiting.append(name)
-    return False
+def _region(name: str, region: Mapping[str, Any], regions: Mapping[str, Any]) -> Found:
+    origin = region.get("from")
+    if isinstance(origin, str):
+        if origin not in regions:
+            yield ("regions", name, "from"), _none("region", origin, regions)
+        elif "score" not in (_origin(regions, name) or {}):
+            yield ("regions", name, "from"), f"region '{origin}' has no score to take"
+    for key, other in mentions(region):
+        if other not in regions:
+            yield ("regions", name, *key), _none("region", other, regions)
+    select = region.get("select")
+    language = select.get("monolingual") if isinstance(select, dict) else None
+    if isinstance(language, str):
+        score = _mapping(_origin(regions, name) or {}, "score")
+        scored = [code for code in _list(score.get("languages")) if isinstance(code, str)]
+        if score.get("kind") in ("magnitude", "random"):
+            what = "this score knows no languages: monolingual needs grad_param or wanda"
+            yield ("regions", name, "select", "monolingual"), what
+        if scored and language not in scored:
+            what = f"'{language}' is not scored{did_you_mean(language, scored)}"
+            yield ("regions", name, "select", "monolingual"), what
 
 
-def _dangling_operation(
-    key: KeyPath, operation: Mapping[str, Any], regions: Mapping[str, Any]
-) -> Iterator[tuple[KeyPath, str]]:
-    kinds = [name for name in operation if name in OPERATIONS]
-    if not kinds:
-        word = next(iter(operation), "")
-        yield key, f"unknown operation '{word}'{did_you_mean(str(word), OPERATIONS)}"
-    for kind in kinds:
-        region = operation[kind]
-        if isinstance(region, str) and region not in regions:
-            yield (*key, kind), f"no region '{region}'{did_you_mean(region, regions)}"
+def _variant(name: str, variant: Mapping[str, Any], regions: Mapping[str, Any]) -> Found:
+    frozen = variant.get("freeze")
+    if isinstance(frozen, str) and frozen not in regions:
+        yield ("variants", name, "freeze"), _none("region", frozen, regions)
+    for i, operation in enumerate(_list(variant.get("operations"))):
+        if not isinstance(operation, dict):
+            continue
+        key: KeyPath = ("variants", name, "operations", i)
+        kinds = [kind for kind in operation if kind in OPERATIONS]
+        if not kinds:
+            word = next(iter(operation), "")
+            yield key, f"unknown operation '{word}'{did_you_mean(str(word), OPERATIONS)}"
+        for kind in kinds:
+            region = operation[kind]
+            if isinstance(region, str) and region not in regions:
+                yield (*key, kind), _none("region", region, regions)
+
+
+def _expectations(data: Mapping[str, Any], variants: Collection[str]) -> Found:
+    known = frozenset(variants)
+    for i, expectation in enumerate(_list(_mapping(data, "verify").get("expect"))):
+        variant = expectation.get("variant") if isinstance(expectation, dict) else None
+        if isinstance(variant, str) and variant not in known:
+            yield ("verify", "expect", i, "variant"), _none("variant", variant, variants)
+
+
+def _circles(regions: Mapping[str, Any]) -> Found:
+    """Find regions that are made from themselves, or by way of very many others."""
+    parts = {
+        name: {other for _, other in mentions(region) if other in regions}
+        for name, region in regions.items()
+        if isinstance(region, dict)
+    }
+    for _ in range(_MOST_CIRCLES):
+        try:
+            order = list(TopologicalSorter(parts).static_order())
+        except CycleError as error:
+            circle = set(error.args[1])
+            yield from ((("regions", name), f"region '{name}' is made from itself, in a circle") for name in circle)
+            parts = {name: others - circle for name, others in parts.items() if name not in circle}
+        else:
+            yield from _long_chains(order, parts)
+            return
+
+
+def _long_chains(order: Iterable[str], parts: Mapping[str, Collection[str]]) -> Found:
+    lengths: dict[str, int] = {}
+    for name in order:
+        lengths[name] = 1 + max((lengths[other] for other in parts.get(name, ())), default=0)
+        if lengths[name] == LONGEST_CHAIN + 1:
+            yield ("regions", name), f"region '{name}' is made from a chain of more than {LONGEST_CHAIN} others"
+
+
+def _origin(regions: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """Follow `from` to the region that holds the score; None if the chain breaks, is a circle, or very long."""
+    for _ in range(LONGEST_CHAIN):
+        region = regions.get(name)
+        if not isinstance(region, dict):
+            return None
+        if not isinstance(region.get("from"), str):
+            return region
+        name = region["from"]
+    return None
+
+
+def _none(kind: str, name: str, known: Iterable[str]) -> str:
+    return f"no {kind} '{name}'{did_you_mean(name, islice(known, 1000))}"
 
 
 def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -111,31 +158,13 @@ def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_swept(variant: Any) -> bool:
+    return isinstance(variant, dict) and bool(variant.get("sweep"))
+
+
 def _is_file_name(name: str) -> bool:
     return bool(name) and name[0].isalnum() and all(c.isalnum() or c in "._-" for c in name) and name != "base"
-
-
-def _origin(regions: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """Follow `from` to the region that holds the score; None if the chain breaks or is a circle."""
-    seen: set[str] = set()
-    while name not in seen and isinstance(regions.get(name), dict):
-        seen.add(name)
-        region: dict[str, Any] = regions[name]
-        if not isinstance(region.get("from"), str):
-            return region
-        name = region["from"]
-    return None
-
-
-def _reaches_score(regions: Mapping[str, Any], name: str) -> bool:
-    origin = _origin(regions, name)
-    return origin is not None and "score" in origin
-
-
-def _score(regions: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return _mapping(_origin(regions, name) or {}, "score")
-
-
-def _scored_languages(regions: Mapping[str, Any], name: str) -> list[str]:
-    languages = _score(regions, name).get("languages")
-    return [language for language in languages if isinstance(language, str)] if isinstance(languages, list) else []

@@ -1,4 +1,4 @@
-"""The recipe: its schema. `recipe_file` reads one from YAML."""
+"""The recipe: its schema. `reading` reads one from YAML."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import json
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from surgeon.operations import AnyOperation
 from surgeon.region.algebra import parse
 
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+
+def _not_a_bare_one(value: Any) -> Any:
+    if type(value) is int and value == 1:
+        raise ValueError("1 would be all entries: write 0.01 for one percent, or 1.0 if all are meant")
+    return value
+
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0), BeforeValidator(_not_a_bare_one)]
 Count = Annotated[int, Field(ge=1)]
 ORIGINS = ("file", "neurons", "combine", "entries", "dimensions", "control")  # of a region that selects by no score
 
@@ -312,7 +319,8 @@ class TextSpec(Model):
     def _one_origin(self) -> TextSpec:
         if (self.file is None) == (self.dataset is None):
             raise ValueError("give either file or dataset")
-        if self.file is not None and self.model_fields_set & {"config", "split", "revision"}:
+        # Defaults may stand there, as they do in a recipe with its defaults filled in.
+        if self.file is not None and (self.config, self.split, self.revision) != (None, "train", None):
             raise ValueError("config, split and revision go with dataset, not with file")
         return self
 

@@ -2,23 +2,26 @@
 
 Every point of the grid becomes a variant of its own, named by the variant and its values: `zeroed-core-0.01`. A
 region that a swept key belongs to, or that is made from such a region, gets a copy named in the same way:
-`core-0.01`. Scores, plans and measurements then know nothing of sweeps.
+`core-0.01`. Scores, plans and measurements then know nothing of sweeps. What does not fit the schema is passed
+over: the schema, which comes later, says so.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from surgeon.errors import Problem, did_you_mean
 from surgeon.operations import OPERATIONS
-from surgeon.recipe.lines import KeyPath, assign, dotted_path, move_line, where_is
-from surgeon.recipe.references import mentions
-from surgeon.region.algebra import renamed
+from surgeon.recipe.lines import KeyPath, Node, dotted_path, fingerprint, plain, replaced, size
+from surgeon.recipe.plain_yaml import DEEPEST
+from surgeon.recipe.swept_regions import Choice, SweptRegions
+
+_LARGEST = 200_000  # values that all points together may have: some ten thousand points
 
 
 @dataclass(frozen=True)
@@ -30,165 +33,183 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """At one point: a key of the recipe takes a value, which stands at `source` in the recipe."""
+class Expansion:
+    """A recipe with the variants and regions that its sweeps add.
 
-    axis: int
-    label: str
-    key: KeyPath
-    value: Any
-    source: KeyPath
-
-
-def expand(
-    data: dict[str, Any], path: str, lines: dict[KeyPath, str], problems: list[Problem]
-) -> tuple[dict[str, Any], dict[str, Sweep]]:
-    """Return a recipe's data with the points of its sweeps in place of them, and the sweeps.
-
-    `data` fits the schema and is left as it is; `lines` gains the places of what is added, which are those of the
-    swept values where there are some; `problems` gains what cannot be expanded.
+    `origins` leads from the key path of each of these to that of what it is a copy of. `complete` is False if a sweep
+    could not be expanded.
     """
-    variants: dict[str, Any] = data.get("variants", {})
-    if not any(variant.get("sweep") for variant in variants.values()):
-        return data, {}
-    grid = _Grid(path, lines, problems, dict(data.get("regions", {})), {}, frozenset(variants), "verify" in data)
-    sweeps = {}
-    for name, variant in variants.items():
-        if variant.get("sweep"):
-            sweeps[name] = grid.sweep(name, variant)
-        else:
-            grid.variants[name] = variant
-    return {**data, "regions": grid.regions, "variants": grid.variants}, sweeps
+
+    tree: Node
+    sweeps: Mapping[str, Sweep]
+    origins: Mapping[KeyPath, KeyPath]
+    complete: bool
+
+
+def expand(tree: Node, problems: list[Problem]) -> Expansion:
+    """Add the points of a recipe's sweeps to it; `problems` gains what cannot be expanded."""
+    variants = tree.mapping("variants")
+    swept = {name: variant for name, variant in variants.items() if variant.mapping("sweep")}
+    if not swept:
+        return Expansion(tree, {}, {}, True)
+    regions = SweptRegions(tree.mapping("regions"))
+    verify = tree.child("verify")
+    grids = _Grids(problems, regions, frozenset(variants), verify is not None and verify.value is not None)
+    sweeps = {name: grids.sweep(name, variant) for name, variant in swept.items()}
+    for name, added in (("regions", regions.added), ("variants", grids.variants)):
+        if added:
+            there = tree.child(name)
+            merged = Node({**tree.mapping(name), **added}, there.where if there is not None else tree.where)
+            tree = replaced(tree, (name,), merged) or tree
+    origins: dict[KeyPath, KeyPath] = {("regions", new): ("regions", old) for new, old in regions.origins.items()}
+    origins |= {("variants", new): ("variants", old) for new, old in grids.origins.items()}
+    done = {name: sweep for name, sweep in sweeps.items() if sweep is not None}
+    return Expansion(tree, done, origins, len(done) == len(sweeps))
 
 
 @dataclass(frozen=True)
-class _Grid:
-    """The regions and variants of a recipe, to which sweeps add theirs."""
+class _Axis:
+    """The keys that an axis sets, named at `given`, and the values that they all take."""
 
-    path: str
-    lines: dict[KeyPath, str]
+    number: int
+    keys: Sequence[KeyPath]
+    given: Node
+    values: Sequence[Node]
+    labels: Sequence[str]
+
+    def choices(self, i: int) -> Iterator[Choice]:
+        """What is set at a place of the axis."""
+        for key in self.keys:
+            yield Choice(self.number, self.labels[i], key, self.values[i], self.given)
+
+
+@dataclass
+class _Grids:
+    """The variants that sweeps add, and the regions that these use."""
+
     problems: list[Problem]
-    regions: dict[str, Any]
-    variants: dict[str, Any]
+    regions: SweptRegions
     taken: frozenset[str]
     measured: bool
+    variants: dict[str, Node] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    values: int = 0  # of all variants added
 
-    def sweep(self, name: str, variant: Mapping[str, Any]) -> Sweep:
-        """Add a variant for each point of one sweep."""
-        axes: Mapping[str, Any] = variant["sweep"]
-        plain = {"write": False} | {key: value for key, value in variant.items() if key != "sweep"}
-        found = len(self.problems)
-        if not (plain["write"] or self.measured):
-            self._problem(("variants", name, "sweep"), "nothing would come of it: add `verify:` to the recipe")
-        choices = [self._axis(i, name, axis, spec) for i, (axis, spec) in enumerate(axes.items())]
-        points: dict[str, tuple[Any, ...]] = {}
-        for place in itertools.product(*choices) if len(self.problems) == found else ():
-            point = "-".join([name, *(along[0].label for along in place)])
+    def sweep(self, name: str, variant: Node) -> Sweep | None:
+        """Add a variant for each point of one sweep; None if it cannot be expanded."""
+        sweep = variant.child("sweep") or variant
+        axes = variant.mapping("sweep")
+        template = _without_sweep(variant)
+        write = template.child("write")
+        if not (self.measured or (write is not None and write.value)):
+            self._problem(sweep, "nothing would come of it: add `verify:` to the recipe")
+        grid = [self._axis(number, axis) for number, axis in enumerate(axes.values())]
+        if not all(axis.values for axis in grid):
+            return None
+        at_each = size(template) + sum(len(axis.keys) for axis in grid)
+        if not self._has_room(sweep, math.prod(len(axis.values) for axis in grid) * at_each):
+            return None
+        points: dict[str, tuple[Node, ...]] = {}
+        for place in itertools.product(*(range(len(axis.values)) for axis in grid)):
+            point = "-".join([name, *(axis.labels[i] for axis, i in zip(grid, place, strict=True))])
             if point in self.taken or point in self.variants:
-                self._problem(("variants", name, "sweep"), f"'{point}' would be the name of two variants; rename one")
-            self._add_point(name, point, plain, [choice for along in place for choice in along])
-            points[point] = tuple(along[0].value for along in place)
-            if len(self.problems) > found:
-                break  # what is wrong with one point is wrong with its neighbours
-        self._refuse_twins(name, list(axes), points)
-        return Sweep({axis: tuple(spec["to"]) for axis, spec in axes.items()}, points)
+                self._problem(sweep, f"'{point}' would be the name of two variants; rename one")
+                return None
+            choices = [choice for axis, i in zip(grid, place, strict=True) for choice in axis.choices(i)]
+            if not self._add_point(name, point, template, choices):
+                return None  # what is wrong with one point is wrong with its neighbours
+            if not self._has_room(sweep, 0):
+                return None
+            points[point] = tuple(axis.values[i] for axis, i in zip(grid, place, strict=True))
+        self._refuse_twins(axes, points)
+        return Sweep(
+            {label: tuple(plain(value) for value in axis.values) for label, axis in zip(axes, grid, strict=True)},
+            {point: tuple(plain(value) for value in along) for point, along in points.items()},
+        )
 
-    def _axis(self, number: int, name: str, axis: str, spec: Mapping[str, Any]) -> list[list[_Choice]]:
-        """Return, for each value of an axis, what it sets."""
-        here: KeyPath = ("variants", name, "sweep", axis)
-        texts = [spec["set"]] if isinstance(spec["set"], str) else spec["set"]
-        for text in texts:
-            first, *rest = _key(text)
-            if first == "regions" and len(rest) > 1:
-                if rest[0] not in self.regions:
-                    what = f"no region '{rest[0]}'{did_you_mean(str(rest[0]), self.regions)}"
-                    self._problem((*here, "set"), what)
-            elif first != "operations" or not rest:
-                what = f"'{text}' cannot be swept: give a key of a region or operation, such as regions.core.select.top"
-                self._problem((*here, "set"), what)
-        values = spec["to"]
-        for i, value in enumerate(values):
-            if value in values[:i]:
-                self._problem((*here, "to", i), f"the value {value} is given twice")
-        return [
-            [_Choice(number, label, _key(text), value, (*here, "to", i)) for text in texts]
-            for i, (label, value) in enumerate(zip(_labels(values), values, strict=True))
-        ]
+    def _has_room(self, sweep: Node, values: int) -> bool:
+        fits = self.values + self.regions.values + values <= _LARGEST
+        if not fits:
+            self._problem(sweep, f"its points would have more than {_LARGEST:,} values in all")
+        return fits
 
-    def _add_point(self, name: str, point: str, plain: Mapping[str, Any], choices: Sequence[_Choice]) -> None:
-        made = self.variants[point] = deepcopy(dict(plain))
-        self._copy_lines(("variants", name), ("variants", point))
+    def _axis(self, number: int, axis: Node) -> _Axis:
+        """Return one axis; without values if it cannot be told what it sets."""
+        given, to = axis.child("set") or axis, axis.child("to") or axis
+        texts = [node.value for node in (given, *given.items()) if isinstance(node.value, str)]
+        keys = [_key(text) for text in texts]
+        wrong = [what for text, key in zip(texts, keys, strict=True) for what in self._not_swept(text, key)]
+        for what in wrong:
+            self._problem(given, what)
+        values = list(to.items())
+        twice = list(_repeated(values))
+        for value in twice:
+            self._problem(value, f"the value {plain(value)} is given twice")
+        if wrong or twice or not texts:
+            return _Axis(number, [], given, [], [])
+        return _Axis(number, keys, given, values, _labels([plain(value) for value in values]))
+
+    def _not_swept(self, text: str, key: KeyPath) -> Iterator[str]:
+        """Say why a key cannot be swept, if it cannot."""
+        first, *rest = key
+        if first == "regions" and 1 < len(rest) < DEEPEST:
+            known = self.regions.written
+            if rest[0] not in known:
+                yield f"no region '{rest[0]}'{did_you_mean(str(rest[0]), itertools.islice(known, 1000))}"
+        elif first != "operations" or not 0 < len(rest) < DEEPEST:
+            yield f"'{text}' cannot be swept: give a key of a region or operation, such as regions.core.select.top"
+
+    def _add_point(self, name: str, point: str, template: Node, choices: Sequence[Choice]) -> bool:
+        """Add the variant at one point, with the regions that it uses; False if a swept key has no place."""
+        regions = self.regions.at_point(choices, name)
+        made: Node | None = template
         for choice in choices:
-            if choice.key[0] == "operations":
-                self._assign(made, ("variants", point), choice.key, choice)
-        for holder, key in _uses(made):
-            holder[key] = self._region(holder[key], choices, name)[0]
+            if choice.key[0] == "operations" and made is not None:
+                made = replaced(made, choice.key, choice.value)
+                if made is None:
+                    self._problem(choice.given, f"the recipe has no such place as {choice.dotted}")
+                    return False
+        assert made is not None
+        for key, region in list(_uses(made)):
+            made = replaced(made, key, Node(regions.name_of(str(region.value)), region.where)) or made
+        if regions.misplaced is not None:
+            choice = regions.misplaced
+            self._problem(choice.given, f"the recipe has no such place as {choice.dotted}")
+            return False
+        self.variants[point], self.origins[point] = made, name
+        self.values += size(made)
+        return True
 
-    def _region(
-        self, name: str, choices: Sequence[_Choice], variant: str, inside: frozenset[str] = frozenset()
-    ) -> tuple[str, frozenset[int]]:
-        """Return the name of a region as it is at a point, adding it if need be, and the axes that change it."""
-        if not isinstance(name, str) or name not in self.regions or name in inside:
-            return name, frozenset()
-        inside |= {name}
-        spec = deepcopy(self.regions[name])
-        own = [choice for choice in choices if choice.key[:2] == ("regions", name)]
-        for choice in own:
-            self._assign(spec, (), choice.key[2:], choice)
-        others = {other: self._region(other, choices, variant, inside) for _, other in mentions(spec)}
-        origin = spec.get("from")
-        if isinstance(origin, str) and self._score_is_swept(origin, choices):
-            others[origin] = self._region(origin, choices, variant, inside)
-        axes = frozenset(choice.axis for choice in own).union(*(swept for _, swept in others.values()))
-        if not axes:
-            return name, axes
-        _rename(spec, {old: new for old, (new, _) in others.items()})
-        labels = {choice.axis: choice.label for choice in choices}
-        new = "-".join([name, *(labels[axis] for axis in sorted(axes))])
-        while self.regions.get(new, spec) != spec:
-            new = f"{variant}.{new}"
-        if new not in self.regions:
-            self.regions[new] = spec
-            self._copy_lines(("regions", name), ("regions", new))
-            last = next(choice for choice in reversed(choices) if choice.axis in axes)
-            self.lines["regions", new] = where_is(self.path, self.lines, last.source)
-            for choice in own:
-                move_line(self.lines, ("regions", new, *choice.key[2:]), where_is(self.path, self.lines, choice.source))
-        return new, axes
-
-    def _score_is_swept(self, name: str, choices: Sequence[_Choice]) -> bool:
-        """Say whether the score that a region has or takes `from` another is not the same at all points."""
-        seen: set[str] = set()
-        while isinstance(name, str) and name not in seen:
-            seen.add(name)
-            if any(c.key[:2] == ("regions", name) and c.key[2] in ("score", "from") for c in choices):
-                return True
-            name = self.regions.get(name, {}).get("from")
-        return False
-
-    def _assign(self, data: Any, prefix: KeyPath, key: KeyPath, choice: _Choice) -> None:
-        if not assign(data, key, deepcopy(choice.value)):
-            dotted = ".".join(str(part) for part in choice.key)
-            self._problem((*choice.source[:-2], "set"), f"the recipe has no such place as {dotted}")
-        elif prefix:
-            move_line(self.lines, (*prefix, *key), where_is(self.path, self.lines, choice.source))
-
-    def _copy_lines(self, old: KeyPath, new: KeyPath) -> None:
-        for key in [key for key in self.lines if key[: len(old)] == old]:
-            self.lines[(*new, *key[len(old) :])] = self.lines[key]
-
-    def _refuse_twins(self, name: str, axes: Sequence[str], points: Mapping[str, tuple[Any, ...]]) -> None:
+    def _refuse_twins(self, axes: Mapping[str, Node], points: Mapping[str, tuple[Node, ...]]) -> None:
         """Two points that do the same are a mistake: an axis sets keys that one of them does not use."""
-        for one, other in itertools.combinations(points, 2):
-            if self.variants[one] == self.variants[other]:
-                pairs = zip(axes, points[one], points[other], strict=True)
+        seen: dict[Hashable, str] = {}
+        for other in points:
+            one = seen.setdefault(fingerprint(self.variants[other]), other)
+            if one != other:
+                pairs = zip(axes.values(), points[one], points[other], strict=True)
                 axis = next(axis for axis, value, another in pairs if value != another)
-                what = f"{one} and {other} would be the same: nothing that they use is set by this axis"
-                self._problem(("variants", name, "sweep", axis), what)
+                self._problem(axis, f"{one} and {other} would be the same: nothing that they use is set by this axis")
                 return
 
-    def _problem(self, key: KeyPath, what: str) -> None:
-        self.problems.append(Problem(where_is(self.path, self.lines, key), what))
+    def _problem(self, node: Node, what: str) -> None:
+        self.problems.append(Problem(node.where, what))
+
+
+def _without_sweep(variant: Node) -> Node:
+    """Return what is the same at all points, which are only measured unless it says otherwise."""
+    assert isinstance(variant.value, Mapping)
+    rest = {key: value for key, value in variant.value.items() if key != "sweep"}
+    return Node({"write": Node(False, variant.where), **rest}, variant.where)
+
+
+def _repeated(values: Sequence[Node]) -> Iterator[Node]:
+    """The values that stood there before."""
+    seen: set[Hashable] = set()
+    for value in values:
+        known = fingerprint(value)
+        if known in seen:
+            yield value
+        seen.add(known)
 
 
 def _key(text: str) -> KeyPath:
@@ -204,19 +225,14 @@ def _labels(values: Sequence[Any]) -> list[str]:
     return labels if usable else [str(i) for i in range(1, len(values) + 1)]
 
 
-def _uses(variant: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    """The places in a variant that name a region: a mapping and its key."""
-    for operation in variant.get("operations", ()):
-        if isinstance(operation, dict):  # swept values may be anything until the schema has seen them
-            yield from ((operation, kind) for kind in OPERATIONS if kind in operation)
-    if "freeze" in variant:
-        yield variant, "freeze"
-
-
-def _rename(spec: dict[str, Any], names: Mapping[str, str]) -> None:
-    """Give the regions that a region is made from their names at a point."""
-    if isinstance(spec.get("combine"), str):
-        spec["combine"] = renamed(spec["combine"], names)
-    for holder, key in ((spec.get("dimensions"), "of"), (spec.get("control"), "of"), (spec, "from")):
-        if isinstance(holder, dict) and holder.get(key) in names:
-            holder[key] = names[holder[key]]
+def _uses(variant: Node) -> Iterator[tuple[KeyPath, Node]]:
+    """The places in a variant that name a region, and what stands there."""
+    operations = variant.child("operations")
+    for i, operation in enumerate(operations.items() if operations is not None else ()):
+        for kind in OPERATIONS:
+            region = operation.child(kind)
+            if region is not None and isinstance(region.value, str):
+                yield ("operations", i, kind), region
+    frozen = variant.child("freeze")
+    if frozen is not None and isinstance(frozen.value, str):
+        yield ("freeze",), frozen

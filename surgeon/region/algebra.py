@@ -14,6 +14,7 @@ from surgeon.region.region import Region
 
 _TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)|(?P<sign>[&|~()-]))")
 _LOOSEST_FIRST = ("|", "&", "-")
+MOST_SIGNS = 200  # of one expression, which is read and evaluated recursively
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,17 @@ def parse(text: str) -> Expression:
     Raises:
         ValueError: it is not one; the message says where it breaks.
     """
-    tokens, position = [], 0
-    while text[position:].strip():
+    tokens, signs, position = [], 0, 0
+    text = text.rstrip()
+    while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
             raise ValueError(f"{text!r} cannot be read at {text[position:].strip()!r}; use names, & | - ~ and ( )")
         tokens.append(match[0].strip())
         position = match.end()
+        signs += match["sign"] is not None
+        if signs > MOST_SIGNS:
+            raise ValueError(f"more than {MOST_SIGNS} signs; give parts of the expression names of their own")
     result = _binary(tokens, 0, text)
     if tokens:
         raise ValueError(f"{text!r} cannot be read at {tokens[0]!r}; two regions need & | or - between them")

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from surgeon.checkpoint.storage import replacing
+from surgeon.errors import RecipeError
 from surgeon.plan.plan import Plan
+from surgeon.recipe.lines import plain
+from surgeon.recipe.plain_yaml import read_yaml
 from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.words import interval, language_name, number, percent, visible
@@ -27,7 +28,6 @@ REBUILD = "<!-- surgeon: rebuild -->"
 
 _FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LONGEST_CARD = 1 << 20  # characters of the source's card that are read
-_DEEPEST = 50  # lists and mappings inside each other
 _FORMS = {
     "license": re.compile(r"[\w.+-]{1,64}", re.ASCII),
     "license_name": re.compile(r"[\w.+-]{1,96}", re.ASCII),
@@ -65,23 +65,15 @@ class SourceCard:
         fields = {key: data[key] for key, form in _FORMS.items() if _has_form(data.get(key), form)}
         given = data.get("language")
         listed = given if isinstance(given, list) else [given]
-        codes = ("no" if code is False else code for code in listed)  # YAML reads a bare `no` as false
-        return cls(fields, tuple(dict.fromkeys(str(code) for code in codes if _has_form(code, _LANGUAGE))))
+        return cls(fields, tuple(dict.fromkeys(str(code) for code in listed if _has_form(code, _LANGUAGE))))
 
 
-def _front_matter_of(text: str) -> dict[Any, Any]:
-    """Return a card's metadata, or {}. The fast reader overflows the stack on deep nesting, so depth is looked at."""
-    found, loader = _FRONT.match(text), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    if found is None:
-        return {}
-    depth = 0
+def _front_matter_of(text: str) -> dict[str, Any]:
+    """Return a card's metadata; nothing if it is damaged or beyond the limits of what is read."""
+    found = _FRONT.match(text)
     try:
-        for event in yaml.parse(found[1], Loader=loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEEPEST:
-                return {}
-        data = yaml.load(found[1], Loader=loader)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        data = plain(read_yaml(found[1], lambda line: f"README.md:{line}")[0]) if found is not None else {}
+    except RecipeError:
         return {}
     return data if isinstance(data, dict) else {}
 

@@ -23,7 +23,7 @@ from surgeon.checkpoint import remote
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.storage import header_bytes
 from surgeon.diff.comparison import compare
-from surgeon.errors import EnvironmentFailure, InputError, SurgeonError
+from surgeon.errors import EnvironmentFailure, InputError, RecipeError, SurgeonError
 from surgeon.recipe.reading import load_recipe
 from surgeon.report.inspection import look_at
 
@@ -293,6 +293,13 @@ def test_a_donor_on_the_hub_gives_only_what_is_taken(hub_here: LoopbackHub, mode
     marker = json.loads((tmp_path / "out" / "variants" / "v" / "surgeon.json").read_text())
     assert marker["operations"] == [{"restore": "one", "from": f"hf://org/donor@{commit}"}]
     assert marker["donors"] == {f"hf://org/donor@{commit}": f"hf://org/donor@{commit}"}
+
+
+def test_a_donor_that_the_hub_has_not_is_said_with_its_line(hub_here: LoopbackHub, model: Path, tmp_path: Path) -> None:
+    path = recipe(tmp_path, model=str(model), variants={"v": {"operations": [{"restore": "one", "from": "org/none"}]}})
+    line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if "org/none" in text)
+    with pytest.raises(RecipeError, match=rf"recipe\.yaml:{line}: org/none"):
+        surgeon.plan_recipe(path)
 
 
 def test_a_whole_variant_downloads_through_the_cache_resumes_and_never_writes_there(

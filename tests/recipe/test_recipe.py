@@ -61,6 +61,10 @@ MISTAKES = {
     "fraction": ("top: 0.01", "top: 1.5", "recipe.yaml:7: regions.core.select.top: input should be less than or equal"),
     "zero": ("top: 0.01", "top: 0", "recipe.yaml:7: regions.core.select.top: input should be greater than 0"),
     "text for a number": ("top: 0.01", "top: 1e-2", "recipe.yaml:7: regions.core.select.top: YAML reads 1e-2 as text"),
+    "a small number as text": ("top: 0.01", "top: 1e-05", "text, not as a number; write 1.0e-05"),
+    "one": ("top: 0.01", "top: 1", "recipe.yaml:7: regions.core.select.top: 1 would be all entries: write 0.01"),
+    "percent": ("top: 0.01", "top: 5", "less than or equal to 1 (got 5; 5 % is 0.05)"),
+    "infinity": ("top: 0.01", "top: .inf", "recipe.yaml:7: .inf is not a finite number"),
     "no": ("[ar, es]", "[ar, no]", "recipe.yaml:6: YAML reads the bare word `no` as false; write 'no' in quotes"),
     "region": ("{zero: core}", "{zero: coer}", "recipe.yaml:10: no region 'coer'; did you mean 'core'?"),
     "operation": ("{zero: core}", "{zeroo: core}", "recipe.yaml:10: unknown operation 'zeroo'; did you mean 'zero'?"),
@@ -137,6 +141,67 @@ def test_overrides_reach_any_field_and_are_named_in_errors(tmp_path: Path) -> No
         load_recipe(path, ["verify.tokens=many"])
     with pytest.raises(InputError, match="write --set PATH=VALUE"):
         load_recipe(path, ["verify"])
+    with pytest.raises(InputError, match=r"--set name.x=1: the recipe has no such place"):
+        load_recipe(path, ["name.x=1"])
+
+
+def test_an_override_of_a_name_that_is_not_there_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    for override, message in {
+        "regions.kore.select.top=0.1": "--set regions.kore.select.top: no region 'kore'; did you mean 'core'?",
+        "variants.cat.write=false": "--set variants.cat.write: no variant 'cat'; did you mean 'cut'?",
+    }.items():
+        with pytest.raises(InputError) as caught:
+            load_recipe(path, [override])
+        assert str(caught.value) == message
+    assert "new" in load_recipe(path, ["regions.new={select: {random: 0.1}}"]).recipe.regions
+
+
+def test_an_override_s_value_is_yaml_by_the_rules_of_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    with pytest.raises(RecipeError, match=r"--set verify.languages.0: YAML reads the bare word `no` as false"):
+        load_recipe(path, ["verify.languages=[x]", "verify.languages.0=no"])
+    with pytest.raises(RecipeError, match=r"--set name: lists and mappings are nested more than"):
+        load_recipe(path, ["name=" + "[" * 60_000])
+    assert load_recipe(path, ["regions.core.include=[x]", "regions.core.include.0=*.weight"]).recipe.regions[
+        "core"
+    ].include == ["*.weight"]  # no YAML, and so the text that it is
+
+
+def test_all_of_a_share_must_be_meant(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD.replace("top: 0.01", "top: 1.0"))).recipe
+    assert recipe.regions["core"].select is not None
+    assert recipe.regions["core"].select.top == 1
+    assert load_recipe(write(tmp_path, resolved_yaml(recipe))).recipe == recipe
+
+
+def test_a_corpus_of_files_is_resolved_to_the_same_corpus(tmp_path: Path) -> None:
+    corpus = "corpus: {ar: {file: a.jsonl, field: body}, es: {dataset: org/es, split: test}, ru: r.txt}\noutput:"
+    recipe = load_recipe(write(tmp_path, GOOD.replace("output:", corpus))).recipe
+    assert load_recipe(write(tmp_path, resolved_yaml(recipe))).recipe == recipe
+
+
+def test_many_problems_are_cut_short(tmp_path: Path) -> None:
+    found = problems(tmp_path, GOOD + "".join(f"key{i}: 1\n" for i in range(300)))
+    assert len(found) == 101
+    assert found[0].startswith("recipe.yaml:14: unknown key 'key0'")
+    assert found[-1] == "recipe.yaml:114: and more, from here on"
+    (one,) = problems(tmp_path, GOOD + "x" * 100_000 + ": 1\n")
+    assert len(one) < 1200
+
+
+def test_chains_of_regions_end(tmp_path: Path) -> None:
+    """What follows regions to those that they are made from does so within limits."""
+
+    def chain(key: str, length: int) -> str:
+        rows = "".join(f"  a{i}: {{{key.format(f'a{i + 1}')}}}\n" for i in range(length))
+        return GOOD.replace("regions:\n", f"regions:\n{rows}  a{length}: {{combine: core}}\n")
+
+    assert len(load_recipe(write(tmp_path, chain("combine: {}", 20))).recipe.regions) == 23
+    assert any(
+        "is made from a chain of more than 32 others" in p for p in problems(tmp_path, chain("combine: {}", 5000))
+    )
+    assert any("has no score to take" in p for p in problems(tmp_path, chain("from: {}", 5000)))
 
 
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
@@ -144,6 +209,10 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.yaml")
     with pytest.raises(RecipeError, match="a recipe is a mapping"):
         load_recipe(write(tmp_path, "- a\n- b\n"))
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:1: longer than 1,048,576 bytes"):
+        load_recipe(write(tmp_path, GOOD + "# " + "x" * (1 << 20)))
+    with pytest.raises(InputError, match="cannot read the recipe"):
+        load_recipe(Path("a\0b"))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not UTF-8"):
         load_recipe(tmp_path / "binary.yaml")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 import yaml
@@ -155,10 +158,12 @@ MISTAKES = {
     "key": ("select.top", "select.topp", "recipe.yaml:19: unknown key 'topp'; did you mean 'top'?"),
     "no place": ("select.top", "score.languages.7", "recipe.yaml:17: the recipe has no such place as regions.core"),
     "elsewhere": ("regions.core.select.top", "verify.tokens", "recipe.yaml:17: 'verify.tokens' cannot be swept"),
+    "a very long key": ("regions.core.select.top", "operations" + ".0" * 10_000, "recipe.yaml:17: 'operations.0.0"),
     "operand": ("regions.core.select.top", "operations.0.zero", "recipe.yaml:19: variants.cut-0.001.operations.0"),
     "no effect": ("{zero: core}", "{zero: rest}", "recipe.yaml:16: cut-0.001 and cut-0.03 would be the same"),
     "name": ("  plain:", "  cut-0.03:", "recipe.yaml:15: 'cut-0.03' would be the name of two variants"),
     "nothing to do": ("verify: {tokens: 8}\n", "", "recipe.yaml:15: nothing would come of it: add `verify:`"),
+    "nothing to do, with a word": ("verify: {tokens: 8}", "verify:", "nothing would come of it: add `verify:`"),
     "expectation": (
         "tokens: 8", "tokens: 8, expect: [{variant: cut-0.3, ratio_at_least: 2}]",
         "recipe.yaml:22: no variant 'cut-0.3'; did you mean 'cut-0.03'?",
@@ -174,6 +179,76 @@ def test_a_mistake_is_named_with_its_line(mistake: str, tmp_path: Path) -> None:
     old, new, message = MISTAKES[mistake]
     found = problems(tmp_path, **{old: new})
     assert any(message in problem for problem in found), found
+
+
+def test_all_mistakes_of_a_sweep_come_at_once(tmp_path: Path) -> None:
+    found = problems(tmp_path, **{
+        "verify: {tokens: 8}\n": "", "- 0.03": "- 3", "name: r": "nmae: r", "{zero: rest}": "{zero: rset}",
+    })  # fmt: skip
+    assert [line.split(": ", 1)[0] for line in found] == [f"recipe.yaml:{line}" for line in (1, 2, 15, 20, 21)]
+
+
+def test_a_mistake_at_all_points_is_named_once(tmp_path: Path) -> None:
+    grid = "      again: {set: operations.0.by, to: [1, two, 3]}\n      fraction:"
+    found = problems(tmp_path, **{"{zero: core}": "{scale: core, by: 1}", "      fraction:": grid})
+    assert len(found) == 1
+    assert found[0].startswith("recipe.yaml:16: variants.cut-two-0.001.operations.0.by: ")
+
+
+def test_what_is_written_cannot_name_what_a_sweep_adds(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, **{"{zero: rest}": "{zero: core-0.03}"})
+    assert found == "recipe.yaml:21: no region 'core-0.03'; did you mean 'core'?"
+
+
+def steps(folder: Path, points: int) -> int:
+    """How many instructions of ours it takes to load a sweep over so many points."""
+    values = "".join(f"          - {(i + 1) / 1000}\n" for i in range(points))
+    load(folder, **{"          - 0.001\n          - 0.03\n": values})
+    taken = 0
+
+    def traced(frame: FrameType, event: str, arg: object) -> Callable[..., Any] | None:
+        nonlocal taken
+        if "surgeon" not in Path(frame.f_code.co_filename).parts:
+            return None
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        taken += event == "opcode"
+        return traced
+
+    before = sys.gettrace()
+    sys.settrace(traced)
+    try:
+        load_recipe(folder / "recipe.yaml")
+    finally:
+        sys.settrace(before)
+    return taken
+
+
+def test_the_work_grows_with_the_number_of_points_and_no_faster(tmp_path: Path) -> None:
+    five, ten, twenty = (steps(tmp_path, points) for points in (5, 10, 20))
+    assert twenty - ten == pytest.approx(2 * (ten - five), rel=0.02)
+
+
+def test_a_grid_too_large_to_carry_out_is_refused(tmp_path: Path) -> None:
+    axes = "".join(f"      a{i}: {{set: operations.0.by, to: {list(range(60))}}}\n" for i in range(8))
+    found = problems(
+        tmp_path, **{"{zero: core}": "{scale: core, by: 1}", "      fraction:\n": f"{axes}      fraction:\n"}
+    )
+    assert found == ["recipe.yaml:15: its points would have more than 200,000 values in all"]
+
+
+def test_many_keys_at_many_points_are_refused(tmp_path: Path) -> None:
+    keys, values = ["operations.0.zero"] * 20_000, list(range(20_000))
+    found = problems(tmp_path, **{
+        "set: regions.core.select.top": f"set: {keys}", "to:\n          - 0.001\n          - 0.03": f"to: {values}",
+    })  # fmt: skip
+    assert found == ["recipe.yaml:15: its points would have more than 200,000 values in all"]
+
+
+def test_regions_made_from_one_in_many_ways_are_followed_once(tmp_path: Path) -> None:
+    """Each of thirty uses the next one twice: a billion ways from the first to the last."""
+    ladder = "".join(f"  a{i}: {{combine: a{i + 1} & ~a{i + 1}}}\n" for i in range(30)) + "  a30: {combine: core}\n"
+    recipe = load(tmp_path, **{"regions:\n": f"regions:\n{ladder}", "[{zero: core}]": "[{zero: a0}]"}).recipe
+    assert recipe.regions["a0-0.03"].combine == "a1-0.03 & ~a1-0.03"
 
 
 def test_a_mistake_outside_of_the_sweep_is_named_once(tmp_path: Path) -> None:

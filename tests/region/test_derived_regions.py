@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import surgeon
 from surgeon.checkpoint.naming import scope
 from surgeon.errors import RecipeError
-from surgeon.region.algebra import parse
+from surgeon.region.algebra import MOST_SIGNS, parse
 from surgeon.region.coordinates import entry, fullest_lines, lines, residual_dimensions
 from surgeon.region.region import Region
 
@@ -60,6 +60,19 @@ def test_algebra_is_that_of_python_sets(text: str) -> None:
 def test_what_is_no_expression_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"lacks|cannot be read"):
         parse(text)
+
+
+def test_long_expressions_are_read_within_limits() -> None:
+    """Reading and evaluating are recursive, so that what is very long, or very deep, is refused."""
+    for text in (
+        "~" * MOST_SIGNS + "a",
+        "b - " * MOST_SIGNS + "a",
+        "(" * (MOST_SIGNS // 2) + "a" + ")" * (MOST_SIGNS // 2),
+    ):
+        assert parse(text).evaluate(REGIONS).indices("t").size < 8
+        for longer in (f"~{text}", f"({text})", "(" * 100_000 + text):
+            with pytest.raises(ValueError, match="more than 200 signs"):
+                parse(longer)
 
 
 @given(st.sampled_from([(3, 4), (5,), (2, 3, 4)]), st.data())
@@ -174,6 +187,13 @@ def test_derived_regions_by_recipe(recipe: Callable[..., Path], tmp_path: Path) 
         ("entries: [{tensor: norm, index: [999]}]", "index [999] is outside shape [32]"),
         ("entries: [{tensor: mlp.dwon, rows: [1]}]", "'mlp.dwon' names no role and no tensor"),
         ("entries: [{tensor: mlp.down, columns: [48]}]", "column 48 is outside shape [32, 48]"),
+        ("dimensions: {of: core, rows: 999999}", "999999 rows: the tensors of region 'core' have at most 48"),
+        ("dimensions: {of: core, rows: 1, columns: 49}", "49 columns: the tensors of region 'core' have at most 48"),
+        (
+            "dimensions: {of: core, residual: 33}",
+            "33 residual dimensions: the tensors of region 'core' have at most 32",
+        ),
+        ("dimensions: {of: core, residual: 17, random: true}", "17 residual dimensions at random beside the fullest"),
         ("{select: {random: 0.1}, layers: [7, 9]}", "no tensor of the model is in its scope"),
     ],
 )

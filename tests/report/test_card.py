@@ -111,7 +111,17 @@ def test_a_very_long_card_is_read_in_bounds() -> None:
         f"{chr(ord(c) + 1)}: &{chr(ord(c) + 1)} [*{c}, *{c}, *{c}, *{c}, *{c}, *{c}, *{c}, *{c}]\n"
         for c in "abcdefghij"
     )
-    assert SourceCard.parse(f"---\n{laughs}language: *k\nlicense: mit\n---\n") == SourceCard({"license": "mit"})
+    assert SourceCard.parse(f"---\n{laughs}language: *k\nlicense: mit\n---\n") == SourceCard({})
+
+
+def test_a_card_s_bomb_of_merge_keys_is_not_set_off() -> None:
+    """Half a kilobyte which a reader that merges turns into ten billion pairs; one merge alone costs nothing else."""
+    rows = [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 11)]
+    bomb = "\n".join(["a0: &a0 {x: y}", *rows])
+    assert len(bomb) < 700
+    assert SourceCard.parse(f"---\nlicense: mit\n{bomb}\n---\n") == SourceCard({})
+    merged = "---\na: &a {x: y}\nb: {<<: *a}\nlicense: !!str mit\nlanguage: [no, en]\nvalue: .nan\n---\n"
+    assert SourceCard.parse(merged) == SourceCard({"license": "mit"}, ("no", "en"))
 
 
 def test_a_path_in_the_card_stays_text(hostile_plan) -> None:  # type: ignore[no-untyped-def]
