@@ -82,37 +82,33 @@ def test_a_second_recipe_on_the_same_model_scores_nothing_again(
     recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     surgeon.apply(recipe())
-    monkeypatch.setattr(surgeon.scores.scoring, "compute_score", lambda *args: pytest.fail("scored again"))
+    monkeypatch.setattr("surgeon.scores.sweeps.Sweep.run", lambda *args: pytest.fail("scored again"))
     other = recipe(**{"top: 0.05": "top: 0.02", "name: test": "name: other"})
     report = surgeon.apply(other, output=tmp_path / "other")
     assert report.regions["core"].fraction == pytest.approx(0.02, abs=0.003)
 
 
-def test_scoring_resumes_with_the_language_that_was_interrupted(
-    recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = surgeon.scores.scoring.compute_score
-    scored: list[str] = []
+def test_one_more_language_is_all_that_is_scored(recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    from surgeon.scores.sweeps import Sweep
 
-    def interrupted(path, loaded, tensors, language, *rest):  # type: ignore[no-untyped-def]
-        if language == "fr" and not scored.count("fr"):
-            scored.append("fr")
-            raise KeyboardInterrupt
-        scored.append(language)
-        return real(path, loaded, tensors, language, *rest)
+    real, scored = Sweep.run, []
 
-    monkeypatch.setattr(surgeon.scores.scoring, "compute_score", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        surgeon.apply(recipe())
-    surgeon.apply(recipe())
-    assert scored == ["de", "fr", "fr"]
+    def noted(self, *rest):  # type: ignore[no-untyped-def]
+        scored.append(list(self.sequences))
+        return real(self, *rest)
+
+    monkeypatch.setattr(Sweep, "run", noted)
+    surgeon.apply(recipe(**{"languages: [de, fr]": "languages: [de]"}))
+    surgeon.apply(recipe(), output="elsewhere")
+    assert scored == [["de"], ["fr"]]
 
 
 def test_scores_follow_the_text_and_the_weights(
     recipe: RecipeMaker, make_model: Callable[..., Path], texts: dict[str, str]
 ) -> None:
     from surgeon.api import plan_recipe
-    from surgeon.scores.cache import ScoreSettings, score_path
+    from surgeon.scores.cache import score_path
+    from surgeon.scores.settings import ScoreSettings
 
     settings = ScoreSettings(4, 32, 4, "signed", "float32")
     made = plan_recipe(recipe())

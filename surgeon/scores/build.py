@@ -58,12 +58,23 @@ def _dimensions(region: Region, spec: DimensionsSpec, config: Mapping[str, Any])
 
 
 def _control(plan: Plan, region: RegionPlan, of: Region, scores: Sequence[ScoreSet], jobs: int) -> Region:
-    """Draw a control, tensor by tensor; its masks are kept, at some 0.1 bits a parameter."""
-    score_set = next((item for item in scores if item.spec == region.score), None)
+    """Draw a control, tensor by tensor; one of a selected region is kept as that is."""
+    assert region.spec.control is not None
+    source = plan.regions[region.spec.control.of]
+    # A control depends on whatever its region's entries do, also where it is not drawn by their scores itself.
+    score_set = next((item for item in scores if item.spec == source.score), None)
+    keys, is_kept = score_set.keys if score_set is not None else {}, source.select is not None
+    kept = load_region(plan, region, keys, jobs) if is_kept else None
+    if kept is not None:
+        return kept
     if score_set is not None and region.name in score_set.regions:
-        return keep_region(plan, region, score_set.keys, jobs, score_set.regions[region.name])
-    ranking = summed(list(score_set.readers.values())) if score_set is not None and score_set.readers else None
-    return Region.from_indices({name: draw_like(plan, region, of, name, ranking) for name in of}, of.shapes)
+        drawn = score_set.regions[region.name]
+    else:
+        ranking = summed(list(score_set.readers.values())) if score_set is not None and score_set.readers else None
+        drawn = Region(
+            of.shapes, lambda name: encode_indices(draw_like(plan, region, of, name, ranking), of.shapes[name])
+        )
+    return keep_region(plan, region, keys, jobs, drawn) if is_kept else drawn
 
 
 def _build(plan: Plan, region: RegionPlan, scores: Sequence[ScoreSet], jobs: int) -> Region:

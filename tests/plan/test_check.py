@@ -40,9 +40,7 @@ MONOLINGUAL = {
 
 @pytest.fixture
 def no_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        surgeon.scores.scoring, "compute_score", lambda *args: pytest.fail("scored before the objection")
-    )
+    monkeypatch.setattr("surgeon.scores.sweeps.Sweep.run", lambda *args: pytest.fail("scored before the objection"))
 
 
 def test_every_variant_reports_what_it_edits_and_not_what_the_plan_allowed(

@@ -151,7 +151,7 @@ def test_mistakes_in_a_recipe_are_named(spec: dict[str, str], message: str, reci
 def test_all_languages_that_have_too_little_text_are_said_before_scoring(
     recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(surgeon.scores.scoring, "compute_score", lambda *args: pytest.fail("scored"))
+    monkeypatch.setattr("surgeon.scores.sweeps.Sweep.run", lambda *args: pytest.fail("scored"))
     corpus = {
         "de": str(write(tmp_path / "de.txt", ["a", "b"])),
         "fr": str(write(tmp_path / "fr.txt", ["only one"])),
