@@ -32,6 +32,7 @@ from surgeon.report.data import (
     VariantReport,
     check_expectations,
     generation,
+    overlap_reports,
     perplexity,
     region_report,
     summarize,
@@ -234,6 +235,7 @@ def make_report(run: Run, written: Mapping[str, Written], found: Verification, m
             for language, file in item.files.items()
         ],
         regions={name: _region_report(the_plan, name, region) for name, region in run.regions.items()},
+        overlaps=overlap_reports(run.regions),
         variants={name: _variant_report(the_plan, name, written.get(name)) for name in the_plan.variants},
         sweeps={name: sweep_report(sweep) for name, sweep in the_plan.file.sweeps.items()},
         method=method,

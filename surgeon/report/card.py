@@ -19,7 +19,8 @@ from surgeon.checkpoint.storage import replacing
 from surgeon.plan.plan import Plan
 from surgeon.region.region import Region
 from surgeon.report.data import Report
-from surgeon.report.words import language_name, number, percent, visible
+from surgeon.report.words import number, percent, visible
+from surgeon.text.languages import language_name
 
 FIGURE = "figures/perplexity.png"
 # Where `surgeon push` says how to rebuild the variant; only then is the repository's name known.

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from surgeon.model.continuations import Continuation, Stopped
 from surgeon.model.perplexity import Measure, geometric_mean
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.recipe.sweeps import Sweep
-from surgeon.region.dimensions import SPREAD_AT, profile
+from surgeon.region.dimensions import SPREAD_AT, Trace, profile
+from surgeon.region.overlap import likenesses
 from surgeon.region.region import Region
+from surgeon.report.words import roles_in_order
 
 SCHEMA_VERSION = 1
+MOST_COLUMNS = 600  # of a scan
 
 
 class Model(BaseModel):
@@ -61,6 +68,26 @@ class DimensionCount(Model):
     tensors: int
 
 
+class Scan(Model):
+    """How a region runs along the residual stream: a row per role and layer, a column per dimension, or per few.
+
+    `levels` holds a byte per cell, row by row, compressed by zlib, in base64: the share of the dimension's entries
+    there that are selected, as 255 times its square root. Where a column stands for `width` neighbouring dimensions
+    it has the share of the fullest of them, so that a single dimension stays as bright as it is.
+    """
+
+    rows: list[tuple[int | None, str]]
+    columns: int
+    width: int
+    levels: str
+
+    def shares(self) -> NDArray[np.float64]:
+        """Return the shares: float64 of shape (rows, columns), exact to about 1/255 of their square root."""
+        levels = np.frombuffer(zlib.decompress(base64.b64decode(self.levels)), dtype=np.uint8)
+        shares: NDArray[np.float64] = np.square(levels / 255.0).reshape(len(self.rows), self.columns)
+        return shares
+
+
 class RegionReport(Model):
     """A region as it was cut. `fraction` is the density reached: selected / in scope.
 
@@ -78,6 +105,16 @@ class RegionReport(Model):
     spreads: dict[str, SpreadReport] = {}
     hidden_size: int | None = None
     dimensions: list[DimensionCount] = []
+    scan: Scan | None = None
+
+
+class OverlapReport(Model):
+    """Two regions: the Jaccard index of their entries, and that of random entries in their numbers."""
+
+    left: str
+    right: str
+    jaccard: float
+    by_chance: float
 
 
 class Perplexity(Model):
@@ -91,12 +128,25 @@ class Perplexity(Model):
     bits_per_byte: float
 
 
+class Ratio(Model):
+    """A perplexity as a multiple of the base's; `low` and `high` are the ends of its interval, if one was made."""
+
+    ratio: float
+    low: float | None = None
+    high: float | None = None
+
+
 class Summary(Model):
-    """A model over all languages; ratios are of geometric means, `log` the natural logarithm of the mean."""
+    """A model over all languages; ratios are of geometric means, `log` the natural logarithm of the mean.
+
+    `low` and `high` are the ends of the ratio's interval, if one was made.
+    """
 
     geometric_mean_perplexity: float
     log_geometric_mean_perplexity: float
     ratio_to_base: float
+    low: float | None = None
+    high: float | None = None
 
 
 class VariantReport(Model):
@@ -180,10 +230,12 @@ class Report(Model):
     model: ModelReport
     scores: list[ScoreReport] = []
     regions: dict[str, RegionReport] = {}
+    overlaps: list[OverlapReport] = []
     variants: dict[str, VariantReport] = {}
     sweeps: dict[str, SweepReport] = {}
     method: dict[str, Any] = {}
     perplexity: dict[str, dict[str, Perplexity]] = {}
+    ratios: dict[str, dict[str, Ratio]] = {}
     summary: dict[str, Summary] = {}
     generations: dict[str, list[Generation]] = {}
     expectations: list[Expectation] = []
@@ -241,7 +293,37 @@ def region_report(region: Region, config: Mapping[str, Any], origin: str) -> Reg
         spreads={role: SpreadReport(rows=list(s.rows), columns=list(s.columns)) for role, s in found.spreads.items()},
         hidden_size=found.hidden_size,
         dimensions=[DimensionCount(**asdict(dimension)) for dimension in found.dimensions],
+        scan=scan_report(found.traces),
     )
+
+
+def scan_report(traces: Sequence[Trace]) -> Scan | None:
+    """Pack the traces of a region, role by role, each from the first layer to the last; None if there are none."""
+    roles = roles_in_order([trace.role for trace in traces])
+    inside = sorted(
+        (trace for trace in traces if trace.layer is not None),
+        key=lambda trace: (roles.index(trace.role), trace.layer),
+    )
+    if not inside:
+        return None
+    shares = np.stack([trace.shares for trace in inside])
+    width = math.ceil(shares.shape[1] / MOST_COLUMNS)
+    shares = np.maximum.reduceat(shares, np.arange(0, shares.shape[1], width), axis=1)
+    levels = np.rint(255 * np.sqrt(shares)).astype(np.uint8)
+    return Scan(
+        rows=[(trace.layer, trace.role) for trace in inside],
+        columns=shares.shape[1],
+        width=width,
+        levels=base64.b64encode(zlib.compress(levels.tobytes(), 9)).decode("ascii"),
+    )
+
+
+def overlap_reports(regions: Mapping[str, Region]) -> list[OverlapReport]:
+    """Compare every two regions of a run."""
+    return [
+        OverlapReport(left=left, right=right, jaccard=found.jaccard, by_chance=found.by_chance)
+        for (left, right), found in likenesses(regions).items()
+    ]
 
 
 def perplexity(measured: Measure) -> Perplexity:

@@ -22,13 +22,13 @@ from surgeon.report.words import (
     bounds,
     coordinate,
     from_log,
-    language_name,
     number,
     percent,
     size,
     stopped_note,
     visible,
 )
+from surgeon.text.languages import language_name
 
 
 def _style(ratio: float) -> str:
