@@ -175,7 +175,7 @@ def write_cards(run: Run, written: Mapping[str, Written], report: Report) -> dic
     result = dict(written)
     for name, item in written.items():
         if name in report.perplexity and item.path.is_dir():  # a patch is a file
-            write_card(item.path, model_card(run.plan, name, run.regions_of(name), report), report)
+            write_card(item.path, model_card(run.plan, name, run.regions_of(name), report), report, name)
             result[name] = replace(item, files=files_below(item.path))
     return result
 

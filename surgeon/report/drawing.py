@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +29,10 @@ PALETTE = {
     "series-0": ("#c2410c", "#ff9e64"), "series-1": ("#0b6bcb", "#6cb6ff"), "series-2": ("#17693a", "#6fd08c"),
     "series-3": ("#8b3fc7", "#d2a8ff"), "series-4": ("#8a5a00", "#e3b341"), "series-5": ("#0f6a63", "#5eead4"),
     "series-6": ("#be185d", "#f9a8d4"), "series-7": ("#44546a", "#b6c2d1"),
-    "cool-3": ("#0b5fa5", "#6cb6ff"), "cool-2": ("#5c9ed0", "#3c78ac"), "cool-1": ("#b5d5ee", "#234764"),
+    "cool-3": ("#0b5fa5", "#6cb6ff"), "cool-2": ("#5c9ed0", "#2f628f"), "cool-1": ("#b5d5ee", "#234764"),
     "none": ("#e6e9ee", "#2a313b"),
-    "heat-1": ("#fde4cf", "#4a2c1c"), "heat-2": ("#fbc495", "#6b3b20"), "heat-3": ("#f59d5c", "#944d22"),
-    "heat-4": ("#dd6b2c", "#c86a30"), "heat-5": ("#b9430f", "#f08c4b"), "heat-6": ("#8c2408", "#ffb784"),
+    "heat-1": ("#fde4cf", "#3d2619"), "heat-2": ("#fbc495", "#5a3420"), "heat-3": ("#f59d5c", "#7b4120"),
+    "heat-4": ("#dd6b2c", "#9c4f1f"), "heat-5": ("#b9430f", "#f08c4b"), "heat-6": ("#8c2408", "#ffb784"),
     "heat-7": ("#5c1206", "#ffe0c7"),
 }  # fmt: skip
 HEAT = [f"heat-{i}" for i in range(1, 8)]
@@ -45,6 +47,7 @@ TIMES = (
     "domain('AXIS')[1] / domain('AXIS')[0] < 6 || indexof(['1', '2', '5'], slice(format(datum.value, 'e'), 0, 1)) >= 0"
     " ? '×' + format(datum.value, datum.value < 1e5 ? ',~g' : '~e') : ''"
 )
+_EXPOSE = "window.vegaEmbed = vegaEmbed;"
 ZOOM = 2.0  # pixels of a PNG per unit of the drawing
 
 
@@ -68,11 +71,11 @@ def colour(name: str) -> str:
     return f"var(--{name})"
 
 
-def finished(chart: altair.Chart | altair.LayerChart | altair.VConcatChart | altair.FacetChart) -> dict[str, Any]:
+def finished(chart: altair.LayerChart | altair.VConcatChart | altair.FacetChart) -> dict[str, Any]:
     """Return a chart's specification, in the common look."""
     text = {"labelColor": colour("ink"), "titleColor": colour("quiet"), "labelFontSize": 12, "titleFontSize": 12}
     look = {
-        "background": None, "font": FONT, "padding": 4,
+        "background": "transparent", "font": FONT, "padding": 4,
         "view": {"stroke": None},
         "text": {"color": colour("ink")}, "rule": {"color": colour("quiet")},
         "axis": {
@@ -85,7 +88,7 @@ def finished(chart: altair.Chart | altair.LayerChart | altair.VConcatChart | alt
         },
         "header": {**text, "titleFontWeight": "normal", "labelFontWeight": "bold"},
     }  # fmt: skip
-    return {**chart.to_dict(), "config": look}
+    return {**chart.to_dict(validate=False), "config": look}
 
 
 def svg(figure: Figure) -> str:
@@ -93,22 +96,28 @@ def svg(figure: Figure) -> str:
 
     To a screen reader it is one picture, under its title; the tables hold what its marks say.
     """
-    import vl_convert
-
-    drawn = re.sub(r' (?:aria-[a-z]+|role)="[^"]*"', "", vl_convert.vegalite_to_svg(figure.spec))
+    drawn = re.sub(r' (?:aria-[a-z]+|role)="[^"]*"', "", _drawn(json.dumps(figure.spec, allow_nan=False)))
     for name in dict.fromkeys(re.findall(r'\bid="([^"]+)"', drawn)):
-        for before, after in ((f'id="{name}"', f'id="{figure.name}-{name}"'), (f"url(#{name})", f"url(#{figure.name}-{name})")):
-            drawn = drawn.replace(before, after)
+        own = f"{figure.name}-{name}"
+        drawn = drawn.replace(f'id="{name}"', f'id="{own}"').replace(f"url(#{name})", f"url(#{own})")
     return drawn.replace("<svg ", f'<svg role="img" aria-label="{escape(figure.title)}" ', 1)
 
 
-def themed(drawn: str, dark: bool, ground: bool = True) -> str:
+@lru_cache(maxsize=64)
+def _drawn(spec: str) -> str:
+    """Draw a specification; a variant's card and the page of its run often show the same."""
+    import vl_convert
+
+    drawn: str = vl_convert.vegalite_to_svg(spec)
+    return drawn
+
+
+def themed(drawn: str, dark: bool) -> str:
     """Fill in the colours of a drawing, on its own ground, so that it looks the same wherever it is shown."""
     for name, pair in PALETTE.items():
         drawn = drawn.replace(f"var(--{name})", pair[dark])
-    if ground:
-        drawn = re.sub(r"(<svg[^>]*>)", rf'\1<rect width="100%" height="100%" fill="{PALETTE["ground"][dark]}"/>', drawn, count=1)
-    return drawn
+    ground = f'<rect width="100%" height="100%" fill="{PALETTE["ground"][dark]}"/>'
+    return re.sub(r"(<svg[^>]*>)", rf"\1{ground}", drawn, count=1)
 
 
 def write_pictures(figure: Figure, drawn: str, folder: Path) -> list[Path]:
@@ -136,13 +145,13 @@ def runtime() -> str:
     """
     import vl_convert
 
-    path = cache_folder() / "page" / f"vega-embed-{vl_convert.__version__}.js"
+    path = cache_folder() / "page" / f"vega-embed-{version('vl-convert-python')}.js"
     if not path.is_file():
         with replacing(path) as staged:
-            staged.write_text(vl_convert.javascript_bundle(), encoding="utf-8")
+            staged.write_text(vl_convert.javascript_bundle(_EXPOSE), encoding="utf-8")
     return path.read_text(encoding="utf-8")
 
 
 def script_data(data: Any) -> str:
     """Return data as JSON that may stand inside a script element: no text of it can end the element."""
-    return re.sub(r"[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(data, ensure_ascii=False))
+    return re.sub(r"[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(data, ensure_ascii=False, allow_nan=False))

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from surgeon.report.data import Report
 from surgeon.report.drawing import COOL, HEAT, SERIES, SHAPES, STRONG, TIMES, Figure, colour, finished
 from surgeon.report.scan import scan_figures
-from surgeon.report.story import Story, log_ratio, own_language, ratio, scored_languages, tell
+from surgeon.report.story import Story, log_ratio, own_language, ratio, regions_of, scored_languages, tell
 from surgeon.report.sweeps import sweep_figure
 from surgeon.report.words import count, number, percent, roles_in_order
 from surgeon.text.languages import language, language_name
@@ -38,11 +38,11 @@ class Ramp:
     labels: tuple[str, ...]
 
     @classmethod
-    def make(cls, title: str, ends: tuple[float, ...], colours: Sequence[str], sign: str = "", lowest: str = "") -> Ramp:
+    def make(cls, title: str, ends: Sequence[float], colours: Sequence[str], sign: str = "", lowest: str = "") -> Ramp:
         """Label the steps from their ends; `lowest` is another label for the first."""
         between = [f"{sign}{low:g} to {high:g}" for low, high in itertools.pairwise(ends)]
         labels = (lowest or f"under {sign}{ends[0]:g}", *between, f"{sign}{ends[-1]:g} and more")
-        return cls(title, ends, tuple(colours), labels)
+        return cls(title, tuple(ends), tuple(colours), labels)
 
     def of(self, value: float) -> dict[str, Any]:
         """Return a value's step, and whether text on its colour takes the ground's; not a number is the last."""
@@ -71,6 +71,15 @@ def figures(report: Report) -> list[Figure]:
     if any(region.spreads for region in report.regions.values()):
         result.append(crowding_figure(report))
     return result
+
+
+def variant_figures(report: Report, variant: str) -> list[Figure]:
+    """Return the figures of one variant's card: what it did, and where its region is if the report describes that."""
+    story = tell(report, variant)
+    result = [perplexity_figure(report.only([variant, *report.measured_alone]), story)]
+    if any(region in report.regions for region in regions_of(report, variant)):
+        result += [figure for figure in scan_figures(report, story) if figure.name == "scan"]
+    return [replace(figure, key=True) for figure in result]
 
 
 def language_groups(report: Report, order: str) -> list[tuple[str, list[str]]]:
@@ -108,11 +117,12 @@ def _rows(report: Report, variants: Sequence[str], story: Story) -> list[dict[st
     rows = []
     for name in variants:
         for code, place in where.items():
-            base, found, times = report.perplexity["base"][code], report.perplexity[name][code], ratio(report, name, code)
-            known, log = language(code), log_ratio(report, name, code)
+            base, found = report.perplexity["base"][code], report.perplexity[name][code]
+            known, log, times = language(code), log_ratio(report, name, code), ratio(report, name, code)
             rows.append({
                 "variant": name, "language": known.name, "label": f"{'• ' if code in scored else ''}{known.name}",
-                "script": known.script, "family": known.family, "scored": "yes" if code in scored else "no", "own": story.own.get(name) == code,
+                "script": known.script, "family": known.family,
+                "scored": "yes" if code in scored else "no", "own": story.own.get(name) == code,
                 "base": number(base.perplexity), "perplexity": number(found.perplexity),
                 "times": f"×{number(times.ratio)}", "said": number(times.ratio),
                 "bits": f"{base.bits_per_byte:.3f} to {number(found.bits_per_byte)}",
@@ -169,30 +179,36 @@ def perplexity_figure(report: Report, story: Story) -> Figure:
     y = alt.Y("label:N", sort=alt.EncodingSortField("rank", op="min"), title=None).axis(
         domain=False, ticks=False, labelPadding=6
     )
-    x = alt.X("ratio:Q", title="perplexity, as a multiple of the base's").scale(type="log", nice=False, padding=8).axis(
-        labelExpr=TIMES.replace("AXIS", "x"), orient="top", grid=True
+    x = (
+        alt.X("ratio:Q", title="perplexity, as a multiple of the base's")
+        .scale(type="log", nice=False, padding=8)
+        .axis(labelExpr=TIMES.replace("AXIS", "x"), orient="top", grid=True)
     )
     lane = alt.YOffset("variant:N", sort=[*story.shown[1:2], *story.shown[:1], *story.shown[2:]])
     looks = series(variants, story)
+    legend = alt.Legend(title=None, values=alt.ExprRef("shown"))
+    colours, shapes = [colour(name) for name, _ in looks], [shape for _, shape in looks]
     key = {
-        "color": alt.Color("variant:N", title=None).scale(domain=variants, range=[colour(look[0]) for look in looks]),
-        "shape": alt.Shape("variant:N", title=None).scale(domain=variants, range=[look[1] for look in looks]),
+        "color": alt.Color("variant:N", legend=legend).scale(domain=variants, range=colours),
+        "shape": alt.Shape("variant:N", legend=legend).scale(domain=variants, range=shapes),
     }
-    stem = chart.mark_rule(strokeWidth=1.4).encode(
-        y=y, yOffset=lane, x=x, x2=alt.X2Datum(1), color=key["color"]
-    )
-    mark = chart.mark_point(filled=True, size=46, opacity=1).encode(y=y, yOffset=lane, x=x, tooltip=_hover(report), **key)
-    broken = chart.transform_filter("datum.broken != ''").mark_text(align="right", dx=-8, fontSize=11).encode(
-        y=y, yOffset=lane, x=x, text="broken:N"
+    stem = chart.mark_rule(strokeWidth=1.4).encode(y=y, yOffset=lane, x=x, x2=alt.X2Datum(1), color=key["color"])
+    mark = chart.mark_point(filled=True, size=46, opacity=1)
+    mark = mark.encode(y=y, yOffset=lane, x=x, tooltip=_hover(report), **key)
+    broken = (
+        chart.transform_filter("datum.broken != ''")
+        .mark_text(align="right", dx=-8, fontSize=11)
+        .encode(y=y, yOffset=lane, x=x, text="broken:N")
     )
     one = alt.Chart().mark_rule(strokeWidth=1.2, color=colour("ink")).encode(x=alt.XDatum(1))
-    layers = [stem, mark, broken, one, *_group_marks(chart, y)]
+    layers = [stem, mark, broken, one, _group_names(chart, y)]
     if report.ratios:
         layers.insert(1, chart.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=5, opacity=0.35).encode(
             y=y, yOffset=lane, x=alt.X("low:Q"), x2="high:Q", color=key["color"]
         ))  # fmt: skip
     spec = alt.layer(*layers).properties(width=470, height={"step": _STEP, "for": "position"})
-    return Figure("perplexity", "What it did, by language", _perplexity_caption(report, story), finished(spec), True, True)
+    text = _perplexity_caption(report, story)
+    return Figure("perplexity", "What it did, by language", text, finished(spec), True, len(story.own) < 2)
 
 
 def _perplexity_caption(report: Report, story: Story) -> str:
@@ -206,7 +222,7 @@ def _perplexity_caption(report: Report, story: Story) -> str:
     return text + (" Bars are intervals." if report.ratios else "")
 
 
-def _group_marks(chart: alt.Chart, y: alt.Y) -> list[alt.Chart]:
+def _group_names(chart: alt.Chart, y: alt.Y) -> alt.Chart:
     """Name each group of languages at the right edge, beside its first language."""
     import altair as alt
 
@@ -215,10 +231,9 @@ def _group_marks(chart: alt.Chart, y: alt.Y) -> list[alt.Chart]:
         .transform_filter("datum.rank == datum.first && datum.group != ''")
         .transform_aggregate(rank="min(rank)", groupby=["group", "label"])
     )
-    named = first.mark_text(align="left", dx=8, fontSize=11, color=colour("quiet")).encode(
-        y=y, x=alt.value("width"), text="group:N"  # type: ignore[arg-type]
-    )
-    return [named]
+    named = first.mark_text(align="left", dx=8, fontSize=11, color=colour("quiet"))
+    drawn: alt.Chart = named.encode(y=y, x=alt.value("width"), text="group:N")
+    return drawn
 
 
 def series(variants: Sequence[str], story: Story) -> list[tuple[str, str]]:
@@ -242,7 +257,9 @@ def ratio_figure(report: Report, story: Story) -> Figure:
     x = alt.X("variant:N", sort=variants, title=None).axis(
         orient="top", labelAngle=0 if level else -40, domain=False, ticks=False, labelLimit=160
     )
-    y = alt.Y("label:N", sort=alt.EncodingSortField("rank", op="min"), title=None).axis(domain=False, ticks=False)
+    y = alt.Y("label:N", sort=alt.EncodingSortField("rank", op="min"), title=None).axis(
+        domain=False, ticks=False, labelPadding=6
+    )
     rows = chart.data.values
     layers = _cells(chart, x, y, rows, RATIOS, _hover(report), not narrow)
     own = any(row["own"] for row in rows)
@@ -250,17 +267,17 @@ def ratio_figure(report: Report, story: Story) -> Figure:
         frame = chart.transform_filter("datum.own").mark_rect(filled=False, stroke=colour("ink"), strokeWidth=1.6)
         layers.append(frame.encode(x=x, y=y))
     wide = 22 if narrow else max(50, 7 * longest + 10) if level else 50
-    spec = alt.layer(*layers, *_group_marks(chart, y)).properties(width=alt.Step(wide), height=alt.Step(_STEP))
+    spec = alt.layer(*layers, _group_names(chart, y)).properties(width=alt.Step(wide), height=alt.Step(_STEP))
     text = (
-        "Languages by variants; each cell is the perplexity as a multiple of the base's. Red is worse, blue is better, "
-        "grey is within 1 % of the base."
+        "Languages by variants; each cell is the perplexity as a multiple of the base's. The warmer the worse; blue is "
+        "better, grey is within 1 % of the base."
     )
     text += " A frame marks the language whose own region the variant cuts." if own else ""
     return Figure("ratios", "Every variant in every language", text, finished(spec), key=len(story.own) > 1)
 
 
 def _cells(
-    chart: alt.Chart, x: alt.X, y: alt.Y, rows: Sequence[Mapping[str, Any]], ramp: Ramp, hover: list[alt.Tooltip], said: bool
+    chart: alt.Chart, x: alt.X, y: alt.Y, rows: list[dict[str, Any]], ramp: Ramp, hover: list[alt.Tooltip], said: bool
 ) -> list[alt.Chart]:
     """Return a map's layers: fields in the colour of their `step`, and what is `said` in them."""
     import altair as alt
@@ -297,8 +314,8 @@ def overlap_figure(report: Report) -> Figure:
     step = 20 if len(names) > 16 else 42
     spec = alt.layer(*layers).properties(width=alt.Step(step), height=alt.Step(22))
     text = (
-        "Entries that two regions share, as a part of those that either has (Jaccard index). Grey: no more and no fewer "
-        "than random regions of their sizes would, within 0.01."
+        "Entries that two regions share, as a part of those that either has (Jaccard index). Grey: no more and no "
+        "fewer than random regions of their sizes would, within 0.01."
     )
     return Figure("overlaps", "Which regions share entries", text, finished(spec))
 
@@ -321,8 +338,9 @@ def crowding_figure(report: Report) -> Figure:
             for axis in ("rows", "columns"):
                 share = getattr(spread, axis)[at]
                 rows.append({
-                    "region": name, "role": role, "axis": axis, "said": f"{100 * share:.2g}" if share < 0.995 else "100",
-                    "exactly": percent(share), **CROWDING.of(100 * share),
+                    "region": name, "role": role, "axis": axis,
+                    "said": f"{100 * share:.2g}" if share < 0.995 else "100", "exactly": percent(share),
+                    **CROWDING.of(100 * share),
                 })  # fmt: skip
     roles = roles_in_order(row["role"] for row in rows)
     y = alt.Y("role:N", sort=roles, title=None).axis(domain=False, ticks=False)
@@ -335,7 +353,7 @@ def crowding_figure(report: Report) -> Figure:
         column=alt.Column("axis:N", sort="descending", title=None)
     )
     text = (
-        "Share, in per cent, of a role's entries that the fullest 1 % of its matrices' rows, and of their columns, hold. "
-        "Spread evenly it is 1 %, by chance a little more; grey is below 3 %."
+        "Share, in per cent, of a role's entries that the fullest 1 % of its matrices' rows, and of their columns, "
+        "hold. Spread evenly it is 1 %, by chance a little more; grey is below 3 %."
     )
     return Figure("crowding", "How far entries crowd into few rows and columns", text, finished(spec))

@@ -1,7 +1,7 @@
 """`report.html`: the report as one page that needs nothing else.
 
-The page is rendered from the report's data alone and loads nothing. Without its script it is complete, pictures included;
-with it the pictures of languages, regions and sweeps become live, and can be ordered, filtered and asked.
+The page is rendered from the report's data alone and loads nothing. Without its script it is complete, pictures
+included; with it they become live, and can be ordered, filtered and asked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 from surgeon.checkpoint.storage import replacing
 from surgeon.report.data import Expectation, Report
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
-from surgeon.report.figures import ORDERS, RATIOS, figures, places
+from surgeon.report.figures import ORDERS, figures, places
 from surgeon.report.story import SAME, log_ratio, ratio, scored_languages, sentence, tell
 from surgeon.report.words import bounds, coordinate, count, is_number, number, percent, size, stopped_note, visible
 from surgeon.text.languages import language, language_name
@@ -49,7 +49,8 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         "coordinate": coordinate, "language": language, "language_name": language_name, "stopped": stopped_note,
         "effect": _effect, "exactly": _exactly, "short": _relative,
     }  # fmt: skip
-    live = {figure.name: {"spec": figure.spec, "fluid": figure.fluid} for figure, _ in drawn if figure.name.startswith(_LIVE)}
+    live = [figure for figure, _ in drawn if figure.name.startswith(_LIVE)]
+    specs = {figure.name: {"spec": figure.spec, "fluid": figure.fluid} for figure in live}
     story = tell(report)
     return environment.get_template("page.html").render(
         report=report,
@@ -60,34 +61,37 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
         runtime=Markup(runtime() if live else ""),
-        data=Markup(script_data({"figures": live, "shown": story.shown, "scans": _scans(report, drawn)})),
-        languages=_languages(report),
+        data=Markup(script_data({"figures": specs, "shown": story.shown, "scans": _scans(report, drawn)})),
+        languages=_languages(report, report.measured_alone),
+        swept={name: _languages(report, list(sweep.points)) for name, sweep in report.sweeps.items()},
         verdicts=[_verdict(item) for item in report.expectations],
         variants=_variants(report),
-        points={name: [_point(report, point, values) for point, values in sweep.points.items()] for name, sweep in report.sweeps.items()},
+        points={
+            name: [_point(report, point, values) for point, values in sweep.points.items()]
+            for name, sweep in report.sweeps.items()
+        },
         orders=ORDERS,
         recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
         facts=_facts(report),
-    )  # fmt: skip
+    )
 
 
 def _scans(report: Report, drawn: Sequence[tuple[Figure, str]]) -> dict[str, Any]:
-    """Return what pointing at a scan needs to know, by figure: its regions, and the rows of the first."""
-    story = tell(report)
-    found = {}
+    """Return what pointing at a scan needs to know: by figure, the scans of its regions."""
+    story, found = tell(report), {}
     for figure, _ in drawn:
         if figure.name.startswith("scan"):
-            names = [figure.name.removeprefix("scan-")] if figure.name != "scan" else [story.region, story.beside]
-            scans = {name: scan for name in names if name is not None and (scan := report.regions[name].scan) is not None}
-            found[figure.name] = {name: scan.model_dump() for name, scan in scans.items()}
+            named = [figure.name.removeprefix("scan-")] if figure.name != "scan" else [story.region, story.beside]
+            scans = {name: report.regions[name].scan for name in named if name is not None}
+            found[figure.name] = {name: scan.model_dump() for name, scan in scans.items() if scan is not None}
     return found
 
 
-def _languages(report: Report) -> list[dict[str, Any]]:
+def _languages(report: Report, variants: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row of the table for each language: names, place in every order, and its figures by variant."""
     if not report.perplexity:
         return []
-    variants, scored, rank = report.measured_alone, scored_languages(report), places(report)
+    scored, rank = scored_languages(report), places(report)
     return [
         {
             "code": code, "known": language(code), "scored": code in scored, "base": base, "ranks": rank[code],

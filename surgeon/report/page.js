@@ -55,7 +55,6 @@ async function enliven(figure) {
   const { spec, fluid } = data.figures[figure.dataset.figure];
   const spot = figure.querySelector(".live");
   figure.classList.add("is-live");
-  if (fluid) spec.width = "container";
   if (spot.clientWidth < 500) spec.config.legend.columns = 1;
   const options = { actions: false, renderer: "svg", ast: true, logLevel: 1, tooltip: { theme: "custom" } };
   const { view } = await vegaEmbed(spot, spec, options);
@@ -65,6 +64,14 @@ async function enliven(figure) {
   spot.firstElementChild?.removeAttribute("role");
   all("[aria-roledescription]", spot).forEach((mark) => mark.removeAttribute("aria-roledescription"));
   views[figure.dataset.figure] = view;
+  if (fluid) {
+    const fit = () => {
+      const slack = Math.floor(Math.min(spot.clientWidth, 672) - drawn.getBoundingClientRect().width);
+      return view.width(Math.max(160, view.width() + slack)).runAsync();
+    };
+    await fit();
+    addEventListener("resize", fit);
+  }
   if (["perplexity", "ratios"].includes(figure.dataset.figure)) await setView(figure.dataset.figure);
   figure.dataset.ready = "yes";
 }

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from surgeon.report.data import RegionReport, Report, Scan
 from surgeon.report.drawing import Figure, colour, finished
-from surgeon.report.story import Story
+from surgeon.report.story import Story, is_control
 from surgeon.report.words import percent
 
 if TYPE_CHECKING:
@@ -78,23 +78,27 @@ def _figure(name: str, regions: list[str], report: Report, key: bool) -> Figure:
 
 
 def _title(regions: list[str]) -> str:
-    return f"Where {regions[0]} is" + (f", and {regions[1]} beside it" if len(regions) > 1 else "")
+    return f"Where {regions[0]} is" + (f", and {regions[1]}" if len(regions) > 1 else "")
 
 
 def _caption(regions: list[str], scans: dict[str, Scan], report: Report) -> str:
     scan = scans[regions[0]]
     of = f", {scan.width} to a column (the fullest counts)" if scan.width > 1 else ""
+    region = report.regions[regions[0]]
     text = (
-        f"Across: the {report.regions[regions[0]].hidden_size:,} dimensions of the residual stream{of}. Down: the roles, "
+        f"Across: the {region.hidden_size:,} dimensions of the residual stream{of}. Down: the roles, "
         "each from the first layer to the last. Light: the share of a dimension's weights there that the region holds. "
         "A bright line from top to bottom is a dimension that recurs through the model"
     )
-    fullest = [str(item.index) for item in report.regions[regions[0]].dimensions[:3]]
+    fullest = [str(item.index) for item in region.dimensions[:3]]
     text += f"; the fullest are {', '.join(fullest)}." if fullest else "."
-    return text + (f" Both are in the same light; {regions[1]}, below, is the control." if len(regions) > 1 else "")
+    if len(regions) > 1:
+        control = ", the control" if is_control(report, regions[1]) else ""
+        text += f" Below, in the same light: {regions[1]}{control}."
+    return text
 
 
-def _panel(name: str, scan: Scan, rows: list[tuple[int | None, str]], full: float) -> alt.LayerChart:
+def _panel(name: str, scan: Scan, rows: list[tuple[int | None, str]], full: float) -> alt.LayerChart | alt.FacetChart:
     """Draw one region on the rows of the first."""
     import altair as alt
 
@@ -102,12 +106,16 @@ def _panel(name: str, scan: Scan, rows: list[tuple[int | None, str]], full: floa
     shares = np.zeros((len(rows), scan.columns))
     shares[[i for i, row in enumerate(rows) if row in at]] = scan.shares()[[at[row] for row in rows if row in at]]
     width, height = _WIDTH, max(210, min(2 * len(rows), 480))
-    x = alt.X("x:Q", title=f"{name}, by residual dimension").scale(domain=[0, scan.columns], nice=False).axis(
-        grid=False, tickCount=5, labelExpr=f"format(datum.value * {scan.width}, 'd')"
+    x = (
+        alt.X("x:Q", title=f"{name}, by residual dimension")
+        .scale(domain=[0, scan.columns], nice=False)
+        .axis(grid=False, tickCount=5, labelExpr=f"format(datum.value * {scan.width}, 'd')")
     )
-    image = alt.Chart(alt.InlineData(values=[{"url": picture(shares, full), "x": 0}])).mark_image(
-        width=width, height=height, aspect=False, smooth=False, align="left", baseline="top"
-    ).encode(x=x, y=alt.value(0), url="url:N")
+    image = (
+        alt.Chart(alt.InlineData(values=[{"url": picture(shares, full), "x": 0}]))
+        .mark_image(width=width, height=height, aspect=False, smooth=False, align="left", baseline="top")
+        .encode(x=x, y=alt.value(0), url="url:N")
+    )
     blocks = _blocks(rows)
     edges = alt.Chart(alt.InlineData(values=blocks[1:] or [{"y": 0}])).mark_rule(color=colour("ground"), strokeWidth=1)
     left_out = [block for block in blocks if not any(role == block["role"] for _, role in scan.rows)]
@@ -135,13 +143,14 @@ def _blocks(rows: list[tuple[int | None, str]]) -> list[dict[str, Any]]:
     ]
 
 
-def _marks(region: RegionReport, scan: Scan) -> alt.LayerChart:
+def _marks(region: RegionReport, scan: Scan) -> alt.LayerChart | alt.FacetChart:
     """Name above the picture the fullest dimensions, as many as stand clear of each other."""
     import altair as alt
 
     kept: list[int] = []
     for item in region.dimensions:
-        if len(kept) < _LABELLED and all(abs(item.index - other) * 12 > (region.hidden_size or 0) for other in kept):
+        clear = all(abs(item.index - other) * 12 > scan.columns * scan.width for other in kept)
+        if clear and len(kept) < _LABELLED:
             kept.append(item.index)
     values = [{"x": index / scan.width + 0.5, "said": str(index)} for index in kept]
     chart = alt.Chart(alt.InlineData(values=values))
@@ -156,10 +165,11 @@ def _lamp(full: float) -> alt.Chart:
 
     ramp = ["#" + bytes(rgb).hex() for rgb in LIGHT]
     scale = alt.Scale(type="pow", exponent=EXPONENT, domain=[0, full], range=ramp, clamp=True)
+    most = f"'{percent(full)} or more'"
     legend = alt.Legend(
-        title="share of the weights along a dimension", orient="bottom", gradientLength=200, format=".0%",
-        values=[0, full / 2, full], labelExpr=f"datum.value == 0 ? '0' : datum.value < {full} * 0.9 ? format(datum.value, '.1~%') : '{percent(full)} or more'",
+        title="share of the weights along a dimension", orient="bottom", gradientLength=200, values=[0, full / 2, full],
+        labelExpr=f"datum.value < {full} * 0.9 ? format(datum.value, '.2~%') : {most}",
     )  # fmt: skip
-    return alt.Chart(alt.InlineData(values=[{"share": 0}])).mark_point(opacity=0).encode(
-        color=alt.Color("share:Q", scale=scale, legend=legend), x=alt.value(0), y=alt.value(0)
-    )
+    lamp = alt.Chart(alt.InlineData(values=[{"share": 0}])).mark_point(opacity=0)
+    drawn: alt.Chart = lamp.encode(color=alt.Color("share:Q", scale=scale, legend=legend), x=alt.value(0), y=alt.value(0))
+    return drawn

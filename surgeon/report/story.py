@@ -40,19 +40,25 @@ class Story:
         return [name for name in (self.cut, *self.controls) if name is not None]
 
 
-def tell(report: Report) -> Story:
-    """Choose what a page shows first: the first variant that is no control, and the controls of its size."""
-    measured = report.measured_alone
+def tell(report: Report, about: str | None = None) -> Story:
+    """Choose what is shown first: a variant, and the controls of its size.
+
+    Args:
+        report: what was found.
+        about: the variant; by default the first that is no control.
+    """
+    measured = [*([about] if about is not None else []), *(name for name in report.measured_alone if name != about)]
     used = {name: regions_of(report, name) for name in report.variants}
     cuts = [name for name in measured if not all(is_control(report, region) for region in used[name])]
-    cut = next(iter(cuts or measured), None)
+    cut = about or next(iter(cuts or measured), None)
     controls = [name for name in measured if name not in cuts and name != cut]
     if cut is not None:
         size = report.variants[cut].entries
         alike = [name for name in controls if _alike(report.variants[name].entries, size)]
         controls = sorted(alike or controls, key=lambda name: _drawn_otherwise(report, used[name]))
     named = [region for region in (used[cut] if cut else []) if region in report.regions]
-    shown = next(iter([*named, *(name for name in report.regions if not is_control(report, name)), *report.regions]), None)
+    others = sorted(report.regions, key=lambda name: is_control(report, name))
+    shown = next(iter([*named, *others]), None)
     beside = next((name for name in _likest(report, shown) if name != shown), None)
     own = {name: language for name in measured if (language := _language_of(report, used[name])) is not None}
     return Story(cut, tuple(controls[:CONTROLS]), shown, beside, own)
@@ -128,7 +134,7 @@ def _effect(ratios: dict[str, float]) -> str:
     if worse:
         parts.append(f"makes {_languages(list(worse), len(ratios))} {_worse(list(worse.values()))}")
     if better and not worse:
-        parts.append(f"makes {count(len(better), 'language')} up to {_share(1 / min(better))} better")
+        parts.append(f"makes {count(len(better), 'language')} up to {100 * (1 - min(better)):.2g}\u00a0% better")
     return " and ".join(parts) or f"changes none of {count(len(ratios), 'language')} by 1\u00a0% or more"
 
 
@@ -147,12 +153,12 @@ def _worse(ratios: Sequence[float]) -> str:
     if high < 2:
         ends = [f"{100 * (value - 1):.2g}" for value in (max(low, 1.0), high)]
         return f"{' to '.join(dict.fromkeys(ends))}\u00a0% worse"
-    ends = [f"{value:.1f}" if value < 9.95 else f"{value:.0f}" if value < 999.5 else number(value) for value in (low, high)]
-    return f"{' to '.join(dict.fromkeys(ends))} times worse"
+    return f"{' to '.join(dict.fromkeys(map(_shortly, (low, high))))} times worse"
 
 
-def _share(value: float) -> str:
-    return f"{100 * (value - 1):.2g}\u00a0%"
+def _shortly(value: float) -> str:
+    """Format a multiple in two digits where that says enough."""
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}" if value < 999.5 else number(value)
 
 
 def _change(value: float) -> str:
@@ -160,9 +166,10 @@ def _change(value: float) -> str:
     if math.isnan(value):
         return "not a number"
     if value >= 2:
-        return f"{number(value)} times"
-    shown = f"{100 * (value - 1):.1f}" if abs(value - 1) < 0.0995 else f"{100 * (value - 1):.0f}"
-    return f"{shown.removesuffix('.0').replace('-0', '0') if float(shown) == 0 else shown}\u00a0%".replace("-", "\u2212")
+        return f"{_shortly(value)} times"
+    points = round(100 * (value - 1), 1)
+    shown = "0" if points == 0 else f"{points:.1f}" if abs(points) < 9.95 else f"{points:.0f}"
+    return f"{shown}\u00a0%".replace("-", "\u2212")
 
 
 def _doing(report: Report, variant: str) -> str:
@@ -222,13 +229,14 @@ def _alike(one: int, other: int) -> bool:
 
 
 def _likest(report: Report, region: str | None) -> list[str]:
-    """Order the controls by how near they are in size to a region; those at random come first."""
+    """Order the regions by what they tell beside one: controls first, of its size, those at random before others."""
     if region is None:
         return []
     size = report.regions[region].entries
-    controls = [name for name in report.regions if is_control(report, name) and report.regions[name].scan is not None]
-    return sorted(controls, key=lambda name: (
-        not _alike(report.regions[name].entries, size), report.regions[name].origin == "bottom",
+    scanned = [name for name in report.regions if report.regions[name].scan is not None]
+    return sorted(scanned, key=lambda name: (
+        not is_control(report, name), not _alike(report.regions[name].entries, size),
+        report.regions[name].origin == "bottom",
     ))  # fmt: skip
 
 

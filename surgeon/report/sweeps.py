@@ -24,8 +24,9 @@ def sweep_figure(report: Report, name: str) -> Figure:
     along = axis or next(iter(sweep.axes))
     rows = _rows(report, name, along)
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    colours = [colour(name) for name in _cycled(SERIES, kinds)]
     looks = {
-        "color": alt.Color("kind:N", title=None).scale(domain=kinds, range=[colour(name) for name in _cycled(SERIES, kinds)]),
+        "color": alt.Color("kind:N", title=None).scale(domain=kinds, range=colours),
         "shape": alt.Shape("kind:N", title=None).scale(domain=kinds, range=_cycled(SHAPES, kinds)),
     }
     if len(kinds) == 1:
@@ -36,21 +37,25 @@ def sweep_figure(report: Report, name: str) -> Figure:
     chart = alt.Chart(alt.InlineData(values=rows))
     draw = _lines if axis is not None else _bars
     spec = draw(chart, sweep.axes[along], along, looks, hover)
-    logs = {row["point"]: row["log"] for row in rows}
+    logs = _logs(report, name)
     worst = max(logs, key=lambda point: math.inf if math.isnan(logs[point]) else logs[point])
     others = [other for other in sweep.axes if other != along]
     caption = (
-        f"Perplexity by {' and '.join([along, *others])}: geometric mean over the languages at {len(rows)} points, as a "
-        f"multiple of the base's (the line at ×1), on a logarithmic scale. Most at {worst}: ×{number(from_log(logs[worst]))}."
+        f"Perplexity by {' and '.join([along, *others])}: geometric mean over the languages at {len(rows)} points, as "
+        "a multiple of the base's (the line at ×1), on a logarithmic scale. "
+        f"Most at {worst}: ×{number(from_log(logs[worst]))}."
     )
-    for row in rows:
-        del row["log"]
     return Figure(f"sweep-{name}", f"What {name} does, by {along}", caption, finished(spec), True, True)
 
 
+def _logs(report: Report, name: str) -> dict[str, float]:
+    """Return the logarithm of each point's mean ratio to the base."""
+    base = report.summary["base"].log_geometric_mean_perplexity
+    return {point: report.summary[point].log_geometric_mean_perplexity - base for point in report.sweeps[name].points}
+
+
 def _rows(report: Report, name: str, along: str) -> list[dict[str, Any]]:
-    sweep, base = report.sweeps[name], report.summary["base"].log_geometric_mean_perplexity
-    logs = {point: report.summary[point].log_geometric_mean_perplexity - base for point in sweep.points}
+    sweep, logs = report.sweeps[name], _logs(report, name)
     edge = max([math.log(2), *(log for log in logs.values() if _usable(log))]) * 1.08
     place = list(sweep.axes).index(along)
     rows = []
@@ -58,7 +63,7 @@ def _rows(report: Report, name: str, along: str) -> list[dict[str, Any]]:
         log, rest = logs[point], [*values[:place], *values[place + 1 :]]
         row = {
             "point": point, "x": values[place] if is_number(values[place]) else coordinate(values[place]),
-            "along": coordinate(values[place]), "kind": ", ".join(map(coordinate, rest)) or name, "log": log,
+            "along": coordinate(values[place]), "kind": ", ".join(map(coordinate, rest)) or name,
             "ratio": math.exp(log if _usable(log) else edge), "times": f"×{number(from_log(log))}",
             "broken": "" if _usable(log) else f"×{number(from_log(log))}",
         }  # fmt: skip
@@ -74,32 +79,44 @@ def _cycled(values: list[str], kinds: list[str]) -> list[str]:
     return [values[i % len(values)] for i in range(len(kinds))]
 
 
-def _lines(chart: alt.Chart, xs: list[float], along: str, looks: dict[str, Any], hover: list[Any]) -> alt.LayerChart:
+def _lines(
+    chart: alt.Chart, xs: list[float], along: str, looks: dict[str, Any], hover: list[Any]
+) -> alt.LayerChart | alt.FacetChart:
     import altair as alt
 
     # Where values span more than a factor of 8, equal steps are equal factors.
     is_log = min(xs) > 0 and max(xs) / min(xs) > 8
-    x = alt.X("x:Q", title=along + (", logarithmic" if is_log else "")).scale(
-        type="log" if is_log else "linear", nice=False, padding=16, zero=False
-    ).axis(values=sorted(set(xs)), format="~g", grid=False, labelOverlap=True)
-    y = alt.Y("ratio:Q", title="times the base's perplexity").scale(type="log", nice=False, padding=8).axis(
-        labelExpr=TIMES.replace("AXIS", "y"), grid=True
+    x = (
+        alt.X("x:Q", title=along + (", logarithmic" if is_log else ""))
+        .scale(type="log" if is_log else "linear", nice=False, padding=16, zero=alt.Undefined if is_log else False)
+        .axis(values=sorted(set(xs)), format="~g", grid=False, labelOverlap=True)
+    )
+    y = (
+        alt.Y("ratio:Q", title="times the base's perplexity")
+        .scale(type="log", nice=False, padding=8)
+        .axis(labelExpr=TIMES.replace("AXIS", "y"), grid=True)
     )
     line = chart.mark_line(strokeWidth=2).encode(x=x, y=y, color=looks["color"], detail="kind:N")
     mark = chart.mark_point(filled=True, size=80, opacity=1).encode(x=x, y=y, tooltip=hover, **looks)
-    broken = chart.transform_filter("datum.broken != ''").mark_text(align="right", dx=-8, fontSize=11).encode(
-        x=x, y=y, text="broken:N"
+    broken = (
+        chart.transform_filter("datum.broken != ''")
+        .mark_text(align="right", dx=-8, fontSize=11)
+        .encode(x=x, y=y, text="broken:N")
     )
     one = alt.Chart().mark_rule(color=colour("ink")).encode(y=alt.YDatum(1))
     return alt.layer(one, line, mark, broken).properties(width=520, height=300)
 
 
-def _bars(chart: alt.Chart, values: list[Any], along: str, looks: dict[str, Any], hover: list[Any]) -> alt.LayerChart:
+def _bars(
+    chart: alt.Chart, values: list[Any], along: str, looks: dict[str, Any], hover: list[Any]
+) -> alt.LayerChart | alt.FacetChart:
     import altair as alt
 
     y = alt.Y("along:N", sort=[coordinate(value) for value in values], title=along).axis(domain=False, ticks=False)
-    x = alt.X("ratio:Q", title="times the base's perplexity").scale(type="log", nice=False, padding=8).axis(
-        labelExpr=TIMES.replace("AXIS", "x"), grid=True
+    x = (
+        alt.X("ratio:Q", title="times the base's perplexity")
+        .scale(type="log", nice=False, padding=8)
+        .axis(labelExpr=TIMES.replace("AXIS", "x"), grid=True)
     )
     lane = alt.YOffset("kind:N")
     bar = chart.mark_bar().encode(y=y, yOffset=lane, x=x, x2=alt.X2Datum(1), tooltip=hover, color=looks["color"])
