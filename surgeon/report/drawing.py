@@ -75,7 +75,7 @@ def finished(chart: altair.LayerChart | altair.VConcatChart | altair.FacetChart)
     """Return a chart's specification, in the common look."""
     text = {"labelColor": colour("ink"), "titleColor": colour("quiet"), "labelFontSize": 12, "titleFontSize": 12}
     look = {
-        "background": "transparent", "font": FONT, "padding": 4,
+        "aria": False, "background": "transparent", "font": FONT, "padding": 4,
         "view": {"stroke": None},
         "text": {"color": colour("ink")}, "rule": {"color": colour("quiet")},
         "axis": {
@@ -154,4 +154,8 @@ def runtime() -> str:
 
 def script_data(data: Any) -> str:
     """Return data as JSON that may stand inside a script element: no text of it can end the element."""
-    return re.sub(r"[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(data, ensure_ascii=False, allow_nan=False))
+    return re.sub(
+        r"[<>&\u2028\u2029]",
+        lambda found: f"\\u{ord(found[0]):04x}",
+        json.dumps(data, ensure_ascii=False, allow_nan=False),
+    )

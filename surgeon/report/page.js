@@ -59,10 +59,10 @@ async function enliven(figure) {
   const options = { actions: false, renderer: "svg", ast: true, logLevel: 1, tooltip: { theme: "custom" } };
   const { view } = await vegaEmbed(spot, spec, options);
   const drawn = spot.querySelector("svg");
-  drawn.setAttribute("role", "img");
-  drawn.setAttribute("aria-label", figure.getAttribute("aria-label"));
-  spot.firstElementChild?.removeAttribute("role");
-  all("[aria-roledescription]", spot).forEach((mark) => mark.removeAttribute("aria-roledescription"));
+  // To a screen reader it is one picture, as its still drawing is; the tables hold what its marks say.
+  drawn.setAttribute("aria-hidden", "true");
+  spot.setAttribute("role", "img");
+  spot.setAttribute("aria-label", figure.getAttribute("aria-label"));
   views[figure.dataset.figure] = view;
   if (fluid) {
     const fit = () => {
@@ -106,7 +106,7 @@ for (const [name, scans] of Object.entries(data.scans)) {
       const row = scan.rows.findIndex((item) => item[0] === layer && item[1] === role);
       const first = column * scan.width;
       const where = scan.width > 1 ? `dimensions ${first} to ${first + scan.width - 1}` : `dimension ${first}`;
-      const share = row < 0 ? "left out" : `${(100 * (cells[row * scan.columns + column] / 255) ** 2).toPrecision(2)} % of its weights`;
+      const share = row < 0 ? "left out" : `${+(100 * (cells[row * scan.columns + column] / 255) ** 2).toPrecision(2)} % of its weights`;
       tip.textContent = `${region}: layer ${layer}, ${role}, ${where}: ${share}`;
       tip.hidden = false;
       tip.style.left = `${Math.min(event.pageX + 14, document.documentElement.clientWidth - tip.offsetWidth - 8)}px`;

@@ -171,5 +171,7 @@ def _lamp(full: float) -> alt.Chart:
         labelExpr=f"datum.value < {full} * 0.9 ? format(datum.value, '.2~%') : {most}",
     )  # fmt: skip
     lamp = alt.Chart(alt.InlineData(values=[{"share": 0}])).mark_point(opacity=0)
-    drawn: alt.Chart = lamp.encode(color=alt.Color("share:Q", scale=scale, legend=legend), x=alt.value(0), y=alt.value(0))
+    drawn: alt.Chart = lamp.encode(
+        color=alt.Color("share:Q", scale=scale, legend=legend), x=alt.value(0), y=alt.value(0)
+    )
     return drawn

@@ -102,7 +102,9 @@ def test_a_position_follows_the_logarithm() -> None:
     })  # fmt: skip
     root = ElementTree.fromstring(svg(figures(small)[0]))
     marks = [element for element in root.iter(f"{SVG}path") if element.get("fill") == "var(--series-0)"]
-    places = sorted({float(re.findall(r"[\d.]+", mark.get("transform", ""))[0]) for mark in marks if mark.get("transform")})
+    places = sorted(
+        {float(re.findall(r"[\d.]+", mark.get("transform", ""))[0]) for mark in marks if mark.get("transform")}
+    )
     places = places[-3:]
     assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.01)
     assert places[1] - places[0] > 50

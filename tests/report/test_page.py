@@ -135,7 +135,10 @@ def test_every_figure_stands_without_script_and_every_id_is_its_own(structure: S
 def test_captions_say_what_is_seen(text: str, report: Report) -> None:
     for figure in figures(report):
         assert len(figure.caption) > 100, figure.name
-        assert figure.caption.replace(" %", "\u00a0%").replace("'", "&#39;").replace("<", "&lt;").replace(">", "&gt;") in text
+        assert (
+            figure.caption.replace(" %", "\u00a0%").replace("'", "&#39;").replace("<", "&lt;").replace(">", "&gt;")
+            in text
+        )
 
 
 def test_all_measured_figures_are_there(text: str, report: Report) -> None:

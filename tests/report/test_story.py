@@ -20,9 +20,7 @@ def report_of(variants: dict[str, tuple[str, dict[str, float]]], regions: dict[s
     made = make_report()
     measures = {"base": {code: Measure(100 * log, 100, 400) for code, log in BASE.items()}}
     for name, (_, factors) in variants.items():
-        measures[name] = {
-            code: Measure(100 * (log + math.log(factors[code])), 100, 400) for code, log in BASE.items()
-        }
+        measures[name] = {code: Measure(100 * (log + math.log(factors[code])), 100, 400) for code, log in BASE.items()}
     core = made.regions["core"]
     origins = {name: next(iter(spec.get("select", {"top": 0})), "top") for name, spec in regions.items()}
     return made.model_copy(update={
