@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import replacing
+from surgeon.report.png import repacked
 
 if TYPE_CHECKING:
     import altair
@@ -65,6 +66,10 @@ class Figure:
     fluid: bool = False
     key: bool = False
 
+    def _repr_svg_(self) -> str:
+        """Show the figure in a notebook."""
+        return themed(svg(self), dark=False)
+
 
 def colour(name: str) -> str:
     """Return a colour of the palette as a variable."""
@@ -86,6 +91,7 @@ def finished(chart: altair.LayerChart | altair.VConcatChart | altair.FacetChart)
             **text, "titleFontWeight": "normal", "orient": "top", "direction": "horizontal", "columns": 4,
             "labelLimit": 260, "symbolSize": 90, "titleAnchor": "start", "titleLimit": 500,
         },
+        "title": {"color": colour("ink"), "fontSize": 13, "anchor": "start"},
         "header": {**text, "titleFontWeight": "normal", "labelFontWeight": "bold"},
     }  # fmt: skip
     return {**chart.to_dict(validate=False), "config": look}
@@ -129,7 +135,7 @@ def write_pictures(figure: Figure, drawn: str, folder: Path) -> list[Path]:
         picture = themed(drawn, dark)
         contents = {"svg": picture.encode("utf-8")}
         if figure.key:
-            contents["png"] = vl_convert.svg_to_png(picture, scale=ZOOM)
+            contents["png"] = repacked(vl_convert.svg_to_png(picture, scale=ZOOM))
         for ending, content in contents.items():
             path = folder / f"{figure.name}{suffix}.{ending}"
             with replacing(path) as staged:
@@ -138,10 +144,11 @@ def write_pictures(figure: Figure, drawn: str, folder: Path) -> list[Path]:
     return files
 
 
+@lru_cache(maxsize=1)
 def runtime() -> str:
     """Return the script that makes specifications live: Vega, Vega-Lite and Vega-Embed of the drawing library.
 
-    It takes seconds to bundle, so that it is kept.
+    It takes seconds to bundle, so that it is kept in the cache folder.
     """
     import vl_convert
 

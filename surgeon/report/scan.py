@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import struct
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 
 from surgeon.report.data import RegionReport, Report, Scan
 from surgeon.report.drawing import Figure, colour, finished
+from surgeon.report.png import encoded
 from surgeon.report.story import Story, is_control
 from surgeon.report.words import percent
 
@@ -53,14 +52,7 @@ def picture(shares: NDArray[np.float64], full: float) -> str:
     anchors = np.array(LIGHT, dtype=np.float64)
     at = np.linspace(0, len(anchors) - 1, 256)
     palette = np.stack([np.interp(at, np.arange(len(anchors)), anchors[:, i]) for i in range(3)], axis=1)
-    rows = np.pad(levels, ((0, 0), (1, 0)))  # each row of a PNG begins with the kind of its filter
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    head = struct.pack(">IIBBBBB", shares.shape[1], shares.shape[0], 8, 3, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"PLTE", np.rint(palette).astype(np.uint8).tobytes())
-    content += chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b"")
+    content = encoded(levels, np.rint(palette).astype(np.uint8))
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
 
 

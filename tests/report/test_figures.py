@@ -14,12 +14,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import vl_convert
 from reports import LANGUAGES, POINTS, make_region, make_report
 
 from surgeon.region.region import Region
 from surgeon.report.data import OverlapReport, Ratio, Report, overlap_reports, region_report
 from surgeon.report.drawing import COOL, HEAT, PALETTE, STRONG, Figure, svg, themed, write_pictures
 from surgeon.report.figures import CROWDING, JACCARD, RATIOS, figures, language_groups, series, variant_figures
+from surgeon.report.png import repacked
 from surgeon.report.scan import EXPONENT, brightest, picture
 from surgeon.report.story import tell
 
@@ -147,21 +149,38 @@ def test_overlaps_are_those_of_the_masks(report: Report, drawn: dict[str, Figure
     assert CROWDING.of(2.9)["step"] == "under 3"
 
 
-def pixels(url: str) -> np.ndarray:
-    """Decode a PNG of a byte per pixel, by its definition."""
-    content = base64.b64decode(url.partition(",")[2])
+def chunks_of(content: bytes) -> dict[bytes, bytes]:
+    """Take a PNG apart, by its definition."""
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
-    at, chunks = 8, {}
+    at = 8
+    chunks: dict[bytes, bytes] = {}
     while at < len(content):
         (length,), kind = struct.unpack(">I", content[at : at + 4]), content[at + 4 : at + 8]
         body = content[at + 8 : at + 8 + length]
         assert struct.unpack(">I", content[at + 8 + length : at + 12 + length]) == (zlib.crc32(kind + body),)
-        chunks[kind], at = body, at + 12 + length
+        chunks[kind], at = chunks.get(kind, b"") + body, at + 12 + length
+    return chunks
+
+
+def pixels(url: str) -> np.ndarray:
+    """Decode a PNG of a byte per pixel."""
+    chunks = chunks_of(base64.b64decode(url.partition(",")[2]))
     width, height = struct.unpack(">II", chunks[b"IHDR"][:8])
     rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, width + 1)
     assert not rows[:, 0].any()
     palette = np.frombuffer(chunks[b"PLTE"], np.uint8).reshape(-1, 3)
     return palette[rows[:, 1:]]
+
+
+def test_a_picture_packed_tighter_is_the_same() -> None:
+    before = vl_convert.svg_to_png(
+        '<svg xmlns="http://www.w3.org/2000/svg" width="300" height="200"><circle cx="90" cy="80" r="70" fill="#c2410c"/></svg>'
+    )
+    after = repacked(before)
+    assert len(after) < 0.7 * len(before)
+    one, other = chunks_of(before), chunks_of(after)
+    assert zlib.decompress(one.pop(b"IDAT")) == zlib.decompress(other.pop(b"IDAT"))
+    assert one == other
 
 
 def test_the_scan_s_light_is_the_share_of_hits(report: Report, drawn: dict[str, Figure]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,7 +51,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def opened(browser: Any, address: str) -> Iterator[Open]:
-    """Opens the page, all figures live, and in the end holds that nothing went wrong and nothing was asked of a network."""
+    """Opens the page, its figures live; in the end nothing may have gone wrong or been asked of a network."""
     contexts, complaints = [], []
 
     def open_page(width: int = 1280, live: bool = True, **settings: Any) -> Any:

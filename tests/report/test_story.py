@@ -72,7 +72,8 @@ def test_an_effect_is_told_as_large_as_it_is(factors: tuple[float, ...], told: s
 def test_regions_of_single_languages_are_told_together() -> None:
     regions = {code: {"select": {"top": 0.01, "monolingual": code}} for code in ("ar", "zh")}
     variants = {
-        "ar-cut": ("zero ar", {"ar": 1.5, "en": 1.1, "zh": 1.0}), "zh-cut": ("zero zh", {"ar": 1.2, "en": 1.1, "zh": 3.0}),
+        "ar-cut": ("zero ar", {"ar": 1.5, "en": 1.1, "zh": 1.0}),
+        "zh-cut": ("zero zh", {"ar": 1.2, "en": 1.1, "zh": 3.0}),
     }  # fmt: skip
     report = report_of(variants, regions)
     assert tell(report).own == {"ar-cut": "ar", "zh-cut": "zh"}
