@@ -173,9 +173,8 @@ def pixels(url: str) -> np.ndarray:
 
 
 def test_a_picture_packed_tighter_is_the_same() -> None:
-    before = vl_convert.svg_to_png(
-        '<svg xmlns="http://www.w3.org/2000/svg" width="300" height="200"><circle cx="90" cy="80" r="70" fill="#c2410c"/></svg>'
-    )
+    disc = '<circle cx="90" cy="80" r="70" fill="#c2410c"/>'
+    before = vl_convert.svg_to_png(f'<svg xmlns="http://www.w3.org/2000/svg" width="300" height="200">{disc}</svg>')
     after = repacked(before)
     assert len(after) < 0.7 * len(before)
     one, other = chunks_of(before), chunks_of(after)
