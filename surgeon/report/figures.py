@@ -214,8 +214,8 @@ def perplexity_figure(report: Report, story: Story) -> Figure:
 def _perplexity_caption(report: Report, story: Story) -> str:
     languages = count(len(report.perplexity["base"]), "language")
     text = (
-        f"Perplexity of {' and of '.join(story.shown)} in {languages}, as a multiple of the base's (the line at ×1), on a "
-        "logarithmic scale; to the right is worse."
+        f"Perplexity of {' and of '.join(story.shown)} in {languages}, as a multiple of the base's (the line at ×1), "
+        "on a logarithmic scale; to the right is worse."
     )
     if scored_languages(report):
         text += " • marks the languages on whose text importance was scored."
