@@ -187,8 +187,11 @@ def _amount(report: Report, variant: str) -> str:
     if region is None or not region.numel:
         return f"{entries:,} weights"
     roles = roles_in_order(region.roles)
-    whole = f"the weights in {' and '.join(roles)}" if len(roles) <= 3 else "the decoder's weights"
-    return f"{percent(float(f'{region.fraction:.2g}'))} of {whole}".replace(" %", "\u00a0%")
+    whole = "mlp.down" in roles and ("attn.q" in roles or "attn.qkv" in roles)
+    where = "the decoder's weights" if whole else f"the weights in {' and '.join(roles)}"
+    layers = _spec(report, used[0]).get("layers")
+    where += f", layers {layers[0]} to {layers[1]}," if layers else ""
+    return f"{percent(float(f'{region.fraction:.2g}'))} of {where}".replace(" %", "\u00a0%")
 
 
 def _control(report: Report, variant: str, cut: str) -> str:

@@ -42,13 +42,23 @@ CONTROL = {"low-cut": ("zero low", dict.fromkeys(BASE, 1.0)), "any-cut": ("zero 
 def test_a_cut_is_told_beside_its_controls_whatever_their_order() -> None:
     cut = {"core-cut": ("zero core", {"ar": 2.1, "en": 18.3, "zh": 5.0})}
     expected = (
-        "Zeroing 1\u00a0% of the weights in attn.q and mlp.down and norm makes all 3 languages 2.1 to 18 times worse; "
+        "Zeroing 1\u00a0% of the decoder's weights makes all 3 languages 2.1 to 18 times worse; "
         "as many at random: 2.0\u00a0%; as many of the lowest score: 0\u00a0%."
     )
     for variants in (cut | CONTROL, CONTROL | cut):
         report = report_of(variants, REGIONS)
         assert tell(report).cut == "core-cut"
         assert sentence(report, tell(report)) == expected
+
+
+def test_what_was_in_reach_is_said() -> None:
+    """A share is of the weights that could have been chosen, which are not always all."""
+    report = report_of({"core-cut": ("zero core", dict.fromkeys(BASE, 3.0))}, {"core": {"layers": [0, 1]}})
+    core = report.regions["core"]
+    assert "1\u00a0% of the decoder's weights, layers 0 to 1, makes" in sentence(report, tell(report))
+    only = core.model_copy(update={"roles": {role: core.roles[role] for role in ("attn.q", "norm")}})
+    report = report.model_copy(update={"regions": {"core": only}, "recipe": {}})
+    assert sentence(report, tell(report)).startswith("Zeroing 1\u00a0% of the weights in attn.q and norm makes")
 
 
 @pytest.mark.parametrize(
