@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch first and pinned: an open range may fetch several gigabytes of CUDA on a machine without a GPU.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint smollm2 wheel clean
+.PHONY: demo test lint docs smollm2 wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/surgeon apply recipes/zero_core.yaml
@@ -18,6 +18,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/installed-dev
+	$(BIN)/mkdocs build --strict
 
 smollm2: $(VENV)/installed-dev
 	$(BIN)/python scripts/fetch_smollm2.py models/SmolLM2-135M-Instruct
@@ -35,8 +38,8 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(INSTALL) -e ".[dev,smollm2,trainers]"
+	$(INSTALL) -e ".[dev,docs,smollm2,trainers]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist build out models
+	rm -rf $(VENV) dist build out models site

@@ -16,10 +16,14 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
-from surgeon.report.svg import WIDTH, Figure, legend, line, marker, text
+import altair as alt
+
+from surgeon.report.drawing import SERIES, SHAPES, Figure, colour, finished, svg, themed
 
 Nats = dict[str, dict[str, float]]  # register -> language -> nats per token
+Rows = list[dict[str, Any]]
 Key = tuple[str, int, int]  # arm, seed, step
 BASE = "nothing"
 
@@ -119,64 +123,50 @@ def languages(curves: Curves) -> int:
     return len(curves.rise(BASE, curves.seeds[0], 0, curves.trained_on))
 
 
-def panel(
-    top: float,
-    title: str,
-    curves: Curves,
-    arms: Sequence[str],
-    steps: Sequence[int],
-    value: Callable[[str, int, int], float],
-) -> tuple[str, float]:
-    """Draw means over the seeds, and a stroke from least to most, against the steps; returns it and its height."""
-    left, right, high = 52.0, WIDTH - 12, 150.0
-    means = {(arm, step): mean(value(arm, s, step) for s in curves.seeds) for arm in arms for step in steps}
-    all_values = [value(arm, s, step) for arm in arms for step in steps for s in curves.seeds]
-    low, above = min(all_values), max(all_values)
-
-    def at(step: int, y: float) -> tuple[float, float]:
-        return left + (right - left) * step / curves.steps[-1], top + 26 + high * (above - y) / (above - low or 1)
-
-    parts = [text(left, top + 12, title, kind="group")]
-    for i in range(5):
-        y = low + (above - low) * i / 4
-        height = at(0, y)[1]
-        parts += [line(left, height, right, height, "grid"), text(left - 7, height + 4, f"{y:.3g}", "end", "small")]
-    parts += [text(at(step, low)[0], top + high + 42, str(step), "middle", "small") for step in curves.steps]
+def rows_of(curves: Curves, arms: Sequence[str], steps: Sequence[int], value: Callable[[str, int, int], float]) -> Rows:
+    """Return, by arm and step, the mean over the seeds, the least and the most."""
+    rows = []
     for arm in arms:
-        for before, after in itertools.pairwise(steps):
-            parts.append(line(*at(before, means[arm, before]), *at(after, means[arm, after]), "link"))
         for step in steps:
-            x, y = at(step, means[arm, step])
-            seeds = [at(step, value(arm, seed, step))[1] for seed in curves.seeds]
-            parts.append(line(x, min(seeds), x, max(seeds), "link"))
-            parts.append(marker(x, y, curves.arms.index(arm), f"{arm}, step {step}: {means[arm, step]:.4g}"))
-    return "".join(parts), high + 56
+            values = [value(arm, step, seed) for seed in curves.seeds]
+            name = arm if "put" in arm or arm == BASE else f"{arm} frozen"
+            rows.append({"arm": name, "step": step, "mean": mean(values), "low": min(values), "high": max(values)})
+    return rows
+
+
+def panel(title: str, rows: Rows, arms: Sequence[str]) -> alt.LayerChart | alt.FacetChart:
+    """Draw means over the seeds, and a stroke from least to most, against the steps."""
+    chart = alt.Chart(alt.InlineData(values=rows))
+    x = alt.X("step:Q", title="step").axis(grid=False)
+    y = alt.Y("mean:Q", title=None).scale(zero=False)
+    color = alt.Color("arm:N", title=None).scale(domain=arms, range=[colour(name) for name in SERIES[: len(arms)]])
+    shape = alt.Shape("arm:N", title=None).scale(domain=arms, range=SHAPES[: len(arms)])
+    stroke = chart.mark_rule(strokeWidth=1.4).encode(x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=color)
+    line = chart.mark_line(strokeWidth=1, opacity=0.7).encode(x=x, y=y, color=color)
+    mark = chart.mark_point(filled=True, size=60, opacity=1).encode(x=x, y=y, color=color, shape=shape)
+    return alt.layer(stroke, line, mark).properties(title=title, width=470, height=150)
 
 
 def figure(curves: Curves) -> Figure:
-    trained = curves.trained_on
+    trained, last = curves.trained_on, curves.steps[-1]
     drawn = [arm for arm in curves.arms if arm != "core-1 put back"]
-    curves.arms = drawn  # six series, as many as there are colours
     frozen = [arm for arm in drawn if "put back" not in arm]
-    parts, y = legend([arm if "put" in arm or arm == BASE else f"{arm} frozen" for arm in drawn], 0)
-    body = [parts]
     panels = [
         (f"{curves.language}: perplexity, times the base's", frozen, curves.steps,
-         lambda arm, seed, step: math.exp(-curves.gain(arm, seed, step, trained))),
+         lambda arm, step, seed: math.exp(-curves.gain(arm, seed, step, trained))),
         ("other languages: perplexity, times the base's", frozen, curves.steps,
-         lambda arm, seed, step: math.exp(curves.forgetting(arm, seed, step, trained))),
+         lambda arm, step, seed: math.exp(curves.forgetting(arm, seed, step, trained))),
         ("other languages: forgetting, less than with nothing frozen (%)", drawn[1:], curves.steps[1:],
-         lambda arm, seed, step: 100 * less(curves, arm, seed, step, trained)),
+         lambda arm, step, seed: 100 * less(curves, arm, seed, step, trained)),
     ]  # fmt: skip
-    for title, arms, steps, value in panels:
-        part, height = panel(y + 8, title, curves, arms, steps, value)
-        body.append(part)
-        y += height + 8
-    description = (
-        f"Training on in {curves.language}, by step; means over seeds {curves.seeds}, strokes from least to most."
+    rows = [(title, rows_of(curves, arms, steps, value)) for title, arms, steps, value in panels]
+    names = list(dict.fromkeys(row["arm"] for _, part in rows for row in part))
+    spec = finished(alt.vconcat(*(panel(title, part, names) for title, part in rows), spacing=24))
+    caption = (
+        f"Training on in {curves.language}, by step, to step {last}; means over seeds {curves.seeds}, strokes from "
+        "least to most."
     )
-    title = "Freezing the core against forgetting, over training steps"
-    return Figure("claim5", title, description, y + 4, "".join(body))
+    return Figure("claim5", "Freezing the core against forgetting, over training steps", caption, spec)
 
 
 def main() -> None:
@@ -190,7 +180,7 @@ def main() -> None:
         parser.error(f"{options.curves}: no seed has all arms to the last step yet")
     print(f"Step {curves.steps[-1]}, seeds {curves.seeds}:", *table(curves), sep="\n")
     if options.figure is not None:
-        options.figure.write_text(figure(curves).standalone(), encoding="utf-8")
+        options.figure.write_text(themed(svg(figure(curves)), dark=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

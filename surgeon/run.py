@@ -34,6 +34,7 @@ from surgeon.report.data import (
     ScoreReport,
     VariantReport,
     generation,
+    overlap_reports,
     region_report,
 )
 from surgeon.report.intervals import LEVEL, RESAMPLES, SEED
@@ -203,7 +204,7 @@ def write_cards(run: Run, written: Mapping[str, Written], report: Report) -> dic
     result = dict(written)
     for name, item in written.items():
         if name in report.perplexity and item.path.is_dir():  # a patch is a file
-            write_card(item.path, model_card(run.plan, name, run.regions_of(name), report), report)
+            write_card(item.path, model_card(run.plan, name, run.regions_of(name), report), report, name)
             result[name] = replace(item, files=files_below(item.path))
     return result
 
@@ -266,6 +267,7 @@ def make_report(run: Run, written: Mapping[str, Written], found: Verification, m
             for language, size in item.samples.items()
         ],
         regions={name: _region_report(the_plan, name, region) for name, region in run.regions.items()},
+        overlaps=overlap_reports(run.regions),
         variants={name: _variant_report(run, name, written.get(name)) for name in the_plan.variants},
         sweeps={name: sweep_report(sweep, summary) for name, sweep in the_plan.file.sweeps.items()},
         method=method,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,27 @@ class Dimension:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """Along one role of one layer: for each residual dimension the share of its entries that are selected.
+
+    `shares` is float64 of length hidden size; a dimension has as many entries there as the role has outputs (or
+    inputs), a norm one.
+    """
+
+    layer: int | None
+    role: str
+    shares: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Profile:
-    """A region by layer and role, by row and column, and its fullest residual dimensions, fullest first."""
+    """A region by layer and role, by row and column, and by residual dimension, the fullest of them first."""
 
     cells: tuple[Cell, ...]
     spreads: Mapping[str, Spread]
     hidden_size: int | None
     dimensions: tuple[Dimension, ...]
+    traces: tuple[Trace, ...]
 
 
 def places_of(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, Place]:
@@ -134,30 +148,50 @@ def profile(region: Region, config: Mapping[str, Any], top: int = 24) -> Profile
     """
     places = places_of(region.shapes, config)
     hidden = hidden_size(region.shapes, places)
-    cells: dict[tuple[int | None, str], tuple[int, int]] = {}
-    crowds: dict[tuple[int | None, str], _Crowd] = {}
-    hits = np.zeros(hidden or 0, dtype=np.int64)
-    slots, outstanding = np.zeros_like(hits), np.zeros_like(hits)
+    tallies: dict[tuple[int | None, str], _Tally] = {}
     for name in region:
         where, shape = places[name], region.shapes[name]
-        indices = region.indices(name)
-        known = cells.get((where.layer, where.role), (0, 0))
-        cells[where.layer, where.role] = known[0] + indices.size, known[1] + math.prod(shape)
+        tally = tallies.setdefault((where.layer, where.role), _Tally(hidden or 0))
+        tally.add(region.indices(name), shape, residual_axis(shape, where, hidden))
+    return Profile(
+        tuple(Cell(*key, t.entries, t.numel, *t.crowd.fullest()) for key, t in tallies.items()),
+        _spreads({key: tally.crowd for key, tally in tallies.items()}),
+        hidden,
+        _dimensions(list(tallies.values()), top),
+        tuple(Trace(*key, tally.hits / tally.slots) for key, tally in tallies.items() if tally.slots),
+    )
+
+
+class _Tally:
+    """What is counted of the tensors of one role in one layer; `hits` and `outstanding` by residual dimension."""
+
+    def __init__(self, hidden: int) -> None:
+        self.entries = self.numel = self.slots = 0
+        self.crowd = _Crowd()
+        self.hits = np.zeros(hidden, dtype=np.int64)
+        self.outstanding = np.zeros(hidden, dtype=np.int64)
+
+    def add(self, indices: Indices, shape: tuple[int, ...], axis: int | None) -> None:
+        self.entries += indices.size
+        self.numel += math.prod(shape)
         if len(shape) > 1:
-            crowds.setdefault((where.layer, where.role), _Crowd()).add(indices, shape)
-        axis = residual_axis(shape, where, hidden)
+            self.crowd.add(indices, shape)
         if axis is not None:
             counts = np.bincount(along(indices, shape, axis), minlength=shape[axis])
-            hits += counts
-            slots += math.prod(shape) // shape[axis]
-            outstanding[_fullest(counts)] += 1
-    order = np.lexsort((np.arange(hits.size), -hits))[:top]
-    return Profile(
-        tuple(Cell(*key, *counts, *crowds.get(key, _Crowd()).fullest()) for key, counts in cells.items()),
-        _spreads(crowds),
-        hidden,
-        tuple(Dimension(int(i), int(hits[i]), int(slots[i]), int(outstanding[i])) for i in order if hits[i]),
-    )
+            self.hits += counts
+            self.slots += math.prod(shape) // shape[axis]
+            self.outstanding[_fullest(counts)] += 1
+
+
+def _dimensions(tallies: Sequence[_Tally], top: int) -> tuple[Dimension, ...]:
+    """Return the residual dimensions that hold most entries over all layers and roles, fullest first."""
+    if not tallies:
+        return ()
+    hits = np.sum([tally.hits for tally in tallies], axis=0)
+    outstanding = np.sum([tally.outstanding for tally in tallies], axis=0)
+    slots = sum(tally.slots for tally in tallies)
+    order = np.argsort(-hits, kind="stable")[:top]
+    return tuple(Dimension(int(i), int(hits[i]), slots, int(outstanding[i])) for i in order if hits[i])
 
 
 def _fullest(counts: NDArray[np.int64]) -> Indices:

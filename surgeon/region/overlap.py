@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,39 @@ def overlap(left: Region, right: Region) -> Overlap:
         {name: left[name].entries for name in left if name not in right},
         {name: right[name].entries for name in right if name not in left},
     )
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """The Jaccard index of two regions' entries, and the index to expect of random entries in their numbers."""
+
+    jaccard: float
+    by_chance: float
+
+
+def likenesses(regions: Mapping[str, Region]) -> dict[tuple[str, str], Likeness]:
+    """Compare each region with each that follows it, by name; each mask is decoded once.
+
+    Tensors that only one of two regions has count as entries that they do not share.
+    """
+    pairs = list(itertools.combinations(regions, 2))
+    shared, expected = dict.fromkeys(pairs, 0), dict.fromkeys(pairs, 0.0)
+    shapes = {name: shape for region in regions.values() for name, shape in region.shapes.items()}
+    for tensor, shape in shapes.items():
+        numel = math.prod(shape)
+        indices = {name: region.indices(tensor) for name, region in regions.items() if tensor in region}
+        for i, left in enumerate(indices):
+            mask = np.zeros(numel, dtype=np.bool_)
+            mask[indices[left]] = True
+            for right in list(indices)[i + 1 :]:
+                shared[left, right] += int(np.count_nonzero(mask[indices[right]]))
+                expected[left, right] += indices[left].size * indices[right].size / max(numel, 1)
+
+    def index(pair: tuple[str, str], common: float) -> float:
+        union = regions[pair[0]].entries + regions[pair[1]].entries - common
+        return common / union if union else 1.0
+
+    return {pair: Likeness(index(pair, shared[pair]), index(pair, expected[pair])) for pair in pairs}
 
 
 def _coincidence(left: NDArray[np.int64], right: NDArray[np.int64]) -> float:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ from surgeon.recipe.lines import plain
 from surgeon.recipe.plain_yaml import read_yaml
 from surgeon.region.region import Region
 from surgeon.report.data import Report
-from surgeon.report.words import interval, language_name, number, percent, visible
+from surgeon.report.drawing import Figure, svg, write_pictures
+from surgeon.report.figures import variant_figures
+from surgeon.report.story import sentence, tell
+from surgeon.report.words import interval, number, percent, visible
+from surgeon.text.languages import language_name
 
-FIGURE = "figures/perplexity.png"
+FIGURES = "figures"
 # Where `surgeon push` says how to rebuild the variant; only then is the repository's name known.
 REBUILD = "<!-- surgeon: rebuild -->"
 
@@ -96,13 +101,10 @@ def model_card(plan: Plan, variant: str, regions: Mapping[str, Region], report: 
     return "\n\n".join(parts) + "\n"
 
 
-def write_card(folder: Path, card: str, report: Report) -> None:
-    """Replace README.md of a variant's folder, and put its figure beside it; each file changes all at once."""
-    from surgeon.report.figures import figures
-    from surgeon.report.pictures import write_figures
-
-    if FIGURE in card:
-        write_figures(report, (folder / FIGURE).parent, [one for one in figures(report) if one.name == "perplexity"])
+def write_card(folder: Path, card: str, report: Report, variant: str) -> None:
+    """Replace README.md of a variant's folder, and put its figures beside it; each file changes all at once."""
+    for figure in variant_figures(report, variant):
+        write_pictures(figure, svg(figure), folder / FIGURES)
     with replacing(folder / "README.md") as part:
         part.write_text(card, encoding="utf-8")
 
@@ -233,6 +235,7 @@ def _measured(variant: str, report: Report | None) -> Iterator[str]:
     base, found, summary = report.perplexity["base"], report.perplexity[variant], report.summary
     before, after = summary["base"], summary[variant]
     yield "## What that did"
+    yield _cell(sentence(report, tell(report, variant)))
     count = "1 language" if len(found) == 1 else f"{len(found)} languages"
     yield (
         f"Perplexity, as the geometric mean over {count}: {number(before.geometric_mean_perplexity)} before, "
@@ -243,7 +246,7 @@ def _measured(variant: str, report: Report | None) -> Iterator[str]:
     if others:
         told = ", ".join(f"{_code(name)} times {number(summary[name].ratio_to_base)}" for name in others)
         yield f"Beside it, from the same run: {told}."
-    yield f"![Perplexity by language, of the source and of the variants]({FIGURE})"
+    yield from (_figure(figure) for figure in variant_figures(report, variant))
     rows = []
     for language, measure in found.items():
         log = measure.log_perplexity - base[language].log_perplexity
@@ -256,6 +259,15 @@ def _measured(variant: str, report: Report | None) -> Iterator[str]:
         f"Measured on at most {method['tokens']:,} tokens a language, in windows of {method['window']} tokens every "
         f"{method['stride']}, in {method['precision']} on {method['device'].partition(':')[0]}; "
         f"beginning-of-text token: {method['bos']}."
+    )
+
+
+def _figure(figure: Figure) -> str:
+    """Show a figure in the reader's light or dark theme, with its caption."""
+    path = f"{FIGURES}/{figure.name}"
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{path}-dark.png">'
+        f'<img alt="{escape(figure.title)}" src="{path}.png" width="640"></picture>\n\n{_cell(figure.caption)}'
     )
 
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from surgeon.model.results import Continuation, Stopped
 from surgeon.region.controls import random_like
-from surgeon.region.dimensions import SPREAD_AT, Spread, profile
+from surgeon.region.dimensions import SPREAD_AT, Spread, Trace, profile
+from surgeon.region.overlap import likenesses
 from surgeon.region.region import Region
+from surgeon.report.words import roles_in_order
 
 SCHEMA_VERSION = 1
+MOST_COLUMNS = 600  # of a scan
 
 
 class Model(BaseModel):
@@ -58,6 +66,26 @@ class DimensionCount(Model):
     tensors: int
 
 
+class Scan(Model):
+    """How a region runs along the residual stream: a row per role and layer, a column per dimension, or per few.
+
+    `levels` holds a byte per cell, row by row, compressed by zlib, in base64: the share of the dimension's entries
+    there that are selected, as 255 times its square root. Where a column stands for `width` neighbouring dimensions
+    it has the share of the fullest of them, so that a single dimension stays as bright as it is.
+    """
+
+    rows: list[tuple[int | None, str]]
+    columns: int
+    width: int
+    levels: str
+
+    def shares(self) -> NDArray[np.float64]:
+        """Return the shares: float64 of shape (rows, columns), exact to about 1/255 of their square root."""
+        levels = np.frombuffer(zlib.decompress(base64.b64decode(self.levels)), dtype=np.uint8)
+        shares: NDArray[np.float64] = np.square(levels / 255.0).reshape(len(self.rows), self.columns)
+        return shares
+
+
 class RegionReport(Model):
     """A region as it was cut. `fraction` is the density reached: selected / in scope.
 
@@ -78,6 +106,16 @@ class RegionReport(Model):
     chance: dict[str, SpreadReport] = {}
     hidden_size: int | None = None
     dimensions: list[DimensionCount] = []
+    scan: Scan | None = None
+
+
+class OverlapReport(Model):
+    """Two regions: the Jaccard index of their entries, and that of random entries in their numbers."""
+
+    left: str
+    right: str
+    jaccard: float
+    by_chance: float
 
 
 class Perplexity(Model):
@@ -217,6 +255,7 @@ class Report(Model):
     model: ModelReport
     scores: list[ScoreReport] = []
     regions: dict[str, RegionReport] = {}
+    overlaps: list[OverlapReport] = []
     variants: dict[str, VariantReport] = {}
     sweeps: dict[str, SweepReport] = {}
     method: dict[str, Any] = {}
@@ -235,9 +274,16 @@ class Report(Model):
 
     @property
     def measured_alone(self) -> list[str]:
-        """The measured variants that are no points of a sweep."""
+        """The measured variants that are no points of a sweep; of one over seeds alone, the first."""
         points = {point for sweep in self.sweeps.values() for point in sweep.points}
-        return [name for name in self.perplexity if name != "base" and name not in points]
+        # A control that is drawn with several seeds is one control: the first draw stands for it.
+        drawn = {next(iter(sweep.points)) for sweep in self.sweeps.values() if list(sweep.axes) == ["seed"]}
+        return [name for name in self.perplexity if name != "base" and name not in points - drawn]
+
+    @property
+    def has_intervals(self) -> bool:
+        """True if ratios were measured with an interval."""
+        return any(item.low is not None for row in self.perplexity.values() for item in row.values())
 
     def only(self, variants: Sequence[str]) -> Report:
         """Return the report with the measurements of the base and of some variants only."""
@@ -279,11 +325,41 @@ def region_report(region: Region, config: Mapping[str, Any], origin: str) -> Reg
         chance=_spreads(profile(random_like(region), config).spreads),
         hidden_size=found.hidden_size,
         dimensions=[DimensionCount(**asdict(dimension)) for dimension in found.dimensions],
+        scan=scan_report(found.traces),
     )
 
 
 def _spreads(spreads: Mapping[str, Spread]) -> dict[str, SpreadReport]:
     return {role: SpreadReport(rows=list(s.rows), columns=list(s.columns)) for role, s in spreads.items()}
+
+
+def scan_report(traces: Sequence[Trace]) -> Scan | None:
+    """Pack the traces of a region, role by role, each from the first layer to the last; None if there are none."""
+    roles = roles_in_order([trace.role for trace in traces])
+    inside = sorted(
+        (trace for trace in traces if trace.layer is not None),
+        key=lambda trace: (roles.index(trace.role), trace.layer),
+    )
+    if not inside:
+        return None
+    shares = np.stack([trace.shares for trace in inside])
+    width = math.ceil(shares.shape[1] / MOST_COLUMNS)
+    shares = np.maximum.reduceat(shares, np.arange(0, shares.shape[1], width), axis=1)
+    levels = np.rint(255 * np.sqrt(shares)).astype(np.uint8)
+    return Scan(
+        rows=[(trace.layer, trace.role) for trace in inside],
+        columns=shares.shape[1],
+        width=width,
+        levels=base64.b64encode(zlib.compress(levels.tobytes(), 9)).decode("ascii"),
+    )
+
+
+def overlap_reports(regions: Mapping[str, Region]) -> list[OverlapReport]:
+    """Compare every two regions of a run."""
+    return [
+        OverlapReport(left=left, right=right, jaccard=found.jaccard, by_chance=found.by_chance)
+        for (left, right), found in likenesses(regions).items()
+    ]
 
 
 def generation(found: Continuation) -> Generation:

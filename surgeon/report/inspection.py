@@ -24,9 +24,8 @@ from surgeon.region.dimensions import hidden_size
 from surgeon.region.patch import Patch, is_patch_file
 from surgeon.region.region import Region, is_region_file
 from surgeon.report.data import Report, region_report
-from surgeon.report.figures import roles_in_order
 from surgeon.report.terminal import expectation_line, regions_table, sparkline, table
-from surgeon.report.words import number, percent, size
+from surgeon.report.words import number, percent, roles_in_order, size
 from surgeon.write.execute import MARKER
 
 DIMENSIONS_SHOWN = 8

@@ -2,132 +2,124 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from surgeon.report.data import Report, SweepReport
-from surgeon.report.svg import CHARACTER, OVERFLOW, WIDTH, Bar, Figure, bars, legend, line, log_ticks, marker, text
+from surgeon.report.data import Report
+from surgeon.report.drawing import SERIES, SHAPES, TIMES, Figure, colour, finished
 from surgeon.report.words import coordinate, from_log, is_number, number
 
-_HEIGHT = 250.0
+if TYPE_CHECKING:
+    import altair as alt
+
+MOST = 25.0  # nats per token beyond which a model is merely broken; drawn at the edge
 
 
 def sweep_figure(report: Report, name: str) -> Figure:
-    """Draw a sweep: lines over its first axis of numbers, one per value of the other axes; bars if there is none."""
+    """Draw a sweep: lines over its first axis of numbers, a line per value of the other axes; bars if there is none."""
+    import altair as alt
+
     sweep = report.sweeps[name]
     axis = next((axis for axis, values in sweep.axes.items() if len(values) > 1 and all(map(is_number, values))), None)
     along = axis or next(iter(sweep.axes))
-    others = [other for other in sweep.axes if other != along]
-    base = report.summary["base"].log_geometric_mean_perplexity
-    logs = {point: report.summary[point].log_geometric_mean_perplexity - base for point in sweep.points}
+    rows = _rows(report, name, along)
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    colours = [colour(name) for name in _cycled(SERIES, kinds)]
+    looks = {
+        "color": alt.Color("kind:N", title=None).scale(domain=kinds, range=colours),
+        "shape": alt.Shape("kind:N", title=None).scale(domain=kinds, range=_cycled(SHAPES, kinds)),
+    }
+    if len(kinds) == 1:
+        looks = {channel: look.legend(None) for channel, look in looks.items()}
+    hover = [alt.Tooltip(f"{field}:N", title=title) for field, title in (
+        ("point", "point"), ("along", along), ("kind", "of"), ("times", "of the base's perplexity"),
+    )]  # fmt: skip
+    chart = alt.Chart(alt.InlineData(values=rows))
+    draw = _lines if axis is not None else _bars
+    spec = draw(chart, sweep.axes[along], along, looks, hover)
+    logs = _logs(report, name)
     worst = max(logs, key=lambda point: math.inf if math.isnan(logs[point]) else logs[point])
-    description = (
-        f"Geometric mean over the languages at {len(logs)} points, as a multiple of the base's, on a logarithmic "
-        f"scale. The strongest effect is that of {worst}: ×{number(from_log(logs[worst]))}."
+    others = [other for other in sweep.axes if other != along]
+    caption = (
+        f"Perplexity by {' and '.join([along, *others])}: geometric mean over the languages at {len(rows)} points, as "
+        "a multiple of the base's (the line at ×1), on a logarithmic scale. "
+        f"Most at {worst}: ×{number(from_log(logs[worst]))}."
     )
-    title = f"{name}: perplexity by {' and '.join([along, *others])}"
-    if axis is None:
-        return _bars(f"sweep-{name}", title, description, sweep, along, logs)
-    return _lines(f"sweep-{name}", title, description, sweep, along, logs)
+    return Figure(f"sweep-{name}", f"What {name} does, by {along}", caption, finished(spec), True, True)
 
 
-def _series(sweep: SweepReport, along: str) -> list[tuple[str, list[str]]]:
-    """Return, for each combination of the other axes' values, its label and its points in the order of `along`."""
-    at = {json.dumps(values): point for point, values in sweep.points.items()}
-    others = [values for axis, values in sweep.axes.items() if axis != along]
+def _logs(report: Report, name: str) -> dict[str, float]:
+    """Return the logarithm of each point's mean ratio to the base."""
+    base = report.summary["base"].log_geometric_mean_perplexity
+    return {point: report.summary[point].log_geometric_mean_perplexity - base for point in report.sweeps[name].points}
+
+
+def _rows(report: Report, name: str, along: str) -> list[dict[str, Any]]:
+    sweep, logs = report.sweeps[name], _logs(report, name)
+    edge = max([math.log(2), *(log for log in logs.values() if _usable(log))]) * 1.08
     place = list(sweep.axes).index(along)
-    result = []
-    for rest in itertools.product(*others):
-        points = [at[json.dumps([*rest[:place], value, *rest[place:]])] for value in sweep.axes[along]]
-        result.append((", ".join(map(coordinate, rest)), points))
-    return result
-
-
-def _bars(name: str, title: str, description: str, sweep: SweepReport, along: str, logs: dict[str, float]) -> Figure:
-    series = _series(sweep, along)
-    # Noise must not look like an effect: a factor of two is the least that takes the full length.
-    full = max([math.log(2), *(log for log in logs.values() if _usable(log))])
-
-    def bar(point: str, i: int, label: str) -> Bar:
-        log = logs[point]
-        length = max(log, 0.0) / full if _usable(log) else 1.0
-        return Bar(length, (i + 1) % 6, f"×{number(from_log(log))} {label}".rstrip())
-
-    groups = [
-        (coordinate(value), [bar(points[at], i, label) for i, (label, points) in enumerate(series)])
-        for at, value in enumerate(sweep.axes[along])
-    ]
-    return bars(name, title, description, groups, (0.0, "×1: no change"))
-
-
-def _lines(name: str, title: str, description: str, sweep: SweepReport, along: str, logs: dict[str, float]) -> Figure:
-    series, xs = _series(sweep, along), sweep.axes[along]
-    key, top = legend([label for label, _ in series], 0, series=1) if len(sweep.axes) > 1 else ("", 0.0)
-    usable = [log for log in logs.values() if _usable(log)]
-    low, high = min([0.0, *usable]), max([math.log(2), *usable])
-    low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
-    ticks = log_ticks(low, high)
-    left = 10 + CHARACTER * max(len(_times(tick)) for tick in ticks)
-    top += 26
-    ceiling = top + (0 if len(usable) == len(logs) else 26)  # above it stand the models that are merely broken
-    bottom = ceiling + _HEIGHT
-
-    def height(log: float) -> float:
-        return bottom - (log - low) / (high - low) * (bottom - ceiling) if _usable(log) else top + 10
-
-    along_x, is_log = _scale(xs, left + 14, WIDTH - 24)
-    parts = [key, text(0, top - 10, "times the base's perplexity", kind="quiet")]
-    for tick in ticks:
-        y = height(math.log(tick))
-        kind = "mark" if tick == 1 else "grid"
-        parts += [line(left, y, WIDTH, y, kind), text(left - 6, y + 4.5, _times(tick), "end", "quiet")]
-    parts += _x_ticks(xs, along_x, bottom)
-    parts.append(text(left, bottom + 42, along + (", logarithmic" if is_log else ""), kind="quiet"))
-    # The first series is drawn last, on top of those that coincide with it.
-    for i, (label, points) in reversed(list(enumerate(series, 1))):
-        for (x, point), (after, then) in itertools.pairwise(sorted(zip(xs, points, strict=True))):
-            kind = f"line{i % 6}" if _usable(logs[point]) and _usable(logs[then]) else "link"
-            parts.append(line(along_x(x), height(logs[point]), along_x(after), height(logs[then]), kind))
-        for x, point in zip(xs, points, strict=True):
-            times = f"×{number(from_log(logs[point]))}"
-            tip = f"{along} {coordinate(x)}{', ' if label else ''}{label}: {times}"
-            parts.append(marker(along_x(x), height(logs[point]), i, tip))
-            if not _usable(logs[point]):
-                parts.append(text(along_x(x) - 9, height(logs[point]) + 4.5, times, "end", "small"))
-    return Figure(name, title, description, bottom + 50, "".join(parts))
+    rows = []
+    for point, values in sweep.points.items():
+        log, rest = logs[point], [*values[:place], *values[place + 1 :]]
+        row = {
+            "point": point, "x": values[place] if is_number(values[place]) else coordinate(values[place]),
+            "along": coordinate(values[place]), "kind": ", ".join(map(coordinate, rest)) or name,
+            "ratio": math.exp(log if _usable(log) else edge), "times": f"×{number(from_log(log))}",
+            "broken": "" if _usable(log) else f"×{number(from_log(log))}",
+        }  # fmt: skip
+        rows.append(row)
+    return rows
 
 
 def _usable(log: float) -> bool:
-    return math.isfinite(log) and log <= OVERFLOW
+    return math.isfinite(log) and abs(log) <= MOST
 
 
-def _scale(values: Sequence[float], left: float, right: float) -> tuple[Callable[[float], float], bool]:
-    """Return a map from values to places, and whether it is logarithmic: where they span more than a factor of 8."""
-    is_log = min(values) > 0 and max(values) / min(values) > 8
-    low, high = (math.log(limit) if is_log else limit for limit in (min(values), max(values)))
-
-    def place(value: float) -> float:
-        share = ((math.log(value) if is_log else value) - low) / (high - low)
-        return left + share * (right - left)
-
-    return place, is_log
+def _cycled(values: list[str], kinds: list[str]) -> list[str]:
+    return [values[i % len(values)] for i in range(len(kinds))]
 
 
-def _x_ticks(values: Sequence[float], place: Callable[[float], float], y: float) -> list[str]:
-    """Mark the values on the axis, as many of them as have room."""
-    parts, free = [], -math.inf
-    for value in sorted(values):
-        label, x = coordinate(value), place(value)
-        half = CHARACTER * len(label) / 2
-        parts.append(line(x, y, x, y + 5, "grid"))
-        if x - half > free:
-            parts.append(text(x, y + 20, label, "middle"))
-            free = x + half + 4
-    return parts
+def _lines(
+    chart: alt.Chart, xs: list[float], along: str, looks: dict[str, Any], hover: list[Any]
+) -> alt.LayerChart | alt.FacetChart:
+    import altair as alt
+
+    # Where values span more than a factor of 8, equal steps are equal factors.
+    is_log = min(xs) > 0 and max(xs) / min(xs) > 8
+    x = (
+        alt.X("x:Q", title=along + (", logarithmic" if is_log else ""))
+        .scale(type="log" if is_log else "linear", nice=False, padding=16, zero=alt.Undefined if is_log else False)
+        .axis(values=sorted(set(xs)), format="~g", grid=False, labelOverlap=True)
+    )
+    y = (
+        alt.Y("ratio:Q", title="times the base's perplexity")
+        .scale(type="log", nice=False, padding=8)
+        .axis(labelExpr=TIMES.replace("AXIS", "y"), grid=True)
+    )
+    line = chart.mark_line(strokeWidth=2).encode(x=x, y=y, color=looks["color"], detail="kind:N")
+    mark = chart.mark_point(filled=True, size=80, opacity=1).encode(x=x, y=y, tooltip=hover, **looks)
+    broken = (
+        chart.transform_filter("datum.broken != ''")
+        .mark_text(align="right", dx=-8, fontSize=11)
+        .encode(x=x, y=y, text="broken:N")
+    )
+    one = alt.Chart().mark_rule(color=colour("ink")).encode(y=alt.YDatum(1))
+    return alt.layer(one, line, mark, broken).properties(width=520, height=300)
 
 
-def _times(tick: float) -> str:
-    """Label a multiple on the scale."""
-    return f"×{tick:,g}" if tick < 1e6 else f"×{tick:.0e}".replace("e+0", "e").replace("e+", "e")
+def _bars(
+    chart: alt.Chart, values: list[Any], along: str, looks: dict[str, Any], hover: list[Any]
+) -> alt.LayerChart | alt.FacetChart:
+    import altair as alt
+
+    y = alt.Y("along:N", sort=[coordinate(value) for value in values], title=along).axis(domain=False, ticks=False)
+    x = (
+        alt.X("ratio:Q", title="times the base's perplexity")
+        .scale(type="log", nice=False, padding=8)
+        .axis(labelExpr=TIMES.replace("AXIS", "x"), grid=True)
+    )
+    lane = alt.YOffset("kind:N")
+    bar = chart.mark_bar().encode(y=y, yOffset=lane, x=x, x2=alt.X2Datum(1), tooltip=hover, color=looks["color"])
+    said = chart.mark_text(align="left", dx=5, fontSize=11).encode(y=y, yOffset=lane, x=x, text="times:N")
+    one = alt.Chart().mark_rule(color=colour("ink")).encode(x=alt.XDatum(1))
+    return alt.layer(bar, one, said).properties(width=470, height=alt.Step(18))

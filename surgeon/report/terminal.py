@@ -23,13 +23,13 @@ from surgeon.report.words import (
     coordinate,
     from_log,
     interval,
-    language_name,
     number,
     percent,
     size,
     stopped_note,
     visible,
 )
+from surgeon.text.languages import language_name
 
 INTERVAL = "95 %"  # the heading of a column of intervals
 

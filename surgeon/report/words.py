@@ -1,53 +1,18 @@
-"""Numbers, names and languages as people read them; shared by the terminal, the page and the figures."""
+"""Numbers and names as people read them; shared by the terminal, the page and the figures."""
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Language:
-    """A language's English name, the script it is written in, and its family."""
-
-    name: str
-    script: str
-    family: str
+from surgeon.checkpoint.naming import ROLES
 
 
-LANGUAGES: Mapping[str, Language] = {
-    code: Language(*rest)
-    for code, *rest in (
-        ("ar", "Arabic", "Arabic", "Semitic"), ("cs", "Czech", "Latin", "Slavic"),
-        ("da", "Danish", "Latin", "Germanic"), ("de", "German", "Latin", "Germanic"),
-        ("el", "Greek", "Greek", "Hellenic"), ("en", "English", "Latin", "Germanic"),
-        ("es", "Spanish", "Latin", "Romance"), ("fa", "Persian", "Arabic", "Iranian"),
-        ("fi", "Finnish", "Latin", "Uralic"), ("fr", "French", "Latin", "Romance"),
-        ("hu", "Hungarian", "Latin", "Uralic"), ("id", "Indonesian", "Latin", "Malayic"),
-        ("it", "Italian", "Latin", "Romance"), ("ja", "Japanese", "Han and Kana", "Japonic"),
-        ("ko", "Korean", "Hangul", "Koreanic"), ("ml", "Malayalam", "Malayalam", "Dravidian"),
-        ("ms", "Malay", "Latin", "Malayic"), ("nl", "Dutch", "Latin", "Germanic"),
-        ("no", "Norwegian", "Latin", "Germanic"), ("pl", "Polish", "Latin", "Slavic"),
-        ("pt", "Portuguese", "Latin", "Romance"), ("ro", "Romanian", "Latin", "Romance"),
-        ("ru", "Russian", "Cyrillic", "Slavic"), ("sv", "Swedish", "Latin", "Germanic"),
-        ("sw", "Swahili", "Latin", "Bantu"), ("ta", "Tamil", "Tamil", "Dravidian"),
-        ("tr", "Turkish", "Latin", "Turkic"), ("uk", "Ukrainian", "Cyrillic", "Slavic"),
-        ("vi", "Vietnamese", "Latin", "Austroasiatic"), ("zh", "Chinese", "Han", "Sinitic"),
-    )
-}  # fmt: skip
-
-
-def language(code: str) -> Language:
-    """Return what is known of a language; a text under another code is its own name."""
-    return LANGUAGES.get(code, Language(code, "other", "other"))
-
-
-def language_name(code: str) -> str:
-    """Return a language's English name, or its code."""
-    return language(code).name
+def count(number_of: int, thing: str) -> str:
+    """Return a number of things in words."""
+    return f"{number_of:,} {thing}{'' if number_of == 1 else 's'}"
 
 
 def number(value: float) -> str:
@@ -79,6 +44,11 @@ def size(count: int) -> str:
 def short_name(name: str) -> str:
     """Shorten a tensor's name for a table: what nearly all names share is left out."""
     return name.removesuffix(".weight").removeprefix("model.")
+
+
+def roles_in_order(roles: Iterable[str]) -> list[str]:
+    """Sort roles as a layer has them: attention, MLP, norms, then what is outside."""
+    return sorted(set(roles), key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES))
 
 
 def percent(share: float) -> str:

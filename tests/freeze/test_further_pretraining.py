@@ -23,6 +23,7 @@ from surgeon.model.perplexity import measure_variants
 from surgeon.model.stack import make_stack
 from surgeon.progress import Progress
 from surgeon.region.region import Region
+from surgeon.report.drawing import PALETTE, SERIES
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 ROOT = Path(__file__).parents[2]
@@ -112,7 +113,8 @@ def test_table_and_figure(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert rows["core-5"][3].startswith(f" {math.exp(forgotten[1]):.3f} ")
     assert rows["core-5"][4].startswith(f" {100 * (1 - forgotten[1] / forgotten[0]):.1f} %")
     drawing = ElementTree.fromstring(figure.read_text())
-    markers = [element for element in drawing.iter() if "series" in element.get("class", "")]
+    colours = {PALETTE[name][0] for name in SERIES}
+    markers = [element for element in drawing.iter() if element.tag.endswith("path") and element.get("fill") in colours]
     assert len(markers) == 6 + 2 * 4 * 3 + 5 * 2  # legend; two panels of four arms; one of five without step 0
 
 

@@ -89,3 +89,18 @@ def test_an_empty_region_has_an_empty_profile() -> None:
     found = profile(Region.from_masks({"model.layers.0.mlp.up_proj.weight": np.zeros((20, 8), np.bool_)}), {})
     assert found.dimensions == ()
     assert found.spreads == {}
+
+
+def test_traces_are_the_share_of_each_dimension() -> None:
+    """Counted tensor by tensor; tensors of one role in one layer count together."""
+    generator = np.random.default_rng(3)
+    masks = {name: generator.random(shape) < 0.3 for name, shape in LLAMA.items()}
+    traces = {(trace.layer, trace.role): trace.shares for trace in profile(Region.from_masks(masks), {}).traces}
+    prefix = "model.layers.0."
+    np.testing.assert_allclose(traces[0, "attn.q"], masks[f"{prefix}self_attn.q_proj.weight"].mean(axis=0))
+    down, experts = masks[f"{prefix}mlp.down_proj.weight"], masks[f"{prefix}mlp.experts.down_proj"]
+    hits = down.sum(axis=1) + experts.sum(axis=(0, 1))
+    np.testing.assert_allclose(traces[0, "mlp.down"], hits / (20 + 60))
+    bias, matrix = masks[f"{prefix}self_attn.o_proj.bias"], masks[f"{prefix}self_attn.o_proj.weight"]
+    np.testing.assert_allclose(traces[0, "attn.o"], (bias.astype(int) + matrix.sum(axis=1)) / 17)
+    np.testing.assert_allclose(traces[0, "norm"], masks[f"{prefix}input_layernorm.weight"])

@@ -1,0 +1,168 @@
+"""From Vega-Lite specifications to pictures, in one look.
+
+Colours in a specification are variables, such as `var(--ink)`: on a page they follow the reader's light or dark
+setting, in a file they are filled in for one of the two.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.storage import replacing
+from surgeon.report.png import repacked
+
+if TYPE_CHECKING:
+    import altair
+
+# Name, on light ground, on dark ground. Text and marks keep a contrast of 4.5 to the ground in both.
+PALETTE = {
+    "ground": ("#ffffff", "#12161c"), "raised": ("#f4f6f9", "#1a2028"), "line": ("#d9dee6", "#333c49"),
+    "ink": ("#1d2430", "#e6eaf0"), "quiet": ("#5b6675", "#9aa7b8"), "link": ("#0b5fa5", "#6cb6ff"),
+    "good": ("#17693a", "#6fd08c"), "bad": ("#b3261e", "#ff8a80"), "warm": ("#8a5a00", "#e3b341"),
+    "series-0": ("#c2410c", "#ff9e64"), "series-1": ("#0b6bcb", "#6cb6ff"), "series-2": ("#17693a", "#6fd08c"),
+    "series-3": ("#8b3fc7", "#d2a8ff"), "series-4": ("#8a5a00", "#e3b341"), "series-5": ("#0f6a63", "#5eead4"),
+    "series-6": ("#be185d", "#f9a8d4"), "series-7": ("#44546a", "#b6c2d1"),
+    "cool-3": ("#0b5fa5", "#6cb6ff"), "cool-2": ("#5c9ed0", "#2f628f"), "cool-1": ("#b5d5ee", "#234764"),
+    "none": ("#e6e9ee", "#2a313b"),
+    "heat-1": ("#fde4cf", "#3d2619"), "heat-2": ("#fbc495", "#5a3420"), "heat-3": ("#f59d5c", "#7b4120"),
+    "heat-4": ("#dd6b2c", "#9c4f1f"), "heat-5": ("#b9430f", "#f08c4b"), "heat-6": ("#8c2408", "#ffb784"),
+    "heat-7": ("#5c1206", "#ffe0c7"),
+}  # fmt: skip
+HEAT = [f"heat-{i}" for i in range(1, 8)]
+COOL = ["cool-3", "cool-2", "cool-1"]
+# Fields of colour that carry text in the ground's colour, in the light and in the dark.
+STRONG = ("cool-3", "heat-5", "heat-6", "heat-7")
+SERIES = [f"series-{i}" for i in range(8)]
+SHAPES = ["circle", "diamond", "square", "triangle-up", "triangle-down", "cross", "triangle-right", "triangle-left"]
+FONT = "Arial, sans-serif"  # its widths are those of the font that the renderer brings along
+# Labels of a logarithmic axis of multiples: of the ticks in a decade those that begin with 1, 2 and 5.
+TIMES = (
+    "domain('AXIS')[1] / domain('AXIS')[0] < 6 || indexof(['1', '2', '5'], slice(format(datum.value, 'e'), 0, 1)) >= 0"
+    " ? '×' + format(datum.value, datum.value < 1e5 ? ',~g' : '~e') : ''"
+)
+_EXPOSE = "window.vegaEmbed = vegaEmbed;"
+ZOOM = 2.0  # pixels of a PNG per unit of the drawing
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture: `name` is its file's stem, `title` and `caption` say in words all that a reader needs to know.
+
+    `spec` is Vega-Lite. `fluid` if its width may follow the page's. `key` if it is among a page's first two.
+    """
+
+    name: str
+    title: str
+    caption: str
+    spec: dict[str, Any]
+    fluid: bool = False
+    key: bool = False
+
+    def _repr_svg_(self) -> str:
+        """Show the figure in a notebook."""
+        return themed(svg(self), dark=False)
+
+
+def colour(name: str) -> str:
+    """Return a colour of the palette as a variable."""
+    return f"var(--{name})"
+
+
+def finished(chart: altair.LayerChart | altair.VConcatChart | altair.FacetChart) -> dict[str, Any]:
+    """Return a chart's specification, in the common look."""
+    text = {"labelColor": colour("ink"), "titleColor": colour("quiet"), "labelFontSize": 12, "titleFontSize": 12}
+    look = {
+        "aria": False, "background": "transparent", "font": FONT, "padding": 4,
+        "view": {"stroke": None},
+        "text": {"color": colour("ink")}, "rule": {"color": colour("quiet")},
+        "axis": {
+            **text, "titleFontWeight": "normal", "gridColor": colour("line"), "domainColor": colour("line"),
+            "tickColor": colour("line"), "labelLimit": 220, "titleLimit": 500,
+        },
+        "legend": {
+            **text, "titleFontWeight": "normal", "orient": "top", "direction": "horizontal", "columns": 4,
+            "labelLimit": 260, "symbolSize": 90, "titleAnchor": "start", "titleLimit": 500,
+        },
+        "title": {"color": colour("ink"), "fontSize": 13, "anchor": "start"},
+        "header": {**text, "titleFontWeight": "normal", "labelFontWeight": "bold"},
+    }  # fmt: skip
+    return {**chart.to_dict(validate=False), "config": look}
+
+
+def svg(figure: Figure) -> str:
+    """Draw a figure for a page: colours stay variables, and no id is another figure's.
+
+    To a screen reader it is one picture, under its title; the tables hold what its marks say.
+    """
+    drawn = re.sub(r' (?:aria-[a-z]+|role)="[^"]*"', "", _drawn(json.dumps(figure.spec, allow_nan=False)))
+    for name in dict.fromkeys(re.findall(r'\bid="([^"]+)"', drawn)):
+        own = f"{figure.name}-{name}"
+        drawn = drawn.replace(f'id="{name}"', f'id="{own}"').replace(f"url(#{name})", f"url(#{own})")
+    return drawn.replace("<svg ", f'<svg role="img" aria-label="{escape(figure.title)}" ', 1)
+
+
+@lru_cache(maxsize=64)
+def _drawn(spec: str) -> str:
+    """Draw a specification; a variant's card and the page of its run often show the same."""
+    import vl_convert
+
+    drawn: str = vl_convert.vegalite_to_svg(spec)
+    return drawn
+
+
+def themed(drawn: str, dark: bool) -> str:
+    """Fill in the colours of a drawing, on its own ground, so that it looks the same wherever it is shown."""
+    for name, pair in PALETTE.items():
+        drawn = drawn.replace(f"var(--{name})", pair[dark])
+    ground = f'<rect width="100%" height="100%" fill="{PALETTE["ground"][dark]}"/>'
+    return re.sub(r"(<svg[^>]*>)", rf"\1{ground}", drawn, count=1)
+
+
+def write_pictures(figure: Figure, drawn: str, folder: Path) -> list[Path]:
+    """Write NAME.svg and NAME-dark.svg, and of the key figures both as PNG; return the files."""
+    import vl_convert
+
+    files = []
+    for suffix, dark in (("", False), ("-dark", True)):
+        picture = themed(drawn, dark)
+        contents = {"svg": picture.encode("utf-8")}
+        if figure.key:
+            contents["png"] = repacked(vl_convert.svg_to_png(picture, scale=ZOOM))
+        for ending, content in contents.items():
+            path = folder / f"{figure.name}{suffix}.{ending}"
+            with replacing(path) as staged:
+                staged.write_bytes(content)
+            files.append(path)
+    return files
+
+
+@lru_cache(maxsize=1)
+def runtime() -> str:
+    """Return the script that makes specifications live: Vega, Vega-Lite and Vega-Embed of the drawing library.
+
+    It takes seconds to bundle, so that it is kept in the cache folder.
+    """
+    import vl_convert
+
+    path = cache_folder() / "page" / f"vega-embed-{version('vl-convert-python')}.js"
+    if not path.is_file():
+        with replacing(path) as staged:
+            staged.write_text(vl_convert.javascript_bundle(_EXPOSE), encoding="utf-8")
+    return path.read_text(encoding="utf-8")
+
+
+def script_data(data: Any) -> str:
+    """Return data as JSON that may stand inside a script element: no text of it can end the element."""
+    return re.sub(
+        r"[<>&\u2028\u2029]",
+        lambda found: f"\\u{ord(found[0]):04x}",
+        json.dumps(data, ensure_ascii=False, allow_nan=False),
+    )

@@ -1,0 +1,278 @@
+"""What a report says first: which variant it is about, what stands beside it, and one sentence of what came out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from surgeon.report.data import Report
+from surgeon.report.words import count, from_log, number, percent, roles_in_order
+from surgeon.text.languages import language_name
+
+SAME = 0.01  # a ratio to the base's that differs from 1 by less is no effect
+CONTROLS = 3  # at most, beside the cut
+
+_DOING = {
+    "zero": "Zeroing", "scale": "Scaling", "shuffle": "Shuffling", "noise": "Adding noise to", "fill": "Filling",
+    "restore": "Putting back",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A perplexity as a multiple of the base's; `low` and `high` are the ends of its interval, if one was made."""
+
+    ratio: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Story:
+    """`cut` is the variant that the first picture is about, `controls` stand beside it.
+
+    `region` and `beside` are the regions that the scan shows; `own` are the variants that cut one language's region,
+    with that language.
+    """
+
+    cut: str | None
+    controls: tuple[str, ...]
+    region: str | None
+    beside: str | None
+    own: dict[str, str]
+
+    @property
+    def shown(self) -> list[str]:
+        """The variants of the first picture."""
+        return [name for name in (self.cut, *self.controls) if name is not None]
+
+
+def tell(report: Report, about: str | None = None) -> Story:
+    """Choose what is shown first: a variant, and the controls of its size.
+
+    Args:
+        report: what was found.
+        about: the variant; by default the first that is no control.
+    """
+    measured = [*([about] if about is not None else []), *(name for name in report.measured_alone if name != about)]
+    used = {name: regions_of(report, name) for name in report.variants}
+    cuts = [name for name in measured if not all(is_control(report, region) for region in used[name])]
+    cut = about or next(iter(cuts or measured), None)
+    controls = [name for name in measured if name not in cuts and name != cut]
+    if cut is not None:
+        size = report.variants[cut].entries
+        alike = [name for name in controls if _alike(report.variants[name].entries, size)]
+        controls = sorted(alike or controls, key=lambda name: _drawn_otherwise(report, used[name]))
+    named = [region for region in (used[cut] if cut else []) if region in report.regions]
+    others = sorted(report.regions, key=lambda name: is_control(report, name))
+    shown = next(iter([*named, *others]), None)
+    beside = next((name for name in _likest(report, shown) if name != shown), None)
+    own = {name: language for name in measured if (language := _language_of(report, used[name])) is not None}
+    return Story(cut, tuple(controls[:CONTROLS]), shown, beside, own)
+
+
+def regions_of(report: Report, variant: str) -> list[str]:
+    """Return the regions that a variant's operations act on."""
+    return [region for _, _, region in (line.partition(" ") for line in report.variants[variant].operations) if region]
+
+
+def is_control(report: Report, region: str) -> bool:
+    """Say whether a region stands for ordinary entries: drawn at random, or of the lowest score."""
+    found, spec = report.regions.get(region), _spec(report, region)
+    kinds = [spec.get(key) or {} for key in ("dimensions", "score")]
+    drawn = bool(kinds[0].get("random")) or kinds[1].get("kind") == "random"
+    drawn |= (spec.get("control") or {}).get("draw") in ("random", "bottom")
+    return drawn or (found is not None and found.origin in ("random", "bottom"))
+
+
+def scored_languages(report: Report) -> set[str]:
+    """Return the languages on whose text importance was scored."""
+    return {item.language for item in report.scores}
+
+
+def log_ratio(report: Report, variant: str, code: str) -> float:
+    """Return the natural logarithm of a variant's perplexity over the base's."""
+    return report.perplexity[variant][code].log_perplexity - report.perplexity["base"][code].log_perplexity
+
+
+def ratio(report: Report, variant: str, code: str) -> Ratio:
+    """Return a variant's perplexity in one language as a multiple of the base's, with its interval if there is one."""
+    found = report.perplexity[variant][code]
+    return Ratio(from_log(log_ratio(report, variant, code)), found.low, found.high)
+
+
+def sentence(report: Report, story: Story) -> str:
+    """Say in one sentence what came out."""
+    if story.cut is None:
+        return _of_a_sweep(report) if report.sweeps and report.perplexity else _of_a_region(report, story)
+    doing = _doing(report, story.cut)
+    if len(story.own) > 1:
+        mine = [ratio(report, name, code).ratio for name, code in story.own.items() if code in report.perplexity[name]]
+        rest = [
+            ratio(report, name, code).ratio
+            for name, own in story.own.items() for code in report.perplexity[name] if code != own
+        ]  # fmt: skip
+        if mine and rest:
+            return (
+                f"{doing} that one language alone needs makes that language {_worse(mine)}, every other language "
+                f"{_worse(rest)}; {count(len(story.own), 'language')} tried."
+            )
+    ratios = {code: ratio(report, story.cut, code).ratio for code in report.perplexity[story.cut]}
+    return "; ".join([f"{doing} {_effect(ratios)}", *_beside(report, story, story.cut)]) + "."
+
+
+def _beside(report: Report, story: Story, cut: str) -> list[str]:
+    """Say what the controls did, those of one kind together."""
+    by_kind: dict[str, list[float]] = {}
+    for name in story.controls:
+        by_kind.setdefault(_control(report, name, cut), []).append(report.summary[name].ratio_to_base)
+    return [
+        f"{kind}: {' to '.join(dict.fromkeys(map(_change, (min(values), max(values)))))}"
+        for kind, values in by_kind.items()
+    ]
+
+
+def _effect(ratios: dict[str, float]) -> str:
+    broken = [code for code, value in ratios.items() if not math.isfinite(value)]
+    worse = {code: value for code, value in ratios.items() if math.isfinite(value) and value >= 1 + SAME}
+    better = [value for value in ratios.values() if value <= 1 - SAME]
+    parts = []
+    if broken:
+        parts.append(f"breaks {_languages(broken, len(ratios))} beyond numbers")
+    if worse:
+        parts.append(f"makes {_languages(list(worse), len(ratios))} {_worse(list(worse.values()))}")
+    if better and not worse:
+        parts.append(f"makes {count(len(better), 'language')} up to {100 * (1 - min(better)):.2g}\u00a0% better")
+    return " and ".join(parts) or f"changes none of {count(len(ratios), 'language')} by 1\u00a0% or more"
+
+
+def _languages(codes: Sequence[str], of: int) -> str:
+    if len(codes) == 1:
+        return language_name(codes[0])
+    return f"all {of} languages" if len(codes) == of else f"{len(codes)} of {of} languages"
+
+
+def _worse(ratios: Sequence[float]) -> str:
+    """Say by how much, from the least to the most: in per cent, or in multiples where it is more than double."""
+    finite = [value for value in ratios if math.isfinite(value)]
+    low, high = min(finite, default=math.inf), max(finite, default=math.inf)
+    if low <= 1 - SAME:
+        return f"{_change(low)} to {_change(high)} worse"
+    if high < 2:
+        ends = [f"{100 * (value - 1):.2g}" for value in (max(low, 1.0), high)]
+        return f"{' to '.join(dict.fromkeys(ends))}\u00a0% worse"
+    return f"{' to '.join(dict.fromkeys(map(_shortly, (low, high))))} times worse"
+
+
+def _shortly(value: float) -> str:
+    """Format a multiple in two digits where that says enough."""
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}" if value < 999.5 else number(value)
+
+
+def _change(value: float) -> str:
+    """Say how far a ratio is from 1."""
+    if math.isnan(value):
+        return "not a number"
+    if value >= 2:
+        return f"{_shortly(value)} times"
+    points = round(100 * (value - 1), 1)
+    shown = "0" if points == 0 else f"{points:.1f}" if abs(points) < 9.95 else f"{points:.0f}"
+    return f"{shown}\u00a0%".replace("-", "\u2212")
+
+
+def _doing(report: Report, variant: str) -> str:
+    operations = report.variants[variant].operations
+    kinds = list(dict.fromkeys(line.partition(" ")[0] for line in operations))
+    verb = _DOING.get(kinds[0], kinds[0]) if len(kinds) == 1 else "Changing"
+    return f"{verb} {_amount(report, variant)}"
+
+
+def _amount(report: Report, variant: str) -> str:
+    entries, used = report.variants[variant].entries, regions_of(report, variant)
+    if entries == 1:
+        return "a single weight"
+    region = report.regions.get(used[0]) if len(used) == 1 else None
+    if region is None or not region.numel:
+        return f"{entries:,} weights"
+    roles = roles_in_order(region.roles)
+    whole = "mlp.down" in roles and ("attn.q" in roles or "attn.qkv" in roles)
+    where = "the decoder's weights" if whole else f"the weights in {' and '.join(roles)}"
+    layers = _spec(report, used[0]).get("layers")
+    where += f", layers {layers[0]} to {layers[1]}," if layers else ""
+    return f"{percent(float(f'{region.fraction:.2g}'))} of {where}".replace(" %", "\u00a0%")
+
+
+def _control(report: Report, variant: str, cut: str) -> str:
+    """Name a control by how its entries were chosen."""
+    regions = regions_of(report, variant)
+    specs = [_spec(report, region) for region in regions]
+    many = "as many" if _alike(report.variants[variant].entries, report.variants[cut].entries) else variant + ","
+    origins = {report.regions[region].origin for region in regions if region in report.regions}
+    if origins == {"bottom"}:
+        return f"{many} of the lowest score"
+    if any((spec.get("dimensions") or {}).get("random") for spec in specs):
+        return f"{many} in other dimensions"
+    return f"{many} at random" if all(is_control(report, region) for region in regions) else variant
+
+
+def _of_a_sweep(report: Report) -> str:
+    points = [point for sweep in report.sweeps.values() for point in sweep.points]
+    ratios = {point: report.summary[point].ratio_to_base for point in points}
+    worst = max(ratios, key=lambda point: math.inf if math.isnan(ratios[point]) else ratios[point])
+    return (
+        f"At {count(len(points), 'point')} of a sweep, mean perplexity is {number(min(ratios.values()))} to "
+        f"{number(ratios[worst])} times the base's, most at {worst}."
+    )
+
+
+def _of_a_region(report: Report, story: Story) -> str:
+    if story.region is None:
+        return f"{count(len(report.variants), 'variant')} of {report.model.name}."
+    region = report.regions[story.region]
+    return (
+        f"The region {story.region} holds {percent(float(f'{region.fraction:.2g}'))} of the weights in its reach: "
+        f"{region.entries:,} entries in {count(region.tensors, 'tensor')}."
+    )
+
+
+def _alike(one: int, other: int) -> bool:
+    return abs(one - other) <= 0.02 * max(one, other)
+
+
+def _likest(report: Report, region: str | None) -> list[str]:
+    """Order the regions by what they tell beside one: controls first, of its size, those at random before others."""
+    if region is None:
+        return []
+    size = report.regions[region].entries
+    scanned = [name for name in report.regions if report.regions[name].scan is not None]
+    return sorted(scanned, key=lambda name: (
+        not is_control(report, name), not _alike(report.regions[name].entries, size),
+        report.regions[name].origin == "bottom",
+    ))  # fmt: skip
+
+
+def _drawn_otherwise(report: Report, regions: Sequence[str]) -> bool:
+    return any(report.regions[region].origin == "bottom" for region in regions if region in report.regions)
+
+
+def _language_of(report: Report, regions: Sequence[str]) -> str | None:
+    """Return the language whose own region a variant cuts, if it is one."""
+    found = {own_language(report, region) for region in regions}
+    return found.pop() if len(found) == 1 else None
+
+
+def own_language(report: Report, region: str) -> str | None:
+    """Return the language that alone needs a region's entries, if it was chosen so."""
+    found = (_spec(report, region).get("select") or {}).get("monolingual")
+    return found if isinstance(found, str) else None
+
+
+def _spec(report: Report, region: str) -> dict[str, Any]:
+    """Return what the recipe says of a region."""
+    known = report.recipe.get("regions") or {}
+    while region not in known and "-" in region:  # at a point of a sweep it is named by the point, too
+        region = region.rpartition("-")[0]
+    spec = known.get(region)
+    return spec if isinstance(spec, dict) else {}

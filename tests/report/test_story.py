@@ -1,0 +1,134 @@
+"""The sentence that a page begins with says what the numbers say, and is about the right variant."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from reports import make_report
+
+from surgeon.model.results import Measure
+from surgeon.report.data import Report, SweepReport, VariantReport
+from surgeon.report.measured import perplexity, summarize
+from surgeon.report.story import ratio, sentence, tell
+
+BASE = {"ar": 3.0, "en": 3.1, "zh": 3.2}
+
+
+def report_of(variants: dict[str, tuple[str, dict[str, float]]], regions: dict[str, dict[str, Any]]) -> Report:
+    """A report of variants, each an operation and the factors by which perplexity rises; regions as in a recipe."""
+    made = make_report()
+    measures = {"base": {code: Measure(100 * log, 100, 400) for code, log in BASE.items()}}
+    for name, (_, factors) in variants.items():
+        measures[name] = {code: Measure(100 * (log + math.log(factors[code])), 100, 400) for code, log in BASE.items()}
+    core = made.regions["core"]
+    origins = {name: next(iter(spec.get("select", {"top": 0})), "top") for name, spec in regions.items()}
+    return made.model_copy(update={
+        "recipe": {"regions": regions},
+        "regions": {name: core.model_copy(update={"fraction": 0.01, "origin": origins[name]}) for name in regions},
+        "variants": {
+            name: VariantReport(operations=[done], entries=10, written=False) for name, (done, _) in variants.items()
+        },
+        "sweeps": {}, "expectations": [],
+        "perplexity": {name: {k: perplexity(m) for k, m in row.items()} for name, row in measures.items()},
+        "summary": summarize(measures),
+    })  # fmt: skip
+
+
+REGIONS = {"core": {"select": {"top": 0.01}}, "low": {"select": {"bottom": 0.01}}, "any": {"select": {"random": 0.01}}}
+CONTROL = {"low-cut": ("zero low", dict.fromkeys(BASE, 1.0)), "any-cut": ("zero any", dict.fromkeys(BASE, 1.02))}
+
+
+def test_a_cut_is_told_beside_its_controls_whatever_their_order() -> None:
+    cut = {"core-cut": ("zero core", {"ar": 2.1, "en": 18.3, "zh": 5.0})}
+    expected = (
+        "Zeroing 1\u00a0% of the decoder's weights makes all 3 languages 2.1 to 18 times worse; "
+        "as many at random: 2.0\u00a0%; as many of the lowest score: 0\u00a0%."
+    )
+    for variants in (cut | CONTROL, CONTROL | cut):
+        report = report_of(variants, REGIONS)
+        assert tell(report).cut == "core-cut"
+        assert sentence(report, tell(report)) == expected
+
+
+def test_what_was_in_reach_is_said() -> None:
+    """A share is of the weights that could have been chosen, which are not always all."""
+    report = report_of({"core-cut": ("zero core", dict.fromkeys(BASE, 3.0))}, {"core": {"layers": [0, 1]}})
+    core = report.regions["core"]
+    assert "1\u00a0% of the decoder's weights, layers 0 to 1, makes" in sentence(report, tell(report))
+    only = core.model_copy(update={"roles": {role: core.roles[role] for role in ("attn.q", "norm")}})
+    report = report.model_copy(update={"regions": {"core": only}, "recipe": {}})
+    assert sentence(report, tell(report)).startswith("Zeroing 1\u00a0% of the weights in attn.q and norm makes")
+
+
+@pytest.mark.parametrize(
+    ("factors", "told"),
+    [
+        ((1.0, 1.004, 0.996), "changes none of 3 languages by 1\u00a0% or more"),
+        ((1.03, 1.12, 1.05), "makes all 3 languages 3 to 12\u00a0% worse"),
+        ((1.0, 1.5, 1.2), "makes 2 of 3 languages 20 to 50\u00a0% worse"),
+        ((1.0, 1.0, 3.0), "makes Chinese 3.0 times worse"),
+        ((0.8, 1.0, 1.0), "makes 1 language up to 20\u00a0% better"),
+        ((math.nan, 4.0, 4.0), "breaks Arabic beyond numbers and makes 2 of 3 languages 4.0 times worse"),
+        ((math.inf, math.inf, math.inf), "breaks all 3 languages beyond numbers"),
+        ((1234.0, 2e6, 7.0), "makes all 3 languages 7.0 to 2.0e6 times worse"),
+    ],
+)
+def test_an_effect_is_told_as_large_as_it_is(factors: tuple[float, ...], told: str) -> None:
+    report = report_of({"core-cut": ("zero core", dict(zip(BASE, factors, strict=True)))}, REGIONS)
+    assert sentence(report, tell(report)).endswith(f" {told}.")
+
+
+def test_regions_of_single_languages_are_told_together() -> None:
+    regions = {code: {"select": {"top": 0.01, "monolingual": code}} for code in ("ar", "zh")}
+    variants = {
+        "ar-cut": ("zero ar", {"ar": 1.5, "en": 1.1, "zh": 1.0}),
+        "zh-cut": ("zero zh", {"ar": 1.2, "en": 1.1, "zh": 3.0}),
+    }  # fmt: skip
+    report = report_of(variants, regions)
+    assert tell(report).own == {"ar-cut": "ar", "zh-cut": "zh"}
+    told = sentence(report, tell(report))
+    assert "makes that language 1.5 to 3.0 times worse, every other language 0 to 20\u00a0% worse; 2 languages" in told
+
+
+def test_a_card_tells_of_its_own_variant() -> None:
+    report = report_of({"core-cut": ("zero core", dict.fromkeys(BASE, 3.0))} | CONTROL, REGIONS)
+    story = tell(report, "any-cut")
+    assert (story.cut, story.region) == ("any-cut", "any")
+    assert "any-cut" not in story.controls
+
+
+def test_what_was_not_measured_is_not_told() -> None:
+    made = make_report()
+    bare = made.model_copy(update={"perplexity": {}, "summary": {}, "sweeps": {}})
+    assert sentence(bare, tell(bare)).startswith("The region core holds ")
+    nothing = bare.model_copy(update={"regions": {}})
+    assert sentence(nothing, tell(nothing)).endswith(" of m.")
+
+
+def test_a_sweep_alone_is_told_by_its_ends() -> None:
+    made = make_report()
+    points = [point for sweep in made.sweeps.values() for point in sweep.points]
+    swept = made.only(points)
+    told = sentence(swept, tell(swept))
+    assert told.startswith("At 6 points of a sweep, ")
+    assert told.endswith("most at swept-core-0.1.")
+
+
+def test_an_interval_that_was_made_is_kept() -> None:
+    report = report_of({"core-cut": ("zero core", dict.fromkeys(BASE, 3.0))}, REGIONS)
+    assert ratio(report, "core-cut", "ar").ratio == pytest.approx(3.0)
+    assert ratio(report, "core-cut", "ar").low is None
+    report.perplexity["core-cut"]["ar"] = report.perplexity["core-cut"]["ar"].model_copy(
+        update={"low": 2.5, "high": 3.6}
+    )
+    assert (ratio(report, "core-cut", "ar").low, ratio(report, "core-cut", "ar").high) == (2.5, 3.6)
+
+
+def test_a_control_with_several_seeds_is_told_by_its_first_draw() -> None:
+    variants = {f"any-cut-{seed}": (f"zero any-{seed}", dict.fromkeys(BASE, 1.01)) for seed in (0, 1)}
+    report = report_of({"core-cut": ("zero core", dict.fromkeys(BASE, 3.0))} | variants, REGIONS)
+    points = {name: [i] for i, name in enumerate(variants)}
+    report = report.model_copy(update={"sweeps": {"any-cut": SweepReport(axes={"seed": [0, 1]}, points=points)}})
+    assert tell(report).shown == ["core-cut", "any-cut-0"]
