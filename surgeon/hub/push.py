@@ -21,7 +21,7 @@ from surgeon.hub.parcel import CARD, MANIFEST, Item, Parcel, pack
 from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe
 from surgeon.report.data import PushReport
-from surgeon.write.execute import MARKER
+from surgeon.write.marker import MARKER
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi

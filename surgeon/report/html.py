@@ -37,12 +37,13 @@ _HERE = Path(__file__).parent
 _ORDER_NAMES = {"script": "by script", "family": "by family", "effect": "by effect"}
 
 
-def write_page(report: Report, output: Path) -> None:
-    """Write `report.html`, and its figures as files into `figures/`, into an output folder."""
+def write_page(report: Report, output: Path) -> list[Path]:
+    """Write `report.html`, and its figures as files into `figures/`, into an output folder; returns them."""
     drawn = figures(report)
-    write_figures(report, output / "figures", drawn)
+    files = write_figures(report, output / "figures", drawn)
     with replacing(output / "report.html") as staged:
         staged.write_text(page(report, drawn), encoding="utf-8")
+    return [output / "report.html", *files]
 
 
 def page(report: Report, drawn: Sequence[Figure] | None = None) -> str:
