@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,9 +20,11 @@ from surgeon.recipe.reading import load_recipe
 from surgeon.recipe.schema import VerifySpec
 from surgeon.report.data import Report
 from surgeon.report.manifest import differences
-from surgeon.run import RECIPE, Run, make_report, publish_variants, save_regions, seal, stage_variants, verify_variants
+from surgeon.run import Run, make_report, publish_variants, save_regions, seal, stage_variants, verify_variants
 from surgeon.text.corpora import Corpus
-from surgeon.write.output import MANIFEST, cache_in_use, output_lock, read_object
+from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, check_written, is_output, read_object
+from surgeon.write.marker import MARKER
+from surgeon.write.output import cache_in_use, output_lock
 
 RECIPE_FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes")
 
@@ -144,21 +147,52 @@ def verify_checkpoint(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Verification:
-    """Check a checkpoint's files, then measure it per language and let it continue `spec.prompts`.
+    """Check a checkpoint's files, also against its marker and manifest, then measure it per language.
 
-    The result is under `checkpoint`, that of `base` before it under `base`, if one is given.
+    It also continues `spec.prompts`. The result is under `checkpoint`, or under the names of an output folder's
+    variants; that of `base` comes first, under `base`, if one is given.
 
     Raises:
         SurgeonError: files are damaged, or the corpus lacks a language.
     """
     languages = corpus.languages if spec.languages == "all" else list(dict.fromkeys(spec.languages))
-    named = ([("base", base)] if base is not None else []) + [("checkpoint", checkpoint)]
+    variants = _written_variants(Path(checkpoint).expanduser())
+    if variants:
+        check_written(Path(checkpoint).expanduser(), os.cpu_count() or 1)
+    named = [("base", base)] if base is not None else []
+    named += variants.items() if variants else [("checkpoint", checkpoint)]
     opened = [(label, Checkpoint.open(source).downloaded()) for label, source in named]
     found = Verification()
+    for _, item in opened:
+        check_written(item.folder, os.cpu_count() or 1)
     for label, item in opened:
         loaded = load_model(item, resolve_precision("auto", device), device)
         found.examine(label, loaded, make_tasks(loaded, corpus, languages, spec), progress or Progress())
     return found
+
+
+def check_files(written: str | Path, jobs: int | None = None) -> int:
+    """Check every file that the manifest of an output folder, or the marker of a variant, names; measures nothing.
+
+    Returns:
+        How many files were compared with their SHA-256; 0 for a checkpoint that surgeon did not write, of which only
+        the headers are checked.
+
+    Raises:
+        SurgeonError: files are missing or damaged.
+    """
+    folder = Path(written).expanduser()
+    checked = check_written(folder, jobs or os.cpu_count() or 1)
+    for checkpoint in _written_variants(folder).values() if checked else (written,):
+        Checkpoint.open(checkpoint)
+    return checked
+
+
+def _written_variants(folder: Path) -> dict[str, str]:
+    """Return the whole checkpoints of an output folder by name; {} if it is none."""
+    if not is_output(folder):
+        return {}
+    return {path.name: str(path) for path in sorted((folder / VARIANTS).glob("*")) if (path / MARKER).is_file()}
 
 
 def copy_recipe(name: str, target: Path) -> Path:

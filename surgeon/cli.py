@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,13 +37,31 @@ SetOption = Annotated[
 JobsOption = Annotated[int, typer.Option("--jobs", min=1, help="Threads for copying and hashing.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1, mps.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout and nothing else there.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Write into a folder that holds another recipe's run, or files of your own.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show more, and the libraries' own log messages.")]
 PROCESSORS = os.cpu_count() or 1
 
 
+# What a user can mend by naming another path; all other errors of the system are the environment's.
+_OF_PATHS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT)
+
+
+class Interrupted(BaseException):
+    """The user, or the system, asked the process to end; `code` is what it ends with."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.code = 128 + number
+
+
 def main() -> None:
     """Run the command line and turn our errors into one message and an exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         app()
     except SurgeonError as error:
@@ -50,21 +69,21 @@ def main() -> None:
     except MemoryError:
         _fail("out of memory; see `surgeon plan` for what the recipe needs", EnvironmentFailure.exit_code)
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EIO,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EPERM,
-            errno.ENOMEM,
-        ):
-            raise
         where = f"{error.filename}: " if error.filename else ""
-        _fail(
-            f"{where}{error.strerror}; what was finished is kept, run the same command again",
-            EnvironmentFailure.exit_code,
-        )
+        why = error.strerror or str(error) or type(error).__name__
+        if error.errno in _OF_PATHS:
+            _fail(f"{where}{why}; name another path", InputError.exit_code)
+        _fail(f"{where}{why}; what was finished is kept, run the same command again", EnvironmentFailure.exit_code)
+    except Interrupted as interrupted:
+        print("interrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(interrupted.code)  # without waiting for threads that still copy, flush or measure
+
+
+def _interrupt(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once, which loses nothing either
+    raise Interrupted(number)
 
 
 def _fail(message: str, code: int) -> None:
@@ -94,6 +113,7 @@ def apply(
     push_too: Annotated[
         bool | None, typer.Option("--push/--no-push", help="Push, or not; if not given, as the recipe says.")
     ] = None,
+    overwrite: OverwriteOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Carry out a recipe: score, select, write the variants, verify, report, push.
@@ -103,7 +123,7 @@ def apply(
     from surgeon.hub.rebuild import is_published
 
     if is_published(recipe):
-        _rebuild(recipe, output, overrides, jobs, as_json, dry_run)
+        _rebuild(recipe, output, overrides, jobs, as_json, dry_run, overwrite)
         return
     if dry_run:
         _show_plan(recipe, output, overrides, as_json)
@@ -120,6 +140,7 @@ def apply(
         jobs=jobs,
         progress=_progress(as_json),
         push=push_too,
+        overwrite=overwrite,
     )
     if as_json:
         print(report.model_dump_json(indent=2))
@@ -130,13 +151,19 @@ def apply(
 
 
 def _rebuild(
-    name: str, output: Path | None, overrides: list[str] | None, jobs: int, as_json: bool, dry_run: bool
+    name: str,
+    output: Path | None,
+    overrides: list[str] | None,
+    jobs: int,
+    as_json: bool,
+    dry_run: bool,
+    overwrite: bool,
 ) -> None:
     from surgeon.hub.rebuild import rebuild
 
     if dry_run:
         raise InputError(f"{name}: a published variant has no plan; leave --dry-run out")
-    written = rebuild(name, output, overrides or (), jobs, _progress(as_json))
+    written = rebuild(name, output, overrides or (), jobs, _progress(as_json), overwrite)
     if as_json:
         _print_json({"path": str(written.path), "entries": written.entries, "reused": written.reused})
     else:
@@ -213,6 +240,7 @@ def score(
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Compute the importance scores and regions of a recipe only."""
@@ -223,7 +251,13 @@ def score(
 
     _prepare(device, verbose)
     files = api.score(
-        recipe, output=output, overrides=overrides or (), device=device, jobs=jobs, progress=_progress(as_json)
+        recipe,
+        output=output,
+        overrides=overrides or (),
+        device=device,
+        jobs=jobs,
+        progress=_progress(as_json),
+        overwrite=overwrite,
     )
     if as_json:
         _print_json({name: str(path) for name, path in files.items()})
@@ -241,12 +275,30 @@ def verify(
     window: Annotated[int, typer.Option(min=2, help="Window in tokens; also the stride.")] = 256,
     prompts: Annotated[list[str] | None, typer.Option("--prompt", help="A text to continue; repeatable.")] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to continue each prompt by, at most.")] = 20,
+    measure: Annotated[
+        bool | None,
+        typer.Option("--measure/--no-measure", help="Measure too, or not; if not given, all but output folders are."),
+    ] = None,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Check a checkpoint's files, then measure its perplexity on the Declaration in 30 languages."""
+    """Check a checkpoint's files, then measure its perplexity on the Declaration in 30 languages.
+
+    CHECKPOINT may also be an output folder: then every file that its manifest names is checked.
+    """
     from surgeon import api
+    from surgeon.write.integrity import is_output
+
+    if measure is False or (measure is None and is_output(Path(checkpoint).expanduser())):
+        checked = api.check_files(checkpoint)
+        if as_json:
+            _print_json({"path": checkpoint, "files": checked})
+        elif checked:
+            print(f"{checkpoint}: {checked} files, each as it was written")
+        else:
+            print(f"{checkpoint}: the files fit together; surgeon did not write them, so it knows no hashes of them")
+        return
     from surgeon.recipe.schema import VerifySpec
     from surgeon.report.data import generation, perplexity
     from surgeon.report.terminal import measures_view, render
@@ -400,16 +452,19 @@ def _progress(quiet: bool) -> Progress:
 
 
 def _prepare(device: str, verbose: bool) -> None:
-    """Check the device and quiet the libraries below, whose warnings are not meant for our users."""
-    import logging
+    """Check the device and quiet the libraries below, whose warnings are not meant for our users.
+
+    Neither is imported for it: without a model to run they never are.
+    """
     import warnings
 
-    import torch
+    if device != "cpu":
+        import torch
 
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: not available here ({str(error).splitlines()[0]})") from None
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"--device {device}: not available here ({str(error).splitlines()[0]})") from None
     if not verbose:
-        logging.getLogger("transformers").setLevel(logging.ERROR)
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         warnings.simplefilter("ignore")

@@ -43,12 +43,11 @@ from surgeon.scores.build import build_regions
 from surgeon.scores.scoring import ScoreSet, run_scores
 from surgeon.text.windows import bos_token
 from surgeon.write.companions import companions
+from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, outputs_of
 from surgeon.write.marker import MarkedModel, Marker
-from surgeon.write.output import MANIFEST, VARIANTS, clear_staging, outputs_of, remove_old
+from surgeon.write.output import clear_staging, remove_old
 from surgeon.write.patches import check_patch_bases, donor_hash, write_as_patch
 from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
-
-RECIPE = "recipe.yaml"
 
 
 class Run:

@@ -16,7 +16,7 @@ from surgeon.checkpoint.hashing import CHANGED, file_hash, file_stamp, sha256
 from surgeon.checkpoint.remembered import hashes_of, remote_hashes, stored_hash
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.storage import File, Header, TensorInfo, on_disk, read_pieces
-from surgeon.errors import CheckpointError
+from surgeon.errors import CheckpointError, InputError
 
 # Files that say how text becomes tokens. A chat template is not among them: nothing here applies one.
 _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
@@ -64,6 +64,29 @@ def file_hashes(paths: Iterable[Path], jobs: int) -> dict[Path, str]:
     paths = list(paths)
     with ThreadPoolExecutor(jobs) as pool:
         return dict(zip(paths, pool.map(stored_hash, paths), strict=True))
+
+
+def damaged(folder: Path, files: Mapping[str, str], jobs: int) -> list[str]:
+    """Say of each file below `folder` that is missing, or has not the SHA-256 given for it, what is wrong with it.
+
+    Raises:
+        InputError: a path leads out of the folder.
+    """
+    for name in files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(f"{folder}: names the file {name!r}, which lies outside of it")
+    present = {name: folder / name for name in files if (folder / name).is_file()}
+    found = file_hashes(present.values(), jobs)
+    problems = []
+    for name, expected in files.items():
+        if name not in present:
+            problems.append(f"{folder / name}: missing")
+        elif found[present[name]] != expected:
+            problems.append(
+                f"{folder / name}: not the file that was written (its SHA-256 is {found[present[name]][:12]}..., "
+                f"and was {expected[:12]}...)"
+            )
+    return problems
 
 
 def refuse_changed(checkpoint: Checkpoint) -> None:

@@ -21,14 +21,14 @@ from typing import Any
 import yaml
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.fingerprint import damaged
 from surgeon.checkpoint.hashing import file_hash, sha256
 from surgeon.errors import CheckpointError, InputError
 from surgeon.report.card import REBUILD, base_model
 from surgeon.report.words import size
-from surgeon.write.marker import MARKER, Marker, damaged
+from surgeon.write.integrity import CARD, MANIFEST, RECIPE, REGIONS, is_made_anew, run_manifest
+from surgeon.write.marker import MARKER, Marker
 from surgeon.write.staging import files_below
-
-CARD, RECIPE, MANIFEST, REGIONS = "README.md", "recipe.yaml", "manifest.json", "regions"
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ def pack(folder: Path, address: str, *, weights: bool = True, jobs: int = 2) -> 
         CheckpointError: files are missing, are not those that `apply` wrote, or no manifest tells.
     """
     marker = Marker.read(folder)
-    run = _run_manifest(folder)
+    run = run_manifest(folder)
     if not run:
         raise CheckpointError(
             f"{folder}: no {MANIFEST} of the run that wrote it, so nothing tells whether its files are whole; push it "
             "from where `surgeon apply` wrote it, such as out/NAME/variants/VARIANT"
         )
     outputs = dict(run["outputs"])
-    named = {name: digest for name, digest in outputs.items() if not _is_made_here(name)}
+    named = {name: digest for name, digest in outputs.items() if not is_made_anew(name)}
     wrong = damaged(folder, named | marker.files, jobs)
     if wrong:
         raise CheckpointError(f"{wrong[0]}; run `surgeon apply` again")
@@ -106,33 +106,9 @@ def pack(folder: Path, address: str, *, weights: bool = True, jobs: int = 2) -> 
     return Parcel(folder, tuple(sorted(items, key=lambda item: item.path)), card, origin, behind)
 
 
-def _is_made_here(name: str) -> bool:
-    """True for files of a variant that a push makes anew, or that are the user's to edit, as the card is."""
-    return name in (CARD, RECIPE, MANIFEST) or name.startswith(f"{REGIONS}/")
-
-
 def _item(path: str, text: str) -> Item:
     data = text.encode("utf-8")
     return Item(path, data, len(data), sha256(data))
-
-
-def _run_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest that covers a variant, its outputs by their path in the variant; {} if there is none."""
-    output = folder.resolve().parent.parent
-    places = [(folder / MANIFEST, "")]
-    if folder.resolve().parent.name == "variants":
-        places.append((output / MANIFEST, f"variants/{folder.resolve().name}/"))
-    for path, prefix in places:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            outputs = {k.removeprefix(prefix): str(v) for k, v in found["outputs"].items() if k.startswith(prefix)}
-        except OSError:
-            continue
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise CheckpointError(f"{path}: not a manifest that surgeon wrote; run `surgeon apply` again") from None
-        if outputs:
-            return {**found, "outputs": outputs}
-    return {}
 
 
 def _regions(folder: Path, marker: Marker) -> Iterator[Item]:

@@ -18,13 +18,14 @@ from surgeon.checkpoint.fingerprint import content_hash
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.errors import CheckpointError, InputError
-from surgeon.hub.parcel import CARD, MANIFEST, RECIPE, REGIONS, region_path
+from surgeon.hub.parcel import region_path
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VariantSpec
 from surgeon.region.region import Region
 from surgeon.report.card import base_model
+from surgeon.write.integrity import CARD, MANIFEST, RECIPE, REGIONS, VARIANTS, outputs_of, read_object
 from surgeon.write.marker import MARKER, Marker
-from surgeon.write.output import VARIANTS, output_lock, outputs_of, read_object
+from surgeon.write.output import output_lock
 from surgeon.write.patches import donor_hash
 from surgeon.write.shards import copy_small
 from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
@@ -40,7 +41,14 @@ def is_published(name: str) -> bool:
     return name.startswith("hf://") or (Path(name).expanduser() / MARKER).is_file()
 
 
-def rebuild(name: str, output: Path | None, overrides: Sequence[str], jobs: int, progress: Progress) -> Written:
+def rebuild(
+    name: str,
+    output: Path | None,
+    overrides: Sequence[str],
+    jobs: int,
+    progress: Progress,
+    overwrite: bool = False,
+) -> Written:
     """Make a published variant's weights again, as `OUTPUT/variants/VARIANT`.
 
     Args:
@@ -49,6 +57,7 @@ def rebuild(name: str, output: Path | None, overrides: Sequence[str], jobs: int,
         overrides: `model=SOURCE` takes the source model from elsewhere.
         jobs: threads for copying and hashing.
         progress: where to show it.
+        overwrite: write into a folder that holds something else as well.
 
     Raises:
         InputError: it is not such a variant, or it was made from something that is not here.
@@ -73,7 +82,7 @@ def rebuild(name: str, output: Path | None, overrides: Sequence[str], jobs: int,
     frozen = regions[spec.freeze] if spec.freeze is not None else None
     destination = out / VARIANTS / marker.variant
     owner = str(marker.recipe.get("name", marker.variant))
-    with output_lock(out, owner), progress.task(f"write {marker.variant}", checkpoint.data_bytes) as advance:
+    with output_lock(out, owner, overwrite), progress.task(f"write {marker.variant}", checkpoint.data_bytes) as advance:
         staged = stage_variant(
             checkpoint,
             spec.operations,

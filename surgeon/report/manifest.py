@@ -65,7 +65,9 @@ def manifest(plan: Plan, outputs: Mapping[Path, str], report: Sequence[Path], de
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Say which inputs and versions of two manifests differ, if their outputs do; [] if those are the same bytes."""
-    outputs = _differing(before.get("outputs"), now.get("outputs"))
+    if not isinstance(before.get("outputs"), dict) or before.get("name") != now["name"]:
+        return []
+    outputs = _differing(before["outputs"], now["outputs"])
     if not outputs:
         return []
     lines = [f"{len(outputs)} files came out other than those of the recipe's own run, first {outputs[0]}"]

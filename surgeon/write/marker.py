@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from surgeon.checkpoint.fingerprint import file_hashes
+from surgeon.checkpoint.fingerprint import damaged
 from surgeon.errors import InputError
 
 MARKER = "surgeon.json"
@@ -83,26 +82,3 @@ class Marker(BaseModel):
     def intact(self, folder: Path, jobs: int) -> bool:
         """True if every file in `folder` is as it was written; those of a variant that names none are not known."""
         return bool(self.files) and not damaged(folder, self.files, jobs)
-
-
-def damaged(folder: Path, files: Mapping[str, str], jobs: int) -> list[str]:
-    """Say of each file below `folder` that is missing, or has not the SHA-256 given for it, what is wrong with it.
-
-    Raises:
-        InputError: a path leads out of the folder.
-    """
-    for name in files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise InputError(f"{folder}: names the file {name!r}, which lies outside of it")
-    present = {name: folder / name for name in files if (folder / name).is_file()}
-    found = file_hashes(present.values(), jobs)
-    problems = []
-    for name, expected in files.items():
-        if name not in present:
-            problems.append(f"{folder / name}: missing")
-        elif found[present[name]] != expected:
-            problems.append(
-                f"{folder / name}: not the file that was written (its SHA-256 is {found[present[name]][:12]}..., "
-                f"and was {expected[:12]}...)"
-            )
-    return problems

@@ -13,17 +13,15 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.errors import EnvironmentFailure, InputError
+from surgeon.write.integrity import MANIFEST, VARIANTS, read_object
 from surgeon.write.marker import MARKER
 from surgeon.write.staging import old_folder, staging_folder
 
 LOCK = ".surgeon.lock"
-MANIFEST = "manifest.json"
-VARIANTS, REGIONS, PATCH = "variants", "regions", ".patch.safetensors"
 # Names of files that are being written, see `storage.replacing` and `storage.write_stream`.
 _PART = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.part(\.body\d+)?")
 # By these the system says that there can be no folder of that name.
@@ -86,15 +84,6 @@ def _owner(output: Path) -> str | None:
     return None
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object that surgeon wrote; {} if it is missing or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _locked(descriptor: int, shared: bool = False) -> bool:
     try:
         import fcntl
@@ -145,13 +134,6 @@ def cache_in_use() -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def outputs_of(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Return the SHA-256 of every file that a manifest names, by path below the output folder; damage gives nothing."""
-    parts = [manifest.get(key) for key in ("outputs", "report")]
-    found = {name: digest for part in parts if isinstance(part, dict) for name, digest in part.items()}
-    return {name: digest for name, digest in found.items() if isinstance(digest, str)}
 
 
 def remove_old(

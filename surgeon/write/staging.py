@@ -28,10 +28,10 @@ from surgeon.operations import Operation
 from surgeon.operations.edits import check_regions_fit, touched_tensors
 from surgeon.region.region import Region
 from surgeon.write.companions import copy_companions
+from surgeon.write.integrity import CARD
 from surgeon.write.marker import MARKER, MarkedModel, Marker
 from surgeon.write.shards import Copied, copy_shard
 
-CARD = "README.md"
 FIGURES = "figures"
 Completion = Callable[[Path, Marker], None]
 
