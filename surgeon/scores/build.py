@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.fingerprint import Fingerprint, identity, tensor_hashes
+from surgeon.checkpoint.fingerprint import Fingerprint, identity, refuse_changed, tensor_hashes
+from surgeon.checkpoint.sealed import is_sealed, seal
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.plan.plan import Plan
 from surgeon.plan.regions import RegionPlan
@@ -65,10 +66,12 @@ def _build(plan: Plan, region: RegionPlan, scores: Sequence[ScoreSet], jobs: int
         return region.known
     score_set = next((item for item in scores if item.spec == region.score), None)
     path = _cache_path(plan, region, score_set, jobs)
-    if not path.is_file():
+    if not is_sealed(path):
         selected = _select(region, score_set)
         selected.metadata.update(_provenance(plan, region, jobs))
         selected.save(path)
+        refuse_changed(plan.checkpoint)
+        seal(path)
     return Region.load(path)
 
 

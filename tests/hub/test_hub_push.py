@@ -263,8 +263,9 @@ def test_damage_is_found_before_anything_is_sent(hub_here: LoopbackHub, source: 
     variant = apply_recipe(tmp_path, str(source)) / "variants" / "cut"
     (variant / "README.md").write_text("---\nlicense: mit\n---\n# My own words\n")
     (variant / "LICENSE").write_text("mine")
-    send(variant, "org/mine")  # the card is the user's, and so are files of their own
-    assert hub_here.files("org/mine")["LICENSE"] == b"mine"
+    send(variant, "org/mine")  # the card is the user's to edit; files of their own stay where they are
+    assert "LICENSE" not in hub_here.files("org/mine")
+    assert pack(variant, "hf://org/mine").left_behind == ("LICENSE",)
     shard = next(variant.glob("model-*.safetensors"))
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
