@@ -45,11 +45,11 @@ SHAPES = {
 }  # fmt: skip
 
 WRITE = """
-import surgeon, surgeon.write.execute, sys
+import surgeon, surgeon.write.staging, sys
 from pathlib import Path
 from surgeon.operations import OPERATIONS
 checkpoint, region = surgeon.Checkpoint.open(sys.argv[1]), surgeon.Region.load(sys.argv[2])
-surgeon.write.execute.{function}(checkpoint, [OPERATIONS["zero"](zero="r")], {{"r": region}}, Path(sys.argv[3]))
+surgeon.write.staging.{function}(checkpoint, [OPERATIONS["zero"](zero="r")], {{"r": region}}, Path(sys.argv[3]))
 """
 
 RECIPE = """
