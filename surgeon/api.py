@@ -179,9 +179,11 @@ def check_files(written: str | Path, jobs: int | None = None) -> int:
         the headers are checked.
 
     Raises:
-        SurgeonError: files are missing or damaged.
+        SurgeonError: files are missing or damaged, or nothing is there.
     """
     folder = Path(written).expanduser()
+    if not folder.exists():
+        folder = Checkpoint.open(written).downloaded().folder
     checked = check_written(folder, jobs or os.cpu_count() or 1)
     for checkpoint in _written_variants(folder).values() if checked else (written,):
         Checkpoint.open(checkpoint)

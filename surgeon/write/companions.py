@@ -20,7 +20,7 @@ _NAMES = (
     "chat_template*.json", "*.jinja", "*.py", "*.tiktoken", "*.bpe", "*.spm", "*.model", "*.model.v[0-9]*",
     "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
-_TEXTS = (".json", ".txt", ".jsonl", ".model", ".vocab", "")  # in which tokenizers are kept
+_TEXTS = (".json", ".txt", ".jsonl", ".model", ".vocab")  # in which tokenizers are kept
 _TOKENIZERS = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "sentencepiece", "spiece")
 _SENTENCEPIECE = b"\n"  # a serialised model begins with its first piece; pickles, archives and tensors do not
 # What surgeon adds to a variant beside its marker and card, at once or when it is pushed.
@@ -43,7 +43,10 @@ def companions(checkpoint: Checkpoint) -> tuple[list[Path], list[Path]]:
             continue
         if relative.parts[0] in _OWN and (root / MARKER).is_file():  # so do these, if the source is a variant itself
             continue
-        (kept if _stays_inside(path, root) else leading_out).append(relative)
+        if not _stays_inside(path, root):
+            leading_out.append(relative)
+        elif ".model" not in path.suffixes or _is_sentencepiece(path):
+            kept.append(relative)
     return kept, leading_out
 
 
@@ -51,6 +54,11 @@ def _is_companion(name: str) -> bool:
     if any(fnmatchcase(name, pattern) for pattern in _NAMES):
         return True
     return name.startswith(_TOKENIZERS) and Path(name).suffix in _TEXTS and not name.endswith(".index.json")
+
+
+def _is_sentencepiece(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_SENTENCEPIECE)) == _SENTENCEPIECE
 
 
 def _stays_inside(path: Path, root: Path) -> bool:
@@ -67,8 +75,5 @@ def copy_companions(checkpoint: Checkpoint, target: Path) -> dict[str, Copied]:
     copied = {}
     for relative in companions(checkpoint)[0]:
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
-        start = _SENTENCEPIECE if ".model" in relative.suffixes else b""
-        found = copy_small(checkpoint.folder / relative, target / relative, start)
-        if found is not None:
-            copied[relative.as_posix()] = found
+        copied[relative.as_posix()] = copy_small(checkpoint.folder / relative, target / relative)
     return copied

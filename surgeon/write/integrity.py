@@ -13,29 +13,26 @@ from surgeon.write.marker import MARKER, Marker
 
 MANIFEST, RECIPE = "manifest.json", "recipe.yaml"
 VARIANTS, REGIONS = "variants", "regions"
-CARD = "README.md"
+CARD, FIGURES = "README.md", "figures"
 
 
 def check_written(folder: Path, jobs: int) -> int:
     """Check every file that a variant's marker, or the manifest of an output folder, names; returns their number.
 
-    Zero for a folder that surgeon did not write. The card is its owner's to edit, and not compared.
+    Zero for a folder that surgeon did not write. Of a variant the card and its figures, which do not travel with the
+    weights everywhere, are not compared; the card is its owner's to edit in any case.
 
     Raises:
         CheckpointError: files are missing, or are not those that were written.
         InputError: the marker is damaged.
     """
     if (folder / MARKER).is_file():
-        named = {
-            name: digest for name, digest in run_manifest(folder).get("outputs", {}).items() if not is_made_anew(name)
-        }
+        named = run_manifest(folder).get("outputs", {})
+        named = {k: v for k, v in named.items() if not (is_made_anew(k) or k.startswith(FIGURES + "/"))}
         expected = named | Marker.read(folder).files
     else:
-        expected = {
-            name: digest
-            for name, digest in outputs_of(read_object(folder / MANIFEST)).items()
-            if not (name.startswith(f"{VARIANTS}/") and name.endswith(f"/{CARD}"))
-        }
+        named = outputs_of(read_object(folder / MANIFEST))
+        expected = {k: v for k, v in named.items() if not (k.startswith(f"{VARIANTS}/") and k.endswith(f"/{CARD}"))}
     wrong = damaged(folder, expected, jobs)
     if wrong:
         more = f", and {len(wrong) - 1} more files" if len(wrong) > 1 else ""

@@ -16,23 +16,23 @@ from pathlib import Path
 from threading import Event
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import content_hash, refuse_changed
+from surgeon.checkpoint.fingerprint import content_hash, file_hashes, refuse_changed
 from surgeon.checkpoint.hashing import Stamp, file_hash, file_stamp
 from surgeon.checkpoint.quantized import refuse_quantized
 from surgeon.checkpoint.remembered import remember_file
 from surgeon.checkpoint.sources import refuse_output_inside
-from surgeon.checkpoint.storage import Header, flush, naming
+from surgeon.checkpoint.storage import Header, flush, naming, on_disk
 from surgeon.errors import EnvironmentFailure, InputError
+from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
 from surgeon.freeze.bundle import write_bundle
 from surgeon.operations import Operation
 from surgeon.operations.edits import check_regions_fit, touched_tensors
 from surgeon.region.region import Region
-from surgeon.write.companions import copy_companions
-from surgeon.write.integrity import CARD
+from surgeon.write.companions import companions, copy_companions
+from surgeon.write.integrity import CARD, FIGURES
 from surgeon.write.marker import MARKER, MarkedModel, Marker
 from surgeon.write.shards import Copied, copy_shard
 
-FIGURES = "figures"
 Completion = Callable[[Path, Marker], None]
 
 
@@ -240,9 +240,31 @@ def _finished(checkpoint: Checkpoint, destination: Path, marker: Marker, jobs: i
             found = Marker.read(folder)
         except InputError:  # damaged, so it is made again
             continue
-        if found.matches(_with_content(marker, checkpoint, jobs)) and found.intact(folder, jobs):
+        wanted = _with_content(marker, checkpoint, jobs)
+        if found.matches(wanted) and found.intact(folder, jobs) and _has_form_of(checkpoint, folder, found, jobs):
             return Staged(checkpoint, folder, destination, found)
     return None
+
+
+def _has_form_of(checkpoint: Checkpoint, folder: Path, marker: Marker, jobs: int) -> bool:
+    """True if what is beside the tensors is that of the source as it is now: companions, shards, their headers."""
+    beside = {path.as_posix(): checkpoint.folder / path for path in companions(checkpoint)[0]}
+    hashes = file_hashes(beside.values(), jobs)
+    sizes = {header.path.name: header.data_start for header in checkpoint.headers}
+    others = {name: digest for name, digest in marker.files.items() if name not in sizes}
+    if {name: digest for name, digest in others.items() if not name.startswith(f"{FREEZE_FOLDER}/")} != {
+        name: hashes[path] for name, path in beside.items()
+    }:
+        return False
+    return len(others) + len(sizes) == len(marker.files) and all(
+        _start(on_disk(header.path), header.data_start) == _start(folder / header.path.name, header.data_start)
+        for header in checkpoint.headers
+    )
+
+
+def _start(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def _require_space(destination: Path, checkpoint: Checkpoint) -> None:

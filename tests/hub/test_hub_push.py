@@ -218,6 +218,18 @@ def test_another_model_is_not_overwritten(hub_here: LoopbackHub, local_output: P
             send(local_output / "variants" / "cut", "org/theirs", revision="cut")
 
 
+def test_a_published_variant_is_held_against_its_marker(hub_here: LoopbackHub, local_output: Path) -> None:
+    variant = local_output / "variants" / "cut"
+    send(variant)
+    assert surgeon.api.check_files("hf://org/cut") >= 4
+    shard = next(variant.glob("model-*.safetensors")).name
+    data = bytearray(hub_here.files("org/cut")[shard])
+    data[-1] ^= 1
+    hub_here.add("org/cut", {shard: bytes(data)})
+    with pytest.raises(CheckpointError, match=f"{shard}: not the file that was written"):
+        surgeon.api.check_files("hf://org/cut")
+
+
 def test_private_is_private(hub_here: LoopbackHub, local_output: Path) -> None:
     send(local_output / "variants" / "cut", "org/secret", private=True)
     assert hub_here.repos["models/org/secret"].private

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,6 +55,36 @@ def test_a_damaged_variant_is_made_again(damage: str, light_recipe: RecipeMaker,
     assert tree(variant) == before
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["outputs"] == manifest["outputs"]
     assert check_files(tmp_path / "out") > check_files(variant) > 0
+
+
+def rewrite_metadata(model: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    save_file(load_file(model / "model.safetensors"), model / "model.safetensors", {"format": "pt", "note": "new"})
+
+
+CHANGED: dict[str, Callable[[Path], object]] = {
+    "tokenizer": lambda model: (model / "tokenizer.json").write_text("{}"),
+    "a new companion": lambda model: (model / "LICENSE").write_text("MIT"),
+    "a companion gone": lambda model: (model / "generation_config.json").unlink(),
+    "the header": rewrite_metadata,
+    "the shard's name": lambda model: (model / "model.safetensors").rename(model / "other.safetensors"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_variant_follows_what_lies_beside_the_sources_tensors(
+    change: str, light_recipe: RecipeMaker, llama: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(llama, model)
+    recipe = light_recipe(**{f"model: {llama}": f"model: {model}"})
+    surgeon.apply(recipe)
+    CHANGED[change](model)
+    assert not surgeon.apply(recipe).variants["cut"].reused
+    fresh = surgeon.apply(recipe, output=tmp_path / "fresh")
+    assert not fresh.variants["cut"].reused
+    assert tree(tmp_path / "out" / "variants") == tree(tmp_path / "fresh" / "variants")
 
 
 def test_verify_compares_with_what_was_written_down(light_recipe: RecipeMaker, tmp_path: Path) -> None:
