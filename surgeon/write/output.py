@@ -16,6 +16,7 @@ from pathlib import Path
 
 from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.storage import naming
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.write.integrity import MANIFEST, VARIANTS, read_object
 from surgeon.write.marker import MARKER
@@ -52,8 +53,9 @@ def output_lock(output: Path, owner: str, overwrite: bool = False) -> Iterator[N
             raise EnvironmentFailure(
                 f"{output}: another surgeon is writing here; wait for it or choose another --output"
             )
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"recipe": owner}).encode(), 0)
+        with naming(output / LOCK):
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps({"recipe": owner}).encode(), 0)
         _clear_parts(output)
         _put_back(output / VARIANTS)
         yield

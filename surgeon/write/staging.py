@@ -314,7 +314,7 @@ def _rename(folder: Path, destination: Path) -> None:
     if destination.exists():
         os.rename(destination, old)
     os.rename(folder, destination)
-    flush(destination.parent)
+    _flush(destination.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -150,6 +150,8 @@ def main() -> None:
         errors = [line for line in said.splitlines() if line.startswith("error: ")]
         if ended in (2, 3) and (len(errors) != 1 or "Traceback" in said):
             problems.append(f"{where}: not one message: {said[-1500:]}")
+        if ended == 3 and errors and str(STATE) not in errors[0]:
+            problems.append(f"{where}: names no file: {errors[0]}")
         if out.exists():
             problems += [f"{where}: {problem}" for problem in half_done(out, [first, whole])]
         again = apply(command, WORK / "log")
