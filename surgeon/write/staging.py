@@ -154,6 +154,29 @@ def stage_variant(
     shutil.rmtree(folder, ignore_errors=True)
     _require_space(destination, checkpoint)
     folder.mkdir()
+    try:
+        copied, flushing = _copy(checkpoint, operations, regions, folder, jobs, advance)
+        marker = _with_content(marker or _plain_marker(checkpoint, destination.name, operations), checkpoint, jobs)
+        complete(folder, marker)
+        marker = _filled(marker, folder, copied, len(touched_tensors(checkpoint, operations, regions)))
+        with naming(folder / MARKER):
+            (folder / MARKER).write_text(marker.text(), encoding="utf-8")
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)  # half of it is of no use, and may be what fills the disk
+        raise
+    stamps = {name: item.stamp for name, item in copied.items()}
+    return Staged(checkpoint, folder, destination, marker, stamps, flushing)
+
+
+def _copy(
+    checkpoint: Checkpoint,
+    operations: Sequence[Operation],
+    regions: Mapping[str, Region],
+    folder: Path,
+    jobs: int,
+    advance: Callable[[int], None],
+) -> tuple[dict[str, Copied], tuple[Future[None], ...]]:
+    """Copy companions and shards; each shard is flushed behind the next one's back."""
     copied = copy_companions(checkpoint, folder)
     touched = touched_tensors(checkpoint, operations, regions)
     disk = ThreadPoolExecutor(1)
@@ -166,15 +189,11 @@ def stage_variant(
         flushing.append(disk.submit(_flush, target))
         advance(header.file_size)
 
-    _side_by_side(job, checkpoint.headers, jobs)
-    disk.shutdown(wait=False)
-    marker = _with_content(marker or _plain_marker(checkpoint, destination.name, operations), checkpoint, jobs)
-    complete(folder, marker)
-    marker = _filled(marker, folder, copied, len(touched))
-    with naming(folder / MARKER):
-        (folder / MARKER).write_text(marker.text(), encoding="utf-8")
-    stamps = {name: item.stamp for name, item in copied.items()}
-    return Staged(checkpoint, folder, destination, marker, stamps, tuple(flushing))
+    try:
+        _side_by_side(job, checkpoint.headers, jobs)
+    finally:
+        disk.shutdown(wait=False)
+    return copied, tuple(flushing)
 
 
 def _side_by_side(job: Callable[[Header, Event], None], headers: Sequence[Header], jobs: int) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import surgeon
-from surgeon.errors import EnvironmentFailure, InputError
-from surgeon.write.output import cache_in_use, clear_staging, output_lock
+from surgeon.errors import InputError
+from surgeon.write.output import cache_in_use, clear_staging
 
 RecipeMaker = Callable[..., Path]
 
@@ -167,12 +167,3 @@ def test_an_output_that_can_be_no_folder_is_one_message(kind: str, light_recipe:
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith("error: ")
     assert (tmp_path / "file").read_text() == "x"
-
-
-def test_the_lock_says_who_waits_for_whom(tmp_path: Path) -> None:
-    with (
-        output_lock(tmp_path / "out", "one"),
-        pytest.raises(EnvironmentFailure, match="another surgeon"),
-        output_lock(tmp_path / "out", "one"),
-    ):
-        pass
