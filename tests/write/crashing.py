@@ -137,7 +137,11 @@ def main() -> None:
     ways = disturbances()
     rounds = -(-RUNS // len(ways))
     started = time.monotonic()
-    for run in range(RUNS):
+    done = 0
+    for run in sorted(range(RUNS), key=lambda run: run * 7919 % RUNS):  # cut short, it has been everywhere
+        if time.monotonic() - started > float(os.environ.get("SURGEON_CRASH_SECONDS", "inf")):
+            break
+        done += 1
         how, code, kinds = ways[run % len(ways)]
         at = 1 + (run // len(ways)) * max(totals[kinds], 1) // rounds  # evenly over the whole run
         where = f"how {how}, error {code}, kinds {kinds}, call {at} of {totals[kinds]}"
@@ -164,7 +168,7 @@ def main() -> None:
         if left:
             problems.append(f"{where}: left behind: {left}")
     seconds = round(time.monotonic() - started, 1)
-    print(json.dumps({"runs": RUNS, "calls": totals, "codes": codes, "seconds": seconds, "problems": problems}))
+    print(json.dumps({"runs": done, "calls": totals, "codes": codes, "seconds": seconds, "problems": problems}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Killed, or failing, at any call that changes a file: nothing half done, and the same command finishes the same.
 
 The calls are counted by a small library that is built here and preloaded (`shim.c`); `crashing.py` does the runs.
-How many there are is set by SURGEON_CRASHES, for a longer search by hand.
+How many there are is set by SURGEON_CRASHES, and how long they may take by SURGEON_CRASH_SECONDS, for a search by hand.
 """
 
 from __future__ import annotations
