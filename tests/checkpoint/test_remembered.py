@@ -17,6 +17,7 @@ from surgeon.checkpoint.fingerprint import content_hash, source_file_hashes, ten
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.remembered import known_hashes, stored_hash
 from surgeon.checkpoint.sealed import is_sealed, seal
+from surgeon.checkpoint.storage import allocate_file, map_bytes
 
 
 def settle() -> None:
@@ -40,6 +41,22 @@ def test_hashes_are_those_of_the_bytes_and_one_reading_gives_all(model: Path, mo
     files = source_file_hashes(Checkpoint.open(model), 2)
     assert files == {h.path: hashlib.sha256(Path(str(h.path)).read_bytes()).hexdigest() for h in checkpoint.headers}
     assert content_hash(Checkpoint.open(model), 1) == content_hash(checkpoint, 2)
+
+
+@pytest.mark.parametrize("step", [1, 3, 7, 8, 64, 1 << 20])
+def test_pieces_of_any_size_give_the_hashes_of_every_tensor(step: int, tmp_path: Path) -> None:
+    specs = [("a", "U8", (5,)), ("none", "F32", (0, 3)), ("b", "U8", (1,)), ("c", "F32", (2, 7)), ("last", "U8", (0,))]
+    header = allocate_file(tmp_path / "x.safetensors", specs, {"note": "x"})
+    map_bytes(tmp_path / "x.safetensors", "shared")[header.data_start :] = range(header.file_size - header.data_start)
+    whole = (tmp_path / "x.safetensors").read_bytes()
+    digest = remembered.FileDigest(header)
+    for start in range(0, len(whole), step):
+        digest.update(memoryview(whole)[start : start + step])
+    found = digest.finish()
+    assert found.file == hashlib.sha256(whole).hexdigest()
+    for name, info in header.tensors.items():
+        expected = hashlib.sha256(whole[info.offset : info.offset + info.nbytes]).hexdigest()
+        assert found.tensors[name] == expected, name
 
 
 def test_a_file_put_in_place_of_another_with_its_size_and_time_is_hashed_anew(model: Path, tmp_path: Path) -> None:

@@ -196,12 +196,24 @@ def test_without_a_model_to_run_neither_torch_nor_transformers_is_imported(
     assert not {"torch", "transformers", "datasets", "pyarrow"} & imported
 
 
-SLEEPY = """
+MEASURING = """
 import time, surgeon.api as api
 def endless(run):
-    print("measuring", flush=True)
+    print("here", flush=True)
     time.sleep(60)
 api.verify_variants = endless
+from surgeon.cli import main
+main()
+"""
+COPYING = """
+import time, surgeon.write.shards as shards
+real = shards._write_fully
+def slow(writer, chunk):
+    print("here", flush=True)
+    time.sleep(0.1)
+    real(writer, chunk)
+shards._BUFFER_BYTES = 1024
+shards._write_fully = slow
 from surgeon.cli import main
 main()
 """
@@ -216,10 +228,10 @@ def test_an_interrupted_run_says_one_line_and_the_same_command_goes_on(
 ) -> None:
     path = light_recipe()
     process = subprocess.Popen(
-        [sys.executable, "-c", SLEEPY, "apply", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", MEASURING, "apply", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "measuring\n"
+    assert process.stdout.readline() == "here\n"
     started = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
@@ -231,6 +243,23 @@ def test_an_interrupted_run_says_one_line_and_the_same_command_goes_on(
     inode = staged.stat().st_ino
     assert subprocess.run([sys.executable, "-m", "surgeon", "apply", str(path)], capture_output=True).returncode == 0
     assert (tmp_path / "out" / "variants" / "cut" / "model.safetensors").stat().st_ino == inode
+
+
+def test_a_run_that_is_interrupted_while_it_copies_ends_at_once(light_recipe: RecipeMaker, tmp_path: Path) -> None:
+    path = light_recipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", COPYING, "apply", str(path), "--jobs", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    while process.stdout.readline() != b"here\n":
+        pass
+    process.send_signal(signal.SIGINT)  # some hundred pieces before its end
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert not (tmp_path / "out" / "variants" / "cut").exists()
+    assert subprocess.run([sys.executable, "-m", "surgeon", "apply", str(path)], capture_output=True).returncode == 0
 
 
 def test_the_resolved_recipe_says_what_differs_elsewhere(
