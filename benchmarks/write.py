@@ -1,19 +1,25 @@
-"""What writing a variant costs beside `cp -r`: wall time as a ratio, and peak anonymous memory.
+"""What writing variants costs beside `cp -r`: wall time as ratios, and peak anonymous memory.
 
-    python benchmarks/write.py [--gigabytes 2] [--runs 5] [--region 0.01]
+    python benchmarks/write.py [--gigabytes 2] [--runs 5] [--region 0.01] [--scratch DIR]
 
-Makes a sharded bfloat16 checkpoint of Llama-like tensors with random bytes and a region file of a random 1 % of
-its matrices, then runs in turn, each as a fresh process:
+Makes a sharded bfloat16 checkpoint of Llama-like tensors with random bytes, a region file of a random share of its
+matrices, and one of a single matrix; then runs in turn, each as a fresh process, and flushed unless it says otherwise:
 
-    cp      cp -r SOURCE TARGET                                      not flushed
-    stage   python: open, load the region, copy and poke             not flushed
-    sync    cp -r SOURCE TARGET, then sync of the target             flushed
-    write   python: surgeon.write_variant (stage, flush, rename)     flushed
-    apply   surgeon apply of the same as a recipe without            flushed
-            verification, SHA-256 of inputs and outputs included
+    cp       cp -r SOURCE TARGET                                      not flushed
+    stage    python: open, load the region, copy, poke and hash       not flushed
+    sync     cp -r SOURCE TARGET, then sync of the target's files
+    write    python: surgeon.write_variant (stage, flush, rename)
+    apply    surgeon apply of the same as a recipe without verification: regions, report and manifest with the SHA-256
+             of inputs and outputs included; the source's hashes are remembered
+    first    the same with an empty cache, so that the source is hashed too
+    again    the same with nothing to do but to prove that all is there
+    one      surgeon apply of a region in a single matrix
+    patch    the same, written as a patch
+    sync3    three copies, then sync
+    three    surgeon apply with three variants
 
-and prints each one's median wall time, the ratios to `cp` and to `sync` within each round, and its peak
-anonymous memory. `stage` against `cp`, and `write` against `sync`, are like against like.
+and prints each one's median wall time, its ratio to the command that it is to be compared with, as smallest, median and
+largest of the rounds, and its peak anonymous memory.
 """
 
 from __future__ import annotations
@@ -45,11 +51,11 @@ SHAPES = {
 }  # fmt: skip
 
 WRITE = """
-import surgeon, surgeon.write.execute, sys
+import surgeon, surgeon.write.staging, sys
 from pathlib import Path
 from surgeon.operations import OPERATIONS
 checkpoint, region = surgeon.Checkpoint.open(sys.argv[1]), surgeon.Region.load(sys.argv[2])
-surgeon.write.execute.{function}(checkpoint, [OPERATIONS["zero"](zero="r")], {{"r": region}}, Path(sys.argv[3]))
+surgeon.write.staging.{function}(checkpoint, [OPERATIONS["zero"](zero="r")], {{"r": region}}, Path(sys.argv[3]))
 """
 
 RECIPE = """
@@ -57,9 +63,14 @@ version: 1
 name: write
 model: {source}
 regions: {{r: {{file: {region}}}}}
-variants: {{v: {{operations: [{{zero: r}}]}}}}
+variants: {{{variants}}}
 output: {output}
 """
+# What each command is compared with.
+REFERENCES = {
+    "cp": "cp", "stage": "cp", "sync": "sync", "write": "sync", "apply": "sync", "first": "sync", "again": "sync",
+    "one": "sync", "patch": "sync", "sync3": "sync3", "three": "sync3",
+}  # fmt: skip
 
 
 def make_checkpoint(folder: Path, gigabytes: float) -> None:
@@ -84,20 +95,18 @@ def make_checkpoint(folder: Path, gigabytes: float) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": False}))
 
 
-def make_region(source: Path, path: Path, fraction: float) -> None:
-    """Write a random region of the matrices."""
-    tensors = scope(Checkpoint.open(source)).tensors
+def make_region(source: Path, path: Path, fraction: float, count: int | None = None) -> None:
+    """Write a random region of the matrices, or of the first `count` of them."""
+    tensors = scope(Checkpoint.open(source)).tensors[:count]
     chosen = {info.name: select_random([(info.name, info.numel)], fraction, 0)[info.name] for info in tensors}
     Region.from_indices(chosen, {info.name: info.shape for info in tensors}).save(path)
 
 
-def timed(command: list[str], target: Path, environment: dict[str, str]) -> tuple[float, int]:
-    """Run a command with an empty target and return its wall seconds and peak anonymous bytes."""
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.rmtree(target.with_name(f".{target.name}.staging"), ignore_errors=True)
+def timed(command: list[str], environment: dict[str, str]) -> tuple[float, int]:
+    """Run a command and return its wall seconds and peak anonymous bytes."""
     os.sync()
     started = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
         peak = max(peak, anonymous_bytes(process.pid))
@@ -117,6 +126,39 @@ def anonymous_bytes(pid: int) -> int:
     return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")), 0)
 
 
+def commands_for(folder: Path, source: Path, target: Path, regions: dict[str, Path]) -> dict[str, list[str]]:
+    """Return what is run, by name."""
+    cut = "operations: [{zero: r}]"
+    variants = {
+        "apply": f"v: {{{cut}}}", "one": f"v: {{{cut}}}", "patch": f"v: {{{cut}, write: patch}}",
+        "three": f"v: {{{cut}}}, w: {{{cut}}}, x: {{{cut}}}",
+    }  # fmt: skip
+    for name, text in variants.items():
+        region = regions["single" if name in ("one", "patch") else "all"]
+        recipe = RECIPE.format(source=source, region=region, variants=text, output=target)
+        (folder / f"{name}.yaml").write_text(recipe, encoding="utf-8")
+    flush = f"find {target} -type f -exec sync {{}} +"
+    python = {
+        name: [sys.executable, "-c", WRITE.format(function=function), str(source), str(regions["all"]), str(target)]
+        for name, function in (("stage", "stage_variant"), ("write", "write_variant"))
+    }
+    apply = {name: [sys.executable, "-m", "surgeon", "apply", str(folder / f"{name}.yaml")] for name in variants}
+    copies = " && ".join(f"cp -r {source} {target}/{name}" for name in "vwx")
+    return {
+        "cp": ["cp", "-r", str(source), str(target)],
+        "stage": python["stage"],
+        "sync": ["sh", "-c", f"cp -r {source} {target} && {flush}"],
+        "write": python["write"],
+        "first": apply["apply"],
+        "apply": apply["apply"],
+        "again": apply["apply"],
+        "one": apply["one"],
+        "patch": apply["patch"],
+        "sync3": ["sh", "-c", f"mkdir {target} && {copies} && {flush}"],
+        "three": apply["three"],
+    }
+
+
 def main() -> None:
     """Make the inputs, run all commands in turn, print the table."""
     parser = argparse.ArgumentParser()
@@ -124,40 +166,27 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--region", type=float, default=0.01)
     parser.add_argument("--scratch", type=Path, default=None)
+    parser.add_argument("--only", default=None, help="comma-separated names, with those they are compared with")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         folder = Path(scratch)
-        source, region, target, recipe = (
-            folder / "source",
-            folder / "r.safetensors",
-            folder / "target",
-            folder / "r.yaml",
-        )
+        source, target, cache = folder / "source", folder / "target", folder / "cache"
         make_checkpoint(source, arguments.gigabytes)
-        make_region(source, region, arguments.region)
-        recipe.write_text(RECIPE.format(source=source, region=region, output=target))
-        environment = {**os.environ, "SURGEON_CACHE": str(folder / "cache")}
-        commands = {
-            "cp": ["cp", "-r", str(source), str(target)],
-            "stage": [
-                sys.executable,
-                "-c",
-                WRITE.format(function="stage_variant"),
-                *map(str, (source, region, target)),
-            ],
-            "sync": ["sh", "-c", f"cp -r {source} {target} && find {target} -type f -exec sync {{}} +"],
-            "write": [
-                sys.executable,
-                "-c",
-                WRITE.format(function="write_variant"),
-                *map(str, (source, region, target)),
-            ],
-            "apply": [sys.executable, "-m", "surgeon", "apply", str(recipe)],
-        }
-        results: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
+        regions = {"all": folder / "r.safetensors", "single": folder / "s.safetensors"}
+        make_region(source, regions["all"], arguments.region)
+        make_region(source, regions["single"], arguments.region, 1)
+        environment = {**os.environ, "SURGEON_CACHE": str(cache)}
+        commands = commands_for(folder, source, target, regions)
+        chosen = list(commands) if arguments.only is None else arguments.only.split(",")
+        results: dict[str, list[tuple[float, int]]] = {name: [] for name in chosen}
         for _ in range(arguments.runs + 1):
-            for name, command in commands.items():
-                results[name].append(timed(command, target, environment))
+            for name in chosen:
+                if name == "first":
+                    shutil.rmtree(cache, ignore_errors=True)
+                if name != "again":
+                    shutil.rmtree(target, ignore_errors=True)
+                shutil.rmtree(target.with_name(f".{target.name}.staging"), ignore_errors=True)
+                results[name].append(timed(commands[name], environment))
         size = sum(path.stat().st_size for path in source.iterdir()) / 1e9
         shards = len(list(source.glob("*.safetensors")))
         print(f"{size:.2f} GB in {shards} shards; {arguments.runs} runs after one warm-up")
@@ -166,15 +195,14 @@ def main() -> None:
 
 def print_table(results: dict[str, list[tuple[float, int]]]) -> None:
     """Print medians, ratios within each round (minimum, median, maximum) and peaks."""
-    print(f"{'':6} {'median s':>9} {'ratio to cp':>18} {'ratio to sync':>18} {'peak anonymous MB':>18}")
+    print(f"{'':6} {'median s':>9} {'compared with':>14} {'ratio':>18} {'peak anonymous MB':>18}")
     for name, measured in results.items():
-        columns = []
-        for reference in ("cp", "sync"):
-            ratios = sorted(a / b for (a, _), (b, _) in zip(measured, results[reference], strict=True))
-            columns.append(f"{ratios[0]:.2f} {statistics.median(ratios):.2f} {ratios[-1]:.2f}")
+        reference = REFERENCES[name]
+        ratios = sorted(a / b for (a, _), (b, _) in zip(measured, results.get(reference, measured), strict=True))
+        ratio = f"{ratios[0]:.2f} {statistics.median(ratios):.2f} {ratios[-1]:.2f}"
         seconds = statistics.median(seconds for seconds, _ in measured)
         peak = max(peak for _, peak in measured) / 1e6
-        print(f"{name:6} {seconds:9.2f} {columns[0]:>18} {columns[1]:>18} {peak:18.0f}")
+        print(f"{name:6} {seconds:9.2f} {reference:>14} {ratio:>18} {peak:18.0f}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from surgeon.errors import SurgeonError
     from surgeon.region.region import Region
     from surgeon.report.data import Report
-    from surgeon.write.execute import write_variant
+    from surgeon.write.staging import write_variant
 
 __version__ = "0.1.0"
 
@@ -39,7 +39,7 @@ _HOMES = {
     "plan_recipe": "surgeon.api",
     "score": "surgeon.api",
     "verify_checkpoint": "surgeon.api",
-    "write_variant": "surgeon.write.execute",
+    "write_variant": "surgeon.write.staging",
 }
 
 

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.storage import replacing
+from surgeon.checkpoint.remembered import stored_hash
 from surgeon.errors import InputError, did_you_mean
 from surgeon.hub.push import push_variants
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Verification
 from surgeon.plan.check import check_device, check_length, check_ready
-from surgeon.plan.pinning import pinned
 from surgeon.plan.plan import Plan
 from surgeon.plan.planning import make_plan
 from surgeon.progress import Progress
 from surgeon.recipe.reading import load_recipe
-from surgeon.recipe.schema import VerifySpec, resolved_yaml
+from surgeon.recipe.schema import VerifySpec
 from surgeon.report.data import Report
-from surgeon.report.html import write_page
-from surgeon.report.json_text import to_json
-from surgeon.report.manifest import manifest
-from surgeon.run import Run, make_report, publish_variants, save_regions, stage_variants, verify_variants, write_cards
+from surgeon.report.manifest import differences
+from surgeon.run import Run, make_report, publish_variants, save_regions, seal, stage_variants, verify_variants
 from surgeon.text.corpora import Corpus
-from surgeon.write.execute import output_lock
+from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, check_written, is_output, read_object
+from surgeon.write.marker import MARKER
+from surgeon.write.output import cache_in_use, output_lock
 
 RECIPE_FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes")
 
@@ -85,46 +83,45 @@ def apply(
     jobs: int | None = None,
     progress: Progress | None = None,
     push: bool | None = None,
+    overwrite: bool = False,
 ) -> Report:
     """Carry out a recipe: score, select, write the variants, verify, report, and push if the recipe says so.
 
     `push` False leaves the pushing out, True insists on it; nothing is pushed unless all expectations held.
-    Everything is written below `output` (the recipe's, if not given). Scores, regions and variants that an earlier
-    or interrupted run finished are reused. `Report.passed` says whether the expectations held.
+    Everything is written below `output` (the recipe's, if not given); a folder with another recipe's run, or with
+    files that surgeon did not write, only if `overwrite` is set. Scores, regions and variants that an earlier or
+    interrupted run finished are reused. `Report.passed` says whether the expectations held.
 
     Raises:
         SurgeonError: something in the recipe, the model, or the environment; nothing is left half written.
     """
     started = time.perf_counter()
-    run = Run(_plan_to_run(recipe, output, overrides), device, jobs, progress)
+    path = find_recipe(recipe)
+    run = Run(_plan_to_run(path, output, overrides), device, jobs, progress)
     the_plan, out = run.plan, run.plan.output
     if push and the_plan.recipe.push is None:
         raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
     check_ready(the_plan, device, run.jobs)
     run.check_texts()
-    with output_lock(out):
+    with output_lock(out, the_plan.recipe.name, overwrite), cache_in_use():
+        before = read_object(out / MANIFEST)
+        repeated = read_object(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
         region_files = save_regions(run)
         assert run.edits is not None  # counted, and found not to be empty, before anything is written
         staged = stage_variants(run, region_files)
-        with ThreadPoolExecutor(1) as background:  # the disk flushes while the processors measure
-            publishing = background.submit(publish_variants, staged)
-            found, method = verify_variants(run)
-            written = publishing.result()
-        report = make_report(run, written, found, method)
-        written = write_cards(run, written, report)
-        with run.timed("manifest"):
-            _write_json(out / "manifest.json", manifest(the_plan, written, region_files, device, run.jobs))
-        with replacing(out / "recipe.yaml") as part:
-            part.write_text(resolved_yaml(pinned(the_plan)), encoding="utf-8")
+        found, method = verify_variants(run)  # meanwhile the disk takes what was staged
+        report = make_report(run, staged, found, method)
+        written = publish_variants(run, staged, report)
+        outputs = {path: stored_hash(path) for path in region_files.values()}
+        outputs |= {path: digest for item in written.values() for path, digest in item.files.items()}
         run.timings["total"] = round(time.perf_counter() - started, 3)
         report = report.model_copy(update={"timings": run.timings})
-        with replacing(out / "report.json") as part:
-            report.save(part)
-        write_page(report, out)
+        sealed = seal(run, report, outputs, before)
+        for line in differences(repeated, sealed):
+            run.progress.note(line)
         if push is not False and report.passed and the_plan.recipe.push is not None:
             report = report.model_copy(update={"pushed": push_variants(the_plan.recipe, out, run.jobs, run.progress)})
-            with replacing(out / "report.json") as part:
-                report.save(part)
+            seal(run, report, outputs, sealed)
     return report
 
 
@@ -136,12 +133,13 @@ def score(
     device: str = "cpu",
     jobs: int | None = None,
     progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Path]:
     """Compute the scores and regions of a recipe only; returns the region files by name."""
     run = Run(_plan_to_run(recipe, output, overrides), device, jobs, progress, keep=True)
     check_ready(run.plan, device, run.jobs)
     run.check_texts()
-    with output_lock(run.plan.output):
+    with output_lock(run.plan.output, run.plan.recipe.name, overwrite), cache_in_use():
         return save_regions(run)
 
 
@@ -154,9 +152,10 @@ def verify_checkpoint(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Verification:
-    """Check a checkpoint's files, then measure it per language and let it continue `spec.prompts`.
+    """Check a checkpoint's files, also against its marker and manifest, then measure it per language.
 
-    The result is under `checkpoint`, that of `base` before it under `base`, if one is given.
+    It also continues `spec.prompts`. The result is under `checkpoint`, or under the names of an output folder's
+    variants; that of `base` comes first, under `base`, if one is given.
 
     Raises:
         SurgeonError: files are damaged, the corpus lacks a language, there is no such device, or the window is too
@@ -168,7 +167,11 @@ def verify_checkpoint(
     from surgeon.model.verification import verify
 
     languages = corpus.languages if spec.languages == "all" else list(dict.fromkeys(spec.languages))
-    named = ([("base", base)] if base is not None else []) + [("checkpoint", checkpoint)]
+    variants = _written_variants(Path(checkpoint).expanduser())
+    if variants:
+        check_written(Path(checkpoint).expanduser(), os.cpu_count() or 1)
+    named = [("base", base)] if base is not None else []
+    named += variants.items() if variants else [("checkpoint", checkpoint)]
     opened = [(label, Checkpoint.open(source).downloaded()) for label, source in named]
     lacking = check_device(device)
     if lacking is not None:
@@ -178,12 +181,40 @@ def verify_checkpoint(
         if too_long is not None:
             raise InputError(f"--window {spec.window}: {too_long}")
     found = Verification()
+    for _, item in opened:
+        check_written(item.folder, os.cpu_count() or 1)
     for label, item in opened:
         stack = make_stack(load_model(item, resolve_precision("auto", device), device))
         one = verify(stack, [Variant(label)], corpus, languages, spec, progress or Progress())
         found.measures.update(one.measures)
         found.continuations.update(one.continuations)
     return found
+
+
+def check_files(written: str | Path, jobs: int | None = None) -> int:
+    """Check every file that the manifest of an output folder, or the marker of a variant, names; measures nothing.
+
+    Returns:
+        How many files were compared with their SHA-256; 0 for a checkpoint that surgeon did not write, of which only
+        the headers are checked.
+
+    Raises:
+        SurgeonError: files are missing or damaged, or nothing is there.
+    """
+    folder = Path(written).expanduser()
+    if not folder.exists():
+        folder = Checkpoint.open(written).downloaded().folder
+    checked = check_written(folder, jobs or os.cpu_count() or 1)
+    for checkpoint in _written_variants(folder).values() if checked else (written,):
+        Checkpoint.open(checkpoint)
+    return checked
+
+
+def _written_variants(folder: Path) -> dict[str, str]:
+    """Return the whole checkpoints of an output folder by name; {} if it is none."""
+    if not is_output(folder):
+        return {}
+    return {path.name: str(path) for path in sorted((folder / VARIANTS).glob("*")) if (path / MARKER).is_file()}
 
 
 def copy_recipe(name: str, target: Path) -> Path:
@@ -200,8 +231,3 @@ def copy_recipe(name: str, target: Path) -> Path:
         raise InputError(f"{destination} exists already; remove it or copy elsewhere with --output")
     shutil.copyfile(shipped[name], destination)
     return destination
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    with replacing(path) as staged:
-        staged.write_text(to_json(data) + "\n", encoding="utf-8")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgeon.errors import EnvironmentFailure, InputError, SurgeonError
+from surgeon.ending import run_to_its_end
+from surgeon.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +34,9 @@ SetOption = Annotated[
 JobsOption = Annotated[int, typer.Option("--jobs", min=1, help="Threads for copying and hashing.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1, mps.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout and nothing else there.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Write into a folder that holds another recipe's run, or files of your own.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show more, and the libraries' own log messages.")]
 PROCESSORS = os.cpu_count() or 1
@@ -42,34 +44,7 @@ PROCESSORS = os.cpu_count() or 1
 
 def main() -> None:
     """Run the command line and turn our errors into one message and an exit code."""
-    try:
-        app()
-    except SurgeonError as error:
-        _fail(str(error), error.exit_code)
-    except MemoryError:
-        _fail("out of memory; see `surgeon plan` for what the recipe needs", EnvironmentFailure.exit_code)
-    except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EIO,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EPERM,
-            errno.ENOMEM,
-        ):
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(
-            f"{where}{error.strerror}; what was finished is kept, run the same command again",
-            EnvironmentFailure.exit_code,
-        )
-
-
-def _fail(message: str, code: int) -> None:
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
-    raise SystemExit(code)
+    run_to_its_end(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -93,6 +68,7 @@ def apply(
     push_too: Annotated[
         bool | None, typer.Option("--push/--no-push", help="Push, or not; if not given, as the recipe says.")
     ] = None,
+    overwrite: OverwriteOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Carry out a recipe: score, select, write the variants, verify, report, push.
@@ -102,7 +78,7 @@ def apply(
     from surgeon.hub.rebuild import is_published
 
     if is_published(recipe):
-        _rebuild(recipe, output, overrides, jobs, as_json, dry_run)
+        _rebuild(recipe, output, overrides, jobs, as_json, dry_run, overwrite)
         return
     if dry_run:
         _show_plan(recipe, output, overrides, as_json)
@@ -119,6 +95,7 @@ def apply(
         jobs=jobs,
         progress=_progress(as_json),
         push=push_too,
+        overwrite=overwrite,
     )
     if as_json:
         print(report.model_dump_json(indent=2))
@@ -129,13 +106,19 @@ def apply(
 
 
 def _rebuild(
-    name: str, output: Path | None, overrides: list[str] | None, jobs: int, as_json: bool, dry_run: bool
+    name: str,
+    output: Path | None,
+    overrides: list[str] | None,
+    jobs: int,
+    as_json: bool,
+    dry_run: bool,
+    overwrite: bool,
 ) -> None:
     from surgeon.hub.rebuild import rebuild
 
     if dry_run:
         raise InputError(f"{name}: a published variant has no plan; leave --dry-run out")
-    written = rebuild(name, output, overrides or (), jobs, _progress(as_json))
+    written = rebuild(name, output, overrides or (), jobs, _progress(as_json), overwrite)
     if as_json:
         _print_json({"path": str(written.path), "entries": written.entries, "reused": written.reused})
     else:
@@ -212,6 +195,7 @@ def score(
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Compute the importance scores and regions of a recipe only."""
@@ -222,7 +206,13 @@ def score(
 
     _prepare(verbose)
     files = api.score(
-        recipe, output=output, overrides=overrides or (), device=device, jobs=jobs, progress=_progress(as_json)
+        recipe,
+        output=output,
+        overrides=overrides or (),
+        device=device,
+        jobs=jobs,
+        progress=_progress(as_json),
+        overwrite=overwrite,
     )
     if as_json:
         _print_json({name: str(path) for name, path in files.items()})
@@ -240,12 +230,30 @@ def verify(
     window: Annotated[int, typer.Option(min=2, help="Window in tokens; also the stride.")] = 256,
     prompts: Annotated[list[str] | None, typer.Option("--prompt", help="A text to continue; repeatable.")] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to continue each prompt by, at most.")] = 20,
+    measure: Annotated[
+        bool | None,
+        typer.Option("--measure/--no-measure", help="Measure too, or not; if not given, all but output folders are."),
+    ] = None,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Check a checkpoint's files, then measure its perplexity on the Declaration in 30 languages."""
+    """Check a checkpoint's files, then measure its perplexity on the Declaration in 30 languages.
+
+    CHECKPOINT may also be an output folder: then every file that its manifest names is checked.
+    """
     from surgeon import api
+    from surgeon.write.integrity import is_output
+
+    if measure is False or (measure is None and is_output(Path(checkpoint).expanduser())):
+        checked = api.check_files(checkpoint)
+        if as_json:
+            _print_json({"path": checkpoint, "files": checked})
+        elif checked:
+            print(f"{checkpoint}: {checked} files, each as it was written")
+        else:
+            print(f"{checkpoint}: the files fit together; surgeon did not write them, so it knows no hashes of them")
+        return
     from surgeon.recipe.schema import VerifySpec
     from surgeon.report.data import generation
     from surgeon.report.measured import perplexities
@@ -404,10 +412,9 @@ def _progress(quiet: bool) -> Progress:
 
 
 def _prepare(verbose: bool) -> None:
-    """Quiet the libraries below, whose warnings are not meant for our users."""
-    import logging
+    """Quiet the libraries below, whose warnings are not meant for our users; none is imported for it."""
     import warnings
 
     if not verbose:
-        logging.getLogger("transformers").setLevel(logging.ERROR)
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         warnings.simplefilter("ignore")

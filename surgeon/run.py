@@ -7,14 +7,14 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import content_hash
+from surgeon.checkpoint.fingerprint import content_hash, refuse_changed
 from surgeon.checkpoint.hashing import file_hash
+from surgeon.checkpoint.remembered import stored_hash
+from surgeon.checkpoint.storage import replacing
 from surgeon.errors import RegionError
 from surgeon.model.precision import Precision, resolve_precision
 from surgeon.model.results import Verification
@@ -24,7 +24,7 @@ from surgeon.plan.pinning import pinned, pinned_operations
 from surgeon.plan.plan import Plan
 from surgeon.plan.supply import check_supply, needs_text
 from surgeon.progress import Progress
-from surgeon.recipe.schema import Recipe, VerifySpec
+from surgeon.recipe.schema import Recipe, VerifySpec, resolved_yaml
 from surgeon.region.region import Region
 from surgeon.report.card import model_card, write_card
 from surgeon.report.data import (
@@ -37,14 +37,20 @@ from surgeon.report.data import (
     overlap_reports,
     region_report,
 )
+from surgeon.report.html import write_page
 from surgeon.report.intervals import LEVEL, RESAMPLES, SEED
-from surgeon.report.manifest import environment
+from surgeon.report.json_text import to_json
+from surgeon.report.manifest import environment, manifest
 from surgeon.report.measured import check_expectations, perplexities, summarize, sweep_report
 from surgeon.scores.build import build_regions
 from surgeon.scores.scoring import ScoreSet, Scoring, run_scores
 from surgeon.text.windows import bos_token
-from surgeon.write.execute import Staged, Written, files_below, publish, stage_variant, write_freeze
+from surgeon.write.companions import companions
+from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, outputs_of
+from surgeon.write.marker import MarkedModel, Marker
+from surgeon.write.output import clear_staging, remove_old
 from surgeon.write.patches import donor_hash, write_as_patch
+from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
 
 if TYPE_CHECKING:
     from surgeon.model.model import LoadedModel
@@ -136,6 +142,7 @@ def save_regions(run: Run) -> dict[str, Path]:
     for name, variant in run.plan.variants.items():
         if variant.write:
             wanted |= run.regions_of(name)
+    refuse_changed(run.plan.checkpoint)
     files = {}
     for name, region in wanted.items():
         path = run.plan.output / "regions" / f"{name}.region.safetensors"
@@ -145,73 +152,65 @@ def save_regions(run: Run) -> dict[str, Path]:
 
 
 def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Staged | Written]:
-    """Write the variants, but not yet under their names; those that are there already are taken as they are."""
+    """Make the variants, but not yet under their names; what an earlier run finished is taken as it is."""
     staged: dict[str, Staged | Written] = {}
-    for name, variant in run.plan.variants.items():
-        if not variant.write:
-            continue
-        spec = run.plan.recipe.variants[name]
-        used = run.regions_of(name)
+    wanted = [name for name, variant in run.plan.variants.items() if variant.write]
+    clear_staging(run.plan.output, wanted)
+    for path in companions(run.plan.checkpoint)[1] if wanted else ():
+        run.progress.note(
+            f"{path}: a link that leads out of {run.plan.checkpoint.folder}, so it is left out of variants"
+        )
+    for name in wanted:
+        spec, used = run.plan.recipe.variants[name], run.regions_of(name)
         if spec.write == "patch":
             with run.timed("write"):
                 staged[name] = write_as_patch(run.plan, name, used, run.progress)
             continue
-        operations = pinned_operations(spec.operations)
-        marker: dict[str, Any] = {
-            "variant": name,
-            "operations": [operation.model_dump(by_alias=True, exclude_none=True) for operation in operations],
-            "donors": {
-                operation.donor: donor_hash(operation.donor, run.jobs)
-                for operation in operations
-                if operation.donor is not None
-            },
-            "freeze": spec.freeze,
-            "regions": {label: file_hash(region_files[label]) for label in used},
-            "model": {
-                "source": run.plan.checkpoint.source.name,
-                "revision": run.plan.checkpoint.source.revision,
-                "content_sha256": content_hash(run.plan.checkpoint, run.jobs),
-            },
-            "recipe": _recipe_data(pinned(run.plan), {"push"}),  # where it goes makes it no other variant
-        }
         frozen = used[spec.freeze] if spec.freeze is not None else None
         with run.timed("write"), run.progress.task(f"write {name}", run.plan.checkpoint.data_bytes) as advance:
             staged[name] = stage_variant(
                 run.plan.checkpoint,
                 spec.operations,
                 used,
-                run.plan.output / "variants" / name,
-                marker=marker,
-                card=model_card(run.plan, name, used),
-                complete=partial(_write_freeze, run.plan.checkpoint, frozen, marker["model"]),
+                run.plan.output / VARIANTS / name,
+                marker=_marker(run, name, {label: region_files[label] for label in used}),
+                complete=partial(write_freeze, run.plan.checkpoint, frozen),
                 jobs=run.jobs,
                 advance=advance,
             )
     return staged
 
 
+def _marker(run: Run, name: str, region_files: Mapping[str, Path]) -> Marker:
+    """Return what the marker of a variant will say, but for the hash of the source, which writing it makes."""
+    spec, source = run.plan.recipe.variants[name], run.plan.checkpoint.source
+    operations = pinned_operations(spec.operations)
+    donors = [operation.donor for operation in operations if operation.donor is not None]
+    return Marker(
+        variant=name,
+        operations=[operation.model_dump(by_alias=True, exclude_none=True) for operation in operations],
+        donors={donor: donor_hash(donor, run.jobs) for donor in donors},
+        freeze=spec.freeze,
+        regions={label: stored_hash(path) for label, path in region_files.items()},
+        model=MarkedModel(source=source.name, revision=source.revision, content_sha256=""),
+        recipe=_recipe_data(pinned(run.plan), {"push"}),  # where it goes makes it no other variant
+    )
+
+
 def _recipe_data(recipe: Recipe, without: set[str]) -> dict[str, Any]:
     return dict(json.loads(recipe.model_dump_json(by_alias=True, exclude_none=True, exclude=without)))
 
 
-def publish_variants(staged: Mapping[str, Staged | Written]) -> dict[str, Written]:
-    """Flush what was staged and give it its name."""
-    return {name: item if isinstance(item, Written) else publish(item) for name, item in staged.items()}
-
-
-def write_cards(run: Run, written: Mapping[str, Written], report: Report) -> dict[str, Written]:
-    """Put what was measured into the model cards of the written variants."""
-    result = dict(written)
-    for name, item in written.items():
-        if name in report.perplexity and item.path.is_dir():  # a patch is a file
-            write_card(item.path, model_card(run.plan, name, run.regions_of(name), report), report, name)
-            result[name] = replace(item, files=files_below(item.path))
-    return result
-
-
-def _write_freeze(checkpoint: Checkpoint, region: Region | None, model: Mapping[str, Any], stage: Path) -> None:
-    if region is not None:
-        write_freeze(checkpoint, region, model, stage)
+def publish_variants(run: Run, staged: Mapping[str, Staged | Written], report: Report) -> dict[str, Written]:
+    """Put the card beside each variant, with what was measured, and give it its name."""
+    written = {}
+    for name, item in staged.items():
+        if isinstance(item, Written):  # a patch is a file
+            written[name] = item
+            continue
+        write_card(item.folder, model_card(run.plan, name, run.regions_of(name), report), report, name)
+        written[name] = publish(item)
+    return written
 
 
 def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
@@ -243,7 +242,9 @@ def _method(loaded: LoadedModel, spec: VerifySpec) -> dict[str, Any]:
     }
 
 
-def make_report(run: Run, written: Mapping[str, Written], found: Verification, method: dict[str, Any]) -> Report:
+def make_report(
+    run: Run, staged: Mapping[str, Staged | Written], found: Verification, method: dict[str, Any]
+) -> Report:
     """Put together all that a run did and found."""
     the_plan, measures = run.plan, found.measures
     recipe, checkpoint = the_plan.recipe, the_plan.checkpoint
@@ -268,7 +269,7 @@ def make_report(run: Run, written: Mapping[str, Written], found: Verification, m
         ],
         regions={name: _region_report(the_plan, name, region) for name, region in run.regions.items()},
         overlaps=overlap_reports(run.regions),
-        variants={name: _variant_report(run, name, written.get(name)) for name in the_plan.variants},
+        variants={name: _variant_report(run, name, staged.get(name)) for name in the_plan.variants},
         sweeps={name: sweep_report(sweep, summary) for name, sweep in the_plan.file.sweeps.items()},
         method=method,
         perplexity=perplexities(measures) if measures else {},
@@ -284,7 +285,7 @@ def _region_report(the_plan: Plan, name: str, region: Region) -> RegionReport:
     return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].origin)
 
 
-def _variant_report(run: Run, name: str, done: Written | None) -> VariantReport:
+def _variant_report(run: Run, name: str, done: Staged | Written | None) -> VariantReport:
     edits = run.edits[name]
     return VariantReport(
         operations=list(run.plan.variants[name].operations),
@@ -293,6 +294,28 @@ def _variant_report(run: Run, name: str, done: Written | None) -> VariantReport:
         norm_removed=edits.norm,
         written=done is not None,
         path=str(done.path) if done else None,
-        bytes=sum(path.stat().st_size for path in done.files) if done else None,
+        bytes=done.size if done else None,
         reused=done.reused if done else False,
     )
+
+
+def seal(run: Run, report: Report, outputs: Mapping[Path, str], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Write recipe, report and page, remove what only the run before made, and write the manifest that names them all.
+
+    `outputs` are regions and variants with their SHA-256, `before` the manifest of the run before. Returns the new one.
+    """
+    out = run.plan.output
+    with replacing(out / RECIPE) as part:
+        part.write_text(resolved_yaml(pinned(run.plan)), encoding="utf-8")
+    with replacing(out / "report.json") as part:
+        report.save(part)
+    pages = write_page(report, out)
+    named = {**outputs, out / RECIPE: file_hash(out / RECIPE)}
+    made = manifest(run.plan, named, [out / "report.json", *pages], run.device, run.jobs)
+    variants = [name for name, variant in run.plan.variants.items() if variant.write is True]
+    replaced = before.get("name") not in (None, made["name"])
+    for path in remove_old(out, outputs_of(before), outputs_of(made), variants, replaced):
+        run.progress.note(f"{out / path}: of an earlier run, and not named by this recipe; left as it is")
+    with replacing(out / MANIFEST) as part:
+        part.write_text(to_json(made) + "\n", encoding="utf-8")
+    return made

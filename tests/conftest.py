@@ -166,6 +166,18 @@ output: {tmp_path / "out"}
 
 
 @pytest.fixture
+def light_recipe(recipe: Callable[..., Path]) -> Callable[..., Path]:
+    """`recipe` without anything that runs the model: scores from the weights alone, and no verification."""
+
+    def write(**replacements: str) -> Path:
+        score = "score: {kind: grad_param, languages: [de, fr], samples: 4, sequence_length: 32}"
+        verify = "verify:\n  tokens: 64\n  window: 32\n"
+        return recipe(**{score: "score: {kind: magnitude}", verify: "", **replacements})
+
+    return write
+
+
+@pytest.fixture
 def hub() -> Iterator[LoopbackHub]:
     """A Hub on loopback, empty."""
     with LoopbackHub() as server:

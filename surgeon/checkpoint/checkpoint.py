@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.checkpoint.hashing import CHANGED
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.sources import Source, download, locate
 from surgeon.checkpoint.storage import (
@@ -28,6 +29,7 @@ from surgeon.checkpoint.storage import (
     TensorInfo,
     map_bytes,
     on_disk,
+    read_entries,
     read_header,
     read_tensor,
     view,
@@ -137,6 +139,9 @@ class Checkpoint:
 
     def _mapped(self, file: File, mode: MapMode) -> NDArray[np.uint8]:
         path = on_disk(file)
+        size = next(header.file_size for header in self.headers if header.path == file)
+        if path.stat().st_size != size:  # reading a mapped byte that is no longer there kills the process
+            raise CheckpointError(f"{path}: {CHANGED}")
         if (path, mode) not in self._maps:
             self._maps[path, mode] = map_bytes(path, mode)
         return self._maps[path, mode]
@@ -155,6 +160,13 @@ class Checkpoint:
                 found.flags.writeable = False
             return found
         return view(self._mapped(info.path, "read"), info)
+
+    def entries(self, name: str, indices: NDArray[np.int64]) -> NDArray[Any]:
+        """Return some entries of a tensor, by their sorted flat indices; shape (n,), in memory of their own."""
+        info = self.info(name)
+        if isinstance(info.path, RemoteFile):
+            return self.array(name).reshape(-1)[indices]
+        return read_entries(info, indices)
 
     def private_array(self, name: str) -> NDArray[Any]:
         """Return a writable view whose changes stay in this process's memory and never reach the file."""

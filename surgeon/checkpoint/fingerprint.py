@@ -1,24 +1,22 @@
-"""What tells one thing from another: the fingerprint that names what is kept, and hashes of checkpoints.
-
-SHA-256 of weight files and tensors are remembered per file as long as its size, times and inode stay the same.
-"""
+"""What tells one thing from another: the fingerprint that names what is kept, and the hashes of checkpoints."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.hashing import file_hash, sha256
+from surgeon.checkpoint.hashing import CHANGED, file_hash, file_stamp, sha256
+from surgeon.checkpoint.remembered import hashes_of, remote_hashes, stored_hash
 from surgeon.checkpoint.remote import RemoteFile
-from surgeon.checkpoint.sources import cache_folder
-from surgeon.checkpoint.storage import File, Header, TensorInfo, on_disk, read_pieces, replacing
+from surgeon.checkpoint.storage import File, Header, TensorInfo, on_disk, read_pieces
+from surgeon.errors import CheckpointError, InputError
 
 # Files that say how text becomes tokens. A chat template is not among them: nothing here applies one.
 _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
@@ -62,10 +60,49 @@ def library_versions() -> dict[str, str]:
 
 
 def file_hashes(paths: Iterable[Path], jobs: int) -> dict[Path, str]:
-    """Hash files side by side; hashlib releases the interpreter lock."""
+    """Return the SHA-256 of files, hashed side by side; those of large ones are remembered."""
     paths = list(paths)
     with ThreadPoolExecutor(jobs) as pool:
-        return dict(zip(paths, pool.map(file_hash, paths), strict=True))
+        return dict(zip(paths, pool.map(stored_hash, paths), strict=True))
+
+
+def damaged(folder: Path, files: Mapping[str, str], jobs: int) -> list[str]:
+    """Say of each file below `folder` that is missing, or has not the SHA-256 given for it, what is wrong with it.
+
+    Raises:
+        InputError: a path leads out of the folder.
+    """
+    for name in files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(f"{folder}: names the file {name!r}, which lies outside of it")
+    present = {name: folder / name for name in files if (folder / name).is_file()}
+    found = file_hashes(present.values(), jobs)
+    problems = []
+    for name, expected in files.items():
+        if name not in present:
+            problems.append(f"{folder / name}: missing")
+        elif found[present[name]] != expected:
+            problems.append(
+                f"{folder / name}: not the file that was written (its SHA-256 is {found[present[name]][:12]}..., "
+                f"and was {expected[:12]}...)"
+            )
+    return problems
+
+
+def refuse_changed(checkpoint: Checkpoint) -> None:
+    """Refuse a source whose files are no longer those whose headers were read.
+
+    Raises:
+        CheckpointError: one was written to, replaced or removed meanwhile.
+    """
+    for header in checkpoint.headers:
+        if header.stamp is not None:
+            try:
+                now = file_stamp(on_disk(header.path).stat())
+            except OSError:
+                raise CheckpointError(f"{header.path}: was removed while it was read; nothing was published") from None
+            if now != header.stamp:
+                raise CheckpointError(f"{header.path}: {CHANGED}")
 
 
 def source_file_hashes(checkpoint: Checkpoint, jobs: int) -> dict[File, str]:
@@ -73,16 +110,14 @@ def source_file_hashes(checkpoint: Checkpoint, jobs: int) -> dict[File, str]:
 
     Of a file that is on the Hub only, the Hub says it.
     """
+
+    def job(header: Header) -> str:
+        if isinstance(header.path, RemoteFile) and header.path.sha256 is not None:
+            return header.path.sha256
+        return hashes_of(header).file
+
     with ThreadPoolExecutor(jobs) as pool:
-        results = pool.map(_source_file_hash, checkpoint.headers)
-        return {header.path: result for header, result in zip(checkpoint.headers, results, strict=True)}
-
-
-def _source_file_hash(header: Header) -> str:
-    path = header.path
-    if isinstance(path, RemoteFile) and path.sha256 is not None:
-        return path.sha256
-    return _remembered(header, "file", [""], lambda name: file_hash(on_disk(path)))[""]
+        return {h.path: found for h, found in zip(checkpoint.headers, pool.map(job, checkpoint.headers), strict=True)}
 
 
 def tensor_hashes(checkpoint: Checkpoint, jobs: int, names: Collection[str] | None = None) -> dict[str, str]:
@@ -93,7 +128,10 @@ def tensor_hashes(checkpoint: Checkpoint, jobs: int, names: Collection[str] | No
 
     def job(header: Header) -> dict[str, str]:
         wanted = [name for name in header.tensors if names is None or name in names]
-        return _remembered(header, "tensors", wanted, lambda name: _hash_tensor(header.tensors[name]))
+        if not isinstance(header.path, RemoteFile):
+            found = hashes_of(header).tensors if wanted else {}
+            return {name: found[name] for name in wanted}
+        return remote_hashes(header.path, wanted, lambda name: _hash_tensor(header.tensors[name]))
 
     with ThreadPoolExecutor(jobs) as pool:
         return {name: digest for part in pool.map(job, checkpoint.headers) for name, digest in part.items()}
@@ -118,28 +156,3 @@ def _hash_tensor(info: TensorInfo) -> str:
     for piece in read_pieces(info, 1 << 20):
         digest.update(piece.data)
     return digest.hexdigest()
-
-
-def _remembered(header: Header, kind: str, names: Collection[str], compute: Callable[[str], str]) -> dict[str, str]:
-    """Return a hash for each name, computing and keeping those that are not known of this very file."""
-    memory = cache_folder() / "hashes" / f"{sha256(_stamp(kind, header).encode())[:32]}.json"
-    known: dict[str, str] = {}
-    try:
-        found = json.loads(memory.read_text(encoding="utf-8"))
-        known = found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        pass
-    missing = [name for name in names if name not in known]
-    if missing:
-        known |= {name: compute(name) for name in missing}
-        with replacing(memory) as staged:
-            staged.write_text(json.dumps(known), encoding="utf-8")
-    return {name: known[name] for name in names}
-
-
-def _stamp(kind: str, header: Header) -> str:
-    if isinstance(header.path, RemoteFile):
-        return f"{kind} {header.path.repository} {header.path.commit} {header.path.name}"
-    real = header.path.resolve()
-    stat = real.stat()
-    return f"{kind} {real} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"

@@ -1,11 +1,16 @@
-"""SHA-256 in hexadecimal, of bytes and of files: the one place that says how things are hashed."""
+"""SHA-256 in hexadecimal, of bytes and of files, and the stamp by which a file's hash is remembered."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from pathlib import Path
 
+CHANGED = "was changed while it was read, so nothing was published; run again when nothing writes to it"
 _PIECE = 1 << 20
+_SETTLED = 100_000_000  # nanoseconds; the clocks of file systems tick every few milliseconds
+Stamp = tuple[int, int, int, int, int]
 
 
 def sha256(data: bytes | memoryview) -> str:
@@ -20,3 +25,16 @@ def file_hash(path: Path) -> str:
         while piece := file.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def file_stamp(found: os.stat_result) -> Stamp:
+    """Return device, inode, size, and the times of the last change of content and of inode in nanoseconds.
+
+    Whoever overwrites a file and sets its old time again still moves the time of its inode.
+    """
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def is_settled(stamp: Stamp) -> bool:
+    """False just after a change: a second one may then bear the same time, so that the stamp tells nothing."""
+    return time.time_ns() - max(stamp[3], stamp[4]) > _SETTLED

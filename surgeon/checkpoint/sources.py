@@ -25,7 +25,10 @@ _HUB_FILE = re.compile(r"^hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+
 # What tells of the weights, and of what made them; small, and fetched when a repository is looked up.
 DESCRIPTIONS = ("config.json", "model.safetensors.index.json", "surgeon.json")
 # Weights in other formats are never needed beside safetensors.
-HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.md", "LICENSE*", "NOTICE*")
+HUB_PATTERNS = (
+    "*.safetensors", "*.json", "*.txt", "*.model", "*.model.v*", "*.tiktoken", "*.bpe", "*.spm", "*.vocab", "*.jinja",
+    "*.py", "*.md", "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,10 +24,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.checkpoint.hashing import CHANGED, Stamp, file_stamp, is_settled
 from surgeon.checkpoint.remote import RemoteFile, read_range, stream_range
 from surgeon.errors import CheckpointError
 
 _FIRST_READ = 1 << 16  # of a file on the Hub; holds the header of a shard of some five hundred tensors
+_PIECE = 1 << 20
 MAXIMUM_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 
 # Bits per element of every dtype that safetensors knows.
@@ -74,13 +77,19 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """The header of one file. `data_start` is the byte at which tensor data begins."""
+    """The header of one file. `data_start` is the byte at which tensor data begins.
+
+    `stamp` is that of a file on this disk when its header was read: with another one it is another file. Only a
+    `settled` one tells that the file has not changed since.
+    """
 
     path: File
     metadata: Mapping[str, str]
     tensors: Mapping[str, TensorInfo]
     data_start: int
     file_size: int
+    stamp: Stamp | None = None
+    settled: bool = False
 
 
 def read_header(path: File) -> Header:
@@ -90,14 +99,16 @@ def read_header(path: File) -> Header:
         CheckpointError: the file is missing, truncated, has duplicate names, an unknown dtype, sizes that do
             not fit shapes, or data that overlap, leave holes or stop short of the end of the file.
     """
+    stamp, settled = None, False
     if isinstance(path, RemoteFile):
         size, start = path.size, read_range(path, 0, min(path.size, _FIRST_READ))
         text = start[8 : 8 + _header_length(path, start, size)]
         text += read_range(path, 8 + len(text), _header_length(path, start, size) - len(text))
     else:
         try:
-            size = path.stat().st_size
             with path.open("rb") as file:
+                stamp = file_stamp(os.fstat(file.fileno()))
+                size, settled = stamp[2], is_settled(stamp)
                 text = file.read(_header_length(path, file.read(8), size))
         except FileNotFoundError:
             raise CheckpointError(f"{path}: no such file") from None
@@ -114,7 +125,7 @@ def read_header(path: File) -> Header:
     data_start = 8 + length
     tensors = {name: _tensor_info(path, name, entry, data_start) for name, entry in entries.items()}
     _check_layout(path, tensors, data_start, size)
-    return Header(path, metadata, tensors, data_start, size)
+    return Header(path, metadata, tensors, data_start, size, stamp, settled)
 
 
 def _header_length(path: File, start: bytes, size: int) -> int:
@@ -198,13 +209,17 @@ def view(data: NDArray[np.uint8], info: TensorInfo) -> NDArray[Any]:
     Raises:
         CheckpointError: the dtype packs several entries into a byte, or the tensor is not aligned.
     """
+    return data[info.offset : info.offset + info.nbytes].view(_dtype(info)).reshape(info.shape)
+
+
+def _dtype(info: TensorInfo) -> np.dtype[Any]:
     dtype = NUMPY_DTYPES.get(info.dtype)
     if dtype is None:
         raise CheckpointError(
             f"{info.path}: tensor '{info.name}' has dtype {info.dtype}, whose entries share bytes; surgeon "
             "copies such tensors but does not read or edit them: use the unquantized checkpoint"
         )
-    return data[info.offset : info.offset + info.nbytes].view(dtype).reshape(info.shape)
+    return dtype
 
 
 def read_pieces(info: TensorInfo, step: int, stop: int | None = None) -> Iterator[NDArray[np.uint8]]:
@@ -237,6 +252,29 @@ def read_tensor(info: TensorInfo) -> NDArray[Any]:
         data[position : position + piece.size] = piece
         position += piece.size
     return view(data, replace(info, offset=0))
+
+
+def read_entries(info: TensorInfo, indices: NDArray[np.int64]) -> NDArray[Any]:
+    """Read entries of one tensor of a file on this disk, by their sorted flat indices; shape (n,), the tensor's dtype.
+
+    Nothing is mapped, so that a file that becomes shorter meanwhile is an error and no fault.
+
+    Raises:
+        CheckpointError: the file became shorter.
+    """
+    dtype = _dtype(info)
+    values = np.empty(indices.size, dtype)
+    step = _PIECE // dtype.itemsize
+    bounds = np.searchsorted(indices, np.arange(0, info.numel + step, step))
+    with on_disk(info.path).open("rb", buffering=0) as file:
+        for number in np.flatnonzero(np.diff(bounds)):
+            chosen, first = slice(bounds[number], bounds[number + 1]), int(number) * step
+            count = min(step, info.numel - first) * dtype.itemsize
+            piece = os.pread(file.fileno(), count, info.offset + first * dtype.itemsize)
+            if len(piece) < count:
+                raise CheckpointError(f"{info.path}: {CHANGED}")
+            values[chosen] = np.frombuffer(piece, dtype)[indices[chosen] - first]
+    return values
 
 
 def read_bytes(info: TensorInfo, start: int, count: int) -> NDArray[np.uint8]:
@@ -314,16 +352,33 @@ def write_stream(
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write beside `path`; flush it to disk and rename it when the block ends well."""
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yield a path to write beside `path`; flush it to disk and rename it when the block ends well.
+
+    What is not `durable` may be empty after a power cut. The name that it bears until then is like no other's, also not
+    of a process with the same number in another container.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
+    staged = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        yield staged
-        flush(staged)
-        os.replace(staged, path)
+        with naming(path):
+            yield staged
+            if durable:
+                flush(staged)
+            os.replace(staged, path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file's name into errors of the system that lack it, as those of writing do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def flush(path: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from typing import Any
 import yaml
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import file_hashes
+from surgeon.checkpoint.fingerprint import damaged
 from surgeon.checkpoint.hashing import file_hash, sha256
 from surgeon.errors import CheckpointError, InputError
 from surgeon.report.card import REBUILD, base_model
 from surgeon.report.words import size
-from surgeon.write.execute import MARKER, files_below
-
-CARD, RECIPE, MANIFEST, REGIONS = "README.md", "recipe.yaml", "manifest.json", "regions"
+from surgeon.write.integrity import CARD, MANIFEST, RECIPE, REGIONS, is_made_anew, run_manifest
+from surgeon.write.marker import MARKER, Marker
+from surgeon.write.staging import files_below
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Parcel:
-    """Everything that one push sends. `origin` is the Hub id and commit of the model that was operated on."""
+    """Everything that one push sends. `origin` is the Hub id and commit of the model that was operated on.
+
+    `left_behind` are files in the variant's folder that surgeon did not write.
+    """
 
     folder: Path
     items: tuple[Item, ...]
     card: str
     origin: tuple[str, str] | None
+    left_behind: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -61,24 +65,6 @@ def region_path(label: str) -> str:
     return f"{REGIONS}/{label}.region.safetensors"
 
 
-def read_marker(folder: Path) -> dict[str, Any]:
-    """Read `surgeon.json` of a variant.
-
-    Raises:
-        InputError: the folder is not a variant that surgeon wrote.
-    """
-    try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        marker["variant"], marker["operations"], marker["regions"], marker["recipe"]
-        marker["model"]["source"], marker["model"]["revision"], marker["model"]["content_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{folder}: not a variant that `surgeon apply` wrote (no readable {MARKER}); name a folder "
-            "such as out/NAME/variants/VARIANT"
-        ) from None
-    return dict(marker)
-
-
 def pack(folder: Path, address: str, *, weights: bool = True, jobs: int = 2) -> Parcel:
     """Check a written variant against its manifest and collect what is to be sent to `address` (`hf://org/name`).
 
@@ -86,35 +72,38 @@ def pack(folder: Path, address: str, *, weights: bool = True, jobs: int = 2) -> 
         InputError: this is not a variant, or without weights nobody could rebuild it.
         CheckpointError: files are missing, are not those that `apply` wrote, or no manifest tells.
     """
-    marker = read_marker(folder)
-    run = _run_manifest(folder)
-    present = {path.relative_to(folder).as_posix(): path for path in files_below(folder)}
-    present = {name: path for name, path in present.items() if not any(p.startswith(".") for p in name.split("/"))}
-    own = {CARD, RECIPE, MANIFEST}
-    kept = {name: path for name, path in present.items() if name not in own and not name.startswith(f"{REGIONS}/")}
-    hashes = {path.relative_to(folder).as_posix(): h for path, h in file_hashes(kept.values(), jobs).items()}
+    marker = Marker.read(folder)
+    run = run_manifest(folder)
     if not run:
         raise CheckpointError(
             f"{folder}: no {MANIFEST} of the run that wrote it, so nothing tells whether its files are whole; push it "
             "from where `surgeon apply` wrote it, such as out/NAME/variants/VARIANT"
         )
-    _check_hashes(folder, hashes, run)
+    outputs = dict(run["outputs"])
+    named = {name: digest for name, digest in outputs.items() if not is_made_anew(name)}
+    wrong = damaged(folder, named | marker.files, jobs)
+    if wrong:
+        raise CheckpointError(f"{wrong[0]}; run `surgeon apply` again")
     if weights:
         Checkpoint.open(folder)
-    items = [Item(name, path, path.stat().st_size, hashes[name]) for name, path in kept.items()]
+    items = [Item(name, folder / name, (folder / name).stat().st_size, digest) for name, digest in named.items()]
     regions = list(_regions(folder, marker))
-    rebuildable = len(regions) == len(marker["regions"])
+    rebuildable = len(regions) == len(marker.regions)
     origin = _origin(marker)
     if not weights:
         _refuse_unless_rebuildable(folder, marker, rebuildable, origin)
         items = [item for item in items if item.path == MARKER or item.path.startswith("figures/")]
     card = _card(folder, marker, address, weights, rebuildable, origin)
-    recipe = yaml.safe_dump(marker["recipe"], sort_keys=False, allow_unicode=True)
+    recipe = yaml.safe_dump(marker.recipe, sort_keys=False, allow_unicode=True)
     items += [*regions, _item(RECIPE, recipe)]
-    outputs = hashes | {item.path: item.sha256 for item in items}
-    manifest = {**run, "outputs": dict(sorted(outputs.items()))}
+    outputs = named | {item.path: item.sha256 for item in items}
+    manifest = {key: value for key, value in run.items() if key != "report"}
+    manifest["outputs"] = dict(sorted(outputs.items()))
     items += [_item(MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"), _item(CARD, card)]
-    return Parcel(folder, tuple(sorted(items, key=lambda item: item.path)), card, origin)
+    sent = {item.path for item in items}
+    there = (path.relative_to(folder).as_posix() for path in files_below(folder))
+    behind = tuple(name for name in there if name not in sent and name not in named)
+    return Parcel(folder, tuple(sorted(items, key=lambda item: item.path)), card, origin, behind)
 
 
 def _item(path: str, text: str) -> Item:
@@ -122,42 +111,9 @@ def _item(path: str, text: str) -> Item:
     return Item(path, data, len(data), sha256(data))
 
 
-def _run_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest that covers a variant, its outputs by their path in the variant; {} if there is none."""
-    output = folder.resolve().parent.parent
-    places = [(folder / MANIFEST, "")]
-    if folder.resolve().parent.name == "variants":
-        places.append((output / MANIFEST, f"variants/{folder.resolve().name}/"))
-    for path, prefix in places:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            outputs = {k.removeprefix(prefix): str(v) for k, v in found["outputs"].items() if k.startswith(prefix)}
-        except OSError:
-            continue
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CheckpointError(f"{path}: not a manifest that surgeon wrote; run `surgeon apply` again") from None
-        if outputs:
-            return {**found, "outputs": outputs}
-    return {}
-
-
-def _check_hashes(folder: Path, hashes: Mapping[str, str], run: Mapping[str, Any]) -> None:
-    """Compare the files with the manifest; the card is the user's to edit."""
-    for name, expected in run.get("outputs", {}).items():
-        if name in (CARD, RECIPE, MANIFEST) or name.startswith(f"{REGIONS}/"):
-            continue
-        if name not in hashes:
-            raise CheckpointError(f"{folder / name}: missing, though the manifest names it; run `surgeon apply` again")
-        if hashes[name] != expected:
-            raise CheckpointError(
-                f"{folder / name}: not the file that was written (SHA-256 {hashes[name][:12]}..., the manifest says "
-                f"{expected[:12]}...); run `surgeon apply` again"
-            )
-
-
-def _regions(folder: Path, marker: Mapping[str, Any]) -> Iterator[Item]:
+def _regions(folder: Path, marker: Marker) -> Iterator[Item]:
     """Yield the region files of a variant that are still there, beside it or in its run's output."""
-    for label, expected in marker["regions"].items():
+    for label, expected in marker.regions.items():
         for root in (folder, folder.resolve().parent.parent):
             path = root / region_path(label)
             if path.is_file() and file_hash(path) == expected:
@@ -165,21 +121,19 @@ def _regions(folder: Path, marker: Mapping[str, Any]) -> Iterator[Item]:
                 break
 
 
-def _origin(marker: Mapping[str, Any]) -> tuple[str, str] | None:
-    name, revision = base_model(marker["model"]["source"]), marker["model"]["revision"]
+def _origin(marker: Marker) -> tuple[str, str] | None:
+    name, revision = base_model(marker.model.source), marker.model.revision
     return (name, revision) if name is not None and revision is not None else None
 
 
-def _refuse_unless_rebuildable(
-    folder: Path, marker: Mapping[str, Any], regions: bool, origin: tuple[str, str] | None
-) -> None:
-    source = marker["model"]["source"]
+def _refuse_unless_rebuildable(folder: Path, marker: Marker, regions: bool, origin: tuple[str, str] | None) -> None:
+    source = marker.model.source
     if not regions:
         raise InputError(
             f"{folder}: cannot be pushed without weights, as its region files are gone or have changed; "
             "run `surgeon apply` again"
         )
-    for donor in marker.get("donors", {}):
+    for donor in marker.donors:
         if base_model(donor) is None and not donor.startswith("builtin:"):
             raise InputError(
                 f"{folder}: cannot be pushed without weights: it takes values from {donor}, which others do not have"
@@ -191,13 +145,13 @@ def _refuse_unless_rebuildable(
         )
 
 
-def _card(folder: Path, marker: Mapping[str, Any], address: str, weights: bool, rebuildable: bool, origin: Any) -> str:
+def _card(folder: Path, marker: Marker, address: str, weights: bool, rebuildable: bool, origin: Any) -> str:
     """Return the card with the command that rebuilds the variant, now that its address is known."""
     try:
         card = (folder / CARD).read_text(encoding="utf-8")
     except OSError:
         raise CheckpointError(f"{folder / CARD}: the model card is missing; run `surgeon apply` again") from None
-    model = "" if origin is not None or marker["model"]["source"].startswith("builtin:") else " --set model=SOURCE"
+    model = "" if origin is not None or marker.model.source.startswith("builtin:") else " --set model=SOURCE"
     command = (
         f"`recipe.yaml` is in this repository. To make these very weights from the source and the regions beside it, "
         f"checked by their SHA-256, nothing has to be scored again:\n\n```sh\nsurgeon apply {address}{model}\n```\n"
@@ -212,6 +166,7 @@ def _card(folder: Path, marker: Mapping[str, Any], address: str, weights: bool, 
 def parcel_text(parcel: Parcel, address: str) -> str:
     """Say what a push would send: the files with their sizes, and the card."""
     lines = [f"{size(item.size):>8}  {item.path}" for item in parcel.items]
+    lines += [f"{'stays':>8}  {name} (not written by surgeon)" for name in parcel.left_behind]
     total = f"{size(parcel.size):>8}  in {len(parcel.items)} files, to {address}; nothing was sent"
     return "\n".join([*lines, total, "", "README.md:", "", parcel.card])
 
@@ -219,4 +174,5 @@ def parcel_text(parcel: Parcel, address: str) -> str:
 def parcel_data(parcel: Parcel, address: str) -> dict[str, Any]:
     """Return the same as plain data, for `--json`."""
     files = {item.path: {"bytes": item.size, "sha256": item.sha256} for item in parcel.items}
-    return {"address": address, "bytes": parcel.size, "files": files, "card": parcel.card}
+    behind = list(parcel.left_behind)
+    return {"address": address, "bytes": parcel.size, "files": files, "left_behind": behind, "card": parcel.card}

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.checkpoint.hub_errors import explain, hub_errors
 from surgeon.errors import EnvironmentFailure, InputError
-from surgeon.hub.parcel import CARD, MANIFEST, Item, Parcel, pack
+from surgeon.hub.parcel import Item, Parcel, pack
 from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe
 from surgeon.report.data import PushReport
-from surgeon.write.execute import MARKER
+from surgeon.write.integrity import CARD, MANIFEST
+from surgeon.write.marker import MARKER
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi

@@ -5,41 +5,34 @@ The weights that come out are compared with the manifest before the variant gets
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import content_hash, file_hashes
+from surgeon.checkpoint.fingerprint import content_hash
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.errors import CheckpointError, InputError
-from surgeon.hub.parcel import CARD, MANIFEST, RECIPE, REGIONS, read_marker, region_path
+from surgeon.hub.parcel import region_path
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VariantSpec
 from surgeon.region.region import Region
 from surgeon.report.card import base_model
-from surgeon.write.execute import (
-    MARKER,
-    Staged,
-    Written,
-    copy_file,
-    files_below,
-    output_lock,
-    publish,
-    stage_variant,
-    write_freeze,
-)
+from surgeon.write.integrity import CARD, MANIFEST, RECIPE, REGIONS, VARIANTS, outputs_of, read_object
+from surgeon.write.marker import MARKER, Marker
+from surgeon.write.output import output_lock
 from surgeon.write.patches import donor_hash
+from surgeon.write.shards import copy_small
+from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
 
 _ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+_DESCRIBED = (f"{REGIONS}/", "figures/")
 _PUBLISHED = (MARKER, CARD, RECIPE, MANIFEST, f"{REGIONS}/*", "figures/*")
 
 
@@ -48,7 +41,14 @@ def is_published(name: str) -> bool:
     return name.startswith("hf://") or (Path(name).expanduser() / MARKER).is_file()
 
 
-def rebuild(name: str, output: Path | None, overrides: Sequence[str], jobs: int, progress: Progress) -> Written:
+def rebuild(
+    name: str,
+    output: Path | None,
+    overrides: Sequence[str],
+    jobs: int,
+    progress: Progress,
+    overwrite: bool = False,
+) -> Written:
     """Make a published variant's weights again, as `OUTPUT/variants/VARIANT`.
 
     Args:
@@ -57,6 +57,7 @@ def rebuild(name: str, output: Path | None, overrides: Sequence[str], jobs: int,
         overrides: `model=SOURCE` takes the source model from elsewhere.
         jobs: threads for copying and hashing.
         progress: where to show it.
+        overwrite: write into a folder that holds something else as well.
 
     Raises:
         InputError: it is not such a variant, or it was made from something that is not here.
@@ -65,33 +66,37 @@ def rebuild(name: str, output: Path | None, overrides: Sequence[str], jobs: int,
     """
     model = _model_override(overrides)
     folder = _fetch(name)
-    marker, hashes = read_marker(folder), _weight_hashes(folder, name)
-    if not _NAME.fullmatch(str(marker["variant"])):
-        raise InputError(f"{name}: {marker['variant']!r} cannot name a folder")
+    marker, hashes = Marker.read(folder), _hashes(folder, name)
+    if not _NAME.fullmatch(marker.variant):
+        raise InputError(f"{name}: {marker.variant!r} cannot name a folder")
     try:
-        spec = VariantSpec.model_validate({"operations": marker["operations"], "freeze": marker.get("freeze")})
+        spec = VariantSpec.model_validate({"operations": marker.operations, "freeze": marker.freeze})
     except ValidationError as error:
         raise InputError(f"{name}: {MARKER} holds operations that this surgeon does not know ({error})") from None
     regions = _regions(folder, name, marker)
     checkpoint = _source(name, marker, model, jobs)
-    for donor, expected in marker.get("donors", {}).items():
+    for donor, expected in marker.donors.items():
         if donor_hash(donor, jobs) != expected:
             raise CheckpointError(f"{donor}: not the one whose values {name} was made with (its hash is another)")
     out = output if output is not None else Path("out") / name.removeprefix("hf://").rstrip("/").split("/")[-1]
     frozen = regions[spec.freeze] if spec.freeze is not None else None
-    with output_lock(out), progress.task(f"write {marker['variant']}", checkpoint.data_bytes) as advance:
+    destination = out / VARIANTS / marker.variant
+    owner = str(marker.recipe.get("name", marker.variant))
+    with output_lock(out, owner, overwrite), progress.task(f"write {marker.variant}", checkpoint.data_bytes) as advance:
         staged = stage_variant(
             checkpoint,
             spec.operations,
             regions,
-            out / "variants" / marker["variant"],
-            marker={key: value for key, value in marker.items() if key not in ("tensors", "entries")},
-            complete=partial(_complete, folder, checkpoint, frozen, marker["model"]),
+            destination,
+            marker=marker,
+            complete=partial(write_freeze, checkpoint, frozen),
             jobs=jobs,
             advance=advance,
         )
-        _check(name, staged, hashes, jobs)
-        return staged if isinstance(staged, Written) else publish(staged)
+        _check(name, staged, hashes)
+        if not staged.reused:
+            _copy_described(folder, staged.folder, hashes)
+        return publish(staged)
 
 
 def _model_override(overrides: Sequence[str]) -> str | None:
@@ -118,22 +123,21 @@ def _fetch(name: str) -> Path:
     return Path(found)
 
 
-def _weight_hashes(folder: Path, name: str) -> dict[str, str]:
-    """Return the SHA-256 of each weight file, by the manifest that was published."""
-    try:
-        outputs = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["outputs"]
-        hashes = {path: str(digest) for path, digest in outputs.items() if "/" not in path}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        hashes = {}
-    weights = {path: digest for path, digest in hashes.items() if path.endswith((".safetensors", ".index.json"))}
-    if not weights:
+def _hashes(folder: Path, name: str) -> dict[str, str]:
+    """Return the SHA-256 of each file that was published, by the manifest."""
+    hashes = outputs_of(read_object(folder / MANIFEST))
+    if not any(_is_weight(path) for path in hashes):
         raise InputError(f"{name}: has no {MANIFEST} that names weights, so it was not published by `surgeon push`")
-    return weights
+    return hashes
 
 
-def _regions(folder: Path, name: str, marker: Mapping[str, Any]) -> dict[str, Region]:
+def _is_weight(path: str) -> bool:
+    return "/" not in path and path.endswith((".safetensors", ".index.json"))
+
+
+def _regions(folder: Path, name: str, marker: Marker) -> dict[str, Region]:
     result = {}
-    for label, expected in marker["regions"].items():
+    for label, expected in marker.regions.items():
         path = folder / region_path(label)
         if not _NAME.fullmatch(label) or not path.is_file():
             raise InputError(f"{name}: the file of region '{label}' is missing, so it cannot be rebuilt")
@@ -143,9 +147,9 @@ def _regions(folder: Path, name: str, marker: Mapping[str, Any]) -> dict[str, Re
     return result
 
 
-def _source(name: str, marker: Mapping[str, Any], model: str | None, jobs: int) -> Checkpoint:
+def _source(name: str, marker: Marker, model: str | None, jobs: int) -> Checkpoint:
     """Open the model that was operated on, at its commit, and make sure that it is that one."""
-    source, revision = str(marker["model"]["source"]), marker["model"]["revision"]
+    source, revision = marker.model.source, marker.model.revision
     base = base_model(source)
     if model is None:
         if base is None and not source.startswith("builtin:") and not Path(source).expanduser().exists():
@@ -154,33 +158,28 @@ def _source(name: str, marker: Mapping[str, Any], model: str | None, jobs: int) 
             )
         model = f"hf://{base}@{revision}" if base is not None and revision else source
     checkpoint = Checkpoint.open(model).downloaded()
-    if content_hash(checkpoint, jobs) != marker["model"]["content_sha256"]:
+    if content_hash(checkpoint, jobs) != marker.model.content_sha256:
         raise CheckpointError(f"{model}: not the model that {name} was made from (the hash of its tensors is another)")
     return checkpoint
 
 
-def _complete(
-    folder: Path, checkpoint: Checkpoint, frozen: Region | None, model: Mapping[str, Any], stage: Path
-) -> None:
-    """Put beside the staged weights what was published with them."""
-    if frozen is not None:
-        write_freeze(checkpoint, frozen, model, stage)
-    for path in files_below(folder):
-        relative = path.relative_to(folder)
-        if relative.parts[0] in (CARD, RECIPE, MANIFEST, REGIONS, "figures"):
-            (stage / relative).parent.mkdir(parents=True, exist_ok=True)
-            copy_file(path, stage / relative)
-
-
-def _check(name: str, staged: Staged | Written, expected: Mapping[str, str], jobs: int) -> None:
-    folder = staged.path if isinstance(staged, Written) else staged.folder
-    present = {file: folder / file for file in expected if (folder / file).is_file()}
-    found = file_hashes(present.values(), jobs)
-    wrong = [file for file, digest in expected.items() if file not in present or found[present[file]] != digest]
+def _check(name: str, staged: Staged, expected: Mapping[str, str]) -> None:
+    """Compare the weights that came out with the manifest that was published."""
+    found = staged.marker.files
+    wrong = [file for file, digest in expected.items() if _is_weight(file) and found.get(file) != digest]
     if wrong:
-        if isinstance(staged, Staged):
+        if not staged.reused:
             shutil.rmtree(staged.folder, ignore_errors=True)
         raise CheckpointError(
             f"{name}: {wrong[0]} came out other than its manifest says, so nothing was written; was the source "
             "stored in other shards, or the manifest changed?"
         )
+
+
+def _copy_described(folder: Path, stage: Path, expected: Mapping[str, str]) -> None:
+    """Put beside the staged weights what was published to describe them."""
+    described = [CARD, MANIFEST, *(path for path in expected if path == RECIPE or path.startswith(_DESCRIBED))]
+    for path in described:
+        if ".." not in Path(path).parts and (folder / path).is_file():
+            (stage / path).parent.mkdir(parents=True, exist_ok=True)
+            copy_small(folder / path, stage / path)

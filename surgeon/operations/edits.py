@@ -160,7 +160,7 @@ def make_edit(
     """
     source = checkpoint.array(name)
     indices = edited_indices(checkpoint, name, operations, regions)
-    before = source.reshape(-1)[indices]
+    before = checkpoint.entries(name, indices)
     values = before.copy()
     finite = bool(np.isfinite(values).all())
     for operation, member, chosen in _steps(checkpoint, name, operations, regions):

@@ -25,13 +25,13 @@ _HERE = Path(__file__).parent
 _LIVE = ("perplexity", "ratios", "sweep-", "overlaps", "crowding")
 
 
-def write_page(report: Report, output: Path) -> None:
-    """Write `report.html`, and its figures as files into `figures/`, into an output folder."""
+def write_page(report: Report, output: Path) -> list[Path]:
+    """Write `report.html`, and its figures as files into `figures/`, into an output folder; returns them."""
     drawn = [(figure, svg(figure)) for figure in figures(report)]
-    for figure, picture in drawn:
-        write_pictures(figure, picture, output / "figures")
+    files = [path for figure, picture in drawn for path in write_pictures(figure, picture, output / "figures")]
     with replacing(output / "report.html") as staged:
         staged.write_text(page(report, drawn), encoding="utf-8")
+    return [output / "report.html", *files]
 
 
 def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> str:

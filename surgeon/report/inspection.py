@@ -26,7 +26,7 @@ from surgeon.region.region import Region, is_region_file
 from surgeon.report.data import Report, region_report
 from surgeon.report.terminal import expectation_line, regions_table, sparkline, table
 from surgeon.report.words import number, percent, roles_in_order, size
-from surgeon.write.execute import MARKER
+from surgeon.write.marker import MARKER, Marker
 
 DIMENSIONS_SHOWN = 8
 
@@ -49,7 +49,7 @@ def look_at(target: str) -> dict[str, Any]:
     checkpoint = Checkpoint.open(target)
     found, path = _checkpoint(checkpoint), checkpoint.source.path
     if (path / MARKER).is_file():
-        found = {**found, "kind": "variant", **_marker(path / MARKER)}
+        found = {**found, "kind": "variant", **_marker(path)}
     bundle = _bundle_of(checkpoint)
     if bundle is not None:
         found["frozen"] = _frozen(bundle)
@@ -63,8 +63,7 @@ def _bundle_of(checkpoint: Checkpoint) -> Bundle | None:
         return Bundle.load(path)
     if not (checkpoint.is_remote and (path / MARKER).is_file()):
         return None
-    frozen = json.loads((path / MARKER).read_text(encoding="utf-8")).get("freeze")
-    return Bundle.load(checkpoint.source.pinned) if frozen is not None else None
+    return Bundle.load(checkpoint.source.pinned) if Marker.read(path).freeze is not None else None
 
 
 def _bundle(path: Path) -> dict[str, Any]:
@@ -149,22 +148,16 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _marker(path: Path) -> dict[str, Any]:
-    """Read what a written variant says of itself.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        chosen = {"variant": data["variant"], "operations": data["operations"], "made_from": data["model"]}
-        return {
-            **chosen,
-            "recipe": data["recipe"]["name"],
-            "edited": {key: data[key] for key in ("tensors", "entries")},
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({type(error).__name__}: {error}); write the variant again") from None
+def _marker(folder: Path) -> dict[str, Any]:
+    """Return what a written variant says of itself."""
+    marker = Marker.read(folder)
+    return {
+        "variant": marker.variant,
+        "operations": marker.operations,
+        "made_from": marker.model.model_dump(),
+        "recipe": marker.recipe.get("name"),
+        "edited": {"tensors": marker.tensors, "entries": marker.entries},
+    }
 
 
 def _output(path: Path) -> dict[str, Any]:

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_versions, tokenizer_hashes
-from surgeon.checkpoint.hashing import file_hash
+from surgeon.checkpoint.sealed import is_sealed, seal
 from surgeon.checkpoint.sources import cache_folder
-from surgeon.checkpoint.storage import TensorInfo, allocate_file, map_bytes, read_header, replacing, view
-from surgeon.errors import CheckpointError
+from surgeon.checkpoint.storage import TensorInfo, allocate_file, map_bytes, read_header, view
 from surgeon.scores.settings import ScoreSettings
 
 SCORE_VERSION = 2  # raise it when the same settings would give other scores
@@ -62,12 +61,7 @@ def score_path(
 
 def load_score(path: Path, language: str) -> ScoreFile | None:
     """Return a cached score, or None if it has not been computed, or is not as it was when it was."""
-    try:
-        expected = _checksum(path).read_text(encoding="ascii").strip()
-        read_header(path)
-    except (OSError, ValueError, CheckpointError):
-        return None
-    return ScoreFile(path, language) if file_hash(path) == expected else None
+    return ScoreFile(path, language) if is_sealed(path) else None
 
 
 def allocate_score(path: Path, tensors: Sequence[TensorInfo], language: str) -> None:
@@ -83,14 +77,8 @@ def writable(path: Path) -> Mapping[str, NDArray[np.float32]]:
 
 
 def keep_score(made: Path, path: Path, language: str) -> ScoreFile:
-    """Give a score file that is complete its name in the cache, after its checksum."""
+    """Give a score file that is complete its name in the cache."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = file_hash(made)
-    with replacing(_checksum(path)) as staged:
-        staged.write_text(digest + "\n", encoding="ascii")
     made.replace(path)
+    seal(path)
     return ScoreFile(path, language)
-
-
-def _checksum(path: Path) -> Path:
-    return path.with_suffix(".sha256")

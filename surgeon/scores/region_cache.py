@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from surgeon.checkpoint.fingerprint import Fingerprint, identity, tensor_hashes
-from surgeon.checkpoint.hashing import file_hash
+from surgeon.checkpoint.fingerprint import Fingerprint, identity, refuse_changed, tensor_hashes
+from surgeon.checkpoint.sealed import is_sealed, seal
 from surgeon.checkpoint.sources import cache_folder
-from surgeon.checkpoint.storage import replacing
-from surgeon.errors import RegionError
 from surgeon.plan.plan import Plan
 from surgeon.plan.regions import RegionPlan
 from surgeon.region.region import Region
@@ -24,12 +22,7 @@ def load_region(plan: Plan, region: RegionPlan, keys: Mapping[str, str], jobs: i
     `keys` name what the scores of each language depend on.
     """
     path = _path(plan, region, keys, jobs)
-    try:
-        if file_hash(path) != _checksum(path).read_text(encoding="ascii").strip():
-            return None
-        return Region.load(path)
-    except (OSError, ValueError, RegionError):
-        return None
+    return Region.load(path) if is_sealed(path) else None
 
 
 def keep_region(plan: Plan, region: RegionPlan, keys: Mapping[str, str], jobs: int, selected: Region) -> Region:
@@ -37,13 +30,9 @@ def keep_region(plan: Plan, region: RegionPlan, keys: Mapping[str, str], jobs: i
     path = _path(plan, region, keys, jobs)
     selected.metadata.update(_provenance(plan, region, jobs))
     selected.save(path)
-    with replacing(_checksum(path)) as staged:
-        staged.write_text(file_hash(path) + "\n", encoding="ascii")
+    refuse_changed(plan.checkpoint)
+    seal(path)
     return Region.load(path)
-
-
-def _checksum(path: Path) -> Path:
-    return path.with_suffix(".sha256")
 
 
 def _path(plan: Plan, region: RegionPlan, keys: Mapping[str, str], jobs: int) -> Path:

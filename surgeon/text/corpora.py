@@ -7,11 +7,11 @@ paragraphs (lines of a file, documents of a dataset).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.sources import ASSETS
 from surgeon.errors import InputError, did_you_mean
 from surgeon.text.documents import DatasetLocation, FileLocation, read_documents
@@ -35,12 +35,12 @@ class Text:
     @property
     def score_hash(self) -> str:
         """SHA-256 of the scoring half, UTF-8."""
-        return hashlib.sha256(self.score.encode()).hexdigest()
+        return sha256(self.score.encode())
 
     @property
     def evaluate_hash(self) -> str:
         """SHA-256 of the evaluation half, UTF-8."""
-        return hashlib.sha256(self.evaluate.encode()).hexdigest()
+        return sha256(self.evaluate.encode())
 
 
 @dataclass(frozen=True)

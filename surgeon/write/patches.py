@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from surgeon.checkpoint.fingerprint import identity
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.fingerprint import identity, refuse_changed
 from surgeon.checkpoint.hashing import file_hash
+from surgeon.checkpoint.sources import refuse_output_inside
+from surgeon.checkpoint.storage import TensorInfo
 from surgeon.operations import Operation, open_donor
-from surgeon.operations.edits import touched_tensors
+from surgeon.operations.edits import check_regions_fit, make_edit, touched_tensors
 from surgeon.plan.plan import Plan
 from surgeon.progress import Progress
-from surgeon.region.patch import Patch
+from surgeon.region.patch import Patch, write_patch
 from surgeon.region.region import Region
-from surgeon.write.execute import Written, write_variant_patch
+from surgeon.write.staging import Written
+
+_PIECE_ENTRIES = 1 << 20
 
 
 def donor_hash(name: str, jobs: int) -> str:
@@ -40,6 +50,54 @@ def write_as_patch(plan: Plan, variant: str, regions: Mapping[str, Region], prog
     total = sum(checkpoint.tensors[name].nbytes for name in touched_tensors(checkpoint, operations, regions))
     with progress.task(f"write {variant}", total) as advance:
         return write_variant_patch(checkpoint, operations, regions, path, provenance=provenance, advance=advance)
+
+
+def write_variant_patch(
+    checkpoint: Checkpoint,
+    operations: Sequence[Operation],
+    regions: Mapping[str, Region],
+    path: Path,
+    *,
+    provenance: Mapping[str, Any],
+    advance: Callable[[int], None] = lambda count: None,
+) -> Written:
+    """Write only what the operations change, as a patch file (see patch.py); reads only the touched tensors.
+
+    `advance` is called with bytes done. Memory: one tensor at most, where the checkpoint is not on this disk.
+
+    Raises:
+        InputError: the output lies inside the source or a hub cache.
+        CheckpointError: the source changed meanwhile.
+        RegionError: a region does not fit the checkpoint, or the operations change nothing.
+    """
+    refuse_output_inside(path, checkpoint.source.path)
+    check_regions_fit(checkpoint, regions)
+    touched = touched_tensors(checkpoint, operations, regions)
+    acted_on = []
+
+    def pieces(info: TensorInfo) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        edit = make_edit(checkpoint, info.name, operations, regions)
+        acted_on.append(edit.indices.size)
+        for start, before in _pieces(checkpoint, info):
+            after = before.copy()
+            low, high = np.searchsorted(edit.indices, (start, start + before.size))
+            after[edit.indices[low:high] - start] = edit.values[low:high]
+            yield before, after
+        advance(info.nbytes)
+
+    def unchanged() -> Iterator[tuple[TensorInfo, Iterator[tuple[NDArray[Any], NDArray[Any]]]]]:
+        yield from ((info, pieces(info)) for info in infos)
+        refuse_changed(checkpoint)  # before the patch gets its name
+
+    infos = [checkpoint.tensors[name] for name in touched]
+    write_patch(path, unchanged(), provenance)
+    return Written(path, {path: file_hash(path)}, len(touched), sum(acted_on), reused=False)
+
+
+def _pieces(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield a tensor's entries piece by piece, each with the flat index of its first."""
+    for start in range(0, info.numel, _PIECE_ENTRIES):
+        yield start, checkpoint.entries(info.name, np.arange(start, min(start + _PIECE_ENTRIES, info.numel)))
 
 
 def _plain(operations: Sequence[Operation]) -> list[dict[str, object]]:

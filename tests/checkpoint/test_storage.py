@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from surgeon.checkpoint import storage
 from surgeon.checkpoint.storage import (
     DTYPE_BITS,
     NUMPY_DTYPES,
@@ -168,3 +169,42 @@ def test_pieces_that_arrive_make_aligned_tensors(tmp_path: Path) -> None:
     header = read_header(tmp_path / "x.safetensors")
     assert all(info.offset % (DTYPE_BITS[info.dtype] // 8) == 0 for info in header.tensors.values())
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_what_is_being_written_bears_a_name_of_its_own_whatever_the_processs_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage.os, "getpid", lambda: 7)  # as in two containers that share a cache
+    with storage.replacing(tmp_path / "kept") as one, storage.replacing(tmp_path / "kept") as other:
+        assert one != other
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "kept").read_text() == "one"  # the outer one ends last
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_an_error_of_the_system_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+    def full() -> None:
+        with storage.replacing(tmp_path / "kept"):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*kept'"):
+        full()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "U8", "F64"])
+def test_entries_by_index_are_those_of_the_whole_tensor(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_PIECE", 64)
+    header = storage.allocate_file(tmp_path / "x.safetensors", [("a", "U8", (3,)), ("w", dtype, (7, 29))], {})
+    data = storage.map_bytes(tmp_path / "x.safetensors", "shared")
+    info = header.tensors["w"]
+    data[info.offset :] = np.random.default_rng(0).integers(0, 100, data.size - info.offset)
+    whole = storage.view(data, info).reshape(-1)
+    for chosen in ([], [0], [202], [0, 1, 5, 63, 64, 65, 130, 202], range(203)):
+        indices = np.array(list(chosen), dtype=np.int64)
+        found = storage.read_entries(info, indices)
+        assert found.dtype == whole.dtype
+        assert found.tobytes() == whole[indices].tobytes()

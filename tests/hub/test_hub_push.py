@@ -218,6 +218,18 @@ def test_another_model_is_not_overwritten(hub_here: LoopbackHub, local_output: P
             send(local_output / "variants" / "cut", "org/theirs", revision="cut")
 
 
+def test_a_published_variant_is_held_against_its_marker(hub_here: LoopbackHub, local_output: Path) -> None:
+    variant = local_output / "variants" / "cut"
+    send(variant)
+    assert surgeon.api.check_files("hf://org/cut") >= 4
+    shard = next(variant.glob("model-*.safetensors")).name
+    data = bytearray(hub_here.files("org/cut")[shard])
+    data[-1] ^= 1
+    hub_here.add("org/cut", {shard: bytes(data)})
+    with pytest.raises(CheckpointError, match=f"{shard}: not the file that was written"):
+        surgeon.api.check_files("hf://org/cut")
+
+
 def test_private_is_private(hub_here: LoopbackHub, local_output: Path) -> None:
     send(local_output / "variants" / "cut", "org/secret", private=True)
     assert hub_here.repos["models/org/secret"].private
@@ -263,8 +275,9 @@ def test_damage_is_found_before_anything_is_sent(hub_here: LoopbackHub, source: 
     variant = apply_recipe(tmp_path, str(source)) / "variants" / "cut"
     (variant / "README.md").write_text("---\nlicense: mit\n---\n# My own words\n")
     (variant / "LICENSE").write_text("mine")
-    send(variant, "org/mine")  # the card is the user's, and so are files of their own
-    assert hub_here.files("org/mine")["LICENSE"] == b"mine"
+    send(variant, "org/mine")  # the card is the user's to edit; files of their own stay where they are
+    assert "LICENSE" not in hub_here.files("org/mine")
+    assert pack(variant, "hf://org/mine").left_behind == ("LICENSE",)
     shard = next(variant.glob("model-*.safetensors"))
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1

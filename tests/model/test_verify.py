@@ -24,7 +24,7 @@ from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
 from surgeon.text.corpora import Corpus
 from surgeon.text.windows import Tokens, evaluation_windows
-from surgeon.write.execute import write_variant
+from surgeon.write.staging import write_variant
 
 
 @given(st.integers(2, 60), st.booleans(), st.integers(2, 40), st.integers(2, 12), st.data())

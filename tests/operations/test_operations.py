@@ -22,7 +22,7 @@ from surgeon.operations import Fill, Noise, Operation, Restore, Scale, Shuffle, 
 from surgeon.operations.edits import make_edit
 from surgeon.region.region import Region
 from surgeon.region.select import select_random
-from surgeon.write.execute import write_variant
+from surgeon.write.staging import write_variant
 
 NARROW = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)]
 DTYPES = [*NARROW, np.dtype(np.float32)]

@@ -31,7 +31,7 @@ from surgeon.operations import Restore
 from surgeon.operations.edits import check_patch_base
 from surgeon.region.patch import Patch
 from surgeon.region.region import Region
-from surgeon.write.execute import write_variant
+from surgeon.write.staging import write_variant
 
 ROOT = Path(__file__).parents[2]
 NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}

@@ -141,7 +141,8 @@ def test_inspect_an_output_and_a_variant(tmp_path: Path, llama: Path) -> None:
     for file in llama.iterdir():
         (variant / file.name).write_bytes(file.read_bytes())
     marker = {
-        "variant": "cut", "operations": [{"zero": "core"}], "model": {"source": "m"}, "recipe": {"name": "r"},
+        "variant": "cut", "operations": [{"zero": "core"}],
+        "model": {"source": "m", "revision": None, "content_sha256": "0" * 64}, "regions": {}, "recipe": {"name": "r"},
         "tensors": 3, "entries": 70,
     }  # fmt: skip
     (variant / "surgeon.json").write_text(json.dumps(marker))

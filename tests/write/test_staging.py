@@ -24,7 +24,9 @@ from surgeon.errors import EnvironmentFailure, InputError, RegionError
 from surgeon.operations import OPERATIONS
 from surgeon.region.region import Region
 from surgeon.region.select import select_random
-from surgeon.write.execute import output_lock, write_variant
+from surgeon.write.marker import MarkedModel, Marker
+from surgeon.write.output import output_lock
+from surgeon.write.staging import write_variant
 
 ZERO = [OPERATIONS["zero"](zero="r")]
 
@@ -33,6 +35,11 @@ def random_region(checkpoint: Checkpoint, fraction: float = 0.1) -> Region:
     tensors = scope(checkpoint).tensors
     chosen = {info.name: select_random([(info.name, info.numel)], fraction, 3)[info.name] for info in tensors}
     return Region.from_indices(chosen, {info.name: info.shape for info in tensors})
+
+
+def marker_of(variant: str) -> Marker:
+    model = MarkedModel(source="m", revision=None, content_sha256="")
+    return Marker(variant=variant, operations=[{"zero": "r"}], regions={}, model=model, recipe={})
 
 
 def changed_bytes(before: Path, after: Path) -> set[int]:
@@ -157,14 +164,14 @@ def test_a_folder_of_the_users_is_never_replaced(llama: Path, tmp_path: Path) ->
 def test_an_equal_variant_is_kept_and_another_replaces_it(llama: Path, tmp_path: Path) -> None:
     source = Checkpoint.open(llama)
     region = random_region(source)
-    first = write_variant(source, ZERO, {"r": region}, tmp_path / "v", marker={"key": 1})
+    first = write_variant(source, ZERO, {"r": region}, tmp_path / "v", marker=marker_of("one"))
     stamp = (tmp_path / "v" / "model.safetensors").stat().st_mtime_ns
-    again = write_variant(source, ZERO, {"r": region}, tmp_path / "v", marker={"key": 1})
+    again = write_variant(source, ZERO, {"r": region}, tmp_path / "v", marker=marker_of("one"))
     assert (first.reused, again.reused, again.entries) == (False, True, first.entries)
     assert (tmp_path / "v" / "model.safetensors").stat().st_mtime_ns == stamp
-    other = write_variant(source, ZERO, {"r": random_region(source, 0.3)}, tmp_path / "v", marker={"key": 2})
+    other = write_variant(source, ZERO, {"r": random_region(source, 0.3)}, tmp_path / "v", marker=marker_of("two"))
     assert not other.reused
-    assert json.loads((tmp_path / "v" / "surgeon.json").read_text())["key"] == 2
+    assert json.loads((tmp_path / "v" / "surgeon.json").read_text())["variant"] == "two"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v"]
 
 
@@ -195,9 +202,9 @@ def test_a_full_disk_is_said_before_anything_is_written(
 
 def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
     with (
-        output_lock(tmp_path / "out"),
+        output_lock(tmp_path / "out", "one"),
         pytest.raises(EnvironmentFailure, match="another surgeon"),
-        output_lock(tmp_path / "out"),
+        output_lock(tmp_path / "out", "one"),
     ):
         pass
 
@@ -205,21 +212,21 @@ def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
 KILLED = """
 import os, sys, time
 from pathlib import Path
-import surgeon.write.execute as execute
+import surgeon.write.staging as staging
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.operations import OPERATIONS
 from surgeon.region.region import Region
 
-real = execute.copy_file
-def slow(source, target):
-    real(source, target)
-    if target.suffix == ".safetensors":
-        print("copied", flush=True)
-        time.sleep(60)
-execute.copy_file = slow
+real = staging.copy_shard
+def slow(*arguments):
+    result = real(*arguments)
+    print("copied", flush=True)
+    time.sleep(60)
+    return result
+staging.copy_shard = slow
 region = Region.load(sys.argv[3])
 zero = [OPERATIONS["zero"](zero="r")]
-execute.write_variant(Checkpoint.open(sys.argv[1]), zero, {"r": region}, Path(sys.argv[2]), jobs=1)
+staging.write_variant(Checkpoint.open(sys.argv[1]), zero, {"r": region}, Path(sys.argv[2]), jobs=1)
 """
 
 

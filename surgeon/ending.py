@@ -1,0 +1,61 @@
+"""How a command ends: one message and an exit code, whatever happened.
+
+0 done; 1 done, but an expectation failed; 2 something given cannot be used; 3 disk, network or memory gave out; 130 and
+143 interrupted by SIGINT and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from surgeon.errors import EnvironmentFailure, InputError, SurgeonError
+
+# What a user can mend by naming another path; all other errors of the system are the environment's.
+_OF_PATHS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT)
+
+
+class Interrupted(BaseException):
+    """The user, or the system, asked the process to end; `code` is what it ends with."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.code = 128 + number
+
+
+def run_to_its_end(command: Callable[[], object]) -> None:
+    """Run the command line and turn errors, and requests to end, into one message and an exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    try:
+        command()
+    except SurgeonError as error:
+        _fail(str(error), error.exit_code)
+    except MemoryError:
+        _fail("out of memory; see `surgeon plan` for what the recipe needs", EnvironmentFailure.exit_code)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        why = error.strerror or str(error) or type(error).__name__
+        if error.errno in _OF_PATHS:
+            _fail(f"{where}{why}; name another path", InputError.exit_code)
+        _fail(f"{where}{why}; what was finished is kept, run the same command again", EnvironmentFailure.exit_code)
+    except Interrupted as interrupted:
+        print("interrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(interrupted.code)  # without waiting for threads that still copy, flush or measure
+
+
+def _interrupt(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once, which loses nothing either
+    raise Interrupted(number)
+
+
+def _fail(message: str, code: int) -> None:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,87 @@
+"""What is on disk held against what was written down of it: a variant's marker, and the manifest of its run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from surgeon.checkpoint.fingerprint import damaged
+from surgeon.errors import CheckpointError
+from surgeon.write.marker import MARKER, Marker
+
+MANIFEST, RECIPE = "manifest.json", "recipe.yaml"
+VARIANTS, REGIONS = "variants", "regions"
+CARD, FIGURES = "README.md", "figures"
+
+
+def check_written(folder: Path, jobs: int) -> int:
+    """Check every file that a variant's marker, or the manifest of an output folder, names; returns their number.
+
+    Zero for a folder that surgeon did not write. Of a variant the card and its figures, which do not travel with the
+    weights everywhere, are not compared; the card is its owner's to edit in any case.
+
+    Raises:
+        CheckpointError: files are missing, or are not those that were written.
+        InputError: the marker is damaged.
+    """
+    if (folder / MARKER).is_file():
+        named = run_manifest(folder).get("outputs", {})
+        named = {k: v for k, v in named.items() if not (is_made_anew(k) or k.startswith(FIGURES + "/"))}
+        expected = named | Marker.read(folder).files
+    else:
+        named = outputs_of(read_object(folder / MANIFEST))
+        expected = {k: v for k, v in named.items() if not (k.startswith(f"{VARIANTS}/") and k.endswith(f"/{CARD}"))}
+    wrong = damaged(folder, expected, jobs)
+    if wrong:
+        more = f", and {len(wrong) - 1} more files" if len(wrong) > 1 else ""
+        raise CheckpointError(f"{wrong[0]}{more}; run `surgeon apply` again")
+    return len(expected)
+
+
+def is_output(folder: Path) -> bool:
+    """True for a folder that a run of surgeon wrote as its output."""
+    return not (folder / MARKER).exists() and bool(outputs_of(read_object(folder / MANIFEST)))
+
+
+def is_made_anew(name: str) -> bool:
+    """True for files of a variant that a push makes anew, or that are the user's to edit, as the card is."""
+    return name in (CARD, RECIPE, MANIFEST) or name.startswith(f"{REGIONS}/")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object that surgeon wrote; {} if it is missing or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def run_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest that covers a variant, its outputs by their path in the variant; {} if there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    places = [(folder / MANIFEST, "")]
+    if folder.resolve().parent.name == VARIANTS:
+        places.append((folder.resolve().parent.parent / MANIFEST, f"{VARIANTS}/{folder.resolve().name}/"))
+    for path, prefix in places:
+        if not path.is_file():
+            continue
+        found = read_object(path)
+        if not isinstance(found.get("outputs"), dict):
+            raise CheckpointError(f"{path}: not a manifest that surgeon wrote; run `surgeon apply` again")
+        outputs = {k.removeprefix(prefix): str(v) for k, v in found["outputs"].items() if k.startswith(prefix)}
+        if outputs:
+            return {**found, "outputs": outputs}
+    return {}
+
+
+def outputs_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 of every file that a manifest names, by path below the output folder; damage gives nothing."""
+    parts = [manifest.get(key) for key in ("outputs", "report")]
+    found = {name: digest for part in parts if isinstance(part, dict) for name, digest in part.items()}
+    return {name: digest for name, digest in found.items() if isinstance(digest, str)}

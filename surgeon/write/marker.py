@@ -1,0 +1,84 @@
+"""`surgeon.json`, the marker of a variant: what was done to which model, and the SHA-256 of what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from surgeon.checkpoint.fingerprint import damaged
+from surgeon.errors import InputError
+
+MARKER = "surgeon.json"
+_LONGEST = 1 << 26  # bytes; the recipe of a large sweep takes some hundred kilobytes
+
+
+class MarkedModel(BaseModel):
+    """The model that was operated on; `content_sha256` is over all its tensors, empty while that is not known."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    source: str
+    revision: str | None
+    content_sha256: str
+
+
+class Marker(BaseModel):
+    """What tells a variant from all others.
+
+    `donors` and `regions` are SHA-256 by name. `tensors` and `entries` count what the operations acted on. `files`
+    are the SHA-256 of the weights and of what came along, by path in the variant; not of the card and its figures,
+    which tell of measurements, nor of the marker itself.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    variant: str
+    operations: list[dict[str, Any]]
+    donors: dict[str, str] = {}
+    freeze: str | None = None
+    regions: dict[str, str]
+    model: MarkedModel
+    recipe: dict[str, Any]
+    tensors: int = 0
+    entries: int = 0
+    files: dict[str, str] = {}
+
+    @classmethod
+    def read(cls, folder: Path) -> Marker:
+        """Read the marker of a variant; what a newer surgeon may have added to it is passed over.
+
+        Raises:
+            InputError: there is none, or it is not one.
+        """
+        path = folder / MARKER
+        try:
+            with path.open("rb") as file:
+                data = file.read(_LONGEST)
+            return cls.model_validate_json(data)
+        except OSError:
+            why = f"no readable {MARKER}"
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            why = f"{MARKER} is damaged{f' at {where}' if where else ''}: {first['msg']}"
+        raise InputError(
+            f"{folder}: not a variant that `surgeon apply` wrote ({why}); name a folder such as "
+            "out/NAME/variants/VARIANT"
+        )
+
+    def text(self) -> str:
+        """Return the file's content."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    def matches(self, other: Marker) -> bool:
+        """True if both say that the same was done to the same; what came out is not compared."""
+        return self._asked() == other._asked()
+
+    def _asked(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"tensors", "entries", "files"})
+
+    def intact(self, folder: Path, jobs: int) -> bool:
+        """True if every file in `folder` is as it was written; those of a variant that names none are not known."""
+        return bool(self.files) and not damaged(folder, self.files, jobs)

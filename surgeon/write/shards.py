@@ -1,0 +1,183 @@
+"""Copy and poke: bytes stream from a source file to its copy, edited entries are set on the way, hashes taken.
+
+Every byte that no edit touches stays as it is, header included, because it is never interpreted. The source is read,
+not mapped: one that becomes shorter meanwhile is an error and no fault.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.hashing import CHANGED, Stamp, file_stamp
+from surgeon.checkpoint.remembered import FileDigest, hashes_of, known_hashes
+from surgeon.checkpoint.storage import Header, naming, on_disk
+from surgeon.errors import CheckpointError, EnvironmentFailure
+from surgeon.operations import Operation
+from surgeon.operations.edits import Edit, make_edit
+from surgeon.region.region import Region
+
+_BUFFER_BYTES = 1 << 18  # stays in the processor's cache between reading, hashing, poking and writing
+_TO_DISK_EVERY = 1 << 25
+# Errors by which the kernel says that it cannot copy between these two files itself.
+_NOT_SUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A file that was written: its SHA-256, its stamp after the last byte, and how many entries were edited."""
+
+    sha256: str
+    stamp: Stamp
+    entries: int = 0
+
+
+def copy_shard(
+    checkpoint: Checkpoint,
+    header: Header,
+    names: Sequence[str],
+    target: Path,
+    operations: Sequence[Operation],
+    regions: Mapping[str, Region],
+    stopping: Event,
+) -> Copied:
+    """Copy one shard to `target` with the edits of the named tensors.
+
+    The source's own hashes are made on the way, if they are not known. Memory: one small buffer, and the indices and
+    values of one tensor's edit.
+
+    Raises:
+        CheckpointError: the source changed meanwhile.
+        EnvironmentFailure: `stopping` was set.
+    """
+    path = on_disk(header.path)
+    with naming(target), path.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
+        if file_stamp(os.fstat(reader.fileno())) != header.stamp:
+            raise CheckpointError(f"{path}: {CHANGED}")
+        if not names:
+            _copy_inside_the_kernel(reader, writer, header.file_size, stopping)
+            stamp = file_stamp(os.fstat(writer.fileno()))
+            return Copied(hashes_of(header).file, stamp)
+        stream = _Stream(reader, writer, None if known_hashes(header) else FileDigest(header), stopping)
+        entries, position = 0, 0
+        for info in sorted((header.tensors[name] for name in names), key=lambda info: info.offset):
+            stream.copy(info.offset - position)
+            edit = make_edit(checkpoint, info.name, operations, regions)
+            stream.copy(info.nbytes, edit)
+            entries += edit.indices.size
+            position = info.offset + info.nbytes
+        stream.copy(header.file_size - position)
+        return stream.finish(entries)
+
+
+class _Stream:
+    """The bytes of a file on their way to another one, through one buffer."""
+
+    def __init__(self, reader: FileIO, writer: FileIO, source: FileDigest | None, stopping: Event) -> None:
+        self._reader, self._writer, self._source, self._stopping = reader, writer, source, stopping
+        self._digest = hashlib.sha256()
+        self._buffer = np.empty(_BUFFER_BYTES, dtype=np.uint8)
+        self._to_disk = _ToDisk(writer)
+
+    def copy(self, count: int, edit: Edit | None = None) -> None:
+        """Copy `count` bytes; with an edit, they are one tensor's, and its entries get their new values."""
+        width = edit.values.itemsize if edit is not None else 1
+        step = self._buffer.size - self._buffer.size % width
+        bounds = None if edit is None else np.searchsorted(edit.indices, np.arange(0, count + step, step) // width)
+        for number, start in enumerate(range(0, count, step)):
+            if self._stopping.is_set():
+                raise EnvironmentFailure("stopped, since something else failed")
+            chunk = self._buffer[: min(step, count - start)]
+            _read_fully(self._reader, chunk)
+            if self._source is not None:
+                self._source.update(chunk.data)
+            if edit is not None and bounds is not None:
+                chosen = slice(bounds[number], bounds[number + 1])
+                chunk.view(edit.values.dtype)[edit.indices[chosen] - start // width] = edit.values[chosen]
+            self._digest.update(chunk.data)
+            _write_fully(self._writer, chunk)
+            self._to_disk.passed(chunk.size)
+
+    def finish(self, entries: int) -> Copied:
+        """Say what was written, and remember the source's hashes."""
+        if self._source is not None:
+            self._source.finish()
+        return Copied(self._digest.hexdigest(), file_stamp(os.fstat(self._writer.fileno())), entries)
+
+
+class _ToDisk:
+    """Sets the disk to work while the processor goes on, so that the final flush has less to wait for."""
+
+    def __init__(self, writer: FileIO) -> None:
+        self._writer, self._asked, self._written = writer, 0, 0
+
+    def passed(self, count: int) -> None:
+        """Take note of bytes that were written; every few megabytes have them sent to disk, without waiting."""
+        self._written += count
+        if self._written - self._asked >= _TO_DISK_EVERY and hasattr(os, "posix_fadvise"):
+            size = self._written - self._asked
+            os.posix_fadvise(self._writer.fileno(), self._asked, size, os.POSIX_FADV_DONTNEED)
+            self._asked = self._written
+
+
+def _read_fully(reader: FileIO, chunk: NDArray[np.uint8]) -> None:
+    done = 0
+    while done < chunk.size:
+        count = reader.readinto(chunk[done:].data)
+        if not count:
+            raise CheckpointError(f"{reader.name!s}: {CHANGED}")
+        done += count
+
+
+def _write_fully(writer: FileIO, chunk: NDArray[np.uint8]) -> None:
+    done = 0
+    while done < chunk.size:
+        done += writer.write(chunk[done:].data) or 0
+
+
+def _copy_inside_the_kernel(reader: FileIO, writer: FileIO, size: int, stopping: Event) -> None:
+    """Copy a file without its bytes passing through this process; file systems with reflinks share the blocks."""
+    done, to_disk = 0, _ToDisk(writer)
+    try:
+        while done < size and hasattr(os, "copy_file_range") and not stopping.is_set():
+            count = os.copy_file_range(reader.fileno(), writer.fileno(), min(size - done, _TO_DISK_EVERY))
+            if not count:
+                raise CheckpointError(f"{reader.name!s}: {CHANGED}")
+            to_disk.passed(count)
+            done += count
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+    reader.seek(done)
+    _Stream(reader, writer, None, stopping).copy(size - done)
+
+
+def copy_small(source: Path, target: Path) -> Copied:
+    """Copy a file that is not weights.
+
+    Raises:
+        CheckpointError: the source changed meanwhile.
+    """
+    with source.open("rb") as reader:
+        before = file_stamp(os.fstat(reader.fileno()))
+        piece = reader.read(1 << 20)
+        digest = hashlib.sha256()
+        with naming(target), target.open("wb", buffering=0) as writer:
+            while piece:
+                digest.update(piece)
+                _write_fully(writer, np.frombuffer(piece, np.uint8))
+                piece = reader.read(1 << 20)
+            stamp = file_stamp(os.fstat(writer.fileno()))
+        if file_stamp(os.fstat(reader.fileno())) != before:
+            raise CheckpointError(f"{source}: {CHANGED}")
+    return Copied(digest.hexdigest(), stamp)

@@ -1,0 +1,353 @@
+"""A variant takes shape in a hidden folder beside its name, which it gets once, when it is complete and flushed.
+
+Staging costs what `cp` costs; the disk is set to work at once, so that flushing is nearly done when a run has measured.
+A variant or a staged folder of an earlier run is taken up again if its marker is the wanted one and every file has
+its hash.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.fingerprint import content_hash, file_hashes, refuse_changed
+from surgeon.checkpoint.hashing import Stamp, file_hash, file_stamp
+from surgeon.checkpoint.quantized import refuse_quantized
+from surgeon.checkpoint.remembered import remember_file
+from surgeon.checkpoint.sources import refuse_output_inside
+from surgeon.checkpoint.storage import Header, flush, naming, on_disk
+from surgeon.errors import EnvironmentFailure, InputError
+from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
+from surgeon.freeze.bundle import write_bundle
+from surgeon.operations import Operation
+from surgeon.operations.edits import check_regions_fit, touched_tensors
+from surgeon.region.region import Region
+from surgeon.write.companions import companions, copy_companions
+from surgeon.write.integrity import CARD, FIGURES
+from surgeon.write.marker import MARKER, MarkedModel, Marker
+from surgeon.write.shards import Copied, copy_shard
+
+Completion = Callable[[Path, Marker], None]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A variant on disk, and the SHA-256 of its files; `reused` if an earlier run had finished it."""
+
+    path: Path
+    files: Mapping[Path, str]
+    tensors: int
+    entries: int
+    reused: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(path.stat().st_size for path in self.files)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A variant whose weights are complete in `folder`; that is its destination already, if `reused`.
+
+    `flushing` are the files on their way to disk, `stamps` those of the files that were written just now.
+    """
+
+    checkpoint: Checkpoint
+    folder: Path
+    destination: Path
+    marker: Marker
+    stamps: Mapping[str, Stamp] = field(default_factory=dict)
+    flushing: tuple[Future[None], ...] = ()
+
+    @property
+    def reused(self) -> bool:
+        """True if an earlier run had finished it."""
+        return self.folder == self.destination
+
+    @property
+    def path(self) -> Path:
+        """Where it is, or will be."""
+        return self.destination
+
+    @property
+    def entries(self) -> int:
+        """How many entries the operations acted on."""
+        return self.marker.entries
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files that the marker names."""
+        return sum((self.folder / name).stat().st_size for name in self.marker.files)
+
+
+def staging_folder(destination: Path) -> Path:
+    """Return the hidden folder in which a variant is made."""
+    return destination.with_name(f".{destination.name}.staging")
+
+
+def old_folder(destination: Path) -> Path:
+    """Return the hidden folder to which an older variant of that name steps aside."""
+    return destination.with_name(f".{destination.name}.old")
+
+
+def write_variant(
+    checkpoint: Checkpoint,
+    operations: Sequence[Operation],
+    regions: Mapping[str, Region],
+    destination: Path,
+    *,
+    marker: Marker | None = None,
+    card: str | None = None,
+    jobs: int = 2,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Written:
+    """Write the checkpoint with the operations done to it as a complete folder `destination`.
+
+    If `destination` already holds an intact variant whose marker matches `marker` its weights are left as they are;
+    without a marker they are always written anew. `card` becomes README.md. `advance` is called with bytes done.
+
+    Raises:
+        InputError: the output lies inside the source or a hub cache, or is a folder that surgeon did not write.
+        CheckpointError: the source changed meanwhile.
+        RegionError: a region does not fit the checkpoint.
+        EnvironmentFailure: not enough disk.
+    """
+    staged = stage_variant(checkpoint, operations, regions, destination, marker=marker, jobs=jobs, advance=advance)
+    if card is not None:
+        (staged.folder / CARD).write_text(card, encoding="utf-8")
+    return publish(staged)
+
+
+def stage_variant(
+    checkpoint: Checkpoint,
+    operations: Sequence[Operation],
+    regions: Mapping[str, Region],
+    destination: Path,
+    *,
+    marker: Marker | None = None,
+    complete: Completion = lambda folder, marker: None,
+    jobs: int = 2,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Staged:
+    """Do all of `write_variant` but the last step, `publish`, or find it done.
+
+    `complete` may add files to the staged folder once its weights are written; they become part of the marker. A
+    marker without the hash of the source's content gets it here, where the source is read anyway.
+    """
+    refuse_output_inside(destination, checkpoint.source.path)
+    refuse_quantized(checkpoint)
+    check_regions_fit(checkpoint, regions)
+    _refuse_foreign(destination)
+    found = _finished(checkpoint, destination, marker, jobs) if marker is not None else None
+    if found is not None:
+        advance(checkpoint.data_bytes)
+        return found
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    folder = staging_folder(destination)
+    shutil.rmtree(folder, ignore_errors=True)
+    _require_space(destination, checkpoint)
+    folder.mkdir()
+    try:
+        copied, flushing = _copy(checkpoint, operations, regions, folder, jobs, advance)
+        marker = _with_content(marker or _plain_marker(checkpoint, destination.name, operations), checkpoint, jobs)
+        complete(folder, marker)
+        marker = _filled(marker, folder, copied, len(touched_tensors(checkpoint, operations, regions)))
+        with naming(folder / MARKER):
+            (folder / MARKER).write_text(marker.text(), encoding="utf-8")
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)  # half of it is of no use, and may be what fills the disk
+        raise
+    stamps = {name: item.stamp for name, item in copied.items()}
+    return Staged(checkpoint, folder, destination, marker, stamps, flushing)
+
+
+def _copy(
+    checkpoint: Checkpoint,
+    operations: Sequence[Operation],
+    regions: Mapping[str, Region],
+    folder: Path,
+    jobs: int,
+    advance: Callable[[int], None],
+) -> tuple[dict[str, Copied], tuple[Future[None], ...]]:
+    """Copy companions and shards; each shard is flushed behind the next one's back."""
+    copied = copy_companions(checkpoint, folder)
+    touched = touched_tensors(checkpoint, operations, regions)
+    disk = ThreadPoolExecutor(1)
+    flushing: list[Future[None]] = []
+
+    def job(header: Header, stopping: Event) -> None:
+        names = [name for name in touched if name in header.tensors]
+        target = folder / header.path.name
+        copied[header.path.name] = copy_shard(checkpoint, header, names, target, operations, regions, stopping)
+        flushing.append(disk.submit(_flush, target))
+        advance(header.file_size)
+
+    try:
+        _side_by_side(job, checkpoint.headers, jobs)
+    finally:
+        disk.shutdown(wait=False)
+    return copied, tuple(flushing)
+
+
+def _side_by_side(job: Callable[[Header, Event], None], headers: Sequence[Header], jobs: int) -> None:
+    """Run a job per shard; when one fails, or the user interrupts, the others stop at their next piece."""
+    stopping = Event()
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        running = [pool.submit(job, header, stopping) for header in headers]
+        try:
+            for future in running:
+                future.result()
+        except BaseException:
+            stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _flush(path: Path) -> None:
+    with naming(path):
+        flush(path)
+
+
+def _filled(marker: Marker, folder: Path, copied: Mapping[str, Copied], tensors: int) -> Marker:
+    """Put what came out into the marker; files that were added to the folder are small, and hashed here."""
+    files = {name: item.sha256 for name, item in copied.items()}
+    for path in files_below(folder):
+        name = path.relative_to(folder).as_posix()
+        if name not in files and name not in (MARKER, CARD):
+            files[name] = file_hash(path)
+    entries = sum(item.entries for item in copied.values())
+    return marker.model_copy(update={"files": dict(sorted(files.items())), "tensors": tensors, "entries": entries})
+
+
+def _plain_marker(checkpoint: Checkpoint, name: str, operations: Sequence[Operation]) -> Marker:
+    """Return the marker of a variant that was made without a recipe."""
+    source = checkpoint.source
+    return Marker(
+        variant=name,
+        operations=[operation.model_dump(by_alias=True, exclude_none=True) for operation in operations],
+        regions={},
+        model=MarkedModel(source=source.name, revision=source.revision, content_sha256=""),
+        recipe={},
+    )
+
+
+def _with_content(marker: Marker, checkpoint: Checkpoint, jobs: int) -> Marker:
+    if marker.model.content_sha256:
+        return marker
+    model = marker.model.model_copy(update={"content_sha256": content_hash(checkpoint, jobs)})
+    return marker.model_copy(update={"model": model})
+
+
+def _refuse_foreign(destination: Path) -> None:
+    if destination.exists() and not (destination / MARKER).is_file():
+        raise InputError(f"{destination} exists and was not written by surgeon (no {MARKER}); choose another --output")
+
+
+def _finished(checkpoint: Checkpoint, destination: Path, marker: Marker, jobs: int) -> Staged | None:
+    """Return the wanted variant if an earlier run finished or staged it, and all of it is still there."""
+    for folder in (destination, staging_folder(destination)):
+        if not (folder / MARKER).is_file():
+            continue
+        try:
+            found = Marker.read(folder)
+        except InputError:  # damaged, so it is made again
+            continue
+        wanted = _with_content(marker, checkpoint, jobs)
+        if found.matches(wanted) and found.intact(folder, jobs) and _has_form_of(checkpoint, folder, found, jobs):
+            return Staged(checkpoint, folder, destination, found)
+    return None
+
+
+def _has_form_of(checkpoint: Checkpoint, folder: Path, marker: Marker, jobs: int) -> bool:
+    """True if what is beside the tensors is that of the source as it is now: companions, shards, their headers."""
+    beside = {path.as_posix(): checkpoint.folder / path for path in companions(checkpoint)[0]}
+    hashes = file_hashes(beside.values(), jobs)
+    sizes = {header.path.name: header.data_start for header in checkpoint.headers}
+    others = {name: digest for name, digest in marker.files.items() if name not in sizes}
+    if {name: digest for name, digest in others.items() if not name.startswith(f"{FREEZE_FOLDER}/")} != {
+        name: hashes[path] for name, path in beside.items()
+    }:
+        return False
+    return len(others) + len(sizes) == len(marker.files) and all(
+        _start(on_disk(header.path), header.data_start) == _start(folder / header.path.name, header.data_start)
+        for header in checkpoint.headers
+    )
+
+
+def _start(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
+
+
+def _require_space(destination: Path, checkpoint: Checkpoint) -> None:
+    free = shutil.disk_usage(destination.parent).free
+    if free < checkpoint.data_bytes:
+        raise EnvironmentFailure(
+            f"{destination}: {free:,} bytes free, but the variant needs {checkpoint.data_bytes:,}; make room or choose "
+            "another --output, and run the same command again: what was finished is kept"
+        )
+
+
+def publish(staged: Staged) -> Written:
+    """Flush a staged variant to disk and give it its final name; an older one of that name steps aside until then.
+
+    Raises:
+        CheckpointError: the source changed since it was opened; nothing is published.
+    """
+    for future in staged.flushing:
+        future.result()
+    for path in sorted(staged.folder.rglob("*")):  # what is on disk already costs nothing
+        _flush(path)
+    _flush(staged.folder)
+    refuse_changed(staged.checkpoint)
+    if not staged.reused:
+        _rename(staged.folder, staged.destination)
+    place = staged.destination
+    for name, stamp in staged.stamps.items():
+        if file_stamp((place / name).stat()) == stamp:
+            remember_file(stamp, staged.marker.files[name])
+    files = {path: staged.marker.files.get(path.relative_to(place).as_posix()) for path in _published(staged)}
+    hashes = {path: digest if digest is not None else file_hash(path) for path, digest in files.items()}
+    return Written(place, hashes, staged.marker.tensors, staged.marker.entries, staged.reused)
+
+
+def _published(staged: Staged) -> Iterator[Path]:
+    """Yield the files of a published variant that are surgeon's: those of its marker, its card and its figures."""
+    figures = (path for path in files_below(staged.destination / FIGURES) if not path.name.startswith("."))
+    own = [CARD, MARKER, *(path.relative_to(staged.destination).as_posix() for path in figures)]
+    for name in sorted({*staged.marker.files, *own}):
+        if (staged.destination / name).is_file():
+            yield staged.destination / name
+
+
+def _rename(folder: Path, destination: Path) -> None:
+    old = old_folder(destination)
+    shutil.rmtree(old, ignore_errors=True)
+    if destination.exists():
+        os.rename(destination, old)
+    os.rename(folder, destination)
+    _flush(destination.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_freeze(checkpoint: Checkpoint, region: Region | None, stage: Path, marker: Marker) -> None:
+    """Write `freeze/` beside staged weights, if there is a region to freeze."""
+    if region is None:
+        return
+    from surgeon.model.model import model_places
+
+    model = marker.model
+    base = {"name": model.source, "revision": model.revision, "content_sha256": model.content_sha256}
+    write_bundle(stage, region, base=base, ties=checkpoint.ties, places=model_places(checkpoint))
+
+
+def files_below(folder: Path) -> tuple[Path, ...]:
+    """Return all files of a folder and of the folders in it."""
+    return tuple(sorted(path for path in folder.rglob("*") if path.is_file()))

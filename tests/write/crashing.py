@@ -1,0 +1,175 @@
+"""Runs `surgeon apply` many times, killed or failing at one call after another; prints what went wrong as JSON.
+
+    LD_PRELOAD=shim.so python crashing.py WORK RECIPE SCENARIO RUNS
+
+Each run happens in a fork of this process, which has everything imported, in fresh copies of the folder WORK/before
+(the output, and the cache beside it); it is followed by the same command undisturbed, whose output is compared.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import font_lato  # noqa: F401
+import resvg_py  # noqa: F401
+
+import surgeon.api
+import surgeon.cli
+import surgeon.hub.rebuild
+import surgeon.report.terminal
+
+WORK, RECIPE, SCENARIO, RUNS = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+SHIM = ctypes.CDLL(None)
+KILL_BEFORE, KILL_AFTER, FAIL_ONCE, FAIL_FROM = range(4)
+WRITE, FSYNC, RENAME, COPY, OPEN, REMOVE, MKDIR, SIZE = (1 << i for i in range(8))
+CHANGING = WRITE | FSYNC | RENAME | COPY | OPEN | REMOVE | MKDIR | SIZE
+STATE, BEFORE = WORK / "state", WORK / "before"
+
+
+def apply(arguments: list[str], log: Path | None, arm: tuple[int, int, int, int] | None = None) -> int:
+    """Run the command in a fork; returns its exit code, negative for a signal."""
+    child = os.fork()
+    if not child:
+        if log is not None:
+            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+        sys.argv = ["surgeon", "apply", *arguments]
+        code: Any = 99
+        try:
+            if arm is not None:
+                SHIM.shim_arm(ctypes.c_long(arm[0]), *arm[1:])
+            surgeon.cli.main()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code or 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            print("calls:", SHIM.shim_count())
+            SHIM.shim_arm(ctypes.c_long(-1), 0, 0, 0)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Everything that a run leaves, but for how long it took and whether it found something finished."""
+    found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    result = {name: path.read_bytes() for name, path in found.items() if name != "report.html"}
+    for name in ("report.json", "manifest.json"):
+        if name in result:
+            data = json.loads(result[name])
+            data.pop("timings" if name == "report.json" else "report")
+            for variant in data.get("variants", {}).values():
+                variant.pop("reused")
+            result[name] = json.dumps(data).encode()
+    return result
+
+
+def half_done(out: Path, whole: list[dict[str, bytes]]) -> Iterator[str]:
+    """Say which final names hold something that no finished run would leave there."""
+    for path in sorted(out.rglob("*")):
+        name = str(path.relative_to(out))
+        hidden = any(part.startswith(".") for part in Path(name).parts)
+        if hidden or not path.is_file() or name == "report.html":
+            continue
+        if name in ("report.json", "manifest.json"):
+            json.loads(path.read_bytes())
+        elif path.read_bytes() not in [state[name] for state in whole if name in state]:
+            yield f"{name} is half done"
+    for variant in (out / "variants").glob("[!.]*"):
+        files = {str(path.relative_to(out)) for path in variant.rglob("*") if path.is_file()}
+        wanted = [{name for name in state if name.startswith(f"variants/{variant.name}/")} for state in whole]
+        if variant.is_dir() and files not in wanted:
+            yield f"{variant.name} lacks files or has too many: {sorted(files)}"
+
+
+def reset() -> None:
+    shutil.rmtree(STATE, ignore_errors=True)
+    if BEFORE.exists():
+        shutil.copytree(BEFORE, STATE, symlinks=True)
+    STATE.mkdir(exist_ok=True)
+
+
+def disturbances() -> list[tuple[int, int, int]]:
+    """Return (how, error, kinds) of each run, in turn."""
+    if SCENARIO == "kill":
+        return [(KILL_BEFORE, 0, CHANGING), (KILL_AFTER, 0, CHANGING)]
+    return [
+        (FAIL_FROM, errno.ENOSPC, WRITE | COPY | SIZE), (FAIL_ONCE, errno.EIO, FSYNC), (FAIL_ONCE, errno.EIO, RENAME),
+        (FAIL_ONCE, errno.EIO, COPY), (FAIL_FROM, errno.ENOSPC, OPEN | MKDIR), (FAIL_ONCE, errno.EIO, WRITE),
+        (FAIL_FROM, errno.EFBIG, WRITE | COPY), (FAIL_FROM, errno.EDQUOT, WRITE | COPY | OPEN),
+        (FAIL_ONCE, errno.EXDEV, COPY), (FAIL_ONCE, errno.EACCES, REMOVE),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    os.environ["SURGEON_CACHE"] = str(STATE / "cache")
+    out = STATE / "out"
+    command = [RECIPE, "--output", str(out), "--jobs", "1"]
+    reset()
+    first = tree(out) if out.exists() else {}
+    assert apply(command, WORK / "log") == 0, (WORK / "log").read_text()
+    whole = tree(out)
+    # Of every way of disturbing a run the calls that it may strike are counted, in a run that nothing disturbs.
+    totals: dict[int, int] = {}
+    for _, _, kinds in disturbances():
+        if kinds not in totals:
+            reset()
+            apply(command, WORK / "log", (1 << 40, FAIL_ONCE, 0, kinds))
+            totals[kinds] = int((WORK / "log").read_text().rpartition("calls: ")[2])
+    problems: list[str] = []
+    codes: dict[int, int] = {}
+    ways = disturbances()
+    rounds = -(-RUNS // len(ways))
+    started = time.monotonic()
+    done = 0
+    for run in sorted(range(RUNS), key=lambda run: run * 7919 % RUNS):  # cut short, it has been everywhere
+        if time.monotonic() - started > float(os.environ.get("SURGEON_CRASH_SECONDS", "inf")):
+            break
+        done += 1
+        how, code, kinds = ways[run % len(ways)]
+        at = 1 + (run // len(ways)) * max(totals[kinds], 1) // rounds  # evenly over the whole run
+        where = f"how {how}, error {code}, kinds {kinds}, call {at} of {totals[kinds]}"
+        reset()
+        ended = apply(command, WORK / "log", (at, how, code, kinds))
+        said = (WORK / "log").read_text(errors="replace")
+        codes[ended] = codes.get(ended, 0) + 1
+        if ended not in (0, 2, 3, -signal.SIGKILL):
+            problems.append(f"{where}: exit code {ended}: {said[-1500:]}")
+        errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        if ended in (2, 3) and (len(errors) != 1 or "Traceback" in said):
+            problems.append(f"{where}: not one message: {said[-1500:]}")
+        if ended == 3 and errors and str(STATE) not in errors[0]:
+            problems.append(f"{where}: names no file: {errors[0]}")
+        if out.exists():
+            problems += [f"{where}: {problem}" for problem in half_done(out, [first, whole])]
+        again = apply(command, WORK / "log")
+        if again != 0:
+            problems.append(f"{where}: the same command again: {again}: {(WORK / 'log').read_text()[-1500:]}")
+        elif (now := tree(out)) != whole:
+            differ = sorted(name for name in {*now, *whole} if now.get(name) != whole.get(name))
+            problems.append(f"{where}: came out otherwise: {differ}")
+        left = [str(path.relative_to(STATE)) for path in STATE.rglob(".*.part*")]
+        if left:
+            problems.append(f"{where}: left behind: {left}")
+    seconds = round(time.monotonic() - started, 1)
+    print(json.dumps({"runs": done, "calls": totals, "codes": codes, "seconds": seconds, "problems": problems}))
+
+
+if __name__ == "__main__":
+    main()
