@@ -102,8 +102,8 @@ def model_card(plan: Plan, variant: str, regions: Mapping[str, Region], report: 
 
 
 def write_card(folder: Path, card: str, report: Report, variant: str) -> None:
-    """Replace README.md of a variant's folder, and put its figures beside it; each file changes all at once."""
-    for figure in variant_figures(report, variant):
+    """Replace README.md of a variant's folder, and put figures beside it if it was measured; files change at once."""
+    for figure in variant_figures(report, variant) if variant in report.perplexity else ():
         write_pictures(figure, svg(figure), folder / FIGURES)
     with replacing(folder / "README.md") as part:
         part.write_text(card, encoding="utf-8")

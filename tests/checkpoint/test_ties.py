@@ -15,7 +15,7 @@ import torch
 import transformers
 from conftest import ModelMaker
 from safetensors.torch import load_file, save_file
-from surgeon.write.execute import write_variant
+from surgeon.write.staging import write_variant
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.ties import NEVER_TIED, TIED_BY_DEFAULT, stored_copies, tied_groups

@@ -29,7 +29,7 @@ from surgeon.recipe.schema import VerifySpec
 from surgeon.region.patch import Patch
 from surgeon.region.region import Region
 from surgeon.text.corpora import Corpus
-from surgeon.write.execute import write_variant
+from surgeon.write.staging import write_variant
 
 RecipeMaker = Callable[..., Path]
 MONOLINGUAL = {
