@@ -170,3 +170,5 @@ def test_sequences_are_cut_one_after_the_other() -> None:
     assert scoring_sequences(tokens, None, 9, 4) == [(0, 1, 2, 3), (4, 5, 6, 7)]
     assert scoring_sequences(tokens, 99, 2, 4) == [(99, 0, 1, 2), (99, 3, 4, 5)]
     assert scoring_sequences(tokens, None, 9, 64) == [tuple(range(10))]
+    eleven = Tokens(tuple(range(11)), tuple(range(1, 12)))  # one token short of a third sequence
+    assert scoring_sequences(eleven, None, 9, 4) == [(0, 1, 2, 3), (4, 5, 6, 7)]
