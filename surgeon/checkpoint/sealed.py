@@ -15,6 +15,14 @@ def seal(path: Path) -> None:
         part.write_text(file_hash(path) + "\n", encoding="ascii")
 
 
+def publish_sealed(made: Path, path: Path) -> None:
+    """Give a finished file its name, which it has only with its seal beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(_seal_of(path)) as part:
+        part.write_text(file_hash(made) + "\n", encoding="ascii")
+    made.replace(path)
+
+
 def is_sealed(path: Path) -> bool:
     """True if the file is there and is the one that was sealed."""
     try:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_versions, tokenizer_hashes
-from surgeon.checkpoint.sealed import is_sealed, seal
+from surgeon.checkpoint.sealed import is_sealed, publish_sealed
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import TensorInfo, allocate_file, map_bytes, read_header, view
 from surgeon.scores.settings import ScoreSettings
@@ -78,7 +78,5 @@ def writable(path: Path) -> Mapping[str, NDArray[np.float32]]:
 
 def keep_score(made: Path, path: Path, language: str) -> ScoreFile:
     """Give a score file that is complete its name in the cache."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.replace(path)
-    seal(path)
+    publish_sealed(made, path)
     return ScoreFile(path, language)
