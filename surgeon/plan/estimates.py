@@ -175,12 +175,28 @@ def keeps(size: int) -> bool:
     return size <= SHARE_OF_DISK * shutil.disk_usage(there).free
 
 
-def disk_needed(plan: Plan) -> int:
-    """Return at most how many bytes of disk the run takes: variants, scores or scratch, regions twice, downloads."""
-    variants = sum(variant.bytes_to_write for variant in plan.variants.values())
-    shape, sampled = shape_of(plan.checkpoint), [score for score in plan.scores() if isinstance(score, SampledScore)]
-    kept = sum(size for size in (score_bytes(plan.scored_tensors(score), score) for score in sampled) if keeps(size))
+@dataclass(frozen=True)
+class Stores:
+    """What scoring puts on the disk: scores that are kept, those that would be and are not, and hidden states."""
+
+    kept: int
+    not_kept: int
+    scratch: int
+
+
+def stores(plan: Plan) -> Stores:
+    """Say what scoring puts on the disk, in bytes; hidden states that fit into memory are not counted."""
+    sampled = [score for score in plan.scores() if isinstance(score, SampledScore)]
+    sizes = [score_bytes(plan.scored_tensors(score), score) for score in sampled]
+    kept = sum(size for size in sizes if keeps(size))
+    shape = shape_of(plan.checkpoint)
     scratch = max((scratch_bytes(shape, score) for score in sampled), default=0)
-    scratch = scratch if scratch > budgets.HIDDEN_BYTES else 0
+    return Stores(kept, sum(sizes) - kept, scratch if scratch > budgets.HIDDEN_BYTES else 0)
+
+
+def disk_needed(plan: Plan) -> int:
+    """Return at most how many bytes of disk the run takes: variants, scores, scratch, regions twice, downloads."""
+    variants = sum(variant.bytes_to_write for variant in plan.variants.values())
     regions = sum(_mask_bytes(region) for region in plan.regions.values())
-    return variants + kept + scratch + 2 * regions + plan.bytes_to_download
+    found = stores(plan)
+    return variants + found.kept + found.scratch + 2 * regions + plan.bytes_to_download

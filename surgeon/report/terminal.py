@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from surgeon.checkpoint.naming import unknown_kinds
+from surgeon.plan.estimates import SHARE_OF_DISK, shape_of, stores
 from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
 from surgeon.report.data import Expectation, Generation, OverSeeds, Perplexity, PushReport, RegionReport, Report
@@ -306,6 +307,7 @@ def plan_view(plan: Plan) -> Group:
         f"corpus  {plan.corpus.name}: {len(plan.corpus.languages)} languages",
     ]
     lines += [f"score   {_score_words(spec)}" for spec in plan.scores()]
+    lines += _run_words(plan)
     unknown = unknown_kinds(plan.checkpoint)
     if unknown:
         lines.append(f"unknown {', '.join(unknown)}: roles not told; name them in include or exclude by such patterns")
@@ -334,6 +336,26 @@ def _score_words(spec: ScoreSpec) -> str:
     kind = f"{spec.kind} ({spec.reduction})" if isinstance(spec, GradParamScore) else spec.kind
     sample = f"at most {spec.samples} sequences of {spec.sequence_length} tokens each"
     return f"{kind} on {', '.join(spec.languages)}: {sample}"
+
+
+def _run_words(plan: Plan) -> list[str]:
+    """Say how the model is run, and what scoring leaves on the disk."""
+    if not plan.runs_model:
+        return []
+    lines = ["runs    layer by layer, each layer's weights read once a pass"]
+    if shape_of(plan.checkpoint).whole:
+        lines = ["runs    held as a whole: its layers are no plain stack, so that memory grows with the model"]
+    found = stores(plan)
+    if found.kept:
+        lines.append(f"scores  kept, {size(found.kept)}: another recipe on them needs no model")
+    if found.not_kept:
+        lines.append(
+            f"scores  not kept: {size(found.not_kept)} would be more than {percent(SHARE_OF_DISK)} of the free disk; "
+            "a layer's regions are selected when its scores are complete"
+        )
+    if found.scratch:
+        lines.append(f"scratch {size(found.scratch)} at most, of hidden states between layers")
+    return lines
 
 
 def _fetched(plan: Plan) -> str:
@@ -368,6 +390,9 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             name: dict(zip(("repo", "revision"), plan.recipe.push.place(name), strict=True))
             for name in plan.recipe.pushed_variants() if plan.recipe.push is not None
         },
+        "held_whole": plan.runs_model and shape_of(plan.checkpoint).whole,
+        "score_bytes": {"kept": stores(plan).kept, "not_kept": stores(plan).not_kept},
+        "scratch_bytes": stores(plan).scratch,
         "peak_memory": plan.peak_memory,
         "disk_needed": plan.disk_needed,
     }  # fmt: skip

@@ -15,7 +15,6 @@ import torch
 import transformers
 from conftest import ModelMaker
 from safetensors.torch import load_file, save_file
-from surgeon.write.staging import write_variant
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.ties import NEVER_TIED, TIED_BY_DEFAULT, stored_copies, tied_groups
@@ -29,6 +28,7 @@ from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
 from surgeon.text.corpora import Corpus
+from surgeon.write.staging import write_variant
 
 
 def families() -> dict[str, tuple[Any, list[dict[str, str]]]]:
