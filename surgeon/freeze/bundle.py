@@ -7,7 +7,6 @@ the format and a loader in twenty lines.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.hub_errors import hub_errors
-from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo, map_bytes, read_header, replacing, view
+from surgeon.checkpoint.storage import TensorInfo, map_bytes, read_header, replacing, view
 from surgeon.errors import CheckpointError, FreezeError, InputError, RegionError
 from surgeon.region.region import Region
 
@@ -176,7 +175,7 @@ def write_bundle(
     for name in region:
         if not region[name].entries:
             continue
-        info = _fitting(folder, stored, name, region.shapes[name])
+        info = fitting(folder, stored, name, region.shapes[name])
         array = view(map_bytes(info.path), info)
         tensors[name] = {
             "shape": list(info.shape),
@@ -211,48 +210,13 @@ def _in_model(place: ModelPlace | None) -> dict[str, Any]:
     return {"model_name": place.name, "model_shape": list(place.shape), "model_offset": place.offset}
 
 
-def verify_saved(folder: str | Path, bundle: Bundle | str | Path) -> int:
-    """Check on disk that a saved checkpoint still holds every frozen entry; returns how many were checked.
-
-    The checkpoint may be stored in another dtype than the base if that dtype holds the base's values exactly.
-
-    Raises:
-        FreezeError: an entry has moved, a tensor is missing or of another shape, or the bundle is a bare region.
-    """
-    folder = Path(folder)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-    if not bundle.tensors:
-        raise FreezeError(f"{bundle.source}: a bare region says nothing of values; use `surgeon diff BASE TRAINED`")
-    stored = stored_tensors(folder)
-    moved = []
-    for name in bundle.names():
-        expected = bundle.tensors[name]
-        known_as = next((alias for alias in aliases(bundle.ties, name) if alias in stored), name)
-        info = _fitting(folder, stored, known_as, expected.shape)
-        values = view(map_bytes(info.path), info).reshape(-1)[bundle.region.indices(name)]
-        if frozen_hash(values, expected.dtype) != expected.frozen_sha256:
-            moved.append(name)
-    if moved:
-        raise FreezeError(f"{folder}: frozen entries have changed in {shorten(moved)}")
-    return bundle.region.entries
-
-
-def frozen_hash(values: NDArray[Any], dtype: str) -> str | None:
-    """Hash frozen values in the base's dtype; None if that dtype cannot hold them, so that they have changed."""
-    with np.errstate(all="ignore"):
-        cast = values.astype(NUMPY_DTYPES[dtype])
-        if cast.astype(values.dtype).tobytes() != values.tobytes():
-            return None
-    return sha256(cast.tobytes())
-
-
 def stored_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Return the tensors of all safetensors files that lie directly in a folder.
+    """Return the tensors of all safetensors files that lie directly in a folder, or of one file.
 
     Raises:
         FreezeError: there is none, or one is damaged.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
     if not files:
         raise FreezeError(f"{folder}: no safetensors file in this folder")
     try:
@@ -261,7 +225,12 @@ def stored_tensors(folder: Path) -> dict[str, TensorInfo]:
         raise FreezeError(str(error)) from None
 
 
-def _fitting(folder: Path, stored: Mapping[str, TensorInfo], name: str, shape: tuple[int, ...]) -> TensorInfo:
+def fitting(folder: Path, stored: Mapping[str, TensorInfo], name: str, shape: tuple[int, ...]) -> TensorInfo:
+    """Return a stored tensor that must be there and of that shape.
+
+    Raises:
+        FreezeError: it is not.
+    """
     if name not in stored:
         raise FreezeError(f"{folder}: has no tensor '{name}', which the region needs")
     if stored[name].shape != shape:
@@ -275,14 +244,3 @@ def _fitting(folder: Path, stored: Mapping[str, TensorInfo], name: str, shape: t
 def aliases(ties: Iterable[Sequence[str]], name: str) -> tuple[str, ...]:
     """Return all names of the parameter `name`, itself first."""
     return (name, *(alias for group in ties if name in group for alias in group if alias != name))
-
-
-def shorten(names: Sequence[str], shown: int = 3) -> str:
-    """Return the first few names as a phrase, such as `'a', 'b' and 4 more`."""
-    phrase = ", ".join(f"'{name}'" for name in names[:shown])
-    return phrase + (f" and {len(names) - shown} more" if len(names) > shown else "")
-
-
-def sha256(data: bytes) -> str:
-    """Return the SHA-256 of some bytes, in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()

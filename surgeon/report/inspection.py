@@ -18,8 +18,8 @@ from surgeon.checkpoint.naming import place, scope, unknown_kinds
 from surgeon.checkpoint.quantized import quantization
 from surgeon.checkpoint.sources import local_file
 from surgeon.checkpoint.storage import DTYPE_BITS
-from surgeon.errors import InputError
-from surgeon.freeze.bundle import FOLDER, MANIFEST, REGION, Bundle, shorten
+from surgeon.errors import InputError, shorten
+from surgeon.freeze.bundle import FOLDER, MANIFEST, REGION, Bundle
 from surgeon.region.dimensions import hidden_size
 from surgeon.region.patch import Patch, is_patch_file
 from surgeon.region.region import Region, is_region_file
