@@ -102,8 +102,8 @@ class Run:
         """The regions that a variant uses. Those of a sweep's point are made anew, so that points need no memory."""
         spec = self.plan.recipe.variants[variant]
         used = dict.fromkeys(operation.region for operation in spec.operations)
-        if spec.freeze is not None:
-            used[spec.freeze] = None
+        if spec.held is not None:
+            used[spec.held] = None
         scores, known = self.scores, self.regions
         with self.timed("select"):
             return build_regions(self.plan, scores, self.jobs, used, known)
@@ -165,6 +165,7 @@ def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Stag
                 if operation.donor is not None
             },
             "freeze": spec.freeze,
+            **({} if spec.train_only is None else {"train_only": spec.train_only}),
             "regions": {label: file_hash(region_files[label]) for label in used},
             "model": {
                 "source": run.plan.checkpoint.source.name,
@@ -173,7 +174,7 @@ def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Stag
             },
             "recipe": _recipe_data(pinned(run.plan), {"push"}),  # where it goes makes it no other variant
         }
-        frozen = used[spec.freeze] if spec.freeze is not None else None
+        held = None if spec.held is None else (used[spec.held], spec.train_only is not None)
         with run.timed("write"), run.progress.task(f"write {name}", run.plan.checkpoint.data_bytes) as advance:
             staged[name] = stage_variant(
                 run.plan.checkpoint,
@@ -182,7 +183,7 @@ def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Stag
                 run.plan.output / "variants" / name,
                 marker=marker,
                 card=model_card(run.plan, name, used),
-                complete=partial(_write_freeze, run.plan.checkpoint, frozen, marker["model"]),
+                complete=partial(_write_freeze, run.plan.checkpoint, held, marker["model"]),
                 jobs=run.jobs,
                 advance=advance,
             )
@@ -208,9 +209,11 @@ def write_cards(run: Run, written: Mapping[str, Written], report: Report) -> dic
     return result
 
 
-def _write_freeze(checkpoint: Checkpoint, region: Region | None, model: Mapping[str, Any], stage: Path) -> None:
-    if region is not None:
-        write_freeze(checkpoint, region, model, stage)
+def _write_freeze(
+    checkpoint: Checkpoint, held: tuple[Region, bool] | None, model: Mapping[str, Any], stage: Path
+) -> None:
+    if held is not None:
+        write_freeze(checkpoint, held[0], model, stage, train_only=held[1])
 
 
 def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:

@@ -17,10 +17,14 @@ from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.entries import bits
 from surgeon.freeze.held import Held, Owner
 from surgeon.freeze.layout import TORCH_DTYPES, whole_flat
+from surgeon.freeze.trained import MOST, TrainedEntries
 
 
 def hold(bundle: Bundle, model: torch.nn.Module, chosen: Mapping[str, list[Bound]]) -> list[Held]:
-    """Save the frozen values; a parameter that holds several tensors gets the union of their entries."""
+    """Save the frozen values; a parameter that holds several tensors gets the union of their entries.
+
+    Where at most a tenth of the entries train, it is these that are held instead.
+    """
     by_parameter: dict[int, tuple[int, Parameter, dict[str, int]]] = {}
     for name, places in chosen.items():
         for copy, place in enumerate(places):
@@ -31,20 +35,36 @@ def hold(bundle: Bundle, model: torch.nn.Module, chosen: Mapping[str, list[Bound
         for name, parameter in module._parameters.items():
             if id(parameter) in by_parameter:
                 owners.setdefault(id(parameter), []).append((module, name))
-    held = []
+    few = _few_train(bundle, [parameter for _, parameter, _ in by_parameter.values()])
+    region = bundle.trained if few and bundle.trained is not None else bundle.region
+    held: list[Held] = []
     for copy, parameter, offsets in by_parameter.values():
-        parts = [bundle.region.indices(name) + offset for name, offset in offsets.items()]
+        parts = [region.indices(name) + offset for name, offset in offsets.items()]
         indices = parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts))
-        held.append(Held(next(iter(offsets)), parameter, indices, copy, tuple(owners.get(id(parameter), ()))))
+        kind = TrainedEntries if few else Held
+        held.append(kind(next(iter(offsets)), parameter, indices, copy, tuple(owners.get(id(parameter), ()))))
     return held
+
+
+def _few_train(bundle: Bundle, parameters: list[Parameter]) -> bool:
+    """True if gradients and moments can be kept for the trained entries alone: few, and in one process."""
+    if bundle.trained is None:
+        return False
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        return False
+    if any(hasattr(parameter, mark) for parameter in parameters for mark in ("to_local", "ds_id", "_hp_mapping")):
+        return False
+    return bundle.trained.entries <= MOST * sum(parameter.numel() for parameter in parameters)
 
 
 def other_values(bundle: Bundle, name: str, place: Bound) -> str | None:
     """Say why the parameter's frozen entries are not those of the bundle; None if they are."""
     expected = bundle.tensors[name]
-    indices = torch.from_numpy(bundle.region.indices(name) + place.offset)
+    mask = bundle.region[name]
+    dense = mask.encoding == "bits"
+    where = torch.from_numpy(mask.flat() if dense else mask.indices())
     with whole_flat(place.parameter) as flat:
-        values = flat[indices.to(flat.device)].cpu()
+        values = flat[place.offset : place.offset + mask.numel][where.to(flat.device)].cpu()
     stored = TORCH_DTYPES[expected.dtype]
     cast = values.to(stored)
     exact = bool((bits(cast.to(values.dtype)) == bits(values)).all())

@@ -26,6 +26,7 @@ from surgeon.freeze.deepspeed import hold_master, is_deepspeed
 from surgeon.freeze.fitting import hold, other_values, refusal, refuse_flat_parameters, stepping
 from surgeon.freeze.held import Held
 from surgeon.freeze.steps import Follower
+from surgeon.freeze.trained import TrainedEntries
 from surgeon.freeze.watch import Part, Watch, refuse_stranger, release, unwatch_steps, watch_steps
 from surgeon.region.region import Region
 
@@ -136,6 +137,10 @@ class Frozen:
             self._follow(stepping(inner[0].optimizer), flat_copies=True)
             return self
         followed = [stepping(optimizer) for optimizer in inner]
+        for item in self._held:
+            if isinstance(item, TrainedEntries):
+                for optimizer in followed:
+                    item.take_over(optimizer)
         self._refuse_uncovered(followed)
         for optimizer in followed:
             if not any(follower.optimizer is optimizer for follower in self._followers):
@@ -179,8 +184,11 @@ class Frozen:
         weights outside.
 
         Raises:
-            FreezeError: `model` lacks one of the tensors, or is sharded in another way.
+            FreezeError: `model` lacks one of the tensors, or is sharded in another way; or nothing was saved, since
+                only a few entries train (`train_only`).
         """
+        if model is None and any(isinstance(item, TrainedEntries) for item in self._held):
+            raise FreezeError("where only a few entries train, the frozen ones are not kept: load the base instead")
         with torch.no_grad():
             if model is None:
                 for item in self._held:
@@ -227,6 +235,8 @@ class Frozen:
             watch.let_go()
         for item in self._held:
             item.gradient_hook = None
+            if isinstance(item, TrainedEntries):
+                item.let_go([follower.optimizer for follower in self._followers])
         self._handles.clear()
         self._followers.clear()
         self._watches.clear()
@@ -266,7 +276,7 @@ class Frozen:
                     f"tensor '{item.name}': its optimizer steps inside the backward pass, where it cannot be followed; "
                     "use an ordinary optimizer step"
                 )
-        missing = [item.name for item in trained if id(item.parameter) not in covered]
+        missing = [item.name for item in trained if id(item.stepped) not in covered]
         if missing:
             raise FreezeError(
                 f"no attached optimizer holds {shorten(missing)}. Either another optimizer trains it (attach all of "

@@ -74,6 +74,11 @@ class Held:
         self.look_bits = bits(values[looked_at])
 
     @property
+    def stepped(self) -> Tensor:
+        """What the optimizer holds: the parameter."""
+        return self.parameter
+
+    @property
     def count(self) -> int:
         """Number of frozen entries whose masters are in this process."""
         return self.saved.numel()
@@ -123,6 +128,10 @@ class Held:
         target = self.master()
         self._follow(target)
         return count_moved(self.here.select(target), self.values())
+
+    def seems_moved(self) -> bool:
+        """Like `moved`, as it is asked between steps."""
+        return self.moved() > 0
 
     def was_touched(self) -> bool:
         """True if the parameter was written to since the last `write`, as far as autograd counts writes."""

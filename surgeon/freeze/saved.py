@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.storage import NUMPY_DTYPES, map_bytes, view
 from surgeon.errors import FreezeError, shorten
-from surgeon.freeze.bundle import Bundle, aliases, fitting, stored_tensors
+from surgeon.freeze.bundle import Bundle, aliases, entries_of, fitting, stored_tensors
 
 TORCH_FILES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 _INSIDE = ("state_dict", "model_state_dict", "module", "model")  # where trainers put the weights in their own files
@@ -45,7 +45,7 @@ def verify_saved(path: str | Path, bundle: Bundle | str | Path) -> int:
     ]
     if moved:
         raise FreezeError(f"{path}: frozen entries have changed in {shorten(moved)}")
-    return bundle.region.entries
+    return bundle.entries
 
 
 def torch_files(path: Path) -> list[Path]:
@@ -74,7 +74,7 @@ def _from_safetensors(path: Path, bundle: Bundle) -> dict[str, list[_Read]]:
     def reader(name: str) -> _Read:
         known_as = next((alias for alias in aliases(bundle.ties, name) if alias in stored), name)
         info = fitting(path, stored, known_as, bundle.tensors[name].shape)
-        return lambda: np.asarray(view(map_bytes(info.path), info).reshape(-1)[bundle.region.indices(name)])
+        return lambda: entries_of(view(map_bytes(info.path), info), bundle.region[name])
 
     return {name: [reader(name)] for name in bundle.names()}
 

@@ -78,7 +78,7 @@ class Follower:
         if self._changed_settings():
             self._watch_for = max(self._watch_for, _WATCHED_STEPS)
         self._turn += 1
-        moved = next((item for item in mine if self._looks_closely(item, mine) and item.moved()), None)
+        moved = next((item for item in mine if self._looks_closely(item, mine) and item.seems_moved()), None)
         if moved is None:
             moved = _first_that_differs(mine)
         if moved is not None:
@@ -104,7 +104,7 @@ class Follower:
         if self.flat_copies:
             return self.held
         self._groups = {id(parameter): group for group in self.optimizer.param_groups for parameter in group["params"]}
-        return [item for item in self.held if id(item.parameter) in self._groups]
+        return [item for item in self.held if id(item.stepped) in self._groups]
 
     def _refuse_lost(self, mine: Sequence[Held]) -> None:
         here = {id(item) for item in mine}
@@ -139,7 +139,7 @@ class Follower:
                 item.zero_gradient()
 
     def _clean(self, item: Held) -> bool:
-        group = self._groups.get(id(item.parameter)) or self.optimizer.param_groups[0]
+        group = self._groups.get(id(item.stepped)) or self.optimizer.param_groups[0]
         return clean_state(item, self.optimizer, group)
 
 

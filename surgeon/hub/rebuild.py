@@ -69,7 +69,9 @@ def rebuild(name: str, output: Path | None, overrides: Sequence[str], jobs: int,
     if not _NAME.fullmatch(str(marker["variant"])):
         raise InputError(f"{name}: {marker['variant']!r} cannot name a folder")
     try:
-        spec = VariantSpec.model_validate({"operations": marker["operations"], "freeze": marker.get("freeze")})
+        spec = VariantSpec.model_validate(
+            {"operations": marker["operations"], **{key: marker.get(key) for key in ("freeze", "train_only")}}
+        )
     except ValidationError as error:
         raise InputError(f"{name}: {MARKER} holds operations that this surgeon does not know ({error})") from None
     regions = _regions(folder, name, marker)
@@ -78,7 +80,7 @@ def rebuild(name: str, output: Path | None, overrides: Sequence[str], jobs: int,
         if donor_hash(donor, jobs) != expected:
             raise CheckpointError(f"{donor}: not the one whose values {name} was made with (its hash is another)")
     out = output if output is not None else Path("out") / name.removeprefix("hf://").rstrip("/").split("/")[-1]
-    frozen = regions[spec.freeze] if spec.freeze is not None else None
+    held = None if spec.held is None else (regions[spec.held], spec.train_only is not None)
     with output_lock(out), progress.task(f"write {marker['variant']}", checkpoint.data_bytes) as advance:
         staged = stage_variant(
             checkpoint,
@@ -86,7 +88,7 @@ def rebuild(name: str, output: Path | None, overrides: Sequence[str], jobs: int,
             regions,
             out / "variants" / marker["variant"],
             marker={key: value for key, value in marker.items() if key not in ("tensors", "entries")},
-            complete=partial(_complete, folder, checkpoint, frozen, marker["model"]),
+            complete=partial(_complete, folder, checkpoint, held, marker["model"]),
             jobs=jobs,
             advance=advance,
         )
@@ -160,11 +162,11 @@ def _source(name: str, marker: Mapping[str, Any], model: str | None, jobs: int) 
 
 
 def _complete(
-    folder: Path, checkpoint: Checkpoint, frozen: Region | None, model: Mapping[str, Any], stage: Path
+    folder: Path, checkpoint: Checkpoint, held: tuple[Region, bool] | None, model: Mapping[str, Any], stage: Path
 ) -> None:
     """Put beside the staged weights what was published with them."""
-    if frozen is not None:
-        write_freeze(checkpoint, frozen, model, stage)
+    if held is not None:
+        write_freeze(checkpoint, held[0], model, stage, train_only=held[1])
     for path in files_below(folder):
         relative = path.relative_to(folder)
         if relative.parts[0] in (CARD, RECIPE, MANIFEST, REGIONS, "figures"):

@@ -325,12 +325,15 @@ def copy_companions(checkpoint: Checkpoint, target: Path) -> None:
         copy_file(checkpoint.folder / relative, target / relative)
 
 
-def write_freeze(checkpoint: Checkpoint, region: Region, model: Mapping[str, Any], stage: Path) -> None:
+def write_freeze(
+    checkpoint: Checkpoint, region: Region, model: Mapping[str, Any], stage: Path, *, train_only: bool
+) -> None:
     """Write `freeze/` beside staged weights; `model` is the source as the marker has it."""
     from surgeon.model.model import model_places
 
     base = {"name": model["source"], "revision": model["revision"], "content_sha256": model["content_sha256"]}
-    write_bundle(stage, region, base=base, ties=checkpoint.ties, places=model_places(checkpoint))
+    places = model_places(checkpoint)
+    write_bundle(stage, region, base=base, ties=checkpoint.ties, places=places, train_only=train_only)
 
 
 def _require_space(folder: Path, checkpoint: Checkpoint) -> None:

@@ -184,9 +184,9 @@ def train_tensor_parallel(setup: str, base: Path, output: Path) -> None:
 
     model = load(base, torch.float32)
     mesh = init_device_mesh("cpu", (2,))
-    plan = {"gate_proj": ColwiseParallel(), "up_proj": ColwiseParallel(), "down_proj": RowwiseParallel()}
+    plan = {**{f"{name}_proj": ColwiseParallel() for name in "qkv"}, "o_proj": RowwiseParallel()}
     for layer in model.model.layers:
-        parallelize_module(layer.mlp, mesh, plan)
+        parallelize_module(layer.self_attn, mesh, plan)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, foreach=False)
     frozen = freeze(model, base, optimizer)
     for batch in batches(STEPS):  # every process sees the same data

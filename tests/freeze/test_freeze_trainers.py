@@ -268,7 +268,7 @@ def test_lightning_averages_are_frozen_too(base: Path, tmp_path: Path, kind: str
     callback = LightningFreeze(base)
     written = fit(callback, "frozen")
     entries = Bundle.load(base).region.entries
-    assert len(written) == 4
+    assert len(written) >= 4
     for file in [*written, tmp_path / "last.ckpt"]:
         saved = torch.load(file, weights_only=False)["state_dict"]
         inside, outside = compare(base, {name.removeprefix("net."): tensor for name, tensor in saved.items()})
