@@ -131,7 +131,7 @@ class Frozen:
             FreezeError: a frozen parameter is in none of them, or an optimizer is of a kind whose steps cannot
                 be followed.
         """
-        inner = [_innermost(optimizer) for optimizer in optimizers]
+        inner = [each for optimizer in optimizers for each in _innermost(optimizer)]
         if any(is_deepspeed(optimizer) for optimizer in inner):
             self._held = [hold_master(item, inner[0]) for item in self._held]
             self._follow(stepping(inner[0].optimizer), flat_copies=True)
@@ -244,7 +244,8 @@ class Frozen:
 
     def see_step(self, optimizer: Optimizer) -> None:
         """Refuse the step of an optimizer that trains frozen parameters, or copies of them, without being attached."""
-        if any(follower.optimizer is optimizer for follower in self._followers):
+        attached = {id(follower.optimizer) for follower in self._followers}
+        if id(optimizer) in attached or attached.intersection(map(id, _inside(optimizer))):
             return
         known = sum(len(group["params"]) for group in optimizer.param_groups), len(self.copies)
         if self._seen.get(optimizer) == known:
@@ -326,11 +327,19 @@ def _moved_now(item: Held) -> int:
     return moved
 
 
-def _innermost(optimizer: Any) -> Any:
-    """Look through wrappers, whose own step hooks do not run; stop at DeepSpeed's, which owns flat copies."""
+def _innermost(optimizer: Any) -> list[Any]:
+    """Look through wrappers, whose own step hooks may not run; stop at DeepSpeed's, which owns flat copies."""
     while not is_deepspeed(optimizer) and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
-    return optimizer
+    several = getattr(optimizer, "optimizers", None)  # torchtitan's container
+    return list(several) if isinstance(several, list | tuple) and several else [optimizer]
+
+
+def _inside(optimizer: Any) -> list[Any]:
+    """Return the optimizers that one wraps."""
+    single = [getattr(optimizer, name, None) for name in ("optimizer", "base_optimizer")]
+    found = [*(each for each in single if each is not None), *getattr(optimizer, "optimizers", ())]
+    return [*found, *(inner for each in found if each is not optimizer for inner in _inside(each))]
 
 
 def _sum_over_processes(held: Sequence[Held], moved: list[int]) -> tuple[list[int], int]:

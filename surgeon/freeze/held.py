@@ -27,6 +27,7 @@ from surgeon.freeze.layout import (
 from surgeon.region.region import Indices
 
 _NARROWER = {torch.float32: (torch.bfloat16, torch.float16), torch.float64: (torch.bfloat16, torch.float32)}
+_PLAIN = (torch.nn.Parameter, Tensor)
 _LOOKED_AT = 32  # entries of a parameter that are looked at before every step
 Owner = tuple[torch.nn.Module, str]  # a module, and the name under which it holds a parameter
 
@@ -138,10 +139,11 @@ class Held:
         return self.stamp != self._stamp()
 
     def look(self) -> Tensor | None:
-        """Return the bits of the few entries that `look_bits` tells of, or None where that is not cheap."""
-        target = self.master()
-        self._follow(target)
-        return bits(target.index_select(0, self.look_indices))
+        """Return the few entries that `look_bits` tells of, or None where that is not cheap."""
+        target = self.parameter.detach().view(-1) if type(self.parameter) in _PLAIN else self.master()
+        if target.device != self.saved.device or target.dtype != self.dtype:
+            self._follow(target)
+        return target.index_select(0, self.look_indices)
 
     def moved_in(self, parameter: Tensor) -> int:
         """Return how many entries differ in another copy of the parameter, which may be of a narrower dtype."""

@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from surgeon.errors import FreezeError, shorten
+from surgeon.freeze.entries import bits
 from surgeon.freeze.held import Held
 from surgeon.freeze.state import clean_state
 
-# So many steps after something new (the first step, another weight decay, a loaded state) everything is looked at.
+# So many steps after something new (the first step, decay switched on, a loaded state) everything is looked at.
 _WATCHED_STEPS = 2
-_SETTINGS = ("weight_decay", "momentum", "betas", "maximize")  # by which state can come to frozen places
+_LOOKS = 4  # parameters whose gradients are looked at before a later step; whatever dirties them dirties most of them
 _REPLACED = (
     "the parameters were replaced after freeze() (by fully_shard or prepare, deepspeed.initialize, "
     "load_state_dict(assign=True), or a conversion), so that nothing holds the new ones: freeze after that"
@@ -44,7 +45,7 @@ class Follower:
         self.flat_copies = flat_copies
         self.hook_gradient = hook_gradient
         self._groups: dict[int, dict[str, Any]] = {}
-        self._settings: list[Any] = []
+        self._settings: list[bool] = []
         self._watch_for = _WATCHED_STEPS
         self._dirties_state = False  # by coupled weight decay, which enters it without a gradient
         self._dirties_gradients = False  # by something that writes to them after the backward pass (PowerSGD)
@@ -117,7 +118,7 @@ class Follower:
             raise FreezeError(f"the model no longer has the frozen parameter of {shorten(replaced)}: {_REPLACED}")
 
     def _changed_settings(self) -> bool:
-        now = [tuple(group.get(key) for key in _SETTINGS) for group in self.optimizer.param_groups]
+        now = [bool(group.get("weight_decay")) for group in self.optimizer.param_groups]
         changed, self._settings = now != self._settings, now
         return changed
 
@@ -133,7 +134,9 @@ class Follower:
                 self.hook_gradient(item)
             if not item.gradient_is_clean or self._dirties_gradients:
                 item.zero_gradient()  # it was assigned, not accumulated by a backward pass
-        if not self._dirties_gradients and _any_gradient(mine):
+        rows = len(mine) if self._watch_for else min(_LOOKS, len(mine))
+        some = [mine[(self._turn * _LOOKS + i) % len(mine)] for i in range(rows)]
+        if not self._dirties_gradients and _any_gradient(some):
             self._dirties_gradients = True
             for item in mine:
                 item.zero_gradient()
@@ -147,13 +150,13 @@ def _first_that_differs(items: Sequence[Held]) -> Held | None:
     """Return a parameter whose looked-at entries have other bits; one comparison per dtype and device."""
     looks: dict[tuple[Any, Any], list[tuple[Held, Tensor]]] = defaultdict(list)
     for item in items:
-        found = item.look()
-        if found is not None and found.numel():
-            looks[found.dtype, found.device].append((item, found))
+        seen = item.look()
+        if seen is not None and seen.numel():
+            looks[seen.dtype, seen.device].append((item, seen))
     for pairs in looks.values():
-        if torch.equal(torch.cat([found for _, found in pairs]), torch.cat([item.look_bits for item, _ in pairs])):
-            continue
-        return next(item for item, found in pairs if not torch.equal(found, item.look_bits))
+        found = bits(torch.cat([entries for _, entries in pairs]))
+        if not torch.equal(found, torch.cat([item.look_bits for item, _ in pairs])):
+            return next(item for item, entries in pairs if not torch.equal(bits(entries), item.look_bits))
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -155,20 +156,20 @@ def test_what_is_saved_has_the_models_own_names_and_loads_again(base: Path, tmp_
     assert saved_state(tmp_path).keys() == saved_state(base).keys()
     assert verify_saved(tmp_path, base) == frozen.entries
     half = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    moments = optimizer.state_dict()
+    moments = copy.deepcopy(optimizer.state_dict())
     train(model, optimizer, 2, seed=5)
     end = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert frozen.verify(load(tmp_path)) == frozen.entries
     # Resumed in a new process: weights, then the optimizer's state, then freezing.
     again = load(tmp_path)
     other = torch.optim.AdamW(again.parameters(), lr=1e-2)
-    other.load_state_dict(moments)
+    other.load_state_dict(copy.deepcopy(moments))
     freeze(again, base, other)
     train(again, other, 2, seed=5)
     assert all(torch.equal(end[name], tensor) for name, tensor in again.state_dict().items())
     # Or into the frozen model itself.
     model.load_state_dict(half)
-    optimizer.load_state_dict(moments)
+    optimizer.load_state_dict(copy.deepcopy(moments))
     train(model, optimizer, 2, seed=5)
     assert all(torch.equal(end[name], tensor) for name, tensor in model.state_dict().items())
 
