@@ -1,4 +1,4 @@
-"""Trainers that are not in the test environment: the real package where it is installed, with the page's own configs."""
+"""Trainers outside of the test environment: the real package where it is installed, with the configs of the page."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_torchtitan_container(base: Path) -> None:
 
 
 def test_a_container_of_optimizers(base: Path) -> None:
-    """The same in plain PyTorch: a container is an optimizer itself, with hooks of its own, and holds all parameters."""
+    """The same in plain PyTorch: a container is itself an optimizer with hooks, and holds all parameters."""
 
     class Container(torch.optim.Optimizer):
         def __init__(self, model: Any) -> None:
