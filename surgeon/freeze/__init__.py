@@ -1,4 +1,4 @@
-"""Keep a region's entries bit for bit while any trainer changes everything else.
+"""Keep a region's entries bit for bit while a trainer changes everything else.
 
 from surgeon.freeze import freeze
 frozen = freeze(model, "out/variants/frozen", optimizer)   # a folder, a Hub id, a Bundle or a Region
