@@ -14,7 +14,7 @@ Messages say what is wrong, where (file, line, tensor) and how to mend it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -75,3 +75,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         return ""
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"; known: {shown}"
+
+
+def shorten(names: Sequence[str], shown: int = 3) -> str:
+    """Return the first few names as a phrase, such as `'a', 'b' and 4 more`."""
+    phrase = ", ".join(f"'{name}'" for name in names[:shown])
+    return phrase + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -109,8 +109,8 @@ class Run:
         """The regions that a variant uses. Those of a sweep's point are made anew, so that points need no memory."""
         spec = self.plan.recipe.variants[variant]
         used = dict.fromkeys(operation.region for operation in spec.operations)
-        if spec.freeze is not None:
-            used[spec.freeze] = None
+        if spec.held is not None:
+            used[spec.held] = None
         scores, known = self.scores, self.regions
         with self.timed("select"):
             return build_regions(self.plan, scores, self.jobs, used, known)
@@ -166,7 +166,7 @@ def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Stag
             with run.timed("write"):
                 staged[name] = write_as_patch(run.plan, name, used, run.progress)
             continue
-        frozen = used[spec.freeze] if spec.freeze is not None else None
+        held = used[spec.held] if spec.held is not None else None
         with run.timed("write"), run.progress.task(f"write {name}", run.plan.checkpoint.data_bytes) as advance:
             staged[name] = stage_variant(
                 run.plan.checkpoint,
@@ -174,7 +174,7 @@ def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Stag
                 used,
                 run.plan.output / VARIANTS / name,
                 marker=_marker(run, name, {label: region_files[label] for label in used}),
-                complete=partial(write_freeze, run.plan.checkpoint, frozen),
+                complete=partial(write_freeze, run.plan.checkpoint, held),
                 jobs=run.jobs,
                 advance=advance,
             )
@@ -191,6 +191,7 @@ def _marker(run: Run, name: str, region_files: Mapping[str, Path]) -> Marker:
         operations=[operation.model_dump(by_alias=True, exclude_none=True) for operation in operations],
         donors={donor: donor_hash(donor, run.jobs) for donor in donors},
         freeze=spec.freeze,
+        train_only=spec.train_only,
         regions={label: stored_hash(path) for label, path in region_files.items()},
         model=MarkedModel(source=source.name, revision=source.revision, content_sha256=""),
         recipe=_recipe_data(pinned(run.plan), {"push"}),  # where it goes makes it no other variant

@@ -10,8 +10,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.sources import is_hub_file, local_file
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.diff.diff import BYTEWISE, Diff, TensorDiff, chunks, compare_checkpoints
-from surgeon.errors import InputError, RegionError
-from surgeon.freeze.bundle import shorten
+from surgeon.errors import InputError, RegionError, shorten
 from surgeon.progress import Progress
 from surgeon.region.overlap import Overlap, overlap
 from surgeon.region.patch import Patch, Piece, write_patch

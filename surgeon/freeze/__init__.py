@@ -1,4 +1,4 @@
-"""Keep a region's entries bit for bit while any trainer changes everything else.
+"""Keep a region's entries bit for bit while a trainer changes everything else.
 
 from surgeon.freeze import freeze
 frozen = freeze(model, "out/variants/frozen", optimizer)   # a folder, a Hub id, a Bundle or a Region
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from surgeon.errors import FreezeError
-    from surgeon.freeze.bundle import Bundle, verify_saved, write_bundle
+    from surgeon.freeze.bundle import Bundle, write_bundle
     from surgeon.freeze.frozen import Frozen, freeze
     from surgeon.freeze.lightning import LightningFreeze
     from surgeon.freeze.peft import merge
+    from surgeon.freeze.saved import verify_saved
     from surgeon.freeze.trainer import FreezeCallback
 
 __all__ = [
@@ -36,7 +37,7 @@ _HOMES = {
     "LightningFreeze": "surgeon.freeze.lightning",
     "freeze": "surgeon.freeze.frozen",
     "merge": "surgeon.freeze.peft",
-    "verify_saved": "surgeon.freeze.bundle",
+    "verify_saved": "surgeon.freeze.saved",
     "write_bundle": "surgeon.freeze.bundle",
 }
 

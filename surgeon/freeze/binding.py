@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from surgeon.errors import FreezeError
 from surgeon.freeze.bundle import Bundle, aliases
-from surgeon.freeze.held import shape_of
+from surgeon.freeze.layout import is_plain, shape_of
 
 # Inserted by torch.compile, activation checkpointing and PEFT; `base_layer` holds the weight that LoRA adds to.
 _INSERTED = {"_orig_mod", "_checkpoint_wrapped_module", "base_layer", "original_module"}
@@ -56,6 +56,9 @@ def bind(bundle: Bundle, parameters: Mapping[str, Parameter]) -> tuple[dict[str,
             )
         elif not all(place.parameter.is_floating_point() for place in distinct):
             misfits[name] = f"the model holds it quantized, as {distinct[0].parameter.dtype}"
+        elif not all(is_plain(place.parameter) for place in distinct):
+            kind = type(distinct[0].parameter.data).__name__
+            misfits[name] = f"the model holds it as {kind}, of which no entry can be written alone"
         else:
             chosen[name] = distinct
     return chosen, misfits
@@ -64,16 +67,17 @@ def bind(bundle: Bundle, parameters: Mapping[str, Parameter]) -> tuple[dict[str,
 def _places(bundle: Bundle, parameters: Mapping[str, Parameter]) -> dict[str, Bound]:
     """Bind every name of the bundle, tied ones included: as the model class names it, else as it is on disk."""
     shapes = {alias: bundle.region.shapes[name] for name in bundle.names() for alias in aliases(bundle.ties, name)}
-    known = {name: tensor for name, tensor in bundle.tensors.items() if tensor.model_name}
-    hints = {name: str(tensor.model_name) for name, tensor in known.items()}
-    in_class = match_names(sorted(shapes), parameters, hints)
-    renamed = sorted(name for name in shapes if name not in in_class and hints.get(name, name) != name)
-    on_disk = match_names(renamed, parameters, {})
-    places = {name: Bound(parameters[partner], shapes[name]) for name, partner in on_disk.items()}
-    for name, partner in in_class.items():
-        tensor = known.get(name)
-        part = (shapes[name], 0) if tensor is None else (tensor.model_shape or tensor.shape, tensor.model_offset)
-        places[name] = Bound(parameters[partner], *part)
+    in_class = {name: tensor.model_name for name, tensor in bundle.tensors.items() if tensor.model_name}
+    places = {}
+    for name, partner in match_names(sorted(shapes), parameters, in_class).items():
+        tensor = bundle.tensors.get(name)
+        if tensor is None or not tensor.model_name or tensor.model_shape is None:
+            places[name] = Bound(parameters[partner], shapes[name])
+        else:
+            places[name] = Bound(parameters[partner], tensor.model_shape, tensor.model_offset)
+    renamed = sorted(name for name in shapes if name not in places and in_class.get(name, name) != name)
+    for name, partner in match_names(renamed, parameters, {}).items():
+        places[name] = Bound(parameters[partner], shapes[name])
     return places
 
 

@@ -7,7 +7,6 @@ the format and a loader in twenty lines.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.hub_errors import hub_errors
-from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo, map_bytes, read_header, replacing, view
+from surgeon.checkpoint.storage import TensorInfo, map_bytes, read_header, replacing, view
 from surgeon.errors import CheckpointError, FreezeError, InputError, RegionError
-from surgeon.region.region import Region
+from surgeon.region.region import Mask, Region, encode_indices, encode_mask
 
 FOLDER = "freeze"
 MANIFEST = "manifest.json"
 REGION = "region.safetensors"
 FORMAT = "surgeon-freeze"
-FORMAT_VERSION = 1
+FLOATS = ("F64", "F32", "F16", "BF16")
+FROZEN, TRAINED = "selected entries are frozen", "selected entries train"  # polarity of versions 1 and 2
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Bundle:
     """A region to freeze and what its entries hold.
 
     Without a manifest (a bare region) `tensors` is empty, and only names and shapes can be checked. `ties`
-    are groups of names that are one parameter; an entry frozen under one of them is frozen under all.
+    are groups of names that are one parameter; an entry frozen under one of them is frozen under all. `trained` is the
+    complement of `region` where the bundle was made to say which entries train, and all others are frozen.
     """
 
     region: Region
@@ -71,6 +73,7 @@ class Bundle:
     ties: tuple[tuple[str, ...], ...] = ()
     base: Mapping[str, Any] | None = None
     source: str = "region"
+    trained: Region | None = None
 
     @classmethod
     def load(cls, source: str | Path, revision: str | None = None) -> Bundle:
@@ -95,11 +98,21 @@ class Bundle:
         for name in region:
             if name not in tensors or tensors[name].shape != region.shapes[name]:
                 raise FreezeError(f"{folder / MANIFEST}: does not describe tensor '{name}' of its region file")
-        return cls(region, tensors, tuple(map(tuple, data["ties"])), data["base"], str(source))
+        trained = region if data["polarity"] == TRAINED else None
+        frozen = region if trained is None else ~region
+        return cls(frozen, tensors, tuple(map(tuple, data["ties"])), data["base"], str(source), trained)
 
     def names(self) -> list[str]:
         """Return the tensors that have frozen entries."""
-        return [name for name in self.region if self.region[name].entries]
+        return [name for name in self.region if self._entries(name)]
+
+    @property
+    def entries(self) -> int:
+        """Number of frozen entries."""
+        return sum(self._entries(name) for name in self.region)
+
+    def _entries(self, name: str) -> int:
+        return self.tensors[name].entries if name in self.tensors else self.region[name].entries
 
 
 def _find_folder(source: str, path: Path, revision: str | None) -> Path:
@@ -137,10 +150,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         _ = data["region"]["file"], data["region"]["sha256"], data["ties"], data["base"], data["tensors"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FreezeError(f"{path}: not a freeze manifest ({type(error).__name__}: {error})") from None
-    if (kind, version, polarity) != (FORMAT, FORMAT_VERSION, "selected entries are frozen"):
+    if (kind, version, polarity) not in ((FORMAT, 1, FROZEN), (FORMAT, 2, TRAINED)):
         raise FreezeError(
-            f"{path}: {kind} version {version}, {polarity!r}; this surgeon reads {FORMAT} version {FORMAT_VERSION}: "
-            "upgrade surgeon"
+            f"{path}: {kind} version {version}, {polarity!r}; this surgeon reads {FORMAT} versions 1 ({FROZEN}) and 2 "
+            f"({TRAINED}): upgrade surgeon"
         )
     assert isinstance(data, dict)
     return data
@@ -162,39 +175,44 @@ def write_bundle(
     base: Mapping[str, Any],
     ties: Sequence[Sequence[str]] = (),
     places: Mapping[str, ModelPlace] | None = None,
+    train_only: bool = False,
 ) -> Path:
     """Write `folder/freeze/` for the checkpoint whose safetensors files lie in `folder`; returns that folder.
 
     The hashes are those of the checkpoint as it is on disk now. `base` names the model and revision it was
-    made from; `places` says where each tensor stands in the model class, as far as that is known.
+    made from; `places` says where each tensor stands in the model class, as far as that is known. With `train_only`
+    the region is what may train, and every other entry of the checkpoint is frozen.
 
     Raises:
         FreezeError: the region selects nothing, or has a tensor that is not in the folder or of another shape.
     """
     stored = stored_tensors(folder)
+    if not any(region[name].entries for name in region):
+        raise FreezeError(
+            f"{folder}: the region selects no entry, so there is nothing to {'train' if train_only else 'freeze'}"
+        )
+    selected = _over_all_tensors(region, stored) if train_only else region
     tensors = {}
-    for name in region:
-        if not region[name].entries:
-            continue
-        info = _fitting(folder, stored, name, region.shapes[name])
-        array = view(map_bytes(info.path), info)
-        tensors[name] = {
-            "shape": list(info.shape),
-            "dtype": info.dtype,
-            "entries": region[name].entries,
-            "sha256": sha256(np.ascontiguousarray(array).tobytes()),
-            "frozen_sha256": sha256(array.reshape(-1)[region.indices(name)].tobytes()),
-            **_in_model((places or {}).get(name)),
-        }
-    if not tensors:
-        raise FreezeError(f"{folder}: the region selects no entry, so there is nothing to freeze")
-    kept = Region({name: region.shapes[name] for name in tensors}, region.__getitem__, region.metadata)
+    for name in selected:
+        info = fitting(folder, stored, name, selected.shapes[name])
+        frozen = encode_mask(~selected.mask(name)) if train_only else selected[name]
+        if train_only or frozen.entries:
+            array = view(map_bytes(info.path), info)
+            tensors[name] = {
+                "shape": list(info.shape),
+                "dtype": info.dtype,
+                "entries": frozen.entries,
+                "sha256": sha256(np.ascontiguousarray(array).tobytes()),
+                "frozen_sha256": sha256(entries_of(array, frozen).tobytes()),
+                **_in_model((places or {}).get(name)),
+            }
+    kept = Region({name: selected.shapes[name] for name in tensors}, selected.__getitem__, region.metadata)
     target = folder / FOLDER
     kept.save(target / REGION)
     manifest = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "polarity": "selected entries are frozen",
+        "format_version": 2 if train_only else 1,
+        "polarity": TRAINED if train_only else FROZEN,
         "base": dict(base),
         "region": {"file": REGION, "sha256": sha256((target / REGION).read_bytes())},
         "ties": [list(group) for group in ties],
@@ -205,54 +223,35 @@ def write_bundle(
     return target
 
 
+def entries_of(array: NDArray[Any], mask: Mask) -> NDArray[Any]:
+    """Return the entries of an array that a mask selects, in ascending flat index."""
+    flat = array.reshape(-1)
+    return np.asarray(flat[mask.indices()] if mask.encoding == "gaps" else flat[mask.flat()])
+
+
+def _over_all_tensors(region: Region, stored: Mapping[str, TensorInfo]) -> Region:
+    """Return a region that has all floating-point tensors of a checkpoint in scope."""
+    nothing = np.empty(0, dtype=np.int64)
+    shapes = {name: info.shape for name, info in stored.items() if info.dtype in FLOATS}
+    shapes = {**shapes, **{name: region.shapes[name] for name in region if region[name].entries}}
+    return Region(
+        shapes, lambda name: region[name] if name in region else encode_indices(nothing, shapes[name]), region.metadata
+    )
+
+
 def _in_model(place: ModelPlace | None) -> dict[str, Any]:
     if place is None:
         return {"model_name": None, "model_shape": None, "model_offset": 0}
     return {"model_name": place.name, "model_shape": list(place.shape), "model_offset": place.offset}
 
 
-def verify_saved(folder: str | Path, bundle: Bundle | str | Path) -> int:
-    """Check on disk that a saved checkpoint still holds every frozen entry; returns how many were checked.
-
-    The checkpoint may be stored in another dtype than the base if that dtype holds the base's values exactly.
-
-    Raises:
-        FreezeError: an entry has moved, a tensor is missing or of another shape, or the bundle is a bare region.
-    """
-    folder = Path(folder)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-    if not bundle.tensors:
-        raise FreezeError(f"{bundle.source}: a bare region says nothing of values; use `surgeon diff BASE TRAINED`")
-    stored = stored_tensors(folder)
-    moved = []
-    for name in bundle.names():
-        expected = bundle.tensors[name]
-        known_as = next((alias for alias in aliases(bundle.ties, name) if alias in stored), name)
-        info = _fitting(folder, stored, known_as, expected.shape)
-        values = view(map_bytes(info.path), info).reshape(-1)[bundle.region.indices(name)]
-        if frozen_hash(values, expected.dtype) != expected.frozen_sha256:
-            moved.append(name)
-    if moved:
-        raise FreezeError(f"{folder}: frozen entries have changed in {shorten(moved)}")
-    return bundle.region.entries
-
-
-def frozen_hash(values: NDArray[Any], dtype: str) -> str | None:
-    """Hash frozen values in the base's dtype; None if that dtype cannot hold them, so that they have changed."""
-    with np.errstate(all="ignore"):
-        cast = values.astype(NUMPY_DTYPES[dtype])
-        if cast.astype(values.dtype).tobytes() != values.tobytes():
-            return None
-    return sha256(cast.tobytes())
-
-
 def stored_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Return the tensors of all safetensors files that lie directly in a folder.
+    """Return the tensors of all safetensors files that lie directly in a folder, or of one file.
 
     Raises:
         FreezeError: there is none, or one is damaged.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
     if not files:
         raise FreezeError(f"{folder}: no safetensors file in this folder")
     try:
@@ -261,7 +260,12 @@ def stored_tensors(folder: Path) -> dict[str, TensorInfo]:
         raise FreezeError(str(error)) from None
 
 
-def _fitting(folder: Path, stored: Mapping[str, TensorInfo], name: str, shape: tuple[int, ...]) -> TensorInfo:
+def fitting(folder: Path, stored: Mapping[str, TensorInfo], name: str, shape: tuple[int, ...]) -> TensorInfo:
+    """Return a stored tensor that must be there and of that shape.
+
+    Raises:
+        FreezeError: it is not.
+    """
     if name not in stored:
         raise FreezeError(f"{folder}: has no tensor '{name}', which the region needs")
     if stored[name].shape != shape:
@@ -275,14 +279,3 @@ def _fitting(folder: Path, stored: Mapping[str, TensorInfo], name: str, shape: t
 def aliases(ties: Iterable[Sequence[str]], name: str) -> tuple[str, ...]:
     """Return all names of the parameter `name`, itself first."""
     return (name, *(alias for group in ties if name in group for alias in group if alias != name))
-
-
-def shorten(names: Sequence[str], shown: int = 3) -> str:
-    """Return the first few names as a phrase, such as `'a', 'b' and 4 more`."""
-    phrase = ", ".join(f"'{name}'" for name in names[:shown])
-    return phrase + (f" and {len(names) - shown} more" if len(names) > shown else "")
-
-
-def sha256(data: bytes) -> str:
-    """Return the SHA-256 of some bytes, in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import FreezeError
-from surgeon.freeze.held import MOMENTS, Held
+from surgeon.freeze.entries import encode
+from surgeon.freeze.held import Held
 
 
 def is_deepspeed(optimizer: Any) -> bool:
@@ -45,13 +46,16 @@ class FragmentHeld(Held):
     is_partial = True
 
     def __init__(self, item: Held) -> None:
-        self.name, self.copy, self.parameter, self.indices = item.name, item.copy, item.parameter, item.indices
-        self.gradient_is_clean, self.gradient_hook = False, item.gradient_hook
+        self.name, self.copy, self.parameter, self.entries = item.name, item.copy, item.parameter, item.entries
+        self.gradient_is_clean, self.gradient_hook, self.owners = False, item.gradient_hook, item.owners
         start, length = self.span()
-        first, last = torch.searchsorted(self.indices, torch.tensor([start, start + length]).to(self.indices)).tolist()
+        indices = self.entries.indices()
+        first, last = torch.searchsorted(indices, torch.tensor([start, start + length]).to(indices)).tolist()
         self.part = slice(first, last)
-        self.start = start
-        self.values = item.values = item.values[self.part].float()  # the other processes hold the rest
+        self.here = encode(indices[self.part].cpu().numpy() - start, (length,), indices.device)
+        item.saved = item.values()[self.part]  # the other processes hold the rest
+        self._keep(item.saved.float())
+        self.stamp = self._stamp()
         self._hook_first()
 
     def span(self) -> tuple[int, int]:
@@ -64,17 +68,16 @@ class FragmentHeld(Held):
     def master(self) -> Tensor:
         """Return this process's fragment of the float32 weights."""
         fragment = self.parameter._hp_mapping  # type: ignore[attr-defined]
-        return self.values[:0] if fragment is None else fragment.get_hp_fragment().detach()
+        return self.saved[:0].float() if fragment is None else fragment.get_hp_fragment().detach()
 
-    def master_indices(self) -> Tensor:
-        """Return the flat indices of the frozen entries in `master()`, int64."""
-        return self.indices[self.part].long() - self.start
-
-    def moments(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """Return this process's fragments of the moments."""
         fragment = self.parameter._hp_mapping  # type: ignore[attr-defined]
-        keys = MOMENTS & set(getattr(fragment, "optim_fragment", None) or {})
-        return [fragment.get_hp_fragment(key) for key in keys]
+        return {key: fragment.get_hp_fragment(key) for key in getattr(fragment, "optim_fragment", None) or {}}
+
+    def was_touched(self) -> bool:
+        """Say no: the master is another tensor, whose writes are counted elsewhere."""
+        return False
 
     def _hook_first(self) -> None:
         """Let the gradient hook run before DeepSpeed's, which takes the gradient away to reduce it."""
@@ -105,9 +108,13 @@ class Stage3Held(FragmentHeld):
     def write(self) -> None:
         """Put the saved values back, also into a master that is offloaded."""
         part = self.master()
-        part.scatter_(0, self.master_indices(), self.values)
+        self.here.write(part, self.values())
         self.zero.set_local_hp_param(part, self.parameter)
 
-    def moments(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-        """Return nothing: they are zero in a new engine, and masked gradients keep them so."""
-        return []
+    def look(self) -> Tensor | None:
+        """Return nothing: an offloaded master would be fetched whole."""
+        return None
+
+    def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Return nothing: the moments are zero in a new engine, and masked gradients keep them so."""
+        return {}

@@ -1,4 +1,4 @@
-"""One frozen parameter: its frozen entries, their values, and the three things done to them.
+"""One frozen parameter: its frozen entries, their values, and what is done to them.
 
 All writes and comparisons go through integers of the same width, so that they are about bits: a NaN equals
 itself and a negative zero is not zero.
@@ -6,129 +6,103 @@ itself and a negative zero is not zero.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from surgeon.errors import FreezeError
+from surgeon.freeze.entries import bits, encode
+from surgeon.freeze.layout import (
+    is_first_replica,
+    is_plain,
+    local_flat,
+    local_indices,
+    local_shape,
+    shape_of,
+    whole_flat,
+)
 from surgeon.region.region import Indices
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_MAXIMUM_INT32 = 2**31 - 1
-# Only these may be zeroed: other state of a parameter's shape may be a copy of the weights.
-MOMENTS = {
-    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta",
-}  # fmt: skip
-TORCH_DTYPES = {
-    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2": torch.float8_e5m2, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-}  # fmt: skip
-
-
-def bits(tensor: Tensor) -> Tensor:
-    """View a tensor as integers of the same width."""
-    return tensor.view(_INTEGERS[tensor.element_size()])
-
-
-def shape_of(parameter: Tensor) -> tuple[int, ...]:
-    """Return a parameter's whole shape, also where this process holds a part of it or nothing."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def local_flat(tensor: Tensor, what: str) -> Tensor:
-    """View what this process holds of a tensor as one dimension, sharing memory, without autograd.
-
-    Raises:
-        FreezeError: it is not contiguous, so that no flat index names its entries.
-    """
-    local = tensor
-    if hasattr(tensor, "to_local"):
-        with torch.no_grad():
-            local = tensor.to_local()
-    if not local.is_contiguous():
-        raise FreezeError(f"{what}: not contiguous in memory; call .contiguous() on it before freezing")
-    return local.detach().view(-1)
-
-
-@contextmanager
-def whole_flat(parameter: Tensor) -> Iterator[Tensor]:
-    """Yield the whole parameter as one dimension; every process of a sharded one must enter together."""
-    if hasattr(parameter, "full_tensor"):
-        with torch.no_grad():
-            yield parameter.full_tensor().contiguous().view(-1)
-    elif hasattr(parameter, "ds_id"):
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter]):
-            yield parameter.detach().reshape(-1)
-    else:
-        yield parameter.detach().reshape(-1)
-
-
-def local_indices(parameter: Tensor, indices: Indices, what: str) -> Indices:
-    """Return the flat indices, inside what this process holds, of those given entries that it holds; sorted.
-
-    Raises:
-        FreezeError: the parameter is distributed in a way that is not understood.
-    """
-    if not hasattr(parameter, "to_local"):
-        return indices
-    from torch.distributed.tensor import Replicate, Shard
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    placements = parameter.placements  # type: ignore[attr-defined]
-    if not all(type(placement) in (Replicate, Shard) for placement in placements):
-        raise FreezeError(f"{what}: distributed as {placements}; freezing knows plain shards and replicas only")
-    shape = tuple(parameter.shape)
-    local_shape, offset = compute_local_shape_and_global_offset(shape, parameter.device_mesh, placements)  # type: ignore[attr-defined]
-    if not math.prod(local_shape):
-        return np.empty(0, dtype=np.int64)
-    coordinates = np.unravel_index(indices, shape)
-    inside = np.ones(indices.size, dtype=np.bool_)
-    moved = []
-    for coordinate, start, length in zip(coordinates, offset, local_shape, strict=True):
-        inside &= (coordinate >= start) & (coordinate < start + length)
-        moved.append(coordinate - start)
-    kept = np.ravel_multi_index([axis[inside] for axis in moved], tuple(local_shape))
-    return np.asarray(kept, dtype=np.int64)
+_NARROWER = {torch.float32: (torch.bfloat16, torch.float16), torch.float64: (torch.bfloat16, torch.float32)}
+_PLAIN = (torch.nn.Parameter, Tensor)
+_LOOKED_AT = 32  # entries of a parameter that are looked at before every step
+Owner = tuple[torch.nn.Module, str]  # a module, and the name under which it holds a parameter
 
 
 class Held:
     """The frozen entries of one parameter in this process.
 
-    `indices` are flat, into what this process holds of the parameter and of its gradient; `part` is the slice
-    of them whose master weights are here, and `values` are theirs. `copy` counts the parameters that an untied
-    model has under the names of one tensor. Memory: the indices (int32 where they fit)
-    and the values in the master's dtype, on the parameter's device.
+    `entries` are flat indices into what this process holds of the parameter and of its gradient; `part` is the
+    slice of them whose master weights are here, `here` their indices in `master()`, and `saved` their values, in the
+    narrowest dtype that holds them exactly, on the parameter's device. `copy` counts the parameters that an untied
+    model has under the names of one tensor; `owners` are the modules that hold the parameter.
     """
 
-    def __init__(self, name: str, parameter: torch.nn.Parameter, indices: Indices, copy: int = 0) -> None:
+    def __init__(
+        self, name: str, parameter: torch.nn.Parameter, indices: Indices, copy: int = 0, owners: tuple[Owner, ...] = ()
+    ) -> None:
         self.name = name
         self.copy = copy
         self.parameter = parameter
+        self.owners = owners
         self.part = slice(None)
         self.gradient_is_clean = False
         self.gradient_hook: RemovableHandle | None = None
-        mine = torch.from_numpy(local_indices(parameter, indices, f"tensor '{name}'")).to(parameter.device)
-        small = math.prod(shape_of(parameter)) <= _MAXIMUM_INT32
-        self.indices = mine.to(torch.int32) if small else mine
+        mine = local_indices(parameter, indices, f"tensor '{name}'")
+        self.entries = self.here = encode(mine, local_shape(parameter), parameter.device)
         with self.flat_view(parameter) as flat:
-            self.values = flat[mine.to(flat.device)]
+            self._keep(self.entries.select(flat))
+        self.stamp = self._stamp()
+
+    def _keep(self, values: Tensor) -> None:
+        """Save values, and choose which of them are looked at before every step: the outermost ones, and some more.
+
+        Whatever clamps, scales, rounds or prunes a tensor changes one of these.
+        """
+        self.saved, self.dtype = values, values.dtype
+        for narrow in _NARROWER.get(values.dtype, ()):
+            if torch.equal(bits(values.to(narrow).to(values.dtype)), bits(values)):
+                self.saved = values.to(narrow)
+                break
+        spread = torch.linspace(0, max(0, values.numel() - 1), min(_LOOKED_AT, values.numel())).long()
+        finite = values.float().nan_to_num()
+        outermost = [finite.argmin(), finite.argmax(), finite.abs().argmin()] if values.numel() else []
+        looked_at = torch.unique(torch.cat([spread.to(values.device), *(at.view(1) for at in outermost)]))
+        self.look_indices = self.here.indices()[looked_at]
+        self.look_bits = bits(values[looked_at])
+
+    @property
+    def stepped(self) -> Tensor:
+        """What the optimizer holds: the parameter."""
+        return self.parameter
+
+    @property
+    def count(self) -> int:
+        """Number of frozen entries whose masters are in this process."""
+        return self.saved.numel()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory taken."""
+        kept = {*self.entries.tensors(), *self.here.tensors(), self.saved, self.look_indices, self.look_bits}
+        return sum(tensor.nbytes for tensor in kept)
 
     @property
     def is_partial(self) -> bool:
         """True if this process holds a part of the parameter only (FSDP2)."""
         return hasattr(self.parameter, "to_local")
 
+    @property
+    def is_counted(self) -> bool:
+        """True in one process of those that hold the same entries."""
+        return is_first_replica(self.parameter)
+
     @contextmanager
     def flat_view(self, parameter: Tensor) -> Iterator[Tensor]:
-        """Yield a parameter as one dimension in which `indices` hold."""
+        """Yield a parameter as one dimension in which `entries` hold."""
         if hasattr(parameter, "ds_id"):
             with whole_flat(parameter) as flat:
                 yield flat
@@ -139,27 +113,44 @@ class Held:
         """Return the flat weights that the optimizer changes, as far as this process holds them."""
         return local_flat(self.parameter.data, f"tensor '{self.name}'")
 
-    def master_indices(self) -> Tensor:
-        """Return the flat indices of the frozen entries in `master()`, int64."""
-        return self.indices.long()
+    def values(self) -> Tensor:
+        """Return the saved values in the dtype of the master weights."""
+        return self.saved.to(self.dtype)
 
     def write(self) -> None:
         """Put the saved values back."""
         target = self.master()
         self._follow(target)
-        bits(target).scatter_(0, self.master_indices(), bits(self.values))
+        self.here.write(target, self.values())
+        self.stamp = self._stamp()
 
     def moved(self) -> int:
         """Return how many frozen entries in this process do not hold their saved bits."""
         target = self.master()
         self._follow(target)
-        return count_moved(target, self.master_indices(), self.values)
+        return count_moved(self.here.select(target), self.values())
+
+    def seems_moved(self) -> bool:
+        """Like `moved`, as it is asked between steps."""
+        return self.moved() > 0
+
+    def was_touched(self) -> bool:
+        """True if the parameter was written to since the last `write`, as far as autograd counts writes."""
+        return self.stamp != self._stamp()
+
+    def look(self) -> Tensor | None:
+        """Return the few entries that `look_bits` tells of, or None where that is not cheap."""
+        target = self.parameter.detach().view(-1) if type(self.parameter) in _PLAIN else self.master()
+        if target.device != self.saved.device or target.dtype != self.dtype:
+            self._follow(target)
+        return target.index_select(0, self.look_indices)
 
     def moved_in(self, parameter: Tensor) -> int:
         """Return how many entries differ in another copy of the parameter, which may be of a narrower dtype."""
         self._require_same_shards(parameter)
         with self.flat_view(parameter) as flat:
-            return count_moved(flat, self.indices[self.part].long(), self.values)
+            found = flat.index_select(0, self._indices_here().to(flat.device))
+            return count_moved(found, self.values().to(flat.device))
 
     def write_to(self, parameter: Tensor) -> None:
         """Put the saved values into another copy of the parameter."""
@@ -167,8 +158,7 @@ class Held:
         if hasattr(parameter, "ds_id"):
             raise FreezeError(f"tensor '{self.name}': restore works on a saved ZeRO-3 model, not on a running one")
         with self.flat_view(parameter) as flat:
-            indices = self.indices[self.part].long().to(flat.device)
-            bits(flat).scatter_(0, indices, bits(self.values.to(flat)))
+            bits(flat).scatter_(0, self._indices_here().to(flat.device), bits(self.values().to(flat)))
 
     def zero_gradient(self) -> None:
         """Set the gradient of the frozen entries to zero.
@@ -184,31 +174,48 @@ class Held:
                 f"tensor '{self.name}': its gradient is sparse; make the embedding with sparse=False to freeze entries"
             )
         flat = local_flat(gradient, f"the gradient of tensor '{self.name}'")
-        bits(flat).index_fill_(0, self.indices.to(flat.device).long(), 0)
+        self.entries.to(flat.device)
+        self.entries.clear(flat)
         self.gradient_is_clean = True
 
-    def moments(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-        """Return the optimizer's moments of `master()`, flat like it."""
-        state = optimizer.state.get(self.parameter, {})
-        keys = [key for key in MOMENTS & state.keys() if state[key].shape == self.parameter.shape]
-        return [local_flat(state[key], f"{key} of tensor '{self.name}'") for key in keys]
+    def look_at_gradient(self) -> Tensor | None:
+        """Return the gradient of the few entries that are looked at, None if there is no gradient."""
+        gradient = self.parameter.grad
+        if gradient is None or self.part != slice(None):
+            return None
+        flat = local_flat(gradient, f"the gradient of tensor '{self.name}'")
+        return flat.index_select(0, self.look_indices.to(flat.device))
 
-    def clean_moments(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Set the moments of the frozen entries to zero; returns whether any was not."""
-        dirty = False
-        for moment in self.moments(optimizer):
-            indices = self.master_indices().to(moment.device)
-            dirty = dirty or bool(moment[indices].any())
-            bits(moment).index_fill_(0, indices, 0)
-        return dirty
+    def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Return, flat like `master()`, what of an optimizer's state has an entry for each entry of the parameter.
+
+        State that is quantized (low-bit optimizers) is left out: no view of it is an entry.
+        """
+        return {
+            key: local_flat(value, f"{key} of tensor '{self.name}'")
+            for key, value in optimizer.state.get(self.parameter, {}).items()
+            if isinstance(value, Tensor) and value.shape == self.parameter.shape and is_plain(value)
+        }
+
+    def is_replaced(self) -> bool:
+        """True if a module that held the parameter holds another one under its name."""
+        return any(module._parameters.get(name) is not self.parameter for module, name in self.owners)
+
+    def _indices_here(self) -> Tensor:
+        return self.entries.indices()[self.part]
+
+    def _stamp(self) -> tuple[int, int]:
+        return self.parameter._version, self.parameter.data_ptr() if not self.is_partial else 0
 
     def _follow(self, target: Tensor) -> None:
-        if target.device != self.values.device:  # the model was moved after freezing
-            self.values = self.values.to(target.device)
-            self.indices = self.indices.to(target.device)
-        if target.dtype != self.values.dtype:
+        if target.device != self.saved.device:  # the model was moved after freezing
+            self.saved, self.look_bits = self.saved.to(target.device), self.look_bits.to(target.device)
+            self.look_indices = self.look_indices.to(target.device)
+            self.entries.to(target.device)
+            self.here.to(target.device)
+        if target.dtype != self.dtype:
             raise FreezeError(
-                f"tensor '{self.name}': was {self.values.dtype} when it was frozen and is {target.dtype} now; "
+                f"tensor '{self.name}': was {self.dtype} when it was frozen and is {target.dtype} now; "
                 "convert the model first and freeze it then"
             )
 
@@ -221,7 +228,6 @@ class Held:
             )
 
 
-def count_moved(flat: Tensor, indices: Tensor, values: Tensor) -> int:
-    """Return how many of `flat[indices]` differ in bits from `values`, rounded to the dtype of `flat`."""
-    found = flat[indices.to(flat.device)]
-    return int((bits(found) != bits(values.to(found))).sum())
+def count_moved(found: Tensor, values: Tensor) -> int:
+    """Return how many of the entries found differ in bits from `values`, rounded to their dtype."""
+    return int((bits(found) != bits(values.to(found.dtype))).sum())

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback
 
 from surgeon.freeze.bundle import Bundle
@@ -20,6 +21,10 @@ class LightningFreeze(Callback):
 
     It binds at `on_train_start`, when the strategy has set the model and optimizers up and a checkpoint, if
     any, has been restored. `frozen` is the `Frozen` object from that moment on. `options` go to `freeze`.
+
+    The averaged models of Lightning's own callbacks (`EMAWeightAveraging`, `StochasticWeightAveraging`) are frozen
+    too, wherever they stand in the list: each reads its average in a later hook than the one that updates it, and
+    the entries are put back in between.
     """
 
     def __init__(self, source: str | Path | Bundle | Region, **options: Any) -> None:
@@ -28,15 +33,41 @@ class LightningFreeze(Callback):
         self.frozen: Frozen | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Freeze the module and follow all its optimizers.
+        """Freeze the module and its averages, and follow all its optimizers.
 
         Raises:
             FreezeError: the bundle does not fit the module.
         """
         self.frozen = freeze(pl_module, self.source, list(trainer.optimizers), **self.options)
+        for callback in trainer.callbacks:
+            average = getattr(callback, "_average_model", None)
+            if isinstance(average, torch.nn.Module):
+                self.frozen.follow(average)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        """Put the entries back into averages."""
+        self._restore_averages()
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Put the entries back into averages."""
+        self._restore_averages()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Put the entries back into averages, which validation may swap into the model."""
+        self._restore_averages()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Verify the entries and take the hooks off.
+        """Put the entries back into averages, which become the model now, and verify it.
+
+        Raises:
+            FreezeError: entries have moved.
+        """
+        self._restore_averages()
+        if self.frozen is not None:
+            self.frozen.verify()
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Verify what all callbacks have left, and take the hooks off.
 
         Raises:
             FreezeError: entries have moved.
@@ -45,3 +76,7 @@ class LightningFreeze(Callback):
             checked = self.frozen.verify()
             self.frozen.remove()
             logger.info("%d frozen entries hold their original bits", checked)
+
+    def _restore_averages(self) -> None:
+        if self.frozen is not None:
+            self.frozen.restore_copies()

@@ -70,7 +70,9 @@ def rebuild(
     if not _NAME.fullmatch(marker.variant):
         raise InputError(f"{name}: {marker.variant!r} cannot name a folder")
     try:
-        spec = VariantSpec.model_validate({"operations": marker.operations, "freeze": marker.freeze})
+        spec = VariantSpec.model_validate(
+            {"operations": marker.operations, "freeze": marker.freeze, "train_only": marker.train_only}
+        )
     except ValidationError as error:
         raise InputError(f"{name}: {MARKER} holds operations that this surgeon does not know ({error})") from None
     regions = _regions(folder, name, marker)
@@ -79,7 +81,7 @@ def rebuild(
         if donor_hash(donor, jobs) != expected:
             raise CheckpointError(f"{donor}: not the one whose values {name} was made with (its hash is another)")
     out = output if output is not None else Path("out") / name.removeprefix("hf://").rstrip("/").split("/")[-1]
-    frozen = regions[spec.freeze] if spec.freeze is not None else None
+    held = regions[spec.held] if spec.held is not None else None
     destination = out / VARIANTS / marker.variant
     owner = str(marker.recipe.get("name", marker.variant))
     with output_lock(out, owner, overwrite), progress.task(f"write {marker.variant}", checkpoint.data_bytes) as advance:
@@ -89,7 +91,7 @@ def rebuild(
             regions,
             destination,
             marker=marker,
-            complete=partial(write_freeze, checkpoint, frozen),
+            complete=partial(write_freeze, checkpoint, held),
             jobs=jobs,
             advance=advance,
         )

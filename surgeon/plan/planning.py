@@ -87,10 +87,12 @@ def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Ma
     }
     touched = touched_tensors(checkpoint, spec.operations, shapes)
     operations = [f"{operation.kind} {operation.region}" for operation in spec.operations]
+    named = (("freeze", spec.freeze), ("train only", spec.train_only))
+    held = [f"{polarity} {region}" for polarity, region in named if region is not None]
     return VariantPlan(
         name,
         spec.write,
-        tuple(operations + ([f"freeze {spec.freeze}"] if spec.freeze is not None else [])),
+        tuple(operations + held),
         len(touched),
         sum(region.entries for region in used.values()),
         len({checkpoint.tensors[tensor].path for tensor in touched}),

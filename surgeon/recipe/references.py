@@ -85,9 +85,10 @@ def _region(name: str, region: Mapping[str, Any], regions: Mapping[str, Any]) ->
 
 
 def _variant(name: str, variant: Mapping[str, Any], regions: Mapping[str, Any]) -> Found:
-    frozen = variant.get("freeze")
-    if isinstance(frozen, str) and frozen not in regions:
-        yield ("variants", name, "freeze"), _none("region", frozen, regions)
+    for polarity in ("freeze", "train_only"):
+        held = variant.get(polarity)
+        if isinstance(held, str) and held not in regions:
+            yield ("variants", name, polarity), _none("region", held, regions)
     for i, operation in enumerate(_list(variant.get("operations"))):
         if not isinstance(operation, dict):
             continue

@@ -234,6 +234,9 @@ class VariantSpec(Model):
 
     operations: list[AnyOperation] = Field([], description="what to do to which region, in this order")
     freeze: str | None = Field(None, description="a region whose entries trainers shall keep; writes `freeze/` beside")
+    train_only: str | None = Field(
+        None, description="a region whose entries alone trainers shall change; writes `freeze/` beside"
+    )
     write: bool | Literal["patch"] = Field(
         True,
         description="a whole checkpoint, or `patch`: what changed, as one file (docs/patch-format.md), or nothing; "
@@ -248,16 +251,24 @@ class VariantSpec(Model):
             return {"write": False, **data}
         return data
 
+    @property
+    def held(self) -> str | None:
+        """The region that a bundle beside the weights speaks of, if there is one."""
+        return self.freeze if self.freeze is not None else self.train_only
+
     @model_validator(mode="after")
     def _does_something(self) -> VariantSpec:
-        if not self.operations and self.freeze is None:
-            raise ValueError("does nothing: give it `operations: [{zero: REGION}]`, or `freeze: REGION`")
-        if self.freeze is not None and self.write is not True:
+        if not self.operations and self.held is None:
+            raise ValueError(
+                "does nothing: give it `operations: [{zero: REGION}]`, `freeze: REGION` or `train_only: REGION`"
+            )
+        if self.freeze is not None and self.train_only is not None:
+            raise ValueError("has both `freeze` and `train_only`: one is the complement of the other, so give one")
+        if self.held is not None and self.write is not True:
             told = "; say `write: true`" if self.sweep else ""
             given = str(self.write).lower()
-            raise ValueError(
-                f"freeze writes a bundle beside the weights, so it does not go with `write: {given}`{told}"
-            )
+            key = "freeze" if self.freeze is not None else "train_only"
+            raise ValueError(f"{key} writes a bundle beside the weights, so it does not go with `write: {given}`{told}")
         return self
 
 

@@ -233,6 +233,7 @@ def _uses(variant: Node) -> Iterator[tuple[KeyPath, Node]]:
             region = operation.child(kind)
             if region is not None and isinstance(region.value, str):
                 yield ("operations", i, kind), region
-    frozen = variant.child("freeze")
-    if frozen is not None and isinstance(frozen.value, str):
-        yield ("freeze",), frozen
+    for polarity in ("freeze", "train_only"):
+        held = variant.child(polarity)
+        if held is not None and isinstance(held.value, str):
+            yield (polarity,), held

@@ -165,6 +165,11 @@ def _warning(plan: Plan, variant: str) -> str:
             "\n\nThe folder `freeze/` names entries that further training shall keep: "
             "`surgeon.freeze.freeze(model, THIS_REPOSITORY, optimizer)`."
         )
+    if spec.train_only is not None:
+        text += (
+            "\n\nThe folder `freeze/` names the entries that further training may change, and no others: "
+            "`surgeon.freeze.freeze(model, THIS_REPOSITORY, optimizer)`."
+        )
     return text
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from surgeon.checkpoint.naming import ROLES
 from surgeon.diff.diff import KINDS, Change, Diff, Kind, TensorDiff
-from surgeon.freeze.bundle import shorten
+from surgeon.errors import shorten
 from surgeon.region.overlap import Overlap, TensorOverlap
 from surgeon.region.patch import Patch
 from surgeon.report.terminal import Fitting, sparkline, table

@@ -18,8 +18,8 @@ from surgeon.checkpoint.naming import place, scope, unknown_kinds
 from surgeon.checkpoint.quantized import quantization
 from surgeon.checkpoint.sources import local_file
 from surgeon.checkpoint.storage import DTYPE_BITS
-from surgeon.errors import InputError
-from surgeon.freeze.bundle import FOLDER, MANIFEST, REGION, Bundle, shorten
+from surgeon.errors import InputError, shorten
+from surgeon.freeze.bundle import FOLDER, MANIFEST, REGION, Bundle
 from surgeon.region.dimensions import hidden_size
 from surgeon.region.patch import Patch, is_patch_file
 from surgeon.region.region import Region, is_region_file
@@ -63,7 +63,8 @@ def _bundle_of(checkpoint: Checkpoint) -> Bundle | None:
         return Bundle.load(path)
     if not (checkpoint.is_remote and (path / MARKER).is_file()):
         return None
-    return Bundle.load(checkpoint.source.pinned) if Marker.read(path).freeze is not None else None
+    marker = Marker.read(path)
+    return Bundle.load(checkpoint.source.pinned) if marker.freeze or marker.train_only else None
 
 
 def _bundle(path: Path) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Marker(BaseModel):
     operations: list[dict[str, Any]]
     donors: dict[str, str] = {}
     freeze: str | None = None
+    train_only: str | None = None
     regions: dict[str, str]
     model: MarkedModel
     recipe: dict[str, Any]

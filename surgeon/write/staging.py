@@ -338,14 +338,21 @@ def _rename(folder: Path, destination: Path) -> None:
 
 
 def write_freeze(checkpoint: Checkpoint, region: Region | None, stage: Path, marker: Marker) -> None:
-    """Write `freeze/` beside staged weights, if there is a region to freeze."""
+    """Write `freeze/` beside staged weights, if there is a region that trainers shall keep, or alone change."""
     if region is None:
         return
     from surgeon.model.model import model_places
 
     model = marker.model
     base = {"name": model.source, "revision": model.revision, "content_sha256": model.content_sha256}
-    write_bundle(stage, region, base=base, ties=checkpoint.ties, places=model_places(checkpoint))
+    write_bundle(
+        stage,
+        region,
+        base=base,
+        ties=checkpoint.ties,
+        places=model_places(checkpoint),
+        train_only=marker.train_only is not None,
+    )
 
 
 def files_below(folder: Path) -> tuple[Path, ...]:

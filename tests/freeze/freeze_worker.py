@@ -18,6 +18,7 @@ import torch.distributed as distributed
 from freezing import batches, load
 from safetensors.torch import save_file
 
+from surgeon.errors import FreezeError
 from surgeon.freeze import freeze
 
 STEPS = 3
@@ -101,7 +102,7 @@ def train_deepspeed(setup: str, base: Path, output: Path) -> None:
     from surgeon.freeze.deepspeed import FragmentHeld
 
     # Moments are not cleaned here, so that only masked gradients can keep them clean.
-    FragmentHeld.moments = lambda self, optimizer: []  # type: ignore[method-assign]
+    FragmentHeld.state = lambda self, optimizer: {}  # type: ignore[method-assign]
     stage, half_precision = int(setup[4]), setup.endswith("fp16")
     precision: dict[str, Any] = {"bf16": {"enabled": True}}
     if half_precision:  # the first scale is far too large, so that steps are skipped
@@ -139,6 +140,102 @@ def train_deepspeed(setup: str, base: Path, output: Path) -> None:
     save(half, output / "half" / "model.safetensors")
 
 
+def train_too_early(setup: str, base: Path, output: Path) -> None:
+    """Freeze first and distribute then: nothing of it may pass for frozen."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = load(base, torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    frozen = freeze(model, base, optimizer)
+    said = {}
+    if setup == "zero-too-early":
+        import deepspeed
+
+        config = {
+            "train_micro_batch_size_per_gpu": 2, "bf16": {"enabled": True}, "zero_allow_untested_optimizer": True,
+            "zero_optimization": {"stage": 2},
+        }  # fmt: skip
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        try:
+            engine.backward(engine(**own_batches(1)[0]).loss)
+            engine.step()
+        except FreezeError as error:
+            said["step"] = str(error)
+    else:
+        fully_shard(model)
+        try:
+            frozen.verify()
+        except FreezeError as error:
+            said["verify"] = str(error)
+        for attached in (torch.optim.AdamW(model.parameters(), lr=1e-2), optimizer):
+            attached.param_groups[0]["params"] = list(model.parameters())
+            model(**own_batches(1)[0]).loss.backward()
+            try:
+                attached.step()
+            except FreezeError as error:
+                said["step" if attached is optimizer else "other"] = str(error)
+    (output / f"rank{rank()}.json").write_text(json.dumps(said))
+
+
+def train_tensor_parallel(setup: str, base: Path, output: Path) -> None:
+    """Shards of some tensors, replicas of the others; each entry counts once."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    model = load(base, torch.float32)
+    mesh = init_device_mesh("cpu", (2,))
+    plan = {**{f"{name}_proj": ColwiseParallel() for name in "qkv"}, "o_proj": RowwiseParallel()}
+    for layer in model.model.layers:
+        parallelize_module(layer.self_attn, mesh, plan)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, foreach=False)
+    frozen = freeze(model, base, optimizer)
+    for batch in batches(STEPS):  # every process sees the same data
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    save(model.state_dict(), output / "model.safetensors")
+    checked = frozen.verify()
+    moved = ""
+    with torch.no_grad():
+        model.model.norm.weight.add_(1)
+    try:
+        frozen.verify()
+    except FreezeError as error:
+        moved = str(error)
+    (output / f"rank{rank()}.json").write_text(
+        json.dumps({"entries": frozen.entries, "checked": checked, "moved": moved})
+    )
+
+
+def train_powersgd(setup: str, base: Path, output: Path) -> None:
+    """DDP with low-rank gradients, which are nowhere zero, and are written after the backward hooks."""
+    from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+    from torch.nn.parallel import DistributedDataParallel
+
+    model = load(base, torch.float32)
+    wrapped = DistributedDataParallel(model)
+    state = powerSGD_hook.PowerSGDState(
+        None, matrix_approximation_rank=1, start_powerSGD_iter=2, min_compression_rate=1
+    )
+    wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    frozen = freeze(model, base, optimizer)
+    dense = 0
+    for batch in own_batches(2 * STEPS):
+        optimizer.zero_grad()
+        wrapped(**batch).loss.backward()
+        gradient = model.lm_head.weight.grad.flatten()
+        dense += int((gradient[torch.from_numpy(frozen.bundle.region.indices("lm_head.weight"))] != 0).sum())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    dirty = 0
+    for name, parameter in model.named_parameters():
+        moment = optimizer.state[parameter]["exp_avg"].flatten()
+        dirty += int((moment[torch.from_numpy(frozen.bundle.region.indices(name))] != 0).sum())
+    save(model.state_dict(), output / "model.safetensors")
+    report(frozen, output, dirty_moments=dirty, gradients=dense)
+
+
 def train_trainer(setup: str, base: Path, output: Path) -> None:
     import transformers
 
@@ -164,6 +261,10 @@ SETUPS = {
     "accelerate-fsdp2": train_accelerate,
     "fsdp2-mixed": train_fsdp2_mixed,
     "trainer-ddp": train_trainer,
+    "fsdp2-too-early": train_too_early,
+    "zero-too-early": train_too_early,
+    "tensor-parallel": train_tensor_parallel,
+    "powersgd": train_powersgd,
     "zero1": train_deepspeed,
     "zero2": train_deepspeed,
     "zero3": train_deepspeed,
@@ -176,7 +277,7 @@ SETUPS = {
 def main() -> None:
     setup, base, output = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
-    if setup in ("fsdp2-mixed",):
+    if setup in ("fsdp2-mixed", "fsdp2-too-early", "tensor-parallel", "powersgd"):
         distributed.init_process_group("gloo")
     SETUPS[setup](setup, base, output)
     distributed.barrier()

@@ -48,11 +48,22 @@ def random_region(stored: dict[str, torch.Tensor], fraction: float = 0.05, seed:
 def make_bundle(folder: Path, dtype: torch.dtype = torch.float32, fraction: float = 0.05, **changes: Any) -> Path:
     """Save a tiny model with a freeze bundle over all its tensors; returns the folder."""
     model = tiny_model(dtype, **changes)
+    plant(model, fraction)
     model.save_pretrained(folder)
     stored = load_file(folder / "model.safetensors")
     ties = [["model.embed_tokens.weight", "lm_head.weight"]] if model.config.tie_word_embeddings else []
     write_bundle(folder, random_region(stored, fraction), base={"name": "tiny", "revision": None}, ties=ties)
     return folder
+
+
+def plant(model: Any, fraction: float) -> None:
+    """Make the first entry that will be frozen of every tensor a negative zero, and the second one a denormal."""
+    state = model.state_dict()
+    region = random_region(state, fraction)
+    for name, tensor in state.items():
+        flat = tensor.view(-1)
+        indices = torch.from_numpy(region.indices(name)[:2])
+        flat[indices] = torch.tensor([-0.0, torch.finfo(flat.dtype).tiny / 4]).to(flat.dtype)[: len(indices)]
 
 
 def load(folder: Path, dtype: torch.dtype | None = None) -> Any:

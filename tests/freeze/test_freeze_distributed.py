@@ -61,6 +61,34 @@ def test_shards_hold_their_part_of_the_frozen_entries(base: Path, tmp_path: Path
     assert all(0 < result["entries"] < entries and result["checked"] == entries for result in ranks)
 
 
+def test_freezing_before_fully_shard_is_no_freezing(base: Path, tmp_path: Path) -> None:
+    for said in launch("fsdp2-too-early", base, tmp_path):
+        assert "no longer has the parameters that were frozen" in said["verify"]
+        assert "which is frozen, and is not attached" in said["other"]
+        assert "the optimizer no longer holds" in said["step"]
+
+
+def test_tensor_parallel_counts_an_entry_once(base: Path, tmp_path: Path) -> None:
+    ranks = launch("tensor-parallel", base, tmp_path)
+    check_saved(tmp_path, base)
+    region = Bundle.load(base).region
+    assert [result["checked"] for result in ranks] == [region.entries] * 2
+    norm = region["model.norm.weight"].entries
+    assert all(f"{norm} of {region.entries} frozen entries have moved" in result["moved"] for result in ranks)
+
+
+def test_low_rank_gradients_leave_no_state(base: Path, tmp_path: Path) -> None:
+    ranks = launch("powersgd", base, tmp_path)
+    check_saved(tmp_path, base)
+    assert all(result["dirty_moments"] == 0 < result["gradients"] for result in ranks)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+def test_freezing_before_deepspeed_initialize_is_no_freezing(base: Path, tmp_path: Path) -> None:
+    for said in launch("zero-too-early", base, tmp_path):
+        assert "replaced after freeze()" in said["step"]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
 @pytest.mark.parametrize("setup", ["zero1", "zero2", "zero3", "zero1-fp16", "zero2-fp16", "zero3-fp16"])
 def test_zero_keeps_the_float32_masters(base: Path, tmp_path: Path, setup: str) -> None:

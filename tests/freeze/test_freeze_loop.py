@@ -301,11 +301,6 @@ def test_negative_zeros_and_nans_keep_their_bits() -> None:
         frozen.verify()
 
 
-def test_memory_is_values_and_indices_only(base: Path) -> None:
-    frozen = freeze(load(base), base)
-    assert frozen.nbytes == frozen.entries * (4 + 4)
-
-
 class TestRefusals:
     def test_backward_without_an_optimizer(self, base: Path) -> None:
         model = load(base)
@@ -327,11 +322,9 @@ class TestRefusals:
         inner = {parameter: torch.optim.SGD([parameter], lr=0.1, weight_decay=0.1) for parameter in model.parameters()}
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(lambda tensor: inner[tensor].step())
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        freeze(model, base, optimizer)
-        model(**batches(1)[0]).loss.backward()
-        with pytest.raises(FreezeError, match="something other than the attached optimizer"):
-            optimizer.step()
+        freeze(model, base, torch.optim.SGD(model.parameters(), lr=0.1))
+        with pytest.raises(FreezeError, match=r"SGD is about to change .*, which is frozen, and is not attached"):
+            model(**batches(1)[0]).loss.backward()
 
     def test_parameters_replaced_after_freezing(self, base: Path) -> None:
         model = load(base)

@@ -11,6 +11,7 @@ import torch
 import transformers
 from conftest import byte_tokenizer
 from freezing import batches, compare, inside_by_diff, load, make_bundle, saved_state
+from safetensors.torch import save_file
 
 from surgeon.errors import FreezeError
 from surgeon.freeze import Bundle, FreezeCallback, freeze, merge, verify_saved
@@ -94,6 +95,39 @@ def test_trainer(base: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     assert callback.frozen.verify(model) == Bundle.load(base).region.entries
 
 
+@pytest.mark.parametrize("optim", ["adamw_torch_8bit", "adamw_torch_4bit"])
+def test_trainer_with_low_bit_optimizers(base: Path, tmp_path: Path, optim: str) -> None:
+    """They keep their state in tensor subclasses of the parameter's shape."""
+    pytest.importorskip("torchao")
+    changes = {"optim": optim, "learning_rate": 0.01, "max_steps": 3, "save_steps": 3, "warmup_steps": 0}
+    trainer = transformers.Trainer(
+        model=load(base, torch.float32),
+        args=transformers.TrainingArguments(**arguments(tmp_path, **changes)),
+        train_dataset=Rows(),
+        callbacks=[FreezeCallback(base)],
+    )
+    trainer.train()
+    check_saved(tmp_path / "checkpoint-3", base)
+
+
+def test_trainer_refuses_to_go_on_from_a_checkpoint_that_moved(base: Path, tmp_path: Path) -> None:
+    """`on_save` looks at what was written, whoever changed it."""
+
+    class Meddler(transformers.TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            file = tmp_path / f"checkpoint-{state.global_step}" / "model.safetensors"
+            save_file({name: tensor + 1 for name, tensor in saved_state(file.parent).items()}, file)
+
+    trainer = transformers.Trainer(
+        model=load(base, torch.float32),
+        args=transformers.TrainingArguments(**arguments(tmp_path)),
+        train_dataset=Rows(),
+        callbacks=[Meddler(), FreezeCallback(base)],
+    )
+    with pytest.raises(FreezeError, match=r"checkpoint-2: frozen entries have changed"):
+        trainer.train()
+
+
 def test_trainer_without_freezing(base: Path, tmp_path: Path) -> None:
     options = transformers.TrainingArguments(**arguments(tmp_path, optim="adamw_torch_fused"))
     transformers.Trainer(model=load(base, torch.float32), args=options, train_dataset=Rows()).train()
@@ -150,45 +184,98 @@ def test_trl_sft_trainer(base: Path, tmp_path: Path, freezes: bool) -> None:
         (check_saved if freezes else check_moved)(tmp_path / f"checkpoint-{step}", base, share=0.7)
 
 
-def test_lightning(base: Path, tmp_path: Path) -> None:
-    lightning = pytest.importorskip("lightning.pytorch")
-    from surgeon.freeze import LightningFreeze
+class LightningRun:
+    """A Lightning fit of the base in float32, saved by Lightning and by transformers."""
 
-    class Module(lightning.LightningModule):  # type: ignore[name-defined,misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = load(base, torch.float32)
+    def __init__(self, base: Path, folder: Path) -> None:
+        self.base, self.folder = base, folder
+        self.lightning = pytest.importorskip("lightning.pytorch")
 
-        def training_step(self, batch: Any, index: int) -> Any:
-            return self.net(**batch).loss
+    def module(self) -> Any:
+        base = self.base
 
-        def configure_optimizers(self) -> Any:
-            optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.1)
-            return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)}
+        class Module(self.lightning.LightningModule):  # type: ignore[name-defined,misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = load(base, torch.float32)
 
-    def fit(steps: int, checkpoint: Path | None = None, freezes: bool = True) -> Any:
-        module, callback = Module(), LightningFreeze(base)
-        trainer = lightning.Trainer(
-            max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, gradient_clip_val=0.5,
-            enable_model_summary=False, callbacks=[callback] if freezes else [], default_root_dir=tmp_path,
-            enable_checkpointing=False, accumulate_grad_batches=2,
+            def training_step(self, batch: Any, index: int) -> Any:
+                return self.net(**batch).loss
+
+            def validation_step(self, batch: Any, index: int) -> None:
+                self.log("loss", self.net(**batch).loss)
+
+            def configure_optimizers(self) -> Any:
+                optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.1)
+                return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)}
+
+        return Module()
+
+    def fit(self, callbacks: list[Any], checkpoint: Path | None = None, **options: Any) -> None:
+        module = self.module()
+        trainer = self.lightning.Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, gradient_clip_val=0.5,
+            enable_model_summary=False, callbacks=callbacks, default_root_dir=self.folder,
+            **{"enable_checkpointing": False, "accumulate_grad_batches": 2, **options},
         )  # fmt: skip
         rows = torch.utils.data.DataLoader(Rows(), batch_size=2)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the number of workers
-            trainer.fit(module, rows, ckpt_path=checkpoint)
-        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
-        module.net.save_pretrained(tmp_path / "saved")
-        return callback
+            trainer.fit(module, rows, rows if "val_check_interval" in options else None, ckpt_path=checkpoint)
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+        module.net.save_pretrained(self.folder / "saved")
 
-    for steps, before in ((2, None), (4, tmp_path / "2.ckpt")):
-        callback = fit(steps, before)
-        saved = torch.load(tmp_path / f"{steps}.ckpt", weights_only=False)["state_dict"]
+
+def test_lightning(base: Path, tmp_path: Path) -> None:
+    run = LightningRun(base, tmp_path)
+    from surgeon.freeze import LightningFreeze
+
+    for steps, before in ((2, None), (4, tmp_path / "last.ckpt")):
+        callback = LightningFreeze(base)
+        run.fit([callback], before, max_steps=steps)
+        saved = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]
         inside, outside = compare(base, {name.removeprefix("net."): tensor for name, tensor in saved.items()})
         assert inside == 0 < outside
-        assert callback.frozen.entries == Bundle.load(base).region.entries
+        assert callback.frozen is not None
+        assert callback.frozen.entries == verify_saved(tmp_path / "last.ckpt", base)
         check_saved(tmp_path / "saved", base)
-    fit(4, freezes=False)
+    run.fit([], max_steps=4)
+    check_moved(tmp_path / "saved", base)
+
+
+@pytest.mark.parametrize("freeze_comes", ["first", "last"])
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+def test_lightning_averages_are_frozen_too(base: Path, tmp_path: Path, kind: str, freeze_comes: str) -> None:
+    """In checkpoints on the way too, in validation, which swaps it in, and at the end, where it is the model."""
+    run = LightningRun(base, tmp_path)
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    from surgeon.freeze import LightningFreeze
+
+    def averaging() -> Any:
+        if kind == "swa":
+            return callbacks.StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1, annealing_epochs=1)
+        if not hasattr(callbacks, "EMAWeightAveraging"):
+            pytest.skip("this Lightning has no EMAWeightAveraging")
+        return callbacks.EMAWeightAveraging(decay=0.7)
+
+    def fit(callback: Any, name: str) -> list[Path]:
+        checkpoints = callbacks.ModelCheckpoint(dirpath=tmp_path / name, save_top_k=-1, every_n_epochs=1)
+        both = [callback, averaging()] if freeze_comes == "first" else [averaging(), callback]
+        options = {"val_check_interval": 2, "enable_checkpointing": True, "accumulate_grad_batches": 1}
+        run.fit([*(each for each in both if each), checkpoints], max_epochs=4, **options)
+        return sorted((tmp_path / name).glob("*.ckpt"))
+
+    callback = LightningFreeze(base)
+    written = fit(callback, "frozen")
+    entries = Bundle.load(base).region.entries
+    assert len(written) >= 4
+    for file in [*written, tmp_path / "last.ckpt"]:
+        saved = torch.load(file, weights_only=False)["state_dict"]
+        inside, outside = compare(base, {name.removeprefix("net."): tensor for name, tensor in saved.items()})
+        assert inside == 0 < outside, file
+        assert verify_saved(file, base) == entries
+    check_saved(tmp_path / "saved", base)
+    fit(None, "free")
     check_moved(tmp_path / "saved", base)
 
 

@@ -1,0 +1,127 @@
+"""`verify_saved`: whether a checkpoint on disk still holds every frozen entry, by the hashes of the bundle alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.checkpoint.hashing import sha256
+from surgeon.checkpoint.storage import NUMPY_DTYPES, map_bytes, view
+from surgeon.errors import FreezeError, shorten
+from surgeon.freeze.bundle import Bundle, aliases, entries_of, fitting, stored_tensors
+
+TORCH_FILES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+_INSIDE = ("state_dict", "model_state_dict", "module", "model")  # where trainers put the weights in their own files
+_Read = Callable[[], NDArray[Any]]  # the frozen entries of one tensor, in ascending flat index
+
+
+def verify_saved(path: str | Path, bundle: Bundle | str | Path) -> int:
+    """Check on disk that a saved checkpoint still holds every frozen entry; returns how many were checked.
+
+    `path` is a folder of safetensors files or, where there is none, of files that `torch.save` wrote
+    (`pytorch_model.bin`, `.pt`, `.pth`, Lightning's `.ckpt`), or one such file. It may be stored in another dtype
+    than the base if that dtype holds the base's values exactly.
+
+    Raises:
+        FreezeError: an entry has moved, a tensor is missing or of another shape, or the bundle is a bare region.
+    """
+    path = Path(path)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    if not bundle.tensors:
+        raise FreezeError(f"{bundle.source}: a bare region says nothing of values; use `surgeon diff BASE TRAINED`")
+    files = torch_files(path)
+    readers = _from_torch(path, files, bundle) if files else _from_safetensors(path, bundle)
+    moved = [
+        name
+        for name in bundle.names()
+        if any(
+            frozen_hash(read(), bundle.tensors[name].dtype) != bundle.tensors[name].frozen_sha256
+            for read in readers[name]
+        )
+    ]
+    if moved:
+        raise FreezeError(f"{path}: frozen entries have changed in {shorten(moved)}")
+    return bundle.entries
+
+
+def torch_files(path: Path) -> list[Path]:
+    """Return the files of `torch.save` that are the weights; none if there are safetensors files."""
+    if path.is_file():
+        return [] if path.suffix == ".safetensors" else [path]
+    if any(path.glob("*.safetensors")):
+        return []
+    found = [file for pattern in TORCH_FILES for file in sorted(path.glob(pattern))]
+    # The Trainer puts optimizer.pt, scheduler.pt and others beside them.
+    return [file for file in found if file.name.startswith("pytorch_model")] or found
+
+
+def frozen_hash(values: NDArray[Any], dtype: str) -> str | None:
+    """Hash frozen values in the base's dtype; None if that dtype cannot hold them, so that they have changed."""
+    with np.errstate(all="ignore"):
+        cast = values.astype(NUMPY_DTYPES[dtype])
+        if cast.astype(values.dtype).tobytes() != values.tobytes():
+            return None
+    return sha256(cast.tobytes())
+
+
+def _from_safetensors(path: Path, bundle: Bundle) -> dict[str, list[_Read]]:
+    stored = stored_tensors(path)
+
+    def reader(name: str) -> _Read:
+        known_as = next((alias for alias in aliases(bundle.ties, name) if alias in stored), name)
+        info = fitting(path, stored, known_as, bundle.tensors[name].shape)
+        return lambda: entries_of(view(map_bytes(info.path), info), bundle.region[name])
+
+    return {name: [reader(name)] for name in bundle.names()}
+
+
+def _from_torch(path: Path, files: list[Path], bundle: Bundle) -> dict[str, list[_Read]]:
+    """Read files of tensors named as in the model class, with whatever prefix a trainer gave them."""
+    from surgeon.freeze.binding import Bound, bind
+
+    tensors: dict[str, Any] = {}
+    for file in files:
+        tensors |= _state(file)
+    chosen, misfits = bind(bundle, tensors)
+    if misfits:
+        name, reason = next(iter(misfits.items()))
+        raise FreezeError(f"{path}: tensor '{name}': {reason.replace('the model', 'the file')}")
+
+    def reader(name: str, place: Bound) -> _Read:
+        return lambda: _as_numpy(place.parameter.reshape(-1), bundle.region.indices(name) + place.offset)
+
+    return {name: [reader(name, place) for place in places] for name, places in chosen.items()}
+
+
+def _state(file: Path) -> Mapping[str, Any]:
+    import torch
+
+    try:
+        data = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # whatever the unpickler finds
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FreezeError(f"{file}: not read as weights ({first}); save the state_dict alone") from None
+    for key in _INSIDE:
+        if isinstance(data, dict) and isinstance(data.get(key), dict):
+            data = data[key]
+            break
+    named = data if isinstance(data, dict) else {}
+    tensors = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise FreezeError(f"{file}: holds no tensors by name")
+    return tensors
+
+
+def _as_numpy(flat: Any, indices: NDArray[np.int64]) -> NDArray[Any]:
+    import torch
+
+    from surgeon.freeze.entries import bits
+    from surgeon.freeze.layout import TORCH_DTYPES
+
+    stored = next(name for name, kind in TORCH_DTYPES.items() if kind == flat.dtype)
+    values = bits(flat.detach()[torch.from_numpy(indices)]).numpy()
+    return np.asarray(values.view(NUMPY_DTYPES[stored]))
