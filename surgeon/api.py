@@ -22,7 +22,16 @@ from surgeon.recipe.reading import load_recipe
 from surgeon.recipe.schema import VerifySpec
 from surgeon.report.data import Report
 from surgeon.report.manifest import differences
-from surgeon.run import Run, make_report, publish_variants, save_regions, seal, stage_variants, verify_variants
+from surgeon.run import (
+    Run,
+    make_report,
+    publish_variants,
+    save_regions,
+    seal,
+    stage_variants,
+    unchanged_report,
+    verify_variants,
+)
 from surgeon.text.corpora import Corpus
 from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, check_written, is_output, read_object
 from surgeon.write.marker import MARKER
@@ -111,12 +120,13 @@ def apply(
         staged = stage_variants(run, region_files)
         found, method = verify_variants(run)  # meanwhile the disk takes what was staged
         report = make_report(run, staged, found, method)
-        written = publish_variants(run, staged, report)
+        earlier = unchanged_report(out, report, before)
+        written = publish_variants(run, staged, report if earlier is None else None)
         outputs = {path: stored_hash(path) for path in region_files.values()}
         outputs |= {path: digest for item in written.values() for path, digest in item.files.items()}
         run.timings["total"] = round(time.perf_counter() - started, 3)
-        report = report.model_copy(update={"timings": run.timings})
-        sealed = seal(run, report, outputs, before)
+        report = earlier or report.model_copy(update={"timings": run.timings})
+        sealed = dict(before) if earlier is not None else seal(run, report, outputs, before)
         for line in differences(repeated, sealed):
             run.progress.note(line)
         if push is not False and report.passed and the_plan.recipe.push is not None:

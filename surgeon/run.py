@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,10 +15,12 @@ from surgeon.checkpoint.fingerprint import content_hash, refuse_changed
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.storage import replacing
-from surgeon.errors import RegionError
+from surgeon.errors import RegionError, SurgeonError
+from surgeon.model.kept import keep, kept_path, load_kept
 from surgeon.model.precision import Precision, resolve_precision
 from surgeon.model.results import Verification
 from surgeon.model.tokenizer import load_tokenizer
+from surgeon.operations import Operation
 from surgeon.operations.edits import EditCount, count_edits
 from surgeon.plan.pinning import pinned, pinned_operations
 from surgeon.plan.plan import Plan
@@ -53,7 +55,6 @@ from surgeon.write.patches import donor_hash, write_as_patch
 from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
 
 if TYPE_CHECKING:
-    from surgeon.model.model import LoadedModel
     from surgeon.model.stack import Stack
 
 
@@ -71,8 +72,13 @@ class Run:
     def check_texts(self) -> None:
         """Read every text before anything is scored or written, and say where there is too little of it."""
         if needs_text(self.plan):
-            for note in check_supply(self.plan, load_tokenizer(self.plan.checkpoint)):
+            for note in check_supply(self.plan, self.tokenizer):
                 self.progress.note(note)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer beside the model's weights."""
+        return load_tokenizer(self.plan.checkpoint)
 
     def stack(self, precision: str) -> Stack:
         """The model, layer by layer, in `float32` or `native` arithmetic."""
@@ -202,43 +208,67 @@ def _recipe_data(recipe: Recipe, without: set[str]) -> dict[str, Any]:
     return dict(json.loads(recipe.model_dump_json(by_alias=True, exclude_none=True, exclude=without)))
 
 
-def publish_variants(run: Run, staged: Mapping[str, Staged | Written], report: Report) -> dict[str, Written]:
-    """Put the card beside each variant, with what was measured, and give it its name."""
+def publish_variants(run: Run, staged: Mapping[str, Staged | Written], report: Report | None) -> dict[str, Written]:
+    """Put the card beside each variant, with what was measured, and give it its name; without a report, no card."""
     written = {}
     for name, item in staged.items():
         if isinstance(item, Written):  # a patch is a file
             written[name] = item
             continue
-        write_card(item.folder, model_card(run.plan, name, run.regions_of(name), report), report, name)
+        if report is not None:
+            write_card(item.folder, model_card(run.plan, name, run.regions_of(name), report), report, name)
         written[name] = publish(item)
     return written
 
 
 def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
-    """Measure the base and the variants, all in one sweep through the layers; also says how it was measured."""
+    """Measure the base and the variants, all in one sweep through the layers; also says how it was measured.
+
+    What an earlier run measured of the very same models, texts and settings is taken from there.
+    """
     spec = run.plan.recipe.verify
     if spec is None:
         return Verification(), {}
-    from surgeon.model.editing import Variant
-    from surgeon.model.verification import verify
+    precision = resolve_precision("auto", run.device)
+    operations = {"base": [], **{name: item.operations for name, item in run.plan.recipe.variants.items()}}
+    paths, found = {}, Verification()
+    for name, done in operations.items():
+        paths[name] = _kept_path(run, name, done, spec, precision)
+        known = load_kept(paths[name], name)
+        if known is not None:
+            found = found.joined(known)
+    missing = [name for name in operations if name not in found.measures]
+    if missing:
+        from surgeon.model.editing import Variant
+        from surgeon.model.verification import verify
 
-    stack = run.stack(resolve_precision("auto", run.device))
-    variants = [Variant("base")]
-    for name, variant in run.plan.recipe.variants.items():
-        variants.append(Variant(name, variant.operations, run.regions_of(name)))
-    with run.timed("verify"):
-        found = verify(stack, variants, run.plan.corpus, run.plan.verify_languages, spec, run.progress)
-    return found, _method(stack.loaded, spec)
+        stack = run.stack(precision)
+        regions = {name: run.regions_of(name) if name != "base" else {} for name in missing}
+        variants = [Variant(name, operations[name], regions[name]) for name in missing]
+        with run.timed("verify"):
+            new = verify(stack, variants, run.plan.corpus, run.plan.verify_languages, spec, run.progress)
+        for name in missing:
+            keep(paths[name], name, new)
+        found = found.joined(new)
+    return found.ordered(operations), _method(run, precision, spec)
 
 
-def _method(loaded: LoadedModel, spec: VerifySpec) -> dict[str, Any]:
+def _kept_path(run: Run, name: str, operations: Sequence[Operation], spec: VerifySpec, precision: Precision) -> Path:
+    donors = {item.donor: donor_hash(item.donor, run.jobs) for item in operations if item.donor is not None}
+    texts = {language: run.plan.corpus.text(language).evaluate_hash for language in run.plan.verify_languages}
+    regions = run.regions_of(name) if name != "base" else {}
+    checkpoint = run.plan.checkpoint
+    return kept_path(checkpoint, list(operations), regions, donors, texts, spec, precision, run.device, run.jobs)
+
+
+def _method(run: Run, precision: Precision, spec: VerifySpec) -> dict[str, Any]:
     return {
         "tokens": spec.tokens,
         "window": spec.window,
         "stride": spec.stride or spec.window,
-        "bos": "before every window" if bos_token(loaded.tokenizer) is not None else "never (the tokenizer adds none)",
-        "precision": loaded.precision,
-        "device": loaded.device,
+        "bos": "before every window" if bos_token(run.tokenizer) is not None else "never (the tokenizer adds none)",
+        "precision": precision,
+        "device": run.device,
         "interval": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
     }
 
@@ -298,6 +328,29 @@ def _variant_report(run: Run, name: str, done: Staged | Written | None) -> Varia
         bytes=done.size if done else None,
         reused=done.reused if done else False,
     )
+
+
+def unchanged_report(out: Path, report: Report, manifest: Mapping[str, Any]) -> Report | None:
+    """Return the report of the run before, if it found the same and all that it wrote is there as it was written."""
+    try:
+        earlier = Report.load(out / "report.json")
+    except (OSError, ValueError, SurgeonError):
+        return None
+    if _timeless(earlier) != _timeless(report) or any(
+        not item.reused for item in report.variants.values() if item.written
+    ):
+        return None
+    named = {**manifest.get("outputs", {}), **manifest.get("report", {})}
+    intact = all((out / name).is_file() and stored_hash(out / name) == digest for name, digest in named.items())
+    return earlier if named and intact else None
+
+
+def _timeless(report: Report) -> dict[str, Any]:
+    """Return what a report says that does not depend on when it was made, or on what was there before."""
+    data = json.loads(report.model_dump_json(exclude={"timings", "pushed"}))
+    for variant in data["variants"].values():
+        del variant["reused"]
+    return dict(data)
 
 
 def seal(run: Run, report: Report, outputs: Mapping[Path, str], before: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -61,6 +61,18 @@ class Verification:
 
     measures: dict[str, dict[str, Measure]] = field(default_factory=dict)
     continuations: dict[str, list[Continuation]] = field(default_factory=dict)
+
+    def joined(self, other: Verification) -> Verification:
+        """Return what both hold."""
+        return Verification(self.measures | other.measures, self.continuations | other.continuations)
+
+    def ordered(self, names: Iterable[str]) -> Verification:
+        """Return the same with its models in an order."""
+        names = list(names)
+        return Verification(
+            {name: self.measures[name] for name in names if name in self.measures},
+            {name: self.continuations[name] for name in names if name in self.continuations},
+        )
 
 
 def geometric_mean(measures: Mapping[str, Measure]) -> float:

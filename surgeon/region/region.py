@@ -9,6 +9,7 @@ The file format is described in docs/region-format.md.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -266,6 +267,15 @@ class Region:
     def entries(self) -> int:
         """Number of selected entries."""
         return sum(self[name].entries for name in self)
+
+    def digest(self) -> str:
+        """Return a SHA-256 of what is selected of which tensors; encodings of equal masks are equal."""
+        found = hashlib.sha256()
+        for name in self:
+            mask = self[name]
+            found.update(json.dumps([name, list(mask.shape), mask.encoding]).encode())
+            found.update(np.ascontiguousarray(mask.data).data)
+        return found.hexdigest()
 
     def density(self) -> float:
         """Selected entries as a share of all entries in scope."""
