@@ -88,7 +88,9 @@ def test_a_second_recipe_on_the_same_model_scores_nothing_again(
     assert report.regions["core"].fraction == pytest.approx(0.02, abs=0.003)
 
 
-def test_one_more_language_is_all_that_is_scored(recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_more_language_is_all_that_is_scored(
+    recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from surgeon.scores.sweeps import Sweep
 
     real, scored = Sweep.run, []
@@ -99,7 +101,7 @@ def test_one_more_language_is_all_that_is_scored(recipe: RecipeMaker, monkeypatc
 
     monkeypatch.setattr(Sweep, "run", noted)
     surgeon.apply(recipe(**{"languages: [de, fr]": "languages: [de]"}))
-    surgeon.apply(recipe(), output="elsewhere")
+    surgeon.apply(recipe(), output=tmp_path / "elsewhere")
     assert scored == [["de"], ["fr"]]
 
 
