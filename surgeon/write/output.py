@@ -18,13 +18,14 @@ from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import naming
 from surgeon.errors import EnvironmentFailure, InputError
-from surgeon.write.integrity import MANIFEST, VARIANTS, read_object
+from surgeon.write.integrity import FIGURES, MANIFEST, REGIONS, VARIANTS, read_object
 from surgeon.write.marker import MARKER
 from surgeon.write.staging import old_folder, staging_folder
 
 LOCK = ".surgeon.lock"
 # Names of files that are being written, see `storage.replacing` and `storage.write_stream`.
 _PART = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.part(\.body\d+)?")
+_FOLDERS = (VARIANTS, REGIONS, FIGURES)
 # By these the system says that there can be no folder of that name.
 _NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
 
@@ -40,7 +41,7 @@ def output_lock(output: Path, owner: str, overwrite: bool = False) -> Iterator[N
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        there = sorted(path.name for path in output.iterdir() if path.name != LOCK)
+        there = sorted(path.name for path in output.iterdir() if _counts(path))
     except OSError as error:
         if error.errno in _NO_FOLDER:
             raise InputError(f"output {output}: {error.strerror}; choose another --output") from None
@@ -61,6 +62,11 @@ def output_lock(output: Path, owner: str, overwrite: bool = False) -> Iterator[N
         yield
     finally:
         os.close(descriptor)
+
+
+def _counts(path: Path) -> bool:
+    """False for what cannot be in the way: hidden files, and folders of names that surgeon does not use itself."""
+    return not path.name.startswith(".") and (path.is_file() or path.name in _FOLDERS)
 
 
 def _refuse_others(output: Path, owner: str, there: Collection[str]) -> None:

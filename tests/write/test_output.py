@@ -36,6 +36,23 @@ def test_files_of_the_users_are_refused_and_with_overwrite_left_alone(
     assert (out / "thesis.txt").read_text() == "precious"
 
 
+def test_other_folders_beside_are_in_nobodys_way(light_recipe: RecipeMaker, tmp_path: Path) -> None:
+    (tmp_path / "out" / "another-run").mkdir(parents=True)
+    (tmp_path / "out" / "another-run" / "report.json").write_text("{}")
+    (tmp_path / "out" / ".gitignore").write_text("*")
+    surgeon.apply(light_recipe())
+    assert (tmp_path / "out" / "another-run" / "report.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", ["figures", "regions", "variants"])
+def test_a_folder_of_a_name_that_surgeon_uses_is_in_the_way(
+    name: str, light_recipe: RecipeMaker, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(InputError, match=f"holds {name}, which surgeon did not write"):
+        surgeon.apply(light_recipe())
+
+
 def test_another_recipes_run_is_refused_and_with_overwrite_replaced(light_recipe: RecipeMaker, tmp_path: Path) -> None:
     out = tmp_path / "out"
     surgeon.apply(light_recipe())
