@@ -59,6 +59,8 @@ def check_ready(plan: Plan, device: str, jobs: int) -> None:
 
 def check_device(device: str) -> InputError | None:
     """Return what is wrong with a device, such as that it is not there."""
+    if device == "cpu":  # always there, and no reason to load torch
+        return None
     import torch
 
     try:
