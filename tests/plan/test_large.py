@@ -1,0 +1,74 @@
+"""Plans for models that are not here: their headers are real, their weights are holes in sparse files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+import surgeon
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.storage import header_bytes
+from surgeon.plan.estimates import stores
+
+# Layers, hidden, feed-forward, query heads, key heads, vocabulary; and the parameters by their makers, in billions.
+LLAMAS = {
+    "7B": (32, 4096, 11008, 32, 32, 32000, 6.74),
+    "70B": (80, 8192, 28672, 64, 8, 128256, 70.6),
+    "405B": (126, 16384, 53248, 128, 8, 128256, 405.9),
+}
+LANGUAGES = ["ar", "es", "ru", "zh", "ko", "vi"]
+
+
+def sparse_llama(folder: Path, layers: int, hidden: int, wide: int, heads: int, keys: int, vocabulary: int) -> Path:
+    """A checkpoint of bfloat16 shards, one per layer, that take no disk."""
+    folder.mkdir()
+    narrow = hidden // heads * keys
+    modules = {
+        "self_attn.q_proj": (hidden, hidden), "self_attn.o_proj": (hidden, hidden),
+        "self_attn.k_proj": (narrow, hidden), "self_attn.v_proj": (narrow, hidden), "mlp.gate_proj": (wide, hidden),
+        "mlp.up_proj": (wide, hidden), "mlp.down_proj": (hidden, wide), "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }  # fmt: skip
+    shards = [{f"model.layers.{i}.{module}.weight": shape for module, shape in modules.items()} for i in range(layers)]
+    outer = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden)}
+    shards.append({**outer, "model.norm.weight": (hidden,)})
+    weight_map = {}
+    for number, tensors in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        header = header_bytes([(tensor, "BF16", shape) for tensor, shape in tensors.items()], {"format": "pt"})
+        (folder / name).write_bytes(header)
+        os.truncate(folder / name, len(header) + sum(2 * math.prod(shape) for shape in tensors.values()))
+        weight_map |= dict.fromkeys(tensors, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    config = {
+        "model_type": "llama", "hidden_size": hidden, "intermediate_size": wide, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": keys, "vocab_size": vocabulary,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("name", LLAMAS)
+def test_what_a_large_model_takes_is_known_from_its_headers(name: str, tmp_path: Path) -> None:
+    layers, hidden, wide, heads, keys, vocabulary, billions = LLAMAS[name]
+    folder = sparse_llama(tmp_path / "model", layers, hidden, wide, heads, keys, vocabulary)
+    checkpoint = Checkpoint.open(folder)
+    assert sum(info.numel for info in checkpoint.tensors.values()) / 1e9 == pytest.approx(billions, rel=0.005)
+    model, narrow = f"model={folder}", hidden // heads * keys
+    plan = surgeon.plan_recipe("zero_core", output=tmp_path / "out", overrides=[model])
+    layer = 2 * hidden * hidden + 2 * hidden * narrow + 3 * hidden * wide + 2 * hidden
+    tokens = len(LANGUAGES) * 64 * 256
+    found = stores(plan)
+    assert found.scratch == 4 * (layers + 3) * tokens * hidden
+    assert found.kept + found.not_kept == 4 * len(LANGUAGES) * layers * layer
+    # The bound: a gigabyte, three of the largest layer in float32 (or what is as large), one batch's activations.
+    largest = max(layer, vocabulary * hidden)
+    activations = 4 * 4 * 256 * (12 * hidden + 5 * wide)
+    drawing = 18 * hidden * wide + 100_000_000  # of a control, beside them
+    assert plan.peak_memory <= 1e9 + 12 * largest + activations + drawing
+    assert plan.peak_memory >= 12 * layer
