@@ -21,7 +21,7 @@ from surgeon.freeze.bundle import ModelPlace
 from surgeon.model.precision import Precision
 from surgeon.model.slots import Names, Slot, map_names
 from surgeon.model.tokenizer import load_tokenizer
-from surgeon.model.weights import Weights, hollow
+from surgeon.model.weights import Weights, give_memory_back, hollow
 
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
@@ -67,6 +67,7 @@ def load_model(checkpoint: Checkpoint, precision: Precision, device: str = "cpu"
     _refuse_missing(checkpoint, model, names)
     _fill_buffers(checkpoint, model, names)
     model.eval()
+    give_memory_back()
     weights = Weights(model, names, checkpoint.tensor, device)
     return LoadedModel(checkpoint, model, load_tokenizer(checkpoint), names, weights, precision, device)
 
