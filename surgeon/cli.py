@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from surgeon.console import print_json, print_pairs, progress_to, quiet_libraries, stdout
 from surgeon.ending import run_to_its_end
 from surgeon.errors import InputError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from surgeon.progress import Progress
 
 app = typer.Typer(
     name="surgeon",
@@ -86,21 +82,21 @@ def apply(
     from surgeon import api
     from surgeon.report.terminal import render, report_view
 
-    _prepare(verbose)
+    quiet_libraries(verbose)
     report = api.apply(
         recipe,
         output=output,
         overrides=overrides or (),
         device=device,
         jobs=jobs,
-        progress=_progress(as_json),
+        progress=progress_to(as_json),
         push=push_too,
         overwrite=overwrite,
     )
     if as_json:
         print(report.model_dump_json(indent=2))
     else:
-        render(_stdout(), report_view(report, str(output if output is not None else report.recipe["output"]), verbose))
+        render(stdout(), report_view(report, str(output if output is not None else report.recipe["output"]), verbose))
     if not report.passed:
         raise SystemExit(1)
 
@@ -118,9 +114,9 @@ def _rebuild(
 
     if dry_run:
         raise InputError(f"{name}: a published variant has no plan; leave --dry-run out")
-    written = rebuild(name, output, overrides or (), jobs, _progress(as_json), overwrite)
+    written = rebuild(name, output, overrides or (), jobs, progress_to(as_json), overwrite)
     if as_json:
-        _print_json({"path": str(written.path), "entries": written.entries, "reused": written.reused})
+        print_json({"path": str(written.path), "entries": written.entries, "reused": written.reused})
     else:
         print(f"wrote {written.path}: the weights are those of the manifest")
 
@@ -148,14 +144,14 @@ def push(
     target = Target(repo, revision, private, create_pr)
     parcel = pack(folder, target.address, jobs=jobs)
     if dry_run and as_json:
-        _print_json(parcel_data(parcel, target.address))
+        print_json(parcel_data(parcel, target.address))
     elif dry_run:
         print(parcel_text(parcel, target.address))
     else:
-        with _progress(as_json).task(f"push {folder.resolve().name}", 1):
+        with progress_to(as_json).task(f"push {folder.resolve().name}", 1):
             pushed = push_parcel(parcel, target)
         if as_json:
-            _print_json(pushed.model_dump(mode="json"))
+            print_json(pushed.model_dump(mode="json"))
         else:
             print(pushed_line(folder.resolve().name, pushed))
 
@@ -177,13 +173,14 @@ def plan(
 
 def _show_plan(recipe: str, output: Path | None, overrides: list[str] | None, as_json: bool) -> None:
     from surgeon import api
-    from surgeon.report.terminal import plan_data, plan_view, render
+    from surgeon.report.planned import plan_data, plan_view
+    from surgeon.report.terminal import render
 
     made = api.plan_recipe(recipe, output=output, overrides=overrides or ())
     if as_json:
-        _print_json(plan_data(made))
+        print_json(plan_data(made))
     else:
-        render(_stdout(), plan_view(made))
+        render(stdout(), plan_view(made))
 
 
 @app.command()
@@ -204,18 +201,18 @@ def score(
         return
     from surgeon import api
 
-    _prepare(verbose)
+    quiet_libraries(verbose)
     files = api.score(
         recipe,
         output=output,
         overrides=overrides or (),
         device=device,
         jobs=jobs,
-        progress=_progress(as_json),
+        progress=progress_to(as_json),
         overwrite=overwrite,
     )
     if as_json:
-        _print_json({name: str(path) for name, path in files.items()})
+        print_json({name: str(path) for name, path in files.items()})
     else:
         for name, path in files.items():
             print(f"{name}: {path}")
@@ -248,7 +245,7 @@ def verify(
     if measure is False or (measure is None and is_output(Path(checkpoint).expanduser())):
         checked = api.check_files(checkpoint)
         if as_json:
-            _print_json({"path": checkpoint, "files": checked})
+            print_json({"path": checkpoint, "files": checked})
         elif checked:
             print(f"{checkpoint}: {checked} files, each as it was written")
         else:
@@ -260,14 +257,14 @@ def verify(
     from surgeon.report.terminal import measures_view, render
     from surgeon.text.corpora import builtin_corpus
 
-    _prepare(verbose)
+    quiet_libraries(verbose)
     corpus = builtin_corpus("udhr30")
     chosen: Any = "all" if languages == "all" else [word.strip() for word in languages.split(",")]
     for language in chosen if chosen != "all" else ():
         corpus.text(language)
     spec = VerifySpec(languages=chosen, tokens=tokens, window=window, prompts=prompts or [], new_tokens=new_tokens)
     verified = api.verify_checkpoint(
-        checkpoint, base=base, corpus=corpus, spec=spec, device=device, progress=_progress(as_json)
+        checkpoint, base=base, corpus=corpus, spec=spec, device=device, progress=progress_to(as_json)
     )
     found = perplexities(verified.measures, next(iter(verified.measures)))
     said = {name: [generation(item) for item in items] for name, items in verified.continuations.items()}
@@ -277,9 +274,9 @@ def verify(
         }
         if said:
             data["generations"] = {name: [item.model_dump() for item in items] for name, items in said.items()}
-        _print_json(data)
+        print_json(data)
     else:
-        render(_stdout(), measures_view(found, said))
+        render(stdout(), measures_view(found, said))
 
 
 @app.command()
@@ -307,7 +304,7 @@ def diff(
     from surgeon.report.terminal import render
 
     found = compare(
-        before, after, regions=regions or (), save=save, save_patch=save_patch, jobs=jobs, progress=_progress(as_json)
+        before, after, regions=regions or (), save=save, save_patch=save_patch, jobs=jobs, progress=progress_to(as_json)
     )
     if found.checkpoints is not None:
         view = diff_view(found.checkpoints, found.overlap, details, found.patch)
@@ -317,9 +314,9 @@ def diff(
         view = overlap_view(found.overlap, found.names, details)
         data, differ = overlap_data(found.overlap), not found.overlap.identical
     if as_json:
-        _print_json(data)
+        print_json(data)
     else:
-        render(_stdout(), view)
+        render(stdout(), view)
     if exit_code and differ:
         raise SystemExit(1)
 
@@ -335,9 +332,9 @@ def inspect(
 
     found = look_at(target)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        render(_stdout(), inspection_view(found))
+        render(stdout(), inspection_view(found))
 
 
 @app.command()
@@ -352,7 +349,7 @@ def recipes(
 
     shipped = api.shipped_recipes()
     if name is None:
-        _print_pairs({known: _first_comment(path) for known, path in shipped.items()})
+        print_pairs({known: _first_comment(path) for known, path in shipped.items()})
         return
     if copy:
         print(api.copy_recipe(name, output or Path.cwd()))
@@ -367,54 +364,9 @@ def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
     from surgeon.recipe.schema import recipe_schema
 
-    _print_json(recipe_schema())
+    print_json(recipe_schema())
 
 
 def _first_comment(path: Path) -> str:
     first = path.read_text(encoding="utf-8").splitlines()[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
-
-
-def _print_pairs(pairs: dict[str, str]) -> None:
-    """Print names and what they mean: wrapped on a terminal, a line each into a pipe."""
-    from rich.table import Table
-
-    console = _stdout()
-    if not console.is_terminal:
-        for name, meaning in pairs.items():
-            print(f"{name:<24} {meaning}")
-        return
-    rows = Table.grid(padding=(0, 2))
-    for name, meaning in pairs.items():
-        rows.add_row(name, meaning)
-    console.print(rows, highlight=False)
-
-
-def _print_json(data: Any) -> None:
-    from surgeon.report.json_text import to_json
-
-    print(to_json(data))
-
-
-def _stdout() -> Console:
-    from rich.console import Console
-
-    return Console()
-
-
-def _progress(quiet: bool) -> Progress:
-    from rich.console import Console
-
-    from surgeon.progress import Progress
-
-    console = Console(stderr=True)
-    return Progress(None if quiet and not console.is_terminal else console)
-
-
-def _prepare(verbose: bool) -> None:
-    """Quiet the libraries below, whose warnings are not meant for our users; none is imported for it."""
-    import warnings
-
-    if not verbose:
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        warnings.simplefilter("ignore")

@@ -7,20 +7,17 @@ parts (`remote.py`), until somebody asks for all of them with `download`.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from surgeon.checkpoint.address import file_address, model_address
 from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.checkpoint.remote import RemoteFile, look_up
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, did_you_mean
 
 ASSETS = Path(__file__).parent.parent / "assets"
-_HUB_ID = re.compile(r"^(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
-
-_HUB_FILE = re.compile(r"^hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?/(?P<file>.+)$")
 
 # What tells of the weights, and of what made them; small, and fetched when a repository is looked up.
 DESCRIPTIONS = ("config.json", "model.safetensors.index.json", "surgeon.json")
@@ -47,8 +44,8 @@ class Source:
     @property
     def pinned(self) -> str:
         """The name under which the very same files are found again: with the commit, if they are from the Hub."""
-        match = _HUB_ID.match(self.name)
-        return f"hf://{match['repo']}@{self.revision}" if match and self.revision is not None else self.name
+        match = model_address(self.name)
+        return f"hf://{match.repository}@{self.revision}" if match and self.revision is not None else self.name
 
 
 def builtin_names() -> list[str]:
@@ -70,14 +67,14 @@ def locate(name: str) -> Source:
             raise CheckpointError(f"no builtin model '{short}'{did_you_mean(short, builtin_names())}")
         return Source(name, ASSETS / short)
     path = Path(name).expanduser()
-    if not name.startswith("hf://") and (path.exists() or name.startswith((".", "/", "~")) or not _HUB_ID.match(name)):
+    if not name.startswith("hf://") and (path.exists() or name.startswith((".", "/", "~")) or not model_address(name)):
         if not path.exists():
             raise CheckpointError(f"{name}: no such file or folder, and not a Hub id of the form org/name")
         return Source(name, path.resolve())
-    match = _HUB_ID.match(name)
+    match = model_address(name)
     if match is None:
         raise CheckpointError(f"{name}: a Hub address has the form hf://org/name or hf://org/name@revision")
-    return _locate_on_hub(name, match["repo"], match["revision"])
+    return _locate_on_hub(name, match.repository, match.revision)
 
 
 def _locate_on_hub(name: str, repository: str, revision: str | None) -> Source:
@@ -131,20 +128,20 @@ def download(source: Source) -> Source:
         return source
     from huggingface_hub import snapshot_download
 
-    match = _HUB_ID.match(source.name)
+    match = model_address(source.name)
     assert match is not None
     patterns = list(HUB_PATTERNS)
     with hub_errors(source.name):
         # Under the name that the user gave, so that the cache can tell without the Hub which commit it stands for.
-        folder = snapshot_download(match["repo"], revision=match["revision"], allow_patterns=patterns)
+        folder = snapshot_download(match.repository, revision=match.revision, allow_patterns=patterns)
         if Path(folder).name != source.revision:  # somebody has pushed since it was looked up
-            snapshot_download(match["repo"], revision=source.revision, allow_patterns=patterns)
+            snapshot_download(match.repository, revision=source.revision, allow_patterns=patterns)
     return Source(source.name, source.path, source.revision)
 
 
 def is_hub_file(name: str | Path) -> bool:
     """True for the address of one file on the Hub: `hf://org/name/path` or `hf://org/name@revision/path`."""
-    return _HUB_FILE.match(str(name)) is not None
+    return file_address(str(name)) is not None
 
 
 def local_file(name: str | Path) -> Path:
@@ -159,21 +156,21 @@ def local_file(name: str | Path) -> Path:
 
 def pinned_file(name: str) -> str:
     """Return the name under which the very same file is found again: with the commit, if it is from the Hub."""
-    match = _HUB_FILE.match(name)
+    match = file_address(name)
     if match is None:
         return name
     parts = local_file(name).parts
-    return f"hf://{match['repo']}@{parts[parts.index('snapshots') + 1]}/{match['file']}"
+    return f"hf://{match.repository}@{parts[parts.index('snapshots') + 1]}/{match.file}"
 
 
 @lru_cache(maxsize=64)
 def _fetch_file(name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    match = _HUB_FILE.match(name)
+    match = file_address(name)
     assert match is not None
     with hub_errors(name):
-        return Path(hf_hub_download(match["repo"], match["file"], revision=match["revision"]))
+        return Path(hf_hub_download(match.repository, match.file, revision=match.revision))
 
 
 def hub_caches() -> list[Path]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from surgeon.checkpoint.address import model_address
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash
 from surgeon.checkpoint.hashing import file_hash
@@ -30,7 +31,6 @@ from surgeon.write.patches import donor_hash
 from surgeon.write.shards import copy_small
 from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
 
-_ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _DESCRIBED = (f"{REGIONS}/", "figures/")
 _PUBLISHED = (MARKER, CARD, RECIPE, MANIFEST, f"{REGIONS}/*", "figures/*")
@@ -115,13 +115,13 @@ def _fetch(name: str) -> Path:
     """Return a folder with what was published, weights left out."""
     if not name.startswith("hf://"):
         return Path(name).expanduser()
-    match = _ADDRESS.fullmatch(name)
+    match = model_address(name)
     if match is None:
         raise InputError(f"{name}: a Hub address has the form hf://org/name or hf://org/name@revision")
     from huggingface_hub import snapshot_download
 
     with hub_errors(name):
-        found = snapshot_download(match["repo"], revision=match["revision"], allow_patterns=list(_PUBLISHED))
+        found = snapshot_download(match.repository, revision=match.revision, allow_patterns=list(_PUBLISHED))
     return Path(found)
 
 

@@ -30,10 +30,7 @@ class Measure:
     @property
     def perplexity(self) -> float:
         """exp(nats per token); inf where that overflows."""
-        try:
-            return math.exp(self.log_perplexity)
-        except OverflowError:
-            return math.inf
+        return exponential(self.log_perplexity)
 
     @property
     def bits_per_byte(self) -> float:
@@ -73,6 +70,14 @@ class Verification:
             {name: self.measures[name] for name in names if name in self.measures},
             {name: self.continuations[name] for name in names if name in self.continuations},
         )
+
+
+def exponential(nats: float) -> float:
+    """Return exp(nats); inf where that overflows, nan for nan."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
 
 
 def geometric_mean(measures: Mapping[str, Measure]) -> float:

@@ -6,10 +6,10 @@ machine and now. Both tell all they find at once.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 
+from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import tensor_hashes
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, did_you_mean
@@ -25,7 +25,6 @@ from surgeon.region.region import Region
 from surgeon.text.corpora import Corpus
 from surgeon.text.documents import FileLocation
 
-_REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 _POSITION_TABLES = ("wpe.weight", "embed_positions.weight")
 
 
@@ -188,5 +187,5 @@ def _push_problems(file: RecipeFile) -> Iterator[Problem]:
         what = 'several variants would go to one place; put {variant} into `repo`, or `revision: "{variant}"`'
         yield file.problem(("push", "repo"), what)
     for repo in dict.fromkeys(repo for repo, _ in places):
-        if not _REPOSITORY.fullmatch(repo):
+        if not is_repository(repo):
             yield file.problem(("push", "repo"), f"'{repo}' cannot name a repository; it has the form org/name")

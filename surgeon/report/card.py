@@ -14,8 +14,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import RecipeError
+from surgeon.model.results import exponential
 from surgeon.plan.plan import Plan
 from surgeon.recipe.lines import plain
 from surgeon.recipe.plain_yaml import read_yaml
@@ -44,7 +46,6 @@ _SCOPES = {
 }  # fmt: skip
 _CONTROLS = 8  # other variants of the run that are set beside
 _LANGUAGE = re.compile(r"[A-Za-z0-9-]{2,20}")
-_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _front_matter(plan: Plan, variant: str, inherited: SourceCard, report: Repor
 def base_model(source: str) -> str | None:
     """Return the Hub id of a source such as `hf://org/name@revision`; None for a folder or a builtin model."""
     name = source.removeprefix("hf://").partition("@")[0]
-    return name if _HUB_ID.fullmatch(name) and not Path(source).exists() else None
+    return name if is_repository(name) and not Path(source).exists() else None
 
 
 def _results(plan: Plan, variant: str, report: Report | None) -> Iterator[Any]:
@@ -255,7 +256,7 @@ def _measured(variant: str, report: Report | None) -> Iterator[str]:
     rows = []
     for language, measure in found.items():
         log = measure.log_perplexity - base[language].log_perplexity
-        ratio = number(math.exp(log)) if log < 700 else "inf"
+        ratio = number(exponential(log))
         name = _cell(language_name(language))
         rows.append(f"| {name} | {number(base[language].perplexity)} | {number(measure.perplexity)} | {ratio} |")
     yield "| language | before | after | ratio |\n|---|--:|--:|--:|\n" + "\n".join(rows)

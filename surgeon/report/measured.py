@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from surgeon.model.results import Measure, geometric_mean
+from surgeon.model.results import Measure, exponential, geometric_mean
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.recipe.sweeps import Sweep
 from surgeon.report.data import Expectation, OverSeeds, Perplexity, Summary, SweepReport
@@ -75,7 +75,7 @@ def _over_seeds(sweep: Sweep, summary: Mapping[str, Summary]) -> list[OverSeeds]
         if all(point in summary for point in points):
             ratios = [summary[point].ratio_to_base for point in points]
             logs = [summary[point].log_geometric_mean_perplexity for point in points]
-            mean = _exp(math.fsum(logs) / len(logs) - summary["base"].log_geometric_mean_perplexity)
+            mean = exponential(math.fsum(logs) / len(logs) - summary["base"].log_geometric_mean_perplexity)
             result.append(OverSeeds(values=list(others), points=points, mean=mean, low=min(ratios), high=max(ratios)))
     return result
 
@@ -87,9 +87,9 @@ def summarize(measures: Measures) -> dict[str, Summary]:
     for name, by_language in measures.items():
         log = geometric_mean(by_language)
         result[name] = Summary(
-            geometric_mean_perplexity=_exp(log),
+            geometric_mean_perplexity=exponential(log),
             log_geometric_mean_perplexity=log,
-            ratio_to_base=_exp(log - base),
+            ratio_to_base=exponential(log - base),
             **_bounds(_mean_interval(measures, name)),
         )
     return result
@@ -120,13 +120,6 @@ def _ratio(item: ExpectSpec, measures: Measures) -> float:
             interval = language_interval(base, variant, item.language)
         return math.nan if interval is None else interval.low if item.at == "lower" else interval.high
     if item.language is None:
-        return _exp(geometric_mean(measures[item.variant]) - geometric_mean(measures["base"]))
+        return exponential(geometric_mean(measures[item.variant]) - geometric_mean(measures["base"]))
     before, after = (measures[name][item.language].log_perplexity for name in ("base", item.variant))
-    return _exp(after - before)
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
+    return exponential(after - before)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from surgeon.model.results import exponential
 from surgeon.report.data import Report
-from surgeon.report.words import count, from_log, number, percent, roles_in_order
+from surgeon.report.words import count, number, percent, roles_in_order
 from surgeon.text.languages import language_name
 
 SAME = 0.01  # a ratio to the base's that differs from 1 by less is no effect
@@ -100,7 +101,7 @@ def log_ratio(report: Report, variant: str, code: str) -> float:
 def ratio(report: Report, variant: str, code: str) -> Ratio:
     """Return a variant's perplexity in one language as a multiple of the base's, with its interval if there is one."""
     found = report.perplexity[variant][code]
-    return Ratio(from_log(log_ratio(report, variant, code)), found.low, found.high)
+    return Ratio(exponential(log_ratio(report, variant, code)), found.low, found.high)
 
 
 def sentence(report: Report, story: Story) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from surgeon.model.results import exponential
 from surgeon.report.data import Report
 from surgeon.report.drawing import SERIES, SHAPES, TIMES, Figure, colour, finished
-from surgeon.report.words import coordinate, from_log, is_number, number
+from surgeon.report.words import coordinate, is_number, number
 
 if TYPE_CHECKING:
     import altair as alt
@@ -43,7 +44,7 @@ def sweep_figure(report: Report, name: str) -> Figure:
     caption = (
         f"Perplexity by {' and '.join([along, *others])}: geometric mean over the languages at {len(rows)} points, as "
         "a multiple of the base's (the line at ×1), on a logarithmic scale. "
-        f"Most at {worst}: ×{number(from_log(logs[worst]))}."
+        f"Most at {worst}: ×{number(exponential(logs[worst]))}."
     )
     return Figure(f"sweep-{name}", f"What {name} does, by {along}", caption, finished(spec), True, True)
 
@@ -64,8 +65,8 @@ def _rows(report: Report, name: str, along: str) -> list[dict[str, Any]]:
         row = {
             "point": point, "x": values[place] if is_number(values[place]) else coordinate(values[place]),
             "along": coordinate(values[place]), "kind": ", ".join(map(coordinate, rest)) or name,
-            "ratio": math.exp(log if _usable(log) else edge), "times": f"×{number(from_log(log))}",
-            "broken": "" if _usable(log) else f"×{number(from_log(log))}",
+            "ratio": math.exp(log if _usable(log) else edge), "times": f"×{number(exponential(log))}",
+            "broken": "" if _usable(log) else f"×{number(exponential(log))}",
         }  # fmt: skip
         rows.append(row)
     return rows

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -14,15 +13,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.checkpoint.naming import unknown_kinds
-from surgeon.plan.estimates import SHARE_OF_DISK, shape_of, stores
-from surgeon.plan.plan import Plan
-from surgeon.recipe.schema import GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
+from surgeon.model.results import exponential
 from surgeon.report.data import Expectation, Generation, OverSeeds, Perplexity, PushReport, RegionReport, Report
 from surgeon.report.words import (
     bounds,
     coordinate,
-    from_log,
     interval,
     number,
     percent,
@@ -221,7 +216,7 @@ def _perplexity_rows(found: Mapping[str, Mapping[str, Perplexity]], first: str, 
 
 def _cell(measured: Perplexity, base: Perplexity, brief: bool) -> Text:
     difference = measured.log_perplexity - base.log_perplexity
-    ratio = from_log(difference)
+    ratio = exponential(difference)
     value = "" if brief else f"{number(measured.perplexity)}  "
     return Text(f"{value}x{number(ratio)}", style=_style(ratio))
 
@@ -280,122 +275,6 @@ def pushed_line(name: str, item: PushReport) -> str:
     counts = [f"{item.sent} files sent", f"{item.copied} copied by the Hub", f"{item.unchanged} already there"]
     counts += [f"{item.removed} of an earlier push removed"] if item.removed else []
     return f"pushed {name} to {item.address} ({', '.join(counts)}): {item.url}"
-
-
-def plan_view(plan: Plan) -> Group:
-    """Show a plan: regions, variants, and what they need."""
-    regions = table("Regions", "region", "selects", "tensors", "entries", "of")
-    for name in plan.file.as_written.regions:
-        region = plan.regions[name]
-        how = f"by {region.origin}"
-        if region.select is not None:
-            how = f"{region.select.kind} {100 * region.select.fraction:g} % per {region.select.scope}"
-            how += f", only {region.select.monolingual}" if region.select.monolingual else ""
-        most = "" if region.exact else "<= "
-        regions.add_row(name, how, str(len(region.tensors)), f"{most}{region.entries:,}", f"{region.numel:,}")
-    variants = table("Variants", "variant", "operations", "tensors", "entries", "shards", "writes")
-    for variant in plan.variants.values():
-        writes = size(variant.bytes_to_write) if variant.write else "in memory"
-        writes = f"<= {writes} patch" if variant.write == "patch" else writes
-        variants.add_row(
-            variant.name, ", ".join(variant.operations), str(variant.tensors), f"<= {variant.entries:,}",
-            f"{variant.shards}/{len(plan.checkpoint.headers)}", writes,
-        )  # fmt: skip
-    lines = [
-        f"model   {plan.checkpoint.source.name}: {len(plan.checkpoint.tensors)} tensors in "
-        f"{len(plan.checkpoint.headers)} file(s), {size(plan.checkpoint.data_bytes)}{_fetched(plan)}",
-        f"corpus  {plan.corpus.name}: {len(plan.corpus.languages)} languages",
-    ]
-    lines += [f"score   {_score_words(spec)}" for spec in plan.scores()]
-    lines += _run_words(plan)
-    unknown = unknown_kinds(plan.checkpoint)
-    if unknown:
-        lines.append(f"unknown {', '.join(unknown)}: roles not told; name them in include or exclude by such patterns")
-    if plan.verify_languages:
-        lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
-        prompts = plan.recipe.verify.prompts if plan.recipe.verify else []
-        lines[-1] += f", {len(prompts)} prompt{'' if len(prompts) == 1 else 's'}" if prompts else ""
-    push = plan.recipe.push
-    for name in plan.recipe.pushed_variants() if push is not None else ():
-        repo, revision = push.place(name) if push is not None else ("", None)
-        lines.append(f"push    {name} to hf://{repo}{'@' + revision if revision else ''}")
-    needs = f"needs   about {size(plan.peak_memory)} of memory (estimate), at most {size(plan.disk_needed)} of disk"
-    parts: list[Any] = [Text("\n".join(lines)), Text("")]
-    if plan.regions:
-        parts.append(regions)
-    if plan.variants:
-        parts.append(variants)
-    return Group(*parts, Text(f"{needs}\noutput  {plan.output}"))
-
-
-def _score_words(spec: ScoreSpec) -> str:
-    if isinstance(spec, MagnitudeScore):
-        return "magnitude, from the weights alone"
-    if isinstance(spec, RandomScore):
-        return f"random, seed {spec.seed}"
-    kind = f"{spec.kind} ({spec.reduction})" if isinstance(spec, GradParamScore) else spec.kind
-    sample = f"at most {spec.samples} sequences of {spec.sequence_length} tokens each"
-    return f"{kind} on {', '.join(spec.languages)}: {sample}"
-
-
-def _run_words(plan: Plan) -> list[str]:
-    """Say how the model is run, and what scoring leaves on the disk."""
-    if not plan.runs_model:
-        return []
-    lines = ["runs    layer by layer, each layer's weights read once a pass"]
-    if shape_of(plan.checkpoint).whole:
-        lines = ["runs    held as a whole: its layers are no plain stack, so that memory grows with the model"]
-    found = stores(plan)
-    if found.kept:
-        lines.append(f"scores  kept, {size(found.kept)}: another recipe on them needs no model")
-    if found.not_kept:
-        lines.append(
-            f"scores  not kept: {size(found.not_kept)} would be more than {percent(SHARE_OF_DISK)} of the free disk; "
-            "a layer's regions are selected when its scores are complete"
-        )
-    if found.scratch:
-        lines.append(f"scratch {size(found.scratch)} at most, of hidden states between layers")
-    return lines
-
-
-def _fetched(plan: Plan) -> str:
-    if not plan.checkpoint.is_remote:
-        return ""
-    if plan.needs_all_weights:
-        return f", of which {size(plan.bytes_to_download)} are to be downloaded"
-    return ", on the Hub; only the tensors that change are fetched"
-
-
-def plan_data(plan: Plan) -> dict[str, Any]:
-    """Return a plan as plain data, for `--json`."""
-    return {
-        "model": plan.checkpoint.source.name,
-        "revision": plan.checkpoint.source.revision,
-        "bytes_to_download": plan.bytes_to_download,
-        "output": str(plan.output),
-        "regions": {
-            name: {"tensors": len(r.tensors), "numel": r.numel, "entries": r.entries, "exact": r.exact}
-            for name, r in plan.regions.items()
-        },
-        "variants": {
-            v.name: {
-                "operations": list(v.operations), "write": v.write, "tensors": v.tensors, "entries_at_most": v.entries,
-                "shards": v.shards, "bytes_to_write": v.bytes_to_write,
-            }
-            for v in plan.variants.values()
-        },
-        "unknown_kinds": unknown_kinds(plan.checkpoint),
-        "verify_languages": list(plan.verify_languages),
-        "push": {
-            name: dict(zip(("repo", "revision"), plan.recipe.push.place(name), strict=True))
-            for name in plan.recipe.pushed_variants() if plan.recipe.push is not None
-        },
-        "held_whole": plan.runs_model and shape_of(plan.checkpoint).whole,
-        "score_bytes": {"kept": stores(plan).kept, "not_kept": stores(plan).not_kept},
-        "scratch_bytes": stores(plan).scratch,
-        "peak_memory": plan.peak_memory,
-        "disk_needed": plan.disk_needed,
-    }  # fmt: skip
 
 
 def render(console: Console, view: RenderableType) -> None:

@@ -56,14 +56,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def from_log(value: float) -> float:
-    """Return exp(value); inf where that overflows, nan for nan."""
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
-
-
 # Joiners and marks of direction that words of Persian, Malayalam or Arabic are written with.
 _INNER_WORD = "\u200c\u200d\u200e\u200f"
 

@@ -24,7 +24,7 @@ from surgeon.operations import Zero
 from surgeon.region.region import Region
 from surgeon.region.select import select_random
 from surgeon.report.inspection import look_at
-from surgeon.report.terminal import plan_view
+from surgeon.report.planned import plan_view
 from surgeon.write.staging import write_variant
 
 QKV = {"self_attn.q_proj": "attn.q", "self_attn.k_proj": "attn.k", "self_attn.v_proj": "attn.v"}

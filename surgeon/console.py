@@ -1,0 +1,59 @@
+"""What the command line writes to: results on stdout, progress on stderr, and nothing of the libraries below."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from surgeon.progress import Progress
+
+
+def print_pairs(pairs: dict[str, str]) -> None:
+    """Print names and what they mean: wrapped on a terminal, a line each into a pipe."""
+    from rich.table import Table
+
+    console = stdout()
+    if not console.is_terminal:
+        for name, meaning in pairs.items():
+            print(f"{name:<24} {meaning}")
+        return
+    rows = Table.grid(padding=(0, 2))
+    for name, meaning in pairs.items():
+        rows.add_row(name, meaning)
+    console.print(rows, highlight=False)
+
+
+def print_json(data: Any) -> None:
+    """Print a result as JSON."""
+    from surgeon.report.json_text import to_json
+
+    print(to_json(data))
+
+
+def stdout() -> Console:
+    """Return the console on stdout."""
+    from rich.console import Console
+
+    return Console()
+
+
+def progress_to(quiet: bool) -> Progress:
+    """Return where progress goes: to stderr; nowhere if it is to be quiet, unless that is a terminal."""
+    from rich.console import Console
+
+    from surgeon.progress import Progress
+
+    console = Console(stderr=True)
+    return Progress(None if quiet and not console.is_terminal else console)
+
+
+def quiet_libraries(verbose: bool) -> None:
+    """Quiet the libraries below, whose warnings are not meant for our users; none is imported for it."""
+    import warnings
+
+    if not verbose:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        warnings.simplefilter("ignore")
