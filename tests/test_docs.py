@@ -55,6 +55,7 @@ NOT_RUN = {
     "surgeon apply paper/smollm2/": "needs the weights of SmolLM2; tests/test_shipped_recipes.py plans these recipes",
     "make ": "continuous integration runs these",
     "python benchmarks/": "measures, for minutes",
+    "python examples/freeze_matrix.py": "trains in every setting that is installed, for minutes",
 }
 FRAGMENTS = {"freezing.md": "pieces of a training loop; tests/test_freeze_*.py run them in whole ones"}
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
