@@ -362,7 +362,7 @@ def recipes(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
-    from surgeon.recipe.schema import recipe_schema
+    from surgeon.recipe.written import recipe_schema
 
     print_json(recipe_schema())
 

@@ -26,7 +26,8 @@ from surgeon.plan.pinning import pinned, pinned_operations
 from surgeon.plan.plan import Plan
 from surgeon.plan.supply import check_supply, needs_text
 from surgeon.progress import Progress
-from surgeon.recipe.schema import Recipe, VerifySpec, resolved_yaml
+from surgeon.recipe.schema import Recipe, VerifySpec
+from surgeon.recipe.written import resolved_yaml
 from surgeon.region.region import Region
 from surgeon.report.card import model_card, write_card
 from surgeon.report.data import (

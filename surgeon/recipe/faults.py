@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from surgeon.errors import Problem, did_you_mean
 from surgeon.operations import OPERATIONS
 from surgeon.recipe.lines import KeyPath, Node, line_number, nearest
-from surgeon.recipe.schema import recipe_schema
+from surgeon.recipe.written import recipe_schema
 
 
 def faults(error: ValidationError, tree: Node, origins: Mapping[KeyPath, KeyPath], most: int) -> list[Problem]:

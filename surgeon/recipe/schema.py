@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from surgeon.operations import AnyOperation
@@ -392,14 +390,3 @@ class Recipe(Model):
         """Return the score a region selects by, following `from`."""
         spec = self.regions[region]
         return self.score_of(spec.from_) if spec.from_ is not None else spec.score
-
-
-def recipe_schema() -> dict[str, Any]:
-    """Return the JSON schema of a recipe, for editors."""
-    return Recipe.model_json_schema(by_alias=True)
-
-
-def resolved_yaml(recipe: Recipe) -> str:
-    """Return a recipe as YAML with its defaults filled in; loading it gives an equal recipe."""
-    data = json.loads(recipe.model_dump_json(by_alias=True, exclude_none=True))
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

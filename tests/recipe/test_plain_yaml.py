@@ -20,7 +20,7 @@ from surgeon.recipe import plain_yaml
 from surgeon.recipe.lines import KeyPath, Node, nearest, plain
 from surgeon.recipe.plain_yaml import DEEPEST, LONGEST, MOST_NODES, NotYaml, read_yaml
 from surgeon.recipe.reading import load_recipe
-from surgeon.recipe.schema import resolved_yaml
+from surgeon.recipe.written import resolved_yaml
 
 GOOD = """\
 version: 1

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from surgeon.api import shipped_recipes
 from surgeon.errors import InputError, RecipeError
 from surgeon.recipe.reading import load_recipe
-from surgeon.recipe.schema import Recipe, recipe_schema, resolved_yaml
+from surgeon.recipe.schema import Recipe
+from surgeon.recipe.written import recipe_schema, resolved_yaml
 
 GOOD = """\
 version: 1
