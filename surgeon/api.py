@@ -125,7 +125,7 @@ def apply(
         outputs = {path: stored_hash(path) for path in region_files.values()}
         outputs |= {path: digest for item in written.values() for path, digest in item.files.items()}
         run.timings["total"] = round(time.perf_counter() - started, 3)
-        report = earlier or report.model_copy(update={"timings": run.timings})
+        report = report.model_copy(update={"timings": run.timings if earlier is None else earlier.timings})
         sealed = dict(before) if earlier is not None else seal(run, report, outputs, before)
         for line in differences(repeated, sealed):
             run.progress.note(line)

@@ -40,6 +40,7 @@ from surgeon.errors import CheckpointError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
+_FETCHED_BYTES = 1 << 26  # of tensors on the Hub, kept in memory; a larger one is kept alone
 _HEADERS_AT_ONCE = 8  # requests for headers that wait for the Hub side by side
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -51,7 +52,7 @@ _PIECE_BYTES = 1 << 22
 class Checkpoint:
     """A checkpoint whose headers have been read and agree; see `Checkpoint.open`.
 
-    Of one on the Hub a tensor's bytes are fetched when it is asked for, and only its own; the last one is kept.
+    Of one on the Hub a tensor's bytes are fetched when it is asked for, and only its own; the last few are kept.
     """
 
     source: Source
@@ -155,7 +156,9 @@ class Checkpoint:
         if isinstance(info.path, RemoteFile):
             found = self._fetched.get(name)
             if found is None:
-                self._fetched.clear()
+                kept = sum(array.nbytes for array in self._fetched.values())
+                if kept + info.nbytes > _FETCHED_BYTES:
+                    self._fetched.clear()
                 self._fetched[name] = found = read_tensor(info)
                 found.flags.writeable = False
             return found

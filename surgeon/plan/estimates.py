@@ -115,7 +115,7 @@ def _selecting(plan: Plan, score: ScoreSpec) -> int:
     """Return what cuts and draws from one score take beside the scores themselves."""
     largest = max((info.numel for info in plan.scored_tensors(score)), default=0)
     controls = [region.spec.control for region in plan.regions.values() if region.spec.control is not None]
-    drawn = max((largest * (16 if spec.matched == "count" else 40) for spec in controls), default=0)
+    drawn = max((largest * (32 if spec.matched == "count" else 56) for spec in controls), default=0)
     return min(24 * largest, _PIECES) + 2 * largest + drawn
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.region.dimensions import along, hidden_size, places_of, residual_axis
-from surgeon.region.region import Indices, Region
+from surgeon.region.region import Indices, Mask, Region, encode_indices, encode_mask
 from surgeon.seeds import generator
 
 
@@ -51,13 +51,15 @@ def fullest_lines(region: Region, rows: int, columns: int, control: int | None =
 
     With `control`, a seed, as many others are drawn at random instead.
     """
-    chosen = {}
-    for name, shape in region.shapes.items():
+
+    def mask(name: str) -> Mask:  # made when it is asked for: a sweep over many counts keeps none of them
+        shape = region.shapes[name]
         by_row, by_column = region.hits(name)
         top_rows = _top(by_row, rows, control, f"rows:{name}")
         top_columns = _top(by_column, columns if len(shape) > 1 else 0, control, f"columns:{name}")
-        chosen[name] = lines(shape, top_rows.tolist(), top_columns.tolist())
-    return Region.from_indices(chosen, region.shapes)
+        return encode_indices(lines(shape, top_rows.tolist(), top_columns.tolist()), shape)
+
+    return Region(region.shapes, mask)
 
 
 def residual_dimensions(region: Region, count: int, config: Mapping[str, Any], control: int | None = None) -> Region:
@@ -73,14 +75,14 @@ def residual_dimensions(region: Region, count: int, config: Mapping[str, Any], c
         if axis is not None:
             hits += np.bincount(along(region.indices(name), region.shapes[name], axis), minlength=hits.size)
     top = _top(hits, count, control, "residual")
-    chosen = {}
-    for name, axis in axes.items():
+
+    def mask(name: str) -> Mask:
+        chosen, axis = np.zeros(region.shapes[name], dtype=np.bool_), axes[name]
         if axis is not None:
-            shape = region.shapes[name]
-            mask = np.zeros(shape, dtype=np.bool_)
-            np.moveaxis(mask, axis, 0)[top] = True
-            chosen[name] = np.flatnonzero(mask)
-    return Region.from_indices(chosen, region.shapes)
+            np.moveaxis(chosen, axis, 0)[top] = True
+        return encode_mask(chosen)
+
+    return Region(region.shapes, mask)
 
 
 def _top(hits: NDArray[np.int64], count: int, control: int | None, label: str) -> Indices:

@@ -84,6 +84,7 @@ def is_control(report: Report, region: str) -> bool:
     found, spec = report.regions.get(region), _spec(report, region)
     kinds = [spec.get(key) or {} for key in ("dimensions", "score")]
     drawn = bool(kinds[0].get("random")) or kinds[1].get("kind") == "random"
+    drawn |= bool({"random", "bottom"} & (spec.get("select") or {}).keys())
     drawn |= (spec.get("control") or {}).get("draw") in ("random", "bottom")
     return drawn or (found is not None and found.origin in ("random", "bottom"))
 

@@ -135,15 +135,16 @@ def test_an_edit_in_memory_measures_as_the_written_variant_and_is_undone(
 
 def test_sums_are_float64(make_model: ModelMaker, texts: dict[str, str]) -> None:
     """A model that knows nothing loses the same at every token, so that the sum is exact or it is not."""
-    loaded = load_model(Checkpoint.open(make_model("llama", seed=5)), "float32")
+    stack = stack_of(make_model("llama", seed=5))
+    stack.loaded.weights.fill()
     with torch.no_grad():
-        for parameter in loaded.model.parameters():
+        for parameter in stack.loaded.model.parameters():
             parameter.zero_()
     corpus = Corpus("c", {"de": Path(texts["de"])})
 
     def found(tokens: int, window: int) -> Measure:
         spec = VerifySpec(tokens=tokens, window=window)
-        return measure(loaded, evaluation_texts(loaded, corpus, ["de"], spec)["de"], 4)
+        return measure(stack, prepared(stack, corpus, spec), 4)
 
     each = found(2, 2).nll / 2
     assert each == pytest.approx(math.log(258), rel=1e-6)
