@@ -251,12 +251,20 @@ def _likest(report: Report, region: str | None) -> list[str]:
     scanned = [name for name in report.regions if report.regions[name].scan is not None]
     return sorted(scanned, key=lambda name: (
         not is_control(report, name), not _alike(report.regions[name].entries, size),
-        report.regions[name].origin == "bottom",
+        _is_bottom(report, name),
     ))  # fmt: skip
 
 
 def _drawn_otherwise(report: Report, regions: Sequence[str]) -> bool:
-    return any(report.regions[region].origin == "bottom" for region in regions if region in report.regions)
+    return any(_is_bottom(report, region) for region in regions)
+
+
+def _is_bottom(report: Report, region: str) -> bool:
+    """Say whether a region holds entries of the lowest score, which are no draw at random."""
+    found = report.regions.get(region)
+    return (found is not None and found.origin == "bottom") or (
+        (_spec(report, region).get("control") or {}).get("draw") == "bottom"
+    )
 
 
 def _language_of(report: Report, regions: Sequence[str]) -> str | None:

@@ -46,7 +46,8 @@ def sweep_figure(report: Report, name: str) -> Figure:
         "a multiple of the base's (the line at ×1), on a logarithmic scale. "
         f"Most at {worst}: ×{number(exponential(logs[worst]))}."
     )
-    return Figure(f"sweep-{name}", f"What {name} does, by {along}", caption, finished(spec), True, True)
+    key = list(sweep.axes) != ["seed"]  # the draws of one control are no picture for the first screen
+    return Figure(f"sweep-{name}", f"What {name} does, by {along}", caption, finished(spec), True, key)
 
 
 def _logs(report: Report, name: str) -> dict[str, float]:
