@@ -44,6 +44,7 @@ class FragmentHeld(Held):
     """Frozen entries whose masters are the fragment of a flat buffer (ZeRO-1, ZeRO-2, bfloat16 optimizer)."""
 
     is_partial = True
+    is_counted = True  # fragments do not overlap
 
     def __init__(self, item: Held) -> None:
         self.name, self.copy, self.parameter, self.entries = item.name, item.copy, item.parameter, item.entries
@@ -74,6 +75,12 @@ class FragmentHeld(Held):
         """Return this process's fragments of the moments."""
         fragment = self.parameter._hp_mapping  # type: ignore[attr-defined]
         return {key: fragment.get_hp_fragment(key) for key in getattr(fragment, "optim_fragment", None) or {}}
+
+    def look(self) -> Tensor | None:
+        """Return the few entries that `look_bits` tells of, of the fragment."""
+        target = self.master()
+        self._follow(target)
+        return target.index_select(0, self.look_indices)
 
     def was_touched(self) -> bool:
         """Say no: the master is another tensor, whose writes are counted elsewhere."""
