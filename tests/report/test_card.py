@@ -165,7 +165,9 @@ def test_the_card_shows_what_was_measured(recipe: RecipeMaker, tmp_path: Path) -
     assert (folder / "figures" / "perplexity.svg").read_text().startswith("<svg")
     again = surgeon.apply(recipe())
     assert again.variants["cut"].reused
-    assert Report.load(tmp_path / "out" / "report.json") == again
+    kept = Report.load(tmp_path / "out" / "report.json")  # the first run's file, since nothing changed
+    assert not kept.variants["cut"].reused
+    assert kept.model_copy(update={"variants": again.variants}) == again
 
 
 def test_infinite_perplexities_stay_out_of_the_metadata(recipe: RecipeMaker, tmp_path: Path) -> None:
