@@ -113,6 +113,7 @@ def apply(
     check_ready(the_plan, device, run.jobs)
     run.check_texts()
     with output_lock(out, the_plan.recipe.name, overwrite), cache_in_use():
+        run.token_counts.keep()
         before = read_object(out / MANIFEST)
         repeated = read_object(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
         region_files = save_regions(run)

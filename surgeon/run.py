@@ -19,6 +19,7 @@ from surgeon.errors import RegionError, SurgeonError
 from surgeon.model.kept import keep, kept_path, load_kept
 from surgeon.model.precision import Precision, resolve_precision
 from surgeon.model.results import Verification
+from surgeon.model.token_counts import TokenCounts
 from surgeon.model.tokenizer import load_tokenizer
 from surgeon.operations import Operation
 from surgeon.operations.edits import EditCount, count_edits
@@ -47,7 +48,6 @@ from surgeon.report.manifest import environment, manifest
 from surgeon.report.measured import check_expectations, perplexities, summarize, sweep_report
 from surgeon.scores.build import build_regions
 from surgeon.scores.scoring import ScoreSet, Scoring, run_scores
-from surgeon.text.windows import bos_token
 from surgeon.write.companions import companions
 from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, outputs_of
 from surgeon.write.marker import MarkedModel, Marker
@@ -73,13 +73,13 @@ class Run:
     def check_texts(self) -> None:
         """Read every text before anything is scored or written, and say where there is too little of it."""
         if needs_text(self.plan):
-            for note in check_supply(self.plan, self.tokenizer):
+            for note in check_supply(self.plan, self.token_counts):
                 self.progress.note(note)
 
     @cached_property
-    def tokenizer(self) -> Any:
-        """The tokenizer beside the model's weights."""
-        return load_tokenizer(self.plan.checkpoint)
+    def token_counts(self) -> TokenCounts:
+        """How many tokens texts have, by the tokenizer beside the model's weights."""
+        return TokenCounts(self.plan.checkpoint, partial(load_tokenizer, self.plan.checkpoint))
 
     def stack(self, precision: str) -> Stack:
         """The model, layer by layer, in `float32` or `native` arithmetic."""
@@ -103,7 +103,9 @@ class Run:
     def scores(self) -> list[ScoreSet]:
         """The importance scores, computed or out of the cache."""
         with self.timed("score"):
-            return run_scores(Scoring(self.plan, self.stack, self.device, self.jobs, self.progress, self.keep))
+            return run_scores(
+                Scoring(self.plan, self.stack, self.token_counts, self.device, self.jobs, self.progress, self.keep)
+            )
 
     @cached_property
     def regions(self) -> dict[str, Region]:
@@ -267,7 +269,7 @@ def _method(run: Run, precision: Precision, spec: VerifySpec) -> dict[str, Any]:
         "tokens": spec.tokens,
         "window": spec.window,
         "stride": spec.stride or spec.window,
-        "bos": "before every window" if bos_token(run.tokenizer) is not None else "never (the tokenizer adds none)",
+        "bos": "before every window" if run.token_counts.begins_with_bos() else "never (the tokenizer adds none)",
         "precision": precision,
         "device": run.device,
         "interval": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},

@@ -18,7 +18,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
     try:
         return transformers.AutoTokenizer.from_pretrained(checkpoint.folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the readers of its files raise what they like, also bare `Exception`
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{checkpoint.folder}: no usable tokenizer beside the weights ({first}); copy the tokenizer files there"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from surgeon.errors import InputError
+from surgeon.model.token_counts import TokenCounts
 from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import SampledScore, VerifySpec
 from surgeon.text.corpora import Text
-from surgeon.text.windows import Tokens, bos_token, scoring_sequences, tokenize
 
 
-def check_supply(plan: Plan, tokenizer: Any) -> list[str]:
-    """Read and tokenize every text that the plan needs; returns a line for each purpose that some run short of.
+def check_supply(plan: Plan, tokens: TokenCounts) -> list[str]:
+    """Read every text that the plan needs and count its tokens; returns a line for each purpose that some run short of.
 
     Raises:
         InputError: texts are missing, damaged, or give not even one token to predict; all of them at once.
@@ -22,9 +21,8 @@ def check_supply(plan: Plan, tokenizer: Any) -> list[str]:
     problems: list[str] = []
     texts = _read(plan, problems)
     notes = []
-    bos = bos_token(tokenizer)
     for spec in _on_text(plan):
-        short = list(_short_to_score(spec, tokenizer, bos, texts, problems))
+        short = list(_short_to_score(spec, tokens, texts, problems))
         if short:
             notes.append(
                 f"scored on fewer than {spec.samples} sequences of {spec.sequence_length} tokens, "
@@ -32,10 +30,10 @@ def check_supply(plan: Plan, tokenizer: Any) -> list[str]:
             )
     if plan.recipe.verify is not None:
         verified = {language: texts[language] for language in plan.verify_languages if language in texts}
-        short = list(_short_to_verify(plan.recipe.verify, tokenizer, bos, verified, problems))
+        short = list(_short_to_verify(plan.recipe.verify, tokens, verified, problems))
         if short:
-            tokens = plan.recipe.verify.tokens
-            notes.append(f"measured on fewer than {tokens} tokens, since the text is short: " + ", ".join(short))
+            wanted = plan.recipe.verify.tokens
+            notes.append(f"measured on fewer than {wanted} tokens, since the text is short: " + ", ".join(short))
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
     return notes
@@ -62,35 +60,34 @@ def _read(plan: Plan, problems: list[str]) -> dict[str, Text]:
 
 
 def _short_to_score(
-    spec: SampledScore, tokenizer: Any, bos: int | None, texts: dict[str, Text], problems: list[str]
+    spec: SampledScore, tokens: TokenCounts, texts: dict[str, Text], problems: list[str]
 ) -> Iterator[str]:
-    step = spec.sequence_length - (bos is not None)
+    begun = int(tokens.begins_with_bos())
+    step = spec.sequence_length - begun
     for language in dict.fromkeys(spec.languages):
         if language not in texts:
             continue
-        tokens = tokenize(tokenizer, texts[language].score)
-        sequences = scoring_sequences(tokens, bos, spec.samples, spec.sequence_length)
-        if not any(len(sequence) > 1 for sequence in sequences):
-            problems.append(_too_short(language, "score on", tokens))
-        elif len(tokens.ids) < spec.samples * step:
-            full = len(sequences) if len(tokens.ids) >= step else 0
-            yield f"{language} {full} ({len(tokens.ids):,} tokens; {spec.samples * step:,} needed)"
+        found = tokens.count(texts[language].score)
+        if begun + min(found, step) < 2:
+            problems.append(_too_short(language, "score on", found))
+        elif found < spec.samples * step:
+            yield f"{language} {found // step} ({found:,} tokens; {spec.samples * step:,} needed)"
 
 
 def _short_to_verify(
-    spec: VerifySpec, tokenizer: Any, bos: int | None, texts: dict[str, Text], problems: list[str]
+    spec: VerifySpec, tokens: TokenCounts, texts: dict[str, Text], problems: list[str]
 ) -> Iterator[str]:
     for language, text in texts.items():
-        tokens = tokenize(tokenizer, text.evaluate)
-        predicted = len(tokens.ids) - (bos is None)
+        found = tokens.count(text.evaluate)
+        predicted = found - (not tokens.begins_with_bos())
         if predicted < 1:
-            problems.append(_too_short(language, "evaluate on", tokens))
+            problems.append(_too_short(language, "evaluate on", found))
         elif predicted < spec.tokens:
             yield f"{language} {predicted:,}"
 
 
-def _too_short(language: str, purpose: str, tokens: Tokens) -> str:
+def _too_short(language: str, purpose: str, found: int) -> str:
     return (
-        f"the text for '{language}' is too short to {purpose}: it has {len(tokens.ids)} token(s), and at least one "
+        f"the text for '{language}' is too short to {purpose}: it has {found} token(s), and at least one "
         "must be predicted from another"
     )

@@ -19,6 +19,7 @@ from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import TensorInfo, flush
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.model.precision import resolve_precision
+from surgeon.model.token_counts import TokenCounts
 from surgeon.model.tokenizer import load_tokenizer
 from surgeon.plan.estimates import keeps, score_bytes
 from surgeon.plan.plan import Plan
@@ -39,7 +40,7 @@ from surgeon.scores.magnitude import magnitude
 from surgeon.scores.random import random_scores
 from surgeon.scores.region_cache import load_region
 from surgeon.scores.settings import ScoreSettings
-from surgeon.text.windows import bos_token, scoring_sequences, tokenize
+from surgeon.text.windows import bos_token, scoring_lengths, scoring_sequences, tokenize
 
 if TYPE_CHECKING:
     from surgeon.model.stack import Stack
@@ -78,6 +79,7 @@ class Scoring:
 
     plan: Plan
     load: StackLoader
+    token_counts: TokenCounts
     device: str
     jobs: int
     progress: Progress
@@ -122,8 +124,7 @@ def _on_text(run: Scoring, spec: GradParamScore | WandaScore) -> ScoreSet:
         for language in languages
     }
     keys = {language: path.stem for language, path in paths.items()}
-    sequences = _sequences(plan, spec, languages, load_tokenizer(plan.checkpoint))
-    samples = {name: SampleSize(len(found), sum(len(ids) - 1 for ids in found)) for name, found in sequences.items()}
+    samples = {language: _sample_size(run, spec, language) for language in languages}
     files = {language: load_score(path, language) for language, path in paths.items()}
     known = {language: file for language, file in files.items() if file is not None}
     if len(known) == len(paths):
@@ -139,13 +140,22 @@ def _on_text(run: Scoring, spec: GradParamScore | WandaScore) -> ScoreSet:
     missing = [language for language in languages if language not in known] if kept else languages
     from surgeon.scores.sweeps import Sweep  # torch is imported where it is needed
 
-    sweep = Sweep(run.load(precision), {name: sequences[name] for name in missing}, tensors, settings, run.progress)
+    sequences = _sequences(plan, spec, missing, load_tokenizer(plan.checkpoint))
+    sweep = Sweep(run.load(precision), sequences, tensors, settings, run.progress)
     if kept:
         known |= _keep(sweep, {language: paths[language] for language in missing}, tensors)
         return ScoreSet(spec, {language: known[language].reader() for language in languages}, keys, samples)
     key = sha256("".join(sorted(keys.values())).encode())[:32]
     drawn = [(control, partial(draw_like, plan, control)) for control in controls]
     return ScoreSet(spec, {}, keys, samples, sweep.select(regions, drawn, key))
+
+
+def _sample_size(run: Scoring, spec: GradParamScore | WandaScore, language: str) -> SampleSize:
+    tokens, bos = run.token_counts.count(run.plan.corpus.text(language).score), run.token_counts.begins_with_bos()
+    lengths = [length for length in scoring_lengths(tokens, bos, spec.samples, spec.sequence_length) if length > 1]
+    if not lengths:
+        raise InputError(f"the text for '{language}' is too short to score on: it gives no sequence of two tokens")
+    return SampleSize(len(lengths), sum(lengths) - len(lengths))
 
 
 def _sequences(
@@ -157,8 +167,6 @@ def _sequences(
         tokens = tokenize(tokenizer, plan.corpus.text(language).score)
         cut = scoring_sequences(tokens, bos, spec.samples, spec.sequence_length)
         result[language] = [ids for ids in cut if len(ids) > 1]
-        if not result[language]:
-            raise InputError(f"the text for '{language}' is too short to score on: it gives no sequence of two tokens")
     return result
 
 

@@ -6,8 +6,9 @@ BOS policy: if the tokenizer itself begins a text with BOS, every sequence and e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Tokens:
     """Token ids of a text without special tokens; `ends[i]` is the byte of the text at which token i ends."""
 
     ids: tuple[int, ...]
-    ends: tuple[int, ...]
+    ends: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,39 @@ def bos_token(tokenizer: Any) -> int | None:
 
 def tokenize(tokenizer: Any, text: str) -> Tokens:
     """Tokenize a text without special tokens."""
-    if tokenizer.is_fast:
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids = encoded["input_ids"]
-        char_ends = [end for _, end in encoded["offset_mapping"]]
-    else:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        char_ends = [len(tokenizer.decode(ids[: i + 1])) for i in range(len(ids))]
+    if not tokenizer.is_fast:
+        ids = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return Tokens(ids, _DecodedEnds(tokenizer, text, ids))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     byte_at = [0]
     for character in text:
         byte_at.append(byte_at[-1] + len(character.encode("utf-8", "surrogatepass")))
-    return Tokens(tuple(ids), tuple(byte_at[min(end, len(text))] for end in char_ends))
+    return Tokens(tuple(encoded["input_ids"]), tuple(byte_at[end] for _, end in encoded["offset_mapping"]))
+
+
+@dataclass(frozen=True)
+class _DecodedEnds(Sequence[int]):
+    """Where tokens end in a text, for a tokenizer that does not say it: worked out for those that are asked for.
+
+    Each takes a decoding of all tokens before it, so that asking for all would be quadratic in the text.
+    """
+
+    tokenizer: Any
+    text: str
+    ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, at: int) -> int: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[int]: ...
+    def __getitem__(self, at: int | slice) -> int | Sequence[int]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        characters = len(self.tokenizer.decode(list(self.ids[: range(len(self))[at] + 1])))
+        return len(self.text[:characters].encode("utf-8", "surrogatepass"))
 
 
 def scoring_sequences(tokens: Tokens, bos: int | None, samples: int, length: int) -> list[tuple[int, ...]]:
@@ -57,6 +80,13 @@ def scoring_sequences(tokens: Tokens, bos: int | None, samples: int, length: int
     step = length - len(prefix)
     starts = range(0, max(len(tokens.ids) - step, 0) + 1, step)
     return [prefix + tokens.ids[start : start + step] for start in starts[:samples]]
+
+
+def scoring_lengths(tokens: int, bos: bool, samples: int, length: int) -> list[int]:
+    """Return the lengths of the sequences that `scoring_sequences` cuts from so many tokens."""
+    step = length - bos
+    full = min(tokens // step, samples)
+    return [length] * full if full else [tokens + bos]
 
 
 def evaluation_windows(

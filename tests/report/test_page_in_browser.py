@@ -64,7 +64,7 @@ def opened(browser: Any, address: str) -> Iterator[Open]:
         page.goto(address)
         if live:
             for figure in page.locator("main > div > figure, section > figure").all():
-                figure.scroll_into_view_if_needed()
+                figure.evaluate("(figure) => figure.scrollIntoView()")
             page.wait_for_function("[...document.querySelectorAll('.is-live')].every((figure) => figure.dataset.ready)")
             page.evaluate("scrollTo(0, 0)")
         return page

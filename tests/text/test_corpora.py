@@ -169,6 +169,7 @@ def test_all_languages_that_have_too_little_text_are_said_before_scoring(
 
 
 def test_a_text_without_a_token_to_predict_is_refused(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    from surgeon.model.token_counts import TokenCounts
     from surgeon.model.tokenizer import load_tokenizer
     from surgeon.plan.supply import check_supply
 
@@ -181,9 +182,9 @@ def test_a_text_without_a_token_to_predict_is_refused(recipe: Callable[..., Path
             return {"input_ids": [5], "offset_mapping": [(0, len(text))]}
 
     made = surgeon.plan_recipe(recipe())
-    assert check_supply(made, load_tokenizer(made.checkpoint)) == []
+    assert check_supply(made, TokenCounts(made.checkpoint, lambda: load_tokenizer(made.checkpoint))) == []
     with pytest.raises(InputError) as caught:
-        check_supply(made, Barren())
+        check_supply(made, TokenCounts(made.checkpoint, Barren))
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in lines] == [
         f"the text for '{language}' is too short to {what}"

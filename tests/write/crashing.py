@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import font_lato  # noqa: F401
-import resvg_py  # noqa: F401
+import altair  # noqa: F401
+import vl_convert  # noqa: F401
 
 import surgeon.api
 import surgeon.cli
