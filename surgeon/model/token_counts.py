@@ -32,7 +32,7 @@ class TokenCounts:
         )
         self._path = cache_folder() / "tokens" / f"{made.key()[:32]}.json"
         self._kept: dict[str, int] = json.loads(self._path.read_bytes()) if is_sealed(self._path) else {}
-        self._known = dict(self._kept)
+        self._known: dict[str, int] = dict(self._kept)
 
     def begins_with_bos(self) -> bool:
         """True if the tokenizer begins a text with BOS."""
