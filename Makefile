@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch first and pinned: an open range may fetch several gigabytes of CUDA on a machine without a GPU.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint docs smollm2 wheel clean
+.PHONY: demo test lint docs smollm2 wheel release clean
 
 demo: $(VENV)/installed
 	$(BIN)/surgeon apply recipes/zero_core.yaml
@@ -28,6 +28,12 @@ smollm2: $(VENV)/installed-dev
 
 wheel: $(VENV)/installed-dev
 	$(BIN)/python -m build --wheel --outdir dist .
+
+# Builds, checks, and prints what a person has to sign; uploads nothing.
+release: $(VENV)/installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python scripts/release.py dist
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -280,8 +280,9 @@ def _figure(figure: Figure) -> str:
 def _again(plan: Plan) -> str:
     return f"""## How to make it again
 
+In an environment with surgeon in it (`pip install .` in a checkout of its repository):
+
 ```sh
-pip install model-surgeon
 surgeon apply recipe.yaml
 ```
 

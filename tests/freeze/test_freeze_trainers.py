@@ -17,7 +17,7 @@ from surgeon.errors import FreezeError
 from surgeon.freeze import Bundle, FreezeCallback, freeze, merge, verify_saved
 from surgeon.region.region import Region
 
-pytest.importorskip("accelerate", reason="the Trainer needs it: pip install 'model-surgeon[trainers]'")
+pytest.importorskip("accelerate", reason="the Trainer needs it: pip install '.[trainers]'")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 
