@@ -1,7 +1,7 @@
 """`make release`: look at what was built, and print what a person has still to do before and after publishing it.
 
-Nothing is uploaded from here. A tag `vVERSION` starts `.github/workflows/release.yml`, which builds anew, checks by this
-script, waits for a person's approval and publishes without a token, by trusted publishing.
+Nothing is uploaded from here. A tag `vVERSION` starts `.github/workflows/release.yml`, which builds anew, checks by
+this script, waits for a person's approval and publishes without a token, by trusted publishing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BY_A_PERSON = (
     "`make lint test docs` passed on this commit, on every Python of .github/workflows/ci.yml",
     "CHANGELOG.md says what a user will notice, and what breaks",
     "the wheel was installed into an empty environment, and `surgeon apply zero_core` said that all expectations held",
-    "README.md shows its two pictures where the index will show it: links into docs/ are relative, so they need an address",
+    "README.md shows its pictures in the index too, where relative links into docs/ need an address",
     "the index knows this repository and the workflow release.yml as a trusted publisher of the project",
     "after that: git tag -s v{version} && git push --tags, and approve the run in the environment `release`",
     "last: change the install words in README.md, docs/tutorial.md and surgeon/report/card.py",

@@ -4,6 +4,11 @@ import surgeon
 report = surgeon.apply("zero_core", output="out")
 checkpoint = surgeon.Checkpoint.open("builtin:tiny30")
 region = surgeon.Region.load("out/regions/core.region.safetensors")
+
+and on a transformers model that is in memory already:
+
+with surgeon.cut(model, region):
+    print(surgeon.perplexity(model, tokenizer, languages=["ar", "en"]))
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
     from surgeon.checkpoint.checkpoint import Checkpoint
     from surgeon.diff.comparison import compare
     from surgeon.errors import SurgeonError
+    from surgeon.loaded import cut, perplexity
     from surgeon.region.region import Region
     from surgeon.report.data import Report
     from surgeon.write.staging import write_variant
@@ -24,7 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Checkpoint", "Region", "Report", "SurgeonError", "__version__",
-    "apply", "compare", "plan_recipe", "score", "verify_checkpoint", "write_variant",
+    "apply", "compare", "cut", "perplexity", "plan_recipe", "score", "verify_checkpoint", "write_variant",
 ]  # fmt: skip
 
 # Resolved on first use, so that `import surgeon` and `surgeon --help` load nothing heavy. No name here may be
@@ -36,6 +42,8 @@ _HOMES = {
     "SurgeonError": "surgeon.errors",
     "apply": "surgeon.api",
     "compare": "surgeon.diff.comparison",
+    "cut": "surgeon.loaded",
+    "perplexity": "surgeon.loaded",
     "plan_recipe": "surgeon.api",
     "score": "surgeon.api",
     "verify_checkpoint": "surgeon.api",
@@ -47,3 +55,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'surgeon' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,10 +14,13 @@ from surgeon.errors import InputError, did_you_mean
 from surgeon.hub.push import push_variants
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Verification
-from surgeon.plan.check import check_device, check_length, check_ready
+from surgeon.plan.check import check_device, check_length, check_ready, chosen_device
+from surgeon.plan.duration import steps
+from surgeon.plan.first_cut import RECIPE as FIRST_CUT
+from surgeon.plan.first_cut import FirstCut, rows_at_a_time
 from surgeon.plan.plan import Plan
 from surgeon.plan.planning import make_plan
-from surgeon.progress import Progress
+from surgeon.progress import Progress, Step
 from surgeon.recipe.reading import load_recipe
 from surgeon.recipe.schema import VerifySpec
 from surgeon.report.data import Report
@@ -32,7 +35,7 @@ from surgeon.run import (
     unchanged_report,
     verify_variants,
 )
-from surgeon.text.corpora import Corpus
+from surgeon.text.corpora import Corpus, builtin_corpus
 from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, check_written, is_output, read_object
 from surgeon.write.marker import MARKER
 from surgeon.write.output import cache_in_use, output_lock
@@ -64,15 +67,30 @@ def find_recipe(name: str | Path) -> Path:
     )
 
 
-def plan_recipe(recipe: str | Path, *, output: str | Path | None = None, overrides: Sequence[str] = ()) -> Plan:
-    """Read a recipe and the headers of its model, and return what `apply` would do.
+def plan_recipe(
+    recipe: str | Path,
+    *,
+    output: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+) -> Plan:
+    """Read a recipe and the headers of its model, and return what `apply` would do; `device` is looked for, if given.
 
     Raises:
-        SurgeonError: the recipe, the model or the corpus cannot be used.
+        SurgeonError: the recipe, the model, the corpus or the device cannot be used.
     """
     file = load_recipe(find_recipe(recipe), overrides)
     checkpoint = Checkpoint.open(file.recipe.model)
-    return make_plan(file, checkpoint, Path(output if output is not None else file.recipe.output))
+    made = make_plan(file, checkpoint, Path(output if output is not None else file.recipe.output))
+    lacking = check_device(chosen_device(device)) if device is not None and made.runs_model else None
+    if lacking is not None:
+        raise lacking
+    return made
+
+
+def expected_steps(made: Plan, device: str = "cpu") -> list[Step]:
+    """Return what `apply` would do, in order, and how many seconds each step may take on this machine."""
+    return steps(made, chosen_device(device) if made.runs_model else "cpu")
 
 
 def _plan_to_run(recipe: str | Path, output: str | Path | None, overrides: Sequence[str]) -> Plan:
@@ -96,7 +114,8 @@ def apply(
 ) -> Report:
     """Carry out a recipe: score, select, write the variants, verify, report, and push if the recipe says so.
 
-    `push` False leaves the pushing out, True insists on it; nothing is pushed unless all expectations held.
+    `device` is `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: an accelerator if there is one. `push` False leaves the
+    pushing out, True insists on it; nothing is pushed unless all expectations held.
     Everything is written below `output` (the recipe's, if not given); a folder with another recipe's run, or with
     files that surgeon did not write, only if `overwrite` is set. Scores, regions and variants that an earlier or
     interrupted run finished are reused. `Report.passed` says whether the expectations held.
@@ -106,13 +125,15 @@ def apply(
     """
     started = time.perf_counter()
     path = find_recipe(recipe)
-    run = Run(_plan_to_run(path, output, overrides), device, jobs, progress)
-    the_plan, out = run.plan, run.plan.output
+    the_plan = _plan_to_run(path, output, overrides)
+    device = chosen_device(device) if the_plan.runs_model else "cpu" if device == "auto" else device
+    run, out = Run(the_plan, device, jobs, progress), the_plan.output
     if push and the_plan.recipe.push is None:
         raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
     check_ready(the_plan, device, run.jobs)
     run.check_texts()
-    with output_lock(out, the_plan.recipe.name, overwrite), cache_in_use():
+    ahead = run.progress.steps(steps(the_plan, device) if run.progress.console is not None else [])
+    with output_lock(out, the_plan.recipe.name, overwrite), cache_in_use(), ahead:
         run.token_counts.keep()
         before = read_object(out / MANIFEST)
         repeated = read_object(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
@@ -120,20 +141,58 @@ def apply(
         assert run.edits is not None  # counted, and found not to be empty, before anything is written
         staged = stage_variants(run, region_files)
         found, method = verify_variants(run)  # meanwhile the disk takes what was staged
-        report = make_report(run, staged, found, method)
-        earlier = unchanged_report(out, report, before)
-        written = publish_variants(run, staged, report if earlier is None else None)
-        outputs = {path: stored_hash(path) for path in region_files.values()}
-        outputs |= {path: digest for item in written.values() for path, digest in item.files.items()}
-        run.timings["total"] = round(time.perf_counter() - started, 3)
-        report = report.model_copy(update={"timings": run.timings if earlier is None else earlier.timings})
-        sealed = dict(before) if earlier is not None else seal(run, report, outputs, before)
+        with run.progress.task("page", 1):
+            report = make_report(run, staged, found, method)
+            earlier = unchanged_report(out, report, before)
+            written = publish_variants(run, staged, report if earlier is None else None)
+            outputs = {path: stored_hash(path) for path in region_files.values()}
+            outputs |= {path: digest for item in written.values() for path, digest in item.files.items()}
+            run.timings["total"] = round(time.perf_counter() - started, 3)
+            report = report.model_copy(update={"timings": run.timings if earlier is None else earlier.timings})
+            sealed = dict(before) if earlier is not None else seal(run, report, outputs, before)
         for line in differences(repeated, sealed):
             run.progress.note(line)
         if push is not False and report.passed and the_plan.recipe.push is not None:
             report = report.model_copy(update={"pushed": push_variants(the_plan.recipe, out, run.jobs, run.progress)})
             seal(run, report, outputs, sealed)
     return report
+
+
+def cut_overrides(wanted: FirstCut, overrides: Sequence[str] = (), device: str = "auto") -> list[str]:
+    """Return the overrides that make the shipped recipe, `FIRST_CUT`, one for a model and a machine at hand.
+
+    `overrides` of the user's own go last, so that they win.
+
+    Raises:
+        SurgeonError: the model cannot be read, or a language is not in the corpus.
+    """
+    device = chosen_device(device)
+    lacking = check_device(device)
+    if lacking is not None:
+        raise lacking
+    checkpoint = Checkpoint.open(wanted.model)
+    rows = rows_at_a_time(checkpoint, device)
+    return [*wanted.overrides(checkpoint, builtin_corpus("udhr30").languages, rows), *overrides]
+
+
+def cut_model(
+    wanted: FirstCut,
+    *,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Find the core of a model, cut it out, and measure that beside controls; by `apply`, and without a recipe.
+
+    The recipe is left in the output, where `apply` takes it as any other.
+
+    Raises:
+        SurgeonError: see `apply`.
+    """
+    found = cut_overrides(wanted, overrides, device)
+    return apply(FIRST_CUT, overrides=found, device=device, jobs=jobs, progress=progress, overwrite=overwrite)
 
 
 def score(
@@ -147,6 +206,7 @@ def score(
     overwrite: bool = False,
 ) -> dict[str, Path]:
     """Compute the scores and regions of a recipe only; returns the region files by name."""
+    device = chosen_device(device)
     run = Run(_plan_to_run(recipe, output, overrides), device, jobs, progress, keep=True)
     check_ready(run.plan, device, run.jobs)
     run.check_texts()
@@ -177,6 +237,7 @@ def verify_checkpoint(
     from surgeon.model.stack import make_stack
     from surgeon.model.verification import verify
 
+    device = chosen_device(device)
     languages = corpus.languages if spec.languages == "all" else list(dict.fromkeys(spec.languages))
     variants = _written_variants(Path(checkpoint).expanduser())
     if variants:
@@ -228,7 +289,7 @@ def _written_variants(folder: Path) -> dict[str, str]:
     return {path.name: str(path) for path in sorted((folder / VARIANTS).glob("*")) if (path / MARKER).is_file()}
 
 
-def copy_recipe(name: str, target: Path) -> Path:
+def copy_recipe(name: str, target: str | Path) -> Path:
     """Copy a shipped recipe into a folder, to be edited there.
 
     Raises:
@@ -237,7 +298,7 @@ def copy_recipe(name: str, target: Path) -> Path:
     shipped = shipped_recipes()
     if name not in shipped:
         raise InputError(f"no shipped recipe '{name}'{did_you_mean(name, shipped)}")
-    destination = target / shipped[name].name
+    destination = Path(target) / shipped[name].name
     if destination.exists():
         raise InputError(f"{destination} exists already; remove it or copy elsewhere with --output")
     shutil.copyfile(shipped[name], destination)

@@ -56,6 +56,8 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _fail(message: str, code: int) -> None:
+    coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    head = "\033[1;31merror:\033[0m" if coloured else "error:"
     for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+        print(f"{head} {line}", file=sys.stderr)
     raise SystemExit(code)

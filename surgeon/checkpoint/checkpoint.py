@@ -36,6 +36,7 @@ from surgeon.checkpoint.storage import (
 )
 from surgeon.checkpoint.ties import tied_groups
 from surgeon.errors import CheckpointError, did_you_mean
+from surgeon.notebook import table
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5,})-of-(?P<count>\d{5,})\.saf
 _PIECE_BYTES = 1 << 22
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checkpoint:
     """A checkpoint whose headers have been read and agree; see `Checkpoint.open`.
 
@@ -93,6 +94,21 @@ class Checkpoint:
         if index is not None:
             _check_index(index, tensors)
         return cls(source, headers, tensors, _read_config(folder), index)
+
+    def __repr__(self) -> str:
+        entries = sum(info.numel for info in self.tensors.values())
+        return (
+            f"Checkpoint({self.source.name}: {self.config.get('model_type', 'no config')}, {entries:,} parameters in "
+            f"{len(self.tensors)} tensors, {len(self.headers)} file(s), {self.data_bytes / 1e6:,.3g} MB)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the checkpoint in a notebook: how many tensors and parameters there are of each dtype."""
+        rows = []
+        for dtype in dict.fromkeys(info.dtype for info in self.tensors.values()):
+            sizes = [info.numel for info in self.tensors.values() if info.dtype == dtype]
+            rows.append((dtype, f"{len(sizes):,}", f"{sum(sizes):,}"))
+        return table(repr(self), ["dtype", "tensors", "parameters"], rows)
 
     @property
     def folder(self) -> Path:

@@ -96,6 +96,25 @@ def measure_variants(
     }
 
 
+def measure_loaded(model: Any, texts: Mapping[str, EvaluationText], batch_size: int) -> dict[str, Measure]:
+    """Measure a transformers model as it is in memory, on its own device and in its own arithmetic."""
+    batches = [
+        _batch(language, text.windows[start : start + batch_size])
+        for language, text in texts.items()
+        for start in range(0, len(text.windows), batch_size)
+    ]
+    device = model.get_input_embeddings().weight.device
+    sums = []
+    for batch in batches:
+        logits = model(input_ids=batch.inputs.to(device), use_cache=False).logits
+        labels = batch.labels.to(logits.device)
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), reduction="none", ignore_index=_UNCOUNTED
+        )
+        sums.append(losses.double().view(labels.shape).sum(dim=1).cpu())
+    return {language: _measure(language, text, batches, sums) for language, text in texts.items()}
+
+
 def _batch(language: str, windows: Sequence[Window]) -> _Batch:
     """Pad windows on the right, where causal attention cannot see it from a counted position."""
     width = max(len(window.inputs) for window in windows)

@@ -25,7 +25,7 @@ from surgeon.region.region import Region
 from surgeon.text.corpora import Corpus
 from surgeon.text.documents import FileLocation
 
-_POSITION_TABLES = ("wpe.weight", "embed_positions.weight")
+POSITION_TABLES = ("wpe.weight", "embed_positions.weight")
 
 
 def check(plan: Plan) -> list[Problem]:
@@ -69,12 +69,23 @@ def check_device(device: str) -> InputError | None:
     return None
 
 
+def chosen_device(device: str) -> str:
+    """Return the device that `auto` stands for: an accelerator if there is one, else the CPU; others as they are."""
+    if device != "auto":
+        return device
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def most_positions(checkpoint: Checkpoint) -> int | None:
     """Return how many tokens a model with a stored table of positions can read at once; None for all others.
 
     Other models compute their positions and read on, if ever more badly.
     """
-    table = next((info for name, info in checkpoint.tensors.items() if name.endswith(_POSITION_TABLES)), None)
+    table = next((info for name, info in checkpoint.tensors.items() if name.endswith(POSITION_TABLES)), None)
     if table is None:
         return None
     said = checkpoint.config.get("max_position_embeddings") or checkpoint.config.get("n_positions")

@@ -19,7 +19,7 @@ from surgeon.plan.estimates import bytes_to_write, disk_needed, peak_memory
 from surgeon.plan.plan import Plan, VariantPlan
 from surgeon.plan.regions import RegionPlan, no_masks, plan_regions
 from surgeon.recipe.reading import RecipeFile
-from surgeon.recipe.schema import Recipe
+from surgeon.recipe.schema import Recipe, TextSpec
 from surgeon.region.region import Region
 from surgeon.text.corpora import Corpus, Location, builtin_corpus
 from surgeon.text.documents import DatasetLocation, FileLocation
@@ -38,7 +38,7 @@ def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
     recipe = file.recipe
     refuse_output_inside(output, checkpoint.source.path)
     refuse_quantized(checkpoint)
-    corpus = open_corpus(recipe)
+    corpus = open_corpus(recipe.corpus)
     problems: list[Problem] = []
     regions = plan_regions(file, checkpoint, problems)
     variants = {name: _plan_variant(recipe, checkpoint, name, regions) for name in recipe.variants}
@@ -53,21 +53,21 @@ def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
     return replace(plan, peak_memory=peak_memory(plan), disk_needed=disk_needed(plan))
 
 
-def open_corpus(recipe: Recipe) -> Corpus:
-    """Open the corpus a recipe names; no text is read.
+def open_corpus(said: str | Mapping[str, str | TextSpec]) -> Corpus:
+    """Open a corpus, as a recipe names it; no text is read.
 
     Raises:
         InputError: there is no such corpus.
     """
-    if isinstance(recipe.corpus, str):
-        if not recipe.corpus.startswith("builtin:"):
+    if isinstance(said, str):
+        if not said.startswith("builtin:"):
             raise InputError(
-                f"corpus: {recipe.corpus!r} is no corpus; write builtin:udhr30, or a mapping of languages such as "
+                f"corpus: {said!r} is no corpus; write builtin:udhr30, or a mapping of languages such as "
                 "{ar: texts/ar.txt}"
             )
-        return builtin_corpus(recipe.corpus.removeprefix("builtin:"))
+        return builtin_corpus(said.removeprefix("builtin:"))
     locations: dict[str, Location] = {}
-    for language, text in recipe.corpus.items():
+    for language, text in said.items():
         if isinstance(text, str):
             locations[language] = FileLocation(Path(text).expanduser())
         elif text.file is not None:

@@ -23,7 +23,7 @@ def check_supply(plan: Plan, tokens: TokenCounts) -> list[str]:
     notes = []
     for spec in _on_text(plan):
         short = list(_short_to_score(spec, tokens, texts, problems))
-        if short:
+        if short and "samples" in spec.model_fields_set:  # the default says "at most", and a shipped text is short
             notes.append(
                 f"scored on fewer than {spec.samples} sequences of {spec.sequence_length} tokens, "
                 f"since the text is short: {', '.join(short)}"

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from surgeon.errors import InputError, Problem, RecipeError, did_you_mean
 from surgeon.recipe.faults import faults
 from surgeon.recipe.lines import KeyPath, Node, dotted_path, line_number, nearest, plain, replaced
 from surgeon.recipe.plain_yaml import DEEPEST, LONGEST, NotYaml, read_yaml
 from surgeon.recipe.references import dangling
-from surgeon.recipe.schema import Recipe
+from surgeon.recipe.schema import Recipe, TextSpec
 from surgeon.recipe.sweeps import Expansion, Sweep, expand
 
 _MOST_PROBLEMS = 100  # that are shown
@@ -69,6 +69,26 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
         raise AssertionError("a recipe that the schema refuses has a problem") from error
     _refuse(problems)
     return _file(whole, expansion)
+
+
+def corpus_from(text: str, where: str) -> str | dict[str, str | TextSpec]:
+    """Read a corpus as `corpus:` of a recipe says one, such as `builtin:udhr30` or `{ar: ar.txt}`.
+
+    Raises:
+        InputError: it is neither a name nor a mapping of languages; `where` says where it stands.
+    """
+    try:
+        node, problems = read_yaml(text, lambda line: where)
+        _refuse(problems)
+        corpus: str | dict[str, str | TextSpec] = TypeAdapter(str | dict[str, str | TextSpec]).validate_python(
+            plain(node)
+        )
+    except (NotYaml, ValidationError):
+        raise InputError(
+            f"{where} {_shortened(text)}: write builtin:udhr30, or a mapping of languages such as "
+            "'{ar: texts/ar.txt, fr: texts/fr.txt}'"
+        ) from None
+    return corpus
 
 
 def _text(path: Path) -> str:

@@ -22,16 +22,18 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.storage import Header, map_bytes, read_header, replacing, view, write_stream
 from surgeon.errors import CheckpointError, RegionError
+from surgeon.notebook import table
 
 FORMAT = "surgeon-region"
 PATCH_FORMAT = "surgeon-patch"  # a region that also carries values, see patch.py
 VALUES = "values/"  # in a patch: before a tensor's name, the name of its values
 FORMAT_VERSION = "1"
 Indices = NDArray[np.int64]
+_SHOWN = 12  # tensors in a notebook
 _SKIP = 255  # in `gaps`: advance by 255, no entry here
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Mask:
     """The selected entries of one tensor, encoded as `gaps` or `bits` (see `encode_indices`)."""
 
@@ -44,6 +46,10 @@ class Mask:
     def numel(self) -> int:
         """Number of entries of the tensor, selected or not."""
         return math.prod(self.shape)
+
+    def __repr__(self) -> str:
+        share = 100 * self.entries / max(self.numel, 1)
+        return f"Mask({self.entries:,} of {self.numel:,} entries, {share:.3g} %, shape {list(self.shape)})"
 
     def indices(self) -> Indices:
         """Return the sorted flat indices of the selected entries, int64."""
@@ -113,6 +119,7 @@ class Region:
         self.shapes = dict(shapes)
         self.metadata = dict(metadata or {})
         self._load = load
+        self._is_counted = False  # that is, counting its entries takes no work to speak of
 
     @classmethod
     def from_indices(
@@ -132,13 +139,13 @@ class Region:
             if chosen.size and (chosen[0] < 0 or chosen[-1] >= math.prod(shape) or np.any(np.diff(chosen) <= 0)):
                 raise RegionError(f"tensor '{name}': indices must be sorted, distinct and inside shape {list(shape)}")
             masks[name] = encode_indices(chosen, shape)
-        return cls(shapes, masks.__getitem__, metadata)
+        return cls(shapes, masks.__getitem__, metadata)._counted()
 
     @classmethod
     def from_masks(cls, masks: Mapping[str, NDArray[np.bool_]], metadata: Mapping[str, Any] | None = None) -> Region:
         """Make a region from boolean arrays, one per tensor."""
         encoded = {name: encode_mask(np.asarray(mask, dtype=np.bool_)) for name, mask in masks.items()}
-        return cls({name: mask.shape for name, mask in encoded.items()}, encoded.__getitem__, metadata)
+        return cls({name: mask.shape for name, mask in encoded.items()}, encoded.__getitem__, metadata)._counted()
 
     @classmethod
     def load(cls, path: str | Path) -> Region:
@@ -147,7 +154,7 @@ class Region:
         Raises:
             RegionError: the file is missing, damaged or of another kind or version.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         try:
             header = read_header(path)
         except CheckpointError as error:
@@ -174,7 +181,7 @@ class Region:
             _check_encoding(path, name, mask)
             return mask
 
-        return cls(shapes, decode, provenance)
+        return cls(shapes, decode, provenance)._counted()
 
     def save(self, path: str | Path) -> None:
         """Write the region file, one tensor at a time; it appears under its name only when complete."""
@@ -189,8 +196,31 @@ class Region:
                 yield name, "U8", mask.data
             metadata["tensors"] = json.dumps(table, ensure_ascii=False)
 
-        with replacing(Path(path)) as staged:
+        with replacing(Path(path).expanduser()) as staged:
             write_stream(staged, encoded(), metadata)
+
+    def _counted(self) -> Region:
+        self._is_counted = True
+        return self
+
+    def __repr__(self) -> str:
+        """Say how much is selected; a region made by algebra is not computed for that."""
+        whole = f"{self.numel:,} entries in {len(self)} tensors"
+        if not self._is_counted:
+            return f"Region(of {whole}; made when it is used)"
+        return f"Region({self.entries:,} of {whole}, {100 * self.density():.3g} %)"
+
+    def _repr_html_(self) -> str:
+        """Show the region in a notebook: a line per tensor, the fullest first."""
+        if not self._is_counted:
+            return table(repr(self), [], [])
+        masks = sorted(((name, self[name]) for name in self), key=lambda item: -item[1].entries)
+        rows = [
+            (name, str(list(mask.shape)), f"{mask.entries:,}", f"{100 * mask.entries / max(mask.numel, 1):.3g} %")
+            for name, mask in masks[:_SHOWN]
+        ]
+        more = f"; the fullest {_SHOWN} tensors" if len(masks) > _SHOWN else ""
+        return table(repr(self) + more, ["tensor", "shape", "entries", "share"], rows)
 
     def __getitem__(self, name: str) -> Mask:
         """Return the encoded mask of one tensor."""

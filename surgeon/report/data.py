@@ -8,21 +8,31 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from surgeon.model.results import Continuation, Stopped
+from surgeon.errors import InputError
+from surgeon.model.results import Continuation, Stopped, exponential
+from surgeon.notebook import table
 from surgeon.region.controls import random_like
 from surgeon.region.dimensions import SPREAD_AT, Spread, Trace, profile
 from surgeon.region.overlap import likenesses
 from surgeon.region.region import Region
-from surgeon.report.words import roles_in_order
+from surgeon.report.words import interval, number, roles_in_order
+from surgeon.text.languages import language
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA_VERSION = 1
 MOST_COLUMNS = 600  # of a scan
+_COLUMNS = (
+    "variant", "language", "name", "script", "family", "nll", "tokens", "bytes", "perplexity", "bits_per_byte", "ratio",
+    "low", "high",
+)  # fmt: skip
 
 
 class Model(BaseModel):
@@ -267,6 +277,44 @@ class Report(Model):
     timings: dict[str, float]
     environment: dict[str, Any]
 
+    def __repr__(self) -> str:
+        held = sum(item.passed for item in self.expectations)
+        told = f", {held} of {len(self.expectations)} expectations held" if self.expectations else ""
+        languages = len(self.perplexity.get("base", {}))
+        return (
+            f"Report({self.name} on {self.model.name}: {len(self.regions)} regions, {len(self.variants)} variants, "
+            f"{languages} languages{told})"
+        )
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """Show the report in a notebook: what became of each variant."""
+        rows = [
+            (name, f"{self.variants[name].entries:,}" if name in self.variants else "",
+             number(item.geometric_mean_perplexity), number(item.ratio_to_base), interval(item.low, item.high))
+            for name, item in self.summary.items()
+        ]  # fmt: skip
+        return table(repr(self), ["variant", "entries", "perplexity", "x base", "95 %"], rows)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return what was measured as a table with a row per variant and language, the base's first.
+
+        Columns: variant, language, name, script, family, nll, tokens, bytes, perplexity, bits_per_byte, ratio (to the
+        base), low, high (the ratio's interval; missing for the base).
+        """
+        import pandas
+
+        rows = []
+        for variant, measured in self.perplexity.items():
+            for code, item in measured.items():
+                known, base = language(code), self.perplexity["base"][code]
+                found = item.model_dump(include=set(_COLUMNS))
+                ratio = exponential(item.log_perplexity - base.log_perplexity)
+                named = {"name": known.name, "script": known.script, "family": known.family}
+                rows.append({"variant": variant, "language": code, **named, **found, "ratio": ratio})
+        return pandas.DataFrame(rows, columns=list(_COLUMNS))
+
     @property
     def passed(self) -> bool:
         """True if every expectation held."""
@@ -295,14 +343,27 @@ class Report(Model):
             }
         )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the report as JSON."""
-        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> Report:
-        """Read a `report.json`."""
-        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+    def load(cls, path: str | Path) -> Report:
+        """Read a `report.json`, or that of an output folder.
+
+        Raises:
+            InputError: it is missing, or no report that this surgeon reads.
+        """
+        path = Path(path).expanduser()
+        path = path / "report.json" if path.is_dir() else path
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path}: no report there ({error.strerror}); `surgeon apply` writes one") from None
+        except ValueError as error:
+            raise InputError(
+                f"{path}: not a report that this surgeon reads ({str(error).splitlines()[0]}); run `apply` again"
+            ) from None
 
 
 def region_report(region: Region, config: Mapping[str, Any], origin: str) -> RegionReport:

@@ -126,7 +126,7 @@ def themed(drawn: str, dark: bool) -> str:
     return re.sub(r"(<svg[^>]*>)", rf"\1{ground}", drawn, count=1)
 
 
-def write_pictures(figure: Figure, drawn: str, folder: Path) -> list[Path]:
+def write_pictures(figure: Figure, drawn: str, folder: str | Path) -> list[Path]:
     """Write NAME.svg and NAME-dark.svg, and of the key figures both as PNG; return the files."""
     import vl_convert
 
@@ -137,7 +137,7 @@ def write_pictures(figure: Figure, drawn: str, folder: Path) -> list[Path]:
         if figure.key:
             contents["png"] = repacked(vl_convert.svg_to_png(picture, scale=ZOOM))
         for ending, content in contents.items():
-            path = folder / f"{figure.name}{suffix}.{ending}"
+            path = Path(folder) / f"{figure.name}{suffix}.{ending}"
             with replacing(path) as staged:
                 staged.write_bytes(content)
             files.append(path)

@@ -25,8 +25,9 @@ _HERE = Path(__file__).parent
 _LIVE = ("perplexity", "ratios", "sweep-", "overlaps", "crowding")
 
 
-def write_page(report: Report, output: Path) -> list[Path]:
+def write_page(report: Report, output: str | Path) -> list[Path]:
     """Write `report.html`, and its figures as files into `figures/`, into an output folder; returns them."""
+    output = Path(output)
     drawn = [(figure, svg(figure)) for figure in figures(report)]
     files = [path for figure, picture in drawn for path in write_pictures(figure, picture, output / "figures")]
     with replacing(output / "report.html") as staged:

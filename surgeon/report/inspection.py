@@ -1,4 +1,4 @@
-"""What a checkpoint, region file, freeze bundle, written variant or output folder holds, told from headers."""
+"""What a checkpoint, region, patch, freeze bundle, variant, output, report or recipe holds, told from headers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -18,21 +17,23 @@ from surgeon.checkpoint.naming import place, scope, unknown_kinds
 from surgeon.checkpoint.quantized import quantization
 from surgeon.checkpoint.sources import local_file
 from surgeon.checkpoint.storage import DTYPE_BITS
-from surgeon.errors import InputError, shorten
+from surgeon.errors import shorten
 from surgeon.freeze.bundle import FOLDER, MANIFEST, REGION, Bundle
+from surgeon.recipe.reading import load_recipe
+from surgeon.recipe.schema import Recipe, VerifySpec
 from surgeon.region.dimensions import hidden_size
 from surgeon.region.patch import Patch, is_patch_file
 from surgeon.region.region import Region, is_region_file
 from surgeon.report.data import Report, region_report
 from surgeon.report.terminal import expectation_line, regions_table, sparkline, table
-from surgeon.report.words import number, percent, roles_in_order, size
+from surgeon.report.words import count, number, percent, roles_in_order, size
 from surgeon.write.marker import MARKER, Marker
 
 DIMENSIONS_SHOWN = 8
 
 
 def look_at(target: str) -> dict[str, Any]:
-    """Describe a checkpoint, region file, freeze bundle, variant or output folder; `kind` says which it is.
+    """Describe what is there; `kind` says what it is: a checkpoint, variant, region, patch, bundle, output or recipe.
 
     Raises:
         SurgeonError: nothing readable is there.
@@ -43,7 +44,11 @@ def look_at(target: str) -> dict[str, Any]:
     if is_region_file(path):
         return _region(path)
     if (path / "report.json").is_file():
+        return _output(path / "report.json")
+    if path.is_file() and path.suffix == ".json":
         return _output(path)
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        return _recipe(path)
     if (path / MANIFEST).is_file() and (path / REGION).is_file():
         return _bundle(path)
     checkpoint = Checkpoint.open(target)
@@ -162,22 +167,61 @@ def _marker(folder: Path) -> dict[str, Any]:
 
 
 def _output(path: Path) -> dict[str, Any]:
-    try:
-        report = Report.load(path / "report.json")
-    except (ValidationError, ValueError) as error:
-        raise InputError(
-            f"{path / 'report.json'}: not a report that this surgeon reads ({str(error).splitlines()[0]}); "
-            "run `surgeon apply` again"
-        ) from None
+    """Describe an output folder by its report."""
+    report = Report.load(path)
     # By way of text, since only there are inf and nan the strings that JSON can hold.
     data = json.loads(report.model_dump_json())
-    return {"kind": "output", "path": str(path), "passed": report.passed, "report": data}
+    return {"kind": "output", "path": str(path.parent), "passed": report.passed, "report": data}
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    """Describe a recipe as it is written; the model is not opened."""
+    recipe = load_recipe(path).as_written
+    return {"kind": "recipe", "path": str(path), "recipe": json.loads(recipe.model_dump_json(by_alias=True))}
 
 
 def inspection_view(found: Mapping[str, Any]) -> Group:
     """Show what `look_at` found."""
-    views = {"region": _region_view, "bundle": _region_view, "patch": _region_view, "output": _output_view}
+    views = {
+        "region": _region_view,
+        "bundle": _region_view,
+        "patch": _region_view,
+        "output": _output_view,
+        "recipe": _recipe_view,
+    }
     return views.get(found["kind"], _checkpoint_view)(found)
+
+
+def _recipe_view(found: Mapping[str, Any]) -> Group:
+    recipe = Recipe.model_validate(found["recipe"])
+    corpus = recipe.corpus if isinstance(recipe.corpus, str) else ", ".join(recipe.corpus)
+    head = _facts(
+        ("recipe", f"{recipe.name} ({found['path']})"), ("model", recipe.model), ("corpus", corpus),
+        ("measures", _verify_words(recipe.verify)), ("output", recipe.output),
+        ("push", recipe.push.repo if recipe.push is not None else None),
+    )  # fmt: skip
+    regions = table("Regions", "region", "as", words=["as"])
+    for name, region in recipe.regions.items():
+        given = region.model_dump(by_alias=True, exclude_defaults=True)
+        regions.add_row(name, _plain(given))
+    variants = table("Variants", "variant", "operations", "written", words=["operations", "written"])
+    for name, variant in recipe.variants.items():
+        done = [f"{operation.kind} {operation.region}" for operation in variant.operations]
+        done += [
+            f"{key} {held}" for key, held in (("freeze", variant.freeze), ("train only", variant.train_only)) if held
+        ]
+        swept = f", swept over {', '.join(variant.sweep)}" if variant.sweep else ""
+        written = {True: "yes", False: "no", "patch": "as a patch"}[variant.write]
+        variants.add_row(name, ", ".join(done) + swept, written)
+    hint = Text("`surgeon plan` says what it would do, and what that takes", style="dim")
+    return Group(head, Text(""), *([regions] if recipe.regions else []), *([variants] if recipe.variants else []), hint)
+
+
+def _verify_words(verify: VerifySpec | None) -> str:
+    if verify is None:
+        return "nothing"
+    languages = "all languages" if verify.languages == "all" else ", ".join(verify.languages)
+    return f"{languages}, at most {verify.tokens} tokens each; {count(len(verify.expect), 'expectation')}"
 
 
 def _facts(*pairs: tuple[str, str | None]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
@@ -10,14 +11,15 @@ from rich.text import Text
 from surgeon.checkpoint.naming import unknown_kinds
 from surgeon.plan.estimates import SHARE_OF_DISK, shape_of, stores
 from surgeon.plan.plan import Plan
+from surgeon.progress import Step, duration
 from surgeon.recipe.schema import GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
 from surgeon.report.terminal import table
 from surgeon.report.words import percent, size
 
 
-def plan_view(plan: Plan) -> Group:
-    """Show a plan: regions, variants, and what they need."""
-    regions = table("Regions", "region", "selects", "tensors", "entries", "of")
+def plan_view(plan: Plan, expected: Sequence[Step] = ()) -> Group:
+    """Show a plan: regions, variants, and what they need; `expected` are the steps with the time they may take."""
+    regions = table("Regions", "region", "selects", "tensors", "entries", "of", words=["selects"])
     for name in plan.file.as_written.regions:
         region = plan.regions[name]
         how = f"by {region.origin}"
@@ -26,7 +28,8 @@ def plan_view(plan: Plan) -> Group:
             how += f", only {region.select.monolingual}" if region.select.monolingual else ""
         most = "" if region.exact else "<= "
         regions.add_row(name, how, str(len(region.tensors)), f"{most}{region.entries:,}", f"{region.numel:,}")
-    variants = table("Variants", "variant", "operations", "tensors", "entries", "shards", "writes")
+    heads = ("variant", "operations", "tensors", "entries", "shards", "writes")
+    variants = table("Variants", *heads, words=["operations"])
     for variant in plan.variants.values():
         writes = size(variant.bytes_to_write) if variant.write else "in memory"
         writes = f"<= {writes} patch" if variant.write == "patch" else writes
@@ -58,7 +61,20 @@ def plan_view(plan: Plan) -> Group:
         parts.append(regions)
     if plan.variants:
         parts.append(variants)
+    if expected:
+        parts.append(Text(_time_words(expected)))
     return Group(*parts, Text(f"{needs}\noutput  {plan.output}"))
+
+
+def _time_words(expected: Sequence[Step]) -> str:
+    """Say how long a run may take, and what of it takes longest."""
+    whole = sum(step.seconds for step in expected)
+    longest = max(expected, key=lambda step: step.seconds)
+    mostly = f", mostly {_STEPS.get(longest.label, longest.label)}" if longest.seconds > whole / 2 else ""
+    return f"time    up to about {duration(whole)} on this machine (estimate){mostly}"
+
+
+_STEPS = {"score ": "scoring", "perplexity": "measuring perplexity", "page": "drawing the report"}
 
 
 def _score_words(spec: ScoreSpec) -> str:
@@ -99,8 +115,8 @@ def _fetched(plan: Plan) -> str:
     return ", on the Hub; only the tensors that change are fetched"
 
 
-def plan_data(plan: Plan) -> dict[str, Any]:
-    """Return a plan as plain data, for `--json`."""
+def plan_data(plan: Plan, expected: Sequence[Step] = ()) -> dict[str, Any]:
+    """Return a plan as plain data, for `--json`; `seconds` is what the `expected` steps may take."""
     return {
         "model": plan.checkpoint.source.name,
         "revision": plan.checkpoint.source.revision,
@@ -128,4 +144,5 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "scratch_bytes": stores(plan).scratch,
         "peak_memory": plan.peak_memory,
         "disk_needed": plan.disk_needed,
+        "seconds": round(sum(step.seconds for step in expected), 1) if expected else None,
     }  # fmt: skip

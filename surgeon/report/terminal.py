@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from surgeon.model.results import exponential
 from surgeon.report.data import Expectation, Generation, OverSeeds, Perplexity, PushReport, RegionReport, Report
+from surgeon.report.story import sentence, tell
 from surgeon.report.words import (
     bounds,
     coordinate,
@@ -28,6 +29,7 @@ from surgeon.report.words import (
 from surgeon.text.languages import language_name
 
 INTERVAL = "95 %"  # the heading of a column of intervals
+_NARROWEST = 16  # characters that a column of words may be folded to
 
 
 def _style(ratio: float) -> str:
@@ -36,11 +38,37 @@ def _style(ratio: float) -> str:
     return "yellow" if ratio >= 1.05 else "dim" if ratio <= 1.01 else ""
 
 
-def table(title: str, *columns: str) -> Table:
-    """Make an empty table in our style; all columns but the first are numbers."""
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+class Rows(Table):
+    """A table whose numbers never break: where the screen is too narrow for it, a line for each cell instead."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        whole = Measurement.get(console, options.update(max_width=10_000), self).maximum
+        spare = sum(
+            max(max(Measurement.get(console, options, cell).maximum for cell in column.cells) - _NARROWEST, 0)
+            for column in self.columns
+            if not column.no_wrap and column._cells
+        )
+        fits = whole - spare <= options.max_width
+        yield from super().__rich_console__(console, options) if fits else (self._stacked(),)
+
+    def _stacked(self) -> RenderableType:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        heads = [str(column.header) for column in self.columns]
+        for cells in zip(*(column.cells for column in self.columns), strict=True):
+            grid.add_row(cells[0], "", style="bold")
+            for head, cell in zip(heads[1:], cells[1:], strict=True):
+                grid.add_row(Text(f"  {head}", style="dim"), cell)
+        return Group(Text(str(self.title), style="bold"), grid, Text(""))
+
+
+def table(title: str, *columns: str, words: Collection[str] = ()) -> Rows:
+    """Make an empty table in our style; all columns but the first, and those of `words`, are numbers."""
+    result = Rows(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
     for i, column in enumerate(columns):
-        result.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        word = i == 0 or column in words
+        result.add_column(column, justify="left" if word else "right", overflow="fold", no_wrap=not word)
     return result
 
 
@@ -234,7 +262,10 @@ def expectation_line(item: Expectation) -> Text:
 
 def report_view(report: Report, output: str, details: bool = False) -> Group:
     """Show a whole report; with `details`, the points of sweeps per language and by what they say, too."""
-    parts: list[RenderableType] = [regions_table(report)]
+    parts: list[RenderableType] = []
+    if report.perplexity and report.variants:
+        parts += [Text(sentence(report, tell(report)), style="bold"), Text("")]
+    parts.append(regions_table(report))
     if report.variants:
         parts.append(variants_table(report))
     if report.scores:

@@ -101,7 +101,7 @@ def write_variant(
     checkpoint: Checkpoint,
     operations: Sequence[Operation],
     regions: Mapping[str, Region],
-    destination: Path,
+    destination: str | Path,
     *,
     marker: Marker | None = None,
     card: str | None = None,
@@ -119,7 +119,8 @@ def write_variant(
         RegionError: a region does not fit the checkpoint.
         EnvironmentFailure: not enough disk.
     """
-    staged = stage_variant(checkpoint, operations, regions, destination, marker=marker, jobs=jobs, advance=advance)
+    folder = Path(destination).expanduser()
+    staged = stage_variant(checkpoint, operations, regions, folder, marker=marker, jobs=jobs, advance=advance)
     if card is not None:
         (staged.folder / CARD).write_text(card, encoding="utf-8")
     return publish(staged)

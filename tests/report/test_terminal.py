@@ -37,7 +37,12 @@ def with_variants(count: int) -> Report:
     names = ["base", *(f"variant-number-{i}" for i in range(count))]
     perplexity = {name: report.perplexity["base" if name == "base" else "cut"] for name in names}
     summary = {name: report.summary["base" if name == "base" else "cut"] for name in names}
-    return report.model_copy(update={"perplexity": perplexity, "summary": summary, "sweeps": {}, "generations": {}})
+    variants = {name: report.variants["cut"] for name in names[1:]}
+    return report.model_copy(
+        update={
+            "perplexity": perplexity, "summary": summary, "variants": variants, "sweeps": {}, "generations": {},
+        }
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("variants", [1, 3, 5, 12])
@@ -45,7 +50,7 @@ def test_report_fits_eighty_columns(variants: int) -> None:
     lines = shown(report_view(with_variants(variants), "out"), 80, color_system=None)
     assert max(len(line.rstrip()) for line in lines) <= 80
     text = "\n".join(lines)
-    assert text.count("variant-number-0") == 1  # no name is folded or cut
+    assert "variant-number-0 " in text  # no name is folded or cut
     assert all(f"variant-number-{i}" in text for i in range(variants))
     assert "Norwegian" in text
 

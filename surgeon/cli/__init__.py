@@ -1,0 +1,51 @@
+"""The command line: parse, call, render. Heavy modules are imported inside the commands that need them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from surgeon.cli import looking, running, sharing, shipped
+from surgeon.ending import run_to_its_end
+
+app = typer.Typer(
+    name="surgeon",
+    help="Recipe-driven surgery on language models: find a region, cut it, measure what that did.",
+    epilog="Example: surgeon apply zero_core",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Every command, with an example that its help shows.
+COMMANDS: tuple[tuple[Callable[..., Any], str], ...] = (
+    (running.apply, "surgeon apply zero_core --set model=./my-model --output out/mine"),
+    (running.cut, "surgeon cut ./my-model --top 0.03 --languages ar,en,zh"),
+    (running.plan, "surgeon plan zero_core --set model=./my-model"),
+    (running.score, "surgeon score scores --output out/scores"),
+    (looking.verify, "surgeon verify out/variants/core-zeroed --base builtin:tiny30 --languages ar,en"),
+    (looking.diff, "surgeon diff builtin:tiny30 out/variants/core-zeroed --region out/regions/core.region.safetensors"),
+    (looking.inspect, "surgeon inspect out/regions/core.region.safetensors"),
+    (sharing.push, "surgeon push out/variants/core-zeroed org/core-zeroed --dry-run"),
+    (shipped.recipes, "surgeon recipes zero_core --copy"),
+    (shipped.languages, "surgeon languages"),
+    (shipped.schema, "surgeon schema > recipe.schema.json"),
+)
+for _command, _example in COMMANDS:
+    app.command(epilog=f"Example: {_example}")(_command)
+
+
+def main() -> None:
+    """Run the command line and turn our errors into one message and an exit code."""
+    run_to_its_end(app)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False) -> None:
+    if version:
+        from surgeon import __version__
+
+        print(f"surgeon {__version__}")
+        raise typer.Exit

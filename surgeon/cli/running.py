@@ -1,0 +1,202 @@
+"""The commands that carry a recipe out, or say what that would take: apply, cut, plan, score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from surgeon.cli.options import (
+    PROCESSORS,
+    DeviceOption,
+    DryRunOption,
+    JobsOption,
+    JsonOption,
+    OutputOption,
+    OverwriteOption,
+    RecipeArgument,
+    SetOption,
+    VerboseOption,
+    listed,
+)
+from surgeon.console import print_json, progress_to, quiet_libraries, stdout
+from surgeon.errors import InputError
+
+if TYPE_CHECKING:
+    from surgeon.report.data import Report
+
+
+def apply(
+    recipe: RecipeArgument,
+    output: OutputOption = None,
+    overrides: SetOption = None,
+    jobs: JobsOption = PROCESSORS,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+    dry_run: DryRunOption = False,
+    push_too: Annotated[
+        bool | None, typer.Option("--push/--no-push", help="Push, or not; if not given, as the recipe says.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Carry out a recipe: score, select, write the variants, verify, report, push.
+
+    RECIPE may also be a variant that was pushed, as hf://org/name or a folder: its weights are made again.
+    """
+    from surgeon.hub.rebuild import is_published
+
+    if is_published(recipe):
+        _rebuild(recipe, output, overrides, jobs, as_json, dry_run, overwrite)
+        return
+    if dry_run:
+        _show_plan(recipe, output, overrides, device, as_json)
+        return
+    from surgeon import api
+
+    quiet_libraries(verbose)
+    report = api.apply(
+        recipe,
+        output=output,
+        overrides=overrides or (),
+        device=device,
+        jobs=jobs,
+        progress=progress_to(as_json),
+        push=push_too,
+        overwrite=overwrite,
+    )
+    _show_report(report, str(output if output is not None else report.recipe["output"]), as_json, verbose)
+
+
+def _show_report(report: Report, output: str, as_json: bool, verbose: bool) -> None:
+    from surgeon.report.terminal import render, report_view
+
+    if as_json:
+        print(report.model_dump_json(indent=2))
+    else:
+        render(stdout(), report_view(report, output, verbose))
+    if not report.passed:
+        raise SystemExit(1)
+
+
+def _rebuild(
+    name: str,
+    output: Path | None,
+    overrides: list[str] | None,
+    jobs: int,
+    as_json: bool,
+    dry_run: bool,
+    overwrite: bool,
+) -> None:
+    from surgeon.hub.rebuild import rebuild
+
+    if dry_run:
+        raise InputError(f"{name}: a published variant has no plan; leave --dry-run out")
+    written = rebuild(name, output, overrides or (), jobs, progress_to(as_json), overwrite)
+    if as_json:
+        print_json({"path": str(written.path), "entries": written.entries, "reused": written.reused})
+    else:
+        print(f"wrote {written.path}: the weights are those of the manifest")
+
+
+def cut(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, builtin:NAME or a Hub id.")],
+    top: Annotated[float, typer.Option("--top", help="Share of each matrix to cut: 0.01 is one percent.")] = 0.01,
+    languages: Annotated[
+        str, typer.Option("--languages", help="Codes of the languages to score on; see `surgeon languages`.")
+    ] = "ar,es,ru,zh,ko,vi",
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder to write to; out/cut-NAME if not given.")
+    ] = None,
+    overrides: SetOption = None,
+    jobs: JobsOption = PROCESSORS,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Cut the core region out of a model of your own, measuring 30 languages beside controls; no recipe needed.
+
+    The recipe that it runs is left in the output: `surgeon apply OUT/recipe.yaml` does the same again.
+    """
+    from surgeon import api
+    from surgeon.plan.first_cut import RECIPE, FirstCut
+
+    wanted = FirstCut(model, top, listed(languages), output)
+    if dry_run:
+        found = api.cut_overrides(wanted, overrides or (), device)
+        _show_plan(RECIPE, None, found, device, as_json)
+        return
+    quiet_libraries(verbose)
+    report = api.cut_model(
+        wanted,
+        overrides=overrides or (),
+        device=device,
+        jobs=jobs,
+        progress=progress_to(as_json),
+        overwrite=overwrite,
+    )
+    _show_report(report, report.recipe["output"], as_json, verbose)
+
+
+def plan(
+    recipe: RecipeArgument,
+    output: OutputOption = None,
+    overrides: SetOption = None,
+    jobs: JobsOption = PROCESSORS,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+    dry_run: DryRunOption = True,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show what `apply` with the same arguments would do, from headers alone; writes nothing."""
+    _show_plan(recipe, output, overrides, device, as_json)
+
+
+def _show_plan(recipe: str, output: Path | None, overrides: list[str] | None, device: str, as_json: bool) -> None:
+    from surgeon import api
+    from surgeon.report.planned import plan_data, plan_view
+    from surgeon.report.terminal import render
+
+    made = api.plan_recipe(recipe, output=output, overrides=overrides or (), device=device)
+    expected = api.expected_steps(made, device)
+    if as_json:
+        print_json(plan_data(made, expected))
+    else:
+        render(stdout(), plan_view(made, expected))
+
+
+def score(
+    recipe: RecipeArgument,
+    output: OutputOption = None,
+    overrides: SetOption = None,
+    jobs: JobsOption = PROCESSORS,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+    dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Compute the importance scores and regions of a recipe only."""
+    if dry_run:
+        _show_plan(recipe, output, overrides, device, as_json)
+        return
+    from surgeon import api
+
+    quiet_libraries(verbose)
+    files = api.score(
+        recipe,
+        output=output,
+        overrides=overrides or (),
+        device=device,
+        jobs=jobs,
+        progress=progress_to(as_json),
+        overwrite=overwrite,
+    )
+    if as_json:
+        print_json({name: str(path) for name, path in files.items()})
+    else:
+        for name, path in files.items():
+            print(f"{name}: {path}")

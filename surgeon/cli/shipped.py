@@ -1,0 +1,64 @@
+"""The commands that show what comes with the package: recipes, languages, schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from surgeon.cli.options import JsonOption, OutputOption
+from surgeon.console import print_json, print_pairs, stdout
+from surgeon.errors import InputError
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one.")] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy it into the current folder, or into --output.")] = False,
+    output: OutputOption = None,
+) -> None:
+    """List, show or copy the shipped recipes."""
+    from surgeon import api
+    from surgeon.errors import did_you_mean
+
+    shipped = api.shipped_recipes()
+    if name is None:
+        print_pairs({known: _first_comment(path) for known, path in shipped.items()})
+        return
+    if copy:
+        print(api.copy_recipe(name, output or Path.cwd()))
+        return
+    if name not in shipped:
+        raise InputError(f"no shipped recipe '{name}'{did_you_mean(name, shipped)}")
+    print(shipped[name].read_text(encoding="utf-8"), end="")
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+_HEADS = ("code", "name", "script", "family")
+
+
+def languages(as_json: JsonOption = False) -> None:
+    """List the languages of the shipped texts: code, name, script, family."""
+    from surgeon.report.terminal import render, table
+    from surgeon.text.corpora import builtin_corpus
+    from surgeon.text.languages import language
+
+    known = {code: language(code) for code in builtin_corpus("udhr30").languages}
+    if as_json:
+        print_json({code: {"name": it.name, "script": it.script, "family": it.family} for code, it in known.items()})
+        return
+    rows = table("Languages of builtin:udhr30", *_HEADS, words=_HEADS)
+    for code, it in known.items():
+        rows.add_row(code, it.name, it.script, it.family)
+    render(stdout(), rows)
+
+
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    from surgeon.recipe.written import recipe_schema
+
+    print_json(recipe_schema())

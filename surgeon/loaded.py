@@ -1,0 +1,206 @@
+"""On a transformers model that is in memory already: cut a region for a while, and measure perplexity per language.
+
+with surgeon.cut(model, region):
+    after = surgeon.perplexity(model, tokenizer, languages=["ar", "en"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
+
+from surgeon.errors import InputError, RegionError, shorten
+from surgeon.model.results import Measure
+from surgeon.plan.check import POSITION_TABLES
+from surgeon.plan.planning import open_corpus
+from surgeon.recipe.schema import TextSpec, VerifySpec
+from surgeon.region.region import Region
+from surgeon.text.corpora import Corpus
+
+if TYPE_CHECKING:
+    import torch
+
+    from surgeon.model.slots import Slot
+
+# The cuts that are open, by model, in the order in which they were made.
+_OPEN: WeakKeyDictionary[Any, list[_Cut]] = WeakKeyDictionary()
+
+
+@dataclass(eq=False)
+class _Cut:
+    """Entries of a model's parameters, and while they are zero, what they held."""
+
+    places: Sequence[tuple[Slot, torch.Tensor]]
+    held: list[torch.Tensor] = field(default_factory=list)
+
+    def make(self) -> None:
+        """Set the entries to zero; negative zeros stay what they are, as on disk."""
+        for slot, at in self.places:
+            values = slot.values()
+            index = _index(values, at)
+            before = values[index]
+            self.held.append(before)
+            values[index] = before.where(before == 0, 0)
+
+    def undo(self) -> None:
+        """Put back what the entries held, bit for bit."""
+        # The last first: several tensors of a region may be one tied parameter.
+        for (slot, at), before in reversed(list(zip(self.places, self.held, strict=False))):
+            values = slot.values()
+            values[_index(values, at)] = before.to(values.device, values.dtype)
+        self.held = []
+
+
+@contextmanager
+def cut(model: Any, region: Region | str | Path) -> Iterator[Any]:
+    """Set a region's entries to zero in a model in memory; when the block ends they are put back, bit for bit.
+
+    The names of a region are those on disk; where the model names or fuses tensors differently, as transformers 5 does
+    with experts, the places are found by transformers' own registry. Cuts may be nested, overlap, and end in any order;
+    they end also when an exception ends the block. What else happens to the weights meanwhile stays. Memory: the
+    region's indices and values.
+
+    Args:
+        model: a transformers model, or a module that wraps one.
+        region: the region, or its file. Its tensors must all be the model's.
+
+    Yields:
+        The model.
+
+    Raises:
+        RegionError: a tensor of the region has no place in the model, or another shape there.
+        InputError: the model is no transformers model, or its weights are not here (offloaded, sharded, quantized).
+    """
+    inner = _inner(model)
+    one = _Cut(_places(inner, region if isinstance(region, Region) else Region.load(region)))
+    stack = _OPEN.setdefault(inner, [])
+    stack.append(one)
+    try:
+        one.make()
+        yield model
+    finally:
+        later = stack[stack.index(one) + 1 :]
+        for other in reversed(later):  # they may hold zeros of this one's making
+            other.undo()
+        one.undo()
+        stack.remove(one)
+        for other in later:
+            other.make()
+        _refuse_replaced(inner, one)
+
+
+def perplexity(
+    model: Any,
+    tokenizer: Any,
+    *,
+    corpus: Corpus | str | Mapping[str, str | TextSpec] = "builtin:udhr30",
+    languages: Sequence[str] | Literal["all"] = "all",
+    tokens: int = 512,
+    window: int = 256,
+    stride: int | None = None,
+    batch_size: int = 4,
+) -> dict[str, Measure]:
+    """Measure a model in memory per language, as `surgeon verify` does (docs/method.md), in its own arithmetic.
+
+    Args:
+        model: a transformers model, or a module that wraps one; it is in evaluation mode meanwhile.
+        tokenizer: its tokenizer.
+        corpus: what a recipe's `corpus` may be: `builtin:udhr30`, or files by language code.
+        languages: which of the corpus.
+        tokens: per language, at most.
+        window: tokens that the model sees at a time.
+        stride: new tokens per window; the window itself if not given.
+        batch_size: windows at a time; does not change the figures.
+
+    Returns:
+        By language: `perplexity`, `log_perplexity`, `bits_per_byte`, `nll` (nats), `tokens`, `bytes`.
+
+    Raises:
+        InputError: the corpus lacks a language or a text is too short, or the model has fewer positions than `window`.
+    """
+    import torch
+
+    from surgeon.model.perplexity import evaluation_texts, measure_loaded
+
+    inner = _inner(model)
+    texts = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+    chosen = texts.languages if languages == "all" else list(dict.fromkeys(languages))
+    spec = VerifySpec(tokens=tokens, window=window, stride=stride, batch_size=batch_size)
+    windows = evaluation_texts(tokenizer, texts, chosen, spec)
+    positions = getattr(inner.config, "max_position_embeddings", None)
+    if any(name.endswith(POSITION_TABLES) for name, _ in inner.named_parameters()) and min(window, tokens) > positions:
+        raise InputError(f"window {window}: more than the {positions} positions of the model")
+    training = [module for module in inner.modules() if module.training]
+    inner.eval()
+    try:
+        with torch.no_grad():
+            return measure_loaded(inner, windows, batch_size)
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _inner(model: Any) -> Any:
+    """Return the transformers model that is given, or that a module wraps.
+
+    Raises:
+        InputError: there is none, or several.
+    """
+    import torch
+    from transformers import PreTrainedModel
+
+    if isinstance(model, PreTrainedModel):
+        return model
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    found = [module for module in modules if isinstance(module, PreTrainedModel)]
+    heads = [module for module in found if module.get_output_embeddings() is not None]
+    if len(heads) != 1:
+        raise InputError(
+            f"{type(model).__name__} is no transformers model with a language modelling head, and wraps "
+            f"{'none' if not heads else 'several'}: give the model itself"
+        )
+    return heads[0]
+
+
+def _places(model: Any, region: Region) -> list[tuple[Slot, torch.Tensor]]:
+    """Find the region's entries in the parameters; entries of stored copies of a tied weight are one parameter's."""
+    import torch
+
+    from surgeon.model.slots import map_names
+
+    slots = map_names(model, region.shapes).slots
+    absent = [name for name in region if name not in slots]
+    if absent:
+        raise RegionError(
+            f"{shorten(absent)} of the region: no such tensor in {type(model).__name__}, or of another shape there; is "
+            "it the region of another model, or are the weights sharded or offloaded?"
+        )
+    places = []
+    for name in region:
+        values = slots[name].values()
+        if values.is_meta or not values.is_floating_point():
+            where = "on no device (offloaded?)" if values.is_meta else f"{values.dtype} (quantized?)"
+            raise InputError(f"parameter of '{name}' is {where}: its entries cannot be cut here")
+        places.append((slots[name], torch.from_numpy(region.indices(name))))
+    return places
+
+
+def _index(values: torch.Tensor, flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Turn flat indices into those of every axis, which serve whatever the strides are."""
+    import torch
+
+    return tuple(torch.unravel_index(flat.to(values.device), values.shape))
+
+
+def _refuse_replaced(model: Any, done: _Cut) -> None:
+    """A parameter that was exchanged for another meanwhile has not got its entries back."""
+    there = {id(parameter) for parameter in model.parameters()}
+    if any(id(slot.parameter) not in there for slot, _ in done.places):
+        raise InputError(
+            "parameters of the model were replaced by others while a region was cut out of them, so that their entries "
+            "could not be put back: load the weights again, and replace parameters outside of `surgeon.cut`"
+        )

@@ -1,0 +1,18 @@
+"""What objects show of themselves in a notebook: a caption and a small table, of plain HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+
+def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table as HTML; all text is escaped, columns but the first are numbers."""
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    body = "".join(f"<tr>{''.join(map(_cell, range(len(row)), row))}</tr>" for row in rows)
+    shown = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if heads else ""
+    return f"<div><p>{escape(caption)}</p>{shown}</div>"
+
+
+def _cell(place: int, text: str) -> str:
+    return f'<td style="text-align:{"right" if place else "left"}">{escape(text)}</td>'

@@ -1,0 +1,126 @@
+"""How long a plan will take on this machine: arithmetic counted from headers, over a speed that is tried out.
+
+An estimate, meant to tell a minute from an hour: the speed is that of a product of matrices of the model's own widths,
+of which models reach a part. What an earlier run left in the cache is not looked for, so that a run may be shorter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.naming import place
+from surgeon.plan.estimates import Shape, shape_of
+from surgeon.plan.plan import Plan
+from surgeon.progress import Step
+from surgeon.recipe.schema import GradParamScore, SampledScore, VerifySpec
+from surgeon.text.corpora import Corpus
+from surgeon.text.documents import FileLocation
+
+_REACHED = 0.35  # of the best speed of matrix products alone
+_TRIED = 0.1  # seconds
+_ROWS = 1024  # of the matrices: tokens of a batch
+_FORWARD, _BOTH_WAYS = 2, 8  # operations per weight and token: the way back does the way there once more
+_BYTES_PER_TOKEN = 3  # of text, at a guess
+_DISK = 3e8  # bytes a second, copied and hashed
+_PAGE = 3.0  # seconds for the figures
+_PER_CALL = 2e-3  # seconds that a layer takes however little it does
+
+
+def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] | None = None) -> list[Step]:
+    """Return what a run will do, in order, with the seconds that each step may take.
+
+    Args:
+        plan: what is to be done.
+        device: where the model runs.
+        speed: operations a second on it, by the model's shape; tried out if not given.
+    """
+    result: list[Step] = []
+    shape = shape_of(plan.checkpoint)
+    rate = _REACHED * (speed or tried_speed)(shape, device) if plan.runs_model else 1.0
+    active = active_entries(plan.checkpoint)
+    head = shape.hidden * shape.vocabulary
+    for score in plan.scores():
+        if isinstance(score, SampledScore):
+            per_weight = _BOTH_WAYS if isinstance(score, GradParamScore) else _FORWARD
+            tokens = _scored_tokens(plan.corpus, score)
+            result.append(Step("score ", per_weight * tokens * (active + head) / rate))
+    for name, variant in plan.variants.items():
+        if variant.write:
+            result.append(Step(f"write {name}", variant.bytes_to_write / _DISK))
+    verify = plan.recipe.verify
+    if verify is not None:
+        models = 1 + len(plan.variants)
+        tokens = len(plan.verify_languages) * verify.tokens * models
+        result.append(Step("perplexity", _FORWARD * tokens * (active + head) / rate))
+        if verify.prompts:
+            result.append(Step("continuations", _continuations(verify, models, shape, active + head, rate)))
+    result.append(Step("page", _PAGE))
+    return result
+
+
+def _scored_tokens(corpus: Corpus, score: SampledScore) -> int:
+    """Tokens of the sample; no more than the text of a file may give."""
+    asked = score.samples * score.sequence_length
+    return sum(min(asked, _supply(corpus, language, asked)) for language in dict.fromkeys(score.languages))
+
+
+def _supply(corpus: Corpus, language: str, asked: int) -> int:
+    where = corpus.locations.get(language)
+    path = where.path if isinstance(where, FileLocation) else where
+    if not isinstance(path, Path) or not path.is_file():
+        return asked
+    halves = 1 if path.parent.name == "score" else 2
+    return path.stat().st_size // (halves * _BYTES_PER_TOKEN)
+
+
+def _continuations(verify: VerifySpec, models: int, shape: Shape, weights: float, rate: float) -> float:
+    tokens = sum(len(prompt.encode()) // _BYTES_PER_TOKEN + verify.new_tokens // 2 for prompt in verify.prompts)
+    calls = verify.new_tokens * models * (shape.layers + 1)
+    return verify.new_tokens * models * tokens * _FORWARD * weights / rate + calls * _PER_CALL
+
+
+def active_entries(checkpoint: Checkpoint) -> int:
+    """Return the entries of the decoder layers that one token is multiplied with: of experts, as many as are chosen."""
+    config: dict[str, Any] = {**checkpoint.config, **(checkpoint.config.get("text_config") or {})}
+    experts = config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts")
+    chosen = config.get("num_experts_per_tok")
+    share = min(int(chosen) / int(experts), 1.0) if experts and chosen else 1.0
+    total = 0.0
+    for name, info in checkpoint.tensors.items():
+        if place(info, checkpoint.config).in_decoder and len(info.shape) > 1:
+            total += info.numel * (share if ".experts." in name else 1.0)
+    return int(total)
+
+
+def tried_speed(shape: Shape, device: str) -> float:
+    """Return floating-point operations a second of products of matrices of the model's widths: the best of a moment."""
+    wide, hidden = max(min(shape.wide, 8192), 64), max(min(shape.hidden, 4096), 64)
+    operations = 2 * _ROWS * hidden * wide
+    product = _on_cpu(hidden, wide) if device == "cpu" else _on_device(hidden, wide, device)
+    product()
+    best, until = float("inf"), time.perf_counter() + _TRIED
+    while time.perf_counter() < until:  # other work on the machine slows most of them, and seldom all
+        started = time.perf_counter()
+        product()
+        best = min(best, time.perf_counter() - started)
+    return operations / best
+
+
+def _on_cpu(hidden: int, wide: int) -> Callable[[], object]:
+    left, right = np.ones((_ROWS, hidden), np.float32), np.ones((hidden, wide), np.float32)
+    out = np.empty((_ROWS, wide), np.float32)
+    return lambda: np.matmul(left, right, out=out)
+
+
+def _on_device(hidden: int, wide: int, device: str) -> Callable[[], object]:
+    import torch
+
+    left = torch.ones(_ROWS, hidden, dtype=torch.bfloat16, device=device)
+    right = torch.ones(hidden, wide, dtype=torch.bfloat16, device=device)
+    return lambda: float((left @ right)[0, 0])  # which waits for the device

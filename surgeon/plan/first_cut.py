@@ -1,0 +1,85 @@
+"""The recipe of a first cut: the shipped one, with what a model and a machine at hand ask for put into it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.errors import InputError, did_you_mean
+from surgeon.plan.check import most_positions
+from surgeon.plan.estimates import Shape, shape_of
+
+RECIPE = "zero_core"
+LANGUAGES = ("ar", "es", "ru", "zh", "ko", "vi")  # that the paper scores on
+_LENGTH = 256  # tokens of a sequence and of a window
+_MOST_ROWS = 32  # of a batch: more gain nothing
+_ROWS_ON_CPU = 4
+_SHARE_OF_FREE = 0.25  # of an accelerator's free memory, for the activations of a batch
+
+
+@dataclass(frozen=True)
+class FirstCut:
+    """What `surgeon cut` was asked for; `output` None is a folder named after the model."""
+
+    model: str
+    top: float = 0.01
+    languages: Sequence[str] = LANGUAGES
+    output: str | Path | None = None
+
+    def overrides(self, checkpoint: Checkpoint, known: Sequence[str], rows: int) -> list[str]:
+        """Return what to set in the shipped recipe.
+
+        Args:
+            checkpoint: the model, opened.
+            known: languages of the corpus.
+            rows: sequences at a time.
+
+        Raises:
+            InputError: a language is not in the corpus, or there is no share to cut.
+        """
+        for language in self.languages:
+            if language not in known:
+                raise InputError(f"--languages: no text for '{language}'{did_you_mean(language, known)}")
+        if not 0 < self.top < 1:
+            raise InputError(f"--top {self.top:g}: a share between 0 and 1, such as 0.01 for one percent")
+        last = self.model.removeprefix("builtin:").partition("@")[0].rstrip("/").rpartition("/")[2]
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")
+        name = f"cut-{plain or 'model'}"
+        length = min(_LENGTH, most_positions(checkpoint) or _LENGTH)
+        score = "regions.core.score"
+        values = {
+            "name": name,
+            "model": self.model,
+            "output": str(self.output if self.output is not None else Path("out") / name),
+            "regions.core.select.top": float(self.top),
+            f"{score}.languages": list(dict.fromkeys(self.languages)),
+            f"{score}.sequence_length": length,
+            f"{score}.batch_size": rows,
+            "verify.window": length,
+            "verify.batch_size": rows,
+            "verify.expect": [],
+        }
+        return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+
+
+def rows_at_a_time(checkpoint: Checkpoint, device: str) -> int:
+    """Return how many sequences to run at a time: on an accelerator as many as its free memory has room for."""
+    if not device.startswith("cuda"):
+        return _ROWS_ON_CPU
+    import torch
+
+    return rows_within(shape_of(checkpoint), int(torch.cuda.mem_get_info(device)[0] * _SHARE_OF_FREE))
+
+
+def rows_within(shape: Shape, free: int) -> int:
+    """Return the largest power of two of sequences whose activations in a layer, both ways, fit into so many bytes."""
+    layers = shape.layers if shape.whole else 1
+    row = 4 * _LENGTH * layers * (12 * shape.hidden + 5 * shape.wide)
+    rows = _MOST_ROWS
+    while rows > 1 and rows * row > free:
+        rows //= 2
+    return rows

@@ -1,0 +1,172 @@
+"""The small things of the command line: short options, examples, colour, narrow screens, hints."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from reports import make_report
+from rich.console import Console
+from typer.testing import CliRunner
+
+from surgeon import __version__
+from surgeon.cli import COMMANDS, app
+from surgeon.ending import run_to_its_end
+from surgeon.errors import InputError
+from surgeon.report.terminal import report_view, table
+
+RecipeMaker = Callable[..., Path]
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_short_options_and_completion() -> None:
+    assert run("-V") == run("--version") == f"surgeon {__version__}\n"
+    assert run("-h") == run("--help")
+    assert "--top" in run("cut", "-h")
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    assert "--install-completion" in run("-h")
+    for words, offered in (("surgeon cu", "cut"), ("surgeon cut --lan", "--languages")):
+        asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_SURGEON_COMPLETE": "complete_bash"}
+        assert CliRunner().invoke(app, [], env=asked, prog_name="surgeon").stdout.split() == [offered]
+
+
+@pytest.mark.parametrize(("command", "example"), COMMANDS, ids=[command.__name__ for command, _ in COMMANDS])
+def test_every_command_has_an_example_that_its_own_options_allow(command: Callable[..., None], example: str) -> None:
+    words = shlex.split(example.partition(" >")[0])
+    assert words[:2] == ["surgeon", command.__name__]
+    shown = run(command.__name__, "--help")
+    assert "Example:" in shown
+    assert example[:40] in " ".join(shown.split())
+    for option in (word for word in words if word.startswith("--")):
+        assert option in shown
+
+
+def test_languages_are_listed_with_script_and_family() -> None:
+    lines = run("languages").splitlines()
+    assert any(line.split() == ["sw", "Swahili", "Latin", "Bantu"] for line in lines)
+    found = json.loads(run("languages", "--json"))
+    assert len(found) == 30
+    assert found["no"] == {"name": "Norwegian", "script": "Latin", "family": "Germanic"}
+
+
+def test_verify_takes_the_texts_that_a_recipe_takes(llama: Path, texts: dict[str, str], tmp_path: Path) -> None:
+    mapping = f"{{de: {texts['de']}, 'no': {{file: {texts['fr']}}}}}"
+    arguments = ["verify", llama, "--corpus", mapping, "--tokens", "32", "--window", "16"]
+    assert list(json.loads(run(*arguments, "--json"))["checkpoint"]) == ["de", "no"]
+    wrong = CliRunner().invoke(app, ["verify", str(llama), "--corpus", "[de]"])
+    assert "--corpus [de]: write builtin:udhr30, or a mapping of languages" in str(wrong.exception)
+    absent = CliRunner().invoke(app, ["verify", str(llama), "--corpus", mapping, "--languages", "sv"])
+    assert "has no text for 'sv'" in str(absent.exception)
+
+
+def test_inspect_shows_a_recipe_and_a_report(recipe: RecipeMaker, tmp_path: Path) -> None:
+    path = recipe()
+    shown = run("inspect", path)
+    assert "combine" not in shown
+    assert re.search(r"cut +zero core +yes", shown)
+    assert re.search(r"control +zero bottom +no", shown)
+    assert json.loads(run("inspect", path, "--json"))["recipe"]["regions"]["bottom"]["from"] == "core"
+    report = tmp_path / "out" / "report.json"
+    report.parent.mkdir()
+    make_report().save(report)
+    assert run("inspect", report) == run("inspect", tmp_path / "out")
+    (tmp_path / "other.json").write_text("{}", encoding="utf-8")
+    wrong = CliRunner().invoke(app, ["inspect", str(tmp_path / "other.json")])
+    assert isinstance(wrong.exception, InputError)
+    assert "not a report" in str(wrong.exception)
+
+
+def test_a_dry_run_looks_for_the_device(recipe: RecipeMaker, light_recipe: RecipeMaker) -> None:
+    for command in (["plan"], ["apply", "--dry-run"], ["score", "--dry-run"]):
+        done = CliRunner().invoke(app, [*command, str(recipe()), "--device", "cuda:99"])
+        assert "--device cuda:99: not available here" in str(done.exception)
+    assert "time    up to about" in run("plan", light_recipe(), "--device", "cuda:99")  # runs no model
+    assert "time    up to about" in run("plan", recipe(), "--device", "auto")
+
+
+def test_the_shipped_recipe_has_nothing_to_warn_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But if a recipe asks for more than there is, that is said."""
+    from surgeon.api import plan_recipe
+    from surgeon.model.tokenizer import load_tokenizer
+    from surgeon.plan.supply import check_supply
+
+    made = plan_recipe("zero_core")
+    assert check_supply(made, load_tokenizer(made.checkpoint)) == []
+    more = plan_recipe("zero_core", overrides=["regions.core.score.samples=64"])
+    (note,) = check_supply(more, load_tokenizer(more.checkpoint))
+    assert "scored on fewer than 64 sequences" in note
+
+
+@pytest.mark.parametrize(
+    ("terminal", "no_colour", "coloured"), [(True, "", True), (True, "1", False), (False, "", False)]
+)
+def test_errors_are_red_on_a_terminal_and_plain_elsewhere(
+    terminal: bool, no_colour: str, coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    def fail() -> None:
+        raise InputError("what\nwhere")
+
+    screen = Screen()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("NO_COLOR", no_colour)
+    with pytest.raises(SystemExit):
+        run_to_its_end(fail)
+    plain = "error: what\nerror: where\n"
+    assert screen.getvalue() == (plain.replace("error:", "\033[1;31merror:\033[0m") if coloured else plain)
+
+
+def test_verdicts_are_in_colour_on_a_terminal(recipe: RecipeMaker) -> None:
+    from surgeon.report.data import Expectation
+    from surgeon.report.terminal import expectation_line
+
+    bounds = {"variant": "cut", "language": None, "ratio_at_least": 2.0, "ratio_at_most": None}
+    styles = {
+        passed: {str(span.style) for span in expectation_line(Expectation(**bounds, ratio=1.0, passed=passed)).spans}
+        for passed in (True, False)
+    }
+    assert styles == {True: {"green"}, False: {"bold red"}}
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_numbers_do_not_break_on_a_narrow_screen(width: int) -> None:
+    report = make_report()
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    console.print(report_view(report, "out"), highlight=False)
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    words = set(file.getvalue().split())
+    for region in report.regions.values():
+        assert f"{region.entries:,}" in words
+        assert f"{region.numel:,}" in words
+    for variant in report.variants.values():
+        assert f"{variant.entries:,}" in words
+
+
+def test_a_table_too_wide_for_the_screen_says_the_same_in_lines() -> None:
+    rows = table("Things", "thing", "how", "entries", "of", words=["how"])
+    rows.add_row("a-long-name-of-a-thing", "in words that may wrap anywhere", "123,456,789", "1,234,567,890")
+    for width, stacked in ((100, False), (70, False), (40, True)):
+        file = io.StringIO()
+        Console(file=file, width=width, color_system=None).print(rows)
+        text = file.getvalue()
+        assert any(line.startswith("  entries") for line in text.splitlines()) == stacked, text
+        assert "123,456,789" in text
+        assert "1,234,567,890" in text
+        assert max(len(line.rstrip()) for line in text.splitlines()) <= width

@@ -1,0 +1,125 @@
+"""`surgeon cut`: the main job on a model of one's own without a recipe, by the same path as `apply`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from surgeon.api import plan_recipe
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.cli import app
+from surgeon.plan.estimates import Shape
+from surgeon.plan.first_cut import FirstCut, rows_within
+from surgeon.region.region import Region
+from surgeon.report.data import Report
+
+LITTLE = ["--set", "verify.tokens=32", "--set", "verify.languages=[ar, en]", "--set", "regions.core.score.samples=2"]
+
+
+@pytest.fixture(scope="module")
+def done(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a cut."""
+    out = tmp_path_factory.mktemp("cut") / "out"
+    arguments = ["cut", str(llama), "--top", "0.02", "--languages", "de,fr", "--output", str(out), *LITTLE]
+    result = CliRunner().invoke(app, [*arguments, "--device", "cpu"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "Zeroing 2 % of the decoder's weights" in result.stdout.replace("\xa0", " ")
+    return out
+
+
+def test_a_cut_measures_the_core_beside_controls_of_its_size(done: Path, llama: Path) -> None:
+    report = Report.load(done)
+    assert report.model.name == str(llama)
+    assert {item.language for item in report.scores} == {"de", "fr"}
+    cut = report.variants["core-zeroed"]
+    assert cut.written
+    controls = [name for name in report.variants if name != "core-zeroed"]
+    assert {name.partition("-")[0] for name in controls} == {"bottom", "largest", "random"}
+    assert {report.variants[name].entries for name in controls} == {cut.entries}
+    assert list(report.perplexity["core-zeroed"]) == ["ar", "en"]
+    region, checkpoint = Region.load(done / "regions" / "core.region.safetensors"), Checkpoint.open(llama)
+    assert all(region[name].entries == int(0.02 * checkpoint.tensors[name].numel) for name in region)
+    assert (done / "report.html").is_file()
+
+
+def test_the_recipe_that_it_ran_is_left_and_gives_the_same_again(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte, with the plain `apply`."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["apply", str(done / "recipe.yaml"), "--output", "again", "--json"]
+    again = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert again.exit_code == 0
+    for name in ("regions/core.region.safetensors", "variants/core-zeroed/model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (done / name).read_bytes()
+    first, second = Report.load(done), Report.model_validate_json(again.stdout)
+    assert first.perplexity == second.perplexity
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(app, ["cut", str(llama), "--dry-run", "--json"], catch_exceptions=False)
+    data = json.loads(shown.stdout)
+    assert data["output"] == "out/cut-model"
+    assert data["seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--top", "1"], "--top 1: a share between 0 and 1, such as 0.01"),
+        (["--top", "0"], "--top 0: a share between 0 and 1"),
+        (["--languages", "ar,xx"], "--languages: no text for 'xx'"),
+        (["--languages", "noo"], "did you mean 'no'?"),
+        (["--set", "regions.kore.select.top=0.1"], "no region 'kore'; did you mean 'core'?"),
+        (["--device", "cuda:77"], "--device cuda:77: not available here"),
+    ],
+)
+def test_mistakes_are_said_before_any_work(llama: Path, given: list[str], told: str, tmp_path: Path) -> None:
+    arguments = ["cut", str(llama), "--output", str(tmp_path / "out"), "--dry-run", *given]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code != 0
+    assert told in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("builtin:tiny30", "cut-tiny30"),
+        ("hf://org/Some-Model.v1@main", "cut-Some-Model.v1"),
+        ("org/name", "cut-name"),
+        ("./models/my model/", "cut-my-model"),
+    ],
+)
+def test_outputs_are_named_after_the_model(model: str, name: str) -> None:
+    given = FirstCut(model).overrides(Checkpoint.open("builtin:tiny30"), ["ar", "es", "ru", "zh", "ko", "vi"], 4)
+    assert f'name="{name}"' in given
+    assert f'output="out/{name}"' in given
+
+
+def test_a_model_with_few_positions_gets_short_sequences(make_model: Callable[..., Path]) -> None:
+    """GPT-2's table of positions ends; a window beyond it would be refused."""
+    model = make_model("gpt2")  # 64 positions
+    given = FirstCut(str(model)).overrides(Checkpoint.open(model), ["ar", "es", "ru", "zh", "ko", "vi"], 4)
+    made = plan_recipe("zero_core", overrides=given)
+    assert made.recipe.verify is not None
+    assert made.recipe.verify.window == 64
+    (score,) = made.scores()
+    assert getattr(score, "sequence_length", None) == 64
+
+
+def test_batches_fill_the_memory_that_is_free_and_not_more() -> None:
+    def shape(hidden: int, whole: bool) -> Shape:
+        return Shape(32, 10, 10, 100, False, hidden, 4 * hidden, 1000, whole)
+
+    one = 4 * 256 * (12 * 1024 + 5 * 4096)  # bytes of one sequence in one layer
+    assert [rows_within(shape(1024, False), free) for free in (0, one, 5 * one, 1000 * one)] == [1, 1, 4, 32]
+    assert rows_within(shape(1024, True), 64 * one) == 2  # a model held whole keeps all its layers' activations
