@@ -131,7 +131,9 @@ def perplexity(
     chosen = texts.languages if languages == "all" else list(dict.fromkeys(languages))
     spec = VerifySpec(tokens=tokens, window=window, stride=stride, batch_size=batch_size)
     windows = evaluation_texts(tokenizer, texts, chosen, spec)
-    positions = getattr(inner.config, "max_position_embeddings", None)
+    if inner.get_output_embeddings() is None:
+        raise InputError(f"{type(inner).__name__} has no language modelling head, so that it predicts no token")
+    positions = getattr(inner.config, "max_position_embeddings", window)
     if any(name.endswith(POSITION_TABLES) for name, _ in inner.named_parameters()) and min(window, tokens) > positions:
         raise InputError(f"window {window}: more than the {positions} positions of the model")
     training = [module for module in inner.modules() if module.training]
@@ -153,17 +155,15 @@ def _inner(model: Any) -> Any:
     import torch
     from transformers import PreTrainedModel
 
-    if isinstance(model, PreTrainedModel):
-        return model
-    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-    found = [module for module in modules if isinstance(module, PreTrainedModel)]
-    heads = [module for module in found if module.get_output_embeddings() is not None]
-    if len(heads) != 1:
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    found = [module for module in modules if isinstance(module, PreTrainedModel)]  # from the outside inwards
+    inside = set(found[0].modules()) if found else set()
+    if not found or any(module not in inside for module in found):
         raise InputError(
-            f"{type(model).__name__} is no transformers model with a language modelling head, and wraps "
-            f"{'none' if not heads else 'several'}: give the model itself"
+            f"{type(model).__name__} is no transformers model, and wraps {'several' if found else 'none'}: "
+            "give the model itself"
         )
-    return heads[0]
+    return found[0]
 
 
 def _places(model: Any, region: Region) -> list[tuple[Slot, torch.Tensor]]:

@@ -145,7 +145,13 @@ def test_strides_do_not_matter_and_a_wrapper_is_looked_through(llama: Path) -> N
     assert not weight.is_contiguous()
     with surgeon.cut(torch.nn.DataParallel(model), region):
         assert torch.equal(weight, expected)
-    with pytest.raises(InputError, match="wraps none"), surgeon.cut(model.model, region):
+    with surgeon.cut(model.model, region):  # the same without its head
+        assert torch.equal(weight, expected)
+    with pytest.raises(InputError, match="no language modelling head"):
+        surgeon.perplexity(model.model, transformers.AutoTokenizer.from_pretrained(llama), tokens=8)
+    with pytest.raises(InputError, match="wraps none"), surgeon.cut(torch.nn.Linear(1, 1), region):
+        pass
+    with pytest.raises(InputError, match="wraps several"), surgeon.cut(torch.nn.Sequential(model, load(llama)), region):
         pass
 
 

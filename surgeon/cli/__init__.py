@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from surgeon.cli import looking, running, sharing, shipped
+from surgeon.cli import looking, running, sharing, shipped, talking
 from surgeon.ending import run_to_its_end
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ COMMANDS: tuple[tuple[Callable[..., Any], str], ...] = (
     (looking.verify, "surgeon verify out/variants/core-zeroed --base builtin:tiny30 --languages ar,en"),
     (looking.diff, "surgeon diff builtin:tiny30 out/variants/core-zeroed --region out/regions/core.region.safetensors"),
     (looking.inspect, "surgeon inspect out/regions/core.region.safetensors"),
+    (talking.chat, 'surgeon chat out --prompt "Everyone has the right to"'),
     (sharing.push, "surgeon push out/variants/core-zeroed org/core-zeroed --dry-run"),
     (shipped.recipes, "surgeon recipes zero_core --copy"),
     (shipped.languages, "surgeon languages"),

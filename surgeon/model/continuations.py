@@ -38,19 +38,25 @@ def encode_prompts(stack: Stack, prompts: Sequence[str], new_tokens: int) -> lis
     """
     tokenizer = stack.loaded.tokenizer
     bos = bos_token(tokenizer)
+    before = () if bos is None else (bos,)
+    return [fitting_prompt(stack, text, before + tokenize(tokenizer, text).ids, new_tokens) for text in prompts]
+
+
+def fitting_prompt(stack: Stack, text: str, ids: tuple[int, ...], new_tokens: int) -> Prompt:
+    """Make a prompt of a text that became these token ids.
+
+    Raises:
+        InputError: there is no token, or the model has not so many positions.
+    """
     positions = getattr(stack.loaded.model.config, "max_position_embeddings", None)
-    result = []
-    for prompt in prompts:
-        ids = (() if bos is None else (bos,)) + tokenize(tokenizer, prompt).ids
-        if not ids:
-            raise InputError(f"the prompt {prompt!r} gives no token to continue from")
-        if positions is not None and len(ids) + new_tokens > positions:
-            raise InputError(
-                f"the prompt {prompt[:40]!r} has {len(ids)} tokens, which with {new_tokens} new ones is more than the "
-                f"model's {positions} positions: shorten it, or ask for fewer new tokens"
-            )
-        result.append(Prompt(prompt, ids))
-    return result
+    if not ids:
+        raise InputError(f"the prompt {text!r} gives no token to continue from")
+    if positions is not None and len(ids) + new_tokens > positions:
+        raise InputError(
+            f"the prompt {text[:40]!r} has {len(ids)} tokens, which with {new_tokens} new ones is more than the "
+            f"model's {positions} positions: shorten it, or ask for fewer new tokens"
+        )
+    return Prompt(text, ids)
 
 
 def cost(stack: Stack, prompts: Sequence[Prompt], variants: int, new_tokens: int) -> int:

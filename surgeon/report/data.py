@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,6 @@ from surgeon.region.overlap import likenesses
 from surgeon.region.region import Region
 from surgeon.report.words import interval, number, roles_in_order
 from surgeon.text.languages import language
-
-if TYPE_CHECKING:
-    import pandas
 
 SCHEMA_VERSION = 1
 MOST_COLUMNS = 600  # of a scan
@@ -297,13 +294,13 @@ class Report(Model):
         ]  # fmt: skip
         return table(repr(self), ["variant", "entries", "perplexity", "x base", "95 %"], rows)
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """Return what was measured as a table with a row per variant and language, the base's first.
+    def to_pandas(self) -> Any:
+        """Return what was measured as a `pandas.DataFrame` with a row per variant and language, the base's first.
 
         Columns: variant, language, name, script, family, nll, tokens, bytes, perplexity, bits_per_byte, ratio (to the
         base), low, high (the ratio's interval; missing for the base).
         """
-        import pandas
+        import pandas  # type: ignore[import-untyped]
 
         rows = []
         for variant, measured in self.perplexity.items():

@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.model.results import exponential
+from surgeon.model.results import Stopped, exponential
 from surgeon.report.data import Expectation, Generation, OverSeeds, Perplexity, PushReport, RegionReport, Report
 from surgeon.report.story import sentence, tell
 from surgeon.report.words import (
@@ -221,6 +221,36 @@ def generations_view(generations: Mapping[str, Sequence[Generation]], models: Se
             rows.add_row(Text(model), Text.assemble(visible(found.continuation), (f" {note}" if note else "", "dim")))
         parts += [Text(f'"{visible(first.prompt)}" goes on:', style="bold"), rows, Text("")]
     return Group(*parts)
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Answers of several models to one prompt: columns beside each other, or below where there is no room.
+
+    `answers`: by model, the text and why it stopped.
+    """
+
+    prompt: str
+    answers: Mapping[str, tuple[str, Stopped]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        said = {
+            name: Text.assemble(visible(text), (f" {stopped_note(stopped)}" if stopped_note(stopped) else "", "dim"))
+            for name, (text, stopped) in self.answers.items()
+        }
+        yield Text(f'"{visible(self.prompt)}"', style="bold")
+        beside = options.max_width >= _NARROWEST * 1.5 * len(said)
+        grid = Table.grid(padding=(0, 2), expand=beside)
+        for _ in said if beside else range(2):
+            grid.add_column(ratio=1 if beside else None, overflow="fold")
+        if beside:
+            grid.add_row(*(Text(name, style="dim") for name in said))
+            grid.add_row(*said.values())
+        else:
+            for name, text in said.items():
+                grid.add_row(Text(name, style="dim"), text)
+        yield grid
+        yield Text("")
 
 
 def measures_view(found: Mapping[str, Mapping[str, Perplexity]], said: Mapping[str, Sequence[Generation]]) -> Group:

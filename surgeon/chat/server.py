@@ -1,0 +1,125 @@
+"""The report's page on loopback, with a box to type into. The standard library's server: one page and one request.
+
+Nobody else can reach it: it listens on 127.0.0.1 only, answers only requests that name it as the host (so that no other
+site can be that name), and takes questions only as JSON from its own page (which other sites' pages cannot send).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from surgeon.errors import InputError, SurgeonError
+from surgeon.model.results import Continuation
+
+LOOPBACK = "127.0.0.1"
+LONGEST = 1 << 16  # bytes of a question
+
+Answer = Callable[[str], Mapping[str, Continuation]]
+
+
+def page_with_box(report: str) -> str:
+    """Return a report's page with the box, and leave to ask the server that it came from."""
+    box = (Path(__file__).parent / "box.html").read_text(encoding="utf-8")
+    policy, place = "default-src 'none';", "</header>"
+    if policy not in report or place not in report:
+        raise InputError("the report's page was not written by this surgeon; run `surgeon apply` again")
+    return report.replace(policy, f"{policy} connect-src 'self';", 1).replace(place, place + box, 1)
+
+
+def make_server(page: str, answer: Answer, port: int = 0) -> ThreadingHTTPServer:
+    """Return a server on loopback, not yet serving; port 0 takes a free one (`server.server_port`).
+
+    Raises:
+        InputError: the port is taken.
+    """
+    content, one_at_a_time = page.encode("utf-8"), threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        server_version, sys_version = "surgeon", ""
+
+        def do_GET(self) -> None:
+            if self._is_meant() and self._is_path("/"):
+                self._send(HTTPStatus.OK, "text/html; charset=utf-8", content)
+
+        def do_POST(self) -> None:
+            if not (self._is_meant() and self._is_path("/ask")):
+                return
+            question = self._question()
+            if question is not None:
+                with one_at_a_time:  # the variants are made in the one model
+                    self._answer(question)
+
+        def _answer(self, question: str) -> None:
+            try:
+                found = {name: _shown(item) for name, item in answer(question).items()}
+            except SurgeonError as error:
+                self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+            else:
+                self._send_json(HTTPStatus.OK, {"answers": found})
+
+        def _question(self) -> str | None:
+            """Read what is asked; a page of another site can send no JSON without asking first, and gets no leave."""
+            size = self.headers.get("Content-Length", "")
+            if self.headers.get_content_type() != "application/json":
+                self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+            elif not size.isdigit() or int(size) > LONGEST:
+                self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            else:
+                try:
+                    data = json.loads(self.rfile.read(int(size)))
+                except ValueError:
+                    data = None
+                if isinstance(data, dict) and isinstance(data.get("prompt"), str):
+                    return str(data["prompt"])
+                self._refuse(HTTPStatus.BAD_REQUEST)
+            return None
+
+        def _is_meant(self) -> bool:
+            names = {f"{name}:{server.server_port}" for name in (LOOPBACK, "localhost")}
+            meant = self.headers.get("Host") in names
+            origin = self.headers.get("Origin")
+            meant &= origin is None or origin.removeprefix("http://") in names
+            if not meant:
+                self._refuse(HTTPStatus.FORBIDDEN)
+            return meant
+
+        def _is_path(self, path: str) -> bool:
+            if self.path != path:
+                self._refuse(HTTPStatus.NOT_FOUND)
+            return self.path == path
+
+        def _refuse(self, status: HTTPStatus) -> None:
+            self.close_connection = True
+            self._send_json(status, {"error": status.phrase})
+
+        def _send_json(self, status: HTTPStatus, data: Any) -> None:
+            self._send(status, "application/json", json.dumps(data).encode())
+
+        def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing: the page shows what was asked."""
+
+    try:
+        server = ThreadingHTTPServer((LOOPBACK, port), Handler)
+    except OSError as error:
+        raise InputError(f"--port {port}: {error.strerror}; choose another, or 0 for any that is free") from None
+    server.daemon_threads = True
+    return server
+
+
+def _shown(item: Continuation) -> dict[str, Any]:
+    return {"continuation": item.continuation, "tokens": item.tokens, "stopped": item.stopped}
