@@ -30,7 +30,7 @@ from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe, VerifySpec
 from surgeon.recipe.written import resolved_yaml
 from surgeon.region.region import Region
-from surgeon.report.card import model_card, write_card
+from surgeon.report.card import model_card, write_card, write_results
 from surgeon.report.data import (
     ModelReport,
     RegionReport,
@@ -220,6 +220,7 @@ def publish_variants(run: Run, staged: Mapping[str, Staged | Written], report: R
             continue
         if report is not None:
             write_card(item.folder, model_card(run.plan, name, run.regions_of(name), report), report, name)
+            write_results(run.plan, name, report, item.folder)
         written[name] = publish(item)
     return written
 

@@ -245,3 +245,30 @@ def browser() -> Iterator[Any]:
         launched = driver.chromium.launch(executable_path=path, args=_QUIET)
         yield launched
         launched.close()
+
+
+@pytest.fixture(scope="session")
+def small_run(llama: Path, texts: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder: a core cut out, a control drawn twice, and a variant that is measured only."""
+    import surgeon
+
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "recipe.yaml").write_text(f"""\
+version: 1
+name: small
+model: {llama}
+corpus: {{de: {texts["de"]}, fr: {texts["fr"]}}}
+regions:
+  core: {{score: {{kind: magnitude}}, select: {{top: 0.2}}, exclude: [norm]}}
+  random: {{control: {{of: core, draw: random}}}}
+variants:
+  cut: {{operations: [{{zero: core}}]}}
+  halved: {{operations: [{{scale: core, by: 0.5}}], write: false}}
+  drawn: {{operations: [{{zero: random}}], sweep: {{seed: {{set: regions.random.control.seed, to: [0, 1]}}}}}}
+verify: {{tokens: 32, window: 16}}
+output: {folder / "out"}
+""")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SURGEON_CACHE", str(folder / "cache"))
+        surgeon.apply(folder / "recipe.yaml")
+    return folder / "out"

@@ -53,6 +53,10 @@ def test_recipe_reference_names_every_key_and_every_link_leads_somewhere() -> No
 NOT_RUN = {
     "pip install": "tests/test_wheel.py installs the package into an empty environment",
     "hf auth login": "asks for a token",
+    "hf extensions": "installs from a repository; tests/hub/test_hf.py runs the console script",
+    "hf surgeon": "the same commands, by way of the extension",
+    "hf jobs": "runs on rented machines; tests/hub/test_hf.py reads the script's header as the client does",
+    "surgeon chat out --serve": "serves until it is ended; tests/chat/test_serving.py does that",
     "surgeon apply paper/smollm2/": "needs the weights of SmolLM2; tests/test_shipped_recipes.py plans these recipes",
     "make ": "continuous integration runs these",
     "python benchmarks/": "measures, for minutes",
@@ -96,8 +100,9 @@ def prepare(folder: Path) -> None:
 def run_command(command: str) -> None:
     """Run a line of a page."""
     arguments = shlex.split(command.removeprefix("$ "))[1:]
-    if arguments[0] == "apply" and not is_published(arguments[1]):
-        arguments += on_little_text(load_recipe(find_recipe(arguments[1])).as_written)
+    if arguments[0] == "cut" or (arguments[0] == "apply" and not is_published(arguments[1])):
+        recipe = "zero_core" if arguments[0] == "cut" else arguments[1]
+        arguments += on_little_text(load_recipe(find_recipe(recipe)).as_written)
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, f"{command}\n{done.output}"
 

@@ -89,9 +89,7 @@ def open_output(
     variants = _variants(out, report, recipe, chosen)
     checkpoint = Checkpoint.open(recipe.model).downloaded()
     if report.model.content_sha256 not in (None, content_hash(checkpoint, 2)):
-        raise InputError(
-            f"{recipe.model}: not the weights that {out} was made from; run `surgeon apply` again"
-        )
+        raise InputError(f"{recipe.model}: not the weights that {out} was made from; run `surgeon apply` again")
     stack = make_stack(load_model(checkpoint, resolve_precision("auto", device), device))
     templated = not plain and bool(getattr(stack.loaded.tokenizer, "chat_template", None))
     return Speakers(stack, variants, new_tokens, templated)
@@ -105,15 +103,13 @@ def _variants(
         if name not in recipe.variants:
             raise InputError(f"{out}: no variant '{name}'{did_you_mean(name, recipe.variants)}")
     wanted = chosen or [name for name in (tell(report).shown or recipe.variants) if name in recipe.variants]
-    found = {}
+    found: dict[str, tuple[Sequence[Any], Mapping[str, Region]]] = {}
     for name in wanted:
         operations = recipe.variants[name].operations
         files = {operation.region: _file(out, recipe, operation.region) for operation in operations}
         missing = [region for region, path in files.items() if path is None]
         if missing and chosen:
-            raise InputError(
-                f"{out}: no file of region '{missing[0]}', which '{name}' needs; name it in the recipe"
-            )
+            raise InputError(f"{out}: no file of region '{missing[0]}', which '{name}' needs; name it in the recipe")
         if not missing:
             found[name] = (operations, {label: Region.load(path) for label, path in files.items() if path is not None})
     return found

@@ -12,7 +12,9 @@ from surgeon.console import print_json, progress_to
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A written variant: out/NAME/variants/VARIANT.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A written variant: out/NAME/variants/VARIANT, or its patch file.")
+    ],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Where to: org/name; made if it is missing.")],
     private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
     revision: Annotated[
@@ -25,13 +27,15 @@ def push(
 ) -> None:
     """Upload a variant with its model card to the Hugging Face Hub; run again, it resumes."""
     from surgeon.hub.parcel import pack, parcel_data, parcel_text
+    from surgeon.hub.patch_parcel import is_patch, pack_patch
     from surgeon.hub.push import Target, check_repo_id
     from surgeon.hub.push import push as push_parcel
     from surgeon.report.terminal import pushed_line
 
     check_repo_id(repo)
     target = Target(repo, revision, private, create_pr)
-    parcel = pack(folder, target.address, jobs=jobs)
+    patched = is_patch(folder)
+    parcel = pack_patch(folder, target.address) if patched else pack(folder, target.address, jobs=jobs)
     if dry_run and as_json:
         print_json(parcel_data(parcel, target.address))
     elif dry_run:

@@ -5,7 +5,8 @@ surgeon.json     what was done to which model, with the hashes of both
 recipe.yaml      the recipe with its defaults filled in
 manifest.json    versions, and the SHA-256 of every file of the variant
 regions/         the regions that the operations act on
-figures/         the card's figure
+figures/         the card's figures
+.eval_results/   what was measured on datasets of the Hub, in the form that it shows
 the rest         weights, config, tokenizer, freeze/: left out with `weights: false`
 """
 
@@ -24,11 +25,13 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import damaged
 from surgeon.checkpoint.hashing import file_hash, sha256
 from surgeon.errors import CheckpointError, InputError
-from surgeon.report.card import REBUILD, base_model
+from surgeon.report.card import REBUILD, RESULTS, base_model
 from surgeon.report.words import size
-from surgeon.write.integrity import CARD, MANIFEST, RECIPE, REGIONS, is_made_anew, run_manifest
+from surgeon.write.integrity import CARD, FIGURES, MANIFEST, RECIPE, REGIONS, is_made_anew, run_manifest
 from surgeon.write.marker import MARKER, Marker
 from surgeon.write.staging import files_below
+
+_DESCRIBING = (f"{FIGURES}/", f"{RESULTS}/")
 
 
 @dataclass(frozen=True)
@@ -92,21 +95,22 @@ def pack(folder: Path, address: str, *, weights: bool = True, jobs: int = 2) -> 
     origin = _origin(marker)
     if not weights:
         _refuse_unless_rebuildable(folder, marker, rebuildable, origin)
-        items = [item for item in items if item.path == MARKER or item.path.startswith("figures/")]
+        items = [item for item in items if item.path == MARKER or item.path.startswith(_DESCRIBING)]
     card = _card(folder, marker, address, weights, rebuildable, origin)
     recipe = yaml.safe_dump(marker.recipe, sort_keys=False, allow_unicode=True)
-    items += [*regions, _item(RECIPE, recipe)]
+    items += [*regions, text_item(RECIPE, recipe)]
     outputs = named | {item.path: item.sha256 for item in items}
     manifest = {key: value for key, value in run.items() if key != "report"}
     manifest["outputs"] = dict(sorted(outputs.items()))
-    items += [_item(MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"), _item(CARD, card)]
+    items += [text_item(MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"), text_item(CARD, card)]
     sent = {item.path for item in items}
     there = (path.relative_to(folder).as_posix() for path in files_below(folder))
     behind = tuple(name for name in there if name not in sent and name not in named)
     return Parcel(folder, tuple(sorted(items, key=lambda item: item.path)), card, origin, behind)
 
 
-def _item(path: str, text: str) -> Item:
+def text_item(path: str, text: str) -> Item:
+    """Make an item of a text."""
     data = text.encode("utf-8")
     return Item(path, data, len(data), sha256(data))
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from surgeon.checkpoint.hub_errors import explain, hub_errors
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.hub.parcel import Item, Parcel, pack
+from surgeon.hub.patch_parcel import ENDING, pack_patch
 from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe
 from surgeon.report.data import PushReport
-from surgeon.write.integrity import CARD, MANIFEST
+from surgeon.write.integrity import CARD, MANIFEST, RECIPE
 from surgeon.write.marker import MARKER
 
 if TYPE_CHECKING:
@@ -133,8 +134,11 @@ def push_variants(recipe: Recipe, output: Path, jobs: int, progress: Progress) -
     assert spec is not None
     for name in recipe.pushed_variants():
         repo, revision = spec.place(name)
-        target = Target(repo, revision, spec.private, spec.create_pr)
-        parcels[name] = target, pack(output / "variants" / name, target.address, weights=spec.weights, jobs=jobs)
+        target, folder = Target(repo, revision, spec.private, spec.create_pr), output / "variants"
+        if recipe.variants[name].write == "patch":
+            parcels[name] = target, pack_patch(folder / f"{name}{ENDING}", target.address)
+        else:
+            parcels[name] = target, pack(folder / name, target.address, weights=spec.weights, jobs=jobs)
     result = {}
     for name, (target, parcel) in parcels.items():
         with progress.task(f"push {name}", 1):
@@ -184,11 +188,18 @@ def _tree(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
 def _refuse_foreign(parcel: Parcel, target: Target, branch: _Branch) -> None:
     """Refuse to put a variant over a model that surgeon did not push, such as the source itself."""
     others = [path for path in branch.files if path not in _HARMLESS]
-    if others and MARKER not in branch.files and not branch.fresh and not target.create_pr:
+    if others and not _ours(branch) and not branch.fresh and not target.create_pr:
         raise InputError(
             f"{target.address}: holds files that surgeon did not push ({', '.join(sorted(others)[:3])}); "
             "push to a new branch with --revision, or propose it with --create-pr"
         )
+
+
+def _ours(branch: _Branch) -> bool:
+    """True for what surgeon pushed: a variant has a marker, a patch stands beside its manifest with nothing else."""
+    others = set(branch.files) - {*_HARMLESS, MANIFEST, RECIPE}
+    patches = {path for path in others if path.endswith(ENDING)}
+    return MARKER in branch.files or (MANIFEST in branch.files and bool(patches) and others == patches)
 
 
 def _same(item: Item, there: RepoFile | None) -> bool:
@@ -206,7 +217,7 @@ def _stale(api: HfApi, parcel: Parcel, target: Target, branch: _Branch) -> list[
     from huggingface_hub import hf_hub_download
 
     gone = set(branch.files) - {item.path for item in parcel.items} - set(_HARMLESS)
-    if not gone or MANIFEST not in branch.files or MARKER not in branch.files:
+    if not gone or MANIFEST not in branch.files or not _ours(branch):
         return []
     path = hf_hub_download(target.repo, MANIFEST, revision=branch.head, endpoint=api.endpoint)
     try:
@@ -267,7 +278,7 @@ def _commit(
         commit = api.create_commit(
             target.repo,
             operations,
-            commit_message=f"Variant {parcel.folder.resolve().name}, made by surgeon",
+            commit_message=f"Variant {parcel.folder.resolve().name.removesuffix(ENDING)}, made by surgeon",
             revision=target.revision,
             create_pr=target.create_pr,
             parent_commit=branch.head,

@@ -32,8 +32,8 @@ from surgeon.write.shards import copy_small
 from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
-_DESCRIBED = (f"{REGIONS}/", "figures/")
-_PUBLISHED = (MARKER, CARD, RECIPE, MANIFEST, f"{REGIONS}/*", "figures/*")
+_DESCRIBED = (f"{REGIONS}/", "figures/", ".eval_results/")
+_PUBLISHED = (MARKER, CARD, RECIPE, MANIFEST, f"{REGIONS}/*", "figures/*", ".eval_results/*")
 
 
 def is_published(name: str) -> bool:

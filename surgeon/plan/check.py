@@ -188,8 +188,8 @@ def _push_problems(file: RecipeFile) -> Iterator[Problem]:
         key = ("push", "variants", i)
         if name not in recipe.variants:
             yield file.problem(key, f"no variant '{name}'{did_you_mean(name, recipe.variants)}")
-        elif recipe.variants[name].write is not True:
-            yield file.problem(key, f"variant '{name}' is not written as a whole checkpoint, so it cannot be pushed")
+        elif recipe.variants[name].write is False:
+            yield file.problem(key, f"variant '{name}' is not written, so it cannot be pushed")
     names = recipe.pushed_variants()
     if not names:
         yield file.problem(("push",), "no variant is written, so there is nothing to push")

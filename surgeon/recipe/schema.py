@@ -339,7 +339,7 @@ class PushSpec(Model):
 
     repo: str = Field(description="`org/name`; `{variant}` in it stands for the variant's name")
     variants: Annotated[list[str], Field(min_length=1)] | None = Field(
-        None, description="which; left out: all that are written as whole checkpoints"
+        None, description="which, patches too; left out: all that are written as whole checkpoints"
     )
     revision: str | None = Field(None, description='a branch, made if it is missing; `"{variant}"`: one per variant')
     private: bool = Field(False, description="of a repository that is made; one that is public is refused")

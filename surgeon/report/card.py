@@ -14,6 +14,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import RecipeError
@@ -27,9 +29,10 @@ from surgeon.report.drawing import Figure, svg, write_pictures
 from surgeon.report.figures import variant_figures
 from surgeon.report.story import sentence, tell
 from surgeon.report.words import interval, number, percent, visible
+from surgeon.text.documents import DatasetLocation
 from surgeon.text.languages import language_name
 
-FIGURES = "figures"
+FIGURES, RESULTS = "figures", ".eval_results"
 # Where `surgeon push` says how to rebuild the variant; only then is the repository's name known.
 REBUILD = "<!-- surgeon: rebuild -->"
 
@@ -110,6 +113,43 @@ def write_card(folder: Path, card: str, report: Report, variant: str) -> None:
         part.write_text(card, encoding="utf-8")
 
 
+def write_results(plan: Plan, variant: str, report: Report, folder: Path) -> None:
+    """Write what was measured on datasets of the Hub as `.eval_results/surgeon.yaml`, the form that the Hub reads.
+
+    It names a dataset and one of its tasks for each value. Other texts have no name there, and stand in the card's
+    `model-index` only; where there are no others, nothing is written.
+    """
+    found = eval_results(plan, variant, report)
+    if found:
+        with replacing(folder / RESULTS / "surgeon.yaml") as part:
+            part.write_text(yaml.safe_dump(found, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def eval_results(plan: Plan, variant: str, report: Report) -> list[dict[str, Any]]:
+    """Return the entries of `.eval_results`: perplexities of a variant by dataset, configuration as its task."""
+    method, result = report.method, []
+    for language, found in report.perplexity.get(variant, {}).items():
+        where = plan.corpus.locations.get(language)
+        if not isinstance(where, DatasetLocation) or not is_repository(where.dataset) or Path(where.dataset).exists():
+            continue
+        if not math.isfinite(found.perplexity):
+            continue
+        dataset = {"id": where.dataset, "task_id": where.config or "default"}
+        revision = plan.corpus.revision(language)
+        notes = (
+            f"perplexity, lower is better; {language_name(language)}, split {where.split}, {found.tokens:,} tokens, "
+            f"window {method['window']}, stride {method['stride']}, {method['precision']}; by surgeon"
+        )
+        result.append(
+            {
+                "dataset": dataset | ({"revision": revision} if revision is not None else {}),
+                "value": round(found.perplexity, 4),
+                "notes": notes,
+            }
+        )
+    return result
+
+
 def _front_matter(plan: Plan, variant: str, inherited: SourceCard, report: Report | None) -> str:
     from huggingface_hub import ModelCardData
 
@@ -177,11 +217,11 @@ def _warning(plan: Plan, variant: str) -> str:
 def _what_was_done(plan: Plan, variant: str, regions: Mapping[str, Region]) -> str:
     source = plan.checkpoint.source
     base = base_model(source.name)
-    shown = f"[{base}](https://huggingface.co/{base})" if base else _code(source.name)
-    at = f" at commit {_code(source.revision)}" if source.revision else ""
-    steps = "\n".join(f"{i}. {_code(operation)}" for i, operation in enumerate(plan.variants[variant].operations, 1))
+    shown = f"[{base}](https://huggingface.co/{base})" if base else code(source.name)
+    at = f" at commit {code(source.revision)}" if source.revision else ""
+    steps = "\n".join(f"{i}. {code(operation)}" for i, operation in enumerate(plan.variants[variant].operations, 1))
     rows = "\n".join(
-        f"| {_code(name)} | {_why(plan, name)} | {region.entries:,} | {region.numel:,} | {percent(region.density())} |"
+        f"| {code(name)} | {_why(plan, name)} | {region.entries:,} | {region.numel:,} | {percent(region.density())} |"
         for name, region in regions.items()
     )
     return f"""## What was done
@@ -250,7 +290,7 @@ def _measured(variant: str, report: Report | None) -> Iterator[str]:
     )
     others = [name for name in summary if name not in ("base", variant)][:_CONTROLS]
     if others:
-        told = ", ".join(f"{_code(name)} times {number(summary[name].ratio_to_base)}" for name in others)
+        told = ", ".join(f"{code(name)} times {number(summary[name].ratio_to_base)}" for name in others)
         yield f"Beside it, from the same run: {told}."
     yield from (_figure(figure) for figure in variant_figures(report, variant))
     rows = []
@@ -290,7 +330,7 @@ surgeon apply recipe.yaml
 `surgeon.json` beside this card holds that recipe with its defaults filled in, and the hashes of what went in."""
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Return text as inline code, whatever it holds."""
     text = visible(text)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)

@@ -28,7 +28,8 @@ def check_written(folder: Path, jobs: int) -> int:
     """
     if (folder / MARKER).is_file():
         named = run_manifest(folder).get("outputs", {})
-        named = {k: v for k, v in named.items() if not (is_made_anew(k) or k.startswith(FIGURES + "/"))}
+        shown = (f"{FIGURES}/", ".eval_results/")
+        named = {k: v for k, v in named.items() if not (is_made_anew(k) or k.startswith(shown))}
         expected = named | Marker.read(folder).files
     else:
         named = outputs_of(read_object(folder / MANIFEST))

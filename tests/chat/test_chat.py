@@ -33,28 +33,28 @@ def greedy(folder: Path, text: str, count: int) -> str:
     return str(tokenizer.decode(ids[start:]))
 
 
-def test_each_answers_as_its_checkpoint_does(output: Path, llama: Path) -> None:
-    speakers = open_output(output, new_tokens=8)
+def test_each_answers_as_its_checkpoint_does(small_run: Path, llama: Path) -> None:
+    speakers = open_output(small_run, new_tokens=8)
     found = speakers.answer("Alle Menschen")
     assert list(found) == speakers.names
     assert found["base"].continuation == greedy(llama, "Alle Menschen", 8)
-    assert found["cut"].continuation == greedy(output / "variants" / "cut", "Alle Menschen", 8)
+    assert found["cut"].continuation == greedy(small_run / "variants" / "cut", "Alle Menschen", 8)
     assert found["base"] != found["cut"]
     assert speakers.answer("Alle Menschen") == found  # what was poked in was put back
 
 
-def test_who_answers_can_be_chosen_also_of_what_was_only_measured(output: Path) -> None:
-    assert "drawn-0" in open_output(output).names  # its region is that of `random`, which was saved
-    assert open_output(output, ["halved"]).names == ["base", "halved"]
+def test_who_answers_can_be_chosen_also_of_what_was_only_measured(small_run: Path) -> None:
+    assert "drawn-0" in open_output(small_run).names  # its region is that of `random`, which was saved
+    assert open_output(small_run, ["halved"]).names == ["base", "halved"]
     with pytest.raises(InputError, match="no variant 'cutt'; did you mean 'cut'"):
-        open_output(output, ["cutt"])
+        open_output(small_run, ["cutt"])
     with pytest.raises(InputError, match="no file of region 'random-1', which 'drawn-1' needs"):
-        open_output(output, ["drawn-1"])
+        open_output(small_run, ["drawn-1"])
 
 
-def test_another_model_under_the_same_name_does_not_answer(output: Path, llama: Path, tmp_path: Path) -> None:
+def test_another_model_under_the_same_name_does_not_answer(small_run: Path, llama: Path, tmp_path: Path) -> None:
     """The regions are those of the model that was measured."""
-    shutil.copytree(output, tmp_path / "out")
+    shutil.copytree(small_run, tmp_path / "out")
     shutil.copytree(llama, tmp_path / "model")
     path = tmp_path / "out" / "recipe.yaml"
     path.write_text(path.read_text(encoding="utf-8").replace(str(llama), str(tmp_path / "model")), encoding="utf-8")
@@ -65,8 +65,8 @@ def test_another_model_under_the_same_name_does_not_answer(output: Path, llama: 
         open_output(tmp_path / "out", ["cut"])
 
 
-def test_a_chat_template_is_used_if_there_is_one(output: Path, llama: Path, tmp_path: Path) -> None:
-    shutil.copytree(output, tmp_path / "out")
+def test_a_chat_template_is_used_if_there_is_one(small_run: Path, llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_run, tmp_path / "out")
     shutil.copytree(llama, tmp_path / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
     tokenizer.chat_template = "{% for turn in messages %}[{{ turn.role }}]{{ turn.content }}{% endfor %}[answer]"
@@ -80,8 +80,8 @@ def test_a_chat_template_is_used_if_there_is_one(output: Path, llama: Path, tmp_
     assert plain.continuation == greedy(llama, "ja?", 6)
 
 
-def test_prompts_come_from_options_or_from_stdin(output: Path) -> None:
-    arguments = ["chat", str(output), "--variant", "cut", "--new-tokens", "3"]
+def test_prompts_come_from_options_or_from_stdin(small_run: Path) -> None:
+    arguments = ["chat", str(small_run), "--variant", "cut", "--new-tokens", "3"]
     options = CliRunner().invoke(app, [*arguments, "--prompt", "eins", "--prompt", "zwei"], catch_exceptions=False)
     lines = CliRunner().invoke(app, arguments, input="eins\n\nzwei\n", catch_exceptions=False)
     assert options.exit_code == lines.exit_code == 0

@@ -94,9 +94,9 @@ def test_a_page_of_another_kind_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_in_a_browser_one_types_and_reads(output: Path, browser: Any) -> None:
-    speakers = open_output(output, ["cut"], new_tokens=6)
-    server = make_server(page_with_box((output / "report.html").read_text(encoding="utf-8")), speakers.answer)
+def test_in_a_browser_one_types_and_reads(small_run: Path, browser: Any) -> None:
+    speakers = open_output(small_run, ["cut"], new_tokens=6)
+    server = make_server(page_with_box((small_run / "report.html").read_text(encoding="utf-8")), speakers.answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     complaints: list[str] = []
     for width in (1280, 390):

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from hub_server import LoopbackHub
+from huggingface_hub import parse_eval_result_entries
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -269,6 +270,12 @@ def test_a_dataset_on_the_hub_is_pinned(
         }
     written = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["corpus"]
     assert (written["de"]["revision"], written["fr"]["revision"]) == (dataset, newest)
+    results = tmp_path / "out" / "variants" / "cut" / ".eval_results" / "surgeon.yaml"
+    entries = {item.task_id: item for item in parse_eval_result_entries(yaml.safe_load(results.read_text()))}
+    measured = json.loads((tmp_path / "out" / "report.json").read_text())["perplexity"]["cut"]
+    for language, revision in (("de", dataset), ("fr", newest)):  # as the Hub's own client reads them
+        assert (entries[language].dataset_id, entries[language].dataset_revision) == ("org/texts", revision)
+        assert entries[language].value == round(measured[language]["perplexity"], 4)
     corpus = {"de": {**spec, "config": "de", "dataset": "org/nothing"}, "fr": {**spec, "config": "xx"}}
     failed = surgeon_on_hub("apply", with_corpus(recipe, corpus), **cache)
     assert failed.returncode == 2, failed.stderr

@@ -1,0 +1,108 @@
+"""What a push of a patch sends: the one file, checked, with a card that says what it changes and how it is used.
+
+README.md                the card
+NAME.patch.safetensors   the patch
+recipe.yaml              the recipe of the run that made it
+manifest.json            that run's manifest, of which only the patch is left as an output
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from surgeon.checkpoint.hashing import file_hash
+from surgeon.errors import CheckpointError, InputError
+from surgeon.hub.parcel import Item, Parcel, text_item
+from surgeon.region.patch import Patch, is_patch_file
+from surgeon.report.card import base_model, code
+from surgeon.report.words import count, percent, size
+from surgeon.write.integrity import CARD, MANIFEST, RECIPE, VARIANTS, read_object
+
+ENDING = ".patch.safetensors"
+
+
+def is_patch(path: Path) -> bool:
+    """True for a patch file, which is pushed alone."""
+    return is_patch_file(path)
+
+
+def pack_patch(path: Path, address: str) -> Parcel:
+    """Check a patch against the manifest of the run that wrote it, and collect what is sent to `address`.
+
+    Raises:
+        InputError: its base is not one that others have, or its name is another.
+        CheckpointError: no manifest tells of it, or it is not the file that was written.
+    """
+    patch, run = Patch.load(path), path.resolve().parent.parent
+    if not path.name.endswith(ENDING):
+        raise InputError(f"{path}: call it NAME{ENDING}, so that others see what it is")
+    manifest = read_object(run / MANIFEST)
+    expected = dict(manifest.get("outputs", {})).get(f"{VARIANTS}/{path.name}")
+    if expected is None:
+        raise CheckpointError(
+            f"{path}: no {MANIFEST} of the run that wrote it; push it from where `surgeon apply` wrote it, such as "
+            f"out/NAME/{VARIANTS}/VARIANT{ENDING}"
+        )
+    digest = file_hash(path)
+    if digest != expected:
+        raise CheckpointError(f"{path}: not the file that was written; run `surgeon apply` again")
+    told = {**{key: value for key, value in manifest.items() if key != "report"}, "outputs": {path.name: digest}}
+    recipe = (run / RECIPE).read_text(encoding="utf-8")
+    card = _card(patch, path.name, address)
+    items = [
+        Item(path.name, path, path.stat().st_size, digest),
+        text_item(RECIPE, recipe),
+        text_item(MANIFEST, json.dumps(told, indent=2, ensure_ascii=False) + "\n"),
+        text_item(CARD, card),
+    ]
+    return Parcel(path, tuple(sorted(items, key=lambda item: item.path)), card, None)
+
+
+def _card(patch: Patch, file: str, address: str) -> str:
+    made: dict[str, Any] = patch.region.metadata
+    source = str(made.get("model", "the base"))
+    revision = made.get("revision")
+    if base_model(source) is None and not source.startswith("builtin:"):
+        raise InputError(f"{patch.path}: was made for {source}, which others do not have: nobody could use it")
+    entries = sum(tensor.entries for tensor in patch.tensors.values())
+    share = entries / max(patch.region.numel, 1)
+    pinned = f"hf://{base_model(source)}@{revision}" if revision and base_model(source) else source
+    return f"""---
+{_front_matter(source)}
+---
+
+# {made.get("recipe", "surgery")}: {made.get("variant", file)}
+
+> **This patch damages a model on purpose.** It is meant for research on what its parameters do, not for use.
+
+`{file}` ({size(patch.path.stat().st_size)}) holds {entries:,} new values, bit for bit, of
+{count(len(patch.tensors), "tensor")} of {code(pinned)}: {percent(share)} of their entries. It names the SHA-256 of
+every tensor it was made for, and is refused on any other.
+
+## How to use it
+
+In a recipe of surgeon, which writes the patched checkpoint:
+
+```yaml
+model: {pinned}
+regions:
+  changed: {{file: {address}/{file}}}
+variants:
+  patched: {{operations: [{{restore: changed, from: {address}/{file}}}]}}
+```
+
+In a running vLLM, whose patches have the same fields: `surgeon.region.vllm.weight_patches("{file}")`.
+
+`recipe.yaml` is the recipe that made it, `manifest.json` the versions and hashes.
+"""
+
+
+def _front_matter(source: str) -> str:
+    from huggingface_hub import ModelCardData
+
+    base = base_model(source)
+    relation = "adapter" if base else None  # of the Hub's relations the one that means less than a whole model
+    data = ModelCardData(base_model=base, base_model_relation=relation, tags=["model-surgery", "surgeon", "patch"])
+    return data.to_yaml()

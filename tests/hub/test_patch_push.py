@@ -1,0 +1,96 @@
+"""A patch goes to the Hub alone, and does there what it does here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ModelMaker
+from hub_server import LoopbackHub
+from huggingface_hub import ModelCard
+from typer.testing import CliRunner
+
+import surgeon
+from surgeon.cli import app
+from surgeon.errors import CheckpointError, InputError
+from surgeon.hub.patch_parcel import pack_patch
+from surgeon.hub.push import Target, push
+
+RECIPE = """\
+version: 1
+name: small
+model: MODEL
+regions:
+  some: {select: {random: 0.1, seed: 1}, layers: [0, 0]}
+variants:
+  cut: {operations: [{zero: some}], write: patch}
+  whole: {operations: [{zero: some}]}
+  unwritten: {operations: [{zero: some}], write: false}
+output: OUT
+"""
+
+
+@pytest.fixture
+def patch(hub_here: LoopbackHub, make_model: ModelMaker, tmp_path: Path) -> Path:
+    """A patch of a model on the Hub."""
+    hub_here.add_folder("org/source", make_model("llama", seed=5))
+    return run(tmp_path, "hf://org/source")
+
+
+def run(folder: Path, model: str, more: str = "") -> Path:
+    (folder / "r.yaml").write_text(RECIPE.replace("MODEL", model).replace("OUT", str(folder / "out")) + more)
+    surgeon.apply(folder / "r.yaml")
+    return folder / "out" / "variants" / "cut.patch.safetensors"
+
+
+def test_it_comes_back_and_makes_the_variant(hub_here: LoopbackHub, patch: Path, tmp_path: Path) -> None:
+    pushed = CliRunner().invoke(app, ["push", str(patch), "you/patches"], catch_exceptions=False)
+    assert pushed.exit_code == 0, pushed.output
+    there = hub_here.files("you/patches")
+    assert set(there) - {".gitattributes"} == {"README.md", "cut.patch.safetensors", "manifest.json", "recipe.yaml"}
+    assert there["cut.patch.safetensors"] == patch.read_bytes()
+    card = ModelCard(there["README.md"].decode())
+    assert card.data.base_model == "org/source"
+    recipe = yaml.safe_load(card.text.split("```yaml")[1].split("```")[0])  # the card's recipe is one
+    recipe |= {"version": 1, "name": "again", "output": str(tmp_path / "again")}
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    surgeon.apply(tmp_path / "again.yaml")
+    made, expected = (
+        (tmp_path / out / "variants" / name / "model.safetensors").read_bytes()
+        for out, name in (("again", "patched"), ("out", "whole"))
+    )
+    assert made == expected
+
+
+def test_a_second_push_changes_nothing_and_another_s_model_is_left_alone(hub_here: LoopbackHub, patch: Path) -> None:
+    target = Target("you/patches")
+    first = push(pack_patch(patch, target.address), target)
+    assert first.sent == 4
+    assert push(pack_patch(patch, target.address), target).sent == 0
+    hub_here.add("you/patches", {"cut.patch.safetensors": b"changed"})
+    assert push(pack_patch(patch, target.address), target).sent == 1  # a repository of patches is ours
+    with pytest.raises(InputError, match="holds files that surgeon did not push"):
+        push(pack_patch(patch, "hf://org/source"), Target("org/source"))
+
+
+def test_a_recipe_pushes_patches_that_it_names(hub_here: LoopbackHub, patch: Path, tmp_path: Path) -> None:
+    run(tmp_path, "hf://org/source", "push: {repo: 'you/{variant}', variants: [cut, whole]}\n")
+    assert "cut.patch.safetensors" in hub_here.files("you/cut")
+    assert "model.safetensors" in hub_here.files("you/whole")
+    with pytest.raises(InputError, match="'unwritten' is not written, so it cannot be pushed"):
+        run(tmp_path, "hf://org/source", "push: {repo: you/x, variants: [unwritten]}\n")
+
+
+def test_what_nobody_could_use_or_check_is_not_sent(patch: Path, llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "local").mkdir()
+    with pytest.raises(InputError, match="which others do not have"):
+        pack_patch(run(tmp_path / "local", str(llama)), "hf://you/x")
+    data = patch.read_bytes()
+    patch.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="not the file that was written"):
+        pack_patch(patch, "hf://you/x")
+    alone = tmp_path / "alone.patch.safetensors"
+    alone.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"no manifest\.json of the run"):
+        pack_patch(alone, "hf://you/x")
