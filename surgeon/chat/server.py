@@ -26,7 +26,7 @@ Answer = Callable[[str], Mapping[str, Continuation]]
 def page_with_box(report: str) -> str:
     """Return a report's page with the box, and leave to ask the server that it came from."""
     box = (Path(__file__).parent / "box.html").read_text(encoding="utf-8")
-    policy, place = "default-src 'none';", "</header>"
+    policy, place = "default-src 'none';", "<main>"
     if policy not in report or place not in report:
         raise InputError("the report's page was not written by this surgeon; run `surgeon apply` again")
     return report.replace(policy, f"{policy} connect-src 'self';", 1).replace(place, place + box, 1)

@@ -1,18 +1,19 @@
 """What a model says: greedy continuations of given prompts, so that one sees and not only measures what was cut.
 
-All prompts of all variants advance together, a token per sweep through the layers, each from the whole text so far.
+Where the whole model is in memory, each variant is made once and goes on token by token, its keys and values kept. Else
+all prompts of all variants advance together, a token per sweep through the layers, each from the whole text so far.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from surgeon.errors import InputError
-from surgeon.model.editing import Variant
+from surgeon.model.editing import Variant, edited
 from surgeon.model.forward import run_models
 from surgeon.model.results import Continuation, Stopped
 from surgeon.model.stack import Stack
@@ -85,8 +86,11 @@ def continue_prompts(
     """
     texts = [[_Text(prompt) for prompt in prompts] for _ in variants]
     ends = _end_tokens(stack)
-    with progress.task("continuations", new_tokens) as advance:
-        for _ in range(new_tokens):
+    at_once = 1 if stack.loaded.weights.stays else len(prompts) * len(variants)
+    with progress.task("continuations", new_tokens * len(prompts) * len(variants) // at_once) as advance:
+        if stack.loaded.weights.stays:
+            _go_on(stack, variants, texts, ends, new_tokens, advance)
+        for _ in range(0 if stack.loaded.weights.stays else new_tokens):
             if all(text.done for of_variant in texts for text in of_variant):
                 break
             _add_token(stack, variants, texts, ends)
@@ -95,6 +99,39 @@ def continue_prompts(
         variant.name: [_continuation(stack.loaded.tokenizer, text) for text in of_variant]
         for variant, of_variant in zip(variants, texts, strict=True)
     }
+
+
+def _go_on(
+    stack: Stack,
+    variants: Sequence[Variant],
+    texts: Sequence[Sequence[_Text]],
+    ends: frozenset[int],
+    new_tokens: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Complete every text of every variant, by the model's own forward and cache."""
+    loaded = stack.loaded
+    with torch.inference_mode(), loaded.weights.resident(list(loaded.model.parameters())):
+        for variant, of_variant in zip(variants, texts, strict=True):
+            with edited(loaded, variant, variant.touched(loaded)):
+                for text in of_variant:
+                    _complete(loaded.model, text, ends, new_tokens, loaded.device, advance)
+
+
+def _complete(
+    model: Any, text: _Text, ends: frozenset[int], new_tokens: int, device: str, advance: Callable[[int], None]
+) -> None:
+    kept, ids = None, list(text.prompt.ids)
+    for _ in range(new_tokens):
+        output = model(input_ids=torch.tensor([ids], device=device), past_key_values=kept, use_cache=True)
+        kept, token = getattr(output, "past_key_values", None), _likeliest(output.logits[0, -1])
+        advance(1)
+        if token is None or token in ends:
+            text.stopped, text.done = "nan" if token is None else "end", True
+            return
+        text.added.append(token)
+        # A family that keeps nothing is given the whole text again.
+        ids = [token] if kept is not None else [*text.prompt.ids, *text.added]
 
 
 def _add_token(

@@ -15,6 +15,7 @@ import numpy as np
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import place
+from surgeon.model import budgets
 from surgeon.plan.estimates import Shape, shape_of
 from surgeon.plan.plan import Plan
 from surgeon.progress import Step
@@ -29,7 +30,7 @@ _FORWARD, _BOTH_WAYS = 2, 8  # operations per weight and token: the way back doe
 _BYTES_PER_TOKEN = 3  # of text, at a guess
 _DISK = 3e8  # bytes a second, copied and hashed
 _PAGE = 3.0  # seconds for the figures
-_PER_CALL = 2e-3  # seconds that a layer takes however little it does
+_PER_CALL = 1e-3  # seconds that a layer takes however little it does
 
 
 def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] | None = None) -> list[Step]:
@@ -80,9 +81,13 @@ def _supply(corpus: Corpus, language: str, asked: int) -> int:
 
 
 def _continuations(verify: VerifySpec, models: int, shape: Shape, weights: float, rate: float) -> float:
-    tokens = sum(len(prompt.encode()) // _BYTES_PER_TOKEN + verify.new_tokens // 2 for prompt in verify.prompts)
-    calls = verify.new_tokens * models * (shape.layers + 1)
-    return verify.new_tokens * models * tokens * _FORWARD * weights / rate + calls * _PER_CALL
+    """What is in memory as a whole goes on from what it has computed; else each token takes the whole text again."""
+    given = sum(len(prompt.encode()) // _BYTES_PER_TOKEN for prompt in verify.prompts)
+    added = verify.new_tokens * len(verify.prompts)
+    stays = 4 * shape.total <= budgets.RESIDENT_BYTES
+    tokens = given + added if stays else verify.new_tokens * (given + added // 2)
+    calls = (added if stays else verify.new_tokens) * (shape.layers + 1)
+    return models * (tokens * _FORWARD * weights / rate + calls * _PER_CALL)
 
 
 def active_entries(checkpoint: Checkpoint) -> int:
