@@ -9,13 +9,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.checkpoint.naming import ROLES
 from surgeon.diff.diff import KINDS, Change, Diff, Kind, TensorDiff
 from surgeon.errors import shorten
 from surgeon.region.overlap import Overlap, TensorOverlap
 from surgeon.region.patch import Patch
 from surgeon.report.terminal import Fitting, sparkline, table
-from surgeon.report.words import percent, short_name
+from surgeon.report.words import percent, roles_in_order, short_name
 
 SHOWN = 5  # tensors listed unless details are asked for
 
@@ -59,9 +58,7 @@ def _layer_key(item: tuple[int | None, Change]) -> int:
 
 
 def _in_order(changes: Mapping[str, Change]) -> dict[str, Change]:
-    return {
-        role: changes[role] for role in sorted(changes, key=lambda role: ROLES.index(role) if role in ROLES else 99)
-    }
+    return {role: changes[role] for role in roles_in_order(changes)}
 
 
 def _headline(diff: Diff) -> Text:

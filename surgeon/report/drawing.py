@@ -7,7 +7,9 @@ setting, in a file they are filled in for one of the two.
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
@@ -49,6 +51,7 @@ TIMES = (
     " ? '×' + format(datum.value, datum.value < 1e5 ? ',~g' : '~e') : ''"
 )
 _EXPOSE = "window.vegaEmbed = vegaEmbed;"
+MOST = 25.0  # nats per token beyond which a model is merely broken
 ZOOM = 2.0  # pixels of a PNG per unit of the drawing
 
 
@@ -74,6 +77,32 @@ class Figure:
 def colour(name: str) -> str:
     """Return a colour of the palette as a variable."""
     return f"var(--{name})"
+
+
+def multiples(across: bool, title: str, **axis: Any) -> Any:
+    """Return a logarithmic axis of multiples of the base's (`ratio`), across or up."""
+    import altair as alt
+
+    channel: Any = (alt.X if across else alt.Y)("ratio:Q", title=title).scale(type="log", nice=False, padding=8)
+    return channel.axis(labelExpr=TIMES.replace("AXIS", "x" if across else "y"), grid=True, **axis)
+
+
+def named(field: str, **sort: Any) -> Any:
+    """Return an axis down the page of names alone, without a line or ticks."""
+    import altair as alt
+
+    return alt.Y(f"{field}:N", title=None, **sort).axis(domain=False, ticks=False, labelPadding=6)
+
+
+def is_drawable(log: float) -> bool:
+    """True for the logarithm of a ratio that has a place on an axis; beyond it a model is merely broken."""
+    return math.isfinite(log) and abs(log) <= MOST
+
+
+def drawn_ratios(logs: Iterable[float]) -> Callable[[float], float]:
+    """Return where ratios of these logarithms are drawn: in their place, or what is broken at the edge."""
+    edge = max([math.log(2), *(log for log in logs if is_drawable(log))]) * 1.08
+    return lambda log: math.exp(log if is_drawable(log) else edge)
 
 
 def finished(chart: altair.LayerChart | altair.VConcatChart | altair.FacetChart) -> dict[str, Any]:

@@ -13,7 +13,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from surgeon.report.data import Report
-from surgeon.report.drawing import COOL, HEAT, SERIES, SHAPES, STRONG, TIMES, Figure, colour, finished
+from surgeon.report.drawing import (
+    COOL,
+    HEAT,
+    SERIES,
+    SHAPES,
+    STRONG,
+    Figure,
+    colour,
+    drawn_ratios,
+    finished,
+    is_drawable,
+    multiples,
+    named,
+)
 from surgeon.report.scan import scan_figures
 from surgeon.report.story import Story, log_ratio, own_language, ratio, regions_of, scored_languages, tell
 from surgeon.report.sweeps import sweep_figure
@@ -24,7 +37,6 @@ if TYPE_CHECKING:
     import altair as alt
 
 ORDERS = ("script", "family", "effect")
-MOST = 25.0  # nats per token beyond which a model is merely broken; drawn at the edge
 _STEP = 20  # height of a language
 
 
@@ -113,7 +125,7 @@ def _rows(report: Report, variants: Sequence[str], story: Story) -> list[dict[st
     """Return a row for each variant and language, with all that a reader may ask of it."""
     scored, where = scored_languages(report), places(report)
     logs = [log_ratio(report, name, code) for name in variants for code in where]
-    edge = max([math.log(2), *(log for log in logs if _usable(log))]) * 1.08
+    drawn = drawn_ratios(logs)
     rows = []
     for name in variants:
         for code, place in where.items():
@@ -126,7 +138,7 @@ def _rows(report: Report, variants: Sequence[str], story: Story) -> list[dict[st
                 "base": number(base.perplexity), "perplexity": number(found.perplexity),
                 "times": f"×{number(times.ratio)}", "said": number(times.ratio),
                 "bits": f"{base.bits_per_byte:.3f} to {number(found.bits_per_byte)}",
-                "ratio": math.exp(log if _usable(log) else edge), "broken": "" if _usable(log) else number(times.ratio),
+                "ratio": drawn(log), "broken": "" if is_drawable(log) else number(times.ratio),
                 **RATIOS.of(times.ratio),
                 "search": f"{known.name} {code} {known.script} {known.family}".lower(), **place,
                 **_interval(times.low, times.high),
@@ -138,10 +150,6 @@ def _interval(low: float | None, high: float | None) -> dict[str, Any]:
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return {}
     return {"low": low, "high": high, "interval": f"×{number(low)} to ×{number(high)}"}
-
-
-def _usable(log: float) -> bool:
-    return math.isfinite(log) and abs(log) <= MOST
 
 
 def _prepared(report: Report, story: Story, variants: Sequence[str], shown: Sequence[str]) -> alt.Chart:
@@ -176,14 +184,8 @@ def perplexity_figure(report: Report, story: Story) -> Figure:
 
     variants = [name for name in report.perplexity if name != "base"]
     chart = _prepared(report, story, variants, story.shown)
-    y = alt.Y("label:N", sort=alt.EncodingSortField("rank", op="min"), title=None).axis(
-        domain=False, ticks=False, labelPadding=6
-    )
-    x = (
-        alt.X("ratio:Q", title="perplexity, as a multiple of the base's")
-        .scale(type="log", nice=False, padding=8)
-        .axis(labelExpr=TIMES.replace("AXIS", "x"), orient="top", grid=True)
-    )
+    y = named("label", sort=alt.EncodingSortField("rank", op="min"))
+    x = multiples(True, "perplexity, as a multiple of the base's", orient="top")
     lane = alt.YOffset("variant:N", sort=[*story.shown[1:2], *story.shown[:1], *story.shown[2:]])
     looks = series(variants, story)
     legend = alt.Legend(title=None, values=alt.ExprRef("shown"))
@@ -231,8 +233,8 @@ def _group_names(chart: alt.Chart, y: alt.Y) -> alt.Chart:
         .transform_filter("datum.rank == datum.first && datum.group != ''")
         .transform_aggregate(rank="min(rank)", groupby=["group", "label"])
     )
-    named = first.mark_text(align="left", dx=8, fontSize=11, color=colour("quiet"))
-    drawn: alt.Chart = named.encode(y=y, x=alt.value("width"), text="group:N")
+    title = first.mark_text(align="left", dx=8, fontSize=11, color=colour("quiet"))
+    drawn: alt.Chart = title.encode(y=y, x=alt.value("width"), text="group:N")
     return drawn
 
 
@@ -257,9 +259,7 @@ def ratio_figure(report: Report, story: Story) -> Figure:
     x = alt.X("variant:N", sort=variants, title=None).axis(
         orient="top", labelAngle=0 if level else -40, domain=False, ticks=False, labelLimit=160
     )
-    y = alt.Y("label:N", sort=alt.EncodingSortField("rank", op="min"), title=None).axis(
-        domain=False, ticks=False, labelPadding=6
-    )
+    y = named("label", sort=alt.EncodingSortField("rank", op="min"))
     rows = chart.data.values
     layers = _cells(chart, x, y, rows, RATIOS, _hover(report), not narrow)
     own = any(row["own"] for row in rows)
@@ -307,7 +307,7 @@ def overlap_figure(report: Report) -> Figure:
                 "chance": f"{pair.by_chance:.4f}", **JACCARD.of(beyond),
             })  # fmt: skip
     x = alt.X("left:N", sort=names, title=None).axis(orient="top", labelAngle=-40, domain=False, ticks=False)
-    y = alt.Y("right:N", sort=names, title=None).axis(domain=False, ticks=False)
+    y = named("right", sort=names)
     hover = _tips(left="region", right="and", exactly="Jaccard index", chance="by chance")
     chart = alt.Chart(alt.InlineData(values=rows))
     layers = _cells(chart, x, y, rows, JACCARD, hover, len(names) <= 16)
@@ -343,7 +343,7 @@ def crowding_figure(report: Report) -> Figure:
                     **CROWDING.of(100 * share),
                 })  # fmt: skip
     roles = roles_in_order(row["role"] for row in rows)
-    y = alt.Y("role:N", sort=roles, title=None).axis(domain=False, ticks=False)
+    y = named("role", sort=roles)
     x = alt.X("region:N", sort=list(regions), title=None).axis(orient="top", labelAngle=-40, domain=False, ticks=False)
     hover = _tips(region="region", role="role", exactly="of its entries there", axis="in the fullest 1 % of")
     chart = alt.Chart(alt.InlineData(values=rows))

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.model.results import exponential
 from surgeon.report.data import Report
-from surgeon.report.drawing import SERIES, SHAPES, TIMES, Figure, colour, finished
+from surgeon.report.drawing import SERIES, SHAPES, Figure, colour, drawn_ratios, finished, is_drawable, multiples
 from surgeon.report.words import coordinate, is_number, number
 
 if TYPE_CHECKING:
     import altair as alt
-
-MOST = 25.0  # nats per token beyond which a model is merely broken; drawn at the edge
 
 
 def sweep_figure(report: Report, name: str) -> Figure:
@@ -58,7 +56,7 @@ def _logs(report: Report, name: str) -> dict[str, float]:
 
 def _rows(report: Report, name: str, along: str) -> list[dict[str, Any]]:
     sweep, logs = report.sweeps[name], _logs(report, name)
-    edge = max([math.log(2), *(log for log in logs.values() if _usable(log))]) * 1.08
+    drawn = drawn_ratios(logs.values())
     place = list(sweep.axes).index(along)
     rows = []
     for point, values in sweep.points.items():
@@ -66,15 +64,11 @@ def _rows(report: Report, name: str, along: str) -> list[dict[str, Any]]:
         row = {
             "point": point, "x": values[place] if is_number(values[place]) else coordinate(values[place]),
             "along": coordinate(values[place]), "kind": ", ".join(map(coordinate, rest)) or name,
-            "ratio": math.exp(log if _usable(log) else edge), "times": f"×{number(exponential(log))}",
-            "broken": "" if _usable(log) else f"×{number(exponential(log))}",
+            "ratio": drawn(log), "times": f"×{number(exponential(log))}",
+            "broken": "" if is_drawable(log) else f"×{number(exponential(log))}",
         }  # fmt: skip
         rows.append(row)
     return rows
-
-
-def _usable(log: float) -> bool:
-    return math.isfinite(log) and abs(log) <= MOST
 
 
 def _cycled(values: list[str], kinds: list[str]) -> list[str]:
@@ -93,11 +87,7 @@ def _lines(
         .scale(type="log" if is_log else "linear", nice=False, padding=16, zero=alt.Undefined if is_log else False)
         .axis(values=sorted(set(xs)), format="~g", grid=False, labelOverlap=True)
     )
-    y = (
-        alt.Y("ratio:Q", title="times the base's perplexity")
-        .scale(type="log", nice=False, padding=8)
-        .axis(labelExpr=TIMES.replace("AXIS", "y"), grid=True)
-    )
+    y = multiples(False, "times the base's perplexity")
     line = chart.mark_line(strokeWidth=2).encode(x=x, y=y, color=looks["color"], detail="kind:N")
     mark = chart.mark_point(filled=True, size=80, opacity=1).encode(x=x, y=y, tooltip=hover, **looks)
     broken = (
@@ -115,11 +105,7 @@ def _bars(
     import altair as alt
 
     y = alt.Y("along:N", sort=[coordinate(value) for value in values], title=along).axis(domain=False, ticks=False)
-    x = (
-        alt.X("ratio:Q", title="times the base's perplexity")
-        .scale(type="log", nice=False, padding=8)
-        .axis(labelExpr=TIMES.replace("AXIS", "x"), grid=True)
-    )
+    x = multiples(True, "times the base's perplexity")
     lane = alt.YOffset("kind:N")
     bar = chart.mark_bar().encode(y=y, yOffset=lane, x=x, x2=alt.X2Datum(1), tooltip=hover, color=looks["color"])
     said = chart.mark_text(align="left", dx=5, fontSize=11).encode(y=y, yOffset=lane, x=x, text="times:N")
