@@ -5,7 +5,11 @@ BIN    := $(VENV)/bin
 # torch first and pinned: an open range may fetch several gigabytes of CUDA on a machine without a GPU.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint docs smollm2 wheel release clean
+# How long `make fuzz` takes, in seconds, and what it begins with.
+SECONDS ?= 600
+SEED ?= 1
+
+.PHONY: demo test lint docs fuzz smollm2 wheel release clean
 
 demo: $(VENV)/installed
 	$(BIN)/surgeon apply recipes/zero_core.yaml
@@ -21,6 +25,10 @@ lint: $(VENV)/installed-dev
 
 docs: $(VENV)/installed-dev
 	$(BIN)/mkdocs build --strict
+
+fuzz: $(VENV)/installed-dev
+	$(INSTALL) -e ".[fuzz]"
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) --seed $(SEED)
 
 smollm2: $(VENV)/installed-dev
 	$(BIN)/python scripts/fetch_smollm2.py models/SmolLM2-135M-Instruct

@@ -8,7 +8,11 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
-BROUGHT = {"../CONTRIBUTING.md": "contributing.md", "../examples/first_look.ipynb": "first_look.ipynb"}
+BROUGHT = {
+    "../CONTRIBUTING.md": "contributing.md",
+    "../SECURITY.md": "security.md",
+    "../examples/first_look.ipynb": "first_look.ipynb",
+}
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.fingerprint import refuse_changed
 from surgeon.checkpoint.remembered import stored_hash
 from surgeon.errors import InputError, did_you_mean
 from surgeon.hub.push import push_variants
@@ -260,6 +261,7 @@ def verify_checkpoint(
         one = verify(stack, [Variant(label)], corpus, languages, spec, progress or Progress())
         found.measures.update(one.measures)
         found.continuations.update(one.continuations)
+        refuse_changed(item)
     return found
 
 

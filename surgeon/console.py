@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from surgeon.visible import json_escaped, visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -18,7 +20,7 @@ def print_pairs(pairs: dict[str, str]) -> None:
     console = stdout()
     if not console.is_terminal:
         for name, meaning in pairs.items():
-            print(f"{name:<24} {meaning}")
+            print(visible(f"{name:<24} {meaning}"))
         return
     rows = Table.grid(padding=(0, 2))
     for name, meaning in pairs.items():
@@ -30,7 +32,12 @@ def print_json(data: Any) -> None:
     """Print a result as JSON."""
     from surgeon.report.json_text import to_json
 
-    print(to_json(data))
+    print_json_text(to_json(data))
+
+
+def print_json_text(text: str) -> None:
+    """Print JSON text, with escapes for what a terminal would obey; it stands for the same data."""
+    print("\n".join(json_escaped(line) for line in text.split("\n")))
 
 
 def stdout() -> Console:

@@ -13,9 +13,13 @@ import sys
 from collections.abc import Callable
 
 from surgeon.errors import EnvironmentFailure, InputError, SurgeonError
+from surgeon.mapped import answer_faults
+from surgeon.visible import visible
 
 # What a user can mend by naming another path; all other errors of the system are the environment's.
 _OF_PATHS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT)
+
+_LONGEST_MESSAGE = 4000  # characters
 
 
 class Interrupted(BaseException):
@@ -31,18 +35,20 @@ def run_to_its_end(command: Callable[[], object]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    answer_faults(_end_at_once)
     try:
         command()
     except SurgeonError as error:
-        _fail(str(error), error.exit_code)
+        _fail(*error.said, code=error.exit_code)
     except MemoryError:
-        _fail("out of memory; see `surgeon plan` for what the recipe needs", EnvironmentFailure.exit_code)
+        _fail("out of memory; see `surgeon plan` for what the recipe needs", code=EnvironmentFailure.exit_code)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         why = error.strerror or str(error) or type(error).__name__
         if error.errno in _OF_PATHS:
-            _fail(f"{where}{why}; name another path", InputError.exit_code)
-        _fail(f"{where}{why}; what was finished is kept, run the same command again", EnvironmentFailure.exit_code)
+            _fail(f"{where}{why}; name another path", code=InputError.exit_code)
+        again = "what was finished is kept, run the same command again"
+        _fail(f"{where}{why}; {again}", code=EnvironmentFailure.exit_code)
     except Interrupted as interrupted:
         print("interrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr)
         sys.stdout.flush()
@@ -55,9 +61,16 @@ def _interrupt(number: int, frame: object) -> None:
     raise Interrupted(number)
 
 
-def _fail(message: str, code: int) -> None:
+def _end_at_once(message: str, mendable: bool) -> None:
+    """End the process from within a fault, where nothing but this is safe any more."""
+    os.write(2, f"error: {visible(message)}\n".encode())
+    os._exit(InputError.exit_code if mendable else EnvironmentFailure.exit_code)
+
+
+def _fail(*messages: str, code: int) -> None:
     coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     head = "\033[1;31merror:\033[0m" if coloured else "error:"
-    for line in message.splitlines():
-        print(f"{head} {line}", file=sys.stderr)
+    for message in messages:  # a line each, whatever stands in it: no name can end it and begin another
+        line = visible(message[:_LONGEST_MESSAGE])
+        print(f"{head} {line}{' ...' if len(message) > _LONGEST_MESSAGE else ''}", file=sys.stderr)
     raise SystemExit(code)

@@ -23,6 +23,11 @@ class SurgeonError(Exception):
 
     exit_code = 2
 
+    def __init__(self, *said: object) -> None:
+        """Take one message, or several that are one line each; what stands inside a message may hold anything."""
+        self.said = tuple(str(message) for message in said)
+        super().__init__("\n".join(self.said))
+
 
 class InputError(SurgeonError):
     """Something the user gave cannot be used as it is."""
@@ -62,7 +67,7 @@ class RecipeError(InputError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        super().__init__(*self.problems)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

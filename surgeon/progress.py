@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from surgeon.visible import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -88,7 +90,7 @@ class Progress:
         if self.console is not None:
             from rich.text import Text
 
-            self.console.print(Text.assemble(("note:", "yellow"), f" {text}"), highlight=False, soft_wrap=True)
+            self.console.print(Text.assemble(("note:", "yellow"), f" {visible(text)}"), highlight=False, soft_wrap=True)
 
     @contextmanager
     def steps(self, steps: Sequence[Step]) -> Iterator[None]:
@@ -126,13 +128,13 @@ class Progress:
         else:
             started = time.monotonic()
             yield lambda count: None
-            self.console.print(f"{label}: {time.monotonic() - started:.1f} s", highlight=False)
+            self.console.print(f"{label}: {time.monotonic() - started:.1f} s", highlight=False, markup=False)
 
     def _shown(self) -> Any:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
 
-        columns = (TextColumn("{task.description:<28}"), BarColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description:<28}", markup=False), BarColumn(), TimeElapsedColumn())
         return Bars(*columns, console=self.console, transient=True)
 
     @contextmanager

@@ -141,7 +141,7 @@ class Run:
             with self.timed("count"):
                 counts[name] = count_edits(self.plan.checkpoint, variant.operations, regions)
         if problems:
-            raise RegionError("\n".join(problems))
+            raise RegionError(*problems)
         return counts
 
 
@@ -363,6 +363,7 @@ def seal(run: Run, report: Report, outputs: Mapping[Path, str], before: Mapping[
     `outputs` are regions and variants with their SHA-256, `before` the manifest of the run before. Returns the new one.
     """
     out = run.plan.output
+    refuse_changed(run.plan.checkpoint)  # also where nothing was written of it: what was measured is published
     with replacing(out / RECIPE) as part:
         part.write_text(resolved_yaml(pinned(run.plan)), encoding="utf-8")
     with replacing(out / "report.json") as part:

@@ -28,7 +28,7 @@ def test_the_site_builds_and_its_links_hold(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     for name in ("docs", "scripts", "examples"):
         shutil.copytree(ROOT / name, copy / name)
-    for name in ("mkdocs.yml", "CONTRIBUTING.md"):
+    for name in ("mkdocs.yml", "CONTRIBUTING.md", "SECURITY.md"):
         shutil.copy(ROOT / name, copy / name)
     page = copy / "docs" / "gallery.md"
     page.write_text(

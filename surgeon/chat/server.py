@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from surgeon.checkpoint.plain_json import NotPlain, parse_json
 from surgeon.errors import InputError, SurgeonError
 from surgeon.model.results import Continuation
 
@@ -68,12 +69,12 @@ def make_server(page: str, answer: Answer, port: int = 0) -> ThreadingHTTPServer
             size = self.headers.get("Content-Length", "")
             if self.headers.get_content_type() != "application/json":
                 self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
-            elif not size.isdigit() or int(size) > LONGEST:
+            elif not (size.isascii() and size.isdigit() and len(size) < 10) or int(size) > LONGEST:
                 self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             else:
                 try:
-                    data = json.loads(self.rfile.read(int(size)))
-                except ValueError:
+                    data = parse_json(self.rfile.read(int(size)))
+                except NotPlain:
                     data = None
                 if isinstance(data, dict) and isinstance(data.get("prompt"), str):
                     return str(data["prompt"])

@@ -61,7 +61,11 @@ class Speakers:
             return encode_prompts(self.stack, [prompt], self.new_tokens)[0]
         tokenizer = self.stack.loaded.tokenizer
         turn = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        try:
+            text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program of its own, which may end in anything
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"the model's chat template fails ({said}); --plain goes without it") from None
         return fitting_prompt(self.stack, prompt, tokenize(tokenizer, text).ids, self.new_tokens)
 
 

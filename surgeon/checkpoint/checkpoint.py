@@ -7,7 +7,6 @@ missing, truncated or doubled shard is found before anything else happens.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.checkpoint.config import read_config
 from surgeon.checkpoint.hashing import CHANGED
+from surgeon.checkpoint.plain_json import NotPlain, as_texts, read_object
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.sources import Source, download, locate
 from surgeon.checkpoint.storage import (
@@ -92,8 +93,8 @@ class Checkpoint:
                     raise CheckpointError(f"tensor '{name}' is in both {tensors[name].path} and {info.path}")
                 tensors[name] = info
         if index is not None:
-            _check_index(index, tensors)
-        return cls(source, headers, tensors, _read_config(folder), index)
+            _check_index(index, _weight_map(index), tensors)
+        return cls(source, headers, tensors, read_config(folder), index)
 
     def __repr__(self) -> str:
         entries = sum(info.numel for info in self.tensors.values())
@@ -266,20 +267,24 @@ def _shard_files(source: Source) -> tuple[list[File], Path | None]:
 
 
 def _indexed_files(index: Path, there: Mapping[str, File]) -> list[File]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index}: not a safetensors index ({type(error).__name__}: {error})") from None
+    names = set(_weight_map(index).values())
     for name in sorted(names):
-        if not isinstance(name, str) or Path(name).name != name:
+        if Path(name).name != name or "\0" in name:
             raise CheckpointError(f"{index}: shard name {name!r} is not a plain file name")
         if name not in there:
             raise CheckpointError(f"{index}: names the shard {name}, which is missing; fetch the checkpoint again")
     return [there[name] for name in sorted(names)]
 
 
-def _check_index(index: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+def _weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each tensor, by an index."""
+    try:
+        return as_texts(read_object(index).get("weight_map"), "its weight_map")
+    except NotPlain as error:
+        raise CheckpointError(f"{index}: not a safetensors index ({error}); fetch the file again") from None
+
+
+def _check_index(index: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
     for name, file in weight_map.items():
         if name not in tensors:
             raise CheckpointError(f"{index}: names tensor '{name}' in {file}, which does not hold it")
@@ -288,16 +293,3 @@ def _check_index(index: Path, tensors: Mapping[str, TensorInfo]) -> None:
     for name, info in tensors.items():
         if name not in weight_map:
             raise CheckpointError(f"{info.path}: holds tensor '{name}', which {index.name} does not name")
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
-    return config

@@ -32,7 +32,7 @@ OUTER_ROLES = ("embed", "head", "final_norm", "outside")
 ROLES = LAYER_ROLES + OUTER_ROLES
 SELECTORS = (*ROLES, "attn", "mlp")
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,9})\.(.+)$", re.DOTALL)
 # Encoders of other modalities have layers too, but are no decoder.
 _OTHER_TOWERS = re.compile(r"(?:^|\.)(?:vision|visual|audio|encoder)[^.]*\.")
 _NORM = re.compile(r"norm|^ln_|^ln\d?$")
@@ -123,7 +123,7 @@ def _layer_role(rest: str, info: TensorInfo) -> str:
 
 def natural_key(name: str) -> tuple[tuple[int, str], ...]:
     """Sort key that puts layer 2 before layer 10."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in name.split("."))
+    return tuple((int(part), "") if part.isdecimal() and len(part) < 10 else (-1, part) for part in name.split("."))
 
 
 def matches(selector: str, name: str, where: Place) -> bool:

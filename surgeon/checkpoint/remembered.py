@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgeon.checkpoint.hashing import CHANGED, Stamp, file_hash, file_stamp, is_settled, sha256
+from surgeon.checkpoint.plain_json import read_object
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import Header, on_disk, replacing
@@ -126,9 +127,9 @@ def _place(stamp: Stamp | str) -> Path:
 def _recall(stamp: Stamp | str) -> dict[str, str]:
     """Return what is remembered of a file; {} if that is nothing, or damaged."""
     try:
-        found = json.loads(_place(stamp).read_text(encoding="utf-8"))
+        found = read_object(_place(stamp))
         hashes, check = found["hashes"], found["check"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
     return dict(hashes) if sha256(json.dumps(hashes).encode()) == check else {}
 

@@ -13,6 +13,7 @@ import mmap
 import os
 import secrets
 import shutil
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -25,12 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.hashing import CHANGED, Stamp, file_stamp, is_settled
+from surgeon.checkpoint.plain_json import LONGEST, NotPlain, as_object, as_shape, as_size, as_texts, parse_json
 from surgeon.checkpoint.remote import RemoteFile, read_range, stream_range
 from surgeon.errors import CheckpointError
+from surgeon.mapped import remember
 
 _FIRST_READ = 1 << 16  # of a file on the Hub; holds the header of a shard of some five hundred tensors
 _PIECE = 1 << 20
-MAXIMUM_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
+_LARGE_PIECE = 1 << 24
 
 # Bits per element of every dtype that safetensors knows.
 DTYPE_BITS: Mapping[str, int] = {
@@ -114,14 +117,10 @@ def read_header(path: File) -> Header:
             raise CheckpointError(f"{path}: no such file") from None
     length = len(text)
     try:
-        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except _DuplicateNameError as error:
-        raise CheckpointError(f"{path}: the header names '{error}' twice") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: the header is not JSON ({error}); fetch the file again") from None
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{path}: the header is not a JSON object")
-    metadata = entries.pop("__metadata__", {})
+        entries = as_object(parse_json(text), "it")
+        metadata = as_texts(entries.pop("__metadata__", {}), "__metadata__")
+    except NotPlain as error:
+        raise CheckpointError(f"{path}: the header cannot be read: {error}; fetch the file again") from None
     data_start = 8 + length
     tensors = {name: _tensor_info(path, name, entry, data_start) for name, entry in entries.items()}
     _check_layout(path, tensors, data_start, size)
@@ -130,7 +129,9 @@ def read_header(path: File) -> Header:
 
 def _header_length(path: File, start: bytes, size: int) -> int:
     length = int.from_bytes(start[:8], "little")
-    if size < 8 or length > min(size - 8, MAXIMUM_HEADER_BYTES):
+    if LONGEST < length <= size - 8:
+        raise CheckpointError(f"{path}: a header of {length:,} bytes; the longest that is read has {LONGEST:,}")
+    if size < 8 or length > size - 8:
         raise CheckpointError(
             f"{path}: not a safetensors file, or cut off inside its header "
             f"({size} bytes in all, header length {length}); fetch the file again"
@@ -138,27 +139,15 @@ def _header_length(path: File, start: bytes, size: int) -> int:
     return length
 
 
-class _DuplicateNameError(ValueError):
-    pass
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        seen: set[str] = set()
-        raise _DuplicateNameError(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
-    return result
-
-
 def _tensor_info(path: File, name: str, entry: Any, data_start: int) -> TensorInfo:
     try:
-        dtype, shape = entry["dtype"], tuple(entry["shape"])
-        begin, end = entry["data_offsets"]
-        sane = all(isinstance(value, int) and value >= 0 for value in (*shape, begin, end)) and begin <= end
+        dtype, shape = entry["dtype"], as_shape(entry["shape"])
+        begin, end = (as_size(value, "an offset") for value in entry["data_offsets"])
+        sane = isinstance(dtype, str) and begin <= end
     except (TypeError, KeyError, ValueError):
         sane = False
     if not sane:
-        raise CheckpointError(f"{path}: tensor '{name}' has a malformed header entry: {entry!r}")
+        raise CheckpointError(f"{path}: tensor '{name}' has a malformed header entry: {str(entry)[:200]}")
     if dtype not in DTYPE_BITS:
         raise CheckpointError(f"{path}: tensor '{name}' has dtype {dtype!r}, which surgeon does not know")
     bits = math.prod(shape) * DTYPE_BITS[dtype]
@@ -200,6 +189,7 @@ def map_bytes(path: File, mode: MapMode = "read") -> NDArray[np.uint8]:
     by page); `shared` writes to the file.
     """
     with on_disk(path).open("r+b" if mode == "shared" else "rb") as file:
+        remember(on_disk(path), os.fstat(file.fileno()).st_size)
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=_ACCESS[mode]), dtype=np.uint8)
 
 
@@ -241,7 +231,10 @@ def read_pieces(info: TensorInfo, step: int, stop: int | None = None) -> Iterato
     with info.path.open("rb", buffering=0) as file:
         file.seek(info.offset)
         for start in range(0, stop, step):
-            yield np.fromfile(file, np.uint8, min(step, stop - start))
+            piece = np.fromfile(file, np.uint8, min(step, stop - start))
+            if piece.size < min(step, stop - start):
+                raise CheckpointError(f"{info.path}: {CHANGED}")
+            yield piece
 
 
 def read_tensor(info: TensorInfo) -> NDArray[Any]:
@@ -280,7 +273,44 @@ def read_entries(info: TensorInfo, indices: NDArray[np.int64]) -> NDArray[Any]:
 def read_bytes(info: TensorInfo, start: int, count: int) -> NDArray[np.uint8]:
     """Read bytes of one tensor of a file on this disk into memory of their own."""
     with on_disk(info.path).open("rb") as file:
-        return np.fromfile(file, np.uint8, count, offset=info.offset + start)
+        found = np.fromfile(file, np.uint8, count, offset=info.offset + start)
+    if found.size < count:
+        raise CheckpointError(f"{info.path}: {CHANGED}")
+    return found
+
+
+class OpenFile:
+    """A file on this disk, held open: it stays the one whose header was read, whatever takes its name meanwhile.
+
+    Its tensors are read and not mapped, so that a file that becomes shorter is an error and no fault.
+    """
+
+    def __init__(self, header: Header) -> None:
+        """Open the file.
+
+        Raises:
+            CheckpointError: it is another one than when its header was read.
+        """
+        self._path = on_disk(header.path)
+        self._descriptor = os.open(self._path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        weakref.finalize(self, os.close, self._descriptor)
+        if file_stamp(os.fstat(self._descriptor)) != header.stamp:
+            raise CheckpointError(f"{self._path}: {CHANGED}")
+
+    def tensor(self, info: TensorInfo) -> NDArray[Any]:
+        """Read a tensor, in its own shape and dtype.
+
+        Raises:
+            CheckpointError: the file became shorter.
+        """
+        data, done = bytearray(info.nbytes), 0
+        while done < info.nbytes:
+            piece = os.pread(self._descriptor, min(info.nbytes - done, _LARGE_PIECE), info.offset + done)
+            if not piece:
+                raise CheckpointError(f"{self._path}: {CHANGED}")
+            data[done : done + len(piece)] = piece
+            done += len(piece)
+        return view(np.frombuffer(data, np.uint8), replace(info, offset=0))
 
 
 TensorSpec = tuple[str, str, tuple[int, ...]]  # name, dtype, shape

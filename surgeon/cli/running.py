@@ -20,7 +20,7 @@ from surgeon.cli.options import (
     VerboseOption,
     listed,
 )
-from surgeon.console import print_json, progress_to, quiet_libraries, stdout
+from surgeon.console import print_json, print_json_text, progress_to, quiet_libraries, stdout
 from surgeon.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _show_report(report: Report, output: str, as_json: bool, verbose: bool) -> N
     from surgeon.report.terminal import render, report_view
 
     if as_json:
-        print(report.model_dump_json(indent=2))
+        print_json_text(report.model_dump_json(indent=2))
     else:
         render(stdout(), report_view(report, output, verbose))
     if not report.passed:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.fingerprint import refuse_changed
 from surgeon.checkpoint.sources import is_hub_file, local_file
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.diff.diff import BYTEWISE, Diff, TensorDiff, chunks, compare_checkpoints
@@ -73,6 +74,8 @@ def compare(
     total = sum(info.numel for info in left.tensors.values())
     with (progress or Progress()).task("compare", total) as advance:
         found = compare_checkpoints(left, right, opened, jobs=jobs, advance=advance)
+    for side in (left, right):
+        refuse_changed(side)
     if save is not None:
         _save(found, Path(save).expanduser())
     patch = None if save_patch is None else _save_patch(found, Path(save_patch).expanduser(), progress or Progress())

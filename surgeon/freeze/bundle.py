@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.hub_errors import hub_errors
-from surgeon.checkpoint.storage import TensorInfo, map_bytes, read_header, replacing, view
+from surgeon.checkpoint.plain_json import NotPlain, as_object, as_shape, as_size, as_text, read_object
+from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo, map_bytes, read_header, replacing, view
 from surgeon.errors import CheckpointError, FreezeError, InputError, RegionError
 from surgeon.region.region import Mask, Region, encode_indices, encode_mask
 
@@ -144,28 +145,60 @@ def _download(repository: str, revision: str | None) -> Path:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest, every part of which is then what it must be but for the tensors' entries."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        kind, version, polarity = data["format"], data["format_version"], data["polarity"]
-        _ = data["region"]["file"], data["region"]["sha256"], data["ties"], data["base"], data["tensors"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FreezeError(f"{path}: not a freeze manifest ({type(error).__name__}: {error})") from None
-    if (kind, version, polarity) not in ((FORMAT, 1, FROZEN), (FORMAT, 2, TRAINED)):
-        raise FreezeError(
-            f"{path}: {kind} version {version}, {polarity!r}; this surgeon reads {FORMAT} versions 1 ({FROZEN}) and 2 "
-            f"({TRAINED}): upgrade surgeon"
+        data = read_object(path)
+        kind, version, polarity = data.get("format"), data.get("format_version"), data.get("polarity")
+        if kind == FORMAT and (version, polarity) in ((1, FROZEN), (2, TRAINED)):
+            region = as_object(data.get("region"), "its region")
+            file = as_text(region.get("file"), "the name of the region file")
+            if Path(file).name != file or "\0" in file:
+                raise NotPlain("the region file lies elsewhere")
+            as_text(region.get("sha256"), "the hash of the region file")
+            as_object(data.get("tensors"), "its list of tensors")
+            _check_base(data.get("base"))
+            _check_ties(data.get("ties"))
+            return data
+    except (OSError, NotPlain) as error:
+        raise FreezeError(f"{path}: not a freeze manifest ({error})") from None
+    raise FreezeError(
+        f"{path}: {str(kind)[:60]} version {str(version)[:20]}, {str(polarity)[:60]!r}; this surgeon reads {FORMAT} "
+        f"versions 1 ({FROZEN}) and 2 ({TRAINED}): upgrade surgeon"
+    )
+
+
+def _check_base(base: Any) -> None:
+    for key in ("name", "revision"):
+        if as_object(base, "its base").get(key) is not None:
+            as_text(base[key], f"the base's {key}")
+
+
+def _check_ties(ties: Any) -> None:
+    groups = ties if isinstance(ties, list) else [None]
+    if not all(isinstance(group, list) and all(isinstance(name, str) for name in group) for group in groups):
+        raise NotPlain("its ties are no lists of tensors' names")
+
+
+def _frozen_tensor(path: Path, name: str, said: Any) -> FrozenTensor:
+    try:
+        entry = as_object(said, "its entry")
+        model_name, model_shape = entry.get("model_name"), entry.get("model_shape")
+        dtype = as_text(entry.get("dtype"), "the dtype")
+        if dtype not in DTYPE_BITS:
+            raise NotPlain(f"dtype {dtype[:20]!r}, which surgeon does not know")
+        return FrozenTensor(
+            name,
+            as_shape(entry.get("shape")),
+            dtype,
+            as_size(entry.get("entries"), "the number of entries"),
+            as_text(entry.get("sha256"), "the hash"),
+            as_text(entry.get("frozen_sha256"), "the hash of the frozen entries"),
+            None if model_name is None else as_text(model_name, "the name in the model"),
+            None if model_shape is None else as_shape(model_shape, "the shape in the model"),
+            as_size(entry.get("model_offset", 0), "the offset in the model"),
         )
-    assert isinstance(data, dict)
-    return data
-
-
-def _frozen_tensor(path: Path, name: str, entry: dict[str, Any]) -> FrozenTensor:
-    try:
-        in_model = entry.get("model_shape")
-        shapes = {"shape": tuple(entry["shape"]), "model_shape": None if in_model is None else tuple(in_model)}
-        return FrozenTensor(name, **{**entry, **shapes})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise FreezeError(f"{path}: tensor '{name}': not a freeze manifest ({error})") from None
+    except NotPlain as error:
+        raise FreezeError(f"{path}: not a freeze manifest: tensor '{name}': {error}") from None
 
 
 def write_bundle(

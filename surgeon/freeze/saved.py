@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.hashing import sha256
+from surgeon.checkpoint.plain_json import NotPlain
 from surgeon.checkpoint.storage import NUMPY_DTYPES, map_bytes, view
+from surgeon.checkpoint.torch_files import load_plain, refuse_repeated
 from surgeon.errors import FreezeError, shorten
 from surgeon.freeze.bundle import Bundle, aliases, entries_of, fitting, stored_tensors
 
@@ -101,16 +103,20 @@ def _state(file: Path) -> Mapping[str, Any]:
     import torch
 
     try:
-        data = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # whatever the unpickler finds
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FreezeError(f"{file}: not read as weights ({first}); save the state_dict alone") from None
+        data = load_plain(file)
+    except NotPlain as error:
+        raise FreezeError(f"{file}: not read as weights ({error}); save the state_dict alone") from None
     for key in _INSIDE:
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]
             break
     named = data if isinstance(data, dict) else {}
     tensors = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
+    try:
+        for value in tensors.values():
+            refuse_repeated(value)
+    except NotPlain as error:
+        raise FreezeError(f"{file}: {error}") from None
     if not tensors:
         raise FreezeError(f"{file}: holds no tensors by name")
     return tensors

@@ -27,6 +27,7 @@ from surgeon.checkpoint.hashing import file_hash, sha256
 from surgeon.errors import CheckpointError, InputError
 from surgeon.report.card import REBUILD, RESULTS, base_model
 from surgeon.report.words import size
+from surgeon.visible import visible, visible_lines
 from surgeon.write.integrity import CARD, FIGURES, MANIFEST, RECIPE, REGIONS, is_made_anew, run_manifest
 from surgeon.write.marker import MARKER, Marker
 from surgeon.write.staging import files_below
@@ -169,10 +170,10 @@ def _card(folder: Path, marker: Marker, address: str, weights: bool, rebuildable
 
 def parcel_text(parcel: Parcel, address: str) -> str:
     """Say what a push would send: the files with their sizes, and the card."""
-    lines = [f"{size(item.size):>8}  {item.path}" for item in parcel.items]
-    lines += [f"{'stays':>8}  {name} (not written by surgeon)" for name in parcel.left_behind]
+    lines = [f"{size(item.size):>8}  {visible(item.path)}" for item in parcel.items]
+    lines += [f"{'stays':>8}  {visible(name)} (not written by surgeon)" for name in parcel.left_behind]
     total = f"{size(parcel.size):>8}  in {len(parcel.items)} files, to {address}; nothing was sent"
-    return "\n".join([*lines, total, "", "README.md:", "", parcel.card])
+    return "\n".join([*lines, total, "", "README.md:", "", visible_lines(parcel.card)])
 
 
 def parcel_data(parcel: Parcel, address: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ repository before the commit, and after it every file is compared with what the 
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.checkpoint.hub_errors import explain, hub_errors
+from surgeon.checkpoint.plain_json import NotPlain, as_object, read_object
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.hub.parcel import Item, Parcel, pack
 from surgeon.hub.patch_parcel import ENDING, pack_patch
@@ -221,9 +221,8 @@ def _stale(api: HfApi, parcel: Parcel, target: Target, branch: _Branch) -> list[
         return []
     path = hf_hub_download(target.repo, MANIFEST, revision=branch.head, endpoint=api.endpoint)
     try:
-        with open(path, encoding="utf-8") as file:
-            named = set(json.load(file)["outputs"])
-    except (ValueError, KeyError, TypeError):
+        named = set(as_object(read_object(Path(path)).get("outputs"), "outputs"))
+    except NotPlain:
         return []
     return sorted(gone & named)
 

@@ -11,6 +11,7 @@ from typing import Any
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_versions, tokenizer_hashes
 from surgeon.checkpoint.hashing import sha256
+from surgeon.checkpoint.plain_json import NotPlain, read_object
 from surgeon.checkpoint.sealed import is_sealed, seal
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import replacing
@@ -63,7 +64,10 @@ def load_kept(path: Path, name: str) -> Verification | None:
     """Return what was found of a model under a name, or None if nothing was, or the file is damaged."""
     if not is_sealed(path):
         return None
-    data = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        data = read_object(path)
+    except NotPlain:  # larger than what is read
+        return None
     measures = {
         language: Measure(**{**item, "windows": tuple((nll, count) for nll, count in item["windows"])})
         for language, item in data["measures"].items()

@@ -9,6 +9,7 @@ from typing import Any
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, library_versions, tokenizer_hashes
 from surgeon.checkpoint.hashing import sha256
+from surgeon.checkpoint.plain_json import read_object
 from surgeon.checkpoint.sealed import is_sealed, seal
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import replacing
@@ -31,7 +32,7 @@ class TokenCounts:
             libraries=library_versions(),
         )
         self._path = cache_folder() / "tokens" / f"{made.key()[:32]}.json"
-        self._kept: dict[str, int] = json.loads(self._path.read_bytes()) if is_sealed(self._path) else {}
+        self._kept: dict[str, int] = read_object(self._path) if is_sealed(self._path) else {}
         self._known: dict[str, int] = dict(self._kept)
 
     def begins_with_bos(self) -> bool:

@@ -18,6 +18,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
     try:
         return transformers.AutoTokenizer.from_pretrained(checkpoint.folder)
+    except MemoryError:
+        raise
     except Exception as error:  # the readers of its files raise what they like, also bare `Exception`
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

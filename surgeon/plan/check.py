@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.config import whole_number
 from surgeon.checkpoint.fingerprint import tensor_hashes
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, did_you_mean
 from surgeon.operations import open_donor
@@ -50,7 +51,7 @@ def check_ready(plan: Plan, device: str, jobs: int) -> None:
     """
     lacking, wrong = check_device(device) if plan.runs_model else None, _wrong_bases(plan, jobs)
     if wrong is not None:
-        raise CheckpointError("\n".join(str(problem) for problem in (wrong, lacking) if problem is not None))
+        raise CheckpointError(*wrong.said, *(lacking.said if lacking is not None else ()))
     if lacking is not None:
         raise lacking
     _require_space(plan)
@@ -86,10 +87,10 @@ def most_positions(checkpoint: Checkpoint) -> int | None:
     Other models compute their positions and read on, if ever more badly.
     """
     table = next((info for name, info in checkpoint.tensors.items() if name.endswith(POSITION_TABLES)), None)
-    if table is None:
+    if table is None or not table.shape:
         return None
-    said = checkpoint.config.get("max_position_embeddings") or checkpoint.config.get("n_positions")
-    return min(int(said or table.shape[0]), table.shape[0])
+    said = whole_number(checkpoint.config, "max_position_embeddings", "n_positions")
+    return min(said or table.shape[0], table.shape[0])
 
 
 def check_length(checkpoint: Checkpoint, tokens: int) -> str | None:
@@ -125,8 +126,8 @@ def _wrong_bases(plan: Plan, jobs: int) -> CheckpointError | None:
                 try:
                     check_patch_base(plan.checkpoint, donor, region, tensor_hashes(plan.checkpoint, jobs, set(region)))
                 except CheckpointError as error:
-                    problems[str(error)] = None
-    return CheckpointError("\n".join(problems)) if problems else None
+                    problems |= dict.fromkeys(error.said)
+    return CheckpointError(*problems) if problems else None
 
 
 def _require_space(plan: Plan) -> None:

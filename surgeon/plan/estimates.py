@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.config import whole_number
 from surgeon.checkpoint.naming import place
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
@@ -55,7 +56,7 @@ def shape_of(checkpoint: Checkpoint) -> Shape:
             sizes[where.layer] += info.numel
         else:
             outside["head" if where.role == "head" else "rest"] += info.numel
-    hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
+    hidden = whole_number(config, "hidden_size", "n_embd")
     return Shape(
         len(sizes),
         max(sizes.values(), default=0),
@@ -63,8 +64,8 @@ def shape_of(checkpoint: Checkpoint) -> Shape:
         sum(info.numel for info in checkpoint.tensors.values()),
         all(info.dtype == "F32" for info in checkpoint.tensors.values()),
         hidden,
-        int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden),
-        int(config.get("vocab_size") or 0),
+        whole_number(config, "intermediate_size", "n_inner") or 4 * hidden,
+        whole_number(config, "vocab_size"),
         str(checkpoint.config.get("model_type")) in budgets.WHOLE_FAMILIES or not sizes,
     )
 

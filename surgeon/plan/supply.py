@@ -35,7 +35,7 @@ def check_supply(plan: Plan, tokens: TokenCounts) -> list[str]:
             wanted = plan.recipe.verify.tokens
             notes.append(f"measured on fewer than {wanted} tokens, since the text is short: " + ", ".join(short))
     if problems:
-        raise InputError("\n".join(dict.fromkeys(problems)))
+        raise InputError(*dict.fromkeys(problems))
     return notes
 
 

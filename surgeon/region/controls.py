@@ -6,12 +6,13 @@ none; and with `removed` given they take as many entries as it needs to remove t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.region.region import Indices, Mask, Region, encode_indices
+from surgeon.region.region import Indices, Region
 from surgeon.region.select import select_count, select_evenly
 from surgeon.seeds import generator
 
@@ -54,14 +55,14 @@ def draw_control(
     return np.sort(candidates[order[:count]])
 
 
-def random_like(region: Region, seed: int = 0) -> Region:
-    """Return a region of as many entries in each tensor, drawn evenly from all of them: how chance alone crowds."""
+def random_like(region: Region, seed: int = 0) -> Callable[[str], Indices]:
+    """Return a function from tensor to as many sorted flat indices, drawn evenly from all: how chance alone crowds."""
 
-    def draw(name: str) -> Mask:
+    def draw(name: str) -> Indices:
         mask = region[name]
-        return encode_indices(select_evenly(mask.numel, mask.entries, seed, f"like:{name}"), mask.shape)
+        return select_evenly(mask.numel, mask.entries, seed, f"like:{name}")
 
-    return Region(region.shapes, draw)
+    return draw
 
 
 def _keys(

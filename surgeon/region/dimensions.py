@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.naming import Place, place
 from surgeon.checkpoint.storage import TensorInfo
-from surgeon.region.region import Indices, Region
+from surgeon.region.region import Indices, Region, hits_of
 
 WRITERS = {"attn.o", "mlp.down"}
 READERS = {"attn.q", "attn.k", "attn.v", "attn.qkv", "mlp.gate", "mlp.up", "mlp.gate_up", "router", "embed", "head"}
@@ -28,6 +28,8 @@ VECTORS = {"norm", "final_norm"} | WRITERS  # a writer's vector is its bias
 
 # Shares of the rows (or columns) of a matrix at which `Spread` says how many of the entries they hold.
 SPREAD_AT = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+
+_MOST_COUNTED = 1 << 25  # residual dimensions times roles of layers; those of the largest models are below 2**24
 
 
 @dataclass(frozen=True)
@@ -138,21 +140,28 @@ def along(indices: Indices, shape: tuple[int, ...], axis: int) -> Indices:
     return coordinates
 
 
-def profile(region: Region, config: Mapping[str, Any], top: int = 24) -> Profile:
+def profile(
+    region: Region, config: Mapping[str, Any], top: int = 24, entries: Callable[[str], Indices] | None = None
+) -> Profile:
     """Profile a region; each mask is decoded once.
 
     Args:
         region: its tensors carry their names on disk.
         config: the model's config; only needed where names and shapes do not tell the orientation (GPT-2).
         top: number of residual dimensions to keep.
+        entries: other entries of the same tensors, by name, that are profiled instead.
     """
+    entries = entries or region.indices
     places = places_of(region.shapes, config)
     hidden = hidden_size(region.shapes, places)
+    cells = {(where.layer, where.role) for where in places.values()}
+    if (hidden or 0) * len(cells) > _MOST_COUNTED:  # no model is like that, but a file may say so
+        hidden = None
     tallies: dict[tuple[int | None, str], _Tally] = {}
     for name in region:
         where, shape = places[name], region.shapes[name]
         tally = tallies.setdefault((where.layer, where.role), _Tally(hidden or 0))
-        tally.add(region.indices(name), shape, residual_axis(shape, where, hidden))
+        tally.add(entries(name), shape, residual_axis(shape, where, hidden))
     return Profile(
         tuple(Cell(*key, t.entries, t.numel, *t.crowd.fullest()) for key, t in tallies.items()),
         _spreads({key: tally.crowd for key, tally in tallies.items()}),
@@ -212,8 +221,9 @@ class _Crowd:
     def add(self, indices: Indices, shape: tuple[int, ...]) -> None:
         columns = shape[-1]
         self.total += indices.size
-        self.held[0] += _held(np.bincount(indices // columns, minlength=math.prod(shape[:-1])))
-        self.held[1] += _held(np.bincount(indices % columns, minlength=columns))
+        if indices.size:
+            self.held[0] += _held(hits_of(indices // columns), math.prod(shape[:-1]))
+            self.held[1] += _held(hits_of(indices % columns), columns)
 
     def spread(self) -> Spread:
         rows, columns = (tuple(round(float(value), 6) for value in held / self.total) for held in self.held)
@@ -236,8 +246,11 @@ def _spreads(crowds: Mapping[tuple[int | None, str], _Crowd]) -> dict[str, Sprea
     return {role: crowd.spread() for role, crowd in by_role.items() if crowd.total}
 
 
-def _held(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return how many entries the fullest `SPREAD_AT` of the positions hold, interpolated between whole ones."""
+def _held(counts: NDArray[np.int64], positions: int) -> NDArray[np.float64]:
+    """Return how many entries the fullest `SPREAD_AT` of the positions hold, interpolated between whole ones.
+
+    `counts` are those of positions that hold any.
+    """
     running = np.concatenate([[0], np.cumsum(np.sort(counts)[::-1])])
-    held: NDArray[np.float64] = np.interp(np.array(SPREAD_AT) * counts.size, np.arange(running.size), running)
+    held: NDArray[np.float64] = np.interp(np.array(SPREAD_AT) * positions, np.arange(running.size), running)
     return held

@@ -6,8 +6,6 @@ plain tensors and lists is refused.
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,7 +15,9 @@ import numpy as np
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import Place, place
+from surgeon.checkpoint.plain_json import NotPlain
 from surgeon.checkpoint.storage import TensorInfo
+from surgeon.checkpoint.torch_files import load_plain, refuse_repeated
 from surgeon.errors import RegionError
 from surgeon.region.coordinates import lines
 from surgeon.region.region import Indices, Mask, Region, encode_mask
@@ -54,6 +54,10 @@ def _boolean(path: Path) -> Any:
         raise RegionError(
             f"{path}: holds {held}; a mask is one boolean tensor, which torch.save(mask.bool(), {path.name!r}) writes"
         )
+    try:
+        refuse_repeated(tensor)
+    except NotPlain as error:
+        raise RegionError(f"{path}: {error}") from None
     return tensor
 
 
@@ -86,10 +90,17 @@ def load_neurons(path: Path, language: int, checkpoint: Checkpoint) -> dict[str,
 
 
 def _whole_numbers(path: Path, neurons: Any) -> list[int]:
-    found = neurons.tolist() if hasattr(neurons, "tolist") else neurons
-    if not isinstance(found, list) or not all(isinstance(index, int) for index in found):
+    import torch
+
+    if isinstance(neurons, torch.Tensor):
+        try:
+            refuse_repeated(neurons)
+        except NotPlain as error:
+            raise RegionError(f"{path}: {error}") from None
+        neurons = neurons.tolist()
+    if not isinstance(neurons, list) or not all(type(index) is int for index in neurons):  # a boolean is no index
         raise RegionError(f"{path}: not a file of neurons: a layer's neurons must be a list of whole numbers")
-    return found
+    return neurons
 
 
 def _feed_forward(checkpoint: Checkpoint) -> Mapping[int, list[tuple[TensorInfo, Place]]]:
@@ -130,19 +141,7 @@ def _entries(info: TensorInfo, where: Place, neurons: list[int], width: int) -> 
 
 
 def _load(path: Path) -> Any:
-    import torch
-
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError:
-        raise RegionError(
-            f"{path}: holds more than plain tensors and lists, so loading it could run code that it brings; load it "
-            "where you trust it, and save the tensors alone with torch.save"
-        ) from None
-    except OSError as error:
-        raise RegionError(f"{path}: cannot be read as a torch file ({error})") from None
-    except Exception as error:  # damaged bytes are read as any instructions: KeyError, IndexError, struct.error, ...
-        said = next(iter(str(error).splitlines()), "")
-        raise RegionError(
-            f"{path}: damaged, or no torch file ({type(error).__name__}: {said}); fetch the file again"
-        ) from None
+        return load_plain(path)
+    except NotPlain as error:
+        raise RegionError(f"{path}: {error}") from None

@@ -81,7 +81,7 @@ def overlap(left: Region, right: Region) -> Overlap:
     Raises:
         RegionError: they have no tensor in common, or one of different shapes.
     """
-    shared = left & right
+    shared = left & right  # which also makes sure that they fit
     if not len(shared):
         raise RegionError("the two regions have no tensor in common: they belong to different models")
     tensors = []
@@ -94,7 +94,7 @@ def overlap(left: Region, right: Region) -> Overlap:
                     math.prod(shape),
                     left[name].entries,
                     right[name].entries,
-                    shared[name].entries,
+                    np.intersect1d(left.indices(name), right.indices(name), assume_unique=True).size,
                     left[name].entries * right[name].entries / math.prod(shape) if math.prod(shape) else 0.0,
                     _coincidence(*rows),
                     _coincidence(*columns),

@@ -18,9 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.storage import Header, TensorInfo, map_bytes, read_header, replacing, view, write_stream
+from surgeon.checkpoint.plain_json import NotPlain, as_text, as_texts, parse_json
+from surgeon.checkpoint.storage import Header, OpenFile, TensorInfo, read_header, replacing, write_stream
 from surgeon.errors import CheckpointError, RegionError
-from surgeon.region.region import FORMAT_VERSION, PATCH_FORMAT, VALUES, Indices, Region, encode_packed, mask_names
+from surgeon.region.region import (
+    FORMAT_VERSION,
+    PATCH_FORMAT,
+    VALUES,
+    Indices,
+    Region,
+    encode_packed,
+    mask_names,
+    read_table,
+)
 
 Piece = tuple[NDArray[Any], NDArray[Any]]  # the same entries before and after, one-dimensional, of one dtype
 
@@ -37,7 +47,7 @@ class PatchedTensor:
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch file; its values are views of the mapped file.
+    """A patch file; values are read when they are asked for.
 
     `left_out` names tensors that differ in a way that a patch cannot carry, and how: missing, extra, reshaped ...
     """
@@ -47,7 +57,7 @@ class Patch:
     tensors: Mapping[str, PatchedTensor]
     left_out: Mapping[str, str]
     _header: Header = field(repr=False, compare=False)
-    _data: NDArray[np.uint8] = field(repr=False, compare=False)
+    _file: OpenFile = field(repr=False, compare=False)
 
     @classmethod
     def load(cls, path: str | Path) -> Patch:
@@ -58,23 +68,26 @@ class Patch:
         """
         path = Path(path)
         region = Region.load(path)
-        header = read_header(path)
+        try:
+            header = read_header(path)
+            file = OpenFile(header)
+        except CheckpointError as error:
+            raise RegionError(str(error)) from None
         if header.metadata.get("format") != PATCH_FORMAT:
             raise RegionError(f"{path}: a region without values; a patch is written by `surgeon diff --save-patch`")
         try:
-            table = json.loads(header.metadata["tensors"])
+            table = read_table(header)
             tensors = {}
             for name in mask_names(header):
-                entry, values = table[name], header.tensors[VALUES + name]
-                tensors[name] = PatchedTensor(
-                    values.dtype, region.shapes[name], int(entry["entries"]), str(entry["base_sha256"])
-                )
-                if values.shape != (tensors[name].entries,):
-                    raise ValueError(f"'{name}' has {values.shape} values for {tensors[name].entries} entries")
-            left_out = json.loads(header.metadata.get("left_out", "{}"))
-        except (KeyError, ValueError, TypeError) as error:
-            raise RegionError(f"{path}: damaged patch ({type(error).__name__}: {error})") from None
-        return cls(path, region, tensors, left_out, header, map_bytes(path))
+                entry, values = table[name], header.tensors.get(VALUES + name)  # an object, since the region has it
+                if values is None or values.shape != (entry["entries"],):
+                    raise NotPlain(f"tensor '{name}' has not one value for each of its {entry['entries']} entries")
+                base = as_text(entry.get("base_sha256"), f"the hash of tensor '{name}'")
+                tensors[name] = PatchedTensor(values.dtype, region.shapes[name], entry["entries"], base)
+            left_out = as_texts(parse_json(header.metadata.get("left_out", "{}").encode()), "what it left out")
+        except NotPlain as error:
+            raise RegionError(f"{path}: damaged patch: {error}; fetch the file again") from None
+        return cls(path, region, tensors, left_out, header, file)
 
     @property
     def pinned(self) -> str:
@@ -83,7 +96,7 @@ class Patch:
 
     def values(self, name: str) -> NDArray[Any]:
         """Return the new values of one tensor's entries in ascending flat index, shape (entries,), read-only."""
-        return view(self._data, self._header.tensors[VALUES + name])
+        return self._file.tensor(self._header.tensors[VALUES + name])
 
     def at(self, name: str, indices: Indices) -> NDArray[Any]:
         """Return the new values of some of the patch's entries.

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.storage import Header, map_bytes, read_header, replacing, view, write_stream
+from surgeon.checkpoint.plain_json import NotPlain, as_object, as_shape, as_size, as_text, parse_json
+from surgeon.checkpoint.storage import Header, OpenFile, read_header, replacing, write_stream
 from surgeon.errors import CheckpointError, RegionError
 from surgeon.notebook import table
 
@@ -30,6 +31,8 @@ VALUES = "values/"  # in a patch: before a tensor's name, the name of its values
 FORMAT_VERSION = "1"
 Indices = NDArray[np.int64]
 _SHOWN = 12  # tensors in a notebook
+_MOST_LINES = 1 << 26  # rows or columns that are counted one by one
+_PIECE = 1 << 20
 _SKIP = 255  # in `gaps`: advance by 255, no entry here
 
 
@@ -54,9 +57,13 @@ class Mask:
     def indices(self) -> Indices:
         """Return the sorted flat indices of the selected entries, int64."""
         if self.encoding == "gaps":
-            positions: Indices = np.cumsum(self.data, dtype=np.int64)
-            chosen: Indices = positions[self.data != _SKIP]
-            return chosen
+            reached, chosen = np.int64(0), [np.empty(0, dtype=np.int64)]
+            for start in range(0, self.data.size, _PIECE):  # a file of jumps alone is long, and says little
+                piece = self.data[start : start + _PIECE]
+                positions = np.cumsum(piece, dtype=np.int64) + reached
+                reached = positions[-1]
+                chosen.append(positions[piece != _SKIP])
+            return np.concatenate(chosen)
         return np.flatnonzero(self.flat())
 
     def flat(self) -> NDArray[np.bool_]:
@@ -157,6 +164,7 @@ class Region:
         path = Path(path).expanduser()
         try:
             header = read_header(path)
+            file = OpenFile(header)
         except CheckpointError as error:
             raise RegionError(str(error)) from None
         if header.metadata.get("format") not in (FORMAT, PATCH_FORMAT):
@@ -167,21 +175,19 @@ class Region:
                 f"{FORMAT_VERSION!r}: upgrade surgeon"
             )
         try:
-            table = json.loads(header.metadata["tensors"])
-            provenance = json.loads(header.metadata.get("provenance", "{}"))
-            shapes = {name: tuple(table[name]["shape"]) for name in mask_names(header)}
-        except (KeyError, ValueError, TypeError) as error:
-            raise RegionError(f"{path}: damaged region metadata ({type(error).__name__}: {error})") from None
-        data = map_bytes(path)
+            said = read_table(header)
+            table = {name: _described(header, name, said.get(name)) for name in mask_names(header)}
+            provenance = as_object(parse_json(header.metadata.get("provenance", "{}").encode()), "its provenance")
+        except NotPlain as error:
+            raise RegionError(f"{path}: damaged region metadata: {error}; fetch the file again") from None
 
         def decode(name: str) -> Mask:
-            entry = table[name]
-            encoded = view(data, header.tensors[name])
-            mask = Mask(shapes[name], entry["encoding"], encoded, int(entry["entries"]))
+            shape, encoding, entries = table[name]
+            mask = Mask(shape, encoding, file.tensor(header.tensors[name]), entries)
             _check_encoding(path, name, mask)
             return mask
 
-        return cls(shapes, decode, provenance)._counted()
+        return cls({name: shape for name, (shape, _, _) in table.items()}, decode, provenance)._counted()
 
     def save(self, path: str | Path) -> None:
         """Write the region file, one tensor at a time; it appears under its name only when complete."""
@@ -315,10 +321,15 @@ class Region:
         """Return the selected entries per row and per column, int64, of a matrix (rows are its first axis).
 
         A vector counts as one column; tensors of more axes have their leading axes flattened into rows.
+
+        Raises:
+            RegionError: there are more rows or columns than any model has.
         """
         shape = self.shapes[name]
         columns = shape[-1] if len(shape) > 1 else 1
         rows = math.prod(shape) // columns if columns else 0
+        if max(rows, columns) > _MOST_LINES:
+            raise RegionError(f"tensor '{name}' of shape {list(shape)} has too many rows or columns to count")
         chosen = self.indices(name)
         by_row = np.bincount(chosen // columns, minlength=rows) if chosen.size else np.zeros(rows, np.int64)
         by_column = np.bincount(chosen % columns, minlength=columns) if chosen.size else np.zeros(columns, np.int64)
@@ -331,10 +342,42 @@ class Region:
         return shared / union if union else 1.0
 
 
+def hits_of(places: Indices) -> NDArray[np.int64]:
+    """Count how often each place occurs that occurs at all, in no promised order of places."""
+    if places.size and int(places.max()) > 4 * places.size + (1 << 20):  # too wide a span to count over
+        return np.unique(places, return_counts=True)[1]
+    counts = np.bincount(places)
+    return counts[counts > 0]
+
+
 def mask_names(header: Header) -> list[str]:
     """Return the tensors of a region or patch file that are masks; their names are those of the model's tensors."""
     patch = header.metadata.get("format") == PATCH_FORMAT
     return [name for name in header.tensors if not (patch and name.startswith(VALUES))]
+
+
+def read_table(header: Header) -> dict[str, Any]:
+    """Return what the metadata of a region or patch file say of its tensors, by name.
+
+    Raises:
+        NotPlain: nothing, or no JSON object.
+    """
+    return as_object(parse_json(as_text(header.metadata.get("tensors"), "its table of tensors").encode()), "its table")
+
+
+def _described(header: Header, name: str, said: Any) -> tuple[tuple[int, ...], str, int]:
+    """Return shape, encoding and number of entries of a mask, as far as they can be told from the header."""
+    what, stored = f"the entry of tensor '{name}'", header.tensors[name]
+    entry = as_object(said, what)
+    shape = as_shape(entry.get("shape"), f"{what}: the shape")
+    encoding, entries = as_text(entry.get("encoding"), f"{what}: the encoding"), as_size(entry.get("entries"), what)
+    if stored.dtype != "U8" or len(stored.shape) != 1:
+        raise NotPlain(f"the mask of tensor '{name}' is {stored.dtype} of {len(stored.shape)} axes, not bytes in a row")
+    if encoding == "bits" and stored.nbytes != (math.prod(shape) + 7) // 8:
+        raise NotPlain(f"the mask of tensor '{name}' has {stored.nbytes} bytes, which do not fit {list(shape)}")
+    if entries > math.prod(shape) or (encoding == "gaps" and entries > stored.nbytes):
+        raise NotPlain(f"{what}: more entries than the mask can hold")
+    return shape, encoding, entries
 
 
 def is_region_file(path: str | Path) -> bool:
@@ -351,7 +394,9 @@ def is_region_file(path: str | Path) -> bool:
 def _check_encoding(path: Path, name: str, mask: Mask) -> None:
     if mask.encoding == "gaps":
         count = int(np.count_nonzero(mask.data != _SKIP))
-        in_range = not mask.data.size or int(mask.data.sum(dtype=np.int64)) < max(mask.numel, 1)
+        in_range = not mask.data.size or int(mask.data.sum(dtype=np.int64)) < mask.numel
+        # A step of nothing is the first entry, or follows a jump; anywhere else it names an entry twice.
+        in_range &= not np.any((mask.data[1:] == 0) & (mask.data[:-1] != _SKIP))
     elif mask.encoding == "bits":
         in_range = mask.data.size == (mask.numel + 7) // 8
         count = int(np.unpackbits(mask.data, count=mask.numel).sum(dtype=np.int64)) if in_range else -1

@@ -28,9 +28,10 @@ from surgeon.report.data import Report
 from surgeon.report.drawing import Figure, svg, write_pictures
 from surgeon.report.figures import variant_figures
 from surgeon.report.story import sentence, tell
-from surgeon.report.words import interval, number, percent, visible
+from surgeon.report.words import interval, number, percent
 from surgeon.text.documents import DatasetLocation
 from surgeon.text.languages import language_name
+from surgeon.visible import visible
 
 FIGURES, RESULTS = "figures", ".eval_results"
 # Where `surgeon push` says how to rebuild the variant; only then is the repository's name known.
@@ -41,7 +42,8 @@ _LONGEST_CARD = 1 << 20  # characters of the source's card that are read
 _FORMS = {
     "license": re.compile(r"[\w.+-]{1,64}", re.ASCII),
     "license_name": re.compile(r"[\w.+-]{1,96}", re.ASCII),
-    "license_link": re.compile(r"[\x21-\x7e]{1,300}"),
+    # An address of the web, or a file of the repository: nothing with another scheme.
+    "license_link": re.compile(r"https?://[\w.~:/?#@!$&()*+,;=%-]{1,300}|\w[\w./-]{0,100}", re.ASCII),
     "pipeline_tag": re.compile(r"[a-z0-9-]{1,64}"),
 }
 _SCOPES = {

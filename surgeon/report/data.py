@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
+from surgeon.checkpoint.plain_json import read_object
 from surgeon.errors import InputError
 from surgeon.model.results import Continuation, Stopped, exponential
 from surgeon.notebook import table
@@ -114,6 +115,16 @@ class RegionReport(Model):
     hidden_size: int | None = None
     dimensions: list[DimensionCount] = []
     scan: Scan | None = None
+
+    @model_validator(mode="after")
+    def _spreads_are_whole(self) -> RegionReport:
+        """Each spread has a value for every share, also for the hundredth that is shown."""
+        lines = [
+            line for spread in (*self.spreads.values(), *self.chance.values()) for line in (spread.rows, spread.columns)
+        ]
+        if any(len(line) != len(self.spread_at) for line in lines) or (lines and 0.01 not in self.spread_at):
+            raise ValueError("spreads do not fit spread_at")
+        return self
 
 
 class OverlapReport(Model):
@@ -354,7 +365,7 @@ class Report(Model):
         path = Path(path).expanduser()
         path = path / "report.json" if path.is_dir() else path
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate(read_object(path))
         except OSError as error:
             raise InputError(f"{path}: no report there ({error.strerror}); `surgeon apply` writes one") from None
         except ValueError as error:
@@ -380,7 +391,7 @@ def region_report(region: Region, config: Mapping[str, Any], origin: str) -> Reg
         cells=[CellCount(**asdict(cell)) for cell in found.cells],
         spread_at=list(SPREAD_AT),
         spreads=_spreads(found.spreads),
-        chance=_spreads(profile(random_like(region), config).spreads),
+        chance=_spreads(profile(region, config, entries=random_like(region)).spreads),
         hidden_size=found.hidden_size,
         dimensions=[DimensionCount(**asdict(dimension)) for dimension in found.dimensions],
         scan=scan_report(found.traces),

@@ -13,7 +13,7 @@ from surgeon.diff.diff import KINDS, Change, Diff, Kind, TensorDiff
 from surgeon.errors import shorten
 from surgeon.region.overlap import Overlap, TensorOverlap
 from surgeon.region.patch import Patch
-from surgeon.report.terminal import Fitting, sparkline, table
+from surgeon.report.terminal import Fitting, sparkline, table, told
 from surgeon.report.words import percent, roles_in_order, short_name
 
 SHOWN = 5  # tensors listed unless details are asked for
@@ -46,10 +46,11 @@ def diff_view(diff: Diff, overlap: Overlap | None, details: bool, patch: Patch |
 
 def _patch_line(patch: Patch) -> Text:
     """Say what was written as a patch, and what it could not carry."""
-    line = Text(f"patch    {patch.path}: {patch.region.entries:,} entries in {len(patch.tensors):,} tensors")
+    line = told(f"patch    {patch.path}: {patch.region.entries:,} entries in {len(patch.tensors):,} tensors")
     if patch.left_out:
         names = shorten([f"{name} ({reason})" for name, reason in patch.left_out.items()])
-        line.append(f"\n         left out, since a patch cannot carry it: {names}", style="yellow")
+        line.append("\n")
+        line.append(told(f"         left out, since a patch cannot carry it: {names}", style="yellow"))
     return line
 
 
@@ -76,7 +77,7 @@ def _headline(diff: Diff) -> Text:
         lines.append(
             f"size     L2 {whole.l2:.4g}, {_relative(whole)} of the weights compared; largest {whole.largest:.4g}"
         )
-    lines += [_region_line(diff, i) for i in range(len(diff.regions))]
+    lines += [line for i in range(len(diff.regions)) for line in _region_lines(diff, i)]
     layers = [(layer, change) for layer, change in diff.by_layer().items() if layer is not None]
     if whole.changed and len(layers) > 1:
         lines.append(_layers_line(sorted(layers)))
@@ -87,7 +88,7 @@ def _headline(diff: Diff) -> Text:
     if diff.config:
         keys = list(diff.config)
         lines.append(f"config   differs in {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}")
-    return Text("\n".join(lines))
+    return told(*lines)
 
 
 def _layers_line(layers: Sequence[tuple[int, Change]]) -> str:
@@ -109,17 +110,17 @@ def _relative(change: Change) -> str:
     return "-" if change.relative is None else percent(change.relative)
 
 
-def _region_line(diff: Diff, region: int) -> str:
+def _region_lines(diff: Diff, region: int) -> list[str]:
     inside, whole, entries = diff.inside(region), diff.total, diff.region_entries[region]
     name = diff.regions[region]
     if not whole.changed:
-        return f"region   {name}: {entries:,} entries, none changed"
+        return [f"region   {name}: {entries:,} entries, none changed"]
     squared = percent(inside.delta_square / whole.delta_square) if whole.delta_square else "-"
     reached = percent(inside.changed / entries) if entries else "-"
-    return (
-        f"region   {name}: {percent(inside.changed / whole.changed)} of the changed entries and {squared} of the\n"
-        f"         squared change lie inside; {reached} of its {entries:,} entries changed"
-    )
+    return [
+        f"region   {name}: {percent(inside.changed / whole.changed)} of the changed entries and {squared} of the",
+        f"         squared change lie inside; {reached} of its {entries:,} entries changed",
+    ]
 
 
 def _changes_table(title: str, first: str, changes: Mapping[str, Change]) -> Table:
@@ -191,7 +192,7 @@ def _odd_line(tensor: TensorDiff) -> Text:
         assert after is not None
         what = f"{before.dtype} became {after.dtype}; {tensor.change.changed:,} values differ"
     note = f" ({tensor.note})" if tensor.note else ""
-    return Text.assemble((f"{_words(tensor.kind):<8} ", "yellow"), f"{tensor.name}: {what}{note}")
+    return Text.assemble((f"{_words(tensor.kind):<8} ", "yellow"), told(f"{tensor.name}: {what}{note}"))
 
 
 def overlap_view(overlap: Overlap, names: tuple[str, ...], details: bool) -> Group:
@@ -204,7 +205,7 @@ def overlap_view(overlap: Overlap, names: tuple[str, ...], details: bool) -> Gro
         parts.append(Text(f"the {SHOWN} tensors that coincide most; all of them: --details", style="dim"))
     for label, only in ((left, overlap.only_left), (right, overlap.only_right)):
         if only:
-            parts.append(Text(f"{len(only)} tensors only in {label}, such as {next(iter(only))}"))
+            parts.append(told(f"{len(only)} tensors only in {label}, such as {next(iter(only))}"))
     legend = "rows, columns: shared part of the entries' distribution over them, 1 if they crowd into the same ones"
     return Group(*parts, Text(legend, style="dim"))
 

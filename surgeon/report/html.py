@@ -18,8 +18,9 @@ from surgeon.report.data import Expectation, Report
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
 from surgeon.report.figures import ORDERS, figures, places
 from surgeon.report.story import SAME, log_ratio, ratio, scored_languages, sentence, tell
-from surgeon.report.words import bounds, coordinate, count, is_number, number, percent, size, stopped_note, visible
+from surgeon.report.words import bounds, coordinate, count, is_number, number, percent, size, stopped_note
 from surgeon.text.languages import language, language_name
+from surgeon.visible import visible
 
 _HERE = Path(__file__).parent
 _LIVE = ("perplexity", "ratios", "sweep-", "overlaps", "crowding")

@@ -25,7 +25,7 @@ from surgeon.region.dimensions import hidden_size
 from surgeon.region.patch import Patch, is_patch_file
 from surgeon.region.region import Region, is_region_file
 from surgeon.report.data import Report, region_report
-from surgeon.report.terminal import expectation_line, regions_table, sparkline, table
+from surgeon.report.terminal import Pairs, expectation_line, regions_table, sparkline, table
 from surgeon.report.words import count, number, percent, roles_in_order, size
 from surgeon.write.marker import MARKER, Marker
 
@@ -74,7 +74,8 @@ def _bundle_of(checkpoint: Checkpoint) -> Bundle | None:
 
 def _bundle(path: Path) -> dict[str, Any]:
     """Describe a freeze bundle: its region, and what its manifest says of the entries."""
-    return {**_region(path / REGION), "kind": "bundle", "path": str(path), "frozen": _frozen(Bundle.load(path))}
+    frozen = _frozen(Bundle.load(path))
+    return {**_region(path / REGION), "kind": "bundle", "path": str(path), "frozen": frozen}
 
 
 def _patch(path: Path) -> dict[str, Any]:
@@ -226,7 +227,7 @@ def _verify_words(verify: VerifySpec | None) -> str:
 
 def _facts(*pairs: tuple[str, str | None]) -> Table:
     """Lay out names and values in two columns; long values wrap beside their name."""
-    grid = Table.grid(padding=(0, 2))
+    grid = Pairs()
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in pairs:

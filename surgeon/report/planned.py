@@ -13,7 +13,7 @@ from surgeon.plan.estimates import SHARE_OF_DISK, shape_of, stores
 from surgeon.plan.plan import Plan
 from surgeon.progress import Step, duration
 from surgeon.recipe.schema import GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
-from surgeon.report.terminal import table
+from surgeon.report.terminal import table, told
 from surgeon.report.words import percent, size
 
 
@@ -56,14 +56,14 @@ def plan_view(plan: Plan, expected: Sequence[Step] = ()) -> Group:
         repo, revision = push.place(name) if push is not None else ("", None)
         lines.append(f"push    {name} to hf://{repo}{'@' + revision if revision else ''}")
     needs = f"needs   about {size(plan.peak_memory)} of memory (estimate), at most {size(plan.disk_needed)} of disk"
-    parts: list[Any] = [Text("\n".join(lines)), Text("")]
+    parts: list[Any] = [told(*lines), Text("")]
     if plan.regions:
         parts.append(regions)
     if plan.variants:
         parts.append(variants)
     if expected:
-        parts.append(Text(_time_words(expected)))
-    return Group(*parts, Text(f"{needs}\noutput  {plan.output}"))
+        parts.append(told(_time_words(expected)))
+    return Group(*parts, told(needs, f"output  {plan.output}"))
 
 
 def _time_words(expected: Sequence[Step]) -> str:

@@ -10,6 +10,8 @@ from io import StringIO
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
+from rich.segment import Segment
+from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
@@ -24,9 +26,9 @@ from surgeon.report.words import (
     percent,
     size,
     stopped_note,
-    visible,
 )
 from surgeon.text.languages import language_name
+from surgeon.visible import visible, visible_lines
 
 INTERVAL = "95 %"  # the heading of a column of intervals
 _NARROWEST = 16  # characters that a column of words may be folded to
@@ -39,7 +41,15 @@ def _style(ratio: float) -> str:
 
 
 class Rows(Table):
-    """A table whose numbers never break: where the screen is too narrow for it, a line for each cell instead."""
+    """A table whose cells show any text as it is: no markup in it counts, and nothing in it moves the cursor.
+
+    Its numbers never break: where the screen is too narrow for it, there is a line for each cell instead.
+    """
+
+    def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
+        """Add a row; text comes through `visible`."""
+        shown = (Text(visible(cell)) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*shown, style=style, end_section=end_section)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         whole = Measurement.get(console, options.update(max_width=10_000), self).maximum
@@ -63,12 +73,32 @@ class Rows(Table):
         return Group(Text(str(self.title), style="bold"), grid, Text(""))
 
 
+class Pairs(Table):
+    """A table without lines, for names and what they mean; any text in it is shown as it is."""
+
+    def __init__(self) -> None:
+        super().__init__(box=None, show_header=False, show_edge=False, pad_edge=False, padding=(0, 2))
+        self.collapse_padding = True
+
+    def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
+        """Add a row; text comes through `visible`."""
+        shown = (Text(visible(cell)) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*shown, style=style, end_section=end_section)
+
+
+def told(*lines: str, style: str = "") -> Text:
+    """Return lines of text, each of which stays one line whatever stands in it."""
+    return Text("\n".join(map(visible, lines)), style=style)
+
+
 def table(title: str, *columns: str, words: Collection[str] = ()) -> Rows:
     """Make an empty table in our style; all columns but the first, and those of `words`, are numbers."""
-    result = Rows(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    heading = Text(visible(title))
+    result = Rows(title=heading, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
     for i, column in enumerate(columns):
         word = i == 0 or column in words
-        result.add_column(column, justify="left" if word else "right", overflow="fold", no_wrap=not word)
+        head = Text(visible(column))
+        result.add_column(head, justify="left" if word else "right", overflow="fold", no_wrap=not word)
     return result
 
 
@@ -212,13 +242,13 @@ def generations_view(generations: Mapping[str, Sequence[Generation]], models: Se
     """Show what models put after each prompt, one below the other."""
     parts: list[RenderableType] = []
     for i, first in enumerate(generations[models[0]]):
-        rows = Table.grid(padding=(0, 2))
+        rows = Pairs()
         rows.add_column(style="dim", overflow="fold", max_width=24)
         rows.add_column(overflow="fold")
         for model in models:
             found = generations[model][i]
             note = stopped_note(found.stopped)
-            rows.add_row(Text(model), Text.assemble(visible(found.continuation), (f" {note}" if note else "", "dim")))
+            rows.add_row(model, Text.assemble(visible(found.continuation), (f" {note}" if note else "", "dim")))
         parts += [Text(f'"{visible(first.prompt)}" goes on:', style="bold"), rows, Text("")]
     return Group(*parts)
 
@@ -286,7 +316,7 @@ def expectation_line(item: Expectation) -> Text:
     ratio = "nan" if math.isnan(item.ratio) else f"{item.ratio:.4g}"
     return Text.assemble(
         (mark, style),
-        f"  {item.variant}{where}: ratio {ratio}, expected {bounds(item.ratio_at_least, item.ratio_at_most)}",
+        f"  {visible(item.variant + where)}: ratio {ratio}, expected {bounds(item.ratio_at_least, item.ratio_at_most)}",
     )
 
 
@@ -301,7 +331,7 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
     if report.scores:
         samples = (f"{item.language} {item.sequences} ({item.tokens:,} tokens)" for item in report.scores)
         sample = ", ".join(dict.fromkeys(samples))  # scores of two kinds mostly use the same text
-        parts.append(Text(f"Scored on sequences: {sample}.", style="dim"))
+        parts.append(told(f"Scored on sequences: {sample}.", style="dim"))
     if report.perplexity:
         shown = [name for name in report.perplexity if name != "base"] if details else report.measured_alone
         if shown or not report.sweeps:
@@ -309,7 +339,7 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         parts += [sweep_table(report, name) for name in report.sweeps]
         method = report.method
         parts.append(
-            Text(
+            told(
                 f"Token-weighted over at most {method['tokens']} tokens a language; window {method['window']}, "
                 f"stride {method['stride']}, BOS {method['bos']}, {method['precision']} arithmetic. x = ratio to base.",
                 style="dim",
@@ -323,9 +353,9 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
     for name in written:
         variant = report.variants[name]
         again = " (already complete)" if variant.reused else ""
-        parts.append(Text(f"wrote {variant.path} ({size(variant.bytes or 0)}){again}"))
-    parts.append(Text(f"report {output}/report.html, {output}/report.json"))
-    parts += [Text(pushed_line(name, item)) for name, item in report.pushed.items()]
+        parts.append(told(f"wrote {variant.path} ({size(variant.bytes or 0)}){again}"))
+    parts.append(told(f"report {output}/report.html, {output}/report.json"))
+    parts += [told(pushed_line(name, item)) for name, item in report.pushed.items()]
     return Group(*parts)
 
 
@@ -338,8 +368,20 @@ def pushed_line(name: str, item: PushReport) -> str:
     return f"pushed {name} to {item.address} ({', '.join(counts)}): {item.url}"
 
 
+@dataclass(frozen=True)
+class _Scrubbed:
+    """The last gate: whatever a view holds, what is printed moves no cursor and speaks to no terminal."""
+
+    view: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.view, options):
+            yield segment if segment.control else Segment(visible_lines(segment.text), segment.style)
+
+
 def render(console: Console, view: RenderableType) -> None:
     """Print; into a pipe without colours, padding or the width of a screen."""
+    view = _Scrubbed(view)
     if console.is_terminal:
         console.print(view, highlight=False)
         return

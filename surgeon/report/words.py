@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -54,25 +53,6 @@ def roles_in_order(roles: Iterable[str]) -> list[str]:
 def percent(share: float) -> str:
     """Format a share with three digits."""
     return f"{100 * share:.3g} %"
-
-
-# Joiners and marks of direction that words of Persian, Malayalam or Arabic are written with.
-_INNER_WORD = "\u200c\u200d\u200e\u200f"
-
-
-def visible(text: str) -> str:
-    """Return text on one line, with escapes in place of what would move the cursor or turn other text round."""
-    return "".join(_visible(character) for character in text)
-
-
-def _visible(character: str) -> str:
-    if character in "\n\t":
-        return {"\n": "\u21b5", "\t": " "}[character]
-    # Controls, formats such as a change of direction, surrogates, private and unassigned code points, line ends.
-    strange = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-    if not strange or character in _INNER_WORD:
-        return character
-    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def is_number(value: Any) -> bool:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from surgeon.checkpoint.plain_json import read_object
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import replacing
 from surgeon.scores.grad_param import Kept, Progressed
@@ -32,7 +33,7 @@ class Scratch:
     def progress(self) -> Progressed:
         """Return how far an earlier process came here."""
         try:
-            found = json.loads((self.folder / _PROGRESS).read_text(encoding="utf-8"))
+            found = read_object(self.folder / _PROGRESS)
             return Progressed(int(found["forward"]), None if found["left"] is None else int(found["left"]))
         except (OSError, ValueError, KeyError, TypeError):
             return Progressed()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.checkpoint.hub_errors import hub_errors
+from surgeon.checkpoint.plain_json import NotPlain, parse_json
 from surgeon.errors import EnvironmentFailure, InputError, did_you_mean
 
 
@@ -83,9 +83,9 @@ def _json_lines(where: FileLocation) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{place}: not JSON ({error}); a .jsonl file has one JSON object per line") from None
+            row = parse_json(line.encode(), unique=False)
+        except NotPlain as error:
+            raise InputError(f"{place}: {error}; a .jsonl file has one JSON object per line") from None
         if not isinstance(row, dict):
             raise InputError(f"{place}: not a JSON object but {type(row).__name__}")
         yield _text_of(row, where.field, place)
@@ -100,14 +100,18 @@ def _parquet(where: FileLocation) -> Iterator[str]:
     try:
         with pyarrow.parquet.ParquetFile(where.path) as file:
             names = file.schema_arrow.names
-            if where.field not in names:
-                raise InputError(f"{where.path}: no column '{where.field}'{did_you_mean(where.field, names)}")
+        if where.field not in names:
+            raise InputError(f"{where.path}: no column '{where.field}'{did_you_mean(where.field, names)}")
+        # Text that many rows share is kept once: written out it may be any multiple of the file.
+        with pyarrow.parquet.ParquetFile(where.path, read_dictionary=[where.field]) as file:
             number = 0
             for batch in file.iter_batches(batch_size=256, columns=[where.field]):
-                for row in batch.to_pylist():
+                for value in batch.column(0):
                     number += 1
-                    yield _text_of(row, where.field, f"{where.path}: row {number}")
-    except pyarrow.ArrowException as error:
+                    yield _text_of({where.field: value.as_py()}, where.field, f"{where.path}: row {number}")
+    except InputError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # which of them damage ends in is chance
         raise InputError(f"{where.path}: not a Parquet file that can be read ({_first_line(error)})") from None
 
 

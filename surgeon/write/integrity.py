@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from surgeon.checkpoint.fingerprint import damaged
+from surgeon.checkpoint.plain_json import NotPlain
+from surgeon.checkpoint.plain_json import read_object as read_json_object
 from surgeon.errors import CheckpointError
 from surgeon.write.marker import MARKER, Marker
 
@@ -54,10 +55,9 @@ def is_made_anew(name: str) -> bool:
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object that surgeon wrote; {} if it is missing or damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json_object(path)
+    except (OSError, NotPlain):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def run_manifest(folder: Path) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from surgeon.checkpoint.fingerprint import damaged
+from surgeon.checkpoint.plain_json import NotPlain, read_object
 from surgeon.errors import InputError
 
 MARKER = "surgeon.json"
-_LONGEST = 1 << 26  # bytes; the recipe of a large sweep takes some hundred kilobytes
 
 
 class MarkedModel(BaseModel):
@@ -55,11 +55,11 @@ class Marker(BaseModel):
         """
         path = folder / MARKER
         try:
-            with path.open("rb") as file:
-                data = file.read(_LONGEST)
-            return cls.model_validate_json(data)
+            return cls.model_validate(read_object(path))
         except OSError:
             why = f"no readable {MARKER}"
+        except NotPlain as error:
+            why = f"{MARKER} is damaged: {error}"
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(map(str, first["loc"]))

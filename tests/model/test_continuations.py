@@ -26,7 +26,7 @@ from surgeon.model.results import Continuation
 from surgeon.model.stack import Stack, make_stack
 from surgeon.progress import Progress
 from surgeon.recipe.reading import load_recipe
-from surgeon.report.words import visible
+from surgeon.visible import visible
 
 
 def plain_ids(folder: Path, prompt: str, count: int, bos: bool = False) -> tuple[list[int], list[int]]:

@@ -1,0 +1,56 @@
+"""`config.json`, as far as surgeon itself reads it: what each of these fields must be, whoever wrote the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from surgeon.checkpoint.plain_json import NotPlain, read_object
+from surgeon.errors import CheckpointError
+
+_LONGEST = 1 << 22  # bytes; the longest known, of quantizers that list their layers, have some hundred kilobytes
+_LARGEST = 2**40
+_KINDS: Mapping[str, tuple[type, str]] = {
+    "model_type": (str, "text"),
+    "text_config": (dict, "an object"),
+    "tie_word_embeddings": (bool, "true or false"),
+}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the config that lies beside the weights; {} if there is none.
+
+    A key that is given twice counts as the last one does, as for transformers.
+
+    Raises:
+        CheckpointError: it is damaged, or a field is not what it must be.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = read_object(path, _LONGEST, unique=False)
+        for part in (config, config.get("text_config")):
+            _check(part if isinstance(part, dict) else {})
+    except NotPlain as error:
+        raise CheckpointError(f"{path}: {error}; fetch the file again") from None
+    return config
+
+
+def whole_number(config: Mapping[str, Any], *names: str) -> int:
+    """Return the first of some fields that says how many; of a list with one number per layer, the largest; else 0."""
+    for name in names:
+        given = config.get(name)
+        numbers = given if isinstance(given, list) else [given]
+        counts = [number for number in numbers if type(number) is int and 0 < number < _LARGEST]
+        if counts and len(counts) == len(numbers):
+            return max(counts)
+    return 0
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    for name, (kind, word) in _KINDS.items():
+        given = config.get(name)
+        if given is not None and not isinstance(given, kind):
+            raise NotPlain(f"`{name}` must be {word}, and is {type(given).__name__}")

@@ -1,0 +1,112 @@
+"""Fuzzes every door for as long as told, guided by coverage, and says what did not end as it should.
+
+    python tests/fuzz/fuzz.py --seconds 600 [--door header] [--seed 1] [--kept DIR]
+
+Needs the extra `fuzz`: Atheris, which is libFuzzer for Python. Inputs are whole files of each kind, mutated in their
+bytes and in the data that they stand for (`mutations.py`); those that reach new branches of surgeon are kept in
+DIR/corpus/DOOR, from run to run, and mutated further. An input may take ten seconds, and a gigabyte of memory beyond
+what the process had at first; one that fails is kept in DIR as DOOR-crash-..., and its door is left for this run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+HERE = Path(__file__).parent
+LONGEST_SECONDS, MOST_MEMORY = 10, 1 << 30
+DOORS = (
+    "header", "plan", "difference", "index", "config", "region", "overlap", "patch", "bundle", "marker", "report",
+    "manifest", "masks", "neurons", "saved", "lines", "parquet", "recipe", "override", "card",
+    "model", "rebuild",
+)  # fmt: skip
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=60, help="for all doors together")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--door", action="append", choices=DOORS, help="only this one; repeatable")
+    parser.add_argument("--kept", type=Path, default=Path("out/fuzz"))
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # in this process
+    return parser.parse_args()
+
+
+def main() -> int:
+    asked = parse()
+    doors = asked.door or list(DOORS)
+    if asked.alone:
+        fuzz(doors[0], int(asked.seconds), asked.seed, asked.kept)
+        return 0
+    started, inputs, failures, slowest, peak = time.monotonic(), {}, {}, 0, 0
+    for number, door in enumerate(doors):
+        left = asked.seconds - (time.monotonic() - started)
+        seconds = max(1, round(left / (len(doors) - number)))
+        command = [sys.executable, __file__, "--alone", "--door", door, "--seconds", str(seconds)]
+        command += ["--seed", str(asked.seed), "--kept", str(asked.kept)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        found = {key: int(value) for key, value in re.findall(r"stat::(\w+): +(\d+)", done.stderr)}
+        inputs[door] = found.get("number_of_executed_units", 0)
+        slowest, peak = max(slowest, found.get("slowest_unit_time_sec", 0)), max(peak, found.get("peak_rss_mb", 0))
+        if done.returncode or not found:
+            failures[door] = done.stderr[-3000:]
+        print(f"{door}: {inputs[door]:,} inputs{', FAILED' if door in failures else ''}", file=sys.stderr, flush=True)
+    whole = {"seed": asked.seed, "inputs": sum(inputs.values()), "seconds": round(time.monotonic() - started)}
+    print(json.dumps({**whole, "slowest": slowest, "peak_mb": peak, "by_door": inputs, "failures": failures}, indent=1))
+    return 1 if failures else 0
+
+
+def fuzz(name: str, seconds: int, seed: int, kept: Path) -> None:
+    """Fuzz one door in this process, which libFuzzer ends."""
+    try:
+        import atheris
+    except ImportError:
+        sys.exit("needs Atheris: pip install 'model-surgeon[fuzz]'")
+    sys.path[:0] = [str(HERE), str(HERE.parent)]
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported
+    with atheris.instrument_imports(include=["surgeon"]):
+        from doors import Workshop, holds
+        from mutations import mutated
+
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    os.environ["SURGEON_CACHE"] = str(folder / "cache")
+    door = Workshop(folder / "work").doors()[name]
+    corpus = kept / "corpus" / name
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, whole in enumerate(door.seeds):
+        holds(door, whole)  # imports and caches, which count as no input's memory
+        (corpus / f"seed{number}").write_bytes(whole)
+
+    def change(data: bytes, longest: int, number: int) -> bytes:
+        random = Random(number)
+        if random.random() < 0.3:
+            return bytes(atheris.Mutate(data, longest))
+        return mutated(replace(door, seeds=(data, *door.seeds)), random)[:longest]
+
+    limits = [f"-timeout={LONGEST_SECONDS}", f"-rss_limit_mb={limit_memory()}", f"-max_total_time={seconds}"]
+    where = [str(corpus), f"-artifact_prefix={kept}/{name}-"]
+    options = [f"-seed={seed}", "-max_len=65536", "-print_final_stats=1", "-verbosity=0"]
+    atheris.Setup([sys.argv[0], *where, *limits, *options], lambda data: holds(door, data), custom_mutator=change)
+    atheris.Fuzz()
+
+
+def limit_memory() -> int:
+    """Allow a gigabyte of addresses beyond those in use now; returns how many megabytes may be resident then."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * os.sysconf("SC_PAGE_SIZE") + MOST_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + MOST_MEMORY // 1024) // 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())
