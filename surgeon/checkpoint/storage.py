@@ -13,7 +13,6 @@ import mmap
 import os
 import secrets
 import shutil
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +32,6 @@ from surgeon.mapped import remember
 
 _FIRST_READ = 1 << 16  # of a file on the Hub; holds the header of a shard of some five hundred tensors
 _PIECE = 1 << 20
-_LARGE_PIECE = 1 << 24
 
 # Bits per element of every dtype that safetensors knows.
 DTYPE_BITS: Mapping[str, int] = {
@@ -277,40 +275,6 @@ def read_bytes(info: TensorInfo, start: int, count: int) -> NDArray[np.uint8]:
     if found.size < count:
         raise CheckpointError(f"{info.path}: {CHANGED}")
     return found
-
-
-class OpenFile:
-    """A file on this disk, held open: it stays the one whose header was read, whatever takes its name meanwhile.
-
-    Its tensors are read and not mapped, so that a file that becomes shorter is an error and no fault.
-    """
-
-    def __init__(self, header: Header) -> None:
-        """Open the file.
-
-        Raises:
-            CheckpointError: it is another one than when its header was read.
-        """
-        self._path = on_disk(header.path)
-        self._descriptor = os.open(self._path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        weakref.finalize(self, os.close, self._descriptor)
-        if file_stamp(os.fstat(self._descriptor)) != header.stamp:
-            raise CheckpointError(f"{self._path}: {CHANGED}")
-
-    def tensor(self, info: TensorInfo) -> NDArray[Any]:
-        """Read a tensor, in its own shape and dtype.
-
-        Raises:
-            CheckpointError: the file became shorter.
-        """
-        data, done = bytearray(info.nbytes), 0
-        while done < info.nbytes:
-            piece = os.pread(self._descriptor, min(info.nbytes - done, _LARGE_PIECE), info.offset + done)
-            if not piece:
-                raise CheckpointError(f"{self._path}: {CHANGED}")
-            data[done : done + len(piece)] = piece
-            done += len(piece)
-        return view(np.frombuffer(data, np.uint8), replace(info, offset=0))
 
 
 TensorSpec = tuple[str, str, tuple[int, ...]]  # name, dtype, shape

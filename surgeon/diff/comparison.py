@@ -15,7 +15,8 @@ from surgeon.errors import InputError, RegionError, shorten
 from surgeon.progress import Progress
 from surgeon.region.overlap import Overlap, overlap
 from surgeon.region.patch import Patch, Piece, write_patch
-from surgeon.region.region import VALUES, Region, is_region_file
+from surgeon.region.region import Region, is_region_file
+from surgeon.region.tables import VALUES
 
 
 @dataclass(frozen=True)

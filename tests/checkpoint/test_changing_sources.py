@@ -15,7 +15,8 @@ from conftest import ModelMaker
 from forking import run_forked
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.storage import OpenFile, read_header, read_pieces
+from surgeon.checkpoint.opened import OpenFile
+from surgeon.checkpoint.storage import read_header, read_pieces
 from surgeon.errors import CheckpointError
 
 RECIPE = """\

@@ -75,8 +75,9 @@ def fuzz(name: str, seconds: int, seed: int, kept: Path) -> None:
     sys.path[:0] = [str(HERE), str(HERE.parent)]
     os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported
     with atheris.instrument_imports(include=["surgeon"]):
-        from doors import Workshop, holds
+        from doors import holds
         from mutations import mutated
+        from workshop import Workshop
 
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     os.environ["SURGEON_CACHE"] = str(folder / "cache")

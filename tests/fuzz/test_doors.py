@@ -14,11 +14,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from doors import Workshop, holds
+from doors import holds
 from fuzz import DOORS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import mutated
+from workshop import Workshop
 
 CORPUS = sorted(path for path in (Path(__file__).parent / "corpus").iterdir() if path.suffix != ".md")
 
