@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from doors import Door, inspected, show, show_json
+from wholes import CARD, CONFIG, RECIPE, SHAPES, weights
 
 import surgeon
 from surgeon.api import plan_recipe
