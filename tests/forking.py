@@ -1,6 +1,6 @@
-"""Runs the command line many times in forks of one process, which has everything imported: a second each, not six.
+"""Runs the command line many times in forks of one process, which has imported what they need: a second each, not six.
 
-    python forking.py < CASES > RESULTS
+    python forking.py [MODULE ...] < CASES > RESULTS
 
 Each case is JSON: `arguments` of the command; `environment` that it has; and `strike`, if something happens meanwhile:
 when `owner.name` is called for the `nth` time, before or after that call, the file `path` becomes `shorter`, `other` or
@@ -23,11 +23,11 @@ from typing import Any
 Case = dict[str, Any]
 
 
-def run_forked(cases: Sequence[Case], **environment: str) -> list[dict[str, Any]]:
-    """Run cases one after the other; called by tests."""
+def run_forked(cases: Sequence[Case], *modules: str, **environment: str) -> list[dict[str, Any]]:
+    """Run cases one after the other, in forks of a process that has imported some more modules; called by tests."""
     done = subprocess.run(
-        [sys.executable, __file__], input=json.dumps(list(cases)), capture_output=True, text=True, check=False,
-        env={**os.environ, **environment}, timeout=600,
+        [sys.executable, __file__, *modules], input=json.dumps(list(cases)), capture_output=True, text=True,
+        env={**os.environ, **environment}, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found: list[dict[str, Any]] = json.loads(done.stdout)
@@ -93,7 +93,7 @@ def run(case: Case, log: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    for module in ("surgeon.api", "surgeon.cli", "surgeon.diff.comparison", "surgeon.model.model", "transformers"):
+    for module in ("surgeon.api", "surgeon.cli", "surgeon.diff.comparison", *sys.argv[1:]):
         importlib.import_module(module)
     with tempfile.TemporaryDirectory() as folder:
         json.dump([run(case, Path(folder) / "log") for case in json.load(sys.stdin)], sys.stdout)

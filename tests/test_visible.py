@@ -54,15 +54,12 @@ output: {folder}/out
 
 COMMANDS = {
     "inspect": ["inspect", "{}/a"],
-    "inspect as data": ["inspect", "{}/a", "--json"],
     "plan": ["plan", "{}/recipe.yaml"],
-    "plan as data": ["plan", "{}/recipe.yaml", "--json"],
     "difference": ["diff", "{}/a", "{}/b", "--details"],
     "difference as data": ["diff", "{}/a", "{}/b", "--json"],
     "no such tensor": ["plan", "{}/recipe.yaml", "--set", "regions.core.include=[nothing]"],
     "run": ["apply", "{}/recipe.yaml"],
     "region": ["inspect", "{}/out/regions/core.region.safetensors"],
-    "measured": ["verify", "{}/a"],
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed
 from surgeon.checkpoint.sources import is_hub_file, local_file
-from surgeon.checkpoint.storage import TensorInfo
+from surgeon.checkpoint.storage import TensorInfo, read_header
 from surgeon.diff.diff import BYTEWISE, Diff, TensorDiff, chunks, compare_checkpoints
 from surgeon.errors import InputError, RegionError, shorten
 from surgeon.progress import Progress
@@ -60,8 +60,10 @@ def compare(
         files, sides = [Path(path).expanduser() for path in (*sides, *files)], []
     if len(files) > 2 or len(sides) == 1 or (not sides and len(files) != 2):
         raise InputError("diff takes two checkpoints, with at most two --region, or two region files")
-    for path in sides:
+    for path, other in zip(sides, reversed(sides), strict=True):
         if is_region_file(path):
+            if Path(other).is_file():  # one that is damaged is said to be that
+                read_header(Path(other))
             raise InputError(f"{path} is a region file: compare it with another one, or name it after --region")
     for option, target in (("--save", save), ("--save-patch", save_patch)):
         if target is not None and not sides:
