@@ -158,7 +158,11 @@ class Checkpoint:
     def _mapped(self, file: File, mode: MapMode) -> NDArray[np.uint8]:
         path = on_disk(file)
         size = next(header.file_size for header in self.headers if header.path == file)
-        if path.stat().st_size != size:  # reading a mapped byte that is no longer there kills the process
+        try:
+            there = path.stat().st_size
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: was removed while it was read; nothing was published") from None
+        if there != size:  # reading a mapped byte that is no longer there faults
             raise CheckpointError(f"{path}: {CHANGED}")
         if (path, mode) not in self._maps:
             self._maps[path, mode] = map_bytes(path, mode)

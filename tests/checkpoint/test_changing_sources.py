@@ -123,6 +123,9 @@ def test_reading_what_is_not_there_any_more_is_an_error(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match="was changed while it was read"):
             read()
+    path.unlink()
+    with pytest.raises(CheckpointError, match="was removed while it was read"):
+        checkpoint.array("w")
 
 
 def test_a_file_held_open_stays_the_same_whatever_takes_its_name(tmp_path: Path) -> None:
