@@ -13,6 +13,9 @@ from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.checkpoint.plain_json import NotPlain, parse_json
 from surgeon.errors import EnvironmentFailure, InputError, did_you_mean
 
+_MOST_TIMES = 100  # the size of a Parquet file that its text may have: beyond that it repeats itself, and is no text
+_ALWAYS = 1 << 24  # characters that it may have in any case
+
 
 @dataclass(frozen=True)
 class FileLocation:
@@ -104,11 +107,15 @@ def _parquet(where: FileLocation) -> Iterator[str]:
             raise InputError(f"{where.path}: no column '{where.field}'{did_you_mean(where.field, names)}")
         # Text that many rows share is kept once: written out it may be any multiple of the file.
         with pyarrow.parquet.ParquetFile(where.path, read_dictionary=[where.field]) as file:
-            number = 0
+            number, left = 0, max(_MOST_TIMES * where.path.stat().st_size, _ALWAYS)
             for batch in file.iter_batches(batch_size=256, columns=[where.field]):
                 for value in batch.column(0):
                     number += 1
-                    yield _text_of({where.field: value.as_py()}, where.field, f"{where.path}: row {number}")
+                    text = _text_of({where.field: value.as_py()}, where.field, f"{where.path}: row {number}")
+                    left -= len(text)
+                    if left < 0:
+                        raise InputError(f"{where.path}: unpacks to more than {_MOST_TIMES} times its size")
+                    yield text
     except InputError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # which of them damage ends in is chance

@@ -13,6 +13,8 @@ import zipfile
 from pathlib import Path
 from random import Random
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from doors import holds
 from fuzz import DOORS
@@ -129,6 +131,14 @@ def test_an_archive_that_unpacks_to_more_is_none_of_torch(workshop: Workshop) ->
     assert holds(door(workshop, "masks"), packed.getvalue()) == "RegionError"
     assert holds(door(workshop, "saved"), packed.getvalue()) == "FreezeError"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000  # kilobytes
+
+
+def test_text_that_repeats_itself_beyond_all_measure_is_none(workshop: Workshop, tmp_path: Path) -> None:
+    path, line = tmp_path / "x.parquet", "x" * 1000
+    for rows, end in ((500, "done"), (40_000, "InputError")):  # the latter is 40 MB out of a few kilobytes
+        pyarrow.parquet.write_table(pyarrow.table({"text": [line] * rows}), path)
+        assert path.stat().st_size < 10_000
+        assert holds(door(workshop, "parquet"), path.read_bytes()) == end
 
 
 def test_a_tensor_that_repeats_one_byte_is_no_mask(workshop: Workshop) -> None:
