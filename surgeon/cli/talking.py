@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from surgeon.cli.options import DeviceOption, JsonOption, VerboseOption
 from surgeon.console import print_json, progress_to, quiet_libraries, stdout
+from surgeon.ending import Interrupted
 from surgeon.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,5 +92,5 @@ def _serve(speakers: Speakers, page: Path, port: int) -> None:
         raise InputError(f"{page}: no page there; `surgeon apply` writes it")
     server = make_server(page_with_box(page.read_text(encoding="utf-8")), speakers.answer, port)
     print(f"http://{LOOPBACK}:{server.server_port}/ ({', '.join(speakers.names)}); end with Ctrl-C", flush=True)
-    with server:
+    with server, suppress(Interrupted):  # that is how it is meant to end
         server.serve_forever()

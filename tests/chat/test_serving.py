@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,3 +126,19 @@ def test_in_a_browser_one_types_and_reads(small_run: Path, browser: Any) -> None
     server.shutdown()
     server.server_close()
     assert [text for text in complaints if "400" not in text] == []
+
+
+def test_ctrl_c_ends_it_quietly(small_run: Path) -> None:
+    """The command as it is run: it says its address, answers there, and ends with nothing to complain of."""
+    command = [sys.executable, "-m", "surgeon", "chat", str(small_run), "--serve", "--variant", "cut"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        address = re.match(r"http://127\.0\.0\.1:(\d+)/ \(base, cut\)", said)
+        assert address is not None, said
+        connection = http.client.HTTPConnection("127.0.0.1", int(address[1]), timeout=30)
+        connection.request("GET", "/")
+        assert "Ask them yourself" in connection.getresponse().read().decode()
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=30)
+    assert (process.returncode, complaint) == (0, "")

@@ -99,13 +99,15 @@ def test_a_dry_run_looks_for_the_device(recipe: RecipeMaker, light_recipe: Recip
 def test_the_shipped_recipe_has_nothing_to_warn_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """But if a recipe asks for more than there is, that is said."""
     from surgeon.api import plan_recipe
+    from surgeon.model.token_counts import TokenCounts
     from surgeon.model.tokenizer import load_tokenizer
     from surgeon.plan.supply import check_supply
 
     made = plan_recipe("zero_core")
-    assert check_supply(made, load_tokenizer(made.checkpoint)) == []
+    tokens = TokenCounts(made.checkpoint, lambda: load_tokenizer(made.checkpoint))
+    assert check_supply(made, tokens) == []
     more = plan_recipe("zero_core", overrides=["regions.core.score.samples=64"])
-    (note,) = check_supply(more, load_tokenizer(more.checkpoint))
+    (note,) = check_supply(more, tokens)
     assert "scored on fewer than 64 sequences" in note
 
 
