@@ -6,9 +6,8 @@ import http.client
 import json
 import re
 import signal
-import subprocess
-import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import pytest
 
 from surgeon.chat.server import LONGEST, make_server, page_with_box
 from surgeon.chat.speakers import open_output
+from surgeon.cli.talking import _serve
+from surgeon.ending import _interrupt
 from surgeon.errors import InputError
 from surgeon.model.results import Continuation
 
@@ -128,17 +129,31 @@ def test_in_a_browser_one_types_and_reads(small_run: Path, browser: Any) -> None
     assert [text for text in complaints if "400" not in text] == []
 
 
-def test_ctrl_c_ends_it_quietly(small_run: Path) -> None:
-    """The command as it is run: it says its address, answers there, and ends with nothing to complain of."""
-    command = [sys.executable, "-m", "surgeon", "chat", str(small_run), "--serve", "--variant", "cut"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        said = process.stdout.readline()
-        address = re.match(r"http://127\.0\.0\.1:(\d+)/ \(base, cut\)", said)
-        assert address is not None, said
-        connection = http.client.HTTPConnection("127.0.0.1", int(address[1]), timeout=30)
+def test_ctrl_c_ends_it_quietly(small_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says its address, answers there, and ends with nothing to complain of."""
+    seen: list[str] = []
+
+    def visit() -> None:
+        address = re.match(r"http://127\.0\.0\.1:(\d+)/ \(base, cut\)", said())
+        connection = http.client.HTTPConnection("127.0.0.1", int(address[1] if address else 0), timeout=30)
         connection.request("GET", "/")
-        assert "Ask them yourself" in connection.getresponse().read().decode()
-        process.send_signal(signal.SIGINT)
-        _, complaint = process.communicate(timeout=30)
-    assert (process.returncode, complaint) == (0, "")
+        seen.append(connection.getresponse().read().decode())
+        signal.raise_signal(signal.SIGINT)
+
+    def said() -> str:
+        for _ in range(300):
+            text = capsys.readouterr().out
+            if text:
+                return text
+            time.sleep(0.1)
+        return ""
+
+    visitor = threading.Thread(target=visit)
+    before = signal.signal(signal.SIGINT, _interrupt)
+    try:
+        visitor.start()
+        _serve(open_output(small_run, ["cut"]), small_run / "report.html", 0)
+    finally:
+        visitor.join()
+        signal.signal(signal.SIGINT, before)
+    assert "Ask them yourself" in seen[0]

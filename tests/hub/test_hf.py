@@ -67,9 +67,9 @@ def test_the_job_pushes_all_that_is_to_stay(
     spec.loader.exec_module(job)
     hub_here.add_folder("org/source", llama)
     monkeypatch.chdir(tmp_path)
-    little = ["regions.core.score.samples=1", "verify.tokens=8", "verify.languages=[ar]", "verify.prompts=[]"]
-    settings = [word for change in little for word in ("--set", change)]
-    job.main(["org/source", "--repo", "you/cut", "--top", "0.05", "--languages", "de", *settings])
+    changes = ["regions.core.score.samples=1", "verify.tokens=8", "verify.languages=[ar]", "verify.prompts=[]"]
+    little = [word for change in changes for word in ("--set", change)]
+    job.main(["org/source", "--repo", "you/cut", "--top", "0.05", "--languages", "de", *little])
     repo = hub_here.repos["models/you/cut"]
     assert repo.private
     there = hub_here.files("you/cut")

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
-from conftest import ModelMaker
 from hub_server import LoopbackHub
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 import surgeon
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.hashing import file_hash
 from surgeon.cli import app
 from surgeon.errors import CheckpointError, InputError
 from surgeon.hub.patch_parcel import pack_patch
 from surgeon.hub.push import Target, push
+from surgeon.operations import Zero
+from surgeon.region.region import Region
+from surgeon.write.patches import write_variant_patch
 
 RECIPE = """\
 version: 1
@@ -31,11 +37,10 @@ output: OUT
 """
 
 
-@pytest.fixture
-def patch(hub_here: LoopbackHub, make_model: ModelMaker, tmp_path: Path) -> Path:
-    """A patch of a model on the Hub."""
-    hub_here.add_folder("org/source", make_model("llama", seed=5))
-    return run(tmp_path, "hf://org/source")
+@pytest.fixture(scope="module")
+def patch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A patch of the builtin model, which everybody has."""
+    return run(tmp_path_factory.mktemp("patch"), "builtin:tiny30")
 
 
 def run(folder: Path, model: str, more: str = "") -> Path:
@@ -44,7 +49,9 @@ def run(folder: Path, model: str, more: str = "") -> Path:
     return folder / "out" / "variants" / "cut.patch.safetensors"
 
 
-def test_it_comes_back_and_makes_the_variant(hub_here: LoopbackHub, patch: Path, tmp_path: Path) -> None:
+def test_it_comes_back_and_makes_the_variant(hub_here: LoopbackHub, llama: Path, tmp_path: Path) -> None:
+    hub_here.add_folder("org/source", llama)
+    patch = run(tmp_path, "hf://org/source")
     pushed = CliRunner().invoke(app, ["push", str(patch), "you/patches"], catch_exceptions=False)
     assert pushed.exit_code == 0, pushed.output
     there = hub_here.files("you/patches")
@@ -70,27 +77,34 @@ def test_a_second_push_changes_nothing_and_another_s_model_is_left_alone(hub_her
     assert push(pack_patch(patch, target.address), target).sent == 0
     hub_here.add("you/patches", {"cut.patch.safetensors": b"changed"})
     assert push(pack_patch(patch, target.address), target).sent == 1  # a repository of patches is ours
+    hub_here.add("org/source", {"model.safetensors": b"somebody's"})
     with pytest.raises(InputError, match="holds files that surgeon did not push"):
         push(pack_patch(patch, "hf://org/source"), Target("org/source"))
 
 
-def test_a_recipe_pushes_patches_that_it_names(hub_here: LoopbackHub, patch: Path, tmp_path: Path) -> None:
-    run(tmp_path, "hf://org/source", "push: {repo: 'you/{variant}', variants: [cut, whole]}\n")
+def test_a_recipe_pushes_patches_that_it_names(hub_here: LoopbackHub, tmp_path: Path) -> None:
+    run(tmp_path, "builtin:tiny30", "push: {repo: 'you/{variant}', variants: [cut, whole]}\n")
     assert "cut.patch.safetensors" in hub_here.files("you/cut")
     assert "model.safetensors" in hub_here.files("you/whole")
     with pytest.raises(InputError, match="'unwritten' is not written, so it cannot be pushed"):
-        run(tmp_path, "hf://org/source", "push: {repo: you/x, variants: [unwritten]}\n")
+        run(tmp_path, "builtin:tiny30", "push: {repo: you/x, variants: [unwritten]}\n")
 
 
 def test_what_nobody_could_use_or_check_is_not_sent(patch: Path, llama: Path, tmp_path: Path) -> None:
-    (tmp_path / "local").mkdir()
+    local = tmp_path / "out" / "variants" / "cut.patch.safetensors"
+    local.parent.mkdir(parents=True)
+    model, some = Checkpoint.open(llama), Region.from_masks({"model.norm.weight": np.ones(32, np.bool_)})
+    write_variant_patch(model, [Zero(zero="some")], {"some": some}, local, provenance={"model": str(llama)})
+    manifest = {"outputs": {"variants/cut.patch.safetensors": file_hash(local)}}
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (tmp_path / "out" / "recipe.yaml").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="which others do not have"):
-        pack_patch(run(tmp_path / "local", str(llama)), "hf://you/x")
-    data = patch.read_bytes()
-    patch.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        pack_patch(local, "hf://you/x")
+    data = local.read_bytes()
+    local.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="not the file that was written"):
-        pack_patch(patch, "hf://you/x")
+        pack_patch(local, "hf://you/x")
     alone = tmp_path / "alone.patch.safetensors"
-    alone.write_bytes(data)
+    alone.write_bytes(patch.read_bytes())
     with pytest.raises(CheckpointError, match=r"no manifest\.json of the run"):
         pack_patch(alone, "hf://you/x")
