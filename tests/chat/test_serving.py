@@ -122,7 +122,7 @@ def test_in_a_browser_one_types_and_reads(small_run: Path, browser: Any) -> None
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         page.get_by_label("Prompt").fill("x" * 80)  # with six more tokens than the model has positions
         page.get_by_role("button", name="Ask").click()
-        page.wait_for_function("document.querySelector('#chat [role=status]').textContent.includes('positions')")
+        page.get_by_role("status").filter(has_text="positions").wait_for()
         page.close()
     server.shutdown()
     server.server_close()
