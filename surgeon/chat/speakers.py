@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash
+from surgeon.checkpoint.remembered import stored_hash
 from surgeon.errors import InputError, did_you_mean
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Continuation
@@ -19,7 +20,7 @@ from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.story import tell
 from surgeon.text.windows import tokenize
-from surgeon.write.integrity import RECIPE
+from surgeon.write.integrity import MANIFEST, RECIPE, REGIONS, outputs_of, read_object
 
 if TYPE_CHECKING:
     from surgeon.model.continuations import Prompt
@@ -108,6 +109,7 @@ def _variants(
             raise InputError(f"{out}: no variant '{name}'{did_you_mean(name, recipe.variants)}")
     wanted = chosen or [name for name in (tell(report).shown or recipe.variants) if name in recipe.variants]
     found: dict[str, tuple[Sequence[Any], Mapping[str, Region]]] = {}
+    written = outputs_of(read_object(out / MANIFEST))
     for name in wanted:
         operations = recipe.variants[name].operations
         files = {operation.region: _file(out, recipe, operation.region) for operation in operations}
@@ -115,11 +117,18 @@ def _variants(
         if missing and chosen:
             raise InputError(f"{out}: no file of region '{missing[0]}', which '{name}' needs; name it in the recipe")
         if not missing:
-            found[name] = (operations, {label: Region.load(path) for label, path in files.items() if path is not None})
+            regions = {label: _as_written(path, written) for label, path in files.items() if path is not None}
+            found[name] = (operations, regions)
     return found
+
+
+def _as_written(path: Path, written: Mapping[str, str]) -> Region:
+    if written.get(f"{REGIONS}/{path.name}") != stored_hash(path):
+        raise InputError(f"{path}: not the region that was measured; run `surgeon apply` again")
+    return Region.load(path)
 
 
 def _file(out: Path, recipe: Recipe, region: str) -> Path | None:
     same = [region, *(name for name, spec in recipe.regions.items() if spec == recipe.regions[region])]
-    paths = (out / "regions" / f"{name}.region.safetensors" for name in same)
+    paths = (out / REGIONS / f"{name}.region.safetensors" for name in same)
     return next((path for path in paths if path.is_file()), None)

@@ -65,6 +65,14 @@ def test_another_model_under_the_same_name_does_not_answer(small_run: Path, llam
         open_output(tmp_path / "out", ["cut"])
 
 
+def test_a_region_that_was_exchanged_does_not_speak(small_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_run, tmp_path / "out")
+    regions = tmp_path / "out" / "regions"
+    shutil.copyfile(regions / "random.region.safetensors", regions / "core.region.safetensors")
+    with pytest.raises(InputError, match="not the region that was measured"):
+        open_output(tmp_path / "out", ["cut"])
+
+
 def test_a_chat_template_is_used_if_there_is_one(small_run: Path, llama: Path, tmp_path: Path) -> None:
     shutil.copytree(small_run, tmp_path / "out")
     shutil.copytree(llama, tmp_path / "model")
