@@ -157,20 +157,26 @@ def themed(drawn: str, dark: bool) -> str:
 
 def write_pictures(figure: Figure, drawn: str, folder: str | Path) -> list[Path]:
     """Write NAME.svg and NAME-dark.svg, and of the key figures both as PNG; return the files."""
-    import vl_convert
-
     files = []
     for suffix, dark in (("", False), ("-dark", True)):
         picture = themed(drawn, dark)
         contents = {"svg": picture.encode("utf-8")}
         if figure.key:
-            contents["png"] = repacked(vl_convert.svg_to_png(picture, scale=ZOOM))
+            contents["png"] = _pixels(picture)
         for ending, content in contents.items():
             path = Path(folder) / f"{figure.name}{suffix}.{ending}"
             with replacing(path) as staged:
                 staged.write_bytes(content)
             files.append(path)
     return files
+
+
+@lru_cache(maxsize=16)
+def _pixels(picture: str) -> bytes:
+    """Turn a drawing into a PNG; the page of a run and its cards mostly show the same."""
+    import vl_convert
+
+    return repacked(vl_convert.svg_to_png(picture, scale=ZOOM))
 
 
 @lru_cache(maxsize=1)
