@@ -122,7 +122,7 @@ def test_errors_are_red_on_a_terminal_and_plain_elsewhere(
             return terminal
 
     def fail() -> None:
-        raise InputError("what\nwhere")
+        raise InputError("what", "where")
 
     screen = Screen()
     monkeypatch.setattr("sys.stderr", screen)
