@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_versions, tokenizer_hashes
-from surgeon.checkpoint.sealed import is_sealed, publish_sealed
+from surgeon.checkpoint.sealed import is_sealed
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import TensorInfo, allocate_file, map_bytes, read_header, view
 from surgeon.scores.settings import ScoreSettings
@@ -74,9 +74,3 @@ def writable(path: Path) -> Mapping[str, NDArray[np.float32]]:
     """Map a score file so that what is written to its tensors reaches the file."""
     header, data = read_header(path), map_bytes(path, "shared")
     return {name: view(data, info) for name, info in header.tensors.items()}
-
-
-def keep_score(made: Path, path: Path, language: str) -> ScoreFile:
-    """Give a score file that is complete its name in the cache."""
-    publish_sealed(made, path)
-    return ScoreFile(path, language)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.checkpoint.hashing import sha256
+from surgeon.checkpoint.sealed import publish_sealed
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import TensorInfo, flush
 from surgeon.errors import EnvironmentFailure, InputError
@@ -30,7 +31,6 @@ from surgeon.region.select import Scores
 from surgeon.scores.cache import (
     ScoreFile,
     allocate_score,
-    keep_score,
     load_score,
     score_path,
     writable,
@@ -137,14 +137,15 @@ def _on_text(run: Scoring, spec: GradParamScore | WandaScore) -> ScoreSet:
     if streams and len(selected) == len(cached) and not run.keep:
         return ScoreSet(spec, {}, keys, samples, selected)
     kept = run.keep or not streams or keeps(score_bytes(tensors, spec))
-    missing = [language for language in languages if language not in known] if kept else languages
+    missing = _with_texts_of_their_own([name for name in languages if name not in known], paths) if kept else languages
     from surgeon.scores.sweeps import Sweep  # torch is imported where it is needed
 
     sequences = _sequences(plan, spec, missing, load_tokenizer(plan.checkpoint))
     sweep = Sweep(run.load(precision), sequences, tensors, settings, run.progress)
     if kept:
-        known |= _keep(sweep, {language: paths[language] for language in missing}, tensors)
-        return ScoreSet(spec, {language: known[language].reader() for language in languages}, keys, samples)
+        _keep(sweep, {language: paths[language] for language in missing}, tensors)
+        readers = {language: ScoreFile(path, language).reader() for language, path in paths.items()}
+        return ScoreSet(spec, readers, keys, samples)
     key = sha256("".join(sorted(keys.values())).encode())[:32]
     drawn = [(control, partial(draw_like, plan, control)) for control in controls]
     return ScoreSet(spec, {}, keys, samples, sweep.select(regions, drawn, key))
@@ -170,7 +171,12 @@ def _sequences(
     return result
 
 
-def _keep(sweep: Sweep, paths: Mapping[str, Path], tensors: Sequence[TensorInfo]) -> dict[str, ScoreFile]:
+def _with_texts_of_their_own(languages: Sequence[str], paths: Mapping[str, Path]) -> list[str]:
+    """Leave out languages whose scores are those of one before them, since their texts are the same."""
+    return [name for i, name in enumerate(languages) if paths[name] not in [paths[other] for other in languages[:i]]]
+
+
+def _keep(sweep: Sweep, paths: Mapping[str, Path], tensors: Sequence[TensorInfo]) -> None:
     """Write the languages' scores into the cache as the sweep makes them; they get names when all are complete."""
     size, folder = sum(info.numel for info in tensors) * 4 * len(paths), cache_folder() / "scores"
     folder.mkdir(parents=True, exist_ok=True)
@@ -195,4 +201,5 @@ def _keep(sweep: Sweep, paths: Mapping[str, Path], tensors: Sequence[TensorInfo]
             for name, values in scores.items():
                 arrays[language][name][...] = values
         flush_all()
-        return {language: keep_score(path, paths[language], language) for language, path in made.items()}
+        for language, path in made.items():
+            publish_sealed(path, paths[language])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +173,12 @@ def test_sequences_are_cut_one_after_the_other() -> None:
     assert scoring_sequences(tokens, None, 9, 64) == [tuple(range(10))]
     eleven = Tokens(tuple(range(11)), tuple(range(1, 12)))  # one token short of a third sequence
     assert scoring_sequences(eleven, None, 9, 4) == [(0, 1, 2, 3), (4, 5, 6, 7)]
+
+
+def test_two_languages_with_the_same_text_are_scored_once(
+    recipe: Callable[..., Path], texts: dict[str, str], tmp_path: Path
+) -> None:
+    """And each counts: the sum over both is twice that of one, which selects the same entries."""
+    twice = surgeon.score(recipe(**{f"fr: {texts['fr']}": f"fr: {texts['de']}"}), output=tmp_path / "twice")
+    once = surgeon.score(recipe(**{"languages: [de, fr]": "languages: [de]"}), output=tmp_path / "once")
+    assert Region.load(twice["core"]).digest() == Region.load(once["core"]).digest()
