@@ -19,10 +19,11 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
 from surgeon.errors import CheckpointError, SurgeonError
 from surgeon.freeze.bundle import ModelPlace
+from surgeon.memory import give_memory_back
 from surgeon.model.precision import Precision
 from surgeon.model.slots import Names, Slot, map_names
 from surgeon.model.tokenizer import load_tokenizer
-from surgeon.model.weights import Weights, give_memory_back, hollow
+from surgeon.model.weights import Weights, hollow
 
 _MANY_LAYERS = 200  # that any config may ask for
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}

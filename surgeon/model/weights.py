@@ -6,19 +6,17 @@ holds the modules in use and, where asked for, the one that comes next, which a 
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from surgeon.memory import give_memory_back
 from surgeon.model import budgets
 from surgeon.model.slots import Names, ReadTensor, check_slots
 
-_MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
-_LARGE_BLOCK = 1 << 20
 _SHARE_OF_DEVICE = 0.7  # the rest of an accelerator's memory is for activations
 
 Parameters = Sequence[torch.nn.Parameter]
@@ -62,6 +60,7 @@ class Weights:
                 for parameter in empty:
                     parameter.data = hollow(parameter.shape, parameter.dtype, parameter.device)
                 self._filled.difference_update(map(id, empty))
+                give_memory_back()
 
     def fill(self) -> None:
         """Fill the whole model, for good."""
@@ -93,16 +92,6 @@ class Weights:
                         self._checked.add(id(parameter))
                     result.append((parameter, value.to(parameter.device, parameter.dtype)))
         return result
-
-
-def give_memory_back() -> None:
-    """Have the C library return large freed blocks to the system at once, where it can be told to (glibc).
-
-    Left to itself it keeps blocks of up to 32 MB for later, in every thread, so that layers that are long gone still
-    take several times their size.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def _key(parameters: Parameters) -> tuple[int, ...]:

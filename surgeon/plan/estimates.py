@@ -24,7 +24,8 @@ from surgeon.plan.regions import RegionPlan
 from surgeon.recipe.schema import GradParamScore, SampledScore, ScoreSpec, VerifySpec
 
 _BASELINE_BYTES = 60_000_000  # the interpreter with numpy
-_TORCH_BYTES = 350_000_000  # torch and transformers loaded
+_TORCH_BYTES = 320_000_000  # torch, transformers and a tokenizer loaded
+_DRAWING_BYTES = 150_000_000  # the figures of the page
 SHARE_OF_DISK = 0.05  # scores that take more of what is free are not kept, unless asked for
 _PIECES = 24 * (1 << 22)  # of a cut, which looks at four million scores at a time
 
@@ -91,14 +92,14 @@ def peak_memory(plan: Plan) -> int:
     editing = _editing(plan)
     selecting = max((_selecting(plan, score) for score in plan.scores()), default=0)
     if not plan.runs_model:
-        return _BASELINE_BYTES + max(editing, selecting)
+        return _BASELINE_BYTES + max(editing, selecting, _DRAWING_BYTES)
     shape = shape_of(checkpoint)
     stays = 4 * shape.total <= budgets.RESIDENT_BYTES
     resident = 0 if shape.mapped else 4 * shape.total if stays or shape.whole else None
-    running = [_scoring(shape, score, resident) for score in plan.scores() if isinstance(score, SampledScore)]
+    running = [_scoring(plan, shape, score, resident) for score in plan.scores() if isinstance(score, SampledScore)]
     if recipe.verify is not None:
         running.append(_verifying(shape, recipe.verify, len(plan.verify_languages), 1 + len(plan.variants), resident))
-    return _TORCH_BYTES + max(*running, selecting + (resident or 0), editing + (resident or 0))
+    return _TORCH_BYTES + max(*running, max(selecting, editing, _DRAWING_BYTES) + (resident or 0))
 
 
 def _editing(plan: Plan) -> int:
@@ -120,12 +121,18 @@ def _selecting(plan: Plan, score: ScoreSpec) -> int:
     return min(24 * largest, _PIECES) + 2 * largest + drawn
 
 
-def _scoring(shape: Shape, score: SampledScore, resident: int | None) -> int:
-    """A layer, its gradients, the sum over languages; or the head with a chunk of its logits."""
+def _scoring(plan: Plan, shape: Shape, score: SampledScore, resident: int | None) -> int:
+    """A layer, the next one, which is read ahead, and the gradients; or the head with a chunk of its logits.
+
+    Where scores are not kept there are those of the layer, and where there are several languages their sum.
+    """
     tokens, backward = score.batch_size * score.sequence_length, isinstance(score, GradParamScore)
-    widened = resident if resident is not None else 4 * shape.layer
-    sums = (2 if len(score.languages) > 1 else 1) * 4 * (shape.total if shape.whole else shape.layer)
-    layer = widened + sums + _activations(shape, tokens, backward)
+    tensors = plan.scored_tensors(score)
+    copies = 0 if keeps(score_bytes(tensors, score)) else 2 if len(score.languages) > 1 else 1
+    widened = resident if resident is not None else 8 * shape.layer
+    sums = (copies + backward) * 4 * (shape.total if shape.whole else shape.layer)
+    product = 8 * max((info.numel for info in tensors), default=0)
+    layer = widened + sums + product + _activations(shape, tokens, backward)
     return max(layer, _head(shape, tokens, 4 if backward else 3, resident)) + _hidden(shape, score)
 
 

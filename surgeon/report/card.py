@@ -27,7 +27,7 @@ from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.drawing import Figure, svg, write_pictures
 from surgeon.report.figures import variant_figures
-from surgeon.report.story import sentence, tell
+from surgeon.report.story import caveat, sentence, tell
 from surgeon.report.words import interval, number, percent
 from surgeon.text.documents import DatasetLocation
 from surgeon.text.languages import language_name
@@ -284,6 +284,8 @@ def _measured(variant: str, report: Report | None) -> Iterator[str]:
     before, after = summary["base"], summary[variant]
     yield "## What that did"
     yield _cell(sentence(report, tell(report, variant)))
+    if (known := caveat(report)) is not None:
+        yield _cell(known)
     count = "1 language" if len(found) == 1 else f"{len(found)} languages"
     yield (
         f"Perplexity, as the geometric mean over {count}: {number(before.geometric_mean_perplexity)} before, "

@@ -17,7 +17,7 @@ from surgeon.checkpoint.storage import replacing
 from surgeon.report.data import Expectation, Report
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
 from surgeon.report.figures import ORDERS, figures, places
-from surgeon.report.story import SAME, log_ratio, ratio, scored_languages, sentence, tell
+from surgeon.report.story import SAME, caveat, log_ratio, ratio, scored_languages, sentence, tell
 from surgeon.report.words import bounds, coordinate, count, is_number, number, percent, size, stopped_note
 from surgeon.text.languages import language, language_name
 from surgeon.visible import visible
@@ -58,6 +58,7 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         report=report,
         story=story,
         sentence=sentence(report, story),
+        caveat=caveat(report),
         figures={figure.name: (figure, Markup(picture)) for figure, picture in drawn},
         palette=PALETTE,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),

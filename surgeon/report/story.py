@@ -15,6 +15,12 @@ from surgeon.text.languages import language_name
 SAME = 0.01  # a ratio to the base's that differs from 1 by less is no effect
 CONTROLS = 3  # at most, beside the cut
 
+# What must be known of a model before its figures are read.
+_CAVEATS = {
+    "builtin:tiny30": "tiny30 was trained so that few entries hold its competence (a soft threshold in every step): "
+    "how strong its core is says nothing about other models.",
+}
+
 _DOING = {
     "zero": "Zeroing", "scale": "Scaling", "shuffle": "Shuffling", "noise": "Adding noise to", "fill": "Filling",
     "restore": "Putting back",
@@ -123,6 +129,11 @@ def sentence(report: Report, story: Story) -> str:
             )
     ratios = {code: ratio(report, story.cut, code).ratio for code in report.perplexity[story.cut]}
     return "; ".join([f"{doing} {_effect(ratios)}", *_beside(report, story, story.cut)]) + "."
+
+
+def caveat(report: Report) -> str | None:
+    """Return what must be known of the model before its figures are read, if there is anything."""
+    return _CAVEATS.get(report.model.name)
 
 
 def _beside(report: Report, story: Story, cut: str) -> list[str]:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from surgeon.model.results import Stopped, exponential
 from surgeon.report.data import Expectation, Generation, OverSeeds, Perplexity, PushReport, RegionReport, Report
-from surgeon.report.story import sentence, tell
+from surgeon.report.story import caveat, sentence, tell
 from surgeon.report.words import (
     bounds,
     coordinate,
@@ -324,7 +324,7 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
     """Show a whole report; with `details`, the points of sweeps per language and by what they say, too."""
     parts: list[RenderableType] = []
     if report.perplexity and report.variants:
-        parts += [Text(sentence(report, tell(report)), style="bold"), Text("")]
+        parts += [Text(sentence(report, tell(report)), style="bold"), Text(caveat(report) or "", style="dim")]
     parts.append(regions_table(report))
     if report.variants:
         parts.append(variants_table(report))

@@ -132,3 +132,18 @@ def test_a_control_with_several_seeds_is_told_by_its_first_draw() -> None:
     points = {name: [i] for i, name in enumerate(variants)}
     report = report.model_copy(update={"sweeps": {"any-cut": SweepReport(axes={"seed": [0, 1]}, points=points)}})
     assert tell(report).shown == ["core-cut", "any-cut-0"]
+
+
+def test_a_model_that_was_made_for_showing_says_so_wherever_its_figures_are_told() -> None:
+    from rich.console import Console
+
+    from surgeon.report.html import page
+    from surgeon.report.terminal import report_view
+
+    made = make_report()
+    shown = made.model_copy(update={"model": made.model.model_copy(update={"name": "builtin:tiny30"})})
+    for report, said in ((shown, True), (made, False)):
+        console = Console(record=True, width=400)
+        console.print(report_view(report, "out"))
+        assert ("says nothing about other models" in console.export_text()) is said
+        assert ("says nothing about other models" in page(report)) is said

@@ -1,0 +1,22 @@
+"""The process's memory, as the system sees it."""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import suppress
+
+_MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
+_LARGE_BLOCK = 1 << 20
+
+
+def give_memory_back() -> None:
+    """Have the C library return freed memory to the system, where it can be told to (glibc).
+
+    Left to itself it keeps blocks of up to 32 MB for later, in every thread, so that layers that are long gone still
+    take several times their size. Large blocks made after the first call go back as they are freed, those that found
+    room among smaller ones with the next call.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, _LARGE_BLOCK)
+        library.malloc_trim(0)
