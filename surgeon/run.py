@@ -16,10 +16,10 @@ from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import RegionError, SurgeonError
+from surgeon.memory import give_memory_back
 from surgeon.model.kept import keep, kept_path, load_kept
 from surgeon.model.precision import Precision, resolve_precision
 from surgeon.model.results import Verification
-from surgeon.memory import give_memory_back
 from surgeon.model.token_counts import TokenCounts
 from surgeon.model.tokenizer import load_tokenizer
 from surgeon.operations import Operation

@@ -21,11 +21,11 @@ from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
 from surgeon.model import budgets
 from surgeon.plan.plan import Plan
 from surgeon.plan.regions import RegionPlan
-from surgeon.recipe.schema import GradParamScore, SampledScore, ScoreSpec, VerifySpec
+from surgeon.recipe.schema import GradParamScore, SampledScore, ScoreSpec, VerifySpec, WandaScore
 
 _BASELINE_BYTES = 60_000_000  # the interpreter with numpy
 _TORCH_BYTES = 320_000_000  # torch, transformers and a tokenizer loaded
-_DRAWING_BYTES = 150_000_000  # the figures of the page
+_DRAWING_BYTES = 160_000_000  # the figures of the page
 SHARE_OF_DISK = 0.05  # scores that take more of what is free are not kept, unless asked for
 _PIECES = 24 * (1 << 22)  # of a cut, which looks at four million scores at a time
 
@@ -96,7 +96,11 @@ def peak_memory(plan: Plan) -> int:
     shape = shape_of(checkpoint)
     stays = 4 * shape.total <= budgets.RESIDENT_BYTES
     resident = 0 if shape.mapped else 4 * shape.total if stays or shape.whole else None
-    running = [_scoring(plan, shape, score, resident) for score in plan.scores() if isinstance(score, SampledScore)]
+    running = [
+        _scoring(plan, shape, score, resident)
+        for score in plan.scores()
+        if isinstance(score, GradParamScore | WandaScore)
+    ]
     if recipe.verify is not None:
         running.append(_verifying(shape, recipe.verify, len(plan.verify_languages), 1 + len(plan.variants), resident))
     return _TORCH_BYTES + max(*running, max(selecting, editing, _DRAWING_BYTES) + (resident or 0))
@@ -121,7 +125,7 @@ def _selecting(plan: Plan, score: ScoreSpec) -> int:
     return min(24 * largest, _PIECES) + 2 * largest + drawn
 
 
-def _scoring(plan: Plan, shape: Shape, score: SampledScore, resident: int | None) -> int:
+def _scoring(plan: Plan, shape: Shape, score: GradParamScore | WandaScore, resident: int | None) -> int:
     """A layer, the next one, which is read ahead, and the gradients; or the head with a chunk of its logits.
 
     Where scores are not kept there are those of the layer, and where there are several languages their sum.

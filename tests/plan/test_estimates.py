@@ -62,14 +62,17 @@ def test_a_run_takes_what_the_plan_says_or_up_to_a_quarter_less(
     make_model: ModelMaker, tmp_path: Path, hidden: int, inner: int, batch: int, length: int
 ) -> None:
     """In bfloat16; models of large layers do not fit into the memory that a model may stay in."""
+    layers = 3 if inner > 5000 else 8
     model = make_model(
-        "llama", dtype="bfloat16", hidden_size=hidden, intermediate_size=inner, num_hidden_layers=3 if inner > 5000 else 8,
+        "llama", dtype="bfloat16", hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
         max_position_embeddings=2048,
     )  # fmt: skip
     for language, line in (("de", "Alle Menschen sind frei und gleich.\n"), ("fr", "Tous naissent libres et égaux.\n")):
         (tmp_path / f"{language}.txt").write_text(line * 1200, encoding="utf-8")
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.format(model=model, folder=tmp_path, out=tmp_path / "out", length=length, batch=batch), encoding="utf-8")
+    recipe.write_text(
+        RECIPE.format(model=model, folder=tmp_path, out=tmp_path / "out", length=length, batch=batch), encoding="utf-8"
+    )
     told = surgeon.plan_recipe(recipe).peak_memory
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, str(recipe)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -101,23 +102,32 @@ def test_damaged_scores_and_regions_are_made_again(llama: Path, texts: dict[str,
     assert regions_below(tmp_path / "one") == regions_below(tmp_path / "two")
 
 
+# One process imports the libraries; each run is a fork of it. Prints the runs' exit codes.
 KILLED = """
-import os, sys
-from pathlib import Path
-import surgeon
+import json, os, sys
+import surgeon, surgeon.model.model, surgeon.model.stack, surgeon.report.drawing, surgeon.scores.sweeps
 from surgeon.model import budgets
 from surgeon.plan import estimates
 from surgeon.scores import scratch
+recipe, share, runs = sys.argv[1], float(sys.argv[2]), json.loads(sys.argv[3])
 budgets.HIDDEN_BYTES = 0
-estimates.SHARE_OF_DISK = float(sys.argv[3])
-note, left = scratch.Scratch.note, [int(sys.argv[4])]
+estimates.SHARE_OF_DISK = share
+note, left = scratch.Scratch.note, [0]
 def counted(self, progressed, kept):
     note(self, progressed, kept)
     left[0] -= 1
     if left[0] == 0:
         os.kill(os.getpid(), 9)
 scratch.Scratch.note = counted
-surgeon.apply(sys.argv[1], output=sys.argv[2])
+codes = []
+for output, cache, steps in runs:
+    child = os.fork()
+    if not child:
+        os.environ["SURGEON_CACHE"], left[0] = cache, steps
+        surgeon.apply(recipe, output=output)
+        os._exit(0)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(codes))
 """
 
 
@@ -130,16 +140,15 @@ def test_a_killed_sweep_goes_on_at_its_layer(
     regions = "".join(line + "\n" for line in REGIONS.splitlines() if "where" not in line and "head" not in line)
     path = recipe(tmp_path, make_model("llama"), texts, "grad_param", regions)
 
-    def run(output: Path, steps: int) -> subprocess.CompletedProcess[str]:
-        arguments = [sys.executable, "-c", KILLED, str(path), str(output), str(share), str(steps)]
-        return subprocess.run(arguments, capture_output=True, text=True, check=False)
-
-    whole = run(tmp_path / "whole", -1)
-    assert whole.returncode == 0, whole.stderr
-    monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "other"))
-    for step in range(4):  # a layer forward, the second and the heads, a layer backward
-        assert run(tmp_path / "killed", 1).returncode == -signal.SIGKILL, step
-    finished = run(tmp_path / "killed", -1)
-    assert finished.returncode == 0, finished.stderr
+    whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
+    # A layer forward, the second and the heads, a layer backward, the other one: each run gets one step further.
+    runs = [(whole, str(cache_folder()), -1), *[(killed, str(tmp_path / "other"), steps) for steps in (1, 1, 1, 1, -1)]]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(path), str(share), json.dumps(runs)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, *[-signal.SIGKILL] * 4, 0], done.stderr
     assert regions_below(tmp_path / "killed") == regions_below(tmp_path / "whole")
+    monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "other"))
     assert list((cache_folder() / "scratch").iterdir()) == []
