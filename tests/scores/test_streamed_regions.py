@@ -105,7 +105,7 @@ def test_damaged_scores_and_regions_are_made_again(llama: Path, texts: dict[str,
 # One process imports the libraries; each run is a fork of it. Prints the runs' exit codes.
 KILLED = """
 import json, os, sys
-import surgeon, surgeon.model.model, surgeon.model.stack, surgeon.report.drawing, surgeon.scores.sweeps
+import altair, torch, transformers, surgeon, surgeon.model.model, surgeon.model.stack, surgeon.scores.sweeps
 from surgeon.model import budgets
 from surgeon.plan import estimates
 from surgeon.scores import scratch
