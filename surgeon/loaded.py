@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
 
 from surgeon.errors import InputError, RegionError, shorten
 from surgeon.model.results import Measure
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 
     from surgeon.model.slots import Slot
 
-# The cuts that are open, by model, in the order in which they were made.
-_OPEN: WeakKeyDictionary[Any, list[_Cut]] = WeakKeyDictionary()
+# The cuts that are open, of whatever models, in the order in which they were made.
+_OPEN: list[_Cut] = []
 
 
 @dataclass(eq=False)
@@ -36,6 +35,11 @@ class _Cut:
 
     places: Sequence[tuple[Slot, torch.Tensor]]
     held: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> frozenset[int]:
+        """Which parameters it is made in."""
+        return frozenset(id(slot.parameter) for slot, _ in self.places)
 
     def make(self) -> None:
         """Set the entries to zero; negative zeros stay what they are, as on disk."""
@@ -77,20 +81,29 @@ def cut(model: Any, region: Region | str | Path) -> Iterator[Any]:
     """
     inner = _inner(model)
     one = _Cut(_places(inner, region if isinstance(region, Region) else Region.load(region)))
-    stack = _OPEN.setdefault(inner, [])
-    stack.append(one)
+    _OPEN.append(one)
     try:
         one.make()
         yield model
     finally:
-        later = stack[stack.index(one) + 1 :]
+        later = _later(one)
         for other in reversed(later):  # they may hold zeros of this one's making
             other.undo()
         one.undo()
-        stack.remove(one)
+        _OPEN.remove(one)
         for other in later:
             other.make()
         _refuse_replaced(inner, one)
+
+
+def _later(one: _Cut) -> list[_Cut]:
+    """Return the cuts made after one that share parameters with it, or with each other by way of these."""
+    shared, found = one.parameters, []
+    for other in _OPEN[_OPEN.index(one) + 1 :]:
+        if other.parameters & shared:
+            shared = shared | other.parameters
+            found.append(other)
+    return found
 
 
 def perplexity(

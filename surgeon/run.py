@@ -39,14 +39,13 @@ from surgeon.report.data import (
     ScoreReport,
     VariantReport,
     generation,
-    overlap_reports,
-    region_report,
 )
 from surgeon.report.html import write_page
 from surgeon.report.intervals import LEVEL, RESAMPLES, SEED
 from surgeon.report.json_text import to_json
 from surgeon.report.manifest import environment, manifest
 from surgeon.report.measured import check_expectations, perplexities, summarize, sweep_report
+from surgeon.report.regions import overlap_reports, region_report
 from surgeon.scores.build import build_regions
 from surgeon.scores.scoring import ScoreSet, Scoring, run_scores
 from surgeon.write.companions import companions

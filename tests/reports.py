@@ -16,9 +16,9 @@ from surgeon.report.data import (
     ScoreReport,
     SweepReport,
     VariantReport,
-    region_report,
 )
 from surgeon.report.measured import check_expectations, perplexity, summarize
+from surgeon.report.regions import region_report
 
 LANGUAGES = ["ar", "en", "fr", "ko", "no", "zh", "klingon"]
 HOSTILE = "</bdi><script>alert(2)</script>\x1b[2J\u202e\n\ufffd مرحبا"

@@ -97,7 +97,7 @@ def test_cuts_nest_overlap_and_end_in_any_order(llama: Path) -> None:
             alone[name] = bits(model)
     before = bits(model)
     first, second, third = ExitStack(), ExitStack(), ExitStack()
-    first.enter_context(surgeon.cut(model, one))
+    first.enter_context(surgeon.cut(model.model, one))  # the same parameters by another way
     assert bits(model) == alone["one"]
     second.enter_context(surgeon.cut(model, two))
     third.enter_context(surgeon.cut(model, three))

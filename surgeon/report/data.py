@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +17,7 @@ from surgeon.checkpoint.plain_json import read_object
 from surgeon.errors import InputError
 from surgeon.model.results import Continuation, Stopped, exponential
 from surgeon.notebook import table
-from surgeon.region.controls import random_like
-from surgeon.region.dimensions import SPREAD_AT, Spread, Trace, profile
-from surgeon.region.overlap import likenesses
-from surgeon.region.region import Region
-from surgeon.report.words import interval, number, roles_in_order
+from surgeon.report.words import interval, number
 from surgeon.text.languages import language
 
 SCHEMA_VERSION = 1
@@ -372,63 +367,6 @@ class Report(Model):
             raise InputError(
                 f"{path}: not a report that this surgeon reads ({str(error).splitlines()[0]}); run `apply` again"
             ) from None
-
-
-def region_report(region: Region, config: Mapping[str, Any], origin: str) -> RegionReport:
-    """Describe a region; `config` is that of its model, `origin` how it was selected."""
-    found = profile(region, config)
-    roles: dict[str, RoleCount] = {}
-    for cell in found.cells:
-        known = roles.get(cell.role, RoleCount(entries=0, numel=0))
-        roles[cell.role] = RoleCount(entries=known.entries + cell.entries, numel=known.numel + cell.numel)
-    return RegionReport(
-        fraction=region.density(),
-        entries=region.entries,
-        numel=region.numel,
-        tensors=len(region),
-        roles=roles,
-        origin=origin,
-        cells=[CellCount(**asdict(cell)) for cell in found.cells],
-        spread_at=list(SPREAD_AT),
-        spreads=_spreads(found.spreads),
-        chance=_spreads(profile(region, config, entries=random_like(region)).spreads),
-        hidden_size=found.hidden_size,
-        dimensions=[DimensionCount(**asdict(dimension)) for dimension in found.dimensions],
-        scan=scan_report(found.traces),
-    )
-
-
-def _spreads(spreads: Mapping[str, Spread]) -> dict[str, SpreadReport]:
-    return {role: SpreadReport(rows=list(s.rows), columns=list(s.columns)) for role, s in spreads.items()}
-
-
-def scan_report(traces: Sequence[Trace]) -> Scan | None:
-    """Pack the traces of a region, role by role, each from the first layer to the last; None if there are none."""
-    roles = roles_in_order([trace.role for trace in traces])
-    inside = sorted(
-        (trace for trace in traces if trace.layer is not None),
-        key=lambda trace: (roles.index(trace.role), trace.layer),
-    )
-    if not inside:
-        return None
-    shares = np.stack([trace.shares for trace in inside])
-    width = math.ceil(shares.shape[1] / MOST_COLUMNS)
-    shares = np.maximum.reduceat(shares, np.arange(0, shares.shape[1], width), axis=1)
-    levels = np.rint(255 * np.sqrt(shares)).astype(np.uint8)
-    return Scan(
-        rows=[(trace.layer, trace.role) for trace in inside],
-        columns=shares.shape[1],
-        width=width,
-        levels=base64.b64encode(zlib.compress(levels.tobytes(), 9)).decode("ascii"),
-    )
-
-
-def overlap_reports(regions: Mapping[str, Region]) -> list[OverlapReport]:
-    """Compare every two regions of a run."""
-    return [
-        OverlapReport(left=left, right=right, jaccard=found.jaccard, by_chance=found.by_chance)
-        for (left, right), found in likenesses(regions).items()
-    ]
 
 
 def generation(found: Continuation) -> Generation:

@@ -24,7 +24,8 @@ from surgeon.recipe.schema import Recipe, VerifySpec
 from surgeon.region.dimensions import hidden_size
 from surgeon.region.patch import Patch, is_patch_file
 from surgeon.region.region import Region, is_region_file
-from surgeon.report.data import Report, region_report
+from surgeon.report.data import Report
+from surgeon.report.regions import region_report
 from surgeon.report.terminal import Pairs, expectation_line, regions_table, sparkline, table
 from surgeon.report.words import count, number, percent, roles_in_order, size
 from surgeon.write.marker import MARKER, Marker

@@ -21,7 +21,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import RecipeError
 from surgeon.region.controls import Draw, draw_control, random_like
 from surgeon.region.region import Region
-from surgeon.report.data import region_report
+from surgeon.report.regions import region_report
 
 DTYPES = st.sampled_from([np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
 

@@ -18,10 +18,11 @@ import vl_convert
 from reports import LANGUAGES, POINTS, make_region, make_report
 
 from surgeon.region.region import Region
-from surgeon.report.data import OverlapReport, Report, overlap_reports, region_report
+from surgeon.report.data import OverlapReport, Report
 from surgeon.report.drawing import COOL, HEAT, PALETTE, STRONG, Figure, svg, themed, write_pictures
 from surgeon.report.figures import CROWDING, JACCARD, RATIOS, figures, language_groups, series, variant_figures
 from surgeon.report.png import repacked
+from surgeon.report.regions import overlap_reports, region_report
 from surgeon.report.scan import EXPONENT, brightest, picture
 from surgeon.report.story import tell
 

@@ -10,8 +10,8 @@ import pytest
 from reports import make_region, make_report
 
 from surgeon.region.region import Region
-from surgeon.report.data import overlap_reports, region_report
 from surgeon.report.html import write_page
+from surgeon.report.regions import overlap_reports, region_report
 
 pytestmark = pytest.mark.slow
 Open = Callable[..., Any]
