@@ -46,8 +46,10 @@ def opened(browser: Any, address: str) -> Iterator[Open]:
         page.goto(address)
         if live:
             for figure in page.locator("main > div > figure, section > figure").all():
-                figure.evaluate("(figure) => figure.scrollIntoView()")
-            page.wait_for_function("[...document.querySelectorAll('.is-live')].every((figure) => figure.dataset.ready)")
+                figure.evaluate("(figure) => figure.scrollIntoView()")  # a figure comes to life when it is seen
+                name = figure.get_attribute("data-figure")
+                if not name.startswith("scan"):
+                    page.wait_for_selector(f"figure[data-figure='{name}'][data-ready]")
             page.evaluate("scrollTo(0, 0)")
         return page
 
