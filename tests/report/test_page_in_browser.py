@@ -47,7 +47,8 @@ def opened(browser: Any, address: str) -> Iterator[Open]:
         if live:
             for figure in page.locator("main > div > figure, section > figure").all():
                 figure.evaluate("(figure) => figure.scrollIntoView()")
-            page.wait_for_function("[...document.querySelectorAll('.is-live')].every((figure) => figure.dataset.ready)")
+                drawn = "(figure) => figure.dataset.ready || !(figure.dataset.figure in data.figures)"
+                page.wait_for_function(drawn, arg=figure.element_handle())
             page.evaluate("scrollTo(0, 0)")
         return page
 
