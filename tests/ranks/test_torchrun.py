@@ -33,7 +33,7 @@ def run(command: list[str], environment: dict[str, str], log: Path) -> tuple[int
             command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            code = started.wait(150)
+            code = started.wait(240)
         except subprocess.TimeoutExpired:
             code = None
         with suppress(ProcessLookupError):
