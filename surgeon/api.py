@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
+from surgeon import ranks
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed
 from surgeon.checkpoint.remembered import stored_hash
@@ -15,6 +18,7 @@ from surgeon.errors import InputError, did_you_mean
 from surgeon.hub.push import push_variants
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Verification
+from surgeon.model.together import End, assist, load_stack
 from surgeon.plan.check import check_device, check_length, check_ready, chosen_device
 from surgeon.plan.duration import steps
 from surgeon.plan.first_cut import RECIPE as FIRST_CUT
@@ -124,6 +128,31 @@ def apply(
     Raises:
         SurgeonError: something in the recipe, the model, or the environment; nothing is left half written.
     """
+    with _together(device) as own:
+        if ranks.rank() > 0:
+            return cast(Report, assist(own, jobs or os.cpu_count() or 1))
+        found = _apply(recipe, output, overrides, own, jobs, progress, push, overwrite)
+        return cast(Report, ranks.share(End(found)).result)
+
+
+@contextmanager
+def _together(device: str) -> Iterator[str]:
+    """Meet the other ranks, if there are any; yields the device."""
+    device = device if ranks.started()[1] == 1 else chosen_device(device)
+    with ranks.joined(device):
+        yield device
+
+
+def _apply(
+    recipe: str | Path,
+    output: str | Path | None,
+    overrides: Sequence[str],
+    device: str,
+    jobs: int | None,
+    progress: Progress | None,
+    push: bool | None,
+    overwrite: bool,
+) -> Report:
     started = time.perf_counter()
     path = find_recipe(recipe)
     the_plan = _plan_to_run(path, output, overrides)
@@ -207,12 +236,17 @@ def score(
     overwrite: bool = False,
 ) -> dict[str, Path]:
     """Compute the scores and regions of a recipe only; returns the region files by name."""
-    device = chosen_device(device)
-    run = Run(_plan_to_run(recipe, output, overrides), device, jobs, progress, keep=True)
-    check_ready(run.plan, device, run.jobs)
-    run.check_texts()
-    with output_lock(run.plan.output, run.plan.recipe.name, overwrite), cache_in_use():
-        return save_regions(run)
+    with _together(device) as own:
+        if ranks.rank() > 0:
+            return cast(dict[str, Path], assist(own, jobs or os.cpu_count() or 1))
+        own = chosen_device(own)
+        run = Run(_plan_to_run(recipe, output, overrides), own, jobs, progress, keep=True)
+        check_ready(run.plan, own, run.jobs)
+        run.check_texts()
+        with output_lock(run.plan.output, run.plan.recipe.name, overwrite), cache_in_use():
+            files = save_regions(run)
+        ranks.share(End(files))
+        return files
 
 
 def verify_checkpoint(
@@ -233,9 +267,22 @@ def verify_checkpoint(
         SurgeonError: files are damaged, the corpus lacks a language, there is no such device, or the window is too
             long.
     """
+    with _together(device) as own:
+        if ranks.rank() > 0:
+            return cast(Verification, assist(own, os.cpu_count() or 1))
+        found = _verify(checkpoint, base, corpus, spec, own, progress or Progress())
+        return cast(Verification, ranks.share(End(found)).result)
+
+
+def _verify(
+    checkpoint: str | Path,
+    base: str | Path | None,
+    corpus: Corpus,
+    spec: VerifySpec,
+    device: str,
+    progress: Progress,
+) -> Verification:
     from surgeon.model.editing import Variant
-    from surgeon.model.model import load_model
-    from surgeon.model.stack import make_stack
     from surgeon.model.verification import verify
 
     device = chosen_device(device)
@@ -257,8 +304,8 @@ def verify_checkpoint(
     for _, item in opened:
         check_written(item.folder, os.cpu_count() or 1)
     for label, item in opened:
-        stack = make_stack(load_model(item, resolve_precision("auto", device), device))
-        one = verify(stack, [Variant(label)], corpus, languages, spec, progress or Progress())
+        stack = load_stack(item, resolve_precision("auto", device), device)
+        one = verify(stack, [Variant(label)], corpus, languages, spec, progress)
         found.measures.update(one.measures)
         found.continuations.update(one.continuations)
         refuse_changed(item)

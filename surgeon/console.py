@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from surgeon import ranks
 from surgeon.visible import json_escaped, visible
 
 if TYPE_CHECKING:
@@ -48,13 +49,16 @@ def stdout() -> Console:
 
 
 def progress_to(quiet: bool) -> Progress:
-    """Return where progress goes: to stderr; nowhere if it is to be quiet, unless that is a terminal."""
+    """Return where progress goes: to stderr; nowhere if it is to be quiet, unless that is a terminal.
+
+    Of several ranks only the first one says anything.
+    """
     from rich.console import Console
 
     from surgeon.progress import Progress
 
     console = Console(stderr=True)
-    return Progress(None if quiet and not console.is_terminal else console)
+    return Progress(None if ranks.started()[0] > 0 or (quiet and not console.is_terminal) else console)
 
 
 def quiet_libraries(verbose: bool) -> None:

@@ -10,8 +10,12 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
+from surgeon import ranks
 from surgeon.errors import EnvironmentFailure, InputError, SurgeonError
 from surgeon.mapped import answer_faults
 from surgeon.visible import visible
@@ -36,8 +40,30 @@ def run_to_its_end(command: Callable[[], object]) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
     answer_faults(_end_at_once)
-    try:
+    if ranks.started()[0] > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # results are the first rank's to print
+    with _ending():
         command()
+
+
+def or_end(work: Callable[..., None]) -> Callable[..., None]:
+    """Return `work` for a thread without which the process cannot go on: an error there ends the process as here."""
+
+    def guarded(*args: Any) -> None:
+        try:
+            with _ending():
+                work(*args)
+        except BaseException:  # a defect of ours
+            traceback.print_exc()
+            os._exit(1)
+
+    return guarded
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    try:
+        yield
     except SurgeonError as error:
         _fail(*error.said, code=error.exit_code)
     except MemoryError:
@@ -50,7 +76,8 @@ def run_to_its_end(command: Callable[[], object]) -> None:
         again = "what was finished is kept, run the same command again"
         _fail(f"{where}{why}; {again}", code=EnvironmentFailure.exit_code)
     except Interrupted as interrupted:
-        print("interrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        if ranks.speaks():
+            print("interrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(interrupted.code)  # without waiting for threads that still copy, flush or measure
@@ -70,7 +97,10 @@ def _end_at_once(message: str, mendable: bool) -> None:
 def _fail(*messages: str, code: int) -> None:
     coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     head = "\033[1;31merror:\033[0m" if coloured else "error:"
-    for message in messages:  # a line each, whatever stands in it: no name can end it and begin another
+    for message in messages if ranks.speaks() else ():  # a line each: no name can end it and begin another
         line = visible(message[:_LONGEST_MESSAGE])
         print(f"{head} {line}{' ...' if len(message) > _LONGEST_MESSAGE else ''}", file=sys.stderr)
+    if ranks.world() > 1:  # without waiting for threads that wait for other ranks
+        sys.stderr.flush()
+        os._exit(code)
     raise SystemExit(code)

@@ -20,6 +20,7 @@ from surgeon.memory import give_memory_back
 from surgeon.model.kept import keep, kept_path, load_kept
 from surgeon.model.precision import Precision, resolve_precision
 from surgeon.model.results import Verification
+from surgeon.model.together import load_stack
 from surgeon.model.token_counts import TokenCounts
 from surgeon.model.tokenizer import load_tokenizer
 from surgeon.operations import Operation
@@ -83,13 +84,10 @@ class Run:
 
     def stack(self, precision: str) -> Stack:
         """The model, layer by layer, in `float32` or `native` arithmetic."""
-        from surgeon.model.model import load_model
-        from surgeon.model.stack import make_stack
-
         if precision not in self._stacks:
             with self.timed("load"):
                 chosen: Precision = "float32" if precision == "float32" else "native"
-                self._stacks[precision] = make_stack(load_model(self.plan.checkpoint, chosen, self.device))
+                self._stacks[precision] = load_stack(self.plan.checkpoint, chosen, self.device)
         return self._stacks[precision]
 
     @contextmanager

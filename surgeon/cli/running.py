@@ -150,12 +150,22 @@ def plan(
     as_json: JsonOption = False,
     dry_run: DryRunOption = True,
     verbose: VerboseOption = False,
+    ranks: Annotated[
+        int | None, typer.Option("--ranks", min=1, help="Say what each of so many processes under torchrun takes.")
+    ] = None,
 ) -> None:
     """Show what `apply` with the same arguments would do, from headers alone; writes nothing."""
-    _show_plan(recipe, output, overrides, device, as_json)
+    _show_plan(recipe, output, overrides, device, as_json, ranks)
 
 
-def _show_plan(recipe: str, output: Path | None, overrides: list[str] | None, device: str, as_json: bool) -> None:
+def _show_plan(
+    recipe: str,
+    output: Path | None,
+    overrides: list[str] | None,
+    device: str,
+    as_json: bool,
+    ranks: int | None = None,
+) -> None:
     from surgeon import api
     from surgeon.report.planned import plan_data, plan_view
     from surgeon.report.terminal import render
@@ -163,9 +173,9 @@ def _show_plan(recipe: str, output: Path | None, overrides: list[str] | None, de
     made = api.plan_recipe(recipe, output=output, overrides=overrides or (), device=device)
     expected = api.expected_steps(made, device)
     if as_json:
-        print_json(plan_data(made, expected))
+        print_json(plan_data(made, expected, ranks))
     else:
-        render(stdout(), plan_view(made, expected))
+        render(stdout(), plan_view(made, expected, ranks))
 
 
 def score(

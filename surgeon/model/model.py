@@ -21,7 +21,7 @@ from surgeon.errors import CheckpointError, SurgeonError
 from surgeon.freeze.bundle import ModelPlace
 from surgeon.memory import give_memory_back
 from surgeon.model.precision import Precision
-from surgeon.model.slots import Names, Slot, map_names
+from surgeon.model.slots import Names, ReadTensor, Slot, map_names
 from surgeon.model.tokenizer import load_tokenizer
 from surgeon.model.weights import Weights, hollow
 
@@ -50,11 +50,14 @@ class LoadedModel:
         return self.names.slots
 
 
-def load_model(checkpoint: Checkpoint, precision: Precision, device: str = "cpu") -> LoadedModel:
+def load_model(
+    checkpoint: Checkpoint, precision: Precision, device: str = "cpu", read: ReadTensor | None = None
+) -> LoadedModel:
     """Build the hollow model of a checkpoint.
 
     `native` computes in the dtype that most of the weights have on disk, `float32` widens them. What the config
-    says of dtypes does not matter.
+    says of dtypes does not matter. A `read` other than the checkpoint's own is called for one tensor after the other,
+    always in the same order.
 
     Raises:
         CheckpointError: the architecture is unknown to transformers, or tensors are missing or of another shape.
@@ -66,12 +69,13 @@ def load_model(checkpoint: Checkpoint, precision: Precision, device: str = "cpu"
     with _parameters_on_meta(), _building(checkpoint):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     _make_hollow(model, dtype, device)
-    names = _mapped(model, checkpoint)
+    reading = read or checkpoint.tensor
+    names = _mapped(model, checkpoint, reading)
     _refuse_missing(checkpoint, model, names)
-    _fill_buffers(checkpoint, model, names)
+    _fill_buffers(reading, model, names)
     model.eval()
     give_memory_back()
-    weights = Weights(model, names, checkpoint.tensor, device)
+    weights = Weights(model, names, reading, device, looks_ahead=read is None)
     return LoadedModel(checkpoint, model, load_tokenizer(checkpoint), names, weights, precision, device)
 
 
@@ -128,7 +132,7 @@ def _kept_wide(model: Any, dtype: torch.dtype) -> Callable[[str], bool]:
     return lambda name: any(f".{module}." in f".{name}." for module in modules)
 
 
-def _mapped(model: Any, checkpoint: Checkpoint) -> Names:
+def _mapped(model: Any, checkpoint: Checkpoint, read: ReadTensor) -> Names:
     """Map names to the model, and untie what its config ties and the disk holds twice, with different values.
 
     transformers does the same: of such a checkpoint it believes the files and not the config.
@@ -142,12 +146,16 @@ def _mapped(model: Any, checkpoint: Checkpoint) -> Names:
             continue
         name = origin.parts[0][1]
         first = stored.setdefault(id(parameter), name)
-        if first != name and checkpoint.array(first).tobytes() != checkpoint.array(name).tobytes():
+        if first != name and not _same_bytes(read(first), read(name)):
             owner, _, attribute = path.rpartition(".")
             apart = torch.nn.Parameter(hollow(parameter.shape, parameter.dtype, parameter.device), requires_grad=False)
             model.get_submodule(owner)._parameters[attribute] = apart
             return map_names(model, shapes)
     return names
+
+
+def _same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left.dtype == right.dtype and torch.equal(left.view(torch.uint8), right.view(torch.uint8))
 
 
 def _refuse_missing(checkpoint: Checkpoint, model: Any, names: Names) -> None:
@@ -165,12 +173,12 @@ def _refuse_missing(checkpoint: Checkpoint, model: Any, names: Names) -> None:
     raise CheckpointError(f"{checkpoint.folder}: tensor '{sorted(absent)[0]}' is missing ({len(absent)} in all)")
 
 
-def _fill_buffers(checkpoint: Checkpoint, model: Any, names: Names) -> None:
+def _fill_buffers(read: ReadTensor, model: Any, names: Names) -> None:
     """Give stored buffers their values; they are small."""
     for name, buffer in model.named_buffers():
         origin = names.origins.get(name)
         if origin is not None:
-            buffer.copy_(origin.values(checkpoint.tensor, model)[name])
+            buffer.copy_(origin.values(read, model)[name])
 
 
 def model_places(checkpoint: Checkpoint) -> dict[str, ModelPlace]:

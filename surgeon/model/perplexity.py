@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from surgeon import ranks
 from surgeon.errors import InputError
 from surgeon.model.editing import Variant
 from surgeon.model.forward import run_models, work
@@ -68,12 +69,16 @@ def measure_variants(
     batch_size: int,
     progress: Progress,
 ) -> dict[str, dict[str, Measure]]:
-    """Measure each variant on each language; the sum of a broken model may be inf or nan and is returned as it is."""
-    batches = [
+    """Measure each variant on each language; the sum of a broken model may be inf or nan and is returned as it is.
+
+    Of several ranks each measures some of the windows, and the first one returns what all found.
+    """
+    every = [
         _batch(language, text.windows[start : start + batch_size])
         for language, text in texts.items()
         for start in range(0, len(text.windows), batch_size)
     ]
+    batches = every[ranks.own_run(len(every))]
     sums = [[torch.zeros(len(batch.inputs), dtype=torch.float64) for batch in batches] for _ in variants]
 
     def take(variant: int, number: int, rows: slice, positions: slice, logits: torch.Tensor) -> None:
@@ -90,9 +95,13 @@ def measure_variants(
     with progress.task(label, work(stack, variants, len(batches))) as advance:
         inputs = [batch.inputs for batch in batches]
         run_models(stack, variants, inputs, take, wanted=wanted, advance=advance)
+    found = ranks.gather(sums)
     return {
-        variant.name: {language: _measure(language, text, batches, sums[i]) for language, text in texts.items()}
-        for i, variant in enumerate(variants)
+        variant.name: {
+            language: _measure(language, text, every, [nll for of_rank in found for nll in of_rank[i]])
+            for language, text in texts.items()
+        }
+        for i, variant in enumerate(variants if found else ())
     }
 
 

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 
+from surgeon import ranks
 from surgeon.model.continuations import continue_prompts, cost, encode_prompts
 from surgeon.model.editing import Variant
-from surgeon.model.perplexity import evaluation_texts, measure_variants
+from surgeon.model.perplexity import EvaluationText, evaluation_texts, measure_variants
+from surgeon.model.precision import Precision
 from surgeon.model.results import Continuation, Verification
 from surgeon.model.stack import Stack
+from surgeon.model.together import Models
+from surgeon.operations import Operation
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
+from surgeon.region.carried import receive_regions, share_regions
 from surgeon.text.corpora import Corpus
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """A measurement of which every rank takes some of the windows (see `together.Part`)."""
+
+    model: str
+    precision: Precision
+    operations: Mapping[str, list[Operation]]
+    texts: Mapping[str, EvaluationText]
+    batch_size: int
+
+    def assist(self, models: Models) -> None:
+        """Measure this rank's windows."""
+        with ExitStack() as open_files:
+            regions = receive_regions(open_files)
+            variants = [Variant(name, done, regions[name]) for name, done in self.operations.items()]
+            stack = models.stack(self.model, self.precision)
+            measure_variants(stack, variants, self.texts, self.batch_size, Progress())
 
 
 def verify(
@@ -30,6 +56,11 @@ def verify(
     """
     texts = evaluation_texts(stack.loaded.tokenizer, corpus, languages, spec)
     prompts = encode_prompts(stack, spec.prompts, spec.new_tokens)
+    if ranks.world() > 1:
+        operations = {variant.name: list(variant.operations) for variant in variants}
+        loaded = stack.loaded
+        ranks.share(Measuring(str(loaded.checkpoint.folder), loaded.precision, operations, texts, spec.batch_size))
+        share_regions({variant.name: variant.regions or {} for variant in variants})
     measures = measure_variants(stack, variants, texts, spec.batch_size, progress)
     continuations: dict[str, list[Continuation]] = {}
     if prompts:

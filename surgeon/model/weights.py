@@ -31,8 +31,8 @@ def hollow(shape: Sequence[int], dtype: torch.dtype, device: str | torch.device)
 class Weights:
     """Fills and empties the parameters of one model, which are hollow at first; see `resident`."""
 
-    def __init__(self, model: Any, names: Names, read: ReadTensor, device: str) -> None:
-        self._model, self._names, self._read = model, names, read
+    def __init__(self, model: Any, names: Names, read: ReadTensor, device: str, looks_ahead: bool = True) -> None:
+        self._model, self._names, self._read, self._looks_ahead = model, names, read, looks_ahead
         self._paths = {
             id(parameter): path
             for path, parameter in model.named_parameters(remove_duplicate=False)
@@ -72,7 +72,7 @@ class Weights:
         return [parameter for parameter in parameters if id(parameter) not in self._filled]
 
     def _read_ahead(self, parameters: Parameters) -> None:
-        if parameters and _key(parameters) not in self._ahead:
+        if self._looks_ahead and parameters and _key(parameters) not in self._ahead:
             self._pool = self._pool or ThreadPoolExecutor(1)
             self._ahead = {_key(parameters): self._pool.submit(self._fetch, parameters)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group
@@ -11,14 +12,18 @@ from rich.text import Text
 from surgeon.checkpoint.naming import unknown_kinds
 from surgeon.plan.estimates import SHARE_OF_DISK, shape_of, stores
 from surgeon.plan.plan import Plan
+from surgeon.plan.ranks import rank_needs
 from surgeon.progress import Step, duration
 from surgeon.recipe.schema import GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
 from surgeon.report.terminal import table, told
 from surgeon.report.words import percent, size
 
 
-def plan_view(plan: Plan, expected: Sequence[Step] = ()) -> Group:
-    """Show a plan: regions, variants, and what they need; `expected` are the steps with the time they may take."""
+def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = None) -> Group:
+    """Show a plan: regions, variants, and what they need; `expected` are the steps with the time they may take.
+
+    With `ranks` also what each of so many processes takes.
+    """
     regions = table("Regions", "region", "selects", "tensors", "entries", "of", words=["selects"])
     for name in plan.file.as_written.regions:
         region = plan.regions[name]
@@ -56,6 +61,8 @@ def plan_view(plan: Plan, expected: Sequence[Step] = ()) -> Group:
         repo, revision = push.place(name) if push is not None else ("", None)
         lines.append(f"push    {name} to hf://{repo}{'@' + revision if revision else ''}")
     needs = f"needs   about {size(plan.peak_memory)} of memory (estimate), at most {size(plan.disk_needed)} of disk"
+    if ranks is not None:
+        needs += f"\n{_rank_words(plan, ranks, expected)}"
     parts: list[Any] = [told(*lines), Text("")]
     if plan.regions:
         parts.append(regions)
@@ -107,6 +114,16 @@ def _run_words(plan: Plan) -> list[str]:
     return lines
 
 
+def _rank_words(plan: Plan, ranks: int, expected: Sequence[Step]) -> str:
+    """Say what each rank takes."""
+    found = rank_needs(plan, ranks, expected)
+    return (
+        f"ranks   {ranks}; each about {size(found.memory)} of memory, {size(found.scratch)} of scratch at most\n"
+        f"        reads {size(found.read)} of weights, sends {size(found.sent)} at most; about "
+        f"{duration(found.seconds)} on as many such processors, without what waits for the network"
+    )
+
+
 def _fetched(plan: Plan) -> str:
     if not plan.checkpoint.is_remote:
         return ""
@@ -115,8 +132,18 @@ def _fetched(plan: Plan) -> str:
     return ", on the Hub; only the tensors that change are fetched"
 
 
-def plan_data(plan: Plan, expected: Sequence[Step] = ()) -> dict[str, Any]:
-    """Return a plan as plain data, for `--json`; `seconds` is what the `expected` steps may take."""
+def plan_data(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = None) -> dict[str, Any]:
+    """Return a plan as plain data, for `--json`; `seconds` is what the `expected` steps may take.
+
+    With `ranks` also what each of so many processes takes.
+    """
+    data = _plan_data(plan, expected)
+    if ranks is not None:
+        data["per_rank"] = asdict(rank_needs(plan, ranks, expected))
+    return data
+
+
+def _plan_data(plan: Plan, expected: Sequence[Step]) -> dict[str, Any]:
     return {
         "model": plan.checkpoint.source.name,
         "revision": plan.checkpoint.source.revision,

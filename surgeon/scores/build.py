@@ -72,7 +72,8 @@ def _control(plan: Plan, region: RegionPlan, of: Region, scores: Sequence[ScoreS
     else:
         ranking = summed(list(score_set.readers.values())) if score_set is not None and score_set.readers else None
         drawn = Region(
-            of.shapes, lambda name: encode_indices(draw_like(plan, region, of, name, ranking), of.shapes[name])
+            of.shapes,
+            lambda name: encode_indices(draw_like(plan.checkpoint, region, of, name, ranking), of.shapes[name]),
         )
     return keep_region(plan, region, keys, jobs, drawn) if is_kept else drawn
 

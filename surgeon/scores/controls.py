@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.plan.plan import Plan
 from surgeon.plan.regions import RegionPlan
 from surgeon.recipe.schema import ScoreSpec
@@ -12,11 +13,11 @@ from surgeon.region.region import Indices, Region
 from surgeon.region.select import Scores
 
 
-def draw_like(plan: Plan, control: RegionPlan, of: Region, name: str, ranking: Scores | None) -> Indices:
+def draw_like(checkpoint: Checkpoint, control: RegionPlan, of: Region, name: str, ranking: Scores | None) -> Indices:
     """Draw a control's entries of one tensor of the region it is a control of; `ranking` is what `bottom` goes by."""
     spec = control.spec.control
     assert spec is not None
-    values, there = plan.checkpoint.array(name).reshape(-1), of.indices(name)
+    values, there = checkpoint.array(name).reshape(-1), of.indices(name)
     removed = float(np.sum(values[there].astype(np.float64) ** 2)) if spec.matched == "l2" else None
     scores = ranking(name) if spec.draw == "bottom" and ranking is not None else None
     return draw_control(name, values, there.size, spec.draw, seed=spec.seed, scores=scores, removed=removed)

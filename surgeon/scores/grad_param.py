@@ -14,15 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from surgeon import ranks
 from surgeon.errors import InputError
 from surgeon.model.batches import head_chunks
 from surgeon.model.slots import Slot
 from surgeon.model.stack import Arguments, Stack
 from surgeon.model.states import States
-from surgeon.scores.sample import Advance, Sample, Scores, enter_sample, parameters_of, units
+from surgeon.scores.sample import Advance, Link, Sample, Scores, enter_sample, parameters_of, units
 from surgeon.scores.settings import Reduction
 
 _UNCOUNTED = -100  # in place of a label: nothing is predicted there
@@ -126,7 +128,7 @@ def _heads(run: _Pass) -> None:
         for language, batches in run.sample.numbered():
             for batch, ids in batches:
                 hidden = run.kept.hidden.get(last, batch, stack.loaded.device).requires_grad_()
-                _backpropagate_head(stack, hidden, ids, run.sample.predicted(language), language)
+                _backpropagate_head(stack, hidden, ids, run.sample.predicted[language], language)
                 assert hidden.grad is not None
                 run.kept.gradients.put(last, batch, hidden.grad)
                 run.advance(BACKWARD)
@@ -159,7 +161,8 @@ def _backward(
     stack, kept, device = run.stack, run.kept, run.stack.loaded.device
     ahead = stack.unit(number - 1) if device != "cpu" else []  # on a CPU a second layer would cost more than it gains
     with stack.loaded.weights.resident(stack.unit(number), ahead), _Sums(slots, reduction) as sums:
-        for language, batches in run.sample.numbered():
+        for language, batches, link in run.sample.turns():
+            sums.go_on(link)
             for batch, _ in batches:
                 hidden = kept.hidden.get(number, batch, device).requires_grad_(further)
                 output = stack.layer(number, hidden, run.arguments[batch][number])
@@ -169,7 +172,7 @@ def _backward(
                     kept.gradients.put(number, batch, hidden.grad)
                 sums.take()
                 run.advance(BACKWARD)
-            if slots:
+            if slots and not sums.handed_on(link):
                 yield language, sums.scores()
 
 
@@ -177,16 +180,18 @@ def _outside(run: _Pass, slots: Mapping[str, Slot], reduction: Reduction) -> Ite
     """Score what is outside the layers: each batch's head first, then, with the layers' gradient, its embedding."""
     stack, kept = run.stack, run.kept
     with stack.loaded.weights.resident(stack.outer()), _Sums(slots, reduction) as sums:
-        for language, batches in run.sample.numbered():
+        for language, batches, link in run.sample.turns():
+            sums.go_on(link)
             for batch, ids in batches:
                 last = kept.hidden.get(len(stack.layers), batch, stack.loaded.device)
-                _backpropagate_head(stack, last, ids, run.sample.predicted(language), language)
+                _backpropagate_head(stack, last, ids, run.sample.predicted[language], language)
                 entered = stack.enter(ids).hidden
                 if entered is not None and entered.requires_grad:
                     entered.backward(kept.gradients.get(0, batch, stack.loaded.device))  # type: ignore[no-untyped-call]
                 sums.take()
                 run.advance(BACKWARD)
-            yield language, sums.scores()
+            if not sums.handed_on(link):
+                yield language, sums.scores()
 
 
 def _whole(
@@ -194,35 +199,61 @@ def _whole(
 ) -> Iterator[tuple[int, str, Scores]]:
     """Score a model that is no plain stack, held as a whole."""
     with stack.loaded.weights.resident(stack.outer()), _Sums(slots, reduction) as sums:
-        for language, batches in sample.numbered():
+        for language, batches, link in sample.turns():
+            sums.go_on(link)
             for _, ids in batches:
                 logits, labels = stack.whole(ids)[:, :-1], ids[:, 1:].to(stack.loaded.device)
-                _backpropagate(logits, labels, sample.predicted(language), language)
+                _backpropagate(logits, labels, sample.predicted[language], language)
                 sums.take()
                 advance(1)
-            yield -1, language, sums.scores()
+            if not sums.handed_on(link):
+                yield -1, language, sums.scores()
 
 
 class _Sums:
     """Sums of one language's gradients, batch by batch, of the parameters that slots are parts of.
 
-    Signed sums of float32 gradients are what autograd itself adds up; all others are taken over in float32.
+    Signed sums of float32 gradients are what autograd itself adds up; all others are taken over in float32. Where the
+    batches of a language are on several ranks, a sum begins with that of the rank before and is handed to the next, so
+    that it is added up in the order of the batches, to the same bits, on however many.
     """
 
     def __init__(self, slots: Mapping[str, Slot], reduction: Reduction) -> None:
         self._slots, self._absolute = slots, reduction == "absolute"
         self._parameters = parameters_of(slots)
         self._sums: dict[int, torch.Tensor] = {}
+        self._leaving: tuple[Sequence[Any], int] | None = None
 
     def __enter__(self) -> _Sums:
         for parameter in self._parameters:
             parameter.requires_grad_()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         for parameter in self._parameters:
             parameter.grad = None
             parameter.requires_grad_(False)
+        if self._leaving is not None and kind is None:
+            ranks.finish(*self._leaving, ranks.CHAIN)
+
+    def go_on(self, link: Link) -> None:
+        """Begin a language: with nothing, or with what the batches before, on another rank, gave."""
+        if link.before is None or not self._parameters:
+            return
+        sums = [torch.empty(p.shape, dtype=torch.float32, device=p.device) for p in self._parameters]
+        ranks.receive(sums, link.before, ranks.CHAIN)
+        for parameter, total in zip(self._parameters, sums, strict=True):
+            if self._absolute or parameter.dtype != torch.float32:
+                self._sums[id(parameter)] = total
+            else:
+                parameter.grad = total
+
+    def handed_on(self, link: Link) -> bool:
+        """Hand the language's sums to the rank that has its next batches, if there is one."""
+        if link.after is None:
+            return False
+        self._leaving = ranks.begin_to_send(self._totals(), link.after, ranks.CHAIN), link.after
+        return True
 
     def take(self) -> None:
         """Take over what one batch has left in the gradients."""
@@ -239,12 +270,16 @@ class _Sums:
     def scores(self) -> Scores:
         """Return the language's scores on the CPU, and begin the next one's sums."""
         done = {}
+        for parameter, total in zip(self._parameters, self._totals(), strict=True):
+            done[id(parameter)] = total if self._absolute else total.mul_(parameter.detach().float()).abs_()
+        return {name: slot.of(done[id(slot.parameter)]).cpu() for name, slot in self._slots.items()}
+
+    def _totals(self) -> list[torch.Tensor]:
+        """Return the sums of all parameters, and begin the next ones."""
+        totals = []
         for parameter in self._parameters:
             total = self._sums.pop(id(parameter), parameter.grad)
             parameter.grad = None
-            if total is None:  # no token came by, as with experts that no router chose
-                total = torch.zeros(parameter.shape, device=parameter.device)
-            elif not self._absolute:
-                total = total.mul_(parameter.detach().float()).abs_()
-            done[id(parameter)] = total
-        return {name: slot.of(done[id(slot.parameter)]).cpu() for name, slot in self._slots.items()}
+            # no token came by, as with experts that no router chose
+            totals.append(torch.zeros(parameter.shape, device=parameter.device) if total is None else total)
+        return totals

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -18,14 +18,24 @@ Scores = dict[str, torch.Tensor]  # float32, non-negative, in the shapes on disk
 
 
 @dataclass(frozen=True)
+class Link:
+    """The ranks that have the batches of a language before and after those of this rank, if others have some."""
+
+    before: int | None = None
+    after: int | None = None
+
+
+@dataclass(frozen=True)
 class Sample:
-    """Token ids by language, in batches (sequences, length), and how many of them are predicted."""
+    """Token ids by language, in batches (sequences, length), and how many of them are predicted.
+
+    One rank's part of a sample has some of the batches, and `links` to where the others of their languages are;
+    `predicted` are the tokens of all.
+    """
 
     batches: Mapping[str, Sequence[torch.Tensor]]
-
-    def predicted(self, language: str) -> int:
-        """Number of predicted tokens of one language."""
-        return sum(ids.shape[0] * (ids.shape[1] - 1) for ids in self.batches[language])
+    predicted: Mapping[str, int]
+    links: Mapping[str, Link] = field(default_factory=dict)
 
     def all(self) -> list[torch.Tensor]:
         """All batches, language by language."""
@@ -37,6 +47,14 @@ class Sample:
         for language, batches in self.batches.items():
             yield language, list(enumerate(batches, number))
             number += len(batches)
+
+    def turns(self) -> list[tuple[str, list[tuple[int, torch.Tensor]], Link]]:
+        """Return the same in the order in which they take their turns in a layer, each with its link.
+
+        What another rank waits for comes first, unless it has itself to wait for a third.
+        """
+        found = [(language, batches, self.links.get(language, Link())) for language, batches in self.numbered()]
+        return sorted(found, key=lambda turn: turn[2].after is None or turn[2].before is not None)
 
 
 def make_sample(sequences: Mapping[str, Sequence[Sequence[int]]], batch_size: int) -> Sample:
@@ -52,7 +70,36 @@ def make_sample(sequences: Mapping[str, Sequence[Sequence[int]]], batch_size: in
             raise InputError(f"the text for '{language}' is too short to score on: it gives no sequence of two tokens")
         starts = range(0, len(long_enough), batch_size)
         batches[language] = [torch.tensor(long_enough[start : start + batch_size]) for start in starts]
-    return Sample(batches)
+    predicted = {
+        language: sum(ids.shape[0] * (ids.shape[1] - 1) for ids in found) for language, found in batches.items()
+    }
+    return Sample(batches, predicted)
+
+
+def part_of(sample: Sample, rank: int, world: int) -> Sample:
+    """Return the batches that one of several ranks takes: a run of all of them, language after language."""
+    owners = _owners(sample, world)
+    batches = {
+        language: [ids for ids, owner in zip(found, owners[language], strict=True) if owner == rank]
+        for language, found in sample.batches.items()
+    }
+    links = {language: _link(owners[language], rank) for language, found in batches.items() if found}
+    return Sample({language: batches[language] for language in links}, sample.predicted, links)
+
+
+def last_ranks(sample: Sample, world: int) -> dict[str, int]:
+    """Return the rank that has each language's last batch, and so ends up with its whole sums."""
+    return {language: owners[-1] for language, owners in _owners(sample, world).items()}
+
+
+def _owners(sample: Sample, world: int) -> dict[str, list[int]]:
+    total = len(sample.all())
+    return {language: [batch * world // total for batch, _ in batches] for language, batches in sample.numbered()}
+
+
+def _link(owners: Sequence[int], rank: int) -> Link:
+    first, last = owners.index(rank), len(owners) - owners[::-1].index(rank)
+    return Link(owners[first - 1] if first else None, owners[last] if last < len(owners) else None)
 
 
 def units(stack: Stack, slots: Mapping[str, Slot]) -> dict[int, dict[str, Slot]]:

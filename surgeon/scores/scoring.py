@@ -10,10 +10,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from surgeon import ranks
 from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.sealed import publish_sealed
 from surgeon.checkpoint.sources import cache_folder
@@ -35,7 +35,7 @@ from surgeon.scores.cache import (
     score_path,
     writable,
 )
-from surgeon.scores.controls import draw_like, is_drawn_within, ranked_controls
+from surgeon.scores.controls import is_drawn_within, ranked_controls
 from surgeon.scores.magnitude import magnitude
 from surgeon.scores.random import random_scores
 from surgeon.scores.region_cache import load_region
@@ -138,17 +138,27 @@ def _on_text(run: Scoring, spec: GradParamScore | WandaScore) -> ScoreSet:
         return ScoreSet(spec, {}, keys, samples, selected)
     kept = run.keep or not streams or keeps(score_bytes(tensors, spec))
     missing = _with_texts_of_their_own([name for name in languages if name not in known], paths) if kept else languages
-    from surgeon.scores.sweeps import Sweep  # torch is imported where it is needed
+    from surgeon.scores.shared import SharedSweep  # torch is imported where it is needed
 
-    sequences = _sequences(plan, spec, missing, load_tokenizer(plan.checkpoint))
-    sweep = Sweep(run.load(precision), sequences, tensors, settings, run.progress)
+    key = sha256("".join(sorted(keys[language] for language in missing)).encode())[:32]
+    central = kept or any(region.select is not None and region.select.scope == "global" for region in regions)
+    shared = SharedSweep(
+        str(plan.checkpoint.folder),
+        _sequences(plan, spec, missing, load_tokenizer(plan.checkpoint)),
+        tensors,
+        settings,
+        (0,) if central else tuple(range(ranks.world())),
+        None if kept else (regions, controls),
+        key,
+    )
+    stack = run.load(precision)
+    ranks.share(shared)
+    sweep = shared.sweep(stack, run.progress)
     if kept:
-        _keep(sweep, {language: paths[language] for language in missing}, tensors)
+        _keep(sweep, key, {language: paths[language] for language in missing}, tensors)
         readers = {language: ScoreFile(path, language).reader() for language, path in paths.items()}
         return ScoreSet(spec, readers, keys, samples)
-    key = sha256("".join(sorted(keys.values())).encode())[:32]
-    drawn = [(control, partial(draw_like, plan, control)) for control in controls]
-    return ScoreSet(spec, {}, keys, samples, sweep.select(regions, drawn, key))
+    return ScoreSet(spec, {}, keys, samples, shared.select(sweep))
 
 
 def _sample_size(run: Scoring, spec: GradParamScore | WandaScore, language: str) -> SampleSize:
@@ -176,7 +186,7 @@ def _with_texts_of_their_own(languages: Sequence[str], paths: Mapping[str, Path]
     return [name for i, name in enumerate(languages) if paths[name] not in [paths[other] for other in languages[:i]]]
 
 
-def _keep(sweep: Sweep, paths: Mapping[str, Path], tensors: Sequence[TensorInfo]) -> None:
+def _keep(sweep: Sweep, key: str, paths: Mapping[str, Path], tensors: Sequence[TensorInfo]) -> None:
     """Write the languages' scores into the cache as the sweep makes them; they get names when all are complete."""
     size, folder = sum(info.numel for info in tensors) * 4 * len(paths), cache_folder() / "scores"
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,9 +196,8 @@ def _keep(sweep: Sweep, paths: Mapping[str, Path], tensors: Sequence[TensorInfo]
             f"{folder}: the scores of {len(paths)} languages take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
             "free; make room, or set SURGEON_CACHE to a folder elsewhere (`surgeon apply` does without them)"
         )
-    key = sha256("".join(sorted(path.stem for path in paths.values())).encode())[:32]
     with sweep.scratch(key) as scratch:
-        made, start = {language: scratch.folder / path.name for language, path in paths.items()}, scratch.progress()
+        made, start = {language: scratch.folder / path.name for language, path in paths.items()}, sweep.start(scratch)
         for language, path in made.items() if start.left is None else ():
             allocate_score(path, tensors, language)
         arrays = {language: writable(path) for language, path in made.items()}
@@ -197,9 +206,12 @@ def _keep(sweep: Sweep, paths: Mapping[str, Path], tensors: Sequence[TensorInfo]
             for path in made.values():
                 flush(path)
 
-        for _, language, scores in sweep.run(scratch, start, flush_all):
+        for layer, language, scores in sweep.run(scratch, start, flush_all):
             for name, values in scores.items():
                 arrays[language][name][...] = values
+            if ranks.world() > 1 and scratch.resumes and language == list(paths)[-1]:
+                flush_all()
+                sweep.done(scratch, layer)
         flush_all()
         for language, path in made.items():
             publish_sealed(path, paths[language])

@@ -21,6 +21,7 @@ from surgeon.checkpoint.storage import replacing
 from surgeon.scores.grad_param import Kept, Progressed
 
 _PROGRESS = "progress.json"
+_DONE = "done-"  # before the number of a layer
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,20 @@ class Scratch:
     folder: Path
     resumes: bool
 
+    @property
+    def key(self) -> str:
+        """The name of the sweep: the same on all ranks."""
+        return self.folder.name.partition("-")[0]
+
+    def note_done(self, layer: int) -> None:
+        """Note that what was selected in a layer is on the disk, beside how far the sweep itself came."""
+        with replacing(self.folder / f"{_DONE}{layer}") as staged:
+            staged.touch()
+
+    def done(self) -> list[int]:
+        """Return the layers of which an earlier process noted it."""
+        return [int(path.name.removeprefix(_DONE)) for path in self.folder.glob(f"{_DONE}*")]
+
     def progress(self) -> Progressed:
         """Return how far an earlier process came here."""
         try:
@@ -37,6 +52,11 @@ class Scratch:
             return Progressed(int(found["forward"]), None if found["left"] is None else int(found["left"]))
         except (OSError, ValueError, KeyError, TypeError):
             return Progressed()
+
+    def forget(self) -> None:
+        """Forget how far any process came."""
+        for path in [self.folder / _PROGRESS, *self.folder.glob(f"{_DONE}*")]:
+            path.unlink(missing_ok=True)
 
     def note(self, progressed: Progressed, kept: Kept) -> None:
         """Note how far the sweep came, once the states that it needs to go on are on the disk."""

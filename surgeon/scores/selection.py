@@ -141,6 +141,16 @@ class StreamedSelection:
         """Take over what an earlier process had selected."""
         self._masks[name] |= {tensor: part[tensor] for tensor in part}
 
+    @property
+    def masks(self) -> dict[str, dict[str, Mask]]:
+        """What has been selected of each region, by tensor."""
+        return self._masks
+
+    def take_over(self, masks: Mapping[str, Mapping[str, Mask]]) -> None:
+        """Take over what another rank has selected, in other layers."""
+        for name, found in masks.items():
+            self._masks[name] |= found
+
     def _labels(self, region: RegionPlan) -> list[str]:
         assert region.select is not None
         return [""] if region.select.monolingual is None else self._languages

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from surgeon import ranks
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import InputError
 from surgeon.model import budgets
@@ -24,23 +24,29 @@ from surgeon.progress import Progress
 from surgeon.region.region import Region
 from surgeon.scores import grad_param, wanda
 from surgeon.scores.grad_param import Kept, Progressed
-from surgeon.scores.sample import Sample, make_sample, units
+from surgeon.scores.sample import Sample, last_ranks, make_sample, part_of, units
 from surgeon.scores.scratch import Scratch, scratch_folder
 from surgeon.scores.selection import Draw, StreamedSelection
 from surgeon.scores.settings import ScoreSettings
+from surgeon.scores.spread import Behind, LateStates, Made, Spread, agreed_start, exchange
 
 Arrays = Mapping[str, NDArray[np.float32]]
+Flush = Callable[[], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """A score to be computed of some tensors on sequences of token ids per language."""
+    """A score to be computed of some tensors on sequences of token ids per language.
+
+    `selecting` are the ranks that take the scores, a layer each in turns.
+    """
 
     stack: Stack
     sequences: Mapping[str, Sequence[Sequence[int]]]
     tensors: Sequence[TensorInfo]
     settings: ScoreSettings
     progress: Progress
+    selecting: Sequence[int] = (0,)
 
     @cached_property
     def sample(self) -> Sample:
@@ -66,39 +72,48 @@ class Sweep:
     @contextmanager
     def scratch(self, key: str) -> Iterator[Scratch]:
         """Yield the sweep's scratch folder, which a later process finds again only if hidden states go there."""
-        with scratch_folder(key, resumes=self._goes_to_disk) as scratch:
+        own = key if ranks.world() == 1 else f"{key}-{ranks.rank()}-of-{ranks.world()}"
+        with scratch_folder(own, resumes=self._goes_to_disk) as scratch:
             yield scratch
 
+    def start(self, scratch: Scratch) -> Progressed:
+        """Return where an earlier process left off; of several ranks, where all of them can go on."""
+        if ranks.world() == 1 or not self._goes_to_disk:
+            return scratch.progress()
+        # A rank without batches has nothing that it would have to go on from.
+        own = scratch.progress() if self._own.all() else Progressed(len(self.stack.layers), 0)
+        agreed = agreed_start(own, scratch.done(), list(self._spread.layers))
+        if agreed is None:
+            scratch.forget()
+        return agreed or Progressed()
+
     def run(
-        self, scratch: Scratch, start: Progressed, flush: Callable[[], None] = lambda: None
+        self, scratch: Scratch, start: Progressed, flush: Flush = lambda: None
     ) -> Iterator[tuple[int, str, Arrays]]:
         """Yield (layer, language, scores by name on disk), all languages of a layer in a row.
 
         `flush` is called before it is noted how far the sweep came: what was made of the scores must be on disk then.
+        On one of several ranks these are the layers that it selects in, see `done`.
         """
-        folder = scratch.folder if self._goes_to_disk else None
-        shapes, dtype = self._layout
-        kept = Kept(*(States(shapes, dtype, folder, label) for label in ("hidden", "gradient")))
+        made = self._engine(scratch, start, flush)
+        if ranks.world() > 1:
+            made = exchange(self._spread, made, self._left(self._spread.own(), start))
+        for layer, language, scores in made:
+            yield layer, language, {name: tensor.numpy() for name, tensor in scores.items()}
 
-        def note(progressed: Progressed) -> None:
-            if scratch.resumes:
-                flush()
-                scratch.note(progressed, kept)
-
-        stack, sample, slots, reduction = self.stack, self.sample, self.slots, self.settings.reduction
-        total = wanda.work(stack, sample, slots) if reduction is None else grad_param.work(stack, sample, slots)
-        with self.progress.task(f"score {', '.join(self.sequences)}", total) as advance:
-            for layer, language, scores in (
-                wanda.sweep(stack, sample, slots, kept.hidden, advance)
-                if reduction is None
-                else grad_param.sweep(stack, sample, slots, reduction, kept, advance, start, note)
-            ):
-                yield layer, language, {name: tensor.numpy() for name, tensor in scores.items()}
+    def done(self, scratch: Scratch, layer: int) -> None:
+        """Note that what becomes of a layer's scores is on disk, where several ranks have to know."""
+        if ranks.world() > 1 and scratch.resumes:
+            scratch.note_done(layer)
+            ranks.announce(f"{scratch.key}/{layer}")
 
     def select(
         self, regions: Sequence[RegionPlan], controls: Sequence[tuple[RegionPlan, Draw]], key: str
     ) -> dict[str, Region]:
-        """Compute the scores and keep only the regions that are selected by them, and their controls."""
+        """Compute the scores and keep only the regions that are selected by them, and their controls.
+
+        Of several ranks the first one returns them.
+        """
         streamed = StreamedSelection(regions, list(self.sequences), controls)
         of_layer = {
             number: [info for info in self.tensors if info.name in names]
@@ -106,23 +121,68 @@ class Sweep:
         }
         with self.scratch(key) as scratch:
             # A cut over all tensors holds its candidates in memory only, so that such a sweep begins anew.
-            start = Progressed() if streamed.is_global else scratch.progress()
-            for layer in of_layer:
+            start = Progressed() if streamed.is_global else self.start(scratch)
+            for layer in of_layer if ranks.world() == 1 else self._spread.own():
                 for name in streamed.names if start.left is not None and layer >= start.left else ():
                     streamed.restore(name, Region.load(_part(scratch, layer, name)))
             for layer in streamed.take(self.run(scratch, start)):
                 for name in streamed.names if scratch.resumes else ():
                     streamed.found(of_layer[layer], name).save(_part(scratch, layer, name))
-            return streamed.finish()
+                self.done(scratch, layer)
+            found = ranks.gather(streamed.masks)
+            for masks in found[1:]:
+                streamed.take_over(masks)
+        return streamed.finish() if ranks.rank() == 0 else {}
+
+    def _engine(self, scratch: Scratch, start: Progressed, flush: Flush) -> Iterator[Made]:
+        kept = self._kept(scratch, start)
+
+        def note(progressed: Progressed) -> None:
+            if scratch.resumes:
+                if ranks.world() == 1:
+                    flush()
+                scratch.note(progressed, kept)
+
+        stack, sample, slots, reduction = self.stack, self._own, self.slots, self.settings.reduction
+        total = wanda.work(stack, sample, slots) if reduction is None else grad_param.work(stack, sample, slots)
+        with self.progress.task(f"score {', '.join(self.sequences)}", total) as advance:
+            yield from (
+                wanda.sweep(stack, sample, slots, kept.hidden, advance)
+                if reduction is None
+                else grad_param.sweep(stack, sample, slots, reduction, kept, advance, start, note)
+            )
+
+    def _kept(self, scratch: Scratch, start: Progressed) -> Kept:
+        shapes, dtype = hidden_layout(self.stack, self._own.all())
+        folder = scratch.folder if self._goes_to_disk else None
+        if ranks.world() == 1 or folder is None:
+            return Kept(*(States(shapes, dtype, folder, label) for label in ("hidden", "gradient")))
+        done = len(self.stack.layers) if start.left is None else start.left
+        behind = Behind(list(self._spread.layers), done, lambda layer: ranks.announced(f"{scratch.key}/{layer}"))
+        return Kept(*(LateStates(shapes, dtype, folder, label, behind) for label in ("hidden", "gradient")))
+
+    def _left(self, layers: Sequence[int], start: Progressed) -> list[int]:
+        return [layer for layer in layers if start.left is None or layer < start.left]
 
     @cached_property
-    def _layout(self) -> tuple[list[tuple[int, ...]], torch.dtype]:
-        return hidden_layout(self.stack, self.sample.all())
+    def _own(self) -> Sample:
+        """The batches of this rank."""
+        return self.sample if ranks.world() == 1 else part_of(self.sample, ranks.rank(), ranks.world())
 
-    @property
+    @cached_property
+    def _spread(self) -> Spread:
+        """What each rank does. Gradients begin at the last layer, activations at the first; what is outside is last."""
+        shapes = {info.name: info.shape for info in self.tensors}
+        found = units(self.stack, self.slots)
+        order = sorted(found, key=lambda layer: (layer < 0, layer if self.settings.reduction is None else -layer))
+        layers = {layer: {name: shapes[name] for name in found[layer]} for layer in order}
+        return Spread(layers, list(self.sequences), last_ranks(self.sample, ranks.world()), self.selecting)
+
+    @cached_property
     def _goes_to_disk(self) -> bool:
+        shapes, dtype = hidden_layout(self.stack, self.sample.all())
         rows = 2 if self.settings.reduction is None else len(self.stack.layers) + 3
-        return bytes_needed(self._layout[0], rows, self._layout[1]) > budgets.HIDDEN_BYTES
+        return bytes_needed(shapes, rows, dtype) > budgets.HIDDEN_BYTES * ranks.world()
 
 
 def _part(scratch: Scratch, layer: int, region: str) -> Path:

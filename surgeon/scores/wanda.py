@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from surgeon import ranks
 from surgeon.errors import InputError
 from surgeon.model.batches import head_chunks
 from surgeon.model.slots import Slot
 from surgeon.model.stack import Stack
 from surgeon.model.states import States
-from surgeon.scores.sample import Advance, Sample, Scores, enter_sample, parameters_of, units
+from surgeon.scores.sample import Advance, Link, Sample, Scores, enter_sample, parameters_of, units
 
 # Functions that multiply inputs with a matrix: the positions of both, and the matrix's axis that meets the inputs.
 _PRODUCTS: dict[Any, tuple[int, int, int]] = {
@@ -49,13 +50,14 @@ def sweep(
     arguments = enter_sample(stack, sample, hidden)
     for number in range(len(stack.layers)):
         with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
-            for language, batches in sample.numbered():
+            for language, batches, link in sample.turns():
                 with _noting(stack.loaded.model, wanted.get(number, {})) as noted:
+                    noted.go_on(link)
                     for batch, _ in batches:
                         before = hidden.get(number, batch, stack.loaded.device)
                         hidden.put(number + 1, batch, stack.layer(number, before, arguments[batch][number]))
                         advance(1)
-                if number in wanted:
+                if number in wanted and not noted.handed_on(link):
                     yield number, language, _scores(noted, wanted[number])
         hidden.drop(number)
     if -1 in wanted:
@@ -72,8 +74,9 @@ def _outside(
     stack: Stack, sample: Sample, slots: Mapping[str, Slot], hidden: States, advance: Advance
 ) -> Iterator[tuple[str, Scores]]:
     with stack.loaded.weights.resident(stack.outer("out")):
-        for language, batches in sample.numbered():
+        for language, batches, link in sample.turns():
             with _noting(stack.loaded.model, slots) as noted:
+                noted.go_on(link)
                 for batch, ids in batches:
                     if not stack.layers:
                         stack.whole(ids)
@@ -82,7 +85,8 @@ def _outside(
                         for rows, positions in head_chunks(stack, ids):
                             stack.head(last[rows, positions])
                     advance(1)
-            yield language, _scores(noted, slots)
+            if not noted.handed_on(link):
+                yield language, _scores(noted, slots)
 
 
 @contextmanager
@@ -122,6 +126,26 @@ class _InputSquares(TorchFunctionMode):
         super().__init__()
         self._matrices = {matrix.data_ptr(): matrix for p in parameters for matrix in _matrices(p)}
         self._squares: dict[tuple[int, int], torch.Tensor] = {}  # by address and by the axis that meets the inputs
+
+    def go_on(self, link: Link) -> None:
+        """Begin with what the batches of the language that another rank has before gave."""
+        if link.before is None or not self._matrices:
+            return
+        found = ranks.receive_value(link.before, ranks.CHAIN)
+        for i, (address, matrix) in enumerate(self._matrices.items()):
+            self._squares |= {
+                (address, axis): found[i, axis].to(matrix.device) for axis in (0, 1) if (i, axis) in found
+            }
+
+    def handed_on(self, link: Link) -> bool:
+        """Hand the sums to the rank that has the language's next batches, if there is one."""
+        if link.after is None:
+            return False
+        numbers = {address: i for i, address in enumerate(self._matrices)}  # addresses are each process's own
+        if self._matrices:
+            found = {(numbers[address], axis): squares.cpu() for (address, axis), squares in self._squares.items()}
+            ranks.send_value(found, link.after, ranks.CHAIN)
+        return True
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash, file_hashes, refuse_changed
@@ -21,17 +20,18 @@ from surgeon.checkpoint.hashing import Stamp, file_hash, file_stamp
 from surgeon.checkpoint.quantized import refuse_quantized
 from surgeon.checkpoint.remembered import remember_file
 from surgeon.checkpoint.sources import refuse_output_inside
-from surgeon.checkpoint.storage import Header, flush, naming, on_disk
+from surgeon.checkpoint.storage import naming, on_disk
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
 from surgeon.freeze.bundle import write_bundle
 from surgeon.operations import Operation
 from surgeon.operations.edits import check_regions_fit, touched_tensors
 from surgeon.region.region import Region
-from surgeon.write.companions import companions, copy_companions
+from surgeon.write.companions import companions
+from surgeon.write.copying import copy_all, flush_file
 from surgeon.write.integrity import CARD, FIGURES
 from surgeon.write.marker import MARKER, MarkedModel, Marker
-from surgeon.write.shards import Copied, copy_shard
+from surgeon.write.shards import Copied
 
 Completion = Callable[[Path, Marker], None]
 
@@ -156,7 +156,7 @@ def stage_variant(
     _require_space(destination, checkpoint)
     folder.mkdir()
     try:
-        copied, flushing = _copy(checkpoint, operations, regions, folder, jobs, advance)
+        copied, flushing = copy_all(checkpoint, operations, regions, folder, jobs, advance)
         marker = _with_content(marker or _plain_marker(checkpoint, destination.name, operations), checkpoint, jobs)
         complete(folder, marker)
         marker = _filled(marker, folder, copied, len(touched_tensors(checkpoint, operations, regions)))
@@ -167,53 +167,6 @@ def stage_variant(
         raise
     stamps = {name: item.stamp for name, item in copied.items()}
     return Staged(checkpoint, folder, destination, marker, stamps, flushing)
-
-
-def _copy(
-    checkpoint: Checkpoint,
-    operations: Sequence[Operation],
-    regions: Mapping[str, Region],
-    folder: Path,
-    jobs: int,
-    advance: Callable[[int], None],
-) -> tuple[dict[str, Copied], tuple[Future[None], ...]]:
-    """Copy companions and shards; each shard is flushed behind the next one's back."""
-    copied = copy_companions(checkpoint, folder)
-    touched = touched_tensors(checkpoint, operations, regions)
-    disk = ThreadPoolExecutor(1)
-    flushing: list[Future[None]] = []
-
-    def job(header: Header, stopping: Event) -> None:
-        names = [name for name in touched if name in header.tensors]
-        target = folder / header.path.name
-        copied[header.path.name] = copy_shard(checkpoint, header, names, target, operations, regions, stopping)
-        flushing.append(disk.submit(_flush, target))
-        advance(header.file_size)
-
-    try:
-        _side_by_side(job, checkpoint.headers, jobs)
-    finally:
-        disk.shutdown(wait=False)
-    return copied, tuple(flushing)
-
-
-def _side_by_side(job: Callable[[Header, Event], None], headers: Sequence[Header], jobs: int) -> None:
-    """Run a job per shard; when one fails, or the user interrupts, the others stop at their next piece."""
-    stopping = Event()
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        running = [pool.submit(job, header, stopping) for header in headers]
-        try:
-            for future in running:
-                future.result()
-        except BaseException:
-            stopping.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _flush(path: Path) -> None:
-    with naming(path):
-        flush(path)
 
 
 def _filled(marker: Marker, folder: Path, copied: Mapping[str, Copied], tensors: int) -> Marker:
@@ -305,8 +258,8 @@ def publish(staged: Staged) -> Written:
     for future in staged.flushing:
         future.result()
     for path in sorted(staged.folder.rglob("*")):  # what is on disk already costs nothing
-        _flush(path)
-    _flush(staged.folder)
+        flush_file(path)
+    flush_file(staged.folder)
     refuse_changed(staged.checkpoint)
     if not staged.reused:
         _rename(staged.folder, staged.destination)
@@ -334,7 +287,7 @@ def _rename(folder: Path, destination: Path) -> None:
     if destination.exists():
         os.rename(destination, old)
     os.rename(folder, destination)
-    _flush(destination.parent)
+    flush_file(destination.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -1,0 +1,36 @@
+"""What a rank takes, from headers alone; bytes that really travel are held against it in tests/ranks/."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from surgeon.api import plan_recipe
+from surgeon.plan.ranks import rank_needs
+from surgeon.progress import Step
+
+
+def test_work_is_divided_and_weights_are_not(tmp_path: Path) -> None:
+    plan = plan_recipe("zero_core", output=tmp_path / "out")
+    expected = [Step("score ", 80.0), Step("perplexity", 8.0), Step("page", 3.0)]
+    one, two, eight = (rank_needs(plan, ranks, expected) for ranks in (1, 2, 8))
+    assert one.memory == plan.peak_memory < two.memory == eight.memory
+    assert one.sent == 0
+    decoder = sum(info.numel for info in plan.scored_tensors(plan.scores()[0]))
+    assert eight.sent == 2 * 4 * decoder  # of the languages of its run, at most two
+    assert two.sent == 4 * 4 * decoder
+    assert one.read == eight.read == 3 * plan.checkpoint.data_bytes  # forward, backward, verification
+    assert eight.scratch < one.scratch / 4
+    assert (one.seconds, two.seconds, eight.seconds) == (91.0, 47.0, 14.0)
+
+
+def test_the_plan_says_what_a_rank_takes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "surgeon", "plan", "zero_core", "--ranks", "4", "--output", str(tmp_path / "o")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"})
+    assert "ranks   4; each about" in shown.stdout
+    data = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert data["per_rank"]["ranks"] == 4
+    assert data["per_rank"]["seconds"] > 0

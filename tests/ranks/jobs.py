@@ -1,0 +1,121 @@
+"""What ranks do in the tests: `apply`, with what a test has to change in the process beforehand."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import surgeon.run
+from surgeon import ranks
+
+
+def apply(recipe: str, output: str, share_of_disk: float = 0.0, hidden_bytes: int | None = None) -> None:
+    """Carry out a recipe, keeping whole scores up to a share of the free disk, and hidden states in so much memory."""
+    from rich.console import Console
+
+    from surgeon.model import budgets
+    from surgeon.plan import estimates
+    from surgeon.progress import Progress
+
+    estimates.SHARE_OF_DISK = share_of_disk
+    if hidden_bytes is not None:
+        budgets.HIDDEN_BYTES = hidden_bytes
+    # Pages and cards are rank 0's alone, and drawing them takes most of such a small run's time.
+    surgeon.run.write_page = lambda report, out: []
+    surgeon.run.model_card = surgeon.run.write_card = lambda *args: None
+    sent = _counted()
+    surgeon.apply(recipe, output=output, progress=Progress(Console(stderr=True)) if ranks.started()[0] == 0 else None)
+    print(f"sent: {sum(sent)}", file=sys.stderr)
+
+
+def _counted() -> list[int]:
+    """Count the bytes of sums and scores that this rank sends from now on."""
+    begin, sent = ranks.begin_to_send, []
+
+    def counted(tensors: Any, to: int, tag: int) -> Any:
+        if tag != ranks.VALUES:
+            sent.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+        return begin(tensors, to, tag)
+
+    ranks.begin_to_send = counted
+    return sent
+
+
+def apply_and_die(recipe: str, output: str, hidden_bytes: int, share_of_disk: float, victim: int, moment: int) -> None:
+    """Carry out a recipe; the rank `victim` is killed when it has noted for the `moment`th time how far it came."""
+    from surgeon.scores.scratch import Scratch
+
+    note, left = Scratch.note, [moment]
+
+    def counted(self: Any, *rest: Any) -> None:
+        note(self, *rest)
+        left[0] -= 1
+        if left[0] == 0 and ranks.rank() == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Scratch.note = counted
+    apply(recipe, output, share_of_disk, hidden_bytes)
+
+
+def apply_and_tell(recipe: str, output: str, hidden_bytes: int, share_of_disk: float) -> None:
+    """Carry out a recipe; each rank says on stderr where its sweep began."""
+    from surgeon.scores.sweeps import Sweep
+
+    start = Sweep.start
+
+    def told(self: Any, scratch: Any) -> Any:
+        found = start(self, scratch)
+        print(f"began: {found.forward} {found.left}", file=sys.stderr)
+        return found
+
+    Sweep.start = told
+    apply(recipe, output, share_of_disk, hidden_bytes)
+
+
+def apply_and_stop(recipe: str, output: str, victim: int) -> None:
+    """Carry out a recipe; the rank `victim` stands still in the middle of the sweep."""
+    from surgeon.model.stack import Stack
+
+    layer, left = Stack.layer, [9]
+
+    def counted(self: Any, *rest: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0 and ranks.rank() == victim:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return layer(self, *rest)
+
+    Stack.layer = counted
+    apply(recipe, output)
+
+
+def apply_unseen(recipe: str, output: str, model: str) -> None:
+    """Carry out a recipe; only rank 0 can open what lies in the folder `model`."""
+    from surgeon.checkpoint.checkpoint import Checkpoint
+    from surgeon.errors import CheckpointError
+
+    real = Checkpoint.open
+
+    def opened(source: Any) -> Any:
+        if ranks.rank() > 0 and str(source).startswith(model):
+            raise CheckpointError(f"{source}: no such file or folder")
+        return real(source)
+
+    Checkpoint.open = opened
+    apply(recipe, output)
+
+
+def verify(checkpoint: str, base: str, texts: dict[str, str], told: str) -> None:
+    """Measure a checkpoint beside its base; the last rank writes down what it was told in the end."""
+    from surgeon.api import verify_checkpoint
+    from surgeon.recipe.schema import VerifySpec
+    from surgeon.text.corpora import Corpus
+
+    corpus = Corpus("c", {language: Path(path) for language, path in texts.items()})
+    spec = VerifySpec(tokens=50, window=16, batch_size=2)
+    result = verify_checkpoint(checkpoint, base=base, corpus=corpus, spec=spec)
+    number, count = ranks.started()
+    if number == count - 1:
+        Path(told).write_text(repr(result))
