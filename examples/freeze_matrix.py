@@ -83,6 +83,7 @@ def settings() -> dict[str, tuple[str, Callable[[Path, Path], dict[str, Any]]]]:
             for optim in ("adamw_torch_fused", "adafactor", "adamw_torch_8bit", "adamw_torch_4bit")
         },
         "SFTTrainer": ("trl", functools.partial(trainer, kind="SFT")),
+        "SFTTrainer, adamw_8bit": ("bitsandbytes", functools.partial(trainer, kind="SFT", optim="adamw_8bit")),
         "DPOTrainer": ("trl", functools.partial(trainer, kind="DPO")),
         "Lightning": ("lightning", lightning),
         "Lightning, EMAWeightAveraging": ("lightning", functools.partial(lightning, averaging="EMA")),

@@ -287,13 +287,28 @@ def _deepspeed(kind: str, base: Path) -> tuple[Any, dict[str, Any], int]:
         engine.backward(engine(**batch).loss)
         engine.step()
     named = list(engine.module.named_parameters())
-    state = {name: deepspeed.utils.safe_get_full_fp32_param(parameter) for name, parameter in named}
+    state = {name: _whole_master(parameter) for name, parameter in named}
     moments = [
         deepspeed.utils.safe_get_full_optimizer_state(parameter, key).reshape(-1)[torch.from_numpy(chosen[name])]
         for name, parameter in named
         for key in ("exp_avg", "exp_avg_sq")
     ]
     return frozen, state, sum(int((values != 0).sum()) for values in moments)
+
+
+def _whole_master(parameter: Any) -> torch.Tensor:
+    """Put the processes' parts together as integers: DeepSpeed adds floats, and loses the sign of a negative zero."""
+    import deepspeed
+
+    if hasattr(parameter, "ds_id"):  # ZeRO-3 gathers them
+        return deepspeed.utils.safe_get_full_fp32_param(parameter)
+    whole = torch.zeros(parameter.numel(), dtype=torch.int32)
+    fragment = parameter._hp_mapping
+    if fragment is not None:
+        place = fragment.lp_fragment_address
+        whole.narrow(0, place.start, place.numel).copy_(fragment.get_hp_fragment().detach().view(torch.int32))
+    distributed.all_reduce(whole)
+    return whole.view(torch.float32).view(parameter.shape)
 
 
 def _distributed(kind: str, base: Path) -> tuple[Any, dict[str, Any], int]:
