@@ -37,6 +37,7 @@ class Gradients:
             if number < 0 or item.cleans_at_once or torch.distributed.is_initialized():
                 item.zero_gradient()
                 return
+            item.gradient_is_clean = False  # and stays so if the pass fails
             self._waiting[id(item)] = item
             if number != self._pass:
                 self._pass = number
