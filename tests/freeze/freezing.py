@@ -36,11 +36,11 @@ def tiny_model(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any
 
 
 def random_region(stored: dict[str, torch.Tensor], fraction: float = 0.05, seed: int = 3) -> Region:
-    """Pick at least one entry of every tensor at random, which do not depend on the other tensors or their order."""
+    """Pick at least three entries of every tensor at random, whatever other tensors there are, and in whatever order."""
     indices = {}
     for name, tensor in stored.items():
         generator = np.random.default_rng([seed, *name.encode()])
-        count = max(1, int(fraction * tensor.numel()))
+        count = max(3, int(fraction * tensor.numel()))
         indices[name] = np.sort(generator.choice(tensor.numel(), count, replace=False))
     return Region.from_indices(indices, {name: tuple(tensor.shape) for name, tensor in stored.items()})
 
