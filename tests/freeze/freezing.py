@@ -36,7 +36,7 @@ def tiny_model(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any
 
 
 def random_region(stored: dict[str, torch.Tensor], fraction: float = 0.05, seed: int = 3) -> Region:
-    """Pick at least three entries of every tensor at random, whatever other tensors there are, and in whatever order."""
+    """Pick at least three entries of every tensor at random, whatever other tensors there are."""
     indices = {}
     for name, tensor in stored.items():
         generator = np.random.default_rng([seed, *name.encode()])
