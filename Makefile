@@ -3,19 +3,27 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # torch first and pinned: an open range may fetch several gigabytes of CUDA on a machine without a GPU.
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# `make test CONSTRAINTS=` takes the newest releases instead.
+CONSTRAINTS ?= -c constraints.txt
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
+LOWEST := .venv-lowest
 
 # How long `make fuzz` takes, in seconds, and what it begins with.
 SECONDS ?= 600
 SEED ?= 1
 
-.PHONY: demo test lint docs fuzz smollm2 wheel release clean
+.PHONY: demo test test-lowest lint docs fuzz smollm2 wheel release clean
 
 demo: $(VENV)/installed
 	$(BIN)/surgeon apply recipes/zero_core.yaml
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -n 2
+
+# The lowest releases that pyproject.toml allows, in an environment of their own; several gigabytes, with torch from the
+# index as it is. UV_TORCH_BACKEND=cpu takes the one without CUDA where it can be had.
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/python -m pytest -q -n 2 -m "not slow"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -55,5 +63,11 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) -e ".[dev,docs,smollm2,trainers]"
 	touch $@
 
+$(LOWEST)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct -e ".[test]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) dist build out models site
+	rm -rf $(VENV) $(LOWEST) dist build out models site

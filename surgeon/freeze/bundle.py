@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.checkpoint.address import model_address
 from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.checkpoint.plain_json import NotPlain, as_object, as_shape, as_size, as_text, read_object
@@ -121,13 +122,13 @@ def _find_folder(source: str, path: Path, revision: str | None) -> Path:
     for folder in candidates:
         if (folder / MANIFEST).is_file():
             return folder
-    repository, _, pinned = source.removeprefix("hf://").partition("@")
-    if path.exists() or repository.count("/") != 1:
+    address = model_address(source)
+    if path.exists() or address is None:
         raise FreezeError(
             f"{source}: no {FOLDER}/{MANIFEST} there; give a checkpoint that surgeon wrote with `freeze:` in its "
             "recipe, a region file, or a Hub id"
         )
-    return _download(repository, pinned or revision) / FOLDER
+    return _download(address.repository, address.revision or revision) / FOLDER
 
 
 def _download(repository: str, revision: str | None) -> Path:

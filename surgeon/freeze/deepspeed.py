@@ -44,6 +44,7 @@ class FragmentHeld(Held):
     """Frozen entries whose masters are the fragment of a flat buffer (ZeRO-1, ZeRO-2, bfloat16 optimizer)."""
 
     is_partial = True
+    cleans_at_once = True  # DeepSpeed takes it away
     is_counted = True  # fragments do not overlap
 
     def __init__(self, item: Held) -> None:

@@ -1,14 +1,15 @@
 """A set of flat indices kept small, and what is done to a flat tensor at these places.
 
-Four forms, the smallest that fits: a span; whole rows, columns or their crossings; gaps between successive
-indices; a mask of one bit an entry. Torch wants int64 indices, so they are made anew for each use and dropped:
-eight bytes an index would be more than most values they belong to.
+Five forms: a span; whole rows, columns or their crossings; a short list of indices; gaps between successive
+indices; a mask of one bit an entry. Torch wants int64 indices: only a short list keeps them, since there what is
+done in a step counts, not memory; gaps and masks make them anew for each use, a piece of the tensor at a time.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,18 +18,25 @@ from torch import Tensor
 from surgeon.region.region import Indices
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ARE_BITS = frozenset(INTEGERS.values())
+SHORT = 1024  # indices, so that no tensor keeps more than 8 KiB of them
+# Bytes of a mask that are taken at a time: the indices that they make stay in a processor's cache, or in small memory.
+_PIECES = {"cpu": 1 << 14}
+_PIECE = 1 << 22
 _DENSE = 8  # from one entry in eight on, a bit per entry of the tensor is smaller than a byte per index
 _GAP_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def bits(tensor: Tensor) -> Tensor:
     """View a tensor as integers of the same width, so that a write or comparison is about bits."""
-    return tensor.view(INTEGERS[tensor.element_size()])
+    return tensor if tensor.dtype in _ARE_BITS else tensor.view(INTEGERS[tensor.element_size()])
 
 
+@dataclass(eq=False)
 class Entries:
     """Flat indices into a tensor of one dimension, in ascending order; `count` says how many."""
 
+    device: torch.device
     count: int
 
     def indices(self) -> Tensor:
@@ -54,6 +62,9 @@ class Entries:
 
     def to(self, device: torch.device) -> None:
         """Move what is kept to a device."""
+        if device == self.device:
+            return
+        self.device = device
         for name, value in list(vars(self).items()):
             if isinstance(value, Tensor):
                 setattr(self, name, value.to(device))
@@ -64,8 +75,6 @@ class Span(Entries):
     """The entries from `start` on."""
 
     start: int
-    count: int
-    device: torch.device
 
     def indices(self) -> Tensor:
         """Return them as int64."""
@@ -83,42 +92,39 @@ class Span(Entries):
         """Zero these places."""
         bits(flat).narrow(0, self.start, self.count).zero_()
 
-    def to(self, device: torch.device) -> None:
-        """Note the device; nothing else is kept."""
-        self.device = device
+
+Axis = slice | Tensor  # successive rows or columns, or their numbers
 
 
 @dataclass(eq=False)
 class Grid(Entries):
-    """The crossings of some rows and some columns of a matrix; all of either is an axis of its own length."""
+    """The crossings of some rows and some columns of a matrix."""
 
     shape: tuple[int, int]
-    rows: Tensor
-    columns: Tensor
-    count: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.count = self.rows.numel() * self.columns.numel()
+    rows: Axis
+    columns: Axis
 
     def indices(self) -> Tensor:
         """Return them as int64."""
-        return (self.rows[:, None] * self.shape[1] + self.columns).view(-1)
-
-    def _key(self) -> tuple[slice | Tensor, slice | Tensor]:
         rows, columns = (
-            slice(None) if axis.numel() == length else axis
-            for axis, length in zip((self.rows, self.columns), self.shape, strict=True)
+            torch.arange(axis.start, axis.stop, device=self.device) if isinstance(axis, slice) else axis
+            for axis in (self.rows, self.columns)
         )
-        both = isinstance(rows, Tensor) and isinstance(columns, Tensor)
-        return (rows[:, None] if both else rows), columns  # type: ignore[index]
+        return (rows[:, None] * self.shape[1] + columns).view(-1)
+
+    def _key(self) -> tuple[Axis, Axis]:
+        both = isinstance(self.rows, Tensor) and isinstance(self.columns, Tensor)
+        return (self.rows[:, None] if both else self.rows), self.columns  # type: ignore[index]
 
     def select(self, flat: Tensor) -> Tensor:
         """Return the entries at these places."""
-        return flat.view(self.shape)[self._key()].reshape(-1)
+        return flat.view(self.shape)[self._key()].clone(memory_format=torch.contiguous_format).view(-1)
 
     def write(self, flat: Tensor, values: Tensor) -> None:
         """Write values at these places."""
-        bits(flat).view(self.shape)[self._key()] = bits(values).view(self.rows.numel(), self.columns.numel())
+        axis = self.columns
+        width = axis.stop - axis.start if isinstance(axis, slice) else axis.numel()
+        bits(flat).view(self.shape)[self._key()] = bits(values).view(-1, width)
 
     def clear(self, flat: Tensor) -> None:
         """Zero these places."""
@@ -126,11 +132,21 @@ class Grid(Entries):
 
 
 @dataclass(eq=False)
+class Listed(Entries):
+    """A few indices as they are used."""
+
+    listed: Tensor
+
+    def indices(self) -> Tensor:
+        """Return them as int64."""
+        return self.listed
+
+
+@dataclass(eq=False)
 class Gaps(Entries):
     """Differences between successive indices, the first one from 0, in the narrowest type that holds them."""
 
     gaps: Tensor
-    count: int
 
     def indices(self) -> Tensor:
         """Return them as int64."""
@@ -142,31 +158,68 @@ class Bits(Entries):
     """One bit per entry of the tensor, in the order of `numpy.packbits`."""
 
     packed: Tensor
-    count: int
 
     def indices(self) -> Tensor:
         """Return them as int64."""
-        if self.packed.device.type == "cpu":
-            return torch.from_numpy(np.flatnonzero(np.unpackbits(self.packed.numpy()).view(np.bool_)))
-        shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=self.packed.device)
-        return ((self.packed[:, None] >> shifts) & 1).view(-1).nonzero().view(-1)
+        return _places(self.packed)
+
+    def select(self, flat: Tensor) -> Tensor:
+        """Return the entries at these places."""
+        found = [piece.index_select(0, _places(packed)) for piece, packed in self._pieces(flat)]
+        return torch.cat(found).view(flat.dtype)
+
+    def write(self, flat: Tensor, values: Tensor) -> None:
+        """Write values at these places."""
+        source, done = bits(values), 0
+        for piece, packed in self._pieces(flat):
+            places = _places(packed)
+            piece.scatter_(0, places, source[done : done + places.numel()])
+            done += places.numel()
+
+    def clear(self, flat: Tensor) -> None:
+        """Zero these places: multiply integers by 0 there and by 1 elsewhere, which needs no indices."""
+        for piece, packed in self._pieces(flat):
+            piece.mul_(_unpacked(~packed)[: piece.numel()])
+
+    def _pieces(self, flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield parts of `flat`, as integers, with their parts of the mask."""
+        target, step = bits(flat), _PIECES.get(flat.device.type, _PIECE)
+        for start in range(0, self.packed.numel(), step):
+            yield target[8 * start : 8 * (start + step)], self.packed[start : start + step]
+
+
+def _unpacked(packed: Tensor) -> Tensor:
+    """Return a byte, 0 or 1, for each bit."""
+    if packed.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(packed.numpy()))
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    return ((packed[:, None] >> shifts) & 1).view(-1)
+
+
+def _places(packed: Tensor) -> Tensor:
+    """Return the indices of the bits that are set, as int64."""
+    if packed.device.type == "cpu":  # several times as fast as torch
+        return torch.from_numpy(np.flatnonzero(np.unpackbits(packed.numpy()).view(np.bool_)))
+    return _unpacked(packed).nonzero().view(-1)
 
 
 def encode(indices: Indices, shape: tuple[int, ...], device: torch.device) -> Entries:
     """Keep sorted, distinct flat indices into a tensor of some shape in the smallest form that fits them."""
     count = int(indices.size)
     if not count or int(indices[-1] - indices[0]) == count - 1:
-        return Span(int(indices[0]) if count else 0, count, device)
+        return Span(device, count, int(indices[0]) if count else 0)
     grid = _as_grid(indices, shape, device)
     if grid is not None:
         return grid
+    if count <= SHORT:
+        return Listed(device, count, torch.from_numpy(np.array(indices, dtype=np.int64)).to(device))
     if count * _DENSE >= math.prod(shape):
         mask = np.zeros(math.prod(shape), dtype=np.bool_)
         mask[indices] = True
-        return Bits(torch.from_numpy(np.packbits(mask)).to(device), count)
+        return Bits(device, count, torch.from_numpy(np.packbits(mask)).to(device))
     gaps = np.diff(indices, prepend=np.int64(0))
     narrow = next(kind for kind in _GAP_TYPES if gaps.max() <= torch.iinfo(kind).max)
-    return Gaps(torch.from_numpy(gaps).to(narrow).to(device), count)
+    return Gaps(device, count, torch.from_numpy(gaps).to(narrow).to(device))
 
 
 def _as_grid(indices: Indices, shape: tuple[int, ...], device: torch.device) -> Grid | None:
@@ -179,4 +232,10 @@ def _as_grid(indices: Indices, shape: tuple[int, ...], device: torch.device) -> 
     columns = np.flatnonzero(np.bincount(indices % width, minlength=width))
     if rows.size * columns.size != indices.size:
         return None
-    return Grid((height, width), torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device))
+    return Grid(device, indices.size, (height, width), _axis(rows, device), _axis(columns, device))
+
+
+def _axis(numbers: Indices, device: torch.device) -> Axis:
+    first, last = int(numbers[0]), int(numbers[-1])
+    successive = last - first == numbers.size - 1
+    return slice(first, last + 1) if successive else torch.from_numpy(numbers).to(device)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from surgeon.errors import FreezeError, shorten
@@ -24,6 +23,7 @@ from surgeon.freeze.binding import bind
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.deepspeed import hold_master, is_deepspeed
 from surgeon.freeze.fitting import hold, other_values, refusal, refuse_flat_parameters, stepping
+from surgeon.freeze.gradients import Gradients
 from surgeon.freeze.held import Held
 from surgeon.freeze.steps import Follower
 from surgeon.freeze.trained import TrainedEntries
@@ -103,6 +103,7 @@ class Frozen:
         self._model = model
         self._held = held
         self._handles: list[Any] = []
+        self._gradients = Gradients()
         self._followers: list[Follower] = []
         self._seen: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] = weakref.WeakKeyDictionary()
         for item in held:
@@ -256,17 +257,7 @@ class Frozen:
         self._seen[optimizer] = known
 
     def _hook_gradient(self, item: Held) -> None:
-        def clean(parameter: Tensor) -> None:
-            if not self._followers:
-                raise FreezeError(
-                    "a backward pass through a frozen model, but no optimizer is attached: "
-                    "call frozen.attach(optimizer)"
-                )
-            item.zero_gradient()
-
-        register: Any = item.parameter.register_post_accumulate_grad_hook
-        item.gradient_hook = register(clean)
-        self._handles.append(item.gradient_hook)
+        self._handles.append(self._gradients.hook(item))
 
     def _refuse_uncovered(self, optimizers: list[Optimizer]) -> None:
         covered = {id(parameter) for o in optimizers for group in o.param_groups for parameter in group["params"]}
@@ -288,6 +279,7 @@ class Frozen:
     def _follow(self, optimizer: Optimizer, flat_copies: bool) -> None:
         follower = Follower(optimizer, self._held, flat_copies, self._hook_gradient)
         self._followers.append(follower)
+        self._gradients.attached = True
         self._handles += follower.hooks()
 
     def _replaced(self) -> list[str]:

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from surgeon.errors import FreezeError
-from surgeon.freeze.entries import bits, encode
+from surgeon.freeze.entries import SHORT, bits, encode
 from surgeon.freeze.layout import (
+    PLAIN,
     is_first_replica,
     is_plain,
     local_flat,
@@ -27,8 +28,7 @@ from surgeon.freeze.layout import (
 from surgeon.region.region import Indices
 
 _NARROWER = {torch.float32: (torch.bfloat16, torch.float16), torch.float64: (torch.bfloat16, torch.float32)}
-_PLAIN = (torch.nn.Parameter, Tensor)
-_LOOKED_AT = 32  # entries of a parameter that are looked at before every step
+_LOOKED_AT = 8  # entries of a parameter that are looked at before every step, and the outermost ones
 Owner = tuple[torch.nn.Module, str]  # a module, and the name under which it holds a parameter
 
 
@@ -63,7 +63,7 @@ class Held:
         Whatever clamps, scales, rounds or prunes a tensor changes one of these.
         """
         self.saved, self.dtype = values, values.dtype
-        for narrow in _NARROWER.get(values.dtype, ()):
+        for narrow in _NARROWER.get(values.dtype, ()) if values.numel() > SHORT else ():
             if torch.equal(bits(values.to(narrow).to(values.dtype)), bits(values)):
                 self.saved = values.to(narrow)
                 break
@@ -91,6 +91,11 @@ class Held:
         return sum(tensor.nbytes for tensor in kept)
 
     @property
+    def cleans_at_once(self) -> bool:
+        """True if the gradient must be clean as soon as it is there, not only when the backward pass is through."""
+        return False
+
+    @property
     def is_partial(self) -> bool:
         """True if this process holds a part of the parameter only (FSDP2)."""
         return hasattr(self.parameter, "to_local")
@@ -115,7 +120,7 @@ class Held:
 
     def values(self) -> Tensor:
         """Return the saved values in the dtype of the master weights."""
-        return self.saved.to(self.dtype)
+        return self.saved if self.saved.dtype == self.dtype else self.saved.to(self.dtype)
 
     def write(self) -> None:
         """Put the saved values back."""
@@ -140,9 +145,8 @@ class Held:
 
     def look(self) -> Tensor | None:
         """Return the few entries that `look_bits` tells of, or None where that is not cheap."""
-        target = self.parameter.detach().view(-1) if type(self.parameter) in _PLAIN else self.master()
-        if target.device != self.saved.device or target.dtype != self.dtype:
-            self._follow(target)
+        target = self.master()
+        self._follow(target)
         return target.index_select(0, self.look_indices)
 
     def moved_in(self, parameter: Tensor) -> int:
@@ -205,7 +209,9 @@ class Held:
         return self.entries.indices()[self.part]
 
     def _stamp(self) -> tuple[int, int]:
-        return self.parameter._version, self.parameter.data_ptr() if not self.is_partial else 0
+        parameter = self.parameter
+        known = type(parameter) in PLAIN or not self.is_partial
+        return parameter._version, parameter.data_ptr() if known else 0
 
     def _follow(self, target: Tensor) -> None:
         if target.device != self.saved.device:  # the model was moved after freezing

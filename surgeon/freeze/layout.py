@@ -13,6 +13,8 @@ from torch import Tensor
 from surgeon.errors import FreezeError
 from surgeon.region.region import Indices
 
+PLAIN = (torch.nn.Parameter, Tensor)  # asked for first, since asking for an attribute that is not there takes time
+
 
 def shape_of(parameter: Tensor) -> tuple[int, ...]:
     """Return a parameter's whole shape, also where this process holds a part of it or nothing."""
@@ -34,7 +36,7 @@ def local_flat(tensor: Tensor, what: str) -> Tensor:
         FreezeError: it is not contiguous, so that no flat index names its entries.
     """
     local = tensor
-    if hasattr(tensor, "to_local"):
+    if type(tensor) not in PLAIN and hasattr(tensor, "to_local"):
         with torch.no_grad():
             local = tensor.to_local()
     if not local.is_contiguous():

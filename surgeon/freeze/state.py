@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgeon.freeze.entries import bits
 from surgeon.freeze.held import Held
 
 _ELEMENTWISE = ("torch.optim", "transformers.optimization", "lion_pytorch", "deepspeed.ops")
@@ -35,7 +36,8 @@ def clean_state(item: Held, optimizer: torch.optim.Optimizer, group: Mapping[str
         item.here.to(flat.device)
         found = item.here.select(flat)
         wanted = wanted.to(found)
-        if bool((found != wanted).any()):
+        differs = bits(found) != bits(wanted) if key in _AVERAGES else found != wanted  # an average of -0.0 is 0.0
+        if bool(differs.any()):
             dirty = dirty or key != "step_size"  # which adapts to the learning rate, not to a gradient
             item.here.write(flat, wanted.expand_as(found).contiguous())
     return dirty

@@ -50,6 +50,7 @@ class Follower:
         self._dirties_state = False  # by coupled weight decay, which enters it without a gradient
         self._dirties_gradients = False  # by something that writes to them after the backward pass (PowerSGD)
         self._turn = 0
+        self._looks = Looks()
         self._expected: set[int] = set()
         self._expected = {id(item) for item in self._mine()}
         self.clean()
@@ -79,9 +80,7 @@ class Follower:
         if self._changed_settings():
             self._watch_for = max(self._watch_for, _WATCHED_STEPS)
         self._turn += 1
-        moved = next((item for item in mine if self._looks_closely(item, mine) and item.seems_moved()), None)
-        if moved is None:
-            moved = _first_that_differs(mine)
+        moved = self._first_that_moved(mine)
         if moved is not None:
             raise FreezeError(
                 f"tensor '{moved.name}': something other than the attached optimizer has changed frozen entries "
@@ -94,10 +93,11 @@ class Follower:
     def after(self, *_: Any) -> None:
         """Put the entries back, and clean the state where that is needed."""
         mine = self._mine()
+        in_turn = self._in_turn(mine)
         for item in mine:
             item.write()
             item.gradient_is_clean = False
-            if self._watch_for or self._dirties_state or self._is_turn_of(item, mine):
+            if self._watch_for or self._dirties_state or item is in_turn:
                 self._dirties_state |= self._clean(item)
         self._watch_for = max(0, self._watch_for - 1)
 
@@ -122,11 +122,17 @@ class Follower:
         changed, self._settings = now != self._settings, now
         return changed
 
-    def _looks_closely(self, item: Held, mine: Sequence[Held]) -> bool:
-        return bool(self._watch_for) or self._is_turn_of(item, mine) or item.was_touched()
+    def _first_that_moved(self, mine: Sequence[Held]) -> Held | None:
+        """Compare all entries where something is new or was written to, and in turn; a few entries everywhere."""
+        in_turn = self._in_turn(mine)
+        for item in mine:
+            closely = self._watch_for or item is in_turn or item.was_touched()
+            if closely and item.seems_moved():
+                return item
+        return self._looks.first_that_differs(mine)
 
-    def _is_turn_of(self, item: Held, mine: Sequence[Held]) -> bool:
-        return mine[self._turn % len(mine)] is item
+    def _in_turn(self, mine: Sequence[Held]) -> Held | None:
+        return mine[self._turn % len(mine)] if mine else None
 
     def _clean_gradients(self, mine: Sequence[Held]) -> None:
         for item in mine:
@@ -146,18 +152,28 @@ class Follower:
         return clean_state(item, self.optimizer, group)
 
 
-def _first_that_differs(items: Sequence[Held]) -> Held | None:
-    """Return a parameter whose looked-at entries have other bits; one comparison per dtype and device."""
-    looks: dict[tuple[Any, Any], list[tuple[Held, Tensor]]] = defaultdict(list)
-    for item in items:
-        seen = item.look()
-        if seen is not None and seen.numel():
-            looks[seen.dtype, seen.device].append((item, seen))
-    for pairs in looks.values():
-        found = bits(torch.cat([entries for _, entries in pairs]))
-        if not torch.equal(found, torch.cat([item.look_bits for item, _ in pairs])):
-            return next(item for item, entries in pairs if not torch.equal(bits(entries), item.look_bits))
-    return None
+class Looks:
+    """Compares a few entries of many parameters at once."""
+
+    def __init__(self) -> None:
+        self._expected: dict[tuple[Any, Any], tuple[list[Held], Tensor]] = {}
+
+    def first_that_differs(self, items: Sequence[Held]) -> Held | None:
+        """Return a parameter whose looked-at entries have other bits; one comparison per dtype and device."""
+        looks: dict[tuple[Any, Any], list[tuple[Held, Tensor]]] = defaultdict(list)
+        for item in items:
+            seen = item.look()
+            if seen is not None:
+                looks[seen.dtype, seen.device].append((item, seen))
+        for kind, pairs in looks.items():
+            there = [item for item, _ in pairs]
+            known, expected = self._expected.get(kind, ([], None))
+            if expected is None or known != there:
+                expected = torch.cat([item.look_bits for item in there])
+                self._expected[kind] = there, expected
+            if not torch.equal(bits(torch.cat([entries for _, entries in pairs])), expected):
+                return next(item for item, entries in pairs if not torch.equal(bits(entries), item.look_bits))
+        return None
 
 
 def _any_gradient(items: Sequence[Held]) -> bool:

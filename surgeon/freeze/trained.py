@@ -56,6 +56,11 @@ class TrainedEntries(Held):
         self._handles = [handle for module, key in owners for handle in self._register(module, key)]
 
     @property
+    def cleans_at_once(self) -> bool:
+        """True: the whole gradient is dropped before the next one is there."""
+        return True
+
+    @property
     def stepped(self) -> Tensor:
         """The vector that the optimizer holds."""
         return self.vector

@@ -94,6 +94,7 @@ def _frozen(bundle: Bundle) -> dict[str, Any]:
         "entries": sum(tensor.entries for tensor in bundle.tensors.values()),
         "bytes_kept": sum(tensor.entries * widths[name] for name, tensor in bundle.tensors.items()),
         "ties": [list(group) for group in bundle.ties],
+        "trained": None if bundle.trained is None else bundle.trained.entries,
     }
 
 
@@ -280,9 +281,10 @@ def _frozen_line(found: Mapping[str, Any]) -> str | None:
         return None
     source = (frozen["base"] or {}).get("name")
     origin = f" of {source}" if source else ""
-    return (
-        f"{frozen['entries']:,} entries in {frozen['tensors']:,} tensors{origin}; {size(frozen['bytes_kept'])} to keep"
-    )
+    entries = f"{frozen['entries']:,} entries in {frozen['tensors']:,} tensors{origin}"
+    if frozen["trained"] is not None:
+        return f"all but {frozen['trained']:,} entries, which alone train: {entries}"
+    return f"{entries}; {size(frozen['bytes_kept'])} to keep"
 
 
 def _share(value: float | None) -> str:

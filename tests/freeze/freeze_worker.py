@@ -95,9 +95,24 @@ def train_fsdp2_mixed(setup: str, base: Path, output: Path) -> None:
     report(frozen, output)
 
 
+def whole_master(parameter: Any) -> torch.Tensor:
+    """Put the processes' parts together as integers: DeepSpeed adds floats, and loses the sign of a negative zero."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if hasattr(parameter, "ds_id"):  # ZeRO-3 gathers them
+        return safe_get_full_fp32_param(parameter)
+    whole = torch.zeros(parameter.numel(), dtype=torch.int32)
+    fragment = parameter._hp_mapping
+    if fragment is not None:
+        place = fragment.lp_fragment_address
+        whole.narrow(0, place.start, place.numel).copy_(fragment.get_hp_fragment().detach().view(torch.int32))
+    torch.distributed.all_reduce(whole)
+    return whole.view(torch.float32).view(parameter.shape)
+
+
 def train_deepspeed(setup: str, base: Path, output: Path) -> None:
     import deepspeed
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    from deepspeed.utils import safe_get_full_optimizer_state
 
     from surgeon.freeze.deepspeed import FragmentHeld
 
@@ -121,7 +136,7 @@ def train_deepspeed(setup: str, base: Path, output: Path) -> None:
         engine.step()
     frozen.verify(engine.module)
     named = dict(engine.module.named_parameters())
-    save({name: safe_get_full_fp32_param(parameter) for name, parameter in named.items()}, output / "model.safetensors")
+    save({name: whole_master(parameter) for name, parameter in named.items()}, output / "model.safetensors")
     dirty = trained = 0
     for name, parameter in named.items():
         moment = safe_get_full_optimizer_state(parameter, "exp_avg").flatten() != 0

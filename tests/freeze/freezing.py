@@ -36,12 +36,12 @@ def tiny_model(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any
 
 
 def random_region(stored: dict[str, torch.Tensor], fraction: float = 0.05, seed: int = 3) -> Region:
-    """Pick at least one entry of every tensor at random."""
-    generator = np.random.default_rng(seed)
-    indices = {
-        name: np.sort(generator.choice(tensor.numel(), max(1, int(fraction * tensor.numel())), replace=False))
-        for name, tensor in stored.items()
-    }
+    """Pick at least three entries of every tensor at random, whatever other tensors there are."""
+    indices = {}
+    for name, tensor in stored.items():
+        generator = np.random.default_rng([seed, *name.encode()])
+        count = max(3, int(fraction * tensor.numel()))
+        indices[name] = np.sort(generator.choice(tensor.numel(), count, replace=False))
     return Region.from_indices(indices, {name: tuple(tensor.shape) for name, tensor in stored.items()})
 
 
@@ -52,7 +52,10 @@ def make_bundle(folder: Path, dtype: torch.dtype = torch.float32, fraction: floa
     model.save_pretrained(folder)
     stored = load_file(folder / "model.safetensors")
     ties = [["model.embed_tokens.weight", "lm_head.weight"]] if model.config.tie_word_embeddings else []
-    write_bundle(folder, random_region(stored, fraction), base={"name": "tiny", "revision": None}, ties=ties)
+    region = random_region(stored, fraction)
+    zeros = [stored[name].view(-1)[region.indices(name)[0]] for name in stored]
+    assert all(float(zero) == 0.0 and bool(torch.signbit(zero)) for zero in zeros)
+    write_bundle(folder, region, base={"name": "tiny", "revision": None}, ties=ties)
     return folder
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -63,6 +65,38 @@ def test_llamafactory_takes_callbacks() -> None:
     except ImportError as error:
         pytest.skip(f"llamafactory does not import here: {error}")
     assert list(inspect.signature(run_exp).parameters)[:2] == ["args", "callbacks"]
+
+
+# Arguments of `FastLanguageModel.from_pretrained`, as documented for version 2026.10.9; importing it takes a GPU.
+UNSLOTH = {"model_name", "max_seq_length", "dtype", "load_in_4bit", "load_in_8bit", "full_finetuning"}
+
+
+def test_unsloth_through_trl(tmp_path: Path) -> None:
+    """The page calls Unsloth with arguments that it documents, and the real TRL with its own."""
+    trl = pytest.importorskip("trl")
+    calls = {
+        ast.unparse(node.func): {keyword.arg: keyword.value for keyword in node.keywords}
+        for node in ast.walk(ast.parse(block("python", "unsloth")))
+        if isinstance(node, ast.Call)
+    }
+    given = set(calls["FastLanguageModel.from_pretrained"])
+    assert given <= UNSLOTH
+    source = importlib.util.find_spec("unsloth")
+    if source is not None and source.origin is not None:
+        assert given <= _parameters(Path(source.origin).parent / "models" / "loader.py", "FastLanguageModel")
+    assert set(calls["SFTTrainer"]) <= set(inspect.signature(trl.SFTTrainer.__init__).parameters)
+    options = {name: ast.literal_eval(value) for name, value in calls["SFTConfig"].items() if name is not None}
+    config = trl.SFTConfig(**{**options, "output_dir": str(tmp_path), "use_cpu": True, "bf16": False})
+    assert config.optim == "adamw_8bit"
+
+
+def _parameters(file: Path, kind: str) -> set[str]:
+    """The arguments of a class's `from_pretrained`, read from its source."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef) and node.name == kind:
+            made = next(f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "from_pretrained")
+            return {argument.arg for argument in made.args.args}
+    raise AssertionError(f"{file} has no {kind}")
 
 
 def test_torchtitan_container(base: Path) -> None:

@@ -482,11 +482,12 @@ class TestCost:
         [
             (lambda m: m.__setitem__(slice(None), True), 0),  # a whole layer
             (lambda m: m.__setitem__(slice(8, 24), True), 0),  # neighbouring rows
-            (lambda m: m.__setitem__([3, 17, 40], True), (3 + 256) * 8),  # rows anywhere
-            (lambda m: m.__setitem__((slice(None), [5, 90]), True), (2 + 64) * 8),  # columns
+            (lambda m: m.__setitem__([3, 17, 40], True), 3 * 8),  # rows anywhere
+            (lambda m: m.__setitem__((slice(None), [5, 90]), True), 2 * 8),  # columns
             (lambda m: m.__setitem__(([1, 9], slice(0, 200, 2)), True), (2 + 100) * 8),  # crossings
             (lambda m: m.__setitem__(np.random.default_rng(0).random(m.shape) < 0.5, True), 64 * 256 / 8),
-            (lambda m: m.__setitem__(np.random.default_rng(0).random(m.shape) < 0.01, True), 2 * 64 * 256 * 0.013),
+            (lambda m: m.__setitem__(np.random.default_rng(0).random(m.shape) < 0.1, True), 64 * 256 * 0.11),
+            (lambda m: m.__setitem__(np.random.default_rng(0).random(m.shape) < 0.01, True), 8 * 64 * 256 * 0.013),
         ],
     )
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -498,7 +499,7 @@ class TestCost:
         before = layer.weight.detach().clone()
         optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.1)
         frozen = freeze(layer, Region.from_masks({"weight": mask}), optimizer)
-        looked_at = 35 * (8 + dtype.itemsize)
+        looked_at = 11 * (8 + dtype.itemsize)
         assert frozen.nbytes <= mask.sum() * dtype.itemsize + most + looked_at
         inside = torch.from_numpy(mask)
         for _ in range(4):
@@ -517,7 +518,7 @@ class TestCost:
             layer.weight.copy_(layer.weight.bfloat16())
         mask = np.random.default_rng(0).random((64, 256)) < 0.5
         frozen = freeze(layer, Region.from_masks({"weight": mask}))
-        assert frozen.nbytes <= mask.sum() * 2 + 64 * 256 / 8 + 35 * 12
+        assert frozen.nbytes <= mask.sum() * 2 + 64 * 256 / 8 + 11 * 12
         with torch.no_grad():
             layer.weight.mul_(1.5)
         frozen.restore()

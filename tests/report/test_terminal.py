@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from io import StringIO
 from pathlib import Path
 
@@ -183,6 +184,12 @@ def test_inspect_a_freeze_bundle(tmp_path: Path, llama: Path) -> None:
     assert found["frozen"]["bytes_kept"] == 4 * width
     assert look_at(str(folder))["frozen"] == found["frozen"]
     assert "some/model" in "\n".join(shown(inspection_view(found), 100))
+    narrow = look_at(
+        str(write_bundle(folder, Region.from_masks({name: mask}), base={"name": "some/model"}, train_only=True))
+    )
+    all_others = sum(math.prod(tensor.shape) for tensor in Checkpoint.open(llama).tensors.values()) - width
+    said = " ".join(" ".join(shown(inspection_view(narrow), 200)).split())
+    assert f"all but {width} entries, which alone train: {all_others:,} entries" in said
 
 
 def test_variants_are_shown_with_what_was_edited_and_how_sure_the_ratio_is() -> None:
