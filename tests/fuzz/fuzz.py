@@ -71,7 +71,7 @@ def fuzz(name: str, seconds: int, seed: int, kept: Path) -> None:
     try:
         import atheris
     except ImportError:
-        sys.exit("needs Atheris: pip install 'model-surgeon[fuzz]'")
+        sys.exit("needs Atheris: pip install '.[fuzz]'")
     sys.path[:0] = [str(HERE), str(HERE.parent)]
     os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported
     with atheris.instrument_imports(include=["surgeon"]):
