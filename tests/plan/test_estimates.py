@@ -53,18 +53,16 @@ output: {out}
 @pytest.mark.parametrize(
     ("hidden", "inner", "batch", "length"),
     [
-        pytest.param(1024, 2048, 1, 16, id="layers of nine million"),
         pytest.param(1024, 10240, 1, 16, id="layers of thirty-four million"),
-        pytest.param(128, 512, 16, 1024, id="much text at a time"),
+        pytest.param(128, 512, 12, 1024, id="much text at a time"),
     ],
 )
 def test_a_run_takes_what_the_plan_says_or_up_to_a_quarter_less(
     make_model: ModelMaker, tmp_path: Path, hidden: int, inner: int, batch: int, length: int
 ) -> None:
     """In bfloat16; models of large layers do not fit into the memory that a model may stay in."""
-    layers = 3 if inner > 5000 else 8
     model = make_model(
-        "llama", dtype="bfloat16", hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+        "llama", dtype="bfloat16", hidden_size=hidden, intermediate_size=inner, num_hidden_layers=3,
         max_position_embeddings=2048,
     )  # fmt: skip
     for language, line in (("de", "Alle Menschen sind frei und gleich.\n"), ("fr", "Tous naissent libres et égaux.\n")):
