@@ -37,7 +37,7 @@ MOMENTS: dict[str, dict[str, Any]] = {
         "owner": "surgeon.checkpoint.checkpoint", "name": "Checkpoint.private_array", "nth": 3, "after": True,
     },
     "scores are made": {"owner": "surgeon.checkpoint.checkpoint", "name": "Checkpoint.array", "nth": 2, "after": True},
-    "a shard is copied": {"owner": "surgeon.write.staging", "name": "copy_shard", "nth": 1, "after": False},
+    "a shard is copied": {"owner": "surgeon.write.copying", "name": "copy_shard", "nth": 1, "after": False},
     "all is measured": {"owner": "surgeon.api", "name": "seal", "nth": 1, "after": False},
 }  # fmt: skip
 CASES = [

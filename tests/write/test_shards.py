@@ -102,7 +102,7 @@ def test_a_source_that_changes_is_refused_and_nothing_published(
                 change(last)
             return done
 
-        monkeypatch.setattr("surgeon.write.staging.copy_shard", copy)
+        monkeypatch.setattr("surgeon.write.copying.copy_shard", copy)
 
     def write() -> None:
         staged = stage_variant(source, ZERO, regions, tmp_path / "out" / "v", jobs=1)

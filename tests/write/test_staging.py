@@ -212,18 +212,19 @@ def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
 KILLED = """
 import os, sys, time
 from pathlib import Path
+import surgeon.write.copying as copying
 import surgeon.write.staging as staging
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.operations import OPERATIONS
 from surgeon.region.region import Region
 
-real = staging.copy_shard
+real = copying.copy_shard
 def slow(*arguments):
     result = real(*arguments)
     print("copied", flush=True)
     time.sleep(60)
     return result
-staging.copy_shard = slow
+copying.copy_shard = slow
 region = Region.load(sys.argv[3])
 zero = [OPERATIONS["zero"](zero="r")]
 staging.write_variant(Checkpoint.open(sys.argv[1]), zero, {"r": region}, Path(sys.argv[2]), jobs=1)
