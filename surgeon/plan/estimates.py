@@ -126,17 +126,16 @@ def _selecting(plan: Plan, score: ScoreSpec) -> int:
 
 
 def _scoring(plan: Plan, shape: Shape, score: GradParamScore | WandaScore, resident: int | None) -> int:
-    """A layer, the next one, which is read ahead, and the gradients; or the head with a chunk of its logits.
+    """A layer with its gradients and the scores of the language before; or the head with a chunk of its logits.
 
-    Where scores are not kept there are those of the layer, and where there are several languages their sum.
+    On the way forward there is the next layer, which is read ahead. Where scores are not kept there are also their
+    sums over several languages.
     """
     tokens, backward = score.batch_size * score.sequence_length, isinstance(score, GradParamScore)
-    tensors = plan.scored_tensors(score)
-    copies = 0 if keeps(score_bytes(tensors, score)) else 2 if len(score.languages) > 1 else 1
-    widened = resident if resident is not None else 8 * shape.layer
-    sums = (copies + backward) * 4 * (shape.total if shape.whole else shape.layer)
-    product = 8 * max((info.numel for info in tensors), default=0)
-    layer = widened + sums + product + _activations(shape, tokens, backward)
+    unit = 4 * (shape.total if shape.whole else shape.layer)
+    widened = resident if resident is not None else unit
+    summed = len(score.languages) > 1 and not keeps(score_bytes(plan.scored_tensors(score), score))
+    layer = max(widened + unit, widened + (1 + backward + summed) * unit) + _activations(shape, tokens, backward)
     return max(layer, _head(shape, tokens, 4 if backward else 3, resident)) + _hidden(shape, score)
 
 

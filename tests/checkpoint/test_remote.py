@@ -494,7 +494,7 @@ def test_a_variant_on_the_hub_says_what_it_is(hub_here: LoopbackHub, model: Path
 def test_the_page_on_the_hub_is_right_about_reading(hub_here: LoopbackHub, model: Path, tmp_path: Path) -> None:
     hub_here.add_folder("org/name", model)
     page = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
-    one, texts = re.findall(r"```yaml\n((?:model|corpus):.*?)```", page, re.DOTALL)
+    one, texts = re.findall(r"```yaml\n((?:model: hf://org/name |corpus:).*?)```", page, re.DOTALL)
     start = "version: 1\nname: page\noutput: out\n"
     (tmp_path / "one.yaml").write_text(start + one.replace("2070, 7310", "20, 73"))
     report = surgeon.apply(tmp_path / "one.yaml", output=tmp_path / "out")

@@ -56,7 +56,8 @@ def check_moved(folder: Path, base: Path, share: float = 0.9) -> None:
     """Without freezing the same trainer changes the region too, and each of the proofs says so."""
     entries, changed = inside_by_diff(base, folder)
     assert entries == Bundle.load(base).region.entries
-    assert changed == compare(base, saved_state(folder))[0] > share * entries
+    bits = compare(base, saved_state(folder))[0]
+    assert share * entries < changed <= bits <= changed + 2  # a zero that lost its sign is the same number
     with pytest.raises(FreezeError, match="frozen entries have changed"):
         verify_saved(folder, base)
 
