@@ -96,6 +96,18 @@ def compare(base: Path, trained: dict[str, torch.Tensor], region: Region | None 
     return inside, outside
 
 
+def signs_lost(base: Path, trained: dict[str, torch.Tensor]) -> int:
+    """Return how many entries inside the region differ in bits and are the same number: zeros with another sign."""
+    region = Region.load(base / "freeze" / "region.safetensors")
+    count = 0
+    for name, before in saved_state(base).items():
+        if name in region:
+            old, new = before.to(trained[name].dtype), trained[name].detach().cpu()
+            signs = ((old == 0) & (new == 0) & (torch.signbit(old) != torch.signbit(new))).numpy()
+            count += int((signs & region.mask(name)).sum())
+    return count
+
+
 def inside_by_diff(base: Path, trained: Path) -> tuple[int, int]:
     """Return how many entries `surgeon diff --region` compares inside the bundle's region, and how many changed."""
     found = surgeon.compare(base, trained, regions=[base / "freeze" / "region.safetensors"]).checkpoints
