@@ -8,9 +8,10 @@ CONSTRAINTS ?= -c constraints.txt
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 LOWEST := .venv-lowest
 
-# How long `make fuzz` takes, in seconds, and what it begins with.
+# How long `make fuzz` takes, in seconds, and what it begins with; UNGUIDED=--unguided tries many more, without coverage.
 SECONDS ?= 600
 SEED ?= 1
+UNGUIDED ?=
 
 .PHONY: demo test test-lowest lint docs fuzz smollm2 wheel release clean
 
@@ -37,7 +38,7 @@ docs: $(VENV)/installed-dev
 
 fuzz: $(VENV)/installed-dev
 	$(INSTALL) -e ".[fuzz]"
-	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) --seed $(SEED)
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) --seed $(SEED) $(UNGUIDED)
 
 smollm2: $(VENV)/installed-dev
 	$(BIN)/python scripts/fetch_smollm2.py models/SmolLM2-135M-Instruct

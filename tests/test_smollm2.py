@@ -47,10 +47,11 @@ def test_the_core_carries_every_language_and_the_controls_do_not(smollm2: Path, 
             overrides=[
                 f"model={smollm2}",
                 "regions.core.score.samples=2",
+                "regions.core.score.languages=[ar, es, zh]",
                 "regions.core.score.sequence_length=128",
-                "verify.tokens=48",
-                "verify.languages=[en, ar, ru, zh, sw]",
-                "verify.new_tokens=4",
+                "verify.tokens=32",
+                "verify.languages=[en, zh, sw]",
+                "verify.new_tokens=2",
             ],
         )
     finally:
@@ -62,7 +63,7 @@ def test_the_core_carries_every_language_and_the_controls_do_not(smollm2: Path, 
     assert ratios["bottom-zeroed"] <= 1.05
     assert ratios["bottom-zeroed"] < min(drawn) <= max(drawn) < ratios["core-zeroed"]
     base, cut = report.perplexity["base"], report.perplexity["core-zeroed"]
-    assert len(base) == 5
+    assert len(base) == 3
     assert all(cut[language].perplexity > 10 * base[language].perplexity for language in base)
 
     source, variant = Checkpoint.open(smollm2), Checkpoint.open(tmp_path / "out" / "variants" / "core-zeroed")

@@ -1,7 +1,8 @@
-"""What a user gets from the package index: the wheel alone, in an empty environment, in another folder."""
+"""What a user gets from the package index: the wheel alone, in an environment of its own, in another folder."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -10,10 +11,32 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 # Bounds that hold on the whole texts mean nothing on little of them.
 LITTLE = ["--set", "regions.core.score.samples=4", "--set", "verify.tokens=64", "--set", "verify.expect=[]"]
+
+
+def needed(distribution: importlib.metadata.Distribution, found: dict[str, importlib.metadata.Distribution]) -> None:
+    """Collect what a distribution declares that it needs, and what that needs, as it is installed here."""
+    for line in distribution.requires or []:
+        requirement = Requirement(line)
+        if (requirement.marker is None or requirement.marker.evaluate({"extra": ""})) and requirement.name not in found:
+            found[requirement.name] = importlib.metadata.distribution(requirement.name)
+            needed(found[requirement.name], found)
+
+
+def lend(site: Path) -> None:
+    """Link into an environment what the wheel there needs, and nothing else that happens to be installed here."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    (wheel,) = importlib.metadata.distributions(name="model-surgeon", path=[str(site)])
+    needed(wheel, found)
+    for distribution in found.values():
+        for top in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(str(distribution.locate_file(top)))
+    assert not (site / "pytest").exists()
 
 
 @pytest.mark.slow
@@ -31,10 +54,11 @@ def test_the_demo_runs_from_the_wheel_alone(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "surgeon/assets/tiny30/model.safetensors" in names
     assert "surgeon/recipes/zero_core.yaml" in names
-    run(sys.executable, "-m", "venv", tmp_path / "venv")
-    pip = [tmp_path / "venv" / "bin" / "pip", "install", "--quiet", "-c", ROOT / "constraints.txt"]
-    run(*pip, "torch")
-    run(*pip, wheel)
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    lend(site)
     surgeon = tmp_path / "venv" / "bin" / "surgeon"
     assert "zero_core" in run(surgeon, "recipes")
     report = json.loads(run(surgeon, "apply", "zero_core", "--json", *LITTLE))

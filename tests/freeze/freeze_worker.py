@@ -1,15 +1,19 @@
-"""One of two processes that train a frozen model; started by test_freeze_distributed.py through torchrun.
+"""Two processes that train a frozen model, for each line that comes in: `["SETUP", "BASE", "OUTPUT"]`.
 
-    torchrun --nproc-per-node 2 tests/freeze_worker.py SETUP BASE OUTPUT
-
-Writes the trained weights, gathered, to OUTPUT/model.safetensors in the dtype of the master weights, and prints
-what `Frozen` says of itself.
+The two are forks of this process, which has the libraries imported, with torchrun's variables in their environment.
+They write the trained weights, gathered, to OUTPUT/model.safetensors in the dtype of the master weights, what
+`Frozen` says of itself to OUTPUT/rank0.json and rank1.json, and all else to OUTPUT/log; then prints their exit codes.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import signal
+import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,12 @@ from surgeon.errors import FreezeError
 from surgeon.freeze import freeze
 
 STEPS = 3
+# What the setups import, here once, and not in each of their ranks.
+IMPORTED = (
+    "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook", "torch._dynamo", "accelerate",
+    "transformers.models.llama.modeling_llama", "transformers.trainer",
+)  # fmt: skip
 
 
 def rank() -> int:
@@ -289,14 +299,49 @@ SETUPS = {
 }
 
 
-def main() -> None:
-    setup, base, output = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    torch.set_num_threads(1)
+def train(setup: str, base: Path, output: Path) -> None:
     if setup in ("fsdp2-mixed", "fsdp2-too-early", "tensor-parallel", "powersgd"):
         distributed.init_process_group("gloo")
     SETUPS[setup](setup, base, output)
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+def forked(rank: int, port: int, setup: str, base: Path, output: Path) -> int:
+    """Train in a fork of this process; returns its number."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        signal.alarm(240)
+        log = os.open(output / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
+        os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+        train(setup, base, output)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for module in IMPORTED:
+        if importlib.util.find_spec(module.partition(".")[0]):
+            importlib.import_module(module)
+    for line in sys.stdin:
+        setup, base, output = json.loads(line)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = [forked(rank, port, setup, Path(base), Path(output)) for rank in (0, 1)]
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.util
 import json
 import os
@@ -25,13 +27,24 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("base"), torch.bfloat16, vocab_size=67, intermediate_size=51)
 
 
-def launch(setup: str, base: Path, output: Path) -> list[dict]:  # type: ignore[type-arg]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER)]
+@functools.cache
+def worker() -> subprocess.Popen[str]:
+    """The process of which all ranks are forks; importing the libraries once is most of what a rank costs."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*command, setup, str(base), str(output)], capture_output=True, text=True, env=environment, timeout=240
+    started = subprocess.Popen(
+        [sys.executable, str(WORKER)], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    assert done.returncode == 0, done.stderr[-6000:]
+    atexit.register(started.communicate)  # its input ends, and so does it
+    return started
+
+
+def launch(setup: str, base: Path, output: Path) -> list[dict]:  # type: ignore[type-arg]
+    process = worker()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(json.dumps([setup, str(base), str(output)]), file=process.stdin, flush=True)
+    codes = process.stdout.readline()
+    assert codes == "[0, 0]\n", f"{codes}\n{(output / 'log').read_text()[-6000:]}"
     return [json.loads((output / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
