@@ -8,7 +8,7 @@ DIR/corpus/DOOR, from run to run, and mutated further. An input may take ten sec
 what the process had at first; one that fails is kept in DIR as DOOR-crash-..., and its door is left for this run.
 
 `--unguided` needs no Atheris: every input is a mutation of a whole file and nothing counts branches, so that many times
-as many go through; the seconds are of processor time, and a door ends at 100,000 inputs.
+as many go through; the seconds are of processor time, and a door ends at 150,000 inputs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from random import Random
 
 HERE = Path(__file__).parent
 LONGEST_SECONDS, MOST_MEMORY = 10, 1 << 30
-MOST_UNGUIDED = 100_000
+MOST_UNGUIDED = 150_000
 DOORS = (
     "header", "plan", "difference", "index", "config", "region", "overlap", "patch", "bundle", "marker", "report",
     "manifest", "masks", "neurons", "saved", "lines", "parquet", "recipe", "override", "card",
