@@ -38,21 +38,27 @@ def draw_control(
     """
     values = values.reshape(-1)
     candidates = np.flatnonzero(values != 0)
-    if removed is None and draw != "random":
-        keys = _keys(values, candidates, draw, scores)
-        wanted = min(count, candidates.size)
-        chosen = select_count(
-            lambda _: keys, [(name, candidates.size)], wanted, "bottom" if draw == "bottom" else "top"
-        )
-        return candidates[chosen[name]]
+    if removed is None:
+        return candidates[_counted(name, values, candidates, min(count, candidates.size), draw, seed, scores)]
     if draw == "random":
         order = generator(seed, f"control:{name}").permutation(candidates.size)
     else:
         keys = _keys(values, candidates, draw, scores)
         order = np.argsort(keys if draw == "bottom" else -keys, kind="stable")
-    if removed is not None:
-        count = _nearest(np.cumsum(values[candidates[order]].astype(np.float64) ** 2), removed)
+    count = _nearest(np.cumsum(values[candidates[order]].astype(np.float64) ** 2), removed)
     return np.sort(candidates[order[:count]])
+
+
+def _counted(
+    name: str, values: NDArray[Any], candidates: Indices, count: int, draw: Draw, seed: int,
+    scores: NDArray[np.float32] | None,
+) -> Indices:  # fmt: skip
+    """Return which `count` of the candidates are drawn, sorted."""
+    if draw == "random":
+        return select_evenly(candidates.size, count, seed, f"control:{name}")
+    keys = _keys(values, candidates, draw, scores)
+    group = [(name, candidates.size)]
+    return select_count(lambda _: keys, group, count, "bottom" if draw == "bottom" else "top")[name]
 
 
 def random_like(region: Region, seed: int = 0) -> Callable[[str], Indices]:

@@ -13,7 +13,7 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.regions import RegionPlan
 from surgeon.region.region import Region
 
-REGION_VERSION = 1  # raise it when the same scores and settings would give another region
+REGION_VERSION = 2  # raise it when the same scores and settings would give another region
 
 
 def load_region(plan: Plan, region: RegionPlan, keys: Mapping[str, str], jobs: int) -> Region | None:

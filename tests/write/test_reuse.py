@@ -234,9 +234,9 @@ def test_an_interrupted_run_says_one_line_and_the_same_command_goes_on(
     assert process.stdout.readline() == "here\n"
     started = time.monotonic()
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=90)
     assert process.returncode == code
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     before = ("write cut", "2 steps, up to about")  # how far it came, and how long it was to take
     said = [line for line in errors.splitlines() if not line.startswith(before)]
     assert said == ["interrupted: what was finished is kept, and the same command goes on from there"]
@@ -257,8 +257,9 @@ def test_a_run_that_is_interrupted_while_it_copies_ends_at_once(light_recipe: Re
     while process.stdout.readline() != b"here\n":
         pass
     process.send_signal(signal.SIGINT)  # some hundred pieces before its end
-    process.communicate(timeout=20)
+    rest, _ = process.communicate(timeout=300)
     assert process.returncode == 130
+    assert rest.count(b"here\n") < 50
     assert not (tmp_path / "out" / "variants" / "cut").exists()
     assert subprocess.run([sys.executable, "-m", "surgeon", "apply", str(path)], capture_output=True).returncode == 0
 
