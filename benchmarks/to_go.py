@@ -2,8 +2,8 @@
 
     python benchmarks/to_go.py RECIPE [--set PATH=VALUE ...]
 
-Applies a recipe to an output of its own with an empty cache, notes at every advance what the overall bar says, and prints
-told and taken at the start, after the first unit of each step, and at every tenth of the run.
+Applies a recipe to an output of its own with an empty cache, notes at every advance what the overall bar says, and
+prints told and taken at the start, after the first unit of each step, and at every tenth of the run.
 """
 
 from __future__ import annotations

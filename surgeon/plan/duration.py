@@ -60,7 +60,7 @@ def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] 
         tokens = len(plan.verify_languages) * verify.tokens * models
         result.append(Step("perplexity", _FORWARD * tokens * (active + head) / rate))
         if verify.prompts:
-            result.append(Step("continuations", _continuations(verify, models, shape, active + head, rate)))
+            result.append(Step("continuations", _continuations(verify, models, shape, active, rate)))
     result.append(Step("page", _PAGE))
     return result
 
@@ -80,14 +80,18 @@ def _supply(corpus: Corpus, language: str, asked: int) -> int:
     return path.stat().st_size // (halves * _BYTES_PER_TOKEN)
 
 
-def _continuations(verify: VerifySpec, models: int, shape: Shape, weights: float, rate: float) -> float:
-    """What is in memory as a whole goes on from what it has computed; else each token takes the whole text again."""
+def _continuations(verify: VerifySpec, models: int, shape: Shape, active: float, rate: float) -> float:
+    """What is in memory as a whole goes on from what it has computed; else each token takes the whole text again.
+
+    The head is asked for the last token alone. A model that ends its text early takes less.
+    """
     given = sum(len(prompt.encode()) // _BYTES_PER_TOKEN for prompt in verify.prompts)
     added = verify.new_tokens * len(verify.prompts)
     stays = 4 * shape.total <= budgets.RESIDENT_BYTES
     tokens = given + added if stays else verify.new_tokens * (given + added // 2)
     calls = (added if stays else verify.new_tokens) * (shape.layers + 1)
-    return models * (tokens * _FORWARD * weights / rate + calls * _PER_CALL)
+    operations = _FORWARD * (tokens * active + added * shape.hidden * shape.vocabulary)
+    return models * (operations / rate + calls * _PER_CALL)
 
 
 def active_entries(checkpoint: Checkpoint) -> int:
