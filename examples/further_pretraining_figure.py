@@ -18,9 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import altair as alt
-
-from surgeon.report.drawing import SERIES, SHAPES, Figure, colour, finished, svg, themed
+from surgeon.report.drawing import SERIES, SHAPES, Figure, Spec, amount, colour, finished, layer, svg, themed, words
 
 Nats = dict[str, dict[str, float]]  # register -> language -> nats per token
 Rows = list[dict[str, Any]]
@@ -134,17 +132,20 @@ def rows_of(curves: Curves, arms: Sequence[str], steps: Sequence[int], value: Ca
     return rows
 
 
-def panel(title: str, rows: Rows, arms: Sequence[str]) -> alt.LayerChart | alt.FacetChart:
+def panel(title: str, rows: Rows, arms: Sequence[str]) -> Spec:
     """Draw means over the seeds, and a stroke from least to most, against the steps."""
-    chart = alt.Chart(alt.InlineData(values=rows))
-    x = alt.X("step:Q", title="step").axis(grid=False)
-    y = alt.Y("mean:Q", title=None).scale(zero=False)
-    color = alt.Color("arm:N", title=None).scale(domain=arms, range=[colour(name) for name in SERIES[: len(arms)]])
-    shape = alt.Shape("arm:N", title=None).scale(domain=arms, range=SHAPES[: len(arms)])
-    stroke = chart.mark_rule(strokeWidth=1.4).encode(x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=color)
-    line = chart.mark_line(strokeWidth=1, opacity=0.7).encode(x=x, y=y, color=color)
-    mark = chart.mark_point(filled=True, size=60, opacity=1).encode(x=x, y=y, color=color, shape=shape)
-    return alt.layer(stroke, line, mark).properties(title=title, width=470, height=150)
+    hue = words("arm", title=None, scale={"domain": arms, "range": [colour(name) for name in SERIES[: len(arms)]]})
+    shape = words("arm", title=None, scale={"domain": arms, "range": SHAPES[: len(arms)]})
+    layers = [
+        layer("rule", {"strokeWidth": 1.4}, y=amount("low", title=None), y2={"field": "high"}, color=hue),
+        layer("line", {"strokeWidth": 1, "opacity": 0.7}, color=hue),
+        layer("point", {"filled": True, "size": 60, "opacity": 1}, color=hue, shape=shape),
+    ]
+    x, y = amount("step", title="step", axis={"grid": False}), amount("mean", title=None, scale={"zero": False})
+    return {
+        "title": title, "width": 470, "height": 150, "data": {"values": rows}, "encoding": {"x": x, "y": y},
+        "layer": layers,
+    }  # fmt: skip
 
 
 def figure(curves: Curves) -> Figure:
@@ -161,7 +162,7 @@ def figure(curves: Curves) -> Figure:
     ]  # fmt: skip
     rows = [(title, rows_of(curves, arms, steps, value)) for title, arms, steps, value in panels]
     names = list(dict.fromkeys(row["arm"] for _, part in rows for row in part))
-    spec = finished(alt.vconcat(*(panel(title, part, names) for title, part in rows), spacing=24))
+    spec = finished({"vconcat": [panel(title, part, names) for title, part in rows], "spacing": 24})
     caption = (
         f"Training on in {curves.language}, by step, to step {last}; means over seeds {curves.seeds}, strokes from "
         "least to most."

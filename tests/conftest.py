@@ -23,8 +23,14 @@ hypothesis.settings.load_profile("surgeon")
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or fills the user's cache, and none reaches the network."""
-    monkeypatch.setenv("SURGEON_CACHE", str(tmp_path_factory.mktemp("cache")))
+    """No test reads or fills the user's cache, and none reaches the network.
+
+    What makes a page live is bundled once for all of them: that takes seconds, and depends on a version alone.
+    """
+    cache, page = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp() / "page"
+    page.mkdir(exist_ok=True)
+    (cache / "page").symlink_to(page)
+    monkeypatch.setenv("SURGEON_CACHE", str(cache))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("NO_COLOR", raising=False)
 

@@ -15,14 +15,11 @@ from functools import lru_cache
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import replacing
 from surgeon.report.png import repacked
-
-if TYPE_CHECKING:
-    import altair
 
 # Name, on light ground, on dark ground. Text and marks keep a contrast of 4.5 to the ground in both.
 PALETTE = {
@@ -50,6 +47,13 @@ TIMES = (
     "domain('AXIS')[1] / domain('AXIS')[0] < 6 || indexof(['1', '2', '5'], slice(format(datum.value, 'e'), 0, 1)) >= 0"
     " ? '×' + format(datum.value, datum.value < 1e5 ? ',~g' : '~e') : ''"
 )
+Spec: TypeAlias = dict[str, Any]  # a piece of Vega-Lite
+# What is broken says so at the edge of an axis.
+BROKEN: Spec = {
+    "transform": [{"filter": "datum.broken != ''"}],
+    "mark": {"type": "text", "align": "right", "dx": -8, "fontSize": 11},
+    "encoding": {"text": {"field": "broken", "type": "nominal"}},
+}
 _EXPOSE = "window.vegaEmbed = vegaEmbed;"
 MOST = 25.0  # nats per token beyond which a model is merely broken
 ZOOM = 2.0  # pixels of a PNG per unit of the drawing
@@ -65,7 +69,7 @@ class Figure:
     name: str
     title: str
     caption: str
-    spec: dict[str, Any]
+    spec: Spec
     fluid: bool = False
     key: bool = False
 
@@ -79,19 +83,44 @@ def colour(name: str) -> str:
     return f"var(--{name})"
 
 
-def multiples(across: bool, title: str, **axis: Any) -> Any:
-    """Return a logarithmic axis of multiples of the base's (`ratio`), across or up."""
-    import altair as alt
-
-    channel: Any = (alt.X if across else alt.Y)("ratio:Q", title=title).scale(type="log", nice=False, padding=8)
-    return channel.axis(labelExpr=TIMES.replace("AXIS", "x" if across else "y"), grid=True, **axis)
+def words(field: str, **more: Any) -> Spec:
+    """Return a channel of names."""
+    return {"field": field, "type": "nominal", **more}
 
 
-def named(field: str, **sort: Any) -> Any:
+def amount(field: str, **more: Any) -> Spec:
+    """Return a channel of numbers."""
+    return {"field": field, "type": "quantitative", **more}
+
+
+def layer(kind: str, look: Spec, only: str = "", **channels: Any) -> Spec:
+    """Return marks of a kind with their look, in the rows of which `only` holds."""
+    chosen = {"transform": [{"filter": only}]} if only else {}
+    return {"mark": {"type": kind, **look}, **chosen, "encoding": channels}
+
+
+def multiples(across: bool, title: str, **axis: Any) -> Spec:
+    """Return a logarithmic axis of multiples of the base's, across or up."""
+    labels = TIMES.replace("AXIS", "x" if across else "y")
+    scale = {"type": "log", "nice": False, "padding": 8}
+    return amount("ratio", title=title, scale=scale, axis={"labelExpr": labels, "grid": True, **axis})
+
+
+def the_base(axis: str) -> Spec:
+    """Return the line at the base's perplexity."""
+    return {
+        "data": {"values": [{}]}, **layer("rule", {"strokeWidth": 1.2, "color": colour("ink")}, **{axis: {"datum": 1}})
+    }  # fmt: skip
+
+
+def named(field: str, sort: Any) -> Spec:
     """Return an axis down the page of names alone, without a line or ticks."""
-    import altair as alt
+    return words(field, title=None, sort=sort, axis={"domain": False, "ticks": False, "labelPadding": 6})
 
-    return alt.Y(f"{field}:N", title=None, **sort).axis(domain=False, ticks=False, labelPadding=6)
+
+def tips(**said: str) -> list[Spec]:
+    """Return what pointing at a mark says: by field, its title."""
+    return [words(field, title=title) for field, title in said.items()]
 
 
 def is_drawable(log: float) -> bool:
@@ -105,8 +134,8 @@ def drawn_ratios(logs: Iterable[float]) -> Callable[[float], float]:
     return lambda log: math.exp(log if is_drawable(log) else edge)
 
 
-def finished(chart: altair.LayerChart | altair.VConcatChart | altair.FacetChart) -> dict[str, Any]:
-    """Return a chart's specification, in the common look."""
+def finished(spec: Spec) -> Spec:
+    """Return a specification in the common look."""
     text = {"labelColor": colour("ink"), "titleColor": colour("quiet"), "labelFontSize": 12, "titleFontSize": 12}
     look = {
         "aria": False, "background": "transparent", "font": FONT, "padding": 4,
@@ -123,7 +152,7 @@ def finished(chart: altair.LayerChart | altair.VConcatChart | altair.FacetChart)
         "title": {"color": colour("ink"), "fontSize": 13, "anchor": "start"},
         "header": {**text, "titleFontWeight": "normal", "labelFontWeight": "bold"},
     }  # fmt: skip
-    return {**chart.to_dict(validate=False), "config": look}
+    return {**spec, "config": look}
 
 
 def svg(figure: Figure) -> str:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.report.data import RegionReport, Report, Scan
-from surgeon.report.drawing import Figure, colour, finished
+from surgeon.report.drawing import Figure, Spec, amount, colour, finished, layer, words
 from surgeon.report.png import encoded
 from surgeon.report.story import Story, is_control
 from surgeon.report.words import percent
-
-if TYPE_CHECKING:
-    import altair as alt
 
 # From dark to light, the same on every ground: it is a picture of light.
 LIGHT = ((6, 8, 18), (40, 18, 84), (112, 30, 108), (188, 55, 84), (237, 105, 37), (251, 180, 60), (255, 252, 220))
@@ -57,20 +54,15 @@ def picture(shares: NDArray[np.float64], full: float) -> str:
 
 
 def _figure(name: str, regions: list[str], report: Report, key: bool) -> Figure:
-    import altair as alt
-
     scans = {region: scan for region in regions if (scan := report.regions[region].scan) is not None}
     full = brightest(scans[regions[0]])
     rows = scans[regions[0]].rows
     panels = [_panel(region, scan, rows, full) for region, scan in scans.items()]
-    panels[0] += _marks(report.regions[regions[0]], scans[regions[0]])
-    panels[-1] += _lamp(full)
-    spec = finished(alt.vconcat(*panels, spacing=12))
-    return Figure(name, _title(regions), _caption(regions, scans, report), spec, key=key)
-
-
-def _title(regions: list[str]) -> str:
-    return f"Where {regions[0]} is" + (f", and {regions[1]}" if len(regions) > 1 else "")
+    panels[0]["layer"].append(_marks(report.regions[regions[0]], scans[regions[0]]))
+    panels[-1]["layer"].append(_lamp(full))
+    title = f"Where {regions[0]} is" + (f", and {regions[1]}" if len(regions) > 1 else "")
+    spec = finished({"vconcat": panels, "spacing": 12})
+    return Figure(name, title, _caption(regions, scans, report), spec, key=key)
 
 
 def _caption(regions: list[str], scans: dict[str, Scan], report: Report) -> str:
@@ -90,80 +82,66 @@ def _caption(regions: list[str], scans: dict[str, Scan], report: Report) -> str:
     return text
 
 
-def _panel(name: str, scan: Scan, rows: list[tuple[int | None, str]], full: float) -> alt.LayerChart | alt.FacetChart:
+def _panel(name: str, scan: Scan, rows: list[tuple[int | None, str]], full: float) -> Spec:
     """Draw one region on the rows of the first."""
-    import altair as alt
-
     at = {row: i for i, row in enumerate(scan.rows)}
     shares = np.zeros((len(rows), scan.columns))
     shares[[i for i, row in enumerate(rows) if row in at]] = scan.shares()[[at[row] for row in rows if row in at]]
     width, height = _WIDTH, max(210, min(2 * len(rows), 480))
-    x = (
-        alt.X("x:Q", title=f"{name}, by residual dimension")
-        .scale(domain=[0, scan.columns], nice=False)
-        .axis(grid=False, tickCount=5, labelExpr=f"format(datum.value * {scan.width}, 'd')")
-    )
-    image = (
-        alt.Chart(alt.InlineData(values=[{"url": picture(shares, full), "x": 0}]))
-        .mark_image(width=width, height=height, aspect=False, smooth=False, align="left", baseline="top")
-        .encode(x=x, y=alt.value(0), url="url:N")
-    )
-    blocks = _blocks(rows)
-    edges = alt.Chart(alt.InlineData(values=blocks[1:] or [{"y": 0}])).mark_rule(color=colour("ground"), strokeWidth=1)
-    left_out = [block for block in blocks if not any(role == block["role"] for _, role in scan.rows)]
-    names = alt.Chart(alt.InlineData(values=blocks)).mark_text(align="right", dx=-8, fontSize=12)
-    layers: list[Any] = [image, edges.encode(y=_down("y", rows))]
-    layers.append(names.encode(x=alt.value(0), y=_down("middle", rows), text="role:N"))
-    if left_out:
-        note = alt.Chart(alt.InlineData(values=left_out)).mark_text(text="left out", fontSize=12, color="#d9dee6")
-        layers.append(note.encode(x=alt.value(width / 2), y=_down("middle", rows)))
-    return alt.layer(*layers).properties(width=width, height=height)
-
-
-def _down(field: str, rows: list[tuple[int | None, str]]) -> alt.Y:
-    import altair as alt
-
-    return alt.Y(f"{field}:Q", title=None).scale(domain=[len(rows), 0], nice=False).axis(None)
-
-
-def _blocks(rows: list[tuple[int | None, str]]) -> list[dict[str, Any]]:
-    """Return where each role's rows begin and have their middle."""
     roles = [role for _, role in rows]
-    return [
+    blocks = [
         {"role": role, "y": roles.index(role), "middle": roles.index(role) + roles.count(role) / 2}
         for role in dict.fromkeys(roles)
     ]
+    left_out = [block for block in blocks if not any(role == block["role"] for _, role in scan.rows)]
+    labels = {"grid": False, "tickCount": 5, "labelExpr": f"format(datum.value * {scan.width}, 'd')"}
+    across = {"domain": [0, scan.columns], "nice": False}
+    x = amount("x", title=f"{name}, by residual dimension", scale=across, axis=labels)
+    down = {"title": None, "scale": {"domain": [len(rows), 0], "nice": False}, "axis": None}
+    look = {"width": width, "height": height, "aspect": False, "smooth": False, "align": "left", "baseline": "top"}
+    grey = {"text": "left out", "fontSize": 12, "color": "#d9dee6"}
+    layers = [
+        _with([{"url": picture(shares, full), "x": 0}], layer("image", look, x=x, y={"value": 0}, url=words("url"))),
+        _with(blocks[1:], layer("rule", {"color": colour("ground"), "strokeWidth": 1}, y=amount("y", **down))),
+        _with(blocks, layer("text", {"align": "right", "dx": -8, "fontSize": 12}, x={"value": 0},
+                            y=amount("middle", **down), text=words("role"))),
+        _with(left_out, layer("text", grey, x={"value": width / 2}, y=amount("middle", **down))),
+    ]  # fmt: skip
+    return {"width": width, "height": height, "layer": layers}
 
 
-def _marks(region: RegionReport, scan: Scan) -> alt.LayerChart | alt.FacetChart:
+def _with(rows: list[dict[str, Any]], drawn: Spec) -> Spec:
+    return {"data": {"values": rows}, **drawn}
+
+
+def _marks(region: RegionReport, scan: Scan) -> Spec:
     """Name above the picture the fullest dimensions, as many as stand clear of each other."""
-    import altair as alt
-
     kept: list[int] = []
     for item in region.dimensions:
         clear = all(abs(item.index - other) * 12 > scan.columns * scan.width for other in kept)
         if clear and len(kept) < _LABELLED:
             kept.append(item.index)
-    values = [{"x": index / scan.width + 0.5, "said": str(index)} for index in kept]
-    chart = alt.Chart(alt.InlineData(values=values))
-    pointer = chart.mark_point(shape="triangle-down", filled=True, size=28, color=colour("ink"), opacity=1)
-    text = chart.mark_text(baseline="bottom", fontSize=11)
-    return alt.layer(pointer.encode(x="x:Q", y=alt.value(-5)), text.encode(x="x:Q", y=alt.value(-10), text="said:N"))
+    pointer = {"shape": "triangle-down", "filled": True, "size": 28, "color": colour("ink"), "opacity": 1}
+    return {
+        "data": {"values": [{"x": index / scan.width + 0.5, "said": str(index)} for index in kept]},
+        "encoding": {"x": amount("x")},
+        "layer": [
+            layer("point", pointer, y={"value": -5}),
+            layer("text", {"baseline": "bottom", "fontSize": 11}, y={"value": -10}, text=words("said")),
+        ],
+    }
 
 
-def _lamp(full: float) -> alt.Chart:
+def _lamp(full: float) -> Spec:
     """Return nothing but a legend of the light."""
-    import altair as alt
-
     ramp = ["#" + bytes(rgb).hex() for rgb in LIGHT]
-    scale = alt.Scale(type="pow", exponent=EXPONENT, domain=[0, full], range=ramp, clamp=True)
     most = f"'{percent(full)} or more'"
-    legend = alt.Legend(
-        title="share of the weights along a dimension", orient="bottom", gradientLength=200, values=[0, full / 2, full],
-        labelExpr=f"datum.value < {full} * 0.9 ? format(datum.value, '.2~%') : {most}",
-    )  # fmt: skip
-    lamp = alt.Chart(alt.InlineData(values=[{"share": 0}])).mark_point(opacity=0)
-    drawn: alt.Chart = lamp.encode(
-        color=alt.Color("share:Q", scale=scale, legend=legend), x=alt.value(0), y=alt.value(0)
-    )
-    return drawn
+    legend = {
+        "title": "share of the weights along a dimension", "orient": "bottom", "gradientLength": 200,
+        "values": [0, full / 2, full],
+        "labelExpr": f"datum.value < {full} * 0.9 ? format(100 * datum.value, '.2~r') + ' %' : {most}",
+    }  # fmt: skip
+    scale = {"type": "pow", "exponent": EXPONENT, "domain": [0, full], "range": ramp, "clamp": True}
+    at = {"value": 0}
+    lamp = layer("point", {"opacity": 0}, color=amount("share", scale=scale, legend=legend), x=at, y=at)
+    return _with([{"share": 0}], lamp)

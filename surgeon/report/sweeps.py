@@ -3,40 +3,46 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from surgeon.model.results import exponential
 from surgeon.report.data import Report
-from surgeon.report.drawing import SERIES, SHAPES, Figure, colour, drawn_ratios, finished, is_drawable, multiples
+from surgeon.report.drawing import (
+    BROKEN,
+    SERIES,
+    SHAPES,
+    Figure,
+    Spec,
+    amount,
+    colour,
+    drawn_ratios,
+    finished,
+    is_drawable,
+    layer,
+    multiples,
+    the_base,
+    tips,
+    words,
+)
 from surgeon.report.words import coordinate, is_number, number
-
-if TYPE_CHECKING:
-    import altair as alt
 
 
 def sweep_figure(report: Report, name: str) -> Figure:
     """Draw a sweep: lines over its first axis of numbers, a line per value of the other axes; bars if there is none."""
-    import altair as alt
-
-    sweep = report.sweeps[name]
+    sweep, base = report.sweeps[name], report.summary["base"].log_geometric_mean_perplexity
+    logs = {point: report.summary[point].log_geometric_mean_perplexity - base for point in sweep.points}
     axis = next((axis for axis, values in sweep.axes.items() if len(values) > 1 and all(map(is_number, values))), None)
     along = axis or next(iter(sweep.axes))
-    rows = _rows(report, name, along)
+    rows = _rows(name, sweep.points, list(sweep.axes).index(along), logs)
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    colours = [colour(name) for name in _cycled(SERIES, kinds)]
-    looks = {
-        "color": alt.Color("kind:N", title=None).scale(domain=kinds, range=colours),
-        "shape": alt.Shape("kind:N", title=None).scale(domain=kinds, range=_cycled(SHAPES, kinds)),
-    }
-    if len(kinds) == 1:
-        looks = {channel: look.legend(None) for channel, look in looks.items()}
-    hover = [alt.Tooltip(f"{field}:N", title=title) for field, title in (
-        ("point", "point"), ("along", along), ("kind", "of"), ("times", "of the base's perplexity"),
-    )]  # fmt: skip
-    chart = alt.Chart(alt.InlineData(values=rows))
-    draw = _lines if axis is not None else _bars
-    spec = draw(chart, sweep.axes[along], along, looks, hover)
-    logs = _logs(report, name)
+    shown: dict[str, Any] = {"title": None, **({"legend": None} if len(kinds) == 1 else {})}
+    colours = [colour(SERIES[i % len(SERIES)]) for i in range(len(kinds))]
+    shapes = [SHAPES[i % len(SHAPES)] for i in range(len(kinds))]
+    hue, shape = (words("kind", scale={"domain": kinds, "range": range_}, **shown) for range_ in (colours, shapes))
+    hover = tips(point="point", along=along, kind="of", times="of the base's perplexity")
+    values = sweep.axes[along]
+    drawn = _lines(values, along, hue, shape, hover) if axis is not None else _bars(values, along, hue, hover)
     worst = max(logs, key=lambda point: math.inf if math.isnan(logs[point]) else logs[point])
     others = [other for other in sweep.axes if other != along]
     caption = (
@@ -45,69 +51,52 @@ def sweep_figure(report: Report, name: str) -> Figure:
         f"Most at {worst}: ×{number(exponential(logs[worst]))}."
     )
     key = list(sweep.axes) != ["seed"]  # the draws of one control are no picture for the first screen
-    return Figure(f"sweep-{name}", f"What {name} does, by {along}", caption, finished(spec), True, key)
+    spec = finished({"data": {"values": rows}, **drawn})
+    return Figure(f"sweep-{name}", f"What {name} does, by {along}", caption, spec, True, key)
 
 
-def _logs(report: Report, name: str) -> dict[str, float]:
-    """Return the logarithm of each point's mean ratio to the base."""
-    base = report.summary["base"].log_geometric_mean_perplexity
-    return {point: report.summary[point].log_geometric_mean_perplexity - base for point in report.sweeps[name].points}
-
-
-def _rows(report: Report, name: str, along: str) -> list[dict[str, Any]]:
-    sweep, logs = report.sweeps[name], _logs(report, name)
-    drawn = drawn_ratios(logs.values())
-    place = list(sweep.axes).index(along)
-    rows = []
-    for point, values in sweep.points.items():
-        log, rest = logs[point], [*values[:place], *values[place + 1 :]]
-        row = {
-            "point": point, "x": values[place] if is_number(values[place]) else coordinate(values[place]),
-            "along": coordinate(values[place]), "kind": ", ".join(map(coordinate, rest)) or name,
-            "ratio": drawn(log), "times": f"×{number(exponential(log))}",
-            "broken": "" if is_drawable(log) else f"×{number(exponential(log))}",
-        }  # fmt: skip
-        rows.append(row)
+def _rows(
+    name: str, points: Mapping[str, Sequence[Any]], place: int, logs: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Return a row for each point; `place` is that of the axis along which they are drawn."""
+    drawn, rows = drawn_ratios(logs.values()), []
+    for point, values in points.items():
+        at, rest, times = values[place], [*values[:place], *values[place + 1 :]], number(exponential(logs[point]))
+        rows.append({
+            "point": point, "x": at if is_number(at) else coordinate(at), "along": coordinate(at),
+            "kind": ", ".join(map(coordinate, rest)) or name, "ratio": drawn(logs[point]), "times": f"×{times}",
+            "broken": "" if is_drawable(logs[point]) else f"×{times}",
+        })  # fmt: skip
     return rows
 
 
-def _cycled(values: list[str], kinds: list[str]) -> list[str]:
-    return [values[i % len(values)] for i in range(len(kinds))]
-
-
-def _lines(
-    chart: alt.Chart, xs: list[float], along: str, looks: dict[str, Any], hover: list[Any]
-) -> alt.LayerChart | alt.FacetChart:
-    import altair as alt
-
+def _lines(xs: Sequence[float], along: str, hue: Spec, shape: Spec, hover: list[Spec]) -> Spec:
     # Where values span more than a factor of 8, equal steps are equal factors.
     is_log = min(xs) > 0 and max(xs) / min(xs) > 8
-    x = (
-        alt.X("x:Q", title=along + (", logarithmic" if is_log else ""))
-        .scale(type="log" if is_log else "linear", nice=False, padding=16, zero=alt.Undefined if is_log else False)
-        .axis(values=sorted(set(xs)), format="~g", grid=False, labelOverlap=True)
-    )
-    y = multiples(False, "times the base's perplexity")
-    line = chart.mark_line(strokeWidth=2).encode(x=x, y=y, color=looks["color"], detail="kind:N")
-    mark = chart.mark_point(filled=True, size=80, opacity=1).encode(x=x, y=y, tooltip=hover, **looks)
-    broken = (
-        chart.transform_filter("datum.broken != ''")
-        .mark_text(align="right", dx=-8, fontSize=11)
-        .encode(x=x, y=y, text="broken:N")
-    )
-    one = alt.Chart().mark_rule(color=colour("ink")).encode(y=alt.YDatum(1))
-    return alt.layer(one, line, mark, broken).properties(width=520, height=300)
+    scale = {"type": "log"} if is_log else {"type": "linear", "zero": False}
+    labels = {"values": sorted(set(xs)), "format": "~g", "grid": False, "labelOverlap": True}
+    x = amount(
+        "x", title=along + (", logarithmic" if is_log else ""), axis=labels,
+        scale={**scale, "nice": False, "padding": 16},
+    )  # fmt: skip
+    mark = {"filled": True, "size": 80, "opacity": 1}
+    layers = [
+        layer("line", {"strokeWidth": 2}, color=hue, detail=words("kind")),
+        layer("point", mark, color=hue, shape=shape, tooltip=hover),
+        BROKEN,
+    ]
+    encoding = {"x": x, "y": multiples(False, "times the base's perplexity")}
+    return {"width": 520, "height": 300, "layer": [the_base("y"), {"encoding": encoding, "layer": layers}]}
 
 
-def _bars(
-    chart: alt.Chart, values: list[Any], along: str, looks: dict[str, Any], hover: list[Any]
-) -> alt.LayerChart | alt.FacetChart:
-    import altair as alt
-
-    y = alt.Y("along:N", sort=[coordinate(value) for value in values], title=along).axis(domain=False, ticks=False)
-    x = multiples(True, "times the base's perplexity")
-    lane = alt.YOffset("kind:N")
-    bar = chart.mark_bar().encode(y=y, yOffset=lane, x=x, x2=alt.X2Datum(1), tooltip=hover, color=looks["color"])
-    said = chart.mark_text(align="left", dx=5, fontSize=11).encode(y=y, yOffset=lane, x=x, text="times:N")
-    one = alt.Chart().mark_rule(color=colour("ink")).encode(x=alt.XDatum(1))
-    return alt.layer(bar, one, said).properties(width=470, height=alt.Step(18))
+def _bars(values: Sequence[Any], along: str, hue: Spec, hover: list[Spec]) -> Spec:
+    encoding = {
+        "x": multiples(True, "times the base's perplexity"),
+        "y": words("along", sort=list(map(coordinate, values)), title=along, axis={"domain": False, "ticks": False}),
+        "yOffset": words("kind"),
+    }
+    layers = [
+        layer("bar", {}, x2={"datum": 1}, color=hue, tooltip=hover),
+        layer("text", {"align": "left", "dx": 5, "fontSize": 11}, text=words("times")),
+    ]
+    return {"width": 470, "height": {"step": 18}, "layer": [{"encoding": encoding, "layer": layers}, the_base("x")]}

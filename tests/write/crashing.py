@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import altair  # noqa: F401
 import vl_convert
 
 import surgeon.api
