@@ -39,7 +39,6 @@ from surgeon.report.data import (
     Report,
     ScoreReport,
     VariantReport,
-    generation,
 )
 from surgeon.report.html import write_page
 from surgeon.report.intervals import LEVEL, RESAMPLES, SEED
@@ -308,7 +307,7 @@ def make_report(
         method=method,
         perplexity=perplexities(measures) if measures else {},
         summary=summary,
-        generations={name: [generation(item) for item in items] for name, items in found.continuations.items()},
+        generations={name: list(items) for name, items in found.continuations.items()},
         expectations=check_expectations(recipe.verify.expect, measures) if recipe.verify else [],
         timings=run.timings,
         environment=environment(run.device),

@@ -6,11 +6,10 @@ import math
 
 import numpy as np
 
-from surgeon.model.results import Measure
+from surgeon.model.results import Continuation, Measure
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.region.region import Region
 from surgeon.report.data import (
-    Generation,
     ModelReport,
     Report,
     ScoreReport,
@@ -38,9 +37,9 @@ def make_region() -> Region:
     return Region.from_masks(masks)
 
 
-def said(name: str) -> Generation:
+def said(name: str) -> Continuation:
     stopped = "end" if name == "cut" else "length"
-    return Generation(prompt="قال <i>", continuation=HOSTILE, tokens=9, stopped=stopped)  # type: ignore[arg-type]
+    return Continuation(prompt="قال <i>", continuation=HOSTILE, tokens=9, stopped=stopped)  # type: ignore[arg-type]
 
 
 def make_report() -> Report:

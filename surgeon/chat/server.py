@@ -33,93 +33,102 @@ def page_with_box(report: str) -> str:
     return report.replace(policy, f"{policy} connect-src 'self';", 1).replace(place, place + box, 1)
 
 
-def make_server(page: str, answer: Answer, port: int = 0) -> ThreadingHTTPServer:
+class Server(ThreadingHTTPServer):
+    """Listens on loopback; holds what every request needs: the page, who answers, and the lock around that."""
+
+    daemon_threads = True
+
+    def __init__(self, page: str, answer: Answer, port: int) -> None:
+        self.content, self.answer = page.encode("utf-8"), answer
+        self.one_at_a_time = threading.Lock()  # the variants are made in the one model
+        super().__init__((LOOPBACK, port), Handler)
+
+
+def make_server(page: str, answer: Answer, port: int = 0) -> Server:
     """Return a server on loopback, not yet serving; port 0 takes a free one (`server.server_port`).
 
     Raises:
         InputError: the port is taken.
     """
-    content, one_at_a_time = page.encode("utf-8"), threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        server_version, sys_version = "surgeon", ""
-
-        def do_GET(self) -> None:
-            if self._is_meant() and self._is_path("/"):
-                self._send(HTTPStatus.OK, "text/html; charset=utf-8", content)
-
-        def do_POST(self) -> None:
-            if not (self._is_meant() and self._is_path("/ask")):
-                return
-            question = self._question()
-            if question is not None:
-                with one_at_a_time:  # the variants are made in the one model
-                    self._answer(question)
-
-        def _answer(self, question: str) -> None:
-            try:
-                found = {name: _shown(item) for name, item in answer(question).items()}
-            except SurgeonError as error:
-                self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
-            else:
-                self._send_json(HTTPStatus.OK, {"answers": found})
-
-        def _question(self) -> str | None:
-            """Read what is asked; a page of another site can send no JSON without asking first, and gets no leave."""
-            size = self.headers.get("Content-Length", "")
-            if self.headers.get_content_type() != "application/json":
-                self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
-            elif not (size.isascii() and size.isdigit() and len(size) < 10) or int(size) > LONGEST:
-                self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-            else:
-                try:
-                    data = parse_json(self.rfile.read(int(size)))
-                except NotPlain:
-                    data = None
-                if isinstance(data, dict) and isinstance(data.get("prompt"), str):
-                    return str(data["prompt"])
-                self._refuse(HTTPStatus.BAD_REQUEST)
-            return None
-
-        def _is_meant(self) -> bool:
-            names = {f"{name}:{server.server_port}" for name in (LOOPBACK, "localhost")}
-            meant = self.headers.get("Host") in names
-            origin = self.headers.get("Origin")
-            meant &= origin is None or origin.removeprefix("http://") in names
-            if not meant:
-                self._refuse(HTTPStatus.FORBIDDEN)
-            return meant
-
-        def _is_path(self, path: str) -> bool:
-            if self.path != path:
-                self._refuse(HTTPStatus.NOT_FOUND)
-            return self.path == path
-
-        def _refuse(self, status: HTTPStatus) -> None:
-            self.close_connection = True
-            self._send_json(status, {"error": status.phrase})
-
-        def _send_json(self, status: HTTPStatus, data: Any) -> None:
-            self._send(status, "application/json", json.dumps(data).encode())
-
-        def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.send_header("Cache-Control", "no-store")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing: the page shows what was asked."""
-
     try:
-        server = ThreadingHTTPServer((LOOPBACK, port), Handler)
+        return Server(page, answer, port)
     except OSError as error:
         raise InputError(f"--port {port}: {error.strerror}; choose another, or 0 for any that is free") from None
-    server.daemon_threads = True
-    return server
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request: for the page, or for what the models say to a prompt."""
+
+    server: Server
+    server_version, sys_version = "surgeon", ""
+
+    def do_GET(self) -> None:
+        """Send the page."""
+        if self._is_meant("/"):
+            self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.server.content)
+
+    def do_POST(self) -> None:
+        """Send what the models say."""
+        question = self._question() if self._is_meant("/ask") else None
+        if question is None:
+            return
+        try:
+            with self.server.one_at_a_time:
+                found = {name: _shown(item) for name, item in self.server.answer(question).items()}
+        except SurgeonError as error:
+            self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+        else:
+            self._send_json(HTTPStatus.OK, {"answers": found})
+
+    def _is_meant(self, path: str) -> bool:
+        """Refuse what names another host, comes from another site's page, or asks for another path."""
+        names = {f"{name}:{self.server.server_port}" for name in (LOOPBACK, "localhost")}
+        origin = self.headers.get("Origin")
+        if self.headers.get("Host") not in names or (
+            origin is not None and origin.removeprefix("http://") not in names
+        ):
+            self._refuse(HTTPStatus.FORBIDDEN)
+        elif self.path != path:
+            self._refuse(HTTPStatus.NOT_FOUND)
+        else:
+            return True
+        return False
+
+    def _question(self) -> str | None:
+        """Read what is asked; a page of another site can send no JSON without asking first, and gets no leave."""
+        size = self.headers.get("Content-Length", "")
+        if self.headers.get_content_type() != "application/json":
+            self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+        elif not (size.isascii() and size.isdigit() and len(size) < 10) or int(size) > LONGEST:
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        else:
+            try:
+                data = parse_json(self.rfile.read(int(size)))
+            except NotPlain:
+                data = None
+            if isinstance(data, dict) and isinstance(data.get("prompt"), str):
+                return str(data["prompt"])
+            self._refuse(HTTPStatus.BAD_REQUEST)
+        return None
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        self.close_connection = True
+        self._send_json(status, {"error": status.phrase})
+
+    def _send_json(self, status: HTTPStatus, data: Any) -> None:
+        self._send(status, "application/json", json.dumps(data).encode())
+
+    def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: the page shows what was asked."""
 
 
 def _shown(item: Continuation) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,21 +65,21 @@ def verify(
 
 
 def _show_measures(verified: Any, as_json: bool) -> None:
-    from surgeon.report.data import generation
     from surgeon.report.measured import perplexities
     from surgeon.report.terminal import measures_view, render
 
     found = perplexities(verified.measures, next(iter(verified.measures)))
-    said = {name: [generation(item) for item in items] for name, items in verified.continuations.items()}
     if as_json:
         data: dict[str, Any] = {
             name: {k: item.model_dump(mode="json") for k, item in row.items()} for name, row in found.items()
         }
-        if said:
-            data["generations"] = {name: [item.model_dump() for item in items] for name, items in said.items()}
+        if verified.continuations:
+            data["generations"] = {
+                name: [asdict(item) for item in items] for name, items in verified.continuations.items()
+            }
         print_json(data)
     else:
-        render(stdout(), measures_view(found, said))
+        render(stdout(), measures_view(found, verified.continuations))
 
 
 def diff(

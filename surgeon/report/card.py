@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,17 @@ import yaml
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import RecipeError
-from surgeon.model.results import exponential
 from surgeon.plan.plan import Plan
 from surgeon.recipe.lines import plain
 from surgeon.recipe.plain_yaml import read_yaml
 from surgeon.region.region import Region
 from surgeon.report.data import Report
-from surgeon.report.drawing import Figure, svg, write_pictures
+from surgeon.report.drawing import svg, write_pictures
 from surgeon.report.figures import variant_figures
 from surgeon.report.story import caveat, sentence, tell
-from surgeon.report.words import interval, number, percent
+from surgeon.report.tables import languages_table
+from surgeon.report.templates import rendered
+from surgeon.report.words import percent
 from surgeon.text.documents import DatasetLocation
 from surgeon.text.languages import language_name
 from surgeon.visible import visible
@@ -95,16 +95,39 @@ def _has_form(value: Any, form: re.Pattern[str]) -> bool:
 
 def model_card(plan: Plan, variant: str, regions: Mapping[str, Region], report: Report | None = None) -> str:
     """Return README.md of a variant that uses `regions`; with a report it shows what was measured."""
-    inherited = SourceCard.read(plan.checkpoint.folder)
-    parts = [
-        f"---\n{_front_matter(plan, variant, inherited, report)}\n---",
-        f"# {plan.recipe.name}: {variant}",
-        _warning(plan, variant),
-        _what_was_done(plan, variant, regions),
-        *_measured(variant, report),
-        _again(plan),
-    ]
-    return "\n\n".join(parts) + "\n"
+    inherited, source = SourceCard.read(plan.checkpoint.folder), plan.checkpoint.source
+    return rendered(
+        "card.md",
+        {"code": code, "text": _text},
+        front_matter=_front_matter(plan, variant, inherited, report),
+        plan=plan,
+        spec=plan.recipe.variants[variant],
+        variant=variant,
+        source=source,
+        base=base_model(source.name),
+        regions=regions,
+        why=lambda region: _why(plan, region),
+        rebuild=REBUILD,
+        **_measured(variant, report),
+    )
+
+
+def _measured(variant: str, report: Report | None) -> dict[str, Any]:
+    """Return what the card shows of perplexity: a sentence, figures, and a table beside the base's."""
+    if report is None or variant not in report.perplexity:
+        return {"measured": {}}
+    found = {name: report.perplexity[name] for name in ("base", variant)}
+    return {
+        "measured": found[variant],
+        "report": report,
+        "sentence": sentence(report, tell(report, variant)),
+        "caveat": caveat(report),
+        "before": report.summary["base"],
+        "after": report.summary[variant],
+        "others": [name for name in report.summary if name not in found][:_CONTROLS],
+        "figures": variant_figures(report, variant),
+        "languages": languages_table(found, variant).rows,
+    }
 
 
 def write_card(folder: Path, card: str, report: Report, variant: str) -> None:
@@ -195,52 +218,8 @@ def _results(plan: Plan, variant: str, report: Report | None) -> Iterator[Any]:
             )
 
 
-def _warning(plan: Plan, variant: str) -> str:
-    spec = plan.recipe.variants[variant]
-    if spec.operations:
-        text = (
-            "> **This model was damaged on purpose.** It is meant for research on what its parameters do, not for use."
-        )
-    else:
-        text = "The weights are those of the source, byte for byte."
-    if spec.freeze is not None:
-        text += (
-            "\n\nThe folder `freeze/` names entries that further training shall keep: "
-            "`surgeon.freeze.freeze(model, THIS_REPOSITORY, optimizer)`."
-        )
-    if spec.train_only is not None:
-        text += (
-            "\n\nThe folder `freeze/` names the entries that further training may change, and no others: "
-            "`surgeon.freeze.freeze(model, THIS_REPOSITORY, optimizer)`."
-        )
-    return text
-
-
-def _what_was_done(plan: Plan, variant: str, regions: Mapping[str, Region]) -> str:
-    source = plan.checkpoint.source
-    base = base_model(source.name)
-    shown = f"[{base}](https://huggingface.co/{base})" if base else code(source.name)
-    at = f" at commit {code(source.revision)}" if source.revision else ""
-    steps = "\n".join(f"{i}. {code(operation)}" for i, operation in enumerate(plan.variants[variant].operations, 1))
-    rows = "\n".join(
-        f"| {code(name)} | {_why(plan, name)} | {region.entries:,} | {region.numel:,} | {percent(region.density())} |"
-        for name, region in regions.items()
-    )
-    return f"""## What was done
-
-Made from {shown}{at} by surgeon (the Python package `model-surgeon`), in these steps:
-
-{steps}
-
-| region | chosen as | entries | of | share |
-|---|---|--:|--:|--:|
-{rows}
-
-All bytes of the weights that these steps do not touch are those of the source."""
-
-
 def _why(plan: Plan, region: str) -> str:
-    """Say in a table's cell how a region's entries were chosen; a point of a sweep has regions of its own."""
+    """Say how a region's entries were chosen; a point of a sweep has regions of its own."""
     spec = plan.recipe.regions.get(region)
     if spec is None:
         return ""
@@ -273,65 +252,7 @@ def _why(plan: Plan, region: str) -> str:
     parts += [f"{word} {', '.join(names)}" for word, names in limits if names]
     if spec.layers is not None:
         parts.append(f"in layers {spec.layers[0]} to {spec.layers[1]}")
-    return _cell("; ".join(parts))
-
-
-def _measured(variant: str, report: Report | None) -> Iterator[str]:
-    """Perplexities beside the base's: a sentence, a figure, a table, and how they were measured."""
-    if report is None or variant not in report.perplexity:
-        return
-    base, found, summary = report.perplexity["base"], report.perplexity[variant], report.summary
-    before, after = summary["base"], summary[variant]
-    yield "## What that did"
-    yield _cell(sentence(report, tell(report, variant)))
-    if (known := caveat(report)) is not None:
-        yield _cell(known)
-    count = "1 language" if len(found) == 1 else f"{len(found)} languages"
-    yield (
-        f"Perplexity, as the geometric mean over {count}: {number(before.geometric_mean_perplexity)} before, "
-        f"**{number(after.geometric_mean_perplexity)}** after, that is times {number(after.ratio_to_base)}"
-        + (f" (95 % interval: {interval(after.low, after.high)})." if after.low is not None else ".")
-    )
-    others = [name for name in summary if name not in ("base", variant)][:_CONTROLS]
-    if others:
-        told = ", ".join(f"{code(name)} times {number(summary[name].ratio_to_base)}" for name in others)
-        yield f"Beside it, from the same run: {told}."
-    yield from (_figure(figure) for figure in variant_figures(report, variant))
-    rows = []
-    for language, measure in found.items():
-        log = measure.log_perplexity - base[language].log_perplexity
-        ratio = number(exponential(log))
-        name = _cell(language_name(language))
-        rows.append(f"| {name} | {number(base[language].perplexity)} | {number(measure.perplexity)} | {ratio} |")
-    yield "| language | before | after | ratio |\n|---|--:|--:|--:|\n" + "\n".join(rows)
-    method = report.method
-    yield (
-        f"Measured on at most {method['tokens']:,} tokens a language, in windows of {method['window']} tokens every "
-        f"{method['stride']}, in {method['precision']} on {method['device'].partition(':')[0]}; "
-        f"beginning-of-text token: {method['bos']}."
-    )
-
-
-def _figure(figure: Figure) -> str:
-    """Show a figure in the reader's light or dark theme, with its caption."""
-    path = f"{FIGURES}/{figure.name}"
-    return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{path}-dark.png">'
-        f'<img alt="{escape(figure.title)}" src="{path}.png" width="640"></picture>\n\n{_cell(figure.caption)}'
-    )
-
-
-def _again(plan: Plan) -> str:
-    return f"""## How to make it again
-
-In an environment with surgeon in it (`pip install .` in a checkout of its repository):
-
-```sh
-surgeon apply recipe.yaml
-```
-
-{REBUILD}
-`surgeon.json` beside this card holds that recipe with its defaults filled in, and the hashes of what went in."""
+    return "; ".join(parts)
 
 
 def code(text: str) -> str:
@@ -343,6 +264,6 @@ def code(text: str) -> str:
     return f"{fence}{pad}{text}{pad}{fence}".replace("|", "\\|")
 
 
-def _cell(text: str) -> str:
-    """Return text for a table's cell: on one line, with nothing that Markdown or HTML would take for its own."""
+def _text(text: str) -> str:
+    """Return text on one line, with nothing that Markdown or HTML would take for its own."""
     return re.sub(r"([\\`*_{}\[\]<>#|!&~$])", r"\\\1", visible(text))

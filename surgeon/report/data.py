@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from surgeon.checkpoint.plain_json import read_object
 from surgeon.errors import InputError
-from surgeon.model.results import Continuation, Stopped, exponential
+from surgeon.model.results import Continuation, exponential
 from surgeon.notebook import table
+from surgeon.region.dimensions import Cell, Dimension, Spread
 from surgeon.report.words import interval, number
 from surgeon.text.languages import language
 
@@ -39,34 +39,6 @@ class RoleCount(Model):
 
     entries: int
     numel: int
-
-
-class CellCount(RoleCount):
-    """Entries selected of one role in one layer; `layer` is None outside the layers.
-
-    `rows` and `columns`: the share of them that the fullest hundredth of the rows or columns holds.
-    """
-
-    layer: int | None
-    role: str
-    rows: float | None
-    columns: float | None
-
-
-class SpreadReport(Model):
-    """The share of a role's entries that the fullest rows and columns of its matrices hold, at `spread_at`."""
-
-    rows: list[float]
-    columns: list[float]
-
-
-class DimensionCount(Model):
-    """A residual dimension: `hits` of its `slots` entries are selected; it stands out in `tensors` tensors."""
-
-    index: int
-    hits: int
-    slots: int
-    tensors: int
 
 
 class Scan(Model):
@@ -103,12 +75,12 @@ class RegionReport(Model):
     tensors: int
     roles: dict[str, RoleCount]
     origin: str
-    cells: list[CellCount] = []
+    cells: list[Cell] = []
     spread_at: list[float] = []
-    spreads: dict[str, SpreadReport] = {}
-    chance: dict[str, SpreadReport] = {}
+    spreads: dict[str, Spread] = {}
+    chance: dict[str, Spread] = {}
     hidden_size: int | None = None
-    dimensions: list[DimensionCount] = []
+    dimensions: list[Dimension] = []
     scan: Scan | None = None
 
     @model_validator(mode="after")
@@ -204,15 +176,6 @@ class SweepReport(Model):
     over_seeds: list[OverSeeds] = []
 
 
-class Generation(Model):
-    """What a model puts after a prompt; `stopped` by the length asked for, at an end token, or because of a nan."""
-
-    prompt: str
-    continuation: str
-    tokens: int
-    stopped: Stopped
-
-
 class PushReport(Model):
     """Where a variant was pushed to; `sent`, `copied` (by the Hub itself), `removed`, `unchanged` count files."""
 
@@ -274,7 +237,7 @@ class Report(Model):
     method: dict[str, Any] = {}
     perplexity: dict[str, dict[str, Perplexity]] = {}
     summary: dict[str, Summary] = {}
-    generations: dict[str, list[Generation]] = {}
+    generations: dict[str, list[Continuation]] = {}
     expectations: list[Expectation] = []
     pushed: dict[str, PushReport] = {}
     timings: dict[str, float]
@@ -367,8 +330,3 @@ class Report(Model):
             raise InputError(
                 f"{path}: not a report that this surgeon reads ({str(error).splitlines()[0]}); run `apply` again"
             ) from None
-
-
-def generation(found: Continuation) -> Generation:
-    """Turn a continuation into its entry of the report."""
-    return Generation(**asdict(found))

@@ -131,13 +131,11 @@ def _changes_table(title: str, first: str, changes: Mapping[str, Change]) -> Tab
 
 
 def _cells(change: Change) -> list[str]:
-    share = percent(change.changed / change.entries) if change.changed else "-"
     if not change.changed:
-        return ["0", f"{change.entries:,}", share, "-", "-", "-"]
-    return [
-        f"{change.changed:,}", f"{change.entries:,}", share,
-        f"{change.l2:.3g}", _relative(change), f"{change.largest:.3g}",
-    ]  # fmt: skip
+        return ["0", f"{change.entries:,}", "-", "-", "-", "-"]
+    share = percent(change.changed / change.entries)
+    sizes = [f"{change.l2:.3g}", _relative(change), f"{change.largest:.3g}"]
+    return [f"{change.changed:,}", f"{change.entries:,}", share, *sizes]
 
 
 def _tensors_view(tensors: list[TensorDiff], details: bool) -> Fitting:
@@ -176,21 +174,17 @@ def _fullest(counts: tuple[tuple[int, int], ...]) -> str:
 
 def _odd_line(tensor: TensorDiff) -> Text:
     """Say of a tensor that is not simply the same or changed what is the matter with it."""
-    before, after = tensor.before, tensor.after
-    if tensor.kind == "missing":
-        what = "only in the first"
-    elif tensor.kind == "extra":
-        what = "only in the second"
-    elif tensor.kind == "renamed" and after is not None:
-        what = f"same content under the name {after.name}"
-    elif tensor.kind == "renamed_changed" and after is not None:
-        what = f"{tensor.change.changed:,} of {tensor.change.entries:,} entries differ from {after.name}"
-    elif tensor.kind == "reshaped" and before is not None and after is not None:
-        what = f"{list(before.shape)} became {list(after.shape)}; entries not compared"
-    else:
-        assert before is not None
-        assert after is not None
-        what = f"{before.dtype} became {after.dtype}; {tensor.change.changed:,} values differ"
+    before, after, change = tensor.before or tensor.after, tensor.after or tensor.before, tensor.change
+    assert before is not None
+    assert after is not None
+    what = {
+        "missing": "only in the first",
+        "extra": "only in the second",
+        "renamed": f"same content under the name {after.name}",
+        "renamed_changed": f"{change.changed:,} of {change.entries:,} entries differ from {after.name}",
+        "reshaped": f"{list(before.shape)} became {list(after.shape)}; entries not compared",
+        "retyped": f"{before.dtype} became {after.dtype}; {change.changed:,} values differ",
+    }[tensor.kind]
     note = f" ({tensor.note})" if tensor.note else ""
     return Text.assemble((f"{_words(tensor.kind):<8} ", "yellow"), told(f"{tensor.name}: {what}{note}"))
 
@@ -262,12 +256,12 @@ def diff_data(diff: Diff, overlap: Overlap | None, patch: Patch | None = None) -
     return data
 
 
+def _fields(item: object, names: str) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in names.split()}
+
+
 def _change_data(change: Change) -> dict[str, Any]:
-    return {
-        "entries": change.entries, "changed": change.changed, "zeroed": change.zeroed,
-        "sign_flips": change.sign_flips, "not_finite": change.not_finite,
-        "l2": change.l2, "relative": change.relative, "largest": change.largest,
-    }  # fmt: skip
+    return _fields(change, "entries changed zeroed sign_flips not_finite l2 relative largest")
 
 
 def _tensor_data(diff: Diff, tensor: TensorDiff) -> dict[str, Any]:
@@ -295,7 +289,4 @@ def overlap_data(overlap: Overlap) -> dict[str, Any]:
 
 
 def _overlap_fields(item: TensorOverlap) -> dict[str, Any]:
-    return {
-        "numel": item.numel, "left": item.left, "right": item.right, "shared": item.shared,
-        "jaccard": item.jaccard, "by_chance": item.by_chance, "rows": item.rows, "columns": item.columns,
-    }  # fmt: skip
+    return _fields(item, "numel left right shared jaccard by_chance rows columns")

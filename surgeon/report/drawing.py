@@ -108,9 +108,8 @@ def multiples(across: bool, title: str, **axis: Any) -> Spec:
 
 def the_base(axis: str) -> Spec:
     """Return the line at the base's perplexity."""
-    return {
-        "data": {"values": [{}]}, **layer("rule", {"strokeWidth": 1.2, "color": colour("ink")}, **{axis: {"datum": 1}})
-    }  # fmt: skip
+    look = {"type": "rule", "strokeWidth": 1.2, "color": colour("ink")}
+    return {"data": {"values": [{}]}, "mark": look, "encoding": {axis: {"datum": 1}}}
 
 
 def named(field: str, sort: Any) -> Spec:

@@ -72,7 +72,7 @@ class Ramp:
         found = {row["step"] for row in rows}
         used = {label: colour(name) for label, name in zip(self.labels, self.colours, strict=True) if label in found}
         legend = {
-            "title": self.title, "orient": "bottom", "columns": 3,
+            "title": self.title, "orient": "bottom", "columns": 2,
             "symbolType": "square", "symbolSize": 130, "symbolStrokeWidth": 0,
         }  # fmt: skip
         return words("step", scale={"domain": list(used), "range": list(used.values())}, legend=legend)
@@ -161,7 +161,7 @@ def _rows(report: Report, story: Story) -> list[dict[str, Any]]:
         for code, place in where.items():
             base, found = report.perplexity["base"][code], report.perplexity[name][code]
             known, log, times = language(code), log_ratio(report, name, code), ratio(report, name, code)
-            said = number(times.ratio)
+            said = number(times)
             rows.append({
                 "variant": name, "language": known.name, "label": f"{'• ' if code in scored else ''}{known.name}",
                 "script": known.script, "family": known.family,
@@ -169,9 +169,9 @@ def _rows(report: Report, story: Story) -> list[dict[str, Any]]:
                 "base": number(base.perplexity), "perplexity": number(found.perplexity),
                 "times": f"×{said}", "said": said, "broken": "" if is_drawable(log) else said,
                 "bits": f"{base.bits_per_byte:.3f} to {number(found.bits_per_byte)}",
-                "ratio": drawn(log), **RATIOS.of(times.ratio),
+                "ratio": drawn(log), **RATIOS.of(times),
                 "search": f"{known.name} {code} {known.script} {known.family}".lower(), **place,
-                **_interval(times.low, times.high),
+                **_interval(found.low, found.high),
             })  # fmt: skip
     return rows
 

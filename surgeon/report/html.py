@@ -14,15 +14,14 @@ from typing import Any
 import yaml
 
 from surgeon.checkpoint.storage import replacing
-from surgeon.report.data import Expectation, Report
+from surgeon.report import tables
+from surgeon.report.data import Report
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
 from surgeon.report.figures import ORDERS, figures, places
-from surgeon.report.story import SAME, caveat, log_ratio, ratio, scored_languages, sentence, tell
-from surgeon.report.words import bounds, coordinate, count, is_number, number, percent, size, stopped_note
-from surgeon.text.languages import language, language_name
-from surgeon.visible import visible
+from surgeon.report.story import caveat, sentence, tell
+from surgeon.report.templates import HERE, rendered
+from surgeon.report.words import number
 
-_HERE = Path(__file__).parent
 _LIVE = ("perplexity", "ratios", "sweep-", "overlaps", "crowding")
 
 
@@ -38,45 +37,37 @@ def write_page(report: Report, output: str | Path) -> list[Path]:
 
 def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> str:
     """Return the whole page; `drawn` are the report's figures and their drawings, if they are there already."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     if drawn is None:
         drawn = [(figure, svg(figure)) for figure in figures(report)]
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "number": number, "percent": percent, "size": size, "visible": visible, "bounds": bounds, "count": count,
-        "coordinate": coordinate, "language": language, "language_name": language_name, "stopped": stopped_note,
-        "effect": _effect, "exactly": _exactly, "short": _relative,
-    }  # fmt: skip
     live = [figure for figure, _ in drawn if figure.name.startswith(_LIVE)]
     specs = {figure.name: {"spec": figure.spec, "fluid": figure.fluid} for figure in live}
     story = tell(report)
-    return environment.get_template("page.html").render(
+    return rendered(
+        "page.html",
+        {"exactly": _exactly},
         report=report,
         story=story,
         sentence=sentence(report, story),
         caveat=caveat(report),
         figures={figure.name: (figure, Markup(picture)) for figure, picture in drawn},
+        tables=tables,
+        languages=lambda variants: _languages(report, variants),
         palette=PALETTE,
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
         runtime=Markup(runtime() if live else ""),
         data=Markup(script_data({"figures": specs, "shown": story.shown, "scans": _scans(report, drawn)})),
-        languages=_languages(report, report.measured_alone),
-        swept={name: _languages(report, list(sweep.points)) for name, sweep in report.sweeps.items()},
-        verdicts=[_verdict(item) for item in report.expectations],
-        variants=_variants(report),
-        points={
-            name: [_point(report, point, values) for point, values in sweep.points.items()]
-            for name, sweep in report.sweeps.items()
-        },
         orders=ORDERS,
         recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
         facts=_facts(report),
     )
+
+
+def _languages(report: Report, variants: Sequence[str]) -> tables.Grid:
+    found = {name: report.perplexity[name] for name in ("base", *variants)}
+    return tables.languages_table(found, "base", report, places(report))
 
 
 def _scans(report: Report, drawn: Sequence[tuple[Figure, str]]) -> dict[str, Any]:
@@ -90,63 +81,8 @@ def _scans(report: Report, drawn: Sequence[tuple[Figure, str]]) -> dict[str, Any
     return found
 
 
-def _languages(report: Report, variants: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a row of the table for each language: names, place in every order, and its figures by variant."""
-    if not report.perplexity:
-        return []
-    scored, rank = scored_languages(report), places(report)
-    return [
-        {
-            "code": code, "known": language(code), "scored": code in scored, "base": base, "ranks": rank[code],
-            "cells": [
-                {"found": report.perplexity[name][code], "ratio": ratio(report, name, code),
-                 "order": _order(log_ratio(report, name, code))}
-                for name in variants
-            ],
-        }
-        for code, base in sorted(report.perplexity["base"].items(), key=lambda item: rank[item[0]]["rank_script"])
-    ]  # fmt: skip
-
-
-def _order(log: float) -> float:
-    """Return what a column is sorted by; what is broken comes last."""
-    return round(log, 6) if math.isfinite(log) else 1e9
-
-
-def _effect(value: float) -> str:
-    """Return the class of a ratio, by which it is coloured."""
-    if math.isnan(value) or value >= 10:
-        return "much-worse"
-    return "same" if abs(value - 1) < SAME else "worse" if value >= 1.05 else ""
-
-
 def _exactly(value: float) -> str:
     return "not a number" if math.isnan(value) else f"{value:.3f}" if value < 100 else number(value)
-
-
-def _relative(path: str) -> str:
-    """Shorten the path of a variant to what follows the output folder."""
-    return "/".join(Path(path).parts[-2:])
-
-
-def _verdict(item: Expectation) -> dict[str, Any]:
-    where = f" in {language_name(item.language)}" if item.language else ""
-    return {"item": item, "where": where, "expected": bounds(item.ratio_at_least, item.ratio_at_most)}
-
-
-def _variants(report: Report) -> dict[str, Any]:
-    """Return the variants that stand in the table; the points of sweeps have tables of their own."""
-    points = {point for sweep in report.sweeps.values() for point in sweep.points}
-    return {name: variant for name, variant in report.variants.items() if variant.written or name not in points}
-
-
-def _point(report: Report, point: str, values: Sequence[Any]) -> dict[str, Any]:
-    summary = report.summary.get(point)
-    return {
-        "name": point, "values": [(coordinate(value), value if is_number(value) else None) for value in values],
-        "summary": summary, "order": _order(summary.log_geometric_mean_perplexity) if summary else 0,
-        "entries": report.variants[point].entries,
-    }  # fmt: skip
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from surgeon.region.patch import Patch, is_patch_file
 from surgeon.region.region import Region, is_region_file
 from surgeon.report.data import Report
 from surgeon.report.regions import region_report
-from surgeon.report.terminal import Pairs, expectation_line, regions_table, sparkline, table
-from surgeon.report.words import count, number, percent, roles_in_order, size
+from surgeon.report.tables import CROWDS, GLANCE, regions_table, role_counts, roles_table, variants_table
+from surgeon.report.terminal import Pairs, expectation_line, grid_table, sparkline, table
+from surgeon.report.words import count, percent, roles_in_order, size
 from surgeon.write.marker import MARKER, Marker
 
 DIMENSIONS_SHOWN = 8
@@ -101,32 +103,21 @@ def _frozen(bundle: Bundle) -> dict[str, Any]:
 def _region(path: Path) -> dict[str, Any]:
     region = Region.load(path)
     # Names and shapes tell the rest; only a transposed family needs to be named by the provenance.
-    found = region_report(region, {"model_type": region.metadata.get("model_type")}, "file").model_dump()
-    roles = {role: {**count, **_crowding(found, role)} for role, count in found["roles"].items()}
+    found = region_report(region, {"model_type": region.metadata.get("model_type")}, "file")
     layers: dict[int, dict[str, int]] = {}
-    for cell in found["cells"]:
-        if cell["layer"] is not None:
-            count = layers.setdefault(cell["layer"], {"entries": 0, "numel": 0})
-            count["entries"] += cell["entries"]
-            count["numel"] += cell["numel"]
+    for cell in found.cells:
+        if cell.layer is not None:
+            counted = layers.setdefault(cell.layer, {"layer": cell.layer, "entries": 0, "numel": 0})
+            counted["entries"] += cell.entries
+            counted["numel"] += cell.numel
     return {
         "kind": "region", "path": str(path), "tensors": len(region), "entries": region.entries, "numel": region.numel,
         "density": region.density(), "bytes": path.stat().st_size,
         "encodings": dict(Counter(region[name].encoding for name in region)),
-        "roles": roles,
-        "layers": [{"layer": layer, **layers[layer]} for layer in sorted(layers)],
-        "hidden_size": found["hidden_size"], "dimensions": found["dimensions"],
+        "roles": role_counts(found), "layers": [layers[layer] for layer in sorted(layers)],
+        "hidden_size": found.hidden_size, "dimensions": [asdict(item) for item in found.dimensions],
         "provenance": {key: value for key, value in region.metadata.items() if key != "source_sha256"},
     }  # fmt: skip
-
-
-def _crowding(found: Mapping[str, Any], role: str) -> dict[str, float | None]:
-    """Return the share of a role's entries in the fullest hundredth of rows and columns."""
-    spread = found["spreads"].get(role)
-    if spread is None:
-        return {"in_fullest_rows": None, "in_fullest_columns": None}
-    at = found["spread_at"].index(0.01)
-    return {"in_fullest_rows": spread["rows"][at], "in_fullest_columns": spread["columns"][at]}
 
 
 def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -250,14 +241,6 @@ def _region_view(found: Mapping[str, Any]) -> Group:
         ("tensors", f"{found['tensors']:,} ({encodings}), {size(found['bytes'])}"),
         *((key, _plain(value)) for key, value in provenance.items()),
     )
-    parts: list[RenderableType] = [head, Text("")]
-    roles = table("Roles", "role", "entries", "of", "share", "in 1 % rows", "in 1 % columns")
-    for role in roles_in_order(list(found["roles"])):
-        count = found["roles"][role]
-        crowding = [_share(count["in_fullest_rows"]), _share(count["in_fullest_columns"])]
-        share = percent(count["entries"] / count["numel"]) if count["numel"] else "-"
-        roles.add_row(role, f"{count['entries']:,}", f"{count['numel']:,}", share, *crowding)
-    parts.append(roles)
     layers = found["layers"]
     lines = []
     if len(layers) > 1:
@@ -272,7 +255,7 @@ def _region_view(found: Mapping[str, Any]) -> Group:
         lines.append(("residual", ", ".join(fullest)))
         explained = f"dimension (entries, tensors it stands out in), of {found['hidden_size']:,}"
         lines.append(("", explained))
-    return Group(*parts, _facts(*lines))
+    return Group(head, Text(""), grid_table(roles_table(found["roles"])), _facts(*lines))
 
 
 def _frozen_line(found: Mapping[str, Any]) -> str | None:
@@ -285,10 +268,6 @@ def _frozen_line(found: Mapping[str, Any]) -> str | None:
     if frozen["trained"] is not None:
         return f"all but {frozen['trained']:,} entries, which alone train: {entries}"
     return f"{entries}; {size(frozen['bytes_kept'])} to keep"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else percent(value)
 
 
 def _plain(value: Any) -> str | None:
@@ -343,18 +322,7 @@ def _output_view(found: Mapping[str, Any]) -> Group:
     )
     parts: list[RenderableType] = [head, Text("")]
     if report.regions:
-        parts.append(regions_table(report))
+        parts.append(grid_table(regions_table(report.regions).columns(*CROWDS)))
     if report.variants:
-        variants = table("Variants", "variant", "perplexity", "times base", "entries", "on disk")
-        base = report.summary.get("base")
-        variants.add_row("base", number(base.geometric_mean_perplexity) if base else "-", "", "", "")
-        for name, variant in report.variants.items():
-            summary = report.summary.get(name)
-            values = ["-", "-"]
-            if summary is not None:
-                values = [number(summary.geometric_mean_perplexity), number(summary.ratio_to_base)]
-            there = (folder / "variants" / Path(variant.path or name).name).exists()
-            disk = size(variant.bytes or 0) if there else "gone" if variant.written else "no"
-            variants.add_row(name, *values, f"{variant.entries:,}", disk)
-        parts.append(variants)
+        parts.append(grid_table(variants_table(report, folder).columns(*GLANCE)))
     return Group(*parts, *(expectation_line(item) for item in report.expectations))

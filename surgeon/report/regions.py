@@ -6,25 +6,15 @@ import base64
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from surgeon.region.controls import random_like
-from surgeon.region.dimensions import SPREAD_AT, Spread, Trace, profile
+from surgeon.region.dimensions import SPREAD_AT, Trace, profile
 from surgeon.region.overlap import likenesses
 from surgeon.region.region import Region
-from surgeon.report.data import (
-    MOST_COLUMNS,
-    CellCount,
-    DimensionCount,
-    OverlapReport,
-    RegionReport,
-    RoleCount,
-    Scan,
-    SpreadReport,
-)
+from surgeon.report.data import MOST_COLUMNS, OverlapReport, RegionReport, RoleCount, Scan
 from surgeon.report.words import roles_in_order
 
 
@@ -42,18 +32,14 @@ def region_report(region: Region, config: Mapping[str, Any], origin: str) -> Reg
         tensors=len(region),
         roles=roles,
         origin=origin,
-        cells=[CellCount(**asdict(cell)) for cell in found.cells],
+        cells=list(found.cells),
         spread_at=list(SPREAD_AT),
-        spreads=_spreads(found.spreads),
-        chance=_spreads(profile(region, config, entries=random_like(region)).spreads),
+        spreads=dict(found.spreads),
+        chance=dict(profile(region, config, entries=random_like(region)).spreads),
         hidden_size=found.hidden_size,
-        dimensions=[DimensionCount(**asdict(dimension)) for dimension in found.dimensions],
+        dimensions=list(found.dimensions),
         scan=scan_report(found.traces),
     )
-
-
-def _spreads(spreads: Mapping[str, Spread]) -> dict[str, SpreadReport]:
-    return {role: SpreadReport(rows=list(s.rows), columns=list(s.columns)) for role, s in spreads.items()}
 
 
 def scan_report(traces: Sequence[Trace]) -> Scan | None:

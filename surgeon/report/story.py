@@ -28,15 +28,6 @@ _DOING = {
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """A perplexity as a multiple of the base's; `low` and `high` are the ends of its interval, if one was made."""
-
-    ratio: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
 class Story:
     """`cut` is the variant that the first picture is about, `controls` stand beside it.
 
@@ -71,7 +62,9 @@ def tell(report: Report, about: str | None = None) -> Story:
     if cut is not None:
         size = report.variants[cut].entries
         alike = [name for name in controls if _alike(report.variants[name].entries, size)]
-        controls = sorted(alike or controls, key=lambda name: _drawn_otherwise(report, used[name]))
+        controls = sorted(
+            alike or controls, key=lambda name: any(drawn(report, region) == "bottom" for region in used[name])
+        )
     named = [region for region in (used[cut] if cut else []) if region in report.regions]
     others = sorted(report.regions, key=lambda name: is_control(report, name))
     shown = next(iter([*named, *others]), None)
@@ -85,14 +78,24 @@ def regions_of(report: Report, variant: str) -> list[str]:
     return [region for _, _, region in (line.partition(" ") for line in report.variants[variant].operations) if region]
 
 
-def is_control(report: Report, region: str) -> bool:
-    """Say whether a region stands for ordinary entries: drawn at random, or of the lowest score."""
+def drawn(report: Report, region: str) -> str | None:
+    """Return how a region of ordinary entries was drawn: `random`, of the lowest score (`bottom`), in `dimensions`.
+
+    None if its entries were chosen for what they are.
+    """
     found, spec = report.regions.get(region), _spec(report, region)
-    kinds = [spec.get(key) or {} for key in ("dimensions", "score")]
-    drawn = bool(kinds[0].get("random")) or kinds[1].get("kind") == "random"
-    drawn |= bool({"random", "bottom"} & (spec.get("select") or {}).keys())
-    drawn |= (spec.get("control") or {}).get("draw") in ("random", "bottom")
-    return drawn or (found is not None and found.origin in ("random", "bottom"))
+    select, control, dimensions, score = (spec.get(key) or {} for key in ("select", "control", "dimensions", "score"))
+    kinds = {*select, control.get("draw"), found.origin if found is not None else None}
+    if "bottom" in kinds:
+        return "bottom"
+    if dimensions.get("random"):
+        return "dimensions"
+    return "random" if "random" in kinds or score.get("kind") == "random" else None
+
+
+def is_control(report: Report, region: str) -> bool:
+    """Say whether a region stands for ordinary entries."""
+    return drawn(report, region) is not None
 
 
 def scored_languages(report: Report) -> set[str]:
@@ -105,10 +108,9 @@ def log_ratio(report: Report, variant: str, code: str) -> float:
     return report.perplexity[variant][code].log_perplexity - report.perplexity["base"][code].log_perplexity
 
 
-def ratio(report: Report, variant: str, code: str) -> Ratio:
-    """Return a variant's perplexity in one language as a multiple of the base's, with its interval if there is one."""
-    found = report.perplexity[variant][code]
-    return Ratio(exponential(log_ratio(report, variant, code)), found.low, found.high)
+def ratio(report: Report, variant: str, code: str) -> float:
+    """Return a variant's perplexity in one language as a multiple of the base's."""
+    return exponential(log_ratio(report, variant, code))
 
 
 def sentence(report: Report, story: Story) -> str:
@@ -117,9 +119,9 @@ def sentence(report: Report, story: Story) -> str:
         return _of_a_sweep(report) if report.sweeps and report.perplexity else _of_a_region(report, story)
     doing = _doing(report, story.cut)
     if len(story.own) > 1:
-        mine = [ratio(report, name, code).ratio for name, code in story.own.items() if code in report.perplexity[name]]
+        mine = [ratio(report, name, code) for name, code in story.own.items() if code in report.perplexity[name]]
         rest = [
-            ratio(report, name, code).ratio
+            ratio(report, name, code)
             for name, own in story.own.items() for code in report.perplexity[name] if code != own
         ]  # fmt: skip
         if mine and rest:
@@ -127,7 +129,7 @@ def sentence(report: Report, story: Story) -> str:
                 f"{doing} that one language alone needs makes that language {_worse(mine)}, every other language "
                 f"{_worse(rest)}; {count(len(story.own), 'language')} tried."
             )
-    ratios = {code: ratio(report, story.cut, code).ratio for code in report.perplexity[story.cut]}
+    ratios = {code: ratio(report, story.cut, code) for code in report.perplexity[story.cut]}
     return "; ".join([f"{doing} {_effect(ratios)}", *_beside(report, story, story.cut)]) + "."
 
 
@@ -219,15 +221,12 @@ def _amount(report: Report, variant: str) -> str:
 
 def _control(report: Report, variant: str, cut: str) -> str:
     """Name a control by how its entries were chosen."""
-    regions = regions_of(report, variant)
-    specs = [_spec(report, region) for region in regions]
+    kinds = {drawn(report, region) for region in regions_of(report, variant)}
     many = "as many" if _alike(report.variants[variant].entries, report.variants[cut].entries) else variant + ","
-    origins = {report.regions[region].origin for region in regions if region in report.regions}
-    if origins == {"bottom"}:
-        return f"{many} of the lowest score"
-    if any((spec.get("dimensions") or {}).get("random") for spec in specs):
+    if "dimensions" in kinds:
         return f"{many} in other dimensions"
-    return f"{many} at random" if all(is_control(report, region) for region in regions) else variant
+    said = {"bottom": f"{many} of the lowest score", "random": f"{many} at random"}
+    return said.get(str(next(iter(kinds))), variant) if len(kinds) == 1 else variant
 
 
 def _of_a_sweep(report: Report) -> str:
@@ -262,20 +261,8 @@ def _likest(report: Report, region: str | None) -> list[str]:
     scanned = [name for name in report.regions if report.regions[name].scan is not None]
     return sorted(scanned, key=lambda name: (
         not is_control(report, name), not _alike(report.regions[name].entries, size),
-        _is_bottom(report, name),
+        drawn(report, name) == "bottom",
     ))  # fmt: skip
-
-
-def _drawn_otherwise(report: Report, regions: Sequence[str]) -> bool:
-    return any(_is_bottom(report, region) for region in regions)
-
-
-def _is_bottom(report: Report, region: str) -> bool:
-    """Say whether a region holds entries of the lowest score, which are no draw at random."""
-    found = report.regions.get(region)
-    return (found is not None and found.origin == "bottom") or (
-        (_spec(report, region).get("control") or {}).get("draw") == "bottom"
-    )
 
 
 def _language_of(report: Report, regions: Sequence[str]) -> str | None:

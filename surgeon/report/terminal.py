@@ -15,29 +15,27 @@ from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.model.results import Stopped, exponential
-from surgeon.report.data import Expectation, Generation, OverSeeds, Perplexity, PushReport, RegionReport, Report
+from surgeon.model.results import Continuation, Stopped
+from surgeon.report.data import Expectation, Perplexity, PushReport, Report
 from surgeon.report.story import caveat, sentence, tell
-from surgeon.report.words import (
-    bounds,
-    coordinate,
-    interval,
-    number,
-    percent,
-    size,
-    stopped_note,
+from surgeon.report.tables import (
+    CROWDS,
+    EDITS,
+    Cell,
+    Grid,
+    languages_table,
+    regions_table,
+    sweep_table,
+    variants_table,
 )
+from surgeon.report.words import bounds, size, stopped_note
 from surgeon.text.languages import language_name
 from surgeon.visible import visible, visible_lines
 
-INTERVAL = "95 %"  # the heading of a column of intervals
 _NARROWEST = 16  # characters that a column of words may be folded to
 
 
-def _style(ratio: float) -> str:
-    if math.isnan(ratio) or ratio >= 10:
-        return "bold red"
-    return "yellow" if ratio >= 1.05 else "dim" if ratio <= 1.01 else ""
+_TONES = {"much-worse": "bold red", "worse": "yellow", "same": "dim"}
 
 
 class Rows(Table):
@@ -115,68 +113,24 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     return "".join(chr(0x2581 + round(7 * (value - low) / (high - low))) for value in values)
 
 
-def regions_table(report: Report) -> Table:
-    """Show the regions: entries, density, and where entries crowd most."""
-    rows = table("Regions", "region", "entries", "of", "share", "fullest 1 % of lines hold")
-    for name, region in report.regions.items():
-        rows.add_row(name, f"{region.entries:,}", f"{region.numel:,}", percent(region.fraction), _crowding(region))
+def grid_table(grid: Grid, brief: bool = False) -> Rows:
+    """Show a table of the report; `brief` leaves out what stands before ratios."""
+    rows = table(grid.title, *(_plainly(head) for head in grid.heads), words=grid.words)
+    for row in grid.rows:
+        rows.add_row(*(_cell(cell, brief) for cell in row.cells), end_section=row.ends)
+    if grid.foot is not None:
+        rows.add_section()
+        rows.add_row(*(_cell(cell, brief) for cell in grid.foot))
     return rows
 
 
-def _crowding(region: RegionReport) -> str:
-    """Name the role whose entries crowd most into few rows or columns, and the share they hold; by chance, too."""
-    if not region.spreads:
-        return "-"
-    at = region.spread_at.index(0.01)
-    lines = [(getattr(s, axis)[at], role, axis) for role, s in region.spreads.items() for axis in ("rows", "columns")]
-    share, role, axis = max(lines)
-    told = f"{role} {axis} {percent(share)}"
-    chance = region.chance.get(role)
-    return told if chance is None else f"{told} (by chance {percent(getattr(chance, axis)[at])})"
+def _cell(cell: Cell, brief: bool) -> Text:
+    before = "" if brief or not cell.before else f"{cell.before}  "
+    return Text(_plainly(visible(before + cell.text)), style=_TONES.get(cell.tone, ""))
 
 
-def variants_table(report: Report) -> Table:
-    """Show what was done to each variant that is no point of a sweep, and what became of the perplexity."""
-    rows = table("Variants", "variant", "entries", "changed", "norm removed", "x base", INTERVAL)
-    points = {point for sweep in report.sweeps.values() for point in sweep.points}
-    for name, variant in report.variants.items():
-        if name in points:
-            continue
-        changed = "-" if variant.changed is None else f"{variant.changed:,}"
-        norm = "-" if variant.norm_removed is None else f"{variant.norm_removed:.4g}"
-        summary = report.summary.get(name)
-        ratio = Text("-") if summary is None else _ratio(summary.ratio_to_base)
-        bounds_of = "-" if summary is None else interval(summary.low, summary.high)
-        rows.add_row(name, f"{variant.entries:,}", changed, norm, ratio, bounds_of)
-    for name, sweep in report.sweeps.items():
-        for group in sweep.over_seeds if len(sweep.axes) == 1 else ():
-            rows.add_row(*_over_seeds_cells(report, name, group))
-    return rows
-
-
-def _over_seeds_cells(report: Report, name: str, group: OverSeeds) -> list[RenderableType]:
-    """Show a control drawn with several seeds: mean norm and ratio, and the ratio's range instead of an interval."""
-    drawn = [report.variants[point] for point in group.points]
-    norms = [item.norm_removed for item in drawn if item.norm_removed is not None]
-    return [
-        f"{name}, {len(drawn)} seeds",
-        _extent([item.entries for item in drawn]),
-        _extent([item.changed for item in drawn if item.changed is not None]),
-        f"{sum(norms) / len(norms):.4g}" if norms else "-",
-        _ratio(group.mean),
-        f"{interval(group.low, group.high)} (range)",
-    ]
-
-
-def _extent(counts: Sequence[int]) -> str:
-    if not counts:
-        return "-"
-    low, high = min(counts), max(counts)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _ratio(ratio: float) -> Text:
-    return Text(number(ratio), style=_style(ratio))
+def _plainly(text: str) -> str:
+    return text.replace("×", "x").replace("\u00a0", " ")
 
 
 @dataclass(frozen=True)
@@ -198,47 +152,17 @@ def perplexity_view(report: Report, variants: Sequence[str]) -> Fitting:
 
     On a narrow screen the ratios alone, and then in as many tables as it takes.
     """
-    whole = [perplexity_table(report, variants, brief) for brief in (False, True)]
+
+    def shown(part: Sequence[str], brief: bool) -> Rows:
+        found = {name: report.perplexity[name] for name in ("base", *part)}
+        return grid_table(languages_table(found, "base", report).columns(*range(1 + len(found))), brief)
+
     split = [[variants[i : i + count] for i in range(0, len(variants), count)] for count in (6, 4, 3, 2, 1)]
-    groups = [Group(*(perplexity_table(report, part, True) for part in parts)) for parts in split]
-    return Fitting([*whole, *groups])
+    groups = [Group(*(shown(part, True) for part in parts)) for parts in split]
+    return Fitting([shown(variants, False), shown(variants, True), *groups])
 
 
-def perplexity_table(report: Report, variants: Sequence[str], brief: bool) -> Table:
-    """Show the base and some variants; `brief` leaves out the variants' perplexities and keeps their ratios."""
-    found = {name: report.perplexity[name] for name in ("base", *variants)}
-    rows = _perplexity_rows(found, "base", brief)
-    rows.add_section()
-    mean: list[RenderableType] = [
-        Text("geometric mean", style="bold"), number(report.summary["base"].geometric_mean_perplexity)
-    ]  # fmt: skip
-    for name in variants:
-        summary = report.summary[name]
-        value = "" if brief else f"{number(summary.geometric_mean_perplexity)}  "
-        mean.append(Text(f"{value}x{number(summary.ratio_to_base)}", style=_style(summary.ratio_to_base)))
-    rows.add_row(*mean)
-    return rows
-
-
-def sweep_table(report: Report, name: str) -> Table:
-    """Show a sweep: a line per point with its value on every axis and what became of the perplexity."""
-    sweep = report.sweeps[name]
-    rows = table(f"Sweep {name}", *sweep.axes, "entries", "perplexity", "x base", INTERVAL)
-    mean = number(report.summary["base"].geometric_mean_perplexity)
-    rows.add_row("base", *[""] * (len(sweep.axes) - 1), "", mean, "", "", style="dim", end_section=True)
-    points = list(sweep.points.items())
-    for i, (point, values) in enumerate(points):
-        summary = report.summary[point]
-        ratio = _ratio(summary.ratio_to_base)
-        rows.add_row(
-            *map(coordinate, values), f"{report.variants[point].entries:,}", number(summary.geometric_mean_perplexity),
-            ratio, interval(summary.low, summary.high),
-            end_section=i + 1 < len(points) and len(values) > 1 and points[i + 1][1][0] != values[0],
-        )  # fmt: skip
-    return rows
-
-
-def generations_view(generations: Mapping[str, Sequence[Generation]], models: Sequence[str]) -> Group:
+def generations_view(generations: Mapping[str, Sequence[Continuation]], models: Sequence[str]) -> Group:
     """Show what models put after each prompt, one below the other."""
     parts: list[RenderableType] = []
     for i, first in enumerate(generations[models[0]]):
@@ -283,30 +207,10 @@ class SideBySide:
         yield Text("")
 
 
-def measures_view(found: Mapping[str, Mapping[str, Perplexity]], said: Mapping[str, Sequence[Generation]]) -> Group:
+def measures_view(found: Mapping[str, Mapping[str, Perplexity]], said: Mapping[str, Sequence[Continuation]]) -> Group:
     """Show what `verify` found: perplexity per language, bits per byte of the checkpoint, and continuations."""
-    rows = _perplexity_rows(found, next(iter(found)))
-    last = list(found)[-1]
-    rows.add_column("bits/byte", justify="right")
-    rows.columns[-1]._cells = [f"{item.bits_per_byte:.3f}" for item in found[last].values()]
+    rows = grid_table(languages_table(found, list(found)[-1]).columns(*range(2 + len(found))))
     return Group(rows, generations_view(said, list(said))) if said else Group(rows)
-
-
-def _perplexity_rows(found: Mapping[str, Mapping[str, Perplexity]], first: str, brief: bool = False) -> Table:
-    others = [name for name in found if name != first]
-    rows = table("Perplexity", "language", first, *others)
-    for language, base in found[first].items():
-        cells: list[RenderableType] = [language_name(language), number(base.perplexity)]
-        cells += [_cell(found[name][language], base, brief) for name in others]
-        rows.add_row(*cells)
-    return rows
-
-
-def _cell(measured: Perplexity, base: Perplexity, brief: bool) -> Text:
-    difference = measured.log_perplexity - base.log_perplexity
-    ratio = exponential(difference)
-    value = "" if brief else f"{number(measured.perplexity)}  "
-    return Text(f"{value}x{number(ratio)}", style=_style(ratio))
 
 
 def expectation_line(item: Expectation) -> Text:
@@ -325,9 +229,9 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
     parts: list[RenderableType] = []
     if report.perplexity and report.variants:
         parts += [Text(sentence(report, tell(report)), style="bold"), Text(caveat(report) or "", style="dim")]
-    parts.append(regions_table(report))
+    parts.append(grid_table(regions_table(report.regions).columns(*CROWDS)))
     if report.variants:
-        parts.append(variants_table(report))
+        parts.append(grid_table(variants_table(report).columns(*EDITS)))
     if report.scores:
         samples = (f"{item.language} {item.sequences} ({item.tokens:,} tokens)" for item in report.scores)
         sample = ", ".join(dict.fromkeys(samples))  # scores of two kinds mostly use the same text
@@ -336,7 +240,8 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         shown = [name for name in report.perplexity if name != "base"] if details else report.measured_alone
         if shown or not report.sweeps:
             parts.append(perplexity_view(report, shown))
-        parts += [sweep_table(report, name) for name in report.sweeps]
+        for sweep in (sweep_table(report, name) for name in report.sweeps):
+            parts.append(grid_table(sweep.columns(*range(len(sweep.heads) - 1))))
         method = report.method
         parts.append(
             told(

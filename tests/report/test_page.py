@@ -107,8 +107,9 @@ def test_what_a_model_says_cannot_break_out_of_its_place(report: Report, text: s
 
 def test_points_of_a_sweep_stand_in_their_own_section(structure: Structure, report: Report) -> None:
     by_caption = {table["caption"]: table for table in structure.tables}
-    points = next(table for caption, table in by_caption.items() if caption.startswith("swept: perplexity"))
-    assert points["rows"] == [5] * (1 + len(POINTS))  # variant, perplexity, kind, share, entries
+    points = next(table for caption, table in by_caption.items() if caption.startswith("Sweep swept."))
+    # Kind, share, entries, perplexity, ratio, interval, variant; below the points stands the base.
+    assert points["rows"] == [7] * (1 + len(POINTS) + 1)
     variants = next(table for caption, table in by_caption.items() if caption.startswith("Variants."))
     assert len(variants["rows"]) == 1 + len(report.variants) - len(POINTS) + 1
 
@@ -143,7 +144,7 @@ def test_captions_say_what_is_seen(text: str, report: Report) -> None:
 
 def test_all_measured_figures_are_there(text: str, report: Report) -> None:
     bare = re.sub(r"<[^>]+>", " ", re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL))
-    for name in ("• Arabic", "Norwegian", "klingon", "nan", "inf", "FAILED", "held", "Geometric mean"):
+    for name in ("• Arabic", "Norwegian", "klingon", "nan", "inf", "FAILED", "held", "geometric mean"):
         assert name in bare, name
     for row in report.perplexity.values():
         for item in row.values():

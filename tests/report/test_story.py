@@ -11,7 +11,7 @@ from reports import make_report
 from surgeon.model.results import Measure
 from surgeon.report.data import Report, SweepReport, VariantReport
 from surgeon.report.measured import perplexity, summarize
-from surgeon.report.story import ratio, sentence, tell
+from surgeon.report.story import sentence, tell
 
 BASE = {"ar": 3.0, "en": 3.1, "zh": 3.2}
 
@@ -114,16 +114,6 @@ def test_a_sweep_alone_is_told_by_its_ends() -> None:
     told = sentence(swept, tell(swept))
     assert told.startswith("At 6 points of a sweep, ")
     assert told.endswith("most at swept-core-0.1.")
-
-
-def test_an_interval_that_was_made_is_kept() -> None:
-    report = report_of({"core-cut": ("zero core", dict.fromkeys(BASE, 3.0))}, REGIONS)
-    assert ratio(report, "core-cut", "ar").ratio == pytest.approx(3.0)
-    assert ratio(report, "core-cut", "ar").low is None
-    report.perplexity["core-cut"]["ar"] = report.perplexity["core-cut"]["ar"].model_copy(
-        update={"low": 2.5, "high": 3.6}
-    )
-    assert (ratio(report, "core-cut", "ar").low, ratio(report, "core-cut", "ar").high) == (2.5, 3.6)
 
 
 def test_a_control_with_several_seeds_is_told_by_its_first_draw() -> None:

@@ -1,0 +1,280 @@
+"""The tables of a report: what stands in them, once for the terminal, the page and the cards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from surgeon.model.results import exponential
+from surgeon.report.data import OverSeeds, Perplexity, RegionReport, Report, Summary
+from surgeon.report.story import SAME
+from surgeon.report.words import coordinate, interval, is_number, number, percent, roles_in_order, size
+from surgeon.text.languages import language, language_name
+
+TIMES = "×\u00a0base"
+INTERVAL = "95 %"  # the heading of a column of intervals
+# Which columns there is room for on a terminal, of variants and regions, and of variants in a glance at an output.
+EDITS, CROWDS, GLANCE = (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4), (0, 6, 4, 1, 9)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a cell; its column sorts by `value`, or by the text if that is None.
+
+    `before` stands dimly before the text, `ratio` to the base's gives it its colour, pointing at it says `note`.
+    """
+
+    text: str
+    value: float | None = None
+    before: str = ""
+    ratio: float | None = None
+    note: str = ""
+
+    @property
+    def tone(self) -> str:
+        """How much worse the ratio is, in the words of the page's style."""
+        if self.ratio is None:
+            return ""
+        if math.isnan(self.ratio) or self.ratio >= 10:
+            return "much-worse"
+        return "same" if abs(self.ratio - 1) < SAME else "worse" if self.ratio >= 1.05 else ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells of one thing; `data` is what a page's script asks of it; a group of rows `ends` with it."""
+
+    cells: list[Cell]
+    data: Mapping[str, Any] = field(default_factory=dict)
+    ends: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: the first column and those of `words` hold words, the others numbers; `foot` stands below a line."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: list[Row]
+    note: str = ""
+    words: Collection[str] = ()
+    foot: list[Cell] | None = None
+
+    def columns(self, *kept: int) -> Grid:
+        """Return some columns, in the order asked for."""
+        rows = [replace(row, cells=[row.cells[i] for i in kept]) for row in self.rows]
+        heads, foot = tuple(self.heads[i] for i in kept), self.foot and [self.foot[i] for i in kept]
+        return replace(self, heads=heads, rows=rows, foot=foot)
+
+
+def _count(value: int | None) -> Cell:
+    return Cell("-") if value is None else Cell(f"{value:,}", value)
+
+
+def _share(part: float | None, of: float = 1.0) -> Cell:
+    return Cell("-") if part is None or not of else Cell(percent(part / of), part / of)
+
+
+def _times(ratio: float, log: float = 0.0) -> Cell:
+    """Say a multiple of the base's; a column of them is sorted by their logarithms, what is broken last."""
+    return Cell(number(ratio), _order(log), ratio=ratio)
+
+
+def _order(log: float) -> float:
+    return round(log, 6) if math.isfinite(log) else 1e9
+
+
+def _summed(item: Summary | None) -> list[Cell]:
+    """Return perplexity, ratio and interval of a model."""
+    if item is None:
+        return [Cell("-")] * 3
+    log = item.log_geometric_mean_perplexity
+    mean = Cell(number(item.geometric_mean_perplexity), _order(log))
+    return [mean, _times(item.ratio_to_base, log), Cell(interval(item.low, item.high))]
+
+
+def variants_table(report: Report, folder: Path | None = None) -> Grid:
+    """Show each variant: what was done, and what became of the perplexity; the points of sweeps have their own.
+
+    With the `folder` of an output those are there too, and whether what was written still is.
+    """
+    heads = (
+        "variant", "entries", "changed", "norm removed", TIMES, INTERVAL, "perplexity", "of the model",
+        "operations", "written to",
+    )  # fmt: skip
+    rows = []
+    if "base" in report.summary:
+        rows.append(Row([Cell("base"), *[Cell("")] * 5, _summed(report.summary["base"])[0], *[Cell("")] * 3]))
+    points = {point for sweep in report.sweeps.values() for point in sweep.points}
+    for name, variant in report.variants.items():
+        if name in points and not variant.written and folder is None:
+            continue
+        mean, ratio, bounds = _summed(report.summary.get(name))
+        norm = Cell("-" if variant.norm_removed is None else f"{variant.norm_removed:.4g}")
+        place = Path(*Path(variant.path or name).parts[-2:])
+        there = size(variant.bytes or 0) if folder is None or (folder / place).exists() else "gone"
+        rows.append(Row([
+            Cell(name), _count(variant.entries), _count(variant.changed), norm, ratio, bounds, mean,
+            _share(variant.entries, report.model.parameters), Cell(", ".join(variant.operations)),
+            Cell(f"{place.as_posix()}, {there}" if variant.written else "measured only"),
+        ]))  # fmt: skip
+    for name, sweep in report.sweeps.items():
+        for group in sweep.over_seeds if len(sweep.axes) == 1 and folder is None else ():
+            rows.append(Row([*_over_seeds(report, name, group), *[Cell("")] * 4]))
+    note = "Perplexity is the geometric mean over the languages."
+    return Grid("Variants", heads, rows, note, ("operations", "written to"))
+
+
+def _over_seeds(report: Report, name: str, group: OverSeeds) -> list[Cell]:
+    """Show a control drawn with several seeds: mean norm and ratio, and the ratio's range instead of an interval."""
+    drawn = [report.variants[point] for point in group.points]
+    norms = [item.norm_removed for item in drawn if item.norm_removed is not None]
+    return [
+        Cell(f"{name}, {len(drawn)} seeds"),
+        _extent([item.entries for item in drawn]),
+        _extent([item.changed for item in drawn if item.changed is not None]),
+        Cell(f"{sum(norms) / len(norms):.4g}" if norms else "-"),
+        _times(group.mean),
+        Cell(f"{interval(group.low, group.high)} (range)"),
+    ]
+
+
+def _extent(counts: Sequence[int]) -> Cell:
+    low, high = min(counts, default=None), max(counts, default=None)
+    return _count(low) if low is None or low == high else Cell(f"{low:,} to {high:,}")
+
+
+def languages_table(
+    found: Mapping[str, Mapping[str, Perplexity]],
+    bits: str,
+    report: Report | None = None,
+    places: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Grid:
+    """Show perplexity by language: of the first model, and of the others with its ratio to that.
+
+    Args:
+        found: what was measured, by model and language.
+        bits: the model whose bits per byte are shown.
+        report: gives the geometric means, and the languages that were scored.
+        places: where a language stands in each order of the page (`rank_ORDER`), in the first of which they are shown.
+    """
+    first, *others = found
+    scored = {item.language for item in report.scores} if report is not None and places is not None else set()
+    rows = []
+    for code, base in found[first].items():
+        known, cells = language(code), []
+        for item in (found[name][code] for name in others):
+            log = item.log_perplexity - base.log_perplexity
+            note = "" if item.low is None else f"interval {interval(item.low, item.high)}"
+            cells.append(_beside(number(item.perplexity), _times(exponential(log), log), note))
+        per_byte = found[bits][code].bits_per_byte
+        data = {key.removeprefix("rank_"): at for key, at in (places or {}).get(code, {}).items() if "rank" in key}
+        data["search"] = f"{known.name} {code} {known.script} {known.family}".lower()
+        rows.append(Row([
+            Cell(f"{'• ' if code in scored else ''}{known.name}"), Cell(number(base.perplexity), base.log_perplexity),
+            *cells, Cell(f"{per_byte:.3f}", per_byte), Cell(known.script), Cell(known.family),
+        ], data))  # fmt: skip
+    heads = ("language", *found, f"{bits}, bits/byte", "script", "family")
+    note = "× is the multiple of the base's, by which its column sorts. • marks the languages that were scored."
+    rows.sort(key=lambda row: int(row.data.get("script", 0)))
+    foot = None if report is None else _means([report.summary[name] for name in found])
+    return Grid("Perplexity", heads, rows, note, ("script", "family"), foot)
+
+
+def _beside(perplexity: str, times: Cell, note: str = "") -> Cell:
+    return replace(times, text=f"×{times.text}", before=perplexity, note=note)
+
+
+def _means(items: Sequence[Summary]) -> list[Cell]:
+    cells = [_beside(number(item.geometric_mean_perplexity), _times(item.ratio_to_base)) for item in items[1:]]
+    return [Cell("geometric mean"), _summed(items[0])[0], *cells, *[Cell("")] * 3]
+
+
+def sweep_table(report: Report, name: str) -> Grid:
+    """Show a sweep: a line per point with its value on every axis and what became of the perplexity; then the base."""
+    sweep, points = report.sweeps[name], list(report.sweeps[name].points.items())
+    rows = []
+    for i, (point, values) in enumerate(points):
+        cells = [Cell(coordinate(value), value if is_number(value) else None) for value in values]
+        ends = i + 1 < len(points) and len(values) > 1 and points[i + 1][1][0] != values[0]
+        cells += [_count(report.variants[point].entries), *_summed(report.summary.get(point)), Cell(point)]
+        rows.append(Row(cells, ends=ends))
+    heads = (*sweep.axes, "entries", "perplexity", TIMES, INTERVAL, "variant")
+    foot = [Cell("base"), *[Cell("")] * len(sweep.axes), _summed(report.summary.get("base"))[0], *[Cell("")] * 3]
+    note = "Perplexity is the geometric mean over the languages; × is the multiple of the base's."
+    words = {axis for axis, values in sweep.axes.items() if not all(map(is_number, values))}
+    return Grid(f"Sweep {name}", heads, rows, note, {*words, "variant"}, foot)
+
+
+def regions_table(regions: Mapping[str, RegionReport]) -> Grid:
+    """Show the regions: entries, density, where entries crowd most, and how they were selected."""
+    heads = ("region", "entries", "of", "share", "fullest 1 % of lines hold", "tensors", "selected by")
+    rows = [
+        Row([
+            Cell(name), _count(region.entries), _count(region.numel), _share(region.fraction), Cell(_crowding(region)),
+            _count(region.tensors), Cell(region.origin),
+        ])
+        for name, region in regions.items()
+    ]  # fmt: skip
+    return Grid("Regions", heads, rows, "The share is of the entries in scope.", ("selected by",))
+
+
+def _crowding(region: RegionReport) -> str:
+    """Name the role whose entries crowd most into few rows or columns, and the share they hold; by chance, too."""
+    if not region.spreads:
+        return "-"
+    at = region.spread_at.index(0.01)
+    lines = [(getattr(s, axis)[at], role, axis) for role, s in region.spreads.items() for axis in ("rows", "columns")]
+    share, role, axis = max(lines)
+    told = f"{role} {axis} {percent(share)}"
+    chance = region.chance.get(role)
+    return told if chance is None else f"{told} (by chance {percent(getattr(chance, axis)[at])})"
+
+
+def role_counts(region: RegionReport) -> dict[str, dict[str, Any]]:
+    """Return by role the entries, of how many, and the share of them in the fullest hundredth of rows and columns."""
+    at = region.spread_at.index(0.01) if region.spread_at else 0
+    found = {}
+    for role in roles_in_order(region.roles):
+        counted, spread = region.roles[role], region.spreads.get(role)
+        rows, columns = (None, None) if spread is None else (spread.rows[at], spread.columns[at])
+        found[role] = {**counted.model_dump(), "in_fullest_rows": rows, "in_fullest_columns": columns}
+    return found
+
+
+def roles_table(roles: Mapping[str, Mapping[str, Any]]) -> Grid:
+    """Show the `role_counts` of a region."""
+    rows = [
+        Row([
+            Cell(role), _count(found["entries"]), _count(found["numel"]), _share(found["entries"], found["numel"]),
+            _share(found["in_fullest_rows"]), _share(found["in_fullest_columns"]),
+        ])
+        for role, found in roles.items()
+    ]  # fmt: skip
+    return Grid("Roles", ("role", "entries", "of", "share", "in 1 % rows", "in 1 % columns"), rows)
+
+
+def dimensions_table(region: RegionReport) -> Grid:
+    """Show the residual dimensions that hold most entries."""
+    heads = ("dimension", "entries", "of", "share", "stands out in tensors")
+    rows = [
+        Row([
+            Cell(str(item.index), item.index), _count(item.hits), _count(item.slots), _share(item.hits, item.slots),
+            _count(item.tensors),
+        ])
+        for item in region.dimensions
+    ]  # fmt: skip
+    return Grid("Residual dimensions", heads, rows, f"Those of {region.hidden_size or 0:,} that hold most entries.")
+
+
+def scores_table(report: Report) -> Grid:
+    """Show the text that importance was scored on."""
+    rows = [
+        Row([Cell(language_name(item.language)), Cell(item.kind), _count(item.sequences), _count(item.tokens)])
+        for item in report.scores
+    ]
+    heads = ("language", "score", "sequences", "tokens")
+    return Grid("Text that importance was scored on", heads, rows, words=("score",))
