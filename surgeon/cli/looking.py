@@ -66,7 +66,7 @@ def verify(
 
 def _show_measures(verified: Any, as_json: bool) -> None:
     from surgeon.report.measured import perplexities
-    from surgeon.report.terminal import measures_view, render
+    from surgeon.views.terminal import measures_view, render
 
     found = perplexities(verified.measures, next(iter(verified.measures)))
     if as_json:
@@ -102,8 +102,8 @@ def diff(
 ) -> None:
     """Show what differs between two checkpoints, or how far two regions coincide."""
     from surgeon.diff.comparison import compare
-    from surgeon.report.differences import diff_data, diff_view, overlap_data, overlap_view
-    from surgeon.report.terminal import render
+    from surgeon.views.differences import diff_data, diff_view, overlap_data, overlap_view
+    from surgeon.views.terminal import render
 
     found = compare(
         before, after, regions=regions or (), save=save, save_patch=save_patch, jobs=jobs, progress=progress_to(as_json)
@@ -131,8 +131,8 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a checkpoint, region file, output folder, report or recipe holds; of weights only headers are read."""
-    from surgeon.report.inspection import inspection_view, look_at
-    from surgeon.report.terminal import render
+    from surgeon.views.inspection import inspection_view, look_at
+    from surgeon.views.terminal import render
 
     found = look_at(target)
     if as_json:

@@ -70,7 +70,7 @@ def apply(
 
 
 def _show_report(report: Report, output: str, as_json: bool, verbose: bool) -> None:
-    from surgeon.report.terminal import render, report_view
+    from surgeon.views.terminal import render, report_view
 
     if as_json:
         print_json_text(report.model_dump_json(indent=2))
@@ -167,8 +167,8 @@ def _show_plan(
     ranks: int | None = None,
 ) -> None:
     from surgeon import api
-    from surgeon.report.planned import plan_data, plan_view
-    from surgeon.report.terminal import render
+    from surgeon.views.planned import plan_data, plan_view
+    from surgeon.views.terminal import render
 
     made = api.plan_recipe(recipe, output=output, overrides=overrides or (), device=device)
     expected = api.expected_steps(made, device)

@@ -30,7 +30,7 @@ def push(
     from surgeon.hub.patch_parcel import is_patch, pack_patch
     from surgeon.hub.push import Target, check_repo_id
     from surgeon.hub.push import push as push_parcel
-    from surgeon.report.terminal import pushed_line
+    from surgeon.views.terminal import pushed_line
 
     check_repo_id(repo)
     target = Target(repo, revision, private, create_pr)

@@ -43,9 +43,9 @@ _HEADS = ("code", "name", "script", "family")
 
 def languages(as_json: JsonOption = False) -> None:
     """List the languages of the shipped texts: code, name, script, family."""
-    from surgeon.report.terminal import render, table
     from surgeon.text.corpora import builtin_corpus
     from surgeon.text.languages import language
+    from surgeon.views.terminal import render, table
 
     known = {code: language(code) for code in builtin_corpus("udhr30").languages}
     if as_json:

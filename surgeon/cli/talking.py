@@ -80,7 +80,7 @@ def _typed(speakers: Speakers) -> Iterator[str]:
 
 
 def _show(prompt: str, found: Mapping[str, Any]) -> None:
-    from surgeon.report.terminal import SideBySide, render
+    from surgeon.views.terminal import SideBySide, render
 
     render(stdout(), SideBySide(prompt, {name: (item.continuation, item.stopped) for name, item in found.items()}))
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from surgeon.chat.speakers import open_output
 from surgeon.cli import app
 from surgeon.errors import InputError
-from surgeon.report.terminal import SideBySide
+from surgeon.views.terminal import SideBySide
 
 
 def greedy(folder: Path, text: str, count: int) -> str:

@@ -17,7 +17,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError
 from surgeon.operations import Zero
 from surgeon.region.region import Region
-from surgeon.report.inspection import look_at
+from surgeon.views.inspection import look_at
 
 NAME = "model.layers.0.mlp.down_proj"
 PACKED = torch.zeros(8, 8, dtype=torch.int32)

@@ -25,7 +25,7 @@ from surgeon.checkpoint.storage import header_bytes
 from surgeon.diff.comparison import compare
 from surgeon.errors import EnvironmentFailure, InputError, RecipeError, SurgeonError
 from surgeon.recipe.reading import load_recipe
-from surgeon.report.inspection import look_at
+from surgeon.views.inspection import look_at
 
 LAYERS, SHAPE = 8, (256, 512)  # half a megabyte a tensor
 

@@ -18,7 +18,7 @@ from surgeon import __version__
 from surgeon.cli import COMMANDS, app
 from surgeon.ending import run_to_its_end
 from surgeon.errors import InputError
-from surgeon.report.terminal import report_view, table
+from surgeon.views.terminal import report_view, table
 
 RecipeMaker = Callable[..., Path]
 
@@ -135,7 +135,7 @@ def test_errors_are_red_on_a_terminal_and_plain_elsewhere(
 
 def test_verdicts_are_in_colour_on_a_terminal(recipe: RecipeMaker) -> None:
     from surgeon.report.data import Expectation
-    from surgeon.report.terminal import expectation_line
+    from surgeon.views.terminal import expectation_line
 
     bounds = {"variant": "cut", "language": None, "ratio_at_least": 2.0, "ratio_at_most": None}
     styles = {

@@ -25,12 +25,12 @@ from surgeon.region.importers import load_masks, load_neurons
 from surgeon.region.patch import Patch
 from surgeon.region.region import Region
 from surgeon.report.card import SourceCard
-from surgeon.report.differences import diff_data, diff_view, overlap_data, overlap_view
 from surgeon.report.manifest import differences
-from surgeon.report.planned import plan_data, plan_view
-from surgeon.report.terminal import told
 from surgeon.text.corpora import Corpus
 from surgeon.text.documents import FileLocation
+from surgeon.views.differences import diff_data, diff_view, overlap_data, overlap_view
+from surgeon.views.planned import plan_data, plan_view
+from surgeon.views.terminal import told
 from surgeon.visible import visible
 from surgeon.write.integrity import check_written, is_output, outputs_of, read_object
 from surgeon.write.marker import MARKER, MarkedModel, Marker

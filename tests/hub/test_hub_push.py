@@ -24,7 +24,7 @@ from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Reci
 from surgeon.hub.parcel import pack
 from surgeon.hub.push import Target, push
 from surgeon.hub.rebuild import rebuild
-from surgeon.report.inspection import look_at
+from surgeon.views.inspection import look_at
 
 RECIPE = """\
 version: 1

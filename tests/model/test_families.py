@@ -23,8 +23,8 @@ from surgeon.model.model import load_model
 from surgeon.operations import Zero
 from surgeon.region.region import Region
 from surgeon.region.select import select_random
-from surgeon.report.inspection import look_at
-from surgeon.report.planned import plan_view
+from surgeon.views.inspection import look_at
+from surgeon.views.planned import plan_view
 from surgeon.write.staging import write_variant
 
 QKV = {"self_attn.q_proj": "attn.q", "self_attn.k_proj": "attn.k", "self_attn.v_proj": "attn.v"}

@@ -128,7 +128,7 @@ def test_a_model_that_was_made_for_showing_says_so_wherever_its_figures_are_told
     from rich.console import Console
 
     from surgeon.report.html import page
-    from surgeon.report.terminal import report_view
+    from surgeon.views.terminal import report_view
 
     made = make_report()
     shown = made.model_copy(update={"model": made.model.model_copy(update={"name": "builtin:tiny30"})})

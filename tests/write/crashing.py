@@ -26,7 +26,7 @@ import vl_convert
 import surgeon.api
 import surgeon.cli
 import surgeon.hub.rebuild
-import surgeon.report.terminal
+import surgeon.views.terminal
 
 WORK, RECIPE, SCENARIO, RUNS = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 SHIM = ctypes.CDLL(None)

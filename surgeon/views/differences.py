@@ -13,8 +13,8 @@ from surgeon.diff.diff import KINDS, Change, Diff, Kind, TensorDiff
 from surgeon.errors import shorten
 from surgeon.region.overlap import Overlap, TensorOverlap
 from surgeon.region.patch import Patch
-from surgeon.report.terminal import Fitting, sparkline, table, told
 from surgeon.report.words import percent, roles_in_order, short_name
+from surgeon.views.terminal import Fitting, sparkline, table, told
 
 SHOWN = 5  # tensors listed unless details are asked for
 

@@ -28,8 +28,8 @@ from surgeon.region.region import Region, is_region_file
 from surgeon.report.data import Report
 from surgeon.report.regions import region_report
 from surgeon.report.tables import CROWDS, GLANCE, regions_table, role_counts, roles_table, variants_table
-from surgeon.report.terminal import Pairs, expectation_line, grid_table, sparkline, table
 from surgeon.report.words import count, percent, roles_in_order, size
+from surgeon.views.terminal import Pairs, expectation_line, grid_table, sparkline, table
 from surgeon.write.marker import MARKER, Marker
 
 DIMENSIONS_SHOWN = 8

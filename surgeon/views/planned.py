@@ -15,8 +15,8 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.ranks import rank_needs
 from surgeon.progress import Step, duration
 from surgeon.recipe.schema import GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
-from surgeon.report.terminal import table, told
 from surgeon.report.words import percent, size
+from surgeon.views.terminal import table, told
 
 
 def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = None) -> Group:

@@ -20,10 +20,10 @@ from surgeon.freeze.bundle import write_bundle
 from surgeon.region.overlap import overlap
 from surgeon.region.region import Region
 from surgeon.report.data import OverSeeds, Report, SweepReport
-from surgeon.report.differences import diff_view, overlap_view
-from surgeon.report.inspection import inspection_view, look_at
-from surgeon.report.terminal import render, report_view, sparkline
 from surgeon.report.words import number
+from surgeon.views.differences import diff_view, overlap_view
+from surgeon.views.inspection import inspection_view, look_at
+from surgeon.views.terminal import render, report_view, sparkline
 
 
 def shown(view: RenderableType, width: int, terminal: bool = True, **options: object) -> list[str]:
