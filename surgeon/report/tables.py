@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from surgeon.model.results import exponential
 from surgeon.report.data import OverSeeds, Perplexity, RegionReport, Report, Summary
@@ -64,18 +64,25 @@ class Grid:
     foot: list[Cell] | None = None
 
     def columns(self, *kept: int) -> Grid:
-        """Return some columns, in the order asked for."""
+        """Return some columns, in the order asked for, and the rows that have something there."""
         rows = [replace(row, cells=[row.cells[i] for i in kept]) for row in self.rows]
+        rows = [row for row in rows if any(cell.text for cell in row.cells[1:])]
         heads, foot = tuple(self.heads[i] for i in kept), self.foot and [self.foot[i] for i in kept]
         return replace(self, heads=heads, rows=rows, foot=foot)
 
 
-def _count(value: int | None) -> Cell:
-    return Cell("-") if value is None else Cell(f"{value:,}", value)
+Value: TypeAlias = "Cell | str | int | float | None"
 
 
-def _share(part: float | None, of: float = 1.0) -> Cell:
-    return Cell("-") if part is None or not of else Cell(percent(part / of), part / of)
+def _cells(*values: Value) -> list[Cell]:
+    """Turn values into cells: whole numbers are counts, others shares, None is a dash."""
+    return [value if isinstance(value, Cell) else _cell(value) for value in values]
+
+
+def _cell(value: str | int | float | None) -> Cell:
+    if value is None or isinstance(value, str):
+        return Cell("-" if value is None else value)
+    return Cell(f"{value:,}" if isinstance(value, int) else percent(value), value)
 
 
 def _times(ratio: float, log: float = 0.0) -> Cell:
@@ -102,49 +109,50 @@ def variants_table(report: Report, folder: Path | None = None) -> Grid:
     With the `folder` of an output those are there too, and whether what was written still is.
     """
     heads = (
-        "variant", "entries", "changed", "norm removed", TIMES, INTERVAL, "perplexity", "of the model",
-        "operations", "written to",
+        "variant", "entries", "changed", "norm removed", TIMES, INTERVAL, "perplexity", "of the model", "operations",
+        "written to",
     )  # fmt: skip
     rows = []
     if "base" in report.summary:
-        rows.append(Row([Cell("base"), *[Cell("")] * 5, _summed(report.summary["base"])[0], *[Cell("")] * 3]))
+        rows.append(Row(_cells("base", *[""] * 5, _summed(report.summary["base"])[0], *[""] * 3)))
     points = {point for sweep in report.sweeps.values() for point in sweep.points}
     for name, variant in report.variants.items():
         if name in points and not variant.written and folder is None:
             continue
         mean, ratio, bounds = _summed(report.summary.get(name))
-        norm = Cell("-" if variant.norm_removed is None else f"{variant.norm_removed:.4g}")
+        norm = None if variant.norm_removed is None else f"{variant.norm_removed:.4g}"
+        share = variant.entries / report.model.parameters if report.model.parameters else None
         place = Path(*Path(variant.path or name).parts[-2:])
         there = size(variant.bytes or 0) if folder is None or (folder / place).exists() else "gone"
-        rows.append(Row([
-            Cell(name), _count(variant.entries), _count(variant.changed), norm, ratio, bounds, mean,
-            _share(variant.entries, report.model.parameters), Cell(", ".join(variant.operations)),
-            Cell(f"{place.as_posix()}, {there}" if variant.written else "measured only"),
-        ]))  # fmt: skip
+        written = f"{place.as_posix()}, {there}" if variant.written else "measured only"
+        edits = _cells(name, variant.entries, variant.changed, norm, ratio, bounds, mean, share)
+        rows.append(Row([*edits, *_cells(", ".join(variant.operations), written)]))
     for name, sweep in report.sweeps.items():
         for group in sweep.over_seeds if len(sweep.axes) == 1 and folder is None else ():
-            rows.append(Row([*_over_seeds(report, name, group), *[Cell("")] * 4]))
+            rows.append(Row(_cells(*_over_seeds(report, name, group), *[""] * 4)))
     note = "Perplexity is the geometric mean over the languages."
-    return Grid("Variants", heads, rows, note, ("operations", "written to"))
+    return Grid("Variants", heads, rows, note, (INTERVAL, "operations", "written to"))
 
 
-def _over_seeds(report: Report, name: str, group: OverSeeds) -> list[Cell]:
+def _over_seeds(report: Report, name: str, group: OverSeeds) -> list[Value]:
     """Show a control drawn with several seeds: mean norm and ratio, and the ratio's range instead of an interval."""
     drawn = [report.variants[point] for point in group.points]
     norms = [item.norm_removed for item in drawn if item.norm_removed is not None]
+    entries, changed = ([getattr(item, key) for item in drawn] for key in ("entries", "changed"))
+    norm = f"{sum(norms) / len(norms):.4g}" if norms else None
+    counts = [_extent(entries), _extent([value for value in changed if value is not None])]
     return [
-        Cell(f"{name}, {len(drawn)} seeds"),
-        _extent([item.entries for item in drawn]),
-        _extent([item.changed for item in drawn if item.changed is not None]),
-        Cell(f"{sum(norms) / len(norms):.4g}" if norms else "-"),
+        f"{name}, {len(drawn)} seeds",
+        *counts,
+        norm,
         _times(group.mean),
-        Cell(f"{interval(group.low, group.high)} (range)"),
+        f"{interval(group.low, group.high)} (range)",
     ]
 
 
-def _extent(counts: Sequence[int]) -> Cell:
+def _extent(counts: Sequence[int]) -> Value:
     low, high = min(counts, default=None), max(counts, default=None)
-    return _count(low) if low is None or low == high else Cell(f"{low:,} to {high:,}")
+    return low if low == high else f"{low:,} to {high:,}"
 
 
 def languages_table(
@@ -173,10 +181,8 @@ def languages_table(
         per_byte = found[bits][code].bits_per_byte
         data = {key.removeprefix("rank_"): at for key, at in (places or {}).get(code, {}).items() if "rank" in key}
         data["search"] = f"{known.name} {code} {known.script} {known.family}".lower()
-        rows.append(Row([
-            Cell(f"{'• ' if code in scored else ''}{known.name}"), Cell(number(base.perplexity), base.log_perplexity),
-            *cells, Cell(f"{per_byte:.3f}", per_byte), Cell(known.script), Cell(known.family),
-        ], data))  # fmt: skip
+        name, own = f"{'• ' if code in scored else ''}{known.name}", Cell(number(base.perplexity), base.log_perplexity)
+        rows.append(Row(_cells(name, own, *cells, Cell(f"{per_byte:.3f}", per_byte), known.script, known.family), data))
     heads = ("language", *found, f"{bits}, bits/byte", "script", "family")
     note = "× is the multiple of the base's, by which its column sorts. • marks the languages that were scored."
     rows.sort(key=lambda row: int(row.data.get("script", 0)))
@@ -190,7 +196,7 @@ def _beside(perplexity: str, times: Cell, note: str = "") -> Cell:
 
 def _means(items: Sequence[Summary]) -> list[Cell]:
     cells = [_beside(number(item.geometric_mean_perplexity), _times(item.ratio_to_base)) for item in items[1:]]
-    return [Cell("geometric mean"), _summed(items[0])[0], *cells, *[Cell("")] * 3]
+    return _cells("geometric mean", _summed(items[0])[0], *cells, "", "", "")
 
 
 def sweep_table(report: Report, name: str) -> Grid:
@@ -198,12 +204,11 @@ def sweep_table(report: Report, name: str) -> Grid:
     sweep, points = report.sweeps[name], list(report.sweeps[name].points.items())
     rows = []
     for i, (point, values) in enumerate(points):
-        cells = [Cell(coordinate(value), value if is_number(value) else None) for value in values]
-        ends = i + 1 < len(points) and len(values) > 1 and points[i + 1][1][0] != values[0]
-        cells += [_count(report.variants[point].entries), *_summed(report.summary.get(point)), Cell(point)]
-        rows.append(Row(cells, ends=ends))
+        axes = [Cell(coordinate(value), value if is_number(value) else None) for value in values]
+        cells = _cells(*axes, report.variants[point].entries, *_summed(report.summary.get(point)), point)
+        rows.append(Row(cells, ends=i + 1 < len(points) and len(values) > 1 and points[i + 1][1][0] != values[0]))
     heads = (*sweep.axes, "entries", "perplexity", TIMES, INTERVAL, "variant")
-    foot = [Cell("base"), *[Cell("")] * len(sweep.axes), _summed(report.summary.get("base"))[0], *[Cell("")] * 3]
+    foot = _cells("base", *[""] * len(sweep.axes), _summed(report.summary.get("base"))[0], "", "", "")
     note = "Perplexity is the geometric mean over the languages; × is the multiple of the base's."
     words = {axis for axis, values in sweep.axes.items() if not all(map(is_number, values))}
     return Grid(f"Sweep {name}", heads, rows, note, {*words, "variant"}, foot)
@@ -213,13 +218,10 @@ def regions_table(regions: Mapping[str, RegionReport]) -> Grid:
     """Show the regions: entries, density, where entries crowd most, and how they were selected."""
     heads = ("region", "entries", "of", "share", "fullest 1 % of lines hold", "tensors", "selected by")
     rows = [
-        Row([
-            Cell(name), _count(region.entries), _count(region.numel), _share(region.fraction), Cell(_crowding(region)),
-            _count(region.tensors), Cell(region.origin),
-        ])
-        for name, region in regions.items()
-    ]  # fmt: skip
-    return Grid("Regions", heads, rows, "The share is of the entries in scope.", ("selected by",))
+        Row(_cells(name, item.entries, item.numel, item.fraction, _crowding(item), item.tensors, item.origin))
+        for name, item in regions.items()
+    ]
+    return Grid("Regions", heads, rows, "The share is of the entries in scope.", (heads[4], "selected by"))
 
 
 def _crowding(region: RegionReport) -> str:
@@ -231,7 +233,7 @@ def _crowding(region: RegionReport) -> str:
     share, role, axis = max(lines)
     told = f"{role} {axis} {percent(share)}"
     chance = region.chance.get(role)
-    return told if chance is None else f"{told} (by chance {percent(getattr(chance, axis)[at])})"
+    return told if chance is None else f"{told} (chance {percent(getattr(chance, axis)[at])})"
 
 
 def role_counts(region: RegionReport) -> dict[str, dict[str, Any]]:
@@ -247,13 +249,11 @@ def role_counts(region: RegionReport) -> dict[str, dict[str, Any]]:
 
 def roles_table(roles: Mapping[str, Mapping[str, Any]]) -> Grid:
     """Show the `role_counts` of a region."""
-    rows = [
-        Row([
-            Cell(role), _count(found["entries"]), _count(found["numel"]), _share(found["entries"], found["numel"]),
-            _share(found["in_fullest_rows"]), _share(found["in_fullest_columns"]),
-        ])
-        for role, found in roles.items()
-    ]  # fmt: skip
+    rows = []
+    for role, found in roles.items():
+        share = found["entries"] / found["numel"] if found["numel"] else None
+        lines = found["in_fullest_rows"], found["in_fullest_columns"]
+        rows.append(Row(_cells(role, found["entries"], found["numel"], share, *lines)))
     return Grid("Roles", ("role", "entries", "of", "share", "in 1 % rows", "in 1 % columns"), rows)
 
 
@@ -261,20 +261,14 @@ def dimensions_table(region: RegionReport) -> Grid:
     """Show the residual dimensions that hold most entries."""
     heads = ("dimension", "entries", "of", "share", "stands out in tensors")
     rows = [
-        Row([
-            Cell(str(item.index), item.index), _count(item.hits), _count(item.slots), _share(item.hits, item.slots),
-            _count(item.tensors),
-        ])
+        Row(_cells(Cell(str(item.index), item.index), item.hits, item.slots, item.hits / item.slots, item.tensors))
         for item in region.dimensions
-    ]  # fmt: skip
+    ]
     return Grid("Residual dimensions", heads, rows, f"Those of {region.hidden_size or 0:,} that hold most entries.")
 
 
 def scores_table(report: Report) -> Grid:
     """Show the text that importance was scored on."""
-    rows = [
-        Row([Cell(language_name(item.language)), Cell(item.kind), _count(item.sequences), _count(item.tokens)])
-        for item in report.scores
-    ]
+    rows = [Row(_cells(language_name(item.language), item.kind, item.sequences, item.tokens)) for item in report.scores]
     heads = ("language", "score", "sequences", "tokens")
     return Grid("Text that importance was scored on", heads, rows, words=("score",))

@@ -14,7 +14,7 @@ from surgeon.errors import shorten
 from surgeon.region.overlap import Overlap, TensorOverlap
 from surgeon.region.patch import Patch
 from surgeon.report.words import percent, roles_in_order, short_name
-from surgeon.views.terminal import Fitting, sparkline, table, told
+from surgeon.views.terminal import sparkline, table, told
 
 SHOWN = 5  # tensors listed unless details are asked for
 
@@ -30,7 +30,7 @@ def diff_view(diff: Diff, overlap: Overlap | None, details: bool, patch: Patch |
             parts.append(_dimensions_table(diff))
         changed = [tensor for tensor in diff.tensors if tensor.change.changed]
         largest = sorted(changed, key=lambda tensor: -(tensor.change.relative or 0.0))
-        parts.append(_tensors_view(changed if details else largest[:SHOWN], details))
+        parts.append(_tensors_table(changed if details else largest[:SHOWN], details))
         if len(changed) > SHOWN and not details:
             parts.append(Text(f"{len(changed) - SHOWN} more tensors, and the layers: --details", style="dim"))
     odd = [tensor for tensor in diff.tensors if tensor.kind not in ("same", "changed")]
@@ -138,26 +138,20 @@ def _cells(change: Change) -> list[str]:
     return [f"{change.changed:,}", f"{change.entries:,}", share, *sizes]
 
 
-def _tensors_view(tensors: list[TensorDiff], details: bool) -> Fitting:
-    lines = ("row", "column")
-    choices = (("sign flips", "L2", "largest", *lines), lines, ())
-    return Fitting([_tensors_table(tensors, details, more) for more in choices])
-
-
-def _tensors_table(tensors: list[TensorDiff], details: bool, more: Sequence[str]) -> Table:
-    """List tensors; `more` are columns for which there may be no room. Row and column are those changed most."""
+def _tensors_table(tensors: list[TensorDiff], details: bool) -> Table:
+    """List tensors; row and column are those changed most."""
     title = "Tensors" if details else "Tensors that changed most, relative to their size"
-    rows = table(title, "tensor", "changed", "share", "relative", *more)
+    spare = ["row", "column", "sign flips", "L2", "largest"]
+    rows = table(
+        title, "tensor", "changed", "share", "relative", "sign flips", "L2", "largest", *spare[:2], spare=spare
+    )
     for tensor in tensors:
         change = tensor.change
-        cells = {
-            "sign flips": f"{change.sign_flips:,}", "L2": f"{change.l2:.3g}", "largest": f"{change.largest:.3g}",
-            "row": _fullest(tensor.rows), "column": _fullest(tensor.columns),
-        }  # fmt: skip
-        share = percent(change.changed / change.entries)
         rows.add_row(
-            short_name(tensor.name), f"{change.changed:,}", share, _relative(change), *(cells[c] for c in more)
-        )
+            short_name(tensor.name), f"{change.changed:,}", percent(change.changed / change.entries), _relative(change),
+            f"{change.sign_flips:,}", f"{change.l2:.3g}", f"{change.largest:.3g}",
+            _fullest(tensor.rows), _fullest(tensor.columns),
+        )  # fmt: skip
     return rows
 
 
@@ -194,7 +188,7 @@ def overlap_view(overlap: Overlap, names: tuple[str, ...], details: bool) -> Gro
     left, right = names
     most = sorted(overlap.tensors, key=lambda item: -item.jaccard)
     shown = overlap.tensors if details else most[:SHOWN]
-    parts: list[RenderableType] = [Fitting([_overlap_table(shown, overlap.total, names, n) for n in (8, 6)])]
+    parts: list[RenderableType] = [_overlap_table(shown, overlap.total, names)]
     if len(overlap.tensors) > SHOWN and not details:
         parts.append(Text(f"the {SHOWN} tensors that coincide most; all of them: --details", style="dim"))
     for label, only in ((left, overlap.only_left), (right, overlap.only_right)):
@@ -204,23 +198,18 @@ def overlap_view(overlap: Overlap, names: tuple[str, ...], details: bool) -> Gro
     return Group(*parts, Text(legend, style="dim"))
 
 
-def _overlap_table(shown: Sequence[TensorOverlap], total: TensorOverlap, names: tuple[str, ...], columns: int) -> Table:
+def _overlap_table(shown: Sequence[TensorOverlap], total: TensorOverlap, names: tuple[str, ...]) -> Table:
     """List tensors and their total; the columns that count entries go first where room is short."""
-    heads = ["tensor", *names, "both", "Jaccard", "by chance", "rows", "columns"]
-    kept = [0, *range(len(heads) - columns + 1, len(heads))]
-    rows = table(" and ".join(names), *(heads[i] for i in kept))
-    for item in shown:
-        rows.add_row(*(_overlap_cells(item)[i] for i in kept))
-    rows.add_section()
-    rows.add_row(*(_overlap_cells(total)[i] for i in kept))
+    heads = ("tensor", *names, "both", "Jaccard", "by chance", "rows", "columns")
+    rows = table(" and ".join(names), *heads, spare=("both", *names))
+    for item in (*shown, total):
+        if item is total:
+            rows.add_section()
+        rows.add_row(
+            short_name(item.name), f"{item.left:,}", f"{item.right:,}", f"{item.shared:,}",
+            f"{item.jaccard:.4f}", f"{item.by_chance:.4f}", f"{item.rows:.2f}", f"{item.columns:.2f}",
+        )  # fmt: skip
     return rows
-
-
-def _overlap_cells(item: TensorOverlap) -> list[str]:
-    return [
-        short_name(item.name), f"{item.left:,}", f"{item.right:,}", f"{item.shared:,}",
-        f"{item.jaccard:.4f}", f"{item.by_chance:.4f}", f"{item.rows:.2f}", f"{item.columns:.2f}",
-    ]  # fmt: skip
 
 
 def diff_data(diff: Diff, overlap: Overlap | None, patch: Patch | None = None) -> dict[str, Any]:

@@ -32,32 +32,47 @@ from surgeon.report.words import bounds, size, stopped_note
 from surgeon.text.languages import language_name
 from surgeon.visible import visible, visible_lines
 
-_NARROWEST = 16  # characters that a column of words may be folded to
+_NARROWEST = 14  # characters that a column of words may be folded to
 
 
 _TONES = {"much-worse": "bold red", "worse": "yellow", "same": "dim"}
 
 
-class Rows(Table):
-    """A table whose cells show any text as it is: no markup in it counts, and nothing in it moves the cursor.
-
-    Its numbers never break: where the screen is too narrow for it, there is a line for each cell instead.
-    """
+class Plain(Table):
+    """A table whose cells show any text as it is: no markup in it counts, and nothing in it moves the cursor."""
 
     def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
         """Add a row; text comes through `visible`."""
         shown = (Text(visible(cell)) if isinstance(cell, str) else cell for cell in cells)
         super().add_row(*shown, style=style, end_section=end_section)
 
+
+class Rows(Plain):
+    """A table whose numbers never break.
+
+    Where the screen is too narrow for it, columns of `spare` are left out, from the last of these on; where it still
+    is, there is a line for each cell instead.
+    """
+
+    spare: Sequence[str] = ()
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        whole, spare = self.columns, list(self.spare)
+        while not (fits := self._fits(console, options)) and spare:
+            left_out = spare.pop()
+            self.columns = [column for column in self.columns if str(column.header) != left_out]
+        self.columns = self.columns if fits else whole
+        yield from super().__rich_console__(console, options) if fits else (self._stacked(),)
+        self.columns = whole
+
+    def _fits(self, console: Console, options: ConsoleOptions) -> bool:
         whole = Measurement.get(console, options.update(max_width=10_000), self).maximum
-        spare = sum(
+        folds = sum(
             max(max(Measurement.get(console, options, cell).maximum for cell in column.cells) - _NARROWEST, 0)
             for column in self.columns
             if not column.no_wrap and column._cells
         )
-        fits = whole - spare <= options.max_width
-        yield from super().__rich_console__(console, options) if fits else (self._stacked(),)
+        return whole - folds <= options.max_width
 
     def _stacked(self) -> RenderableType:
         grid = Table.grid(padding=(0, 2))
@@ -67,21 +82,17 @@ class Rows(Table):
         for cells in zip(*(column.cells for column in self.columns), strict=True):
             grid.add_row(cells[0], "", style="bold")
             for head, cell in zip(heads[1:], cells[1:], strict=True):
-                grid.add_row(Text(f"  {head}", style="dim"), cell)
+                if str(cell):
+                    grid.add_row(Text(f"  {head}", style="dim"), cell)
         return Group(Text(str(self.title), style="bold"), grid, Text(""))
 
 
-class Pairs(Table):
-    """A table without lines, for names and what they mean; any text in it is shown as it is."""
+class Pairs(Plain):
+    """A table without lines, for names and what they mean."""
 
     def __init__(self) -> None:
         super().__init__(box=None, show_header=False, show_edge=False, pad_edge=False, padding=(0, 2))
         self.collapse_padding = True
-
-    def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
-        """Add a row; text comes through `visible`."""
-        shown = (Text(visible(cell)) if isinstance(cell, str) else cell for cell in cells)
-        super().add_row(*shown, style=style, end_section=end_section)
 
 
 def told(*lines: str, style: str = "") -> Text:
@@ -89,10 +100,11 @@ def told(*lines: str, style: str = "") -> Text:
     return Text("\n".join(map(visible, lines)), style=style)
 
 
-def table(title: str, *columns: str, words: Collection[str] = ()) -> Rows:
+def table(title: str, *columns: str, words: Collection[str] = (), spare: Sequence[str] = ()) -> Rows:
     """Make an empty table in our style; all columns but the first, and those of `words`, are numbers."""
     heading = Text(visible(title))
     result = Rows(title=heading, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    result.spare = spare
     for i, column in enumerate(columns):
         word = i == 0 or column in words
         head = Text(visible(column))
@@ -162,6 +174,11 @@ def perplexity_view(report: Report, variants: Sequence[str]) -> Fitting:
     return Fitting([shown(variants, False), shown(variants, True), *groups])
 
 
+def _said(text: str, stopped: Stopped) -> Text:
+    note = stopped_note(stopped)
+    return Text.assemble(visible(text), (f" {note}" if note else "", "dim"))
+
+
 def generations_view(generations: Mapping[str, Sequence[Continuation]], models: Sequence[str]) -> Group:
     """Show what models put after each prompt, one below the other."""
     parts: list[RenderableType] = []
@@ -171,8 +188,7 @@ def generations_view(generations: Mapping[str, Sequence[Continuation]], models: 
         rows.add_column(overflow="fold")
         for model in models:
             found = generations[model][i]
-            note = stopped_note(found.stopped)
-            rows.add_row(model, Text.assemble(visible(found.continuation), (f" {note}" if note else "", "dim")))
+            rows.add_row(model, _said(found.continuation, found.stopped))
         parts += [Text(f'"{visible(first.prompt)}" goes on:', style="bold"), rows, Text("")]
     return Group(*parts)
 
@@ -188,21 +204,14 @@ class SideBySide:
     answers: Mapping[str, tuple[str, Stopped]]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        said = {
-            name: Text.assemble(visible(text), (f" {stopped_note(stopped)}" if stopped_note(stopped) else "", "dim"))
-            for name, (text, stopped) in self.answers.items()
-        }
         yield Text(f'"{visible(self.prompt)}"', style="bold")
-        beside = options.max_width >= _NARROWEST * 1.5 * len(said)
+        beside = options.max_width >= _NARROWEST * 1.5 * len(self.answers)
+        cells = [(Text(name, style="dim"), _said(*answer)) for name, answer in self.answers.items()]
         grid = Table.grid(padding=(0, 2), expand=beside)
-        for _ in said if beside else range(2):
+        for _ in cells if beside else range(2):
             grid.add_column(ratio=1 if beside else None, overflow="fold")
-        if beside:
-            grid.add_row(*(Text(name, style="dim") for name in said))
-            grid.add_row(*said.values())
-        else:
-            for name, text in said.items():
-                grid.add_row(Text(name, style="dim"), text)
+        for row in zip(*cells, strict=True) if beside else cells:
+            grid.add_row(*row)
         yield grid
         yield Text("")
 
