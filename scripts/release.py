@@ -21,6 +21,7 @@ NEEDED = (
     "surgeon/assets/udhr30/score/en.txt",
     "surgeon/recipes/zero_core.yaml",
     "surgeon/report/page.html",
+    "surgeon/report/card.md",
     "surgeon/py.typed",
 )
 FOREIGN = re.compile(r"(^|/)(tests|docs|models|out|__pycache__|\.[^/]+)(/|$)")
@@ -31,7 +32,7 @@ BY_A_PERSON = (
     "README.md shows its pictures in the index too, where relative links into docs/ need an address",
     "the index knows this repository and the workflow release.yml as a trusted publisher of the project",
     "after that: git tag -s v{version} && git push --tags, and approve the run in the environment `release`",
-    "last: change the install words in README.md, docs/tutorial.md and surgeon/report/card.py",
+    "last: change the install words in README.md, docs/tutorial.md and surgeon/report/card.md",
 )
 
 

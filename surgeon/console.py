@@ -31,7 +31,7 @@ def print_pairs(pairs: dict[str, str]) -> None:
 
 def print_json(data: Any) -> None:
     """Print a result as JSON."""
-    from surgeon.report.json_text import to_json
+    from surgeon.json_text import to_json
 
     print_json_text(to_json(data))
 

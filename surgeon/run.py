@@ -16,7 +16,9 @@ from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import RegionError, SurgeonError
+from surgeon.json_text import to_json
 from surgeon.memory import give_memory_back
+from surgeon.model.intervals import LEVEL, RESAMPLES, SEED
 from surgeon.model.kept import keep, kept_path, load_kept
 from surgeon.model.precision import Precision, resolve_precision
 from surgeon.model.results import Verification
@@ -41,8 +43,6 @@ from surgeon.report.data import (
     VariantReport,
 )
 from surgeon.report.html import write_page
-from surgeon.report.intervals import LEVEL, RESAMPLES, SEED
-from surgeon.report.json_text import to_json
 from surgeon.report.manifest import environment, manifest
 from surgeon.report.measured import check_expectations, perplexities, summarize, sweep_report
 from surgeon.report.regions import overlap_reports, region_report

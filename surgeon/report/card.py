@@ -98,7 +98,8 @@ def model_card(plan: Plan, variant: str, regions: Mapping[str, Region], report: 
     inherited, source = SourceCard.read(plan.checkpoint.folder), plan.checkpoint.source
     return rendered(
         "card.md",
-        {"code": code, "text": _text},
+        code=code,
+        text=_text,
         front_matter=_front_matter(plan, variant, inherited, report),
         plan=plan,
         spec=plan.recipe.variants[variant],

@@ -106,7 +106,7 @@ class OverlapReport(Model):
 class Perplexity(Model):
     """One language under one model. `nll` in nats, summed over `tokens` predicted tokens of `bytes` of text.
 
-    `low` and `high` bound its ratio to the base (see intervals.py); None for the base itself, and where the text
+    `low` and `high` bound its ratio to the base (see model/intervals.py); None for the base itself, and where the text
     makes one window only.
     """
 
@@ -123,7 +123,7 @@ class Perplexity(Model):
 class Summary(Model):
     """A model over all languages; ratios are of geometric means, `log` the natural logarithm of the mean.
 
-    `low` and `high` bound the ratio (see intervals.py); None for the base itself, and where some language's text
+    `low` and `high` bound the ratio (see model/intervals.py); None for the base itself, and where some language's text
     makes one window only.
     """
 

@@ -6,12 +6,13 @@ setting, in a file they are filled in for one of the two.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -56,6 +57,7 @@ BROKEN: Spec = {
 }
 _EXPOSE = "window.vegaEmbed = vegaEmbed;"
 MOST = 25.0  # nats per token beyond which a model is merely broken
+_MOST_KEPT = 400  # drawings in the cache folder, of some 50 kB each
 ZOOM = 2.0  # pixels of a PNG per unit of the drawing
 
 
@@ -166,13 +168,33 @@ def svg(figure: Figure) -> str:
     return drawn.replace("<svg ", f'<svg role="img" aria-label="{escape(figure.title)}" ', 1)
 
 
-@lru_cache(maxsize=64)
 def _drawn(spec: str) -> str:
-    """Draw a specification; a variant's card and the page of its run often show the same."""
     import vl_convert
 
-    drawn: str = vl_convert.vegalite_to_svg(spec)
-    return drawn
+    return _kept("svg", spec, lambda: vl_convert.vegalite_to_svg(spec).encode("utf-8")).decode("utf-8")
+
+
+def _kept(kind: str, source: str, make: Callable[[], bytes]) -> bytes:
+    """Return what was made of the same source before, out of the cache folder; else make it, and keep it there.
+
+    A run's page and cards show the same pictures, and the next run mostly shows them again; making the first takes
+    seconds. A file begins with the SHA-256 of what follows; of the drawings the latest are kept.
+    """
+    made_by = f"{version('vl-convert-python')} {kind}\n{source}"
+    path = cache_folder() / "page" / f"{hashlib.sha256(made_by.encode('utf-8')).hexdigest()}.{kind}"
+    held = b""
+    with suppress(FileNotFoundError):
+        held = path.read_bytes()
+    if held[:32] == hashlib.sha256(held[32:]).digest():
+        return held[32:]
+    content = make()
+    with replacing(path) as staged:
+        staged.write_bytes(hashlib.sha256(content).digest() + content)
+    with suppress(OSError):  # another process may be clearing up, too
+        drawings = [file for file in path.parent.iterdir() if file.suffix in (".svg", ".png")]
+        for file in sorted(drawings, key=lambda file: file.stat().st_mtime)[:-_MOST_KEPT]:
+            file.unlink()
+    return content
 
 
 def themed(drawn: str, dark: bool) -> str:
@@ -199,27 +221,17 @@ def write_pictures(figure: Figure, drawn: str, folder: str | Path) -> list[Path]
     return files
 
 
-@lru_cache(maxsize=16)
 def _pixels(picture: str) -> bytes:
-    """Turn a drawing into a PNG; the page of a run and its cards mostly show the same."""
     import vl_convert
 
-    return repacked(vl_convert.svg_to_png(picture, scale=ZOOM))
+    return _kept("png", picture, lambda: repacked(vl_convert.svg_to_png(picture, scale=ZOOM)))
 
 
-@lru_cache(maxsize=1)
 def runtime() -> str:
-    """Return the script that makes specifications live: Vega, Vega-Lite and Vega-Embed of the drawing library.
-
-    It takes seconds to bundle, so that it is kept in the cache folder.
-    """
+    """Return the script that makes specifications live: Vega, Vega-Lite and Vega-Embed of the drawing library."""
     import vl_convert
 
-    path = cache_folder() / "page" / f"vega-embed-{version('vl-convert-python')}.js"
-    if not path.is_file():
-        with replacing(path) as staged:
-            staged.write_text(vl_convert.javascript_bundle(_EXPOSE), encoding="utf-8")
-    return path.read_text(encoding="utf-8")
+    return _kept("js", _EXPOSE, lambda: vl_convert.javascript_bundle(_EXPOSE).encode("utf-8")).decode("utf-8")
 
 
 def script_data(data: Any) -> str:

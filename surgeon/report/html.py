@@ -18,7 +18,7 @@ from surgeon.report import tables
 from surgeon.report.data import Report
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
 from surgeon.report.figures import ORDERS, figures, places
-from surgeon.report.story import caveat, sentence, tell
+from surgeon.report.story import Story, caveat, sentence, tell
 from surgeon.report.templates import HERE, rendered
 from surgeon.report.words import number
 
@@ -46,7 +46,7 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
     story = tell(report)
     return rendered(
         "page.html",
-        {"exactly": _exactly},
+        exactly=_exactly,
         report=report,
         story=story,
         sentence=sentence(report, story),
@@ -58,7 +58,7 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
         runtime=Markup(runtime() if live else ""),
-        data=Markup(script_data({"figures": specs, "shown": story.shown, "scans": _scans(report, drawn)})),
+        data=Markup(script_data({"figures": specs, "shown": story.shown, "scans": _scans(report, story, drawn)})),
         orders=ORDERS,
         recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
         facts=_facts(report),
@@ -70,9 +70,9 @@ def _languages(report: Report, variants: Sequence[str]) -> tables.Grid:
     return tables.languages_table(found, "base", report, places(report))
 
 
-def _scans(report: Report, drawn: Sequence[tuple[Figure, str]]) -> dict[str, Any]:
+def _scans(report: Report, story: Story, drawn: Sequence[tuple[Figure, str]]) -> dict[str, Any]:
     """Return what pointing at a scan needs to know: by figure, the scans of its regions."""
-    story, found = tell(report), {}
+    found = {}
     for figure, _ in drawn:
         if figure.name.startswith("scan"):
             named = [figure.name.removeprefix("scan-")] if figure.name != "scan" else [story.region, story.beside]

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from surgeon.model.intervals import Interval, language_interval, mean_interval
 from surgeon.model.results import Measure, exponential, geometric_mean
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.recipe.sweeps import Sweep
 from surgeon.report.data import Expectation, OverSeeds, Perplexity, Summary, SweepReport
-from surgeon.report.intervals import Interval, language_interval, mean_interval
 
 Measures: TypeAlias = Mapping[str, Mapping[str, Measure]]  # by model, then by language
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from surgeon.model.results import exponential
 from surgeon.report.data import OverSeeds, Perplexity, RegionReport, Report, Summary
-from surgeon.report.story import SAME
+from surgeon.report.story import SAME, scored_languages
 from surgeon.report.words import coordinate, interval, is_number, number, percent, roles_in_order, size
 from surgeon.text.languages import language, language_name
 
@@ -170,7 +170,7 @@ def languages_table(
         places: where a language stands in each order of the page (`rank_ORDER`), in the first of which they are shown.
     """
     first, *others = found
-    scored = {item.language for item in report.scores} if report is not None and places is not None else set()
+    scored = scored_languages(report) if report is not None and places is not None else set()
     rows = []
     for code, base in found[first].items():
         known, cells = language(code), []

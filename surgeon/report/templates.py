@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgeon.report.words import bounds, count, interval, number, percent, size, stopped_note
 from surgeon.text.languages import language_name
 from surgeon.visible import visible
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 HERE = Path(__file__).parent
 _FILTERS: dict[str, Callable[..., str]] = {
@@ -17,13 +21,19 @@ _FILTERS: dict[str, Callable[..., str]] = {
 }  # fmt: skip
 
 
-def rendered(name: str, filters: dict[str, Callable[..., str]], **values: Any) -> str:
+def rendered(name: str, **values: Any) -> str:
     """Fill a template in; in HTML, text is escaped."""
+    return str(_environment(name.endswith(".html")).get_template(name).render(**values))
+
+
+@lru_cache
+def _environment(escapes: bool) -> Environment:
+    """Return what compiles templates, and keeps them."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=name.endswith(".html"), undefined=StrictUndefined,
+        loader=FileSystemLoader(HERE), autoescape=escapes, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters |= _FILTERS | filters
-    return environment.get_template(name).render(**values)
+    environment.filters |= _FILTERS
+    return environment

@@ -40,11 +40,6 @@ def size(count: int) -> str:
     return f"{value:.3g} TB"
 
 
-def short_name(name: str) -> str:
-    """Shorten a tensor's name for a table: what nearly all names share is left out."""
-    return name.removesuffix(".weight").removeprefix("model.")
-
-
 def roles_in_order(roles: Iterable[str]) -> list[str]:
     """Sort roles as a layer has them: attention, MLP, norms, then what is outside."""
     return sorted(set(roles), key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES))

@@ -13,7 +13,7 @@ from surgeon.diff.diff import KINDS, Change, Diff, Kind, TensorDiff
 from surgeon.errors import shorten
 from surgeon.region.overlap import Overlap, TensorOverlap
 from surgeon.region.patch import Patch
-from surgeon.report.words import percent, roles_in_order, short_name
+from surgeon.report.words import percent, roles_in_order
 from surgeon.views.terminal import sparkline, table, told
 
 SHOWN = 5  # tensors listed unless details are asked for
@@ -148,11 +148,16 @@ def _tensors_table(tensors: list[TensorDiff], details: bool) -> Table:
     for tensor in tensors:
         change = tensor.change
         rows.add_row(
-            short_name(tensor.name), f"{change.changed:,}", percent(change.changed / change.entries), _relative(change),
+            _short(tensor.name), f"{change.changed:,}", percent(change.changed / change.entries), _relative(change),
             f"{change.sign_flips:,}", f"{change.l2:.3g}", f"{change.largest:.3g}",
             _fullest(tensor.rows), _fullest(tensor.columns),
         )  # fmt: skip
     return rows
+
+
+def _short(name: str) -> str:
+    """Shorten a tensor's name for a table: what nearly all names share is left out."""
+    return name.removesuffix(".weight").removeprefix("model.")
 
 
 def _dimensions_table(diff: Diff) -> Table:
@@ -206,7 +211,7 @@ def _overlap_table(shown: Sequence[TensorOverlap], total: TensorOverlap, names: 
         if item is total:
             rows.add_section()
         rows.add_row(
-            short_name(item.name), f"{item.left:,}", f"{item.right:,}", f"{item.shared:,}",
+            _short(item.name), f"{item.left:,}", f"{item.right:,}", f"{item.shared:,}",
             f"{item.jaccard:.4f}", f"{item.by_chance:.4f}", f"{item.rows:.2f}", f"{item.columns:.2f}",
         )  # fmt: skip
     return rows

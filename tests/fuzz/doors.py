@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from surgeon.errors import SurgeonError
-from surgeon.report.json_text import to_json
+from surgeon.json_text import to_json
 from surgeon.views.inspection import inspection_view, look_at
 from surgeon.views.terminal import render
 from surgeon.visible import json_escaped, visible, visible_lines

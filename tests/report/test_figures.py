@@ -8,6 +8,7 @@ import math
 import re
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -230,6 +231,30 @@ def test_a_sweep_without_numbers_is_drawn_as_bars(report: Report) -> None:
     base = report.summary["base"].log_geometric_mean_perplexity
     logs = [report.summary[name].log_geometric_mean_perplexity - base for name in points]
     assert lengths[0] / lengths[1] == pytest.approx(logs[0] / logs[1], rel=0.01)
+
+
+def test_a_picture_is_drawn_again_only_where_it_changed(
+    drawn: dict[str, Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept is what would be drawn; of drawings the latest are kept, and what makes a page live always is."""
+    monkeypatch.setenv("SURGEON_CACHE", str(tmp_path))
+    draw, asked = vl_convert.vegalite_to_svg, []
+    monkeypatch.setattr(vl_convert, "vegalite_to_svg", lambda spec: asked.append(spec) or draw(spec))
+    first = svg(drawn["overlaps"])
+    (tmp_path / "page" / "kept.js").write_text("")
+    assert svg(drawn["overlaps"]) == first
+    assert len(asked) == 1
+    wider = replace(drawn["overlaps"], spec={**drawn["overlaps"].spec, "width": {"step": 60}})
+    assert svg(wider) != first
+    assert len(asked) == 2
+    monkeypatch.setattr("surgeon.report.drawing._MOST_KEPT", 2)
+    svg(drawn["crowding"])
+    assert sorted(path.suffix for path in (tmp_path / "page").iterdir()) == [".js", ".svg", ".svg"]
+    assert (svg(wider), len(asked)) == (svg(wider), 3)  # the oldest went
+    assert (svg(drawn["overlaps"]), len(asked)) == (first, 4)
+    for path in (tmp_path / "page").glob("*.svg"):
+        path.write_bytes(path.read_bytes()[:-3])
+    assert (svg(drawn["overlaps"]), len(asked)) == (first, 5)  # what is damaged is not used
 
 
 def test_files_stand_alone_in_light_and_dark(drawn: dict[str, Figure], tmp_path: Path) -> None:

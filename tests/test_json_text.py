@@ -15,8 +15,8 @@ from conftest import ModelMaker
 from reports import make_report
 from safetensors.numpy import load_file, save_file
 
+from surgeon.json_text import to_json
 from surgeon.report.data import Report, SweepReport
-from surgeon.report.json_text import to_json
 
 
 def strict(text: str) -> Any:
