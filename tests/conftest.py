@@ -21,15 +21,23 @@ hypothesis.settings.register_profile("surgeon", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("surgeon")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What fixtures of a module or of the session keep; the user's cache is not touched."""
+    cache = tmp_path_factory.mktemp("session_cache")
+    os.environ["SURGEON_CACHE"] = str(cache)
+    (cache / "page").mkdir()
+    return cache
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, _session_cache: Path) -> None:
     """No test reads or fills the user's cache, and none reaches the network.
 
-    What makes a page live is bundled once for all of them: that takes seconds, and depends on a version alone.
+    Pictures, and what makes a page live, are kept for all of them: they take seconds, and depend on nothing else.
     """
-    cache, page = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp() / "page"
-    page.mkdir(exist_ok=True)
-    (cache / "page").symlink_to(page)
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / "page").symlink_to(_session_cache / "page")
     monkeypatch.setenv("SURGEON_CACHE", str(cache))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("NO_COLOR", raising=False)

@@ -162,8 +162,9 @@ def svg(figure: Figure) -> str:
     To a screen reader it is one picture, under its title; the tables hold what its marks say.
     """
     drawn = re.sub(r' (?:aria-[a-z]+|role)="[^"]*"', "", _drawn(json.dumps(figure.spec, allow_nan=False)))
-    for name in dict.fromkeys(re.findall(r'\bid="([^"]+)"', drawn)):
-        own = f"{figure.name}-{name}"
+    # Ids are numbered through a process; here they begin anew, so that a picture does not depend on those before it.
+    for number, name in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', drawn))):
+        own = f"{figure.name}-{number}"
         drawn = drawn.replace(f'id="{name}"', f'id="{own}"').replace(f"url(#{name})", f"url(#{own})")
     return drawn.replace("<svg ", f'<svg role="img" aria-label="{escape(figure.title)}" ', 1)
 

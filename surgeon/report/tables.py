@@ -113,8 +113,6 @@ def variants_table(report: Report, folder: Path | None = None) -> Grid:
         "written to",
     )  # fmt: skip
     rows = []
-    if "base" in report.summary:
-        rows.append(Row(_cells("base", *[""] * 5, _summed(report.summary["base"])[0], *[""] * 3)))
     points = {point for sweep in report.sweeps.values() for point in sweep.points}
     for name, variant in report.variants.items():
         if name in points and not variant.written and folder is None:
@@ -130,6 +128,8 @@ def variants_table(report: Report, folder: Path | None = None) -> Grid:
     for name, sweep in report.sweeps.items():
         for group in sweep.over_seeds if len(sweep.axes) == 1 and folder is None else ():
             rows.append(Row(_cells(*_over_seeds(report, name, group), *[""] * 4)))
+    if rows and "base" in report.summary:
+        rows.insert(0, Row(_cells("base", *[""] * 5, _summed(report.summary["base"])[0], *[""] * 3)))
     note = "Perplexity is the geometric mean over the languages."
     return Grid("Variants", heads, rows, note, (INTERVAL, "operations", "written to"))
 

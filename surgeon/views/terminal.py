@@ -239,8 +239,8 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
     if report.perplexity and report.variants:
         parts += [Text(sentence(report, tell(report)), style="bold"), Text(caveat(report) or "", style="dim")]
     parts.append(grid_table(regions_table(report.regions).columns(*CROWDS)))
-    if report.variants:
-        parts.append(grid_table(variants_table(report).columns(*EDITS)))
+    if (variants := variants_table(report)).rows:
+        parts.append(grid_table(variants.columns(*EDITS)))
     if report.scores:
         samples = (f"{item.language} {item.sequences} ({item.tokens:,} tokens)" for item in report.scores)
         sample = ", ".join(dict.fromkeys(samples))  # scores of two kinds mostly use the same text

@@ -257,6 +257,16 @@ def test_a_picture_is_drawn_again_only_where_it_changed(
     assert (svg(drawn["overlaps"]), len(asked)) == (first, 5)  # what is damaged is not used
 
 
+def test_a_picture_does_not_depend_on_those_before_it(
+    drawn: dict[str, Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "one"))
+    first = svg(drawn["scan"])
+    monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "two"))
+    assert svg(drawn["scan"]) == first
+    assert "url(#scan-0)" in first
+
+
 def test_files_stand_alone_in_light_and_dark(drawn: dict[str, Figure], tmp_path: Path) -> None:
     for figure in drawn.values():
         files = {path.name: path for path in write_pictures(figure, svg(figure), tmp_path)}
