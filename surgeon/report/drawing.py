@@ -65,7 +65,8 @@ ZOOM = 2.0  # pixels of a PNG per unit of the drawing
 class Figure:
     """A picture: `name` is its file's stem, `title` and `caption` say in words all that a reader needs to know.
 
-    `spec` is Vega-Lite. `fluid` if its width may follow the page's. `key` if it is among a page's first two.
+    `spec` is Vega-Lite. `fluid` if its width may follow the page's. `key` if it is among a page's first two. `scans`
+    are the regions whose scans it shows.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Figure:
     spec: Spec
     fluid: bool = False
     key: bool = False
+    scans: tuple[str, ...] = ()
 
     def _repr_svg_(self) -> str:
         """Show the figure in a notebook."""
@@ -161,7 +163,11 @@ def svg(figure: Figure) -> str:
 
     To a screen reader it is one picture, under its title; the tables hold what its marks say.
     """
-    drawn = re.sub(r' (?:aria-[a-z]+|role)="[^"]*"', "", _drawn(json.dumps(figure.spec, allow_nan=False)))
+    import vl_convert
+
+    spec = json.dumps(figure.spec, allow_nan=False)
+    drawn = _kept("svg", spec, lambda spec: vl_convert.vegalite_to_svg(spec).encode("utf-8")).decode("utf-8")
+    drawn = re.sub(r' (?:aria-[a-z]+|role)="[^"]*"', "", drawn)
     # Ids are numbered through a process; here they begin anew, so that a picture does not depend on those before it.
     for number, name in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', drawn))):
         own = f"{figure.name}-{number}"
@@ -169,13 +175,7 @@ def svg(figure: Figure) -> str:
     return drawn.replace("<svg ", f'<svg role="img" aria-label="{escape(figure.title)}" ', 1)
 
 
-def _drawn(spec: str) -> str:
-    import vl_convert
-
-    return _kept("svg", spec, lambda: vl_convert.vegalite_to_svg(spec).encode("utf-8")).decode("utf-8")
-
-
-def _kept(kind: str, source: str, make: Callable[[], bytes]) -> bytes:
+def _kept(kind: str, source: str, make: Callable[[str], bytes]) -> bytes:
     """Return what was made of the same source before, out of the cache folder; else make it, and keep it there.
 
     A run's page and cards show the same pictures, and the next run mostly shows them again; making the first takes
@@ -188,7 +188,7 @@ def _kept(kind: str, source: str, make: Callable[[], bytes]) -> bytes:
         held = path.read_bytes()
     if held[:32] == hashlib.sha256(held[32:]).digest():
         return held[32:]
-    content = make()
+    content = make(source)
     with replacing(path) as staged:
         staged.write_bytes(hashlib.sha256(content).digest() + content)
     with suppress(OSError):  # another process may be clearing up, too
@@ -208,12 +208,16 @@ def themed(drawn: str, dark: bool) -> str:
 
 def write_pictures(figure: Figure, drawn: str, folder: str | Path) -> list[Path]:
     """Write NAME.svg and NAME-dark.svg, and of the key figures both as PNG; return the files."""
+    import vl_convert
+
     files = []
     for suffix, dark in (("", False), ("-dark", True)):
         picture = themed(drawn, dark)
         contents = {"svg": picture.encode("utf-8")}
         if figure.key:
-            contents["png"] = _pixels(picture)
+            contents["png"] = _kept(
+                "png", picture, lambda drawing: repacked(vl_convert.svg_to_png(drawing, scale=ZOOM))
+            )
         for ending, content in contents.items():
             path = Path(folder) / f"{figure.name}{suffix}.{ending}"
             with replacing(path) as staged:
@@ -222,17 +226,11 @@ def write_pictures(figure: Figure, drawn: str, folder: str | Path) -> list[Path]
     return files
 
 
-def _pixels(picture: str) -> bytes:
-    import vl_convert
-
-    return _kept("png", picture, lambda: repacked(vl_convert.svg_to_png(picture, scale=ZOOM)))
-
-
 def runtime() -> str:
     """Return the script that makes specifications live: Vega, Vega-Lite and Vega-Embed of the drawing library."""
     import vl_convert
 
-    return _kept("js", _EXPOSE, lambda: vl_convert.javascript_bundle(_EXPOSE).encode("utf-8")).decode("utf-8")
+    return _kept("js", _EXPOSE, lambda script: vl_convert.javascript_bundle(script).encode("utf-8")).decode("utf-8")
 
 
 def script_data(data: Any) -> str:

@@ -18,11 +18,9 @@ from surgeon.report import tables
 from surgeon.report.data import Report
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
 from surgeon.report.figures import ORDERS, figures, places
-from surgeon.report.story import Story, caveat, sentence, tell
+from surgeon.report.story import caveat, sentence, tell
 from surgeon.report.templates import HERE, rendered
 from surgeon.report.words import number
-
-_LIVE = ("perplexity", "ratios", "sweep-", "overlaps", "crowding")
 
 
 def write_page(report: Report, output: str | Path) -> list[Path]:
@@ -41,8 +39,12 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
 
     if drawn is None:
         drawn = [(figure, svg(figure)) for figure in figures(report)]
-    live = [figure for figure, _ in drawn if figure.name.startswith(_LIVE)]
-    specs = {figure.name: {"spec": figure.spec, "fluid": figure.fluid} for figure in live}
+    specs = {figure.name: {"spec": figure.spec, "fluid": figure.fluid} for figure, _ in drawn if not figure.scans}
+    # What pointing at a scan needs to know: by figure, the scans of its regions.
+    scans = {
+        figure.name: {name: report.regions[name].model_dump(include={"scan"})["scan"] for name in figure.scans}
+        for figure, _ in drawn if figure.scans
+    }  # fmt: skip
     story = tell(report)
     return rendered(
         "page.html",
@@ -57,8 +59,8 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         palette=PALETTE,
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
-        runtime=Markup(runtime() if live else ""),
-        data=Markup(script_data({"figures": specs, "shown": story.shown, "scans": _scans(report, story, drawn)})),
+        runtime=Markup(runtime() if specs else ""),
+        data=Markup(script_data({"figures": specs, "shown": story.shown, "scans": scans})),
         orders=ORDERS,
         recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
         facts=_facts(report),
@@ -68,17 +70,6 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
 def _languages(report: Report, variants: Sequence[str]) -> tables.Grid:
     found = {name: report.perplexity[name] for name in ("base", *variants)}
     return tables.languages_table(found, "base", report, places(report))
-
-
-def _scans(report: Report, story: Story, drawn: Sequence[tuple[Figure, str]]) -> dict[str, Any]:
-    """Return what pointing at a scan needs to know: by figure, the scans of its regions."""
-    found = {}
-    for figure, _ in drawn:
-        if figure.name.startswith("scan"):
-            named = [figure.name.removeprefix("scan-")] if figure.name != "scan" else [story.region, story.beside]
-            scans = {name: report.regions[name].scan for name in named if name is not None}
-            found[figure.name] = {name: scan.model_dump() for name, scan in scans.items() if scan is not None}
-    return found
 
 
 def _exactly(value: float) -> str:

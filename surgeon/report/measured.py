@@ -17,15 +17,8 @@ Measures: TypeAlias = Mapping[str, Mapping[str, Measure]]  # by model, then by l
 
 def perplexity(measured: Measure, interval: Interval | None = None) -> Perplexity:
     """Turn a measure, and the interval of its ratio to the base, into its entry of the report."""
-    return Perplexity(
-        nll=measured.nll,
-        tokens=measured.tokens,
-        bytes=measured.bytes,
-        perplexity=measured.perplexity,
-        log_perplexity=measured.log_perplexity,
-        bits_per_byte=measured.bits_per_byte,
-        **_bounds(interval),
-    )
+    found = {name: getattr(measured, name) for name in Perplexity.model_fields if hasattr(measured, name)}
+    return Perplexity(**found, **_bounds(interval))
 
 
 def perplexities(measures: Measures, base: str = "base") -> dict[str, dict[str, Perplexity]]:

@@ -62,7 +62,7 @@ def _figure(name: str, regions: list[str], report: Report, key: bool) -> Figure:
     panels[-1]["layer"].append(_lamp(full))
     title = f"Where {regions[0]} is" + (f", and {regions[1]}" if len(regions) > 1 else "")
     spec = finished({"vconcat": panels, "spacing": 12})
-    return Figure(name, title, _caption(regions, scans, report), spec, key=key)
+    return Figure(name, title, _caption(regions, scans, report), spec, key=key, scans=tuple(scans))
 
 
 def _caption(regions: list[str], scans: dict[str, Scan], report: Report) -> str:
