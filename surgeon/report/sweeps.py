@@ -80,8 +80,9 @@ def _lines(xs: Sequence[float], along: str, hue: Spec, shape: Spec, hover: list[
         scale={**scale, "nice": False, "padding": 16},
     )  # fmt: skip
     mark = {"filled": True, "size": 80, "opacity": 1}
+    line = layer("line", {"strokeWidth": 2}, color=hue, detail=words("kind"))
     layers = [
-        layer("line", {"strokeWidth": 2}, color=hue, detail=words("kind")),
+        *([] if along == "seed" else [line]),  # between two seeds there is nothing
         layer("point", mark, color=hue, shape=shape, tooltip=hover),
         BROKEN,
     ]
