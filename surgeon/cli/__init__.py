@@ -15,6 +15,7 @@ app = typer.Typer(
     help="Recipe-driven surgery on language models: find a region, cut it, measure what that did.",
     epilog="Example: surgeon apply zero_core",
     no_args_is_help=True,
+    rich_markup_mode=None,  # drawing boxes would take longer to import than all else that help needs
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
