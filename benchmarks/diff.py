@@ -88,7 +88,7 @@ def main() -> None:
         results = {name: [] for name in commands}
         for _ in range(arguments.runs):
             for name, command in commands.items():
-                results[name].append(timed(command, folder / "none", environment))
+                results[name].append(timed(command, environment))
         size = sum(path.stat().st_size for path in source.iterdir()) / 1e9
         print(f"{size:.2f} GB against {size:.2f} GB, {jobs} threads; {arguments.runs} runs after one warm-up")
         print("all count alike" if len(set(counts.values())) == 1 else f"counts differ: {counts}")
