@@ -50,8 +50,8 @@ def sequences(plan: Any) -> dict[str, list[tuple[int, ...]]]:
     return scoring._sequences(plan, spec, spec.languages, load_tokenizer(plan.checkpoint))
 
 
-def plain(plan: Any, texts: dict[str, list[tuple[int, ...]]]) -> dict[str, Arrays]:
-    """Score by transformers alone."""
+def plain(plan: Any, texts: dict[str, list[tuple[int, ...]]]) -> tuple[float, dict[str, Arrays]]:
+    """Score by transformers alone; also returns the processor seconds of the passes alone."""
     import torch
     import transformers
 
@@ -60,7 +60,8 @@ def plain(plan: Any, texts: dict[str, list[tuple[int, ...]]]) -> dict[str, Array
     batch_size = plan.scores()[0].batch_size
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
-    found = {}
+    found: dict[str, Arrays] = {}
+    started = time.process_time()
     for language, rows in texts.items():
         predicted = sum(len(row) - 1 for row in rows)
         for start in range(0, len(rows), batch_size):
@@ -73,11 +74,11 @@ def plain(plan: Any, texts: dict[str, list[tuple[int, ...]]]) -> dict[str, Array
             if parameter.grad is not None:
                 found[language][name] = parameter.grad.mul_(parameter.detach()).abs_().numpy()
                 parameter.grad = None
-    return found
+    return time.process_time() - started, found
 
 
-def ours(plan: Any, texts: dict[str, list[tuple[int, ...]]], select: bool) -> dict[str, Arrays]:
-    """Score, and select if wanted, by surgeon."""
+def ours(plan: Any, texts: dict[str, list[tuple[int, ...]]], select: bool) -> tuple[float, dict[str, Arrays]]:
+    """Score, and select if wanted, by surgeon; also returns the processor seconds of the passes alone."""
     from surgeon.model.together import load_stack
     from surgeon.progress import Progress
     from surgeon.scores.settings import ScoreSettings
@@ -87,14 +88,15 @@ def ours(plan: Any, texts: dict[str, list[tuple[int, ...]]], select: bool) -> di
     settings = ScoreSettings(spec.samples, spec.sequence_length, spec.batch_size, spec.reduction, "float32")
     stack = load_stack(plan.checkpoint, "float32", "cpu")
     sweep = Sweep(stack, texts, plan.scored_tensors(spec), settings, Progress())
+    started = time.process_time()
     if select:
         sweep.select(list(plan.regions.values()), [], "benchmark")
-        return {}
+        return time.process_time() - started, {}
     found: dict[str, Arrays] = {language: {} for language in texts}
     with sweep.scratch("benchmark") as scratch:
         for _, language, scores in sweep.run(scratch, sweep.start(scratch)):
             found[language] |= scores
-    return found
+    return time.process_time() - started, found
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -103,13 +105,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     plan = surgeon.plan_recipe(arguments.recipe)
     texts = sequences(plan)
-    started = time.process_time()
-    found = plain(plan, texts) if arguments.run == "plain" else ours(plan, texts, arguments.run == "selected")
-    print(
-        json.dumps(
-            {"work": time.process_time() - started, "tokens": sum(len(row) for rows in texts.values() for row in rows)}
-        )
-    )
+    work, found = plain(plan, texts) if arguments.run == "plain" else ours(plan, texts, arguments.run == "selected")
+    print(json.dumps({"work": work, "tokens": sum(len(row) for rows in texts.values() for row in rows)}))
     if arguments.save is not None:
         named = {f"{code}/{name}": array for code, row in found.items() for name, array in row.items()}
         np.savez(arguments.save, **named)
