@@ -7,13 +7,15 @@ BIN    := $(VENV)/bin
 CONSTRAINTS ?= -c constraints.txt
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 LOWEST := .venv-lowest
+# Tools that benchmarks compare with, each in an environment of its own that sees this one's torch and transformers.
+PEERS := .venv-peers
 
 # How long `make fuzz` takes, in seconds, and what it begins with; UNGUIDED=--unguided tries many more, without coverage.
 SECONDS ?= 600
 SEED ?= 1
 UNGUIDED ?=
 
-.PHONY: demo test test-lowest lint docs fuzz smollm2 wheel release clean
+.PHONY: demo test test-lowest lint docs fuzz smollm2 bench wheel release clean
 
 demo: $(VENV)/installed
 	$(BIN)/surgeon apply recipes/zero_core.yaml
@@ -44,6 +46,19 @@ smollm2: $(VENV)/installed-dev
 	$(BIN)/python scripts/fetch_smollm2.py models/SmolLM2-135M-Instruct
 	$(BIN)/surgeon apply recipes/smollm2/zero_core.yaml
 
+# All benchmarks at small sizes, a quarter of an hour; what is compared, and larger sizes: docs/performance.md.
+bench: $(VENV)/installed-dev $(PEERS)/lm_eval/installed $(PEERS)/mergekit/installed
+	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/write.py --gigabytes 0.5 --runs 3 --mergekit $(PEERS)/mergekit/bin/mergekit-yaml
+	$(BIN)/python benchmarks/diff.py --gigabytes 0.5
+	$(BIN)/python benchmarks/score.py
+	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/verify.py --harness $(PEERS)/lm_eval/bin/python
+	$(BIN)/python benchmarks/variants.py
+	$(BIN)/python benchmarks/region_size.py
+	$(BIN)/python benchmarks/freeze.py --model builtin:tiny30 --tokens 1024 --length 256
+	$(BIN)/python benchmarks/agreement.py --samples 4 --languages ar,es
+
 wheel: $(VENV)/installed-dev
 	$(BIN)/python -m build --wheel --outdir dist .
 
@@ -71,5 +86,12 @@ $(LOWEST)/installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct -e ".[test]"
 	touch $@
 
+$(PEERS)/%/installed: | $(VENV)/installed-dev
+	$(BIN)/python -m venv $(PEERS)/$*
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	    > $$($(PEERS)/$*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/seen.pth
+	$(PEERS)/$*/bin/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) $*
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LOWEST) dist build out models site
+	rm -rf $(VENV) $(LOWEST) $(PEERS) dist build out models site

@@ -2,12 +2,15 @@
 
     python benchmarks/diff.py [--gigabytes 1] [--runs 3] [--region 0.01] [--jobs 1]
 
-Makes the sharded checkpoint of benchmarks/write.py and a variant of it with a random 1 % of its matrices zeroed,
-then runs in turn, each as a fresh process:
+Makes the sharded checkpoint of benchmarks/write.py, a copy of it, and a variant of it with a random 1 % of its matrices
+zeroed, then runs in turn, each as a fresh process:
 
-    load    torch: load both whole, compare tensor by tensor
+    cmp     cmp of every file with its equal copy, one after the other
+    equal   surgeon diff of the two equal copies
+
+    load    torch: load the checkpoint and the variant whole, compare tensor by tensor
     lazy    torch: the same with safetensors' safe_open, two tensors in memory at a time
-    diff    surgeon diff, with --jobs threads
+    diff    surgeon diff of the two, with --jobs threads
     region  surgeon diff --region with the zeroed region, inside and outside told apart
 
 The plain ones compute per tensor what `diff` does, in float32 instead of float64: changed entries, zeros, sign
@@ -19,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -71,36 +75,43 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         folder = Path(scratch)
-        source, target, region = (folder / name for name in ("source", "target", "r.safetensors"))
+        source, target, region, copy = (folder / name for name in ("source", "target", "r.safetensors", "copy"))
         make_checkpoint(source, arguments.gigabytes)
+        shutil.copytree(source, copy)
         make_region(source, region, arguments.region)
         write = WRITE.format(function="write_variant")
         subprocess.run([sys.executable, "-c", write, *map(str, (source, region, target))], check=True)
         jobs = str(arguments.jobs)
         plain = [sys.executable, "-c", PLAIN, str(source), str(target)]
         diff = [sys.executable, "-m", "surgeon", "diff", str(source), str(target), "--json", "--jobs", jobs]
+        compared = f"for f in {source}/*; do cmp $f {copy}/$(basename $f) || exit 1; done"
+        equal = [sys.executable, "-m", "surgeon", "diff", str(source), str(copy), "--json", "--jobs", jobs]
         commands = {
             "load": [*plain, "load", jobs], "lazy": [*plain, "lazy", jobs],
             "diff": diff, "region": [*diff, "--region", str(region)],
         }  # fmt: skip
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # torch's threads shall not spin on a busy machine
         counts = {name: counted(command) for name, command in commands.items()}
+        commands |= {"cmp": ["sh", "-c", compared], "equal": equal}
         results = {name: [] for name in commands}
         for _ in range(arguments.runs):
             for name, command in commands.items():
-                results[name].append(timed(command, folder / "none", environment))
+                results[name].append(timed(command, environment))
         size = sum(path.stat().st_size for path in source.iterdir()) / 1e9
         print(f"{size:.2f} GB against {size:.2f} GB, {jobs} threads; {arguments.runs} runs after one warm-up")
         print("all count alike" if len(set(counts.values())) == 1 else f"counts differ: {counts}")
-        print(f"{'':6} {'median s':>9} {'ratio to load':>18} {'ratio to lazy':>18} {'peak anonymous MB':>18}")
+        references = ("load", "lazy", "cmp")
+        heads = " ".join(f"{f'ratio to {reference}':>18}" for reference in references)
+        print(f"{'':6} {'median s':>9} {heads} {'peak anonymous MB':>18}")
         for name, measured in results.items():
             columns = []
-            for reference in ("load", "lazy"):
+            for reference in references:
                 ratios = sorted(a / b for (a, _), (b, _) in zip(measured, results[reference], strict=True))
                 columns.append(f"{ratios[0]:.2f} {statistics.median(ratios):.2f} {ratios[-1]:.2f}")
             seconds = statistics.median(seconds for seconds, _ in measured)
             peak = max(peak for _, peak in measured) / 1e6
-            print(f"{name:6} {seconds:9.2f} {columns[0]:>18} {columns[1]:>18} {peak:18.0f}")
+            cells = " ".join(f"{column:>18}" for column in columns)
+            print(f"{name:6} {seconds:9.2f} {cells} {peak:18.0f}")
 
 
 def counted(command: list[str]) -> tuple[int, int]:

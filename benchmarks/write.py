@@ -1,6 +1,6 @@
 """What writing variants costs beside `cp -r`: wall time as ratios, and peak anonymous memory.
 
-    python benchmarks/write.py [--gigabytes 2] [--runs 5] [--region 0.01] [--scratch DIR]
+    python benchmarks/write.py [--gigabytes 2] [--runs 5] [--region 0.01] [--scratch DIR] [--mergekit BIN/mergekit-yaml]
 
 Makes a sharded bfloat16 checkpoint of Llama-like tensors with random bytes, a region file of a random share of its
 matrices, and one of a single matrix; then runs in turn, each as a fresh process, and flushed unless it says otherwise:
@@ -17,6 +17,8 @@ matrices, and one of a single matrix; then runs in turn, each as a fresh process
     patch    the same, written as a patch
     sync3    three copies, then sync
     three    surgeon apply with three variants
+    save     transformers: load in bfloat16, zero the entries in place, save_pretrained, flush
+    merge    mergekit: a merge of one model, which is to copy it, flush; if --mergekit is given
 
 and prints each one's median wall time, its ratio to the command that it is to be compared with, as smallest, median and
 largest of the rounds, and its peak anonymous memory.
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -50,6 +53,16 @@ SHAPES = {
     "mlp.gate_proj": (WIDE, HIDDEN), "mlp.up_proj": (WIDE, HIDDEN), "mlp.down_proj": (HIDDEN, WIDE),
 }  # fmt: skip
 
+SHAPES |= dict.fromkeys(("input_layernorm", "post_attention_layernorm"), (HIDDEN,))
+OUTSIDE = {
+    "model.embed_tokens.weight": (1024, HIDDEN), "model.norm.weight": (HIDDEN,), "lm_head.weight": (1024, HIDDEN),
+}  # fmt: skip
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": WIDE,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 1024,
+    "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
 WRITE = """
 import surgeon, surgeon.write.staging, sys
 from pathlib import Path
@@ -66,17 +79,31 @@ regions: {{r: {{file: {region}}}}}
 variants: {{{variants}}}
 output: {output}
 """
+SAVE = """
+import os, sys
+import torch, transformers
+from surgeon.region.region import Region
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+region, parameters = Region.load(sys.argv[2]), dict(model.named_parameters())
+for name in region:
+    parameters[name].data.view(-1)[torch.from_numpy(region.indices(name))] = 0
+model.save_pretrained(sys.argv[3])
+for name in os.listdir(sys.argv[3]):
+    with open(f"{sys.argv[3]}/{name}", "rb") as file:
+        os.fsync(file.fileno())
+"""
+MERGE = "merge_method: passthrough\nmodels: [{{model: {source}}}]\ndtype: bfloat16\n"
 # What each command is compared with.
 REFERENCES = {
     "cp": "cp", "stage": "cp", "sync": "sync", "write": "sync", "apply": "sync", "first": "sync", "again": "sync",
-    "one": "sync", "patch": "sync", "sync3": "sync3", "three": "sync3",
+    "one": "sync", "patch": "sync", "sync3": "sync3", "three": "sync3", "save": "sync", "merge": "sync",
 }  # fmt: skip
 
 
 def make_checkpoint(folder: Path, gigabytes: float) -> None:
     """Write shards of three layers each until the size is reached."""
     generator = np.random.default_rng(0)
-    layer_bytes = 2 * sum(rows * columns for rows, columns in SHAPES.values())
+    layer_bytes = 2 * sum(math.prod(shape) for shape in SHAPES.values())
     layers = max(1, round(gigabytes * 1e9 / layer_bytes))
     groups = [range(start, min(start + 3, layers)) for start in range(0, layers, 3)]
     weight_map = {}
@@ -84,6 +111,7 @@ def make_checkpoint(folder: Path, gigabytes: float) -> None:
     for number, group in enumerate(groups, 1):
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         specs = [(f"model.layers.{i}.{name}.weight", "BF16", shape) for i in group for name, shape in SHAPES.items()]
+        specs += [(name, "BF16", shape) for name, shape in OUTSIDE.items()] if number == 1 else []
         header = allocate_file(folder / file, specs, {"format": "pt"})
         data = map_bytes(folder / file, "shared")
         for info in header.tensors.values():
@@ -92,12 +120,12 @@ def make_checkpoint(folder: Path, gigabytes: float) -> None:
             view(data, info).reshape(-1).view(np.uint16)[:] = (words & 0x807F) | 0x3C00
             weight_map[info.name] = file
     (folder / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": False}))
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))
 
 
 def make_region(source: Path, path: Path, fraction: float, count: int | None = None) -> None:
     """Write a random region of the matrices, or of the first `count` of them."""
-    tensors = scope(Checkpoint.open(source)).tensors[:count]
+    tensors = [info for info in scope(Checkpoint.open(source)).tensors if len(info.shape) > 1][:count]
     chosen = {info.name: select_random([(info.name, info.numel)], fraction, 0)[info.name] for info in tensors}
     Region.from_indices(chosen, {info.name: info.shape for info in tensors}).save(path)
 
@@ -126,7 +154,9 @@ def anonymous_bytes(pid: int) -> int:
     return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")), 0)
 
 
-def commands_for(folder: Path, source: Path, target: Path, regions: dict[str, Path]) -> dict[str, list[str]]:
+def commands_for(
+    folder: Path, source: Path, target: Path, regions: dict[str, Path], mergekit: str | None
+) -> dict[str, list[str]]:
     """Return what is run, by name."""
     cut = "operations: [{zero: r}]"
     variants = {
@@ -143,6 +173,8 @@ def commands_for(folder: Path, source: Path, target: Path, regions: dict[str, Pa
         for name, function in (("stage", "stage_variant"), ("write", "write_variant"))
     }
     apply = {name: [sys.executable, "-m", "surgeon", "apply", str(folder / f"{name}.yaml")] for name in variants}
+    (folder / "merge.yaml").write_text(MERGE.format(source=source), encoding="utf-8")
+    merge = f"{mergekit} {folder}/merge.yaml {target} --lazy-unpickle && {flush}"
     copies = " && ".join(f"cp -r {source} {target}/{name}" for name in "vwx")
     return {
         "cp": ["cp", "-r", str(source), str(target)],
@@ -156,6 +188,8 @@ def commands_for(folder: Path, source: Path, target: Path, regions: dict[str, Pa
         "patch": apply["patch"],
         "sync3": ["sh", "-c", f"mkdir {target} && {copies} && {flush}"],
         "three": apply["three"],
+        "save": [sys.executable, "-c", SAVE, str(source), str(regions["all"]), str(target)],
+        **({} if mergekit is None else {"merge": ["sh", "-c", merge]}),
     }
 
 
@@ -166,6 +200,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--region", type=float, default=0.01)
     parser.add_argument("--scratch", type=Path, default=None)
+    parser.add_argument("--mergekit", default=None, help="the command `mergekit-yaml` of an environment that has it")
     parser.add_argument("--only", default=None, help="comma-separated names, with those they are compared with")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
@@ -176,7 +211,7 @@ def main() -> None:
         make_region(source, regions["all"], arguments.region)
         make_region(source, regions["single"], arguments.region, 1)
         environment = {**os.environ, "SURGEON_CACHE": str(cache)}
-        commands = commands_for(folder, source, target, regions)
+        commands = commands_for(folder, source, target, regions, arguments.mergekit)
         chosen = list(commands) if arguments.only is None else arguments.only.split(",")
         results: dict[str, list[tuple[float, int]]] = {name: [] for name in chosen}
         for _ in range(arguments.runs + 1):

@@ -17,11 +17,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from surgeon.api import apply, plan_recipe, score, verify_checkpoint
+    from surgeon.api import apply, score, verify_checkpoint
     from surgeon.checkpoint.checkpoint import Checkpoint
     from surgeon.diff.comparison import compare
     from surgeon.errors import SurgeonError
     from surgeon.loaded import cut, perplexity
+    from surgeon.plan.recipes import plan_recipe
     from surgeon.region.region import Region
     from surgeon.report.data import Report
     from surgeon.write.staging import write_variant
@@ -44,7 +45,7 @@ _HOMES = {
     "compare": "surgeon.diff.comparison",
     "cut": "surgeon.loaded",
     "perplexity": "surgeon.loaded",
-    "plan_recipe": "surgeon.api",
+    "plan_recipe": "surgeon.plan.recipes",
     "score": "surgeon.api",
     "verify_checkpoint": "surgeon.api",
     "write_variant": "surgeon.write.staging",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +13,7 @@ from surgeon import ranks
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed
 from surgeon.checkpoint.remembered import stored_hash
-from surgeon.errors import InputError, did_you_mean
-from surgeon.hub.push import push_variants
+from surgeon.errors import InputError
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Verification
 from surgeon.model.together import End, assist, load_stack
@@ -25,8 +23,8 @@ from surgeon.plan.first_cut import RECIPE as FIRST_CUT
 from surgeon.plan.first_cut import FirstCut, rows_at_a_time
 from surgeon.plan.plan import Plan
 from surgeon.plan.planning import make_plan
-from surgeon.progress import Progress, Step
-from surgeon.recipe.reading import load_recipe
+from surgeon.plan.recipes import copy_recipe, expected_steps, find_recipe, plan_recipe, shipped_recipes
+from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.report.data import Report
 from surgeon.report.manifest import differences
@@ -45,57 +43,10 @@ from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, check_written, i
 from surgeon.write.marker import MARKER
 from surgeon.write.output import cache_in_use, output_lock
 
-RECIPE_FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes")
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes shipped with the package by name, such as `zero_core` or `smollm2/zero_core`."""
-    folder = next((folder for folder in RECIPE_FOLDERS if folder.is_dir()), None)
-    if folder is None:
-        return {}
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
-
-
-def find_recipe(name: str | Path) -> Path:
-    """Return the path of a recipe file, or of a shipped recipe by bare name.
-
-    Raises:
-        InputError: there is neither.
-    """
-    path, shipped = Path(name).expanduser(), shipped_recipes()
-    if path.is_file():
-        return path
-    if str(name) in shipped:
-        return shipped[str(name)]
-    raise InputError(
-        f"{name}: no such recipe file, and no shipped recipe of that name{did_you_mean(str(name), shipped)}"
-    )
-
-
-def plan_recipe(
-    recipe: str | Path,
-    *,
-    output: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    device: str | None = None,
-) -> Plan:
-    """Read a recipe and the headers of its model, and return what `apply` would do; `device` is looked for, if given.
-
-    Raises:
-        SurgeonError: the recipe, the model, the corpus or the device cannot be used.
-    """
-    file = load_recipe(find_recipe(recipe), overrides)
-    checkpoint = Checkpoint.open(file.recipe.model)
-    made = make_plan(file, checkpoint, Path(output if output is not None else file.recipe.output))
-    lacking = check_device(chosen_device(device)) if device is not None and made.runs_model else None
-    if lacking is not None:
-        raise lacking
-    return made
-
-
-def expected_steps(made: Plan, device: str = "cpu") -> list[Step]:
-    """Return what `apply` would do, in order, and how many seconds each step may take on this machine."""
-    return steps(made, chosen_device(device) if made.runs_model else "cpu")
+__all__ = [
+    "apply", "check_files", "copy_recipe", "cut_model", "cut_overrides", "expected_steps", "find_recipe", "plan_recipe",
+    "score", "shipped_recipes", "verify_checkpoint",
+]  # fmt: skip
 
 
 def _plan_to_run(recipe: str | Path, output: str | Path | None, overrides: Sequence[str]) -> Plan:
@@ -183,6 +134,8 @@ def _apply(
         for line in differences(repeated, sealed):
             run.progress.note(line)
         if push is not False and report.passed and the_plan.recipe.push is not None:
+            from surgeon.hub.push import push_variants  # only here: most runs push nothing
+
             report = report.model_copy(update={"pushed": push_variants(the_plan.recipe, out, run.jobs, run.progress)})
             seal(run, report, outputs, sealed)
     return report
@@ -336,19 +289,3 @@ def _written_variants(folder: Path) -> dict[str, str]:
     if not is_output(folder):
         return {}
     return {path.name: str(path) for path in sorted((folder / VARIANTS).glob("*")) if (path / MARKER).is_file()}
-
-
-def copy_recipe(name: str, target: str | Path) -> Path:
-    """Copy a shipped recipe into a folder, to be edited there.
-
-    Raises:
-        InputError: there is no such recipe, or the file exists.
-    """
-    shipped = shipped_recipes()
-    if name not in shipped:
-        raise InputError(f"no shipped recipe '{name}'{did_you_mean(name, shipped)}")
-    destination = Path(target) / shipped[name].name
-    if destination.exists():
-        raise InputError(f"{destination} exists already; remove it or copy elsewhere with --output")
-    shutil.copyfile(shipped[name], destination)
-    return destination

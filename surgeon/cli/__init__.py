@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ app = typer.Typer(
     help="Recipe-driven surgery on language models: find a region, cut it, measure what that did.",
     epilog="Example: surgeon apply zero_core",
     no_args_is_help=True,
+    rich_markup_mode=None,  # drawing boxes would take longer to import than all else that help needs
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -40,6 +42,9 @@ for _command, _example in COMMANDS:
 
 def main() -> None:
     """Run the command line and turn our errors into one message and an exit code."""
+    # Torch's threads sleep while they wait for one another. By default they spin, which on a machine that is busy with
+    # anything else takes ten times as long; it makes no difference to any figure.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     run_to_its_end(app)
 
 

@@ -166,12 +166,12 @@ def _show_plan(
     as_json: bool,
     ranks: int | None = None,
 ) -> None:
-    from surgeon import api
+    from surgeon.plan.recipes import expected_steps, plan_recipe
     from surgeon.views.planned import plan_data, plan_view
     from surgeon.views.terminal import render
 
-    made = api.plan_recipe(recipe, output=output, overrides=overrides or (), device=device)
-    expected = api.expected_steps(made, device)
+    made = plan_recipe(recipe, output=output, overrides=overrides or (), device=device)
+    expected = expected_steps(made, device)
     if as_json:
         print_json(plan_data(made, expected, ranks))
     else:

@@ -18,15 +18,15 @@ def recipes(
     output: OutputOption = None,
 ) -> None:
     """List, show or copy the shipped recipes."""
-    from surgeon import api
     from surgeon.errors import did_you_mean
+    from surgeon.plan.recipes import copy_recipe, shipped_recipes
 
-    shipped = api.shipped_recipes()
+    shipped = shipped_recipes()
     if name is None:
         print_pairs({known: _first_comment(path) for known, path in shipped.items()})
         return
     if copy:
-        print(api.copy_recipe(name, output or Path.cwd()))
+        print(copy_recipe(name, output or Path.cwd()))
         return
     if name not in shipped:
         raise InputError(f"no shipped recipe '{name}'{did_you_mean(name, shipped)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from surgeon.checkpoint.checkpoint import Checkpoint
@@ -23,7 +24,7 @@ class TokenCounts:
     """Counts tokens of texts with the tokenizer beside a checkpoint, which is only asked for what is not known yet."""
 
     def __init__(self, checkpoint: Checkpoint, tokenizer: Callable[[], Any]) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer = cache(tokenizer)
         made = Fingerprint(
             version=_VERSION,
             model="",  # no weight has a say in it

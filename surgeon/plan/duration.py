@@ -24,7 +24,7 @@ from surgeon.text.corpora import Corpus
 from surgeon.text.documents import FileLocation
 
 _REACHED = 0.35  # of the best speed of matrix products alone
-_TRIED = 0.1  # seconds
+_TRIED = 0.05  # seconds
 _ROWS = 1024  # of the matrices: tokens of a batch
 _FORWARD, _BOTH_WAYS = 2, 8  # operations per weight and token: the way back does the way there once more
 _BYTES_PER_TOKEN = 3  # of text, at a guess

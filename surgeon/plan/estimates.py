@@ -25,6 +25,7 @@ from surgeon.recipe.schema import GradParamScore, SampledScore, ScoreSpec, Verif
 
 _BASELINE_BYTES = 60_000_000  # the interpreter with numpy
 _TORCH_BYTES = 320_000_000  # torch, transformers and a tokenizer loaded
+_BETWEEN_BYTES = 1 << 27  # of blocks between and beside those in use, which the C library has ready for the next batch
 _DRAWING_BYTES = 160_000_000  # the figures of the page
 SHARE_OF_DISK = 0.05  # scores that take more of what is free are not kept, unless asked for
 _PIECES = 24 * (1 << 22)  # of a cut, which looks at four million scores at a time
@@ -156,7 +157,8 @@ def _head(shape: Shape, tokens: int, copies: int, resident: int | None) -> int:
 
 def _activations(shape: Shape, tokens: int, backward: bool) -> int:
     layers = shape.layers if shape.whole and backward else 1
-    return 4 * tokens * layers * (12 * shape.hidden + 5 * shape.wide)
+    alive = 4 * tokens * layers * (12 * shape.hidden + 5 * shape.wide)
+    return alive + min(alive // 2, _BETWEEN_BYTES)
 
 
 def _hidden(shape: Shape, score: SampledScore) -> int:

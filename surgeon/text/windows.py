@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -40,10 +43,15 @@ def tokenize(tokenizer: Any, text: str) -> Tokens:
         ids = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         return Tokens(ids, _DecodedEnds(tokenizer, text, ids))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    byte_at = [0]
-    for character in text:
-        byte_at.append(byte_at[-1] + len(character.encode("utf-8", "surrogatepass")))
-    return Tokens(tuple(encoded["input_ids"]), tuple(byte_at[end] for _, end in encoded["offset_mapping"]))
+    ends = [end for _, end in encoded["offset_mapping"]]
+    return Tokens(tuple(encoded["input_ids"]), tuple(_byte_at(text)[ends].tolist()))
+
+
+def _byte_at(text: str) -> NDArray[np.int64]:
+    """Return the byte of the text in UTF-8 at which each character begins, and that at which the last one ends."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    widths = 1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF)
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(widths, dtype=np.int64)])
 
 
 @dataclass(frozen=True)

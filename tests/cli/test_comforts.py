@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from surgeon import __version__
-from surgeon.cli import COMMANDS, app
+from surgeon.cli import COMMANDS, app, main
 from surgeon.ending import run_to_its_end
 from surgeon.errors import InputError
 from surgeon.views.terminal import report_view, table
@@ -40,6 +42,16 @@ def test_a_shell_completes_commands_and_options() -> None:
     for words, offered in (("surgeon cu", "cut"), ("surgeon cut --lan", "--languages")):
         asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_SURGEON_COMPLETE": "complete_bash"}
         assert CliRunner().invoke(app, [], env=asked, prog_name="surgeon").stdout.split() == [offered]
+
+
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_threads_sleep_while_they_wait_unless_told(given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    monkeypatch.setattr(os, "environ", others | ({} if given is None else {"OMP_WAIT_POLICY": given}))
+    monkeypatch.setattr(sys, "argv", ["surgeon", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ["OMP_WAIT_POLICY"] == (given or "PASSIVE")
 
 
 @pytest.mark.parametrize(("command", "example"), COMMANDS, ids=[command.__name__ for command, _ in COMMANDS])

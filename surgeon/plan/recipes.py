@@ -1,0 +1,85 @@
+"""Recipes by name or path, and what carrying one out would do; light, since `surgeon plan` is to be instant."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.errors import InputError, did_you_mean
+from surgeon.plan.check import check_device, chosen_device
+from surgeon.plan.duration import steps
+from surgeon.plan.plan import Plan
+from surgeon.plan.planning import make_plan
+from surgeon.progress import Step
+from surgeon.recipe.reading import load_recipe
+
+_PACKAGE = Path(__file__).parent.parent
+RECIPE_FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes shipped with the package by name, such as `zero_core` or `smollm2/zero_core`."""
+    folder = next((folder for folder in RECIPE_FOLDERS if folder.is_dir()), None)
+    if folder is None:
+        return {}
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the path of a recipe file, or of a shipped recipe by bare name.
+
+    Raises:
+        InputError: there is neither.
+    """
+    path, shipped = Path(name).expanduser(), shipped_recipes()
+    if path.is_file():
+        return path
+    if str(name) in shipped:
+        return shipped[str(name)]
+    raise InputError(
+        f"{name}: no such recipe file, and no shipped recipe of that name{did_you_mean(str(name), shipped)}"
+    )
+
+
+def plan_recipe(
+    recipe: str | Path,
+    *,
+    output: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+) -> Plan:
+    """Read a recipe and the headers of its model, and return what `apply` would do; `device` is looked for, if given.
+
+    Raises:
+        SurgeonError: the recipe, the model, the corpus or the device cannot be used.
+    """
+    file = load_recipe(find_recipe(recipe), overrides)
+    checkpoint = Checkpoint.open(file.recipe.model)
+    made = make_plan(file, checkpoint, Path(output if output is not None else file.recipe.output))
+    lacking = check_device(chosen_device(device)) if device is not None and made.runs_model else None
+    if lacking is not None:
+        raise lacking
+    return made
+
+
+def expected_steps(made: Plan, device: str = "cpu") -> list[Step]:
+    """Return what `apply` would do, in order, and how many seconds each step may take on this machine."""
+    return steps(made, chosen_device(device) if made.runs_model else "cpu")
+
+
+def copy_recipe(name: str, target: str | Path) -> Path:
+    """Copy a shipped recipe into a folder, to be edited there.
+
+    Raises:
+        InputError: there is no such recipe, or the file exists.
+    """
+    shipped = shipped_recipes()
+    if name not in shipped:
+        raise InputError(f"no shipped recipe '{name}'{did_you_mean(name, shipped)}")
+    destination = Path(target) / shipped[name].name
+    if destination.exists():
+        raise InputError(f"{destination} exists already; remove it or copy elsewhere with --output")
+    shutil.copyfile(shipped[name], destination)
+    return destination
