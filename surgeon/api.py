@@ -240,9 +240,9 @@ def _verify(
 
     device = chosen_device(device)
     languages = corpus.languages if spec.languages == "all" else list(dict.fromkeys(spec.languages))
-    variants = _written_variants(Path(checkpoint).expanduser())
+    variants = _written_variants(Path(os.path.expanduser(checkpoint)))
     if variants:
-        check_written(Path(checkpoint).expanduser(), os.cpu_count() or 1)
+        check_written(Path(os.path.expanduser(checkpoint)), os.cpu_count() or 1)
     named = [("base", base)] if base is not None else []
     named += variants.items() if variants else [("checkpoint", checkpoint)]
     opened = [(label, Checkpoint.open(source).downloaded()) for label, source in named]
@@ -275,7 +275,7 @@ def check_files(written: str | Path, jobs: int | None = None) -> int:
     Raises:
         SurgeonError: files are missing or damaged, or nothing is there.
     """
-    folder = Path(written).expanduser()
+    folder = Path(os.path.expanduser(written))
     if not folder.exists():
         folder = Checkpoint.open(written).downloaded().folder
     checked = check_written(folder, jobs or os.cpu_count() or 1)

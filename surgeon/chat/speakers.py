@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def open_output(
     from surgeon.model.model import load_model
     from surgeon.model.stack import make_stack
 
-    out = Path(folder).expanduser()
+    out = Path(os.path.expanduser(folder))
     report, recipe = Report.load(out), load_recipe(out / RECIPE).recipe
     variants = _variants(out, report, recipe, chosen)
     checkpoint = Checkpoint.open(recipe.model).downloaded()

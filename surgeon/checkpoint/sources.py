@@ -66,7 +66,7 @@ def locate(name: str) -> Source:
         if short not in builtin_names():
             raise CheckpointError(f"no builtin model '{short}'{did_you_mean(short, builtin_names())}")
         return Source(name, ASSETS / short)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if not name.startswith("hf://") and (path.exists() or name.startswith((".", "/", "~")) or not model_address(name)):
         if not path.exists():
             raise CheckpointError(f"{name}: no such file or folder, and not a Hub id of the form org/name")
@@ -151,7 +151,7 @@ def local_file(name: str | Path) -> Path:
         InputError: the Hub refuses it.
         EnvironmentFailure: the Hub cannot be reached.
     """
-    return _fetch_file(str(name)) if is_hub_file(name) else Path(name).expanduser()
+    return _fetch_file(str(name)) if is_hub_file(name) else Path(os.path.expanduser(name))
 
 
 def pinned_file(name: str) -> str:
@@ -186,7 +186,7 @@ def refuse_output_inside(output: Path, source: Path) -> None:
     Raises:
         InputError: it does.
     """
-    resolved = Path(os.path.realpath(output.expanduser()))
+    resolved = Path(os.path.realpath(os.path.expanduser(output)))
     folder = source if source.is_dir() else source.parent
     for forbidden, what in [(folder.resolve(), "the source checkpoint"), *((c, "a Hub cache") for c in hub_caches())]:
         if resolved == forbidden or forbidden in resolved.parents:
@@ -197,5 +197,5 @@ def cache_folder() -> Path:
     """Where scores and regions are kept: `$SURGEON_CACHE`, else `surgeon` in the user's cache folder."""
     chosen = os.environ.get("SURGEON_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "surgeon"
+        return Path(os.path.expanduser(chosen))
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "surgeon"

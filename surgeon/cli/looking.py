@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +40,7 @@ def verify(
     from surgeon import api
     from surgeon.write.integrity import is_output
 
-    if measure is False or (measure is None and is_output(Path(checkpoint).expanduser())):
+    if measure is False or (measure is None and is_output(Path(os.path.expanduser(checkpoint)))):
         checked = api.check_files(checkpoint)
         if as_json:
             print_json({"path": checkpoint, "files": checked})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -51,7 +52,7 @@ def chat(
         raise lacking
     speakers = open_output(output, variants or (), device=device, new_tokens=new_tokens, plain=plain)
     if serve:
-        _serve(speakers, output.expanduser() / "report.html", port)
+        _serve(speakers, Path(os.path.expanduser(output)) / "report.html", port)
         return
     answered = []
     for prompt in prompts or _typed(speakers):

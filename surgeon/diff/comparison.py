@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def compare(
     files = [local_file(path) for path in regions]
     sides = [local_file(path) if is_hub_file(path) else path for path in (before, after) if path is not None]
     if len(sides) == 2 and all(is_region_file(path) for path in sides):
-        files, sides = [Path(path).expanduser() for path in (*sides, *files)], []
+        files, sides = [Path(os.path.expanduser(path)) for path in (*sides, *files)], []
     if len(files) > 2 or len(sides) == 1 or (not sides and len(files) != 2):
         raise InputError("diff takes two checkpoints, with at most two --region, or two region files")
     for path, other in zip(sides, reversed(sides), strict=True):
@@ -80,8 +81,10 @@ def compare(
     for side in (left, right):
         refuse_changed(side)
     if save is not None:
-        _save(found, Path(save).expanduser())
-    patch = None if save_patch is None else _save_patch(found, Path(save_patch).expanduser(), progress or Progress())
+        _save(found, Path(os.path.expanduser(save)))
+    patch = (
+        None if save_patch is None else _save_patch(found, Path(os.path.expanduser(save_patch)), progress or Progress())
+    )
     return Comparison(names, found, both, patch)
 
 

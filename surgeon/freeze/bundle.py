@@ -8,6 +8,7 @@ the format and a loader in twenty lines.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ class Bundle:
             RegionError: the region file is damaged, or is not the one the manifest was made for.
             EnvironmentFailure: the Hub did not answer.
         """
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
         if path.is_file() and path.name != MANIFEST:
             return cls(Region.load(path), {}, source=str(source))
         folder = _find_folder(str(source), path, revision)

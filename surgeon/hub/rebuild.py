@@ -5,6 +5,7 @@ The weights that come out are compared with the manifest before the variant gets
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ _PUBLISHED = (MARKER, CARD, RECIPE, MANIFEST, f"{REGIONS}/*", "figures/*", ".eva
 
 def is_published(name: str) -> bool:
     """True for what `rebuild` takes and a recipe is not: `hf://org/name`, or a folder with a variant's marker."""
-    return name.startswith("hf://") or (Path(name).expanduser() / MARKER).is_file()
+    return name.startswith("hf://") or (Path(os.path.expanduser(name)) / MARKER).is_file()
 
 
 def rebuild(
@@ -121,7 +122,7 @@ def _model_override(overrides: Sequence[str]) -> str | None:
 def _fetch(name: str) -> Path:
     """Return a folder with what was published, weights left out."""
     if not name.startswith("hf://"):
-        return Path(name).expanduser()
+        return Path(os.path.expanduser(name))
     match = model_address(name)
     if match is None:
         raise InputError(f"{name}: a Hub address has the form hf://org/name or hf://org/name@revision")
@@ -161,7 +162,7 @@ def _source(name: str, marker: Marker, model: str | None, jobs: int) -> Checkpoi
     source, revision = marker.model.source, marker.model.revision
     base = base_model(source)
     if model is None:
-        if base is None and not source.startswith("builtin:") and not Path(source).expanduser().exists():
+        if base is None and not source.startswith("builtin:") and not Path(os.path.expanduser(source)).exists():
             raise InputError(
                 f"{name}: was made from {source}, which is not here; say where that model is with --set model=SOURCE"
             )

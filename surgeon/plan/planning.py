@@ -5,6 +5,7 @@ Nothing but headers is read. All misfits are reported at once, each with its lin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -69,9 +70,9 @@ def open_corpus(said: str | Mapping[str, str | TextSpec]) -> Corpus:
     locations: dict[str, Location] = {}
     for language, text in said.items():
         if isinstance(text, str):
-            locations[language] = FileLocation(Path(text).expanduser())
+            locations[language] = FileLocation(Path(os.path.expanduser(text)))
         elif text.file is not None:
-            locations[language] = FileLocation(Path(text.file).expanduser(), text.field, text.documents)
+            locations[language] = FileLocation(Path(os.path.expanduser(text.file)), text.field, text.documents)
         else:
             locations[language] = DatasetLocation(
                 str(text.dataset), text.config, text.split, text.field, text.revision, text.documents or _DOCUMENTS

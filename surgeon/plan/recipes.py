@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def find_recipe(name: str | Path) -> Path:
     Raises:
         InputError: there is neither.
     """
-    path, shipped = Path(name).expanduser(), shipped_recipes()
+    path, shipped = Path(os.path.expanduser(name)), shipped_recipes()
     if path.is_file():
         return path
     if str(name) in shipped:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +111,7 @@ class Patch:
 
 def is_patch_file(path: str | Path) -> bool:
     """True if this is a readable safetensors file that says it is a patch."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         return path.is_file() and read_header(path).metadata.get("format") == PATCH_FORMAT
     except CheckpointError:

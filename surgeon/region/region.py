@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,7 @@ class Region:
         Raises:
             RegionError: the file is missing, damaged or of another kind or version.
         """
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))
         try:
             header = read_header(path)
             file = OpenFile(header)
@@ -202,7 +203,7 @@ class Region:
                 yield name, "U8", mask.data
             metadata["tensors"] = json.dumps(table, ensure_ascii=False)
 
-        with replacing(Path(path).expanduser()) as staged:
+        with replacing(Path(os.path.expanduser(path))) as staged:
             write_stream(staged, encoded(), metadata)
 
     def _counted(self) -> Region:
@@ -352,7 +353,7 @@ def hits_of(places: Indices) -> NDArray[np.int64]:
 
 def is_region_file(path: str | Path) -> bool:
     """True if this is a readable safetensors file that says it is a region, or a patch."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         return False
     try:

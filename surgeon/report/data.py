@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -320,7 +321,7 @@ class Report(Model):
         Raises:
             InputError: it is missing, or no report that this surgeon reads.
         """
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))
         path = path / "report.json" if path.is_dir() else path
         try:
             return cls.model_validate(read_object(path))

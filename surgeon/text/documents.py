@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def _read_dataset(where: DatasetLocation) -> Documents:
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    name, local = str(where), Path(where.dataset).expanduser()
+    name, local = str(where), Path(os.path.expanduser(where.dataset))
     try:
         with hub_errors(name):
             revision = None if local.exists() else _commit(where)

@@ -119,7 +119,7 @@ def write_variant(
         RegionError: a region does not fit the checkpoint.
         EnvironmentFailure: not enough disk.
     """
-    folder = Path(destination).expanduser()
+    folder = Path(os.path.expanduser(destination))
     staged = stage_variant(checkpoint, operations, regions, folder, marker=marker, jobs=jobs, advance=advance)
     if card is not None:
         (staged.folder / CARD).write_text(card, encoding="utf-8")
