@@ -24,7 +24,7 @@ from typing import Any
 from surgeon.api import plan_recipe
 from surgeon.plan.estimates import shape_of
 from surgeon.plan.ranks import rank_needs
-from surgeon.recipe.schema import SampledScore
+from surgeon.recipe.score_specs import SampledScore
 
 STEPS = ("score", "verify")
 

@@ -115,7 +115,7 @@ class Run:
     def regions_of(self, variant: str) -> dict[str, Region]:
         """The regions that a variant uses. Those of a sweep's point are made anew, so that points need no memory."""
         spec = self.plan.recipe.variants[variant]
-        used = dict.fromkeys(operation.region for operation in spec.operations)
+        used = dict.fromkeys(label for operation in spec.operations for label in operation.regions)
         if spec.held is not None:
             used[spec.held] = None
         scores, known = self.scores, self.regions
@@ -192,7 +192,7 @@ def _marker(run: Run, name: str, region_files: Mapping[str, Path]) -> Marker:
     """Return what the marker of a variant will say, but for the hash of the source, which writing it makes."""
     spec, source = run.plan.recipe.variants[name], run.plan.checkpoint.source
     operations = pinned_operations(spec.operations)
-    donors = [operation.donor for operation in operations if operation.donor is not None]
+    donors = [donor for operation in operations for donor in operation.donors]
     return Marker(
         variant=name,
         operations=[operation.model_dump(by_alias=True, exclude_none=True) for operation in operations],
@@ -256,7 +256,7 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
 
 
 def _kept_path(run: Run, name: str, operations: Sequence[Operation], spec: VerifySpec, precision: Precision) -> Path:
-    donors = {item.donor: donor_hash(item.donor, run.jobs) for item in operations if item.donor is not None}
+    donors = {donor: donor_hash(donor, run.jobs) for item in operations for donor in item.donors}
     texts = {language: run.plan.corpus.text(language).evaluate_hash for language in run.plan.verify_languages}
     regions = run.regions_of(name) if name != "base" else {}
     checkpoint = run.plan.checkpoint

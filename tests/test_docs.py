@@ -21,7 +21,8 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.cli import app
 from surgeon.hub.rebuild import is_published
 from surgeon.recipe.reading import load_recipe
-from surgeon.recipe.schema import Recipe, SampledScore
+from surgeon.recipe.schema import Recipe
+from surgeon.recipe.score_specs import SampledScore
 from surgeon.recipe.written import recipe_schema
 
 ROOT = Path(__file__).parent.parent

@@ -113,7 +113,7 @@ def _variants(
     written = outputs_of(read_object(out / MANIFEST))
     for name in wanted:
         operations = recipe.variants[name].operations
-        files = {operation.region: _file(out, recipe, operation.region) for operation in operations}
+        files = {label: _file(out, recipe, label) for operation in operations for label in operation.regions}
         missing = [region for region, path in files.items() if path is None]
         if missing and chosen:
             raise InputError(f"{out}: no file of region '{missing[0]}', which '{name}' needs; name it in the recipe")

@@ -81,7 +81,9 @@ def rebuild(
         said = error.errors(include_input=False, include_url=False)[0]["msg"]
         raise InputError(f"{name}: {MARKER} holds operations that this surgeon does not know ({said})") from None
     regions = _regions(folder, name, marker)
-    used = {operation.region for operation in spec.operations} | ({spec.held} if spec.held is not None else set())
+    used = {label for item in spec.operations for label in item.regions} | (
+        {spec.held} if spec.held is not None else set()
+    )
     if not used <= regions.keys():
         raise InputError(f"{name}: {MARKER} does not name the file of region '{min(used - regions.keys())}'")
     checkpoint = _source(name, marker, model, jobs)

@@ -44,7 +44,7 @@ def kept_path(
     settings |= {
         "precision": precision,
         "operations": [operation.model_dump(mode="json", by_alias=True) for operation in operations],
-        "regions": {operation.region: regions[operation.region].digest() for operation in operations},
+        "regions": {label: regions[label].digest() for item in operations for label in item.regions},
         "donors": dict(donors),
     }
     made = Fingerprint(

@@ -11,16 +11,20 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Discriminator, Tag
 
+from surgeon.operations.add import Add
 from surgeon.operations.base import Operation, Target, rounded
+from surgeon.operations.donors import open_donor
 from surgeon.operations.fill import Fill
 from surgeon.operations.noise import Noise
-from surgeon.operations.restore import Restore, open_donor
+from surgeon.operations.restore import Restore
 from surgeon.operations.scale import Scale
 from surgeon.operations.shuffle import Shuffle
+from surgeon.operations.slerp import Slerp
 from surgeon.operations.zero import Zero
 
 __all__ = [
     "OPERATIONS",
+    "Add",
     "AnyOperation",
     "Fill",
     "Noise",
@@ -28,6 +32,7 @@ __all__ = [
     "Restore",
     "Scale",
     "Shuffle",
+    "Slerp",
     "Target",
     "Zero",
     "open_donor",
@@ -35,7 +40,7 @@ __all__ = [
 ]
 
 OPERATIONS: Mapping[str, type[Operation]] = {
-    operation.kind: operation for operation in (Zero, Scale, Fill, Noise, Shuffle, Restore)
+    operation.kind: operation for operation in (Zero, Scale, Fill, Noise, Shuffle, Restore, Add, Slerp)
 }
 
 
@@ -51,6 +56,8 @@ AnyOperation: TypeAlias = Annotated[
     | Annotated[Fill, Tag("fill")]
     | Annotated[Noise, Tag("noise")]
     | Annotated[Shuffle, Tag("shuffle")]
-    | Annotated[Restore, Tag("restore")],
+    | Annotated[Restore, Tag("restore")]
+    | Annotated[Add, Tag("add")]
+    | Annotated[Slerp, Tag("slerp")],
     Discriminator(_kind),
 ]

@@ -19,12 +19,13 @@ class Target:
     """The tensor that an operation is at work on.
 
     `indices` are the region's entries in it, flat and sorted; `source` is the whole tensor as it is in the source
-    checkpoint, before any operation, read-only.
+    checkpoint, before any operation, read-only. `parts` are the entries of each of the operation's regions.
     """
 
     name: str
     indices: Indices
     source: NDArray[Any]
+    parts: tuple[Indices, ...] = ()
 
 
 class Operation(BaseModel):
@@ -35,14 +36,23 @@ class Operation(BaseModel):
     kind: ClassVar[str]
 
     @property
-    def region(self) -> str:
-        """Name of the region that is acted on."""
-        return str(getattr(self, self.kind))
+    def regions(self) -> tuple[str, ...]:
+        """Names of the regions that are acted on, in their union; mostly one."""
+        return (str(getattr(self, self.kind)),)
 
     @property
-    def donor(self) -> str | None:
-        """Another model that values are taken from."""
-        return None
+    def takes(self) -> tuple[tuple[str, str], ...]:
+        """Other models that values are taken from, each with the region that it must have."""
+        return ()
+
+    @property
+    def donors(self) -> tuple[str, ...]:
+        """Other models that values are taken from."""
+        return tuple(dict.fromkeys(donor for _, donor in self.takes))
+
+    def described(self) -> list[str]:
+        """Return what is done to which region, a line per region."""
+        return [f"{self.kind} {region}" for region in dict.fromkeys(self.regions)]
 
     @abstractmethod
     def new_values(self, values: NDArray[Any], target: Target) -> NDArray[Any]:

@@ -84,7 +84,7 @@ def touched_tensors(
     checkpoint: Checkpoint, operations: Sequence[Operation], regions: Mapping[str, Region]
 ) -> list[str]:
     """Return the stored tensors that the operations may change, stored copies of tied weights included."""
-    named = {name for operation in operations for name in regions[operation.region]}
+    named = {name for operation in operations for label in operation.regions for name in regions[label]}
     return [name for name in checkpoint.tensors if named.intersection(stored_copies(checkpoint.ties, name))]
 
 
@@ -142,10 +142,7 @@ def edited_indices(
     checkpoint: Checkpoint, name: str, operations: Sequence[Operation], regions: Mapping[str, Region]
 ) -> Indices:
     """Return the sorted flat indices of one tensor that any of the operations acts on."""
-    steps = _steps(checkpoint, name, operations, regions)
-    if len(steps) == 1:
-        return steps[0][2]
-    return np.unique(np.concatenate([chosen for _, _, chosen in steps])) if steps else np.empty(0, np.int64)
+    return _union([step.indices for step in _steps(checkpoint, name, operations, regions)])
 
 
 def make_edit(
@@ -163,14 +160,15 @@ def make_edit(
     before = checkpoint.entries(name, indices)
     values = before.copy()
     finite = bool(np.isfinite(values).all())
-    for operation, member, chosen in _steps(checkpoint, name, operations, regions):
+    for step in _steps(checkpoint, name, operations, regions):
+        operation, chosen = step.operation, step.indices
         at = slice(None) if chosen.size == indices.size else np.searchsorted(indices, chosen)
-        values[at] = operation.new_values(values[at], Target(member, chosen, source))
-        if operation.donor is not None:  # the donor's own infinities are what was asked for
+        values[at] = operation.new_values(values[at], Target(step.name, chosen, source, step.parts))
+        if operation.donors:  # the donor's own infinities are what was asked for
             finite = bool(np.isfinite(values).all())
         elif finite and not np.isfinite(values).all():
             raise InputError(
-                f"'{operation.kind} {operation.region}' makes {np.count_nonzero(~np.isfinite(values))} entries of "
+                f"'{', '.join(operation.described())}' makes {np.count_nonzero(~np.isfinite(values))} entries of "
                 f"tensor '{name}' too large for its dtype {values.dtype.name}; use smaller values"
             )
     return Edit(indices, values, before)
@@ -192,10 +190,23 @@ def count_edits(checkpoint: Checkpoint, operations: Sequence[Operation], regions
     return total
 
 
+@dataclass(frozen=True)
+class _Step:
+    """An operation that acts on a tensor, the name its regions know the tensor by, and their entries in it.
+
+    `indices` are those of all its regions, `parts` those of each.
+    """
+
+    operation: Operation
+    name: str
+    indices: Indices
+    parts: tuple[Indices, ...]
+
+
 def _steps(
     checkpoint: Checkpoint, name: str, operations: Sequence[Operation], regions: Mapping[str, Region]
-) -> list[tuple[Operation, str, Indices]]:
-    """Return the operations that act on a tensor, with the name the region knows it by and the entries.
+) -> list[_Step]:
+    """Return the operations that act on a tensor.
 
     Stored copies of a tied weight go by the first of their names that the region has, so that seeded operations treat
     them alike; what the region selects of any copy is selected of all.
@@ -203,9 +214,16 @@ def _steps(
     group = stored_copies(checkpoint.ties, name)
     steps = []
     for operation in operations:
-        region = regions[operation.region]
-        members = [alias for alias in group if alias in region]
+        used = [regions[label] for label in operation.regions]
+        members = [alias for alias in group if any(alias in region for region in used)]
         if members:
-            chosen = [region.indices(member) for member in members]
-            steps.append((operation, members[0], chosen[0] if len(chosen) == 1 else np.unique(np.concatenate(chosen))))
+            parts = tuple(_union([region.indices(alias) for alias in group if alias in region]) for region in used)
+            steps.append(_Step(operation, members[0], _union(parts), parts))
     return steps
+
+
+def _union(parts: Sequence[Indices]) -> Indices:
+    """Return the sorted distinct indices of all parts."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.unique(np.concatenate(list(parts))) if parts else np.empty(0, np.int64)

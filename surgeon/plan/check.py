@@ -20,7 +20,7 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.regions import RegionPlan, no_masks
 from surgeon.recipe.lines import KeyPath
 from surgeon.recipe.reading import RecipeFile
-from surgeon.recipe.schema import SampledScore
+from surgeon.recipe.score_specs import DeltaScore, SampledScore
 from surgeon.region.patch import Patch
 from surgeon.region.region import Region
 from surgeon.text.corpora import Corpus
@@ -120,9 +120,11 @@ def _wrong_bases(plan: Plan, jobs: int) -> CheckpointError | None:
     problems: dict[str, None] = {}
     for variant in plan.recipe.variants.values():
         for operation in variant.operations:
-            donor = open_donor(operation.donor) if operation.donor is not None else None
-            if isinstance(donor, Patch):
-                region = Region({info.name: info.shape for info in plan.regions[operation.region].tensors}, no_masks)
+            for label, name in operation.takes:
+                donor = open_donor(name)
+                if not isinstance(donor, Patch):
+                    continue
+                region = Region({info.name: info.shape for info in plan.regions[label].tensors}, no_masks)
                 try:
                     check_patch_base(plan.checkpoint, donor, region, tensor_hashes(plan.checkpoint, jobs, set(region)))
                 except CheckpointError as error:
@@ -173,12 +175,34 @@ def _language_problems(file: RecipeFile, corpus: Corpus) -> Iterator[Problem]:
 def _donor_problems(file: RecipeFile, checkpoint: Checkpoint, regions: Mapping[str, RegionPlan]) -> Iterator[Problem]:
     for name, variant in file.recipe.variants.items():
         for i, operation in enumerate(variant.operations):
-            if operation.donor is not None:
-                shapes = {info.name: info.shape for info in regions[operation.region].tensors}
+            for label, donor in operation.takes:
+                shapes = {info.name: info.shape for info in regions[label].tensors}
                 try:
-                    check_donor(checkpoint, operation.donor, Region(shapes, no_masks))
+                    check_donor(checkpoint, donor, Region(shapes, no_masks))
                 except InputError as error:
-                    yield file.problem(("variants", name, "operations", i, "from"), str(error))
+                    key = "base" if donor == getattr(operation, "base", None) else "from"
+                    yield file.problem(("variants", name, "operations", i, key), str(error))
+    for name, spec in file.recipe.regions.items():
+        if isinstance(spec.score, DeltaScore):
+            yield from _compared_problems(file, checkpoint, regions[name], spec.score)
+
+
+def _compared_problems(
+    file: RecipeFile, checkpoint: Checkpoint, region: RegionPlan, score: DeltaScore
+) -> Iterator[Problem]:
+    """Find what is wrong with the models that a region's score compares with."""
+    shapes = {info.name: info.shape for info in region.tensors}
+    for key, other in (("other", score.other), ("merged", score.merged)):
+        if other is None:
+            continue
+        try:
+            check_donor(checkpoint, other, Region(shapes, no_masks))
+            patch = isinstance(open_donor(other), Patch)
+            wrong = f"{other} is a patch, which says nothing of the entries that it leaves" if patch else None
+        except InputError as error:
+            wrong = str(error)
+        if wrong is not None:
+            yield file.problem(("regions", region.name, "score", key), wrong)
 
 
 def _push_problems(file: RecipeFile) -> Iterator[Problem]:

@@ -19,7 +19,8 @@ from surgeon.model import budgets
 from surgeon.plan.estimates import Shape, shape_of
 from surgeon.plan.plan import Plan
 from surgeon.progress import Step
-from surgeon.recipe.schema import GradParamScore, SampledScore, VerifySpec
+from surgeon.recipe.schema import VerifySpec
+from surgeon.recipe.score_specs import GradParamScore, SampledScore
 from surgeon.text.corpora import Corpus
 from surgeon.text.documents import FileLocation
 

@@ -21,7 +21,8 @@ from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
 from surgeon.model import budgets
 from surgeon.plan.plan import Plan
 from surgeon.plan.regions import RegionPlan
-from surgeon.recipe.schema import GradParamScore, SampledScore, ScoreSpec, VerifySpec, WandaScore
+from surgeon.recipe.schema import VerifySpec
+from surgeon.recipe.score_specs import ActivationScore, GradParamScore, SampledScore, ScoreSpec, WandaScore
 
 _BASELINE_BYTES = 60_000_000  # the interpreter with numpy
 _TORCH_BYTES = 320_000_000  # torch, transformers and a tokenizer loaded
@@ -100,7 +101,7 @@ def peak_memory(plan: Plan) -> int:
     running = [
         _scoring(plan, shape, score, resident)
         for score in plan.scores()
-        if isinstance(score, GradParamScore | WandaScore)
+        if isinstance(score, GradParamScore | WandaScore | ActivationScore)
     ]
     if recipe.verify is not None:
         running.append(_verifying(shape, recipe.verify, len(plan.verify_languages), 1 + len(plan.variants), resident))
@@ -126,7 +127,9 @@ def _selecting(plan: Plan, score: ScoreSpec) -> int:
     return min(24 * largest, _PIECES) + 2 * largest + drawn
 
 
-def _scoring(plan: Plan, shape: Shape, score: GradParamScore | WandaScore, resident: int | None) -> int:
+def _scoring(
+    plan: Plan, shape: Shape, score: GradParamScore | WandaScore | ActivationScore, resident: int | None
+) -> int:
     """A layer with its gradients and the scores of the language before; or the head with a chunk of its logits.
 
     On the way forward there is the next layer, which is read ahead. Where scores are not kept there are also their

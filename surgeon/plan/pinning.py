@@ -14,11 +14,17 @@ from surgeon.recipe.schema import Recipe, TextSpec
 def pinned_operations(operations: Sequence[AnyOperation]) -> list[AnyOperation]:
     """Return operations with the commits of donors that came from the Hub."""
     return [
-        operation.model_copy(update={"from_": _pinned_name(operation.donor)})
-        if operation.donor is not None
-        else operation
+        operation.model_copy(
+            update={key: _pinned_names(getattr(operation, key)) for key in ("from_", "base") if hasattr(operation, key)}
+        )
         for operation in operations
     ]
+
+
+def _pinned_names(named: str | list[str] | None) -> str | list[str] | None:
+    if named is None or isinstance(named, str):
+        return named if named is None else _pinned_name(named)
+    return [_pinned_name(one) for one in named]
 
 
 def _pinned_name(donor: str) -> str:

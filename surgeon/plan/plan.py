@@ -13,7 +13,8 @@ from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.plan.regions import RegionPlan, scorable
 from surgeon.recipe.reading import RecipeFile
-from surgeon.recipe.schema import Recipe, SampledScore, ScoreSpec
+from surgeon.recipe.schema import Recipe
+from surgeon.recipe.score_specs import SampledScore, ScoreSpec
 from surgeon.text.corpora import Corpus
 
 

@@ -82,12 +82,12 @@ def open_corpus(said: str | Mapping[str, str | TextSpec]) -> Corpus:
 
 def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Mapping[str, RegionPlan]) -> VariantPlan:
     spec = recipe.variants[name]
-    used = {operation.region: regions[operation.region] for operation in spec.operations}
+    used = {label: regions[label] for operation in spec.operations for label in operation.regions}
     shapes = {
         label: Region({info.name: info.shape for info in region.tensors}, no_masks) for label, region in used.items()
     }
     touched = touched_tensors(checkpoint, spec.operations, shapes)
-    operations = [f"{operation.kind} {operation.region}" for operation in spec.operations]
+    operations = [line for operation in spec.operations for line in operation.described()]
     named = (("freeze", spec.freeze), ("train only", spec.train_only))
     held = [f"{polarity} {region}" for polarity, region in named if region is not None]
     return VariantPlan(

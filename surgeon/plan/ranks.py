@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from surgeon.plan.estimates import peak_memory, scratch_bytes, shape_of
 from surgeon.plan.plan import Plan
 from surgeon.progress import Step
-from surgeon.recipe.schema import GradParamScore, SampledScore
+from surgeon.recipe.score_specs import GradParamScore, SampledScore
 
 _ROWS_BEHIND = 3  # of hidden states, that are kept longer where ranks must be able to go on together
 _SHARED = ("score", "write", "perplexity")  # how the steps begin whose work is spread over ranks

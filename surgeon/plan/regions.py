@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from typing import NoReturn
 
@@ -18,22 +18,15 @@ from surgeon.errors import Problem, RegionError, did_you_mean
 from surgeon.operations.edits import check_regions_fit
 from surgeon.recipe.lines import KeyPath
 from surgeon.recipe.reading import RecipeFile
-from surgeon.recipe.schema import (
-    ORIGINS,
-    ControlSpec,
-    DimensionsSpec,
-    EntriesSpec,
-    RegionSpec,
-    ScoreSpec,
-    SelectSpec,
-    WandaScore,
-)
+from surgeon.recipe.schema import ORIGINS, ControlSpec, DimensionsSpec, EntriesSpec, RegionSpec, SelectSpec
+from surgeon.recipe.score_specs import ActivationScore, ScoreSpec, WandaScore
 from surgeon.region.algebra import parse
 from surgeon.region.coordinates import entry, lines
 from surgeon.region.dimensions import hidden_size, places_of
 from surgeon.region.importers import load_masks, load_neurons
 from surgeon.region.region import Indices, Mask, Region, encode_indices
-from surgeon.region.select import entry_count, entry_count_in_outputs
+from surgeon.region.select import entry_count_in_outputs
+from surgeon.region.units import Parts, most_entries, parts_of, unit_sizes
 
 
 @dataclass(frozen=True)
@@ -49,6 +42,7 @@ class RegionPlan:
     exact: bool
     known: Region | None  # where it needs no score and no other region
     spec: RegionSpec
+    parts: Mapping[str, Parts] = field(default_factory=dict)  # by tensor, where whole units are selected
 
     @property
     def origin(self) -> str:
@@ -71,19 +65,23 @@ class RegionPlan:
         """Entries of all tensors in scope."""
         return sum(info.numel for info in self.tensors)
 
+    @property
+    def by_language(self) -> bool:
+        """True if what it selects depends on each language's own scores, and not only on their sum."""
+        return self.select is not None and (self.select.monolingual or self.select.specific) is not None
+
     def groups(self, tensors: Sequence[TensorInfo] | None = None) -> list[list[TensorInfo]]:
         """Tensors, all of the region's or some of them, that share one cut: each alone, by layer, or all together."""
         tensors = self.tensors if tensors is None else tensors
         kind = self.select.scope if self.select else "tensor"
         if kind == "global":
             return [list(tensors)]
-        if kind in ("tensor", "output"):
-            return [[info] for info in tensors]
-        layers: dict[object, list[TensorInfo]] = {}
+        found: dict[object, list[TensorInfo]] = {}
         for info in tensors:
-            layer = self.places[info.name].layer
-            layers.setdefault(info.name if layer is None else layer, []).append(info)
-        return list(layers.values())
+            layer = self.places[info.name].layer if kind == "layer" else None
+            alone = self.parts[info.name].group if self.parts else info.name
+            found.setdefault(alone if layer is None else layer, []).append(info)
+        return list(found.values())
 
 
 def plan_regions(file: RecipeFile, checkpoint: Checkpoint, problems: list[Problem]) -> dict[str, RegionPlan]:
@@ -131,19 +129,43 @@ def _plan_selected(
     chosen = scope(checkpoint, spec.include, spec.exclude, spec.layers)
     tensors = tuple(info for info in chosen.tensors if scorable(score, info, chosen.places[info.name]))
     problems += _misnamed(file, checkpoint, name, chosen)
-    plan = RegionPlan(name, tensors, chosen.places, spec.select, score, 0, True, None, spec)
-    entries = _selected_count(plan, spec.select)
+    parts = _parts(checkpoint, spec.select, tensors, chosen)
+    if spec.select.unit != "entry":
+        tensors = tuple(info for info in tensors if info.name in parts)
+    plan = RegionPlan(name, tensors, chosen.places, spec.select, score, 0, True, None, spec, parts)
+    entries, exact = _selected_count(plan, spec.select)
     if entries == 0 and not any(problem.where == file.problem(("regions", name), "").where for problem in problems):
         what = (
             f"region '{name}' selects nothing: no tensor of the model is in its scope{_unknown(checkpoint)}"
             if not chosen.tensors
-            else f"region '{name}' selects nothing: wanda scores the matrices of linear layers only"
+            else f"region '{name}' selects nothing: {_unscored(score, spec.select)}"
             if not tensors
-            else f"region '{name}' selects nothing: {spec.select.fraction:g} of each tensor is less than one entry"
+            else f"region '{name}' selects nothing: {spec.select.fraction or 0:g} of each tensor is less than one "
+            f"{spec.select.unit}"
         )
         problems.append(file.problem(("regions", name), what))
-    exact = spec.select.monolingual is None
-    return RegionPlan(name, plan.tensors, plan.places, plan.select, plan.score, entries, exact, None, spec)
+    exact &= not plan.by_language and spec.select.at_least is None
+    return replace(plan, entries=entries, exact=exact)
+
+
+def _parts(
+    checkpoint: Checkpoint, select: SelectSpec, tensors: Sequence[TensorInfo], chosen: Scope
+) -> dict[str, Parts]:
+    found = {
+        info.name: parts_of(select.unit, info.name, info.shape, chosen.places[info.name], checkpoint.config)
+        for info in tensors
+    }
+    return {name: part for name, part in found.items() if part is not None}
+
+
+def _unscored(score: ScoreSpec | None, select: SelectSpec) -> str:
+    """Say why no tensor in scope can be selected from."""
+    if isinstance(score, WandaScore):
+        return "wanda scores the matrices of linear layers only"
+    if isinstance(score, ActivationScore) and select.unit == "entry":
+        where = "down matrices" if score.measure == "spike" else "neurons of the feed-forward"
+        return f"activation ({score.measure}) scores {where} only, one expert's tensors by themselves"
+    return f"none of its tensors has parts of a {select.unit} that can be told"
 
 
 def _unknown(checkpoint: Checkpoint) -> str:
@@ -180,15 +202,31 @@ def _narrowed(file: RecipeFile, checkpoint: Checkpoint, whole: RegionPlan, probl
 
 
 def scorable(score: ScoreSpec | None, info: TensorInfo, where: Place) -> bool:
-    """True if a score is defined for a tensor: Wanda's is for matrices that multiply inputs, others' for all."""
+    """True if a score is defined for a tensor.
+
+    Wanda's is for matrices that multiply inputs, that of activations for neurons of the feed-forward, others' for all.
+    """
+    if isinstance(score, ActivationScore):
+        if score.measure == "spike":
+            return where.role == "mlp.down" and len(info.shape) == 2
+        return where.role.startswith("mlp.") and parts_of("neuron", info.name, info.shape, where, {}) is not None
     return not isinstance(score, WandaScore) or (len(info.shape) > 1 and where.role != "embed")
 
 
-def _selected_count(plan: RegionPlan, select: SelectSpec) -> int:
+def _selected_count(plan: RegionPlan, select: SelectSpec) -> tuple[int, bool]:
+    """Return at most how many entries are selected, and whether it is exactly so many."""
+    if plan.parts:
+        cuts = []
+        for group in plan.groups():
+            sizes = list(unit_sizes(plan.parts[info.name] for info in group).values())
+            wanted = select.wanted(sum(int(np.count_nonzero(one)) for one in sizes))
+            cuts.append(most_entries([one[one > 0] for one in sizes], wanted))
+        return sum(count for count, _ in cuts), all(exact for _, exact in cuts)
     if select.scope != "output":
-        return sum(entry_count([info.shape for info in group], select.fraction) for group in plan.groups())
+        return sum(select.wanted(sum(info.numel for info in group)) for group in plan.groups()), True
     axes = {info.name: plan.places[info.name].output_axis for info in plan.tensors}
-    return sum(entry_count_in_outputs(info.shape, select.fraction, axes[info.name]) for info in plan.tensors)
+    fraction = select.fraction or 0.0
+    return sum(entry_count_in_outputs(info.shape, fraction, axes[info.name]) for info in plan.tensors), True
 
 
 def _unmatched(file: RecipeFile, checkpoint: Checkpoint, key: KeyPath, selector: str) -> Problem:

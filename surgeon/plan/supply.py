@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from surgeon.errors import InputError
 from surgeon.model.token_counts import TokenCounts
 from surgeon.plan.plan import Plan
-from surgeon.recipe.schema import SampledScore, VerifySpec
+from surgeon.recipe.schema import VerifySpec
+from surgeon.recipe.score_specs import SampledScore
 from surgeon.text.corpora import Text
 
 

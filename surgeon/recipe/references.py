@@ -72,16 +72,17 @@ def _region(name: str, region: Mapping[str, Any], regions: Mapping[str, Any]) ->
         if other not in regions:
             yield ("regions", name, *key), _none("region", other, regions)
     select = region.get("select")
-    language = select.get("monolingual") if isinstance(select, dict) else None
-    if isinstance(language, str):
-        score = _mapping(_origin(regions, name) or {}, "score")
-        scored = [code for code in _list(score.get("languages")) if isinstance(code, str)]
-        if score.get("kind") in ("magnitude", "random"):
-            what = "this score knows no languages: monolingual needs grad_param or wanda"
-            yield ("regions", name, "select", "monolingual"), what
-        if scored and language not in scored:
-            what = f"'{language}' is not scored{did_you_mean(language, scored)}"
-            yield ("regions", name, "select", "monolingual"), what
+    for chosen in ("monolingual", "specific"):
+        language = select.get(chosen) if isinstance(select, dict) else None
+        if isinstance(language, str):
+            score = _mapping(_origin(regions, name) or {}, "score")
+            scored = [code for code in _list(score.get("languages")) if isinstance(code, str)]
+            if score.get("kind") in ("magnitude", "delta", "random"):
+                what = f"this score knows no languages: {chosen} needs one on text, such as grad_param"
+                yield ("regions", name, "select", chosen), what
+            if scored and language not in scored:
+                what = f"'{language}' is not scored{did_you_mean(language, scored)}"
+                yield ("regions", name, "select", chosen), what
 
 
 def _variant(name: str, variant: Mapping[str, Any], regions: Mapping[str, Any]) -> Found:
@@ -98,9 +99,18 @@ def _variant(name: str, variant: Mapping[str, Any], regions: Mapping[str, Any]) 
             word = next(iter(operation), "")
             yield key, f"unknown operation '{word}'{did_you_mean(str(word), OPERATIONS)}"
         for kind in kinds:
-            region = operation[kind]
-            if isinstance(region, str) and region not in regions:
-                yield (*key, kind), _none("region", region, regions)
+            for where, region in named_regions(operation[kind], (*key, kind)):
+                if region not in regions:
+                    yield where, _none("region", region, regions)
+
+
+def named_regions(value: Any, key: KeyPath) -> Found:
+    """Return the region that an operation names, or each of a list of them, and where."""
+    if isinstance(value, str):
+        yield key, value
+    for i, region in enumerate(_list(value)):
+        if isinstance(region, str):
+            yield (*key, i), region
 
 
 def _expectations(data: Mapping[str, Any], variants: Collection[str]) -> Found:

@@ -4,107 +4,87 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from surgeon.operations import AnyOperation
+from surgeon.recipe.score_specs import Count, Fraction, Model, ScoreSpec
 from surgeon.region.algebra import parse
+from surgeon.region.units import Aggregate, Unit
 
-
-def _not_a_bare_one(value: Any) -> Any:
-    if type(value) is int and value == 1:
-        raise ValueError("1 would be all entries: write 0.01 for one percent, or 1.0 if all are meant")
-    return value
-
-
-Fraction = Annotated[float, Field(gt=0.0, le=1.0), BeforeValidator(_not_a_bare_one)]
-Count = Annotated[int, Field(ge=1)]
+SELECTS = ("top", "bottom", "random", "count", "at_least")
 ORIGINS = ("file", "neurons", "combine", "entries", "dimensions", "control")  # of a region that selects by no score
 
 
-class Model(BaseModel):
-    """Base of the schema: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
-
-
-class SampledScore(Model):
-    """What the scores that run the model on text have in common (docs/method.md); a score per language."""
-
-    languages: Annotated[list[str], Field(min_length=1)] = Field(
-        description="codes of the corpus's languages to score on"
-    )
-    samples: Count = Field(64, description="sequences per language, at most; fewer if the text runs out")
-    sequence_length: Annotated[int, Field(ge=2)] = Field(256, description="in tokens")
-    batch_size: Count = Field(4, description="sequences per step; summed over if `reduction` is absolute")
-    dtype: Literal["auto", "float32", "native"] = Field(
-        "auto", description="arithmetic: float32, or the weights' own dtype; auto is float32 on a CPU, else native"
-    )
-
-
-class GradParamScore(SampledScore):
-    """|weight x gradient|: how much the loss would change without the entry, to first order."""
-
-    kind: Literal["grad_param"] = Field(description="the score: the weight times its gradient")
-    reduction: Literal["signed", "absolute"] = Field(
-        "signed", description="signed: absolute value of the sum over batches; absolute: sum of the absolute values"
-    )
-
-
-class WandaScore(SampledScore):
-    """|weight| x norm of the input it is multiplied with, over the sample; matrices of linear layers only."""
-
-    kind: Literal["wanda"] = Field(description="the score: the weight times the norm of its input")
-
-
-class MagnitudeScore(Model):
-    """|weight|; no model is run and no text read."""
-
-    kind: Literal["magnitude"] = Field(description="the score: the weight's size")
-
-
-class RandomScore(Model):
-    """A number between 0 and 1 drawn for each entry: what any score must beat."""
-
-    kind: Literal["random"] = Field(description="the score: drawn at random")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="another seed, another draw")
-
-
-ScoreSpec = GradParamScore | WandaScore | MagnitudeScore | RandomScore
-
-
 class SelectSpec(Model):
-    """Which entries of the scored tensors form the region: exactly one of top, bottom, random."""
+    """Which entries or units of the scored tensors form the region: by one of top, bottom, random, count, at_least."""
 
     top: Fraction | None = Field(None, description="share of the entries, those of highest score")
     bottom: Fraction | None = Field(None, description="share of the entries, those of lowest score")
     random: Fraction | None = Field(None, description="share of the entries, drawn at random; needs no score")
+    count: Count | None = Field(None, description="so many of highest score, instead of a share")
+    at_least: Annotated[float, Field(gt=0)] | None = Field(None, description="all whose score is so high")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of `random`")
     scope: Literal["tensor", "layer", "global", "output"] = Field(
         "tensor",
         description="the share is taken of every tensor, of every layer, of all tensors together, or of the entries "
         "behind each output of a matrix, as Wanda compares them",
     )
+    unit: Unit = Field(
+        "entry", description="what is selected as a whole, and counted by shares; `docs/method.md` says what each is"
+    )
+    by: Aggregate = Field("mean", description="what the scores of a unit's entries become: its own score")
     monolingual: str | None = Field(None, description="a scored language: its top entries minus every other language's")
+    specific: str | None = Field(
+        None,
+        description="a scored language: of the `top` units by how unlike the languages are (LAPE), those high in it",
+    )
+
+    @property
+    def given(self) -> list[str]:
+        """Which of `SELECTS` are given."""
+        return [name for name in SELECTS if getattr(self, name) is not None]
 
     @property
     def kind(self) -> Literal["top", "bottom", "random"]:
-        """Which of the three was given."""
-        return "top" if self.top is not None else "bottom" if self.bottom is not None else "random"
+        """The end that is selected from, or chance."""
+        return "random" if self.random is not None else "bottom" if self.bottom is not None else "top"
 
     @property
-    def fraction(self) -> float:
-        """The share of entries to select."""
-        return next(value for value in (self.top, self.bottom, self.random) if value is not None)
+    def fraction(self) -> float | None:
+        """The share to select; None if it is no share."""
+        return next((value for value in (self.top, self.bottom, self.random) if value is not None), None)
+
+    @property
+    def amount(self) -> str:
+        """How much is selected of what, in words: `1 %`, `50 % of the columns`, `the 3`, `all from 0.5`."""
+        whole = "" if self.unit == "entry" else f" of the {self.unit}s"
+        if self.at_least is not None:
+            return f"all{whole} from {self.at_least:g}"
+        if self.count is not None:
+            return f"the {self.count}{whole}"
+        return f"{100 * (self.fraction or 0.0):g} %{whole}"
+
+    def wanted(self, total: int) -> int:
+        """Return how many of `total` entries or units are selected, or at most, if that depends on their scores."""
+        if self.at_least is not None:
+            return total
+        return min(self.count, total) if self.count is not None else int((self.fraction or 0.0) * total)
 
     @model_validator(mode="after")
     def _one_kind(self) -> SelectSpec:
-        given = [name for name in ("top", "bottom", "random") if getattr(self, name) is not None]
+        given = self.given
         if len(given) != 1:
-            raise ValueError(f"give exactly one of top, bottom, random (given: {', '.join(given) or 'none'})")
+            raise ValueError(f"give exactly one of {', '.join(SELECTS)} (given: {', '.join(given) or 'none'})")
         if self.monolingual is not None and given != ["top"]:
             raise ValueError("monolingual goes with top")
-        if self.scope == "output" and given == ["random"]:
+        if self.scope == "output" and given not in (["top"], ["bottom"]):
             raise ValueError("scope output goes with top or bottom")
+        if self.scope == "output" and self.unit != "entry":
+            raise ValueError("scope output selects entries, and no units")
+        if self.by != "mean" and self.unit == "entry":
+            raise ValueError("by goes with a unit, such as `unit: column`")
+        if self.specific is not None and (given != ["top"] or self.unit == "entry" or self.monolingual is not None):
+            raise ValueError("specific goes with top and a unit, such as `unit: neuron`, and without monolingual")
         return self
 
 

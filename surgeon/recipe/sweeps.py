@@ -233,6 +233,9 @@ def _uses(variant: Node) -> Iterator[tuple[KeyPath, Node]]:
             region = operation.child(kind)
             if region is not None and isinstance(region.value, str):
                 yield ("operations", i, kind), region
+            for j, one in enumerate(region.items() if region is not None else ()):
+                if isinstance(one.value, str):
+                    yield ("operations", i, kind, j), one
     for polarity in ("freeze", "train_only"):
         held = variant.child(polarity)
         if held is not None and isinstance(held.value, str):

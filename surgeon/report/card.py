@@ -226,7 +226,7 @@ def _why(plan: Plan, region: str) -> str:
         return ""
     parts = []
     if spec.select is not None:
-        share, of = percent(spec.select.fraction), f"of {_SCOPES[spec.select.scope]}"
+        share, of = spec.select.amount, f"of {_SCOPES[spec.select.scope]}"
         score = plan.recipe.score_of(region)
         if spec.select.kind == "random" or score is None:
             parts.append(f"{share} {of} at random, seed {spec.select.seed}")
@@ -235,6 +235,8 @@ def _why(plan: Plan, region: str) -> str:
             scored = f" on {', '.join(language_name(code) for code in languages)}" if languages else ""
             most = "highest" if spec.select.kind == "top" else "lowest"
             parts.append(f"the {share} {of} with the {most} score ({score.kind}){scored}")
+        if spec.select.specific is not None:
+            parts.append(f"only units that are active in {language_name(spec.select.specific)} and in few others")
         if spec.select.monolingual is not None:
             parts.append(f"only those of {language_name(spec.select.monolingual)} and of no other language")
     elif spec.control is not None:

@@ -12,7 +12,7 @@ from typing import Any
 from surgeon.checkpoint.fingerprint import source_file_hashes
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.plan.plan import Plan
-from surgeon.recipe.schema import SampledScore
+from surgeon.recipe.score_specs import SampledScore
 from surgeon.text.corpora import Corpus
 
 _PACKAGES = ("model-surgeon", "torch", "transformers", "safetensors", "numpy", "ml-dtypes", "tokenizers", "datasets")

@@ -7,7 +7,7 @@ import numpy as np
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.plan.plan import Plan
 from surgeon.plan.regions import RegionPlan
-from surgeon.recipe.schema import ScoreSpec
+from surgeon.recipe.score_specs import ScoreSpec
 from surgeon.region.controls import draw_control
 from surgeon.region.region import Indices, Region
 from surgeon.region.select import Scores

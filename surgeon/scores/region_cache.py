@@ -39,7 +39,12 @@ def _path(plan: Plan, region: RegionPlan, keys: Mapping[str, str], jobs: int) ->
     made = Fingerprint(
         version=REGION_VERSION,
         model=identity(plan.checkpoint, jobs),
-        settings={"provenance": _provenance(plan, region, jobs), "scores": list(keys.values())},
+        settings={
+            "provenance": _provenance(plan, region, jobs),
+            "scores": list(keys.values()),
+            # which entries make a head, the config says
+            "units": {name: [part.group, len(set(part.labels.tolist()))] for name, part in region.parts.items()},
+        },
         tensors=tuple(info.name for info in region.tensors),
     )
     return cache_folder() / "regions" / f"{made.key()[:32]}.region.safetensors"

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon import ranks
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.fingerprint import identity
 from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.sealed import publish_sealed
 from surgeon.checkpoint.sources import cache_folder
@@ -25,7 +27,15 @@ from surgeon.model.tokenizer import load_tokenizer
 from surgeon.plan.estimates import keeps, score_bytes
 from surgeon.plan.plan import Plan
 from surgeon.progress import Progress
-from surgeon.recipe.schema import GradParamScore, RandomScore, ScoreSpec, WandaScore
+from surgeon.recipe.score_specs import (
+    ActivationScore,
+    DeltaScore,
+    GradParamScore,
+    RandomScore,
+    SampledScore,
+    ScoreSpec,
+    WandaScore,
+)
 from surgeon.region.region import Region
 from surgeon.region.select import Scores
 from surgeon.scores.cache import (
@@ -36,6 +46,7 @@ from surgeon.scores.cache import (
     writable,
 )
 from surgeon.scores.controls import is_drawn_within, ranked_controls
+from surgeon.scores.delta import delta
 from surgeon.scores.magnitude import magnitude
 from surgeon.scores.random import random_scores
 from surgeon.scores.region_cache import load_region
@@ -95,11 +106,17 @@ def run_scores(run: Scoring) -> list[ScoreSet]:
     """
     result = []
     for spec in run.plan.scores():
-        if isinstance(spec, GradParamScore | WandaScore):
+        if isinstance(spec, GradParamScore | WandaScore | ActivationScore):
             result.append(_on_text(run, spec))
         else:
-            result.append(ScoreSet(spec, {"": _from_weights(run.plan, spec)}))
+            result.append(ScoreSet(spec, {"": _from_weights(run.plan, spec)}, _others(spec, run.jobs)))
     return result
+
+
+def _others(spec: ScoreSpec, jobs: int) -> dict[str, str]:
+    """Return what tells the models that a score from weights compares with, so that none stands in for another."""
+    names = [name for name in (spec.other, spec.merged) if name is not None] if isinstance(spec, DeltaScore) else []
+    return {name: identity(Checkpoint.open(name), jobs) for name in names}
 
 
 def _from_weights(plan: Plan, spec: ScoreSpec) -> Scores:
@@ -107,15 +124,19 @@ def _from_weights(plan: Plan, spec: ScoreSpec) -> Scores:
     checkpoint = plan.checkpoint
     if isinstance(spec, RandomScore):
         return lambda name: random_scores(name, checkpoint.info(name).shape, spec.seed)
+    if isinstance(spec, DeltaScore):
+        other = Checkpoint.open(spec.other)
+        merged = Checkpoint.open(spec.merged) if spec.merged is not None else None
+        return lambda name: delta(
+            checkpoint.array(name), other.array(name), merged.array(name) if merged is not None else None
+        )
     return lambda name: magnitude(checkpoint.array(name))
 
 
-def _on_text(run: Scoring, spec: GradParamScore | WandaScore) -> ScoreSet:
+def _on_text(run: Scoring, spec: GradParamScore | WandaScore | ActivationScore) -> ScoreSet:
     plan = run.plan
     tensors = plan.scored_tensors(spec)
-    reduction = spec.reduction if isinstance(spec, GradParamScore) else None
-    precision = resolve_precision(spec.dtype, run.device)
-    settings = ScoreSettings(spec.samples, spec.sequence_length, spec.batch_size, reduction, precision)
+    settings = _settings(spec, run.device)
     languages = list(dict.fromkeys(spec.languages))
     paths = {
         language: score_path(
@@ -151,7 +172,7 @@ def _on_text(run: Scoring, spec: GradParamScore | WandaScore) -> ScoreSet:
         None if kept else (regions, controls),
         key,
     )
-    stack = run.load(precision)
+    stack = run.load(resolve_precision(spec.dtype, run.device))
     ranks.share(shared)
     sweep = shared.sweep(stack, run.progress)
     if kept:
@@ -161,7 +182,19 @@ def _on_text(run: Scoring, spec: GradParamScore | WandaScore) -> ScoreSet:
     return ScoreSet(spec, {}, keys, samples, shared.select(sweep))
 
 
-def _sample_size(run: Scoring, spec: GradParamScore | WandaScore, language: str) -> SampleSize:
+def _settings(spec: GradParamScore | WandaScore | ActivationScore, device: str) -> ScoreSettings:
+    return ScoreSettings(
+        spec.samples,
+        spec.sequence_length,
+        spec.batch_size,
+        spec.reduction if isinstance(spec, GradParamScore) else None,
+        resolve_precision(spec.dtype, device),
+        spec.power if isinstance(spec, WandaScore) else 1,
+        spec.measure if isinstance(spec, ActivationScore) else None,
+    )
+
+
+def _sample_size(run: Scoring, spec: SampledScore, language: str) -> SampleSize:
     tokens, bos = run.token_counts.count(run.plan.corpus.text(language).score), run.token_counts.begins_with_bos()
     lengths = [length for length in scoring_lengths(tokens, bos, spec.samples, spec.sequence_length) if length > 1]
     if not lengths:
@@ -170,7 +203,7 @@ def _sample_size(run: Scoring, spec: GradParamScore | WandaScore, language: str)
 
 
 def _sequences(
-    plan: Plan, spec: GradParamScore | WandaScore, languages: Sequence[str], tokenizer: object
+    plan: Plan, spec: SampledScore, languages: Sequence[str], tokenizer: object
 ) -> dict[str, list[tuple[int, ...]]]:
     bos = bos_token(tokenizer)
     result = {}

@@ -7,7 +7,7 @@ of single languages and finished masks are kept. A cut over all tensors at once 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.plan.regions import RegionPlan
 from surgeon.region.region import Indices, Mask, Region, encode_indices
-from surgeon.region.select import Scores, entry_count, select_extreme, select_in_outputs, select_random
+from surgeon.region.select import Scores, keys_of, select_count, select_in_outputs, select_random
 from surgeon.region.streaming import StreamingCut
+from surgeon.scores.unit_cut import UnitCut
 
 Arrays = Mapping[str, NDArray[np.float32]]
 Draw = Callable[[Region, str, Scores], Indices]  # from a region, one of its tensors and a ranking
@@ -27,11 +28,22 @@ _Cuts = dict[str, dict[str, Indices]]  # by language; the sum over languages goe
 def select_group(region: RegionPlan, group: Sequence[TensorInfo], readers: Mapping[str, Scores]) -> dict[str, Indices]:
     """Choose a group's entries from readers of whole scores, one per language in the recipe's order."""
     assert region.select is not None
+    if region.parts:
+        return _select_units(region, group, readers)
     if region.select.kind == "random":
-        return select_random(_sizes(group), region.select.fraction, region.select.seed)
+        return select_random(_sizes(group), region.select.random or 0.0, region.select.seed)
     if region.select.monolingual is None:
         return _cut(region, group, summed(list(readers.values())), region.select.kind)
     return _without_others(region, {name: _cut(region, group, reader, "top") for name, reader in readers.items()})
+
+
+def _select_units(region: RegionPlan, group: Sequence[TensorInfo], readers: Mapping[str, Scores]) -> dict[str, Indices]:
+    cut = UnitCut(region)
+    wanted = dict(readers) if region.by_language else {"": summed(list(readers.values()))} if readers else {}
+    for label, reader in wanted.items():
+        for info in group:
+            cut.add(label, info.name, reader(info.name))
+    return cut.choose(group)
 
 
 def _sizes(group: Sequence[TensorInfo]) -> list[tuple[str, int]]:
@@ -42,17 +54,20 @@ def _cut(
     region: RegionPlan, group: Sequence[TensorInfo], scores: Scores, kind: Literal["top", "bottom"]
 ) -> dict[str, Indices]:
     assert region.select is not None
-    fraction = region.select.fraction
+    if region.select.at_least is not None:
+        least = np.array([region.select.at_least], dtype=np.float32).view(np.uint32)[0]
+        return {info.name: np.flatnonzero(keys_of(info.name, scores(info.name)) >= least) for info in group}
     if region.select.scope != "output":
-        return select_extreme(scores, _sizes(group), fraction, kind)
+        wanted = region.select.wanted(sum(info.numel for info in group))
+        return select_count(scores, _sizes(group), wanted, kind)
+    fraction = region.select.fraction or 0.0
     axes = {info.name: region.places[info.name].output_axis for info in group}
     return {name: select_in_outputs(name, scores(name), fraction, kind, axis) for name, axis in axes.items()}
 
 
 def _stream(region: RegionPlan) -> StreamingCut:
     assert region.select is not None
-    wanted = entry_count([info.shape for info in region.tensors], region.select.fraction)
-    return StreamingCut(wanted, "bottom" if region.select.kind == "bottom" else "top")
+    return StreamingCut(region.select.wanted(region.numel), "bottom" if region.select.kind == "bottom" else "top")
 
 
 def _without_others(region: RegionPlan, cuts: Mapping[str, dict[str, Indices]]) -> dict[str, Indices]:
@@ -78,6 +93,10 @@ def summed(readers: Sequence[Scores]) -> Scores:
     return total
 
 
+def _is_global(region: RegionPlan) -> bool:
+    return region.select is not None and region.select.scope == "global"
+
+
 class StreamedSelection:
     """Makes regions while a sweep makes the scores that they select by."""
 
@@ -92,13 +111,15 @@ class StreamedSelection:
             (region.name, label): _stream(region)
             for region in self._regions
             if region.select is not None and region.select.scope == "global"
+            if not region.parts and region.select.at_least is None
             for label in self._labels(region)
         }
+        self._units = {region.name: UnitCut(region) for region in self._regions if region.parts}
 
     @property
     def is_global(self) -> bool:
         """True if a region is cut over all tensors at once."""
-        return bool(self._streams)
+        return bool(self._streams) or any(_is_global(region) for region in self._regions)
 
     def take(self, layers: Iterator[tuple[int, str, Arrays]]) -> Iterator[int]:
         """Take a sweep's scores; yields each layer when its masks are made.
@@ -118,14 +139,16 @@ class StreamedSelection:
                 for region in self._regions:
                     if "" in self._labels(region):
                         self._cut_group(region, "", total, cuts)
-                self._finish_layer(cuts)
+                self._finish_layer(cuts, scores.keys())
                 self._draw_controls(total)
                 yield layer
 
     def finish(self) -> dict[str, Region]:
         """Return the regions, now that every layer has come by."""
         for region in self._regions:
-            if (region.name, self._labels(region)[0]) in self._streams:
+            if region.parts and _is_global(region):
+                self._encode(region, self._units[region.name].choose(region.tensors))
+            elif (region.name, self._labels(region)[0]) in self._streams:
                 order = [info.name for info in region.tensors]
                 cuts = {label: self._streams[region.name, label].finish(order) for label in self._labels(region)}
                 self._keep(region, cuts)
@@ -152,8 +175,7 @@ class StreamedSelection:
             self._masks[name] |= found
 
     def _labels(self, region: RegionPlan) -> list[str]:
-        assert region.select is not None
-        return [""] if region.select.monolingual is None else self._languages
+        return self._languages if region.by_language else [""]
 
     def _add(self, total: dict[str, NDArray[np.float32]], scores: Arrays) -> None:
         summing = [region for region in self._regions if "" in self._labels(region)]
@@ -168,6 +190,10 @@ class StreamedSelection:
         """Cut the region's groups that these scores hold; a global one only takes them in."""
         assert region.select is not None
         mine = [info for info in region.tensors if info.name in scores]
+        if region.parts:
+            for info in mine:
+                self._units[region.name].add(label, info.name, scores[info.name])
+            return
         if (region.name, label) in self._streams:
             for info in mine:
                 self._streams[region.name, label].take(info.name, scores[info.name])
@@ -176,9 +202,13 @@ class StreamedSelection:
         for group in region.groups(mine):
             there |= _cut(region, group, scores.__getitem__, "bottom" if region.select.kind == "bottom" else "top")
 
-    def _finish_layer(self, cuts: Mapping[str, _Cuts]) -> None:
+    def _finish_layer(self, cuts: Mapping[str, _Cuts], names: Collection[str]) -> None:
         for region in self._regions:
-            if region.name in cuts:
+            if region.parts and not _is_global(region):
+                for group in region.groups([info for info in region.tensors if info.name in names]):
+                    self._encode(region, self._units[region.name].choose(group))
+                self._units[region.name] = UnitCut(region)
+            elif region.name in cuts:
                 self._keep(region, cuts[region.name])
 
     def _draw_controls(self, total: Mapping[str, NDArray[np.float32]]) -> None:
@@ -192,7 +222,9 @@ class StreamedSelection:
                     )
 
     def _keep(self, region: RegionPlan, cuts: _Cuts) -> None:
-        chosen = cuts[""] if "" in cuts else _without_others(region, cuts)
+        self._encode(region, cuts[""] if "" in cuts else _without_others(region, cuts))
+
+    def _encode(self, region: RegionPlan, chosen: Mapping[str, Indices]) -> None:
         shapes = {info.name: info.shape for info in region.tensors}
         for name, indices in chosen.items():
             self._masks[region.name][name] = encode_indices(indices, shapes[name])

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon import ranks
+from surgeon.checkpoint.naming import place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import InputError
 from surgeon.model import budgets
@@ -22,13 +23,15 @@ from surgeon.model.states import States, bytes_needed
 from surgeon.plan.regions import RegionPlan
 from surgeon.progress import Progress
 from surgeon.region.region import Region
-from surgeon.scores import grad_param, wanda
+from surgeon.scores import grad_param, products
+from surgeon.scores.activation import Activations
 from surgeon.scores.grad_param import Kept, Progressed
 from surgeon.scores.sample import Sample, last_ranks, make_sample, part_of, units
 from surgeon.scores.scratch import Scratch, scratch_folder
 from surgeon.scores.selection import Draw, StreamedSelection
 from surgeon.scores.settings import ScoreSettings
 from surgeon.scores.spread import Behind, LateStates, Made, Spread, agreed_start, exchange
+from surgeon.scores.wanda import InputNorms
 
 Arrays = Mapping[str, NDArray[np.float32]]
 Flush = Callable[[], None]
@@ -144,13 +147,20 @@ class Sweep:
                 scratch.note(progressed, kept)
 
         stack, sample, slots, reduction = self.stack, self._own, self.slots, self.settings.reduction
-        total = wanda.work(stack, sample, slots) if reduction is None else grad_param.work(stack, sample, slots)
+        total = products.work(stack, sample, slots) if reduction is None else grad_param.work(stack, sample, slots)
         with self.progress.task(f"score {', '.join(self.sequences)}", total) as advance:
             yield from (
-                wanda.sweep(stack, sample, slots, kept.hidden, advance)
+                products.sweep(stack, sample, slots, kept.hidden, advance, self._watch)
                 if reduction is None
                 else grad_param.sweep(stack, sample, slots, reduction, kept, advance, start, note)
             )
+
+    def _watch(self, slots: Mapping[str, Slot]) -> products.Products:
+        settings, config = self.settings, self.stack.loaded.checkpoint.config
+        if settings.measure is None:
+            return InputNorms(slots, settings.power)
+        places = {info.name: place(info, config) for info in self.tensors}
+        return Activations(slots, settings.measure, places, config)
 
     def _kept(self, scratch: Scratch, start: Progressed) -> Kept:
         shapes, dtype = hidden_layout(self.stack, self._own.all())

@@ -200,7 +200,7 @@ def _recipe_view(found: Mapping[str, Any]) -> Group:
         regions.add_row(name, _plain(given))
     variants = table("Variants", "variant", "operations", "written", words=["operations", "written"])
     for name, variant in recipe.variants.items():
-        done = [f"{operation.kind} {operation.region}" for operation in variant.operations]
+        done = [line for operation in variant.operations for line in operation.described()]
         done += [
             f"{key} {held}" for key, held in (("freeze", variant.freeze), ("train only", variant.train_only)) if held
         ]

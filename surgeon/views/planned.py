@@ -14,7 +14,7 @@ from surgeon.plan.estimates import SHARE_OF_DISK, shape_of, stores
 from surgeon.plan.plan import Plan
 from surgeon.plan.ranks import rank_needs
 from surgeon.progress import Step, duration
-from surgeon.recipe.schema import GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
+from surgeon.recipe.score_specs import DeltaScore, GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
 from surgeon.report.words import percent, size
 from surgeon.views.terminal import table, told
 
@@ -29,8 +29,9 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
         region = plan.regions[name]
         how = f"by {region.origin}"
         if region.select is not None:
-            how = f"{region.select.kind} {100 * region.select.fraction:g} % per {region.select.scope}"
-            how += f", only {region.select.monolingual}" if region.select.monolingual else ""
+            how = f"{region.select.kind} {region.select.amount} per {region.select.scope}"
+            own = region.select.monolingual or region.select.specific
+            how += f", only {own}" if own else ""
         most = "" if region.exact else "<= "
         regions.add_row(name, how, str(len(region.tensors)), f"{most}{region.entries:,}", f"{region.numel:,}")
     heads = ("variant", "operations", "tensors", "entries", "shards", "writes")
@@ -89,6 +90,8 @@ def _score_words(spec: ScoreSpec) -> str:
         return "magnitude, from the weights alone"
     if isinstance(spec, RandomScore):
         return f"random, seed {spec.seed}"
+    if isinstance(spec, DeltaScore):
+        return f"difference from {spec.other}, from the weights alone"
     kind = f"{spec.kind} ({spec.reduction})" if isinstance(spec, GradParamScore) else spec.kind
     sample = f"at most {spec.samples} sequences of {spec.sequence_length} tokens each"
     return f"{kind} on {', '.join(spec.languages)}: {sample}"

@@ -73,7 +73,7 @@ def problems(folder: Path, **replacements: str) -> list[str]:
 def test_points_are_variants_with_regions_of_their_own(tmp_path: Path) -> None:
     recipe = load(tmp_path).recipe
     assert list(recipe.variants) == ["cut-0.001", "cut-0.03", "plain"]
-    assert [recipe.variants[name].operations[0].region for name in recipe.variants] == [
+    assert [recipe.variants[name].operations[0].regions[0] for name in recipe.variants] == [
         "core-0.001",
         "core-0.03",
         "rest",
@@ -104,7 +104,7 @@ def test_the_grid_is_the_product_and_only_what_a_point_uses_is_copied(tmp_path: 
 
 def test_regions_made_from_a_swept_one_follow_it(tmp_path: Path) -> None:
     recipe = load(tmp_path, **{"[{zero: core}]": "[{zero: lines}, {scale: both, by: 2}, {zero: rest}]"}).recipe
-    assert [operation.region for operation in recipe.variants["cut-0.03"].operations] == [
+    assert [operation.regions[0] for operation in recipe.variants["cut-0.03"].operations] == [
         "lines-0.03", "both-0.03", "rest"
     ]  # fmt: skip
     assert recipe.regions["lines-0.03"].dimensions is not None
@@ -115,7 +115,7 @@ def test_regions_made_from_a_swept_one_follow_it(tmp_path: Path) -> None:
 def test_a_swept_score_is_followed_by_those_who_take_it(tmp_path: Path) -> None:
     swept = {"regions.core.select.top": "regions.core.score.samples", "- 0.001": "- 4", "- 0.03": "- 8"}
     recipe = load(tmp_path, **swept, **{"[{zero: core}]": "[{zero: rest}]"}).recipe
-    assert recipe.variants["cut-8"].operations[0].region == "rest-8"
+    assert recipe.variants["cut-8"].operations[0].regions[0] == "rest-8"
     score = recipe.score_of("rest-8")
     assert score is not None
     assert score.samples == 8
@@ -146,7 +146,7 @@ def test_two_sweeps_share_equal_regions_and_keep_others_apart(tmp_path: Path) ->
         "recipe.yaml:26: regions.other.core-0.03.score.samples: input should be a valid integer (got 0.03)"
     ]
     recipe = load(tmp_path, **{"  plain": second.replace("samples, to: [0.03]", "samples, to: [3]")}).recipe
-    assert recipe.variants["again-0.03"].operations[0].region == "core-0.03"
+    assert recipe.variants["again-0.03"].operations[0].regions[0] == "core-0.03"
     assert list(recipe.regions)[5:] == ["core-0.001", "core-0.03", "core-3"]
 
 

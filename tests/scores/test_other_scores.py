@@ -222,7 +222,7 @@ def test_what_a_score_cannot_do_is_said_with_its_line(llama: Path, texts: dict[s
         "recipe.yaml:6: unknown key 'samples'"
     )
     assert problem("{score: {kind: magnitude}, select: {top: 0.1, monolingual: de}}") == (
-        "recipe.yaml:6: this score knows no languages: monolingual needs grad_param or wanda"
+        "recipe.yaml:6: this score knows no languages: monolingual needs one on text, such as grad_param"
     )
     assert problem(f"{{score: {WANDA}, select: {{top: 0.1}}, include: [norm]}}") == (
         "recipe.yaml:6: region 'a' selects nothing: wanda scores the matrices of linear layers only"

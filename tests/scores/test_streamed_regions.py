@@ -27,6 +27,9 @@ REGIONS = """\
   german-everywhere: {from: core, select: {top: 0.02, scope: global, monolingual: de}}
   low: {control: {of: core, draw: bottom}}
   low-by-norm: {control: {of: by-layer, draw: bottom, matched: l2}}
+  columns: {from: core, select: {top: 0.5, unit: column, by: l2}, exclude: [norm]}
+  neurons: {from: core, select: {top: 0.1, unit: neuron, scope: layer, monolingual: de}, include: [mlp]}
+  german-neurons: {from: core, select: {top: 0.3, unit: neuron, scope: global, specific: de}, include: [mlp]}
   head: {from: core, select: {top: 0.05}, include: [embed, head, final_norm]}
 """
 
@@ -71,7 +74,7 @@ def test_the_same_bytes_with_and_without_score_files(
     assert not (cache_folder() / "scores").exists()
     assert list((cache_folder() / "scratch").iterdir()) == []
     kept, streamed = regions_below(tmp_path / "kept"), regions_below(tmp_path / "streamed")
-    assert len(kept) == 11
+    assert len(kept) == 14
     assert kept == streamed
     assert all(Region.load(path).entries for path in (tmp_path / "kept" / "regions").iterdir())
 

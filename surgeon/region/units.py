@@ -1,0 +1,154 @@
+"""Whole units of a model: rows, columns, attention heads, neurons of the feed-forward, experts.
+
+A row or column belongs to one tensor. The others span several, which is why units are numbered by group:
+
+    head      a key-value head with the query heads that share it: its rows in q, k and v, its columns in the output
+    neuron    its rows in gate and up, its entries in their biases, its column in down
+    expert    all feed-forward matrices of one expert, of one layer's experts
+
+What belongs to no unit, such as the bias of an output, is in none.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.checkpoint.config import whole_number
+from surgeon.checkpoint.naming import Place
+from surgeon.region.region import Indices
+
+Unit = Literal["entry", "row", "column", "head", "neuron", "expert"]
+Aggregate = Literal["sum", "mean", "maximum", "l2"]
+
+_EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.")
+_LARGEST = 1 << 24  # number of an expert, or rows of a tensor; those of models are far below
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of units that lie in one tensor.
+
+    Seen as an array of shape `view`, three axes in row-major order, the tensor has at index i of the middle axis
+    entries of unit `labels[i]` (int64, below `count`) of the units of `group`.
+    """
+
+    group: str
+    view: tuple[int, int, int]
+    labels: NDArray[np.int64]
+
+    @property
+    def count(self) -> int:
+        """One more than the highest unit with a part here."""
+        return int(self.labels.max()) + 1 if self.labels.size else 0
+
+    def sizes(self, count: int) -> NDArray[np.int64]:
+        """Return the entries that each of `count` units has in the tensor."""
+        return np.bincount(self.labels, minlength=count) * self.view[0] * self.view[2]
+
+    def entries(self, chosen: NDArray[np.bool_]) -> Indices:
+        """Return the sorted flat indices of the entries of chosen units."""
+        mask = np.zeros(self.view, dtype=np.bool_)
+        mask[:, chosen[self.labels]] = True
+        return np.flatnonzero(mask)
+
+
+def parts_of(unit: Unit, name: str, shape: tuple[int, ...], where: Place, config: Mapping[str, Any]) -> Parts | None:
+    """Return which parts of units a tensor holds; None if it holds none, or it cannot be told which."""
+    if math.prod(shape) == 0:
+        return None
+    if unit in ("row", "column"):
+        return _line_parts(unit, name, shape)
+    axis_of = {"head": _head_axis, "neuron": _neuron_axis}
+    if unit == "expert":
+        return _expert_parts(name, shape, where)
+    if unit not in axis_of or len(shape) > 2:
+        return None
+    axis = axis_of[unit](shape, where)
+    if axis is None:
+        return None
+    length, group = shape[axis], _module(name)
+    labels = np.arange(length, dtype=np.int64)
+    if unit == "head":
+        heads = _key_value_heads(config)
+        if heads == 0 or length % heads:
+            return None
+        labels //= length // heads
+    elif where.role == "mlp.gate_up":  # the gates come first, then the ups
+        labels %= max(length // 2, 1)
+    return Parts(group, _view(shape, axis), labels)
+
+
+def _line_parts(unit: Unit, name: str, shape: tuple[int, ...]) -> Parts | None:
+    columns = shape[-1] if len(shape) > 1 else 1
+    rows = math.prod(shape) // columns
+    if max(rows, columns) > _LARGEST or (unit == "column" and len(shape) < 2):
+        return None
+    view = (1, rows, columns) if unit == "row" else (rows, columns, 1)
+    return Parts(name, view, np.arange(view[1], dtype=np.int64))
+
+
+def _expert_parts(name: str, shape: tuple[int, ...], where: Place) -> Parts | None:
+    if not where.role.startswith("mlp."):
+        return None
+    found = _EXPERT.match(name)
+    if found is not None and int(found[2]) < _LARGEST:
+        return Parts(found[1], (1, 1, math.prod(shape)), np.array([int(found[2])], dtype=np.int64))
+    if len(shape) != 3 or ".experts." not in name:
+        return None
+    group = name[: name.rindex(".experts.")] + ".experts"
+    return Parts(group, (1, shape[0], math.prod(shape[1:])), np.arange(shape[0], dtype=np.int64))
+
+
+def _head_axis(shape: tuple[int, ...], where: Place) -> int | None:
+    if where.role in ("attn.q", "attn.k", "attn.v"):
+        return where.output_axis or 0
+    return 1 - (where.output_axis or 0) if where.role == "attn.o" and len(shape) == 2 else None
+
+
+def _neuron_axis(shape: tuple[int, ...], where: Place) -> int | None:
+    if where.role in ("mlp.gate", "mlp.up", "mlp.gate_up"):
+        return where.output_axis or 0
+    return 1 - (where.output_axis or 0) if where.role == "mlp.down" and len(shape) == 2 else None
+
+
+def _view(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
+    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+
+
+def _module(name: str) -> str:
+    """Return the name of the module that holds the projection a tensor belongs to."""
+    parts = name.split(".")
+    return ".".join(parts[: -2 if parts[-1] in ("weight", "bias") else -1])
+
+
+def _key_value_heads(config: Mapping[str, Any]) -> int:
+    inner = {**config, **(config.get("text_config") or {})}
+    return whole_number(inner, "num_key_value_heads", "num_attention_heads", "n_head")
+
+
+def unit_sizes(parts: Iterable[Parts]) -> dict[str, NDArray[np.int64]]:
+    """Return the entries of each unit in all of some tensors, by group; 0 for numbers that no unit has."""
+    result: dict[str, NDArray[np.int64]] = {}
+    for part in parts:
+        known = result.get(part.group, np.zeros(0, dtype=np.int64))
+        sizes = part.sizes(max(part.count, known.size))
+        sizes[: known.size] += known
+        result[part.group] = sizes
+    return result
+
+
+def most_entries(sizes: Sequence[NDArray[np.int64]], wanted: int) -> tuple[int, bool]:
+    """Return at most how many entries `wanted` units have, and whether it is exactly so many.
+
+    `sizes` are the entries of each unit, of groups that share one cut.
+    """
+    every = np.sort(np.concatenate(list(sizes)))[::-1] if sizes else np.zeros(0, np.int64)
+    chosen = every[:wanted]
+    return int(chosen.sum()), bool(chosen.size == 0 or every[0] == every[-1])
