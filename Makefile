@@ -15,7 +15,7 @@ SECONDS ?= 600
 SEED ?= 1
 UNGUIDED ?=
 
-.PHONY: demo test test-lowest lint docs fuzz smollm2 bench wheel release clean
+.PHONY: demo test test-lowest lint docs fuzz methods smollm2 bench wheel release clean
 
 demo: $(VENV)/installed
 	$(BIN)/surgeon apply recipes/zero_core.yaml
@@ -41,6 +41,17 @@ docs: $(VENV)/installed-dev
 fuzz: $(VENV)/installed-dev
 	$(INSTALL) -e ".[fuzz]"
 	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) --seed $(SEED) $(UNGUIDED)
+
+# Every recipe of docs/methods.md on the builtin model, with the training that some of them take: about an hour on one
+# core. CORPUS is a folder of texts to train on (docs/paper.md); without it the Declaration's scoring half.
+TRAIN = $(BIN)/python examples/further_pretraining.py $(if $(CORPUS),--corpus $(CORPUS)) --measure-at
+methods: $(VENV)/installed-dev
+	for language in zh es; do $(TRAIN) --language $$language --arms nothing --seeds 0 -- out/stitch/$$language || exit 1; done
+	for name in ssu language_neurons super_weight stitch tall layers layers_freeze compare_scores; do \
+	  $(BIN)/surgeon apply methods/$$name || exit 1; done
+	$(TRAIN) -- out/ssu
+	$(TRAIN) --seeds 0 --arms zh-only random-only -- out/language-neurons
+	$(TRAIN) --seeds 0 -- out/layers-freeze
 
 smollm2: $(VENV)/installed-dev
 	$(BIN)/python scripts/fetch_smollm2.py models/SmolLM2-135M-Instruct

@@ -158,7 +158,7 @@ def is_complete(file: Path, arm: str, seed: int, options: argparse.Namespace) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundles", type=Path, help="output folder of claim5_freeze.yaml")
+    parser.add_argument("bundles", type=Path, help="output folder of claim5_freeze.yaml; any for `--arms nothing`")
     parser.add_argument("--output", type=Path, help="where curves.jsonl goes; by default the same folder")
     parser.add_argument("--model", default="builtin:tiny30", help="the base of the bundles (default: %(default)s)")
     parser.add_argument("--corpus", type=Path, help="texts to train on; without it the Declaration")
@@ -174,8 +174,11 @@ def main() -> None:
     options.output = options.output or options.bundles
     options.output.mkdir(parents=True, exist_ok=True)
     bundles = {path.parent.name: path.parent for path in sorted(options.bundles.glob("variants/*/freeze"))}
-    if not bundles:
-        parser.error(f"{options.bundles}: no variant with a freeze bundle; run claim5_freeze.yaml first")
+    missing = [arm for arm in options.arms or () if arm not in bundles and arm != "nothing"]
+    if missing or not (bundles or options.arms):
+        parser.error(
+            f"{options.bundles}: no variant {' '.join(missing)} with a freeze bundle; run claim5_freeze.yaml first"
+        )
     tokenizer = load_tokenizer(Checkpoint.open(options.model))
     tokens, texts = prepare(tokenizer, options.corpus, options.language, options.tokens)
     for seed in options.seeds:

@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from surgeon.report.drawing import SERIES, SHAPES, Figure, Spec, amount, colour, finished, layer, svg, themed, words
@@ -24,6 +24,7 @@ Nats = dict[str, dict[str, float]]  # register -> language -> nats per token
 Rows = list[dict[str, Any]]
 Key = tuple[str, int, int]  # arm, seed, step
 BASE = "nothing"
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # t at 97.5 %, by number of seeds
 
 
 class Curves:
@@ -73,8 +74,11 @@ class Curves:
 
 
 def spread(values: Sequence[float], unit: str = "", digits: int = 3) -> str:
+    """Return mean, least and most, and half the 95 % interval of the mean where there are seeds enough for one."""
     shown = [f"{value:.{digits}f}" for value in (mean(values), min(values), max(values))]
-    return f"{shown[0]}{unit} ({shown[1]} to {shown[2]})"
+    student = STUDENT.get(len(values))
+    half = "" if student is None else f", ± {student * stdev(values) / math.sqrt(len(values)):.{digits}f}"
+    return f"{shown[0]}{unit} ({shown[1]} to {shown[2]}{half})"
 
 
 def table(curves: Curves) -> list[str]:

@@ -19,10 +19,11 @@ from surgeon.checkpoint.naming import place
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
 from surgeon.model import budgets
+from surgeon.operations import Add, Slerp
 from surgeon.plan.plan import Plan
 from surgeon.plan.regions import RegionPlan
 from surgeon.recipe.schema import VerifySpec
-from surgeon.recipe.score_specs import ActivationScore, GradParamScore, SampledScore, ScoreSpec, WandaScore
+from surgeon.recipe.score_specs import ActivationScore, DeltaScore, GradParamScore, SampledScore, ScoreSpec, WandaScore
 
 _BASELINE_BYTES = 60_000_000  # the interpreter with numpy
 _TORCH_BYTES = 320_000_000  # torch, transformers and a tokenizer loaded
@@ -109,14 +110,16 @@ def peak_memory(plan: Plan) -> int:
 
 
 def _editing(plan: Plan) -> int:
-    """Return what an edit of one tensor takes: some forty bytes an entry."""
+    """Return what an edit of one tensor takes: some forty bytes an entry, and as many more where models are merged."""
     tensors = [info for region in plan.regions.values() for info in region.tensors]
     largest = max((info.numel for info in tensors), default=0)
     densest = max((region.entries / max(region.numel, 1) for region in plan.regions.values()), default=0.0)
     fetched = 0
     if plan.checkpoint.is_remote and not plan.needs_all_weights:  # a tensor on the Hub is fetched into memory
         fetched = max((info.nbytes for info in tensors), default=0)
-    return int(largest * densest) * 40 + fetched
+    done = [operation for variant in plan.recipe.variants.values() for operation in variant.operations]
+    merging = any(isinstance(operation, Add | Slerp) for operation in done)
+    return int(largest * densest) * (80 if merging else 40) + fetched
 
 
 def _selecting(plan: Plan, score: ScoreSpec) -> int:
@@ -124,7 +127,9 @@ def _selecting(plan: Plan, score: ScoreSpec) -> int:
     largest = max((info.numel for info in plan.scored_tensors(score)), default=0)
     controls = [region.spec.control for region in plan.regions.values() if region.spec.control is not None]
     drawn = max((largest * (32 if spec.matched == "count" else 56) for spec in controls), default=0)
-    return min(24 * largest, _PIECES) + 2 * largest + drawn
+    compared = 48 * largest if isinstance(score, DeltaScore) else 0  # in float64
+    summed = any(region.score == score and region.parts for region in plan.regions.values())
+    return min(24 * largest, _PIECES) + 2 * largest + max(drawn, compared, 8 * largest if summed else 0)
 
 
 def _scoring(

@@ -40,6 +40,11 @@ output: out
 """
 EVERYWHERE = "  everywhere: {from: core, select: {top: 0.02, scope: global}}\n"
 HEAD = "  head: {from: core, select: {top: 0.05}, include: [embed, head, final_norm]}\n"
+NEURONS = """\
+  neurons:
+    score: {kind: activation, measure: mean, languages: [de, fr], samples: 5, sequence_length: 24, batch_size: 2}
+    select: {top: 0.3, unit: neuron, scope: layer, specific: de}
+"""
 
 
 def write_recipe(
@@ -102,7 +107,7 @@ def test_a_mixture_of_experts_on_one_to_four_ranks(
 
 @pytest.mark.parametrize(
     ("kind", "family", "regions", "count"),
-    [("wanda", "mixtral", EVERYWHERE, 3), ("grad_param", "llama", EVERYWHERE + HEAD, 2)],
+    [("wanda", "mixtral", EVERYWHERE + NEURONS, 3), ("grad_param", "llama", EVERYWHERE + HEAD, 2)],
 )
 def test_other_scores_scopes_and_what_is_outside_the_layers(
     kind: str, family: str, regions: str, count: int, make_model: ModelMaker, texts: dict[str, str], tmp_path: Path

@@ -5,19 +5,33 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 import surgeon
 from surgeon.api import plan_recipe, shipped_recipes
 from surgeon.freeze.bundle import Bundle
+from surgeon.operations import Noise
 from surgeon.recipe.reading import load_recipe
-from surgeon.region.region import Region
+from surgeon.region.region import Region, encode_mask
 
 # Claim 5 is run by test_further_pretraining.py: its reversion starts from what an example has trained.
 NAMES = [name for name in shipped_recipes() if name != "paper/claim5_reversion"]
 TEXTS = {name: yaml.safe_load(shipped_recipes()[name].read_text(encoding="utf-8")) for name in NAMES}
 BUILTIN = [name for name in NAMES if TEXTS[name]["model"] == "builtin:tiny30" and name != "paper/claim5_freeze"]
+# They take what training left. `make methods` trains, and runs all of the methods at full size; here run the two that
+# show all the primitives, with noise in place of training.
+TRAINED = (
+    "methods/stitch",
+    "methods/tall",
+    "methods/layers",
+    "methods/compare_scores",
+    "methods/smollm2/compare_scores",
+)
+BUILTIN = [
+    name for name in BUILTIN if not name.startswith("methods/") or name in ("methods/super_weight", "methods/stitch")
+]
 # The first variant does more damage than the second, however small the sample.
 WORSE = {
     "zero_core": ("core-zeroed", "random-zeroed-0"),
@@ -40,15 +54,36 @@ def test_there_are_recipes_to_run() -> None:
     assert len(BUILTIN) < len(NAMES)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what methods take of training, each the builtin model with noise of its own."""
+    folder, base = tmp_path_factory.mktemp("trained"), surgeon.Checkpoint.open("builtin:tiny30")
+    shapes = {info.name: info.shape for info in base.tensors.values()}
+    everything = Region(shapes, lambda name: encode_mask(np.ones(shapes[name], dtype=np.bool_)))
+    for seed, name in enumerate(("stitch/zh", "stitch/es", "smollm2-zh")):
+        rate = "0.0001" if name == "smollm2-zh" else "0.0003"
+        noise = Noise(noise="everything", relative=0.01, seed=seed)
+        surgeon.write_variant(
+            base, [noise], {"everything": everything}, folder / f"out/{name}/trained/nothing-{rate}-0"
+        )
+    (folder / "out/stitch/merged/variants").mkdir(parents=True)
+    (folder / "out/stitch/merged/variants/averaged").symlink_to(folder / "out/stitch/zh/trained/nothing-0.0003-0")
+    return folder
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_it_can_be_planned(name: str) -> None:
+def test_it_can_be_planned(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those for models whose weights are not shipped, on the builtin model; see also test_family_recipes.py."""
     changed = ["regions.core.exclude=[norm]"] if name == "families/qwen3_moe" else []  # it has no router
+    if name == "methods/super_experts":  # it has no experts either
+        changed = [f"regions.{region}.select.unit=neuron" for region in ("experts", "random")]
     if name == "paper/smollm2/claim3":  # one entry of one vector, of a deeper and wider model
         vector = "model.layers.3.input_layernorm.weight"
         vectors = [f"regions.ordinary-entry{i}.include.0={vector}" for i in ("", "-2", "-3")]
         shares = [f"regions.ordinary-entry{i}.select.random=0.005" for i in ("", "-2", "-3")]
         changed = [f"regions.recurring-entry.entries.0={{tensor: {vector}, index: [171]}}", *vectors, *shares]
+    if name in TRAINED:
+        monkeypatch.chdir(request.getfixturevalue("trained"))
     made = plan_recipe(name, overrides=["model=builtin:tiny30", *changed])
     assert made.regions
     assert all(region.entries > 0 for region in made.regions.values())
@@ -60,7 +95,15 @@ def test_it_can_be_planned(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUILTIN)
-def test_it_runs(name: str, tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs(
+    name: str,
+    tmp_path: Path,
+    shared_cache: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if name in TRAINED:
+        monkeypatch.chdir(request.getfixturevalue("trained"))
     monkeypatch.setenv("SURGEON_CACHE", str(shared_cache))
     recipe = load_recipe(shipped_recipes()[name]).recipe
     scored = [label for label, region in TEXTS[name]["regions"].items() if "languages" in region.get("score", {})]

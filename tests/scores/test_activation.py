@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from conftest import ModelMaker
-from test_other_scores import TEXT
+from test_other_scores import TEXT, regions_of, write_recipe
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import place, scope
@@ -108,8 +108,11 @@ def test_each_entry_of_a_neuron_has_the_neurons_figure(family: str, make_model: 
         np.testing.assert_allclose(scores, expected.numpy(), rtol=2e-4, err_msg=name)
 
 
-def test_of_an_expert_only_the_tokens_count_that_it_is_sent(make_model: ModelMaker) -> None:
-    folder = make_model("qwen3_moe")
+Figures = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def of_experts(folder: Path) -> Figures:
+    """By the prefix of each expert's names: how often each of its gates is open, and what it gives at most."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager").double().eval()
     seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for number, layer in enumerate(model.model.layers):
@@ -118,18 +121,44 @@ def test_of_an_expert_only_the_tokens_count_that_it_is_sent(make_model: ModelMak
         )
     with torch.no_grad():
         model(torch.tensor(rows_of(folder)))
-    frequency, maximum = ours(folder, "frequency"), ours(folder, "maximum")
+    result: Figures = {}
     for number, (x, routed) in seen.items():
         experts = model.model.layers[number].mlp.experts
         for expert in range(4):
             mine = x[(routed == expert).any(-1)]
             gate, up = (mine @ experts.gate_up_proj[expert].T).detach().chunk(2, -1)
             given = (torch.nn.functional.silu(gate) * up).abs()
-            name = f"model.layers.{number}.mlp.experts.{expert}.down_proj.weight"
-            open_share = (gate > 0).double().mean(0) if len(mine) else torch.zeros(16)
-            largest = given.amax(0) if len(mine) else torch.zeros(16)
-            np.testing.assert_allclose(frequency[name][0], open_share.numpy(), atol=1e-6, err_msg=name)
-            np.testing.assert_allclose(maximum[name][0], largest.numpy(), rtol=2e-4, atol=1e-6, err_msg=name)
+            nothing = torch.zeros(16)
+            result[f"model.layers.{number}.mlp.experts.{expert}."] = (
+                ((gate > 0).double().mean(0), given.amax(0)) if len(mine) else (nothing, nothing)
+            )
+    return result
+
+
+def test_of_an_expert_only_the_tokens_count_that_it_is_sent(make_model: ModelMaker) -> None:
+    folder = make_model("qwen3_moe")
+    frequency, maximum = ours(folder, "frequency"), ours(folder, "maximum")
+    for prefix, (open_share, largest) in of_experts(folder).items():
+        name = f"{prefix}down_proj.weight"
+        np.testing.assert_allclose(frequency[name][0], open_share.numpy(), atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(maximum[name][0], largest.numpy(), rtol=2e-4, atol=1e-6, err_msg=name)
+
+
+def test_the_experts_that_give_most_are_selected_whole(make_model: ModelMaker, tmp_path: Path) -> None:
+    folder = make_model("qwen3_moe")
+    text = tmp_path / "de.txt"
+    text.write_text("".join(f"{TEXT}\n{TEXT}\n" for _ in range(2)))
+    recipe = write_recipe(
+        tmp_path, folder, {"de": str(text), "fr": str(text)},
+        "  loud: {score: {kind: activation, measure: maximum, languages: [de], samples: 6, sequence_length: 32}, "
+        "select: {count: 3, unit: expert, by: maximum, scope: global}}",
+    )  # fmt: skip
+    region = regions_of(recipe)["loud"]
+    whole = {name.rpartition("experts.")[0] + name.split(".")[5] for name in region if region.indices(name).size}
+    assert region.entries == 3 * 3 * 16 * 32
+    assert all(region[name].entries in (0, 16 * 32) for name in region)
+    loudest = sorted(of_experts(folder).items(), key=lambda item: -float(item[1][1].max()))[:3]
+    assert whole == {prefix.rpartition("experts.")[0] + prefix.split(".")[5] for prefix, _ in loudest}
 
 
 def test_counts_do_not_depend_on_the_batch(make_model: ModelMaker) -> None:
