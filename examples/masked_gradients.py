@@ -3,9 +3,10 @@
     surgeon apply methods/ssu
     python examples/masked_gradients.py out/ssu/variants/columns
 
-Trains the builtin model for some steps with AdamW, once with the gradients of the frozen entries set to zero and once with
-the bundle frozen, in float32 and in bfloat16, and counts the frozen entries whose bits changed. Decoupled weight decay
-moves an entry by (learning rate x decay) of its size a step: in bfloat16, whose values lie 2^-8 apart, that rounds away.
+Trains the builtin model for some steps with AdamW, once with the gradients of the frozen entries set to zero and once
+with the bundle frozen, in float32 and in bfloat16, and counts the frozen entries whose bits changed. Decoupled weight
+decay moves an entry by (learning rate x decay) of its size a step: in bfloat16, whose values lie 2^-8 apart, that
+rounds away.
 """
 
 from __future__ import annotations
