@@ -217,13 +217,19 @@ def _steps(
         used = [regions[label] for label in operation.regions]
         members = [alias for alias in group if any(alias in region for region in used)]
         if members:
-            parts = tuple(_union([region.indices(alias) for alias in group if alias in region]) for region in used)
+            entries = {
+                label: _union([regions[label].indices(alias) for alias in group if alias in regions[label]])
+                for label in dict.fromkeys(operation.regions)
+            }
+            parts = tuple(entries[label] for label in operation.regions)
             steps.append(_Step(operation, members[0], _union(parts), parts))
     return steps
 
 
 def _union(parts: Sequence[Indices]) -> Indices:
-    """Return the sorted distinct indices of all parts."""
+    """Return the sorted distinct indices of all parts, each of which is sorted."""
+    parts = [part for i, part in enumerate(parts) if not any(part is other for other in parts[:i])]
     if len(parts) == 1:
         return parts[0]
-    return np.unique(np.concatenate(list(parts))) if parts else np.empty(0, np.int64)
+    merged = np.sort(np.concatenate([*parts, np.empty(0, np.int64)]), kind="stable")  # which merges runs
+    return merged[np.diff(merged, prepend=-1) > 0]
