@@ -23,7 +23,7 @@ _CAVEATS = {
 
 _DOING = {
     "zero": "Zeroing", "scale": "Scaling", "shuffle": "Shuffling", "noise": "Adding noise to", "fill": "Filling",
-    "restore": "Putting back",
+    "restore": "Putting back", "add": "Adding a change to", "slerp": "Turning",
 }  # fmt: skip
 
 
