@@ -25,13 +25,11 @@ from typing import Any
 import torch
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.freeze import Frozen, freeze
-from surgeon.model.editing import Variant
+from surgeon.freeze import Bundle, Frozen, freeze
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import EvaluationText, measure_variants
+from surgeon.model.perplexity import EvaluationText, measure_loaded
 from surgeon.model.stack import Stack, make_stack
 from surgeon.model.tokenizer import load_tokenizer
-from surgeon.progress import Progress
 from surgeon.text.corpora import builtin_corpus
 from surgeon.text.windows import bos_token, evaluation_windows, tokenize
 
@@ -85,13 +83,14 @@ def batches(tokens: torch.Tensor, seed: int, rows: int) -> Iterator[torch.Tensor
 
 def record(stack: Stack, texts: Texts, run: dict[str, Any], step: int, reverted: str | None, file: Path) -> None:
     """Measure all texts and append one line."""
-    nats = {
-        register: {
-            code: round(found.log_perplexity, 5)
-            for code, found in measure_variants(stack, [Variant("now")], by_language, 4, Progress())["now"].items()
+    with torch.no_grad():
+        nats = {
+            register: {
+                code: round(found.log_perplexity, 5)
+                for code, found in measure_loaded(stack.loaded.model, by_language, 4).items()
+            }
+            for register, by_language in texts.items()
         }
-        for register, by_language in texts.items()
-    }
     line = {**run, "step": step, "reverted": reverted, "nats_per_token": nats}
     with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(line) + "\n")
@@ -124,7 +123,8 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, total_iters=10)
     frozen = freeze(model, bundles[arm], optimizer) if arm in bundles else None
-    reversions = {name: freeze(model, path) for name, path in bundles.items()} if frozen is None else {}
+    frozen_parts = [name for name, path in bundles.items() if Bundle.load(path).trained is None]
+    reversions = {name: freeze(model, bundles[name]) for name in frozen_parts} if frozen is None else {}
     for kept in reversions.values():
         kept.remove()  # keeps the base's values, and lets everything train
     run = {"arm": arm, "seed": seed, "learning_rate": options.learning_rate, "language": options.language}
