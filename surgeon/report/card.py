@@ -28,7 +28,6 @@ from surgeon.report.figures import variant_figures
 from surgeon.report.story import caveat, sentence, tell
 from surgeon.report.tables import languages_table
 from surgeon.report.templates import rendered
-from surgeon.report.words import percent
 from surgeon.text.documents import DatasetLocation
 from surgeon.text.languages import language_name
 from surgeon.visible import visible
