@@ -57,7 +57,7 @@ for (name, before), (_, after) in pairs:
     old, new = before.float(), after.float()
     delta = new - old
     found = [delta.norm(), delta.norm() / old.norm(), delta.abs().max(), ((new == 0) & (old != 0)).sum(),
-             differ.sum(0).max(), differ.sum(1).max()]
+             differ.sum(0).max(), differ.sum(-1).max()]
     flips += int((torch.sign(old) * torch.sign(new) < 0).sum())
     changed += int(differ.sum())
 print(json.dumps({"changed": changed, "sign_flips": flips}))
