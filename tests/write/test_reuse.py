@@ -219,6 +219,11 @@ main()
 """
 
 
+def heed_interrupts() -> None:
+    """What a shell starts in the background ignores SIGINT, and so would all that is started from there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_one_line_and_the_same_command_goes_on(
     number: signal.Signals,
@@ -228,8 +233,9 @@ def test_an_interrupted_run_says_one_line_and_the_same_command_goes_on(
 ) -> None:
     path = light_recipe()
     process = subprocess.Popen(
-        [sys.executable, "-c", MEASURING, "apply", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", MEASURING, "apply", str(path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts,
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"
     started = time.monotonic()
@@ -250,9 +256,8 @@ def test_a_run_that_is_interrupted_while_it_copies_ends_at_once(light_recipe: Re
     path = light_recipe()
     process = subprocess.Popen(
         [sys.executable, "-c", COPYING, "apply", str(path), "--jobs", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts,
+    )  # fmt: skip
     assert process.stdout is not None
     while process.stdout.readline() != b"here\n":
         pass
