@@ -43,11 +43,13 @@ STRONG = ("cool-3", "heat-5", "heat-6", "heat-7")
 SERIES = [f"series-{i}" for i in range(8)]
 SHAPES = ["circle", "diamond", "square", "triangle-up", "triangle-down", "cross", "triangle-right", "triangle-left"]
 FONT = "Arial, sans-serif"  # its widths are those of the font that the renderer brings along
-# Labels of a logarithmic axis of multiples: of the ticks in a decade those that begin with 1, 2 and 5.
-TIMES = (
-    "domain('AXIS')[1] / domain('AXIS')[0] < 6 || indexof(['1', '2', '5'], slice(format(datum.value, 'e'), 0, 1)) >= 0"
-    " ? '×' + format(datum.value, datum.value < 1e5 ? ',~g' : '~e') : ''"
-)
+# Ticks of a logarithmic axis of multiples that have a label: all of them in less than a decade, those that begin with
+# 1, 2 and 5 in few, else the powers of ten, which then are all that has a line.
+SPAN = "domain('AXIS')[1] / domain('AXIS')[0]"
+BEGINS = "slice(format(datum.value, 'e'), 0, 1)"
+LABELLED = f"({SPAN} < 6 || indexof({SPAN} < 1e4 ? ['1', '2', '5'] : ['1'], {BEGINS}) >= 0)"
+TIMES = f"{LABELLED} ? '×' + format(datum.value, datum.value < 1e5 ? ',~g' : '~e') : ''"
+LINED = f"{SPAN} < 1e4 || {BEGINS} == '1'"
 Spec: TypeAlias = dict[str, Any]  # a piece of Vega-Lite
 # What is broken says so at the edge of an axis.
 BROKEN: Spec = {
@@ -105,9 +107,10 @@ def layer(kind: str, look: Spec, only: str = "", **channels: Any) -> Spec:
 
 def multiples(across: bool, title: str, **axis: Any) -> Spec:
     """Return a logarithmic axis of multiples of the base's, across or up."""
-    labels = TIMES.replace("AXIS", "x" if across else "y")
+    labels, lined = (test.replace("AXIS", "x" if across else "y") for test in (TIMES, LINED))
     scale = {"type": "log", "nice": False, "padding": 8}
-    return amount("ratio", title=title, scale=scale, axis={"labelExpr": labels, "grid": True, **axis})
+    lines = {"grid": True, "gridOpacity": {"condition": {"test": lined, "value": 1}, "value": 0}}
+    return amount("ratio", title=title, scale=scale, axis={"labelExpr": labels, **lines, **axis})
 
 
 def the_base(axis: str) -> Spec:
