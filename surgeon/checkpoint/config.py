@@ -11,6 +11,7 @@ from surgeon.errors import CheckpointError
 
 _LONGEST = 1 << 22  # bytes; the longest known, of quantizers that list their layers, have some hundred kilobytes
 _LARGEST = 2**40
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # what families call how many there are
 _KINDS: Mapping[str, tuple[type, str]] = {
     "model_type": (str, "text"),
     "text_config": (dict, "an object"),
@@ -54,3 +55,7 @@ def _check(config: Mapping[str, Any]) -> None:
         given = config.get(name)
         if given is not None and not isinstance(given, kind):
             raise NotPlain(f"`{name}` must be {word}, and is {type(given).__name__}")
+    for name in LAYERS:  # of which transformers makes a list before anything can be held against the tensors
+        given = config.get(name)
+        if type(given) is int and given >= _LARGEST:
+            raise NotPlain(f"`{name}` is no number of layers")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.config import whole_number
+from surgeon.checkpoint.config import LAYERS, whole_number
 from surgeon.errors import CheckpointError, SurgeonError
 from surgeon.freeze.bundle import ModelPlace
 from surgeon.memory import give_memory_back
@@ -217,7 +217,7 @@ def _building(checkpoint: Checkpoint) -> Iterator[None]:
 def _refuse_layers(checkpoint: Checkpoint) -> None:
     """Refuse a config that asks for more layers than there are tensors: to build them alone could take forever."""
     for part in (checkpoint.config, checkpoint.config.get("text_config") or {}):
-        layers = whole_number(part, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+        layers = whole_number(part, *LAYERS)
         tensors = len(checkpoint.tensors)
         if layers > max(_MANY_LAYERS, tensors):
             raise CheckpointError(f"{checkpoint.folder}: {layers:,} layers by its config.json, but {tensors:,} tensors")
