@@ -58,7 +58,8 @@ NOT_RUN = {
     "hf surgeon": "the same commands, by way of the extension",
     "hf jobs": "runs on rented machines; tests/hub/test_hf.py reads the script's header as the client does",
     "surgeon chat out --serve": "serves until it is ended; tests/chat/test_serving.py does that",
-    "surgeon apply paper/smollm2/": "needs the weights of SmolLM2; tests/test_shipped_recipes.py plans these recipes",
+    "surgeon apply paper/smollm2/": "needs SmolLM2's weights; tests/recipe/test_shipped_recipes.py plans these recipes",
+    "surgeon apply methods/smollm2/": "the same",
     "make ": "continuous integration runs these",
     "python benchmarks/": "measures, for minutes",
     "python examples/freeze_matrix.py": "trains in every setting that is installed, for minutes",
@@ -90,12 +91,14 @@ def steps(page: str) -> Iterator[tuple[str, str]]:
 def prepare(folder: Path) -> None:
     """Lay out what the pages take for granted: models, some of them trained on, and the shipped recipes."""
     (folder / "recipes").symlink_to(ROOT / "recipes")
-    for name in ("my-model", "A", "B", "checkpoint-500", "out/claim5/trained/nothing-0.0003-0"):
+    trained = [f"out/stitch/{language}/trained/nothing-0.0003-0" for language in ("zh", "es")]
+    for name in ("my-model", "A", "B", "checkpoint-500", "out/claim5/trained/nothing-0.0003-0", *trained):
         shutil.copytree(ROOT / "surgeon" / "assets" / "tiny30", folder / name)
-    checkpoint = Checkpoint.open(folder / "B")
-    with checkpoint.headers[0].path.open("r+b") as file:
-        file.seek(checkpoint.tensors["model.layers.0.mlp.up_proj.weight"].offset)
-        file.write(b"<" * 64)
+    for name, byte in (("B", b"<"), (trained[0], b"<"), (trained[1], b"=")):
+        checkpoint = Checkpoint.open(folder / name)
+        with checkpoint.headers[0].path.open("r+b") as file:
+            file.seek(checkpoint.tensors["model.layers.0.mlp.up_proj.weight"].offset)
+            file.write(byte * 64)
 
 
 def run_command(command: str) -> None:
