@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from conftest import ModelMaker
+from safetensors.torch import load_file, save_file
 
-from surgeon.checkpoint.fingerprint import Fingerprint, library_versions, tokenizer_hashes
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.fingerprint import (
+    Fingerprint,
+    _hash_tensor,
+    content_hash,
+    library_versions,
+    tensor_hashes,
+    tokenizer_hashes,
+)
 
 MADE = Fingerprint(
     version=1,
@@ -88,3 +100,37 @@ def test_versions_are_those_of_the_libraries() -> None:
     found = library_versions()
     assert found["transformers"] == transformers.__version__
     assert torch.__version__.startswith(found["torch"].partition("+")[0])
+
+
+def independent_hashes(folder: Path) -> dict[str, str]:
+    """Hash what another library reads out of the files."""
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        for name, tensor in load_file(path).items():
+            found[name] = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return found
+
+
+def test_hashes_of_tensors_are_those_of_their_bytes(make_model: ModelMaker) -> None:
+    folder = make_model("llama", dtype="bfloat16", shard="20KB")
+    checkpoint, expected = Checkpoint.open(folder), independent_hashes(folder)
+    assert tensor_hashes(checkpoint, 2) == expected
+    some = sorted(expected)[1::3]
+    assert tensor_hashes(checkpoint, 1, some) == {name: expected[name] for name in some}
+    # As a tensor of a file that is on the Hub alone is hashed: read piece by piece.
+    assert {name: _hash_tensor(info) for name, info in checkpoint.tensors.items()} == expected
+
+
+def test_the_hash_of_a_checkpoint_follows_names_and_bytes_and_no_shards(make_model: ModelMaker, tmp_path: Path) -> None:
+    sharded = make_model("llama", dtype="bfloat16", shard="20KB")
+    tensors = {name: value for path in sharded.glob("*.safetensors") for name, value in load_file(path).items()}
+    whole, other = tmp_path / "whole.safetensors", tmp_path / "other.safetensors"
+    save_file(tensors, whole)
+    content = content_hash(Checkpoint.open(sharded), 2)
+    assert content_hash(Checkpoint.open(whole), 1) == content
+    name = sorted(tensors)[-1]
+    changed = tensors[name].clone()
+    changed.view(torch.int16).view(-1)[-1] ^= 1
+    for others in ({name: changed}, {name: tensors[name].reshape(1, -1)}, {name: tensors[name].view(torch.float16)}):
+        save_file({**tensors, **others}, other)
+        assert content_hash(Checkpoint.open(other), 1) != content
