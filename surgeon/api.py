@@ -119,7 +119,7 @@ def _apply(
         before = read_object(out / MANIFEST)
         repeated = read_object(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
         region_files = save_regions(run)
-        assert run.edits is not None  # counted, and found not to be empty, before anything is written
+        assert run.edits is not None  # found not to be empty before anything is written
         staged = stage_variants(run, region_files)
         found, method = verify_variants(run)  # meanwhile the disk takes what was staged
         with run.progress.task("page", 1):

@@ -124,10 +124,10 @@ class Run:
 
     @cached_property
     def edits(self) -> dict[str, EditCount]:
-        """What each variant changes, written or not.
+        """What each variant changes that is not written as a checkpoint; writing one counts what it changes.
 
         Raises:
-            RegionError: a region that a variant uses turned out to be empty; all such at once.
+            RegionError: a region that any variant uses turned out to be empty; all such at once.
         """
         counts, problems = {}, []
         for name, variant in self.plan.recipe.variants.items():
@@ -136,11 +136,17 @@ class Run:
             problems += [
                 f"region '{label}' turned out to be empty, so that '{name}' would do nothing" for label in empty
             ]
-            with self.timed("count"):
-                counts[name] = count_edits(self.plan.checkpoint, variant.operations, regions)
+            if variant.write is not True and not problems:
+                counts[name] = self.count(name)
         if problems:
             raise RegionError(*problems)
         return counts
+
+    def count(self, variant: str) -> EditCount:
+        """Count what a variant changes, in a pass over what it touches."""
+        regions = self.regions_of(variant)
+        with self.timed("count"):
+            return count_edits(self.plan.checkpoint, self.plan.recipe.variants[variant].operations, regions)
 
 
 def save_regions(run: Run) -> dict[str, Path]:
@@ -319,7 +325,8 @@ def _region_report(the_plan: Plan, name: str, region: Region) -> RegionReport:
 
 
 def _variant_report(run: Run, name: str, done: Staged | Written | None) -> VariantReport:
-    edits = run.edits[name]
+    counted = done.marker.edits if isinstance(done, Staged) else run.edits[name]
+    edits = counted if counted is not None else run.count(name)
     return VariantReport(
         operations=list(run.plan.variants[name].operations),
         entries=edits.entries,

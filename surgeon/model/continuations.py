@@ -91,9 +91,8 @@ def continue_prompts(
         if stack.loaded.weights.stays:
             _go_on(stack, variants, texts, ends, new_tokens, advance)
         for _ in range(0 if stack.loaded.weights.stays else new_tokens):
-            if all(text.done for of_variant in texts for text in of_variant):
-                break
-            _add_token(stack, variants, texts, ends)
+            if not all(text.done for of_variant in texts for text in of_variant):
+                _add_token(stack, variants, texts, ends)
             advance(1)
     return {
         variant.name: [_continuation(stack.loaded.tokenizer, text) for text in of_variant]
@@ -122,14 +121,15 @@ def _complete(
     model: Any, text: _Text, ends: frozenset[int], new_tokens: int, device: str, advance: Callable[[int], None]
 ) -> None:
     kept, ids = None, list(text.prompt.ids)
-    for _ in range(new_tokens):
+    for count in range(new_tokens):
         output = model(input_ids=torch.tensor([ids], device=device), past_key_values=kept, use_cache=True)
         kept, token = getattr(output, "past_key_values", None), _likeliest(output.logits[0, -1])
-        advance(1)
         if token is None or token in ends:
             text.stopped, text.done = "nan" if token is None else "end", True
+            advance(new_tokens - count)
             return
         text.added.append(token)
+        advance(1)
         # A family that keeps nothing is given the whole text again.
         ids = [token] if kept is not None else [*text.prompt.ids, *text.added]
 

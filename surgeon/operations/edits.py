@@ -36,7 +36,7 @@ class EditCount:
     @property
     def norm(self) -> float:
         """The L2 norm of the difference; of zeroed entries, the norm that was removed."""
-        return math.sqrt(self.square)
+        return math.sqrt(max(self.square, 0.0))  # less than that is only what a damaged file says
 
     def __add__(self, other: EditCount) -> EditCount:
         return EditCount(self.entries + other.entries, self.changed + other.changed, self.square + other.square)
@@ -156,11 +156,12 @@ def make_edit(
         InputError: an operation makes finite entries infinite in the tensor's dtype.
     """
     source = checkpoint.array(name)
-    indices = edited_indices(checkpoint, name, operations, regions)
+    steps = _steps(checkpoint, name, operations, regions)
+    indices = _union([step.indices for step in steps])
     before = checkpoint.entries(name, indices)
     values = before.copy()
     finite = bool(np.isfinite(values).all())
-    for step in _steps(checkpoint, name, operations, regions):
+    for step in steps:
         operation, chosen = step.operation, step.indices
         at = slice(None) if chosen.size == indices.size else np.searchsorted(indices, chosen)
         values[at] = operation.new_values(values[at], Target(step.name, chosen, source, step.parts))
@@ -182,12 +183,17 @@ def count_edits(checkpoint: Checkpoint, operations: Sequence[Operation], regions
     Raises:
         InputError: see `make_edit`.
     """
-    total, counted = EditCount(), set[str]()
-    for name in touched_tensors(checkpoint, operations, regions):
-        if name not in counted:
-            counted.update(stored_copies(checkpoint.ties, name))
-            total += make_edit(checkpoint, name, operations, regions).count()
-    return total
+    names = counted_once(checkpoint, touched_tensors(checkpoint, operations, regions))
+    return sum((make_edit(checkpoint, name, operations, regions).count() for name in names), EditCount())
+
+
+def counted_once(checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:
+    """Return the tensors of which an edit counts: of stored copies of a tied weight, the first."""
+    found: dict[str, str] = {}
+    for name in names:
+        if name not in found:
+            found |= dict.fromkeys(stored_copies(checkpoint.ties, name), name)
+    return list(dict.fromkeys(found.values()))
 
 
 @dataclass(frozen=True)

@@ -100,17 +100,16 @@ def select_evenly(total: int, wanted: int, seed: int, label: str) -> Indices:
         mask = np.ones(total, dtype=np.bool_)
         mask[_first_distinct(stream, total, total - wanted)] = False
         return np.flatnonzero(mask)
-    return np.sort(_first_distinct(stream, total, wanted))
+    return _first_distinct(stream, total, wanted)
 
 
 def _first_distinct(stream: np.random.Generator, total: int, wanted: int) -> Indices:
+    """Return them sorted; as many as are missing are drawn at a time, so that there are never too many."""
     drawn: Indices = np.empty(0, dtype=np.int64)
     while drawn.size < wanted:
-        missing = wanted - drawn.size
-        drawn = np.concatenate([drawn, stream.integers(total, size=missing + missing // 8 + 16, dtype=np.int64)])
-        _, first = np.unique(drawn, return_index=True)
-        drawn = drawn[np.sort(first)]
-    return drawn[:wanted]
+        more = stream.integers(total, size=wanted - drawn.size, dtype=np.int64)
+        drawn = np.unique(np.concatenate([drawn, more]))
+    return drawn
 
 
 def keys_of(name: str, scores: NDArray[np.float32]) -> NDArray[np.uint32]:

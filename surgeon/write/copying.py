@@ -18,7 +18,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.storage import Header, flush, naming
 from surgeon.model.together import Models
 from surgeon.operations import Operation
-from surgeon.operations.edits import touched_tensors
+from surgeon.operations.edits import counted_once, touched_tensors
 from surgeon.region.carried import receive_regions, share_regions
 from surgeon.region.region import Region
 from surgeon.write.companions import copy_companions
@@ -122,13 +122,14 @@ def _copy_shards(
 ) -> Result:
     copied: dict[str, Copied] = {}
     touched = touched_tensors(checkpoint, operations, regions)
+    counted = frozenset(counted_once(checkpoint, touched))
     disk = ThreadPoolExecutor(1)
     flushing: list[Future[None]] = []
 
     def job(header: Header, stopping: Event) -> None:
         names = [name for name in touched if name in header.tensors]
         target = folder / header.path.name
-        copied[header.path.name] = copy_shard(checkpoint, header, names, target, operations, regions, stopping)
+        copied[header.path.name] = copy_shard(checkpoint, header, names, counted, target, operations, regions, stopping)
         flushing.append(disk.submit(flush_file, target))
         advance(header.file_size)
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from surgeon.checkpoint.fingerprint import damaged
 from surgeon.checkpoint.plain_json import NotPlain, read_object
 from surgeon.errors import InputError
+from surgeon.operations.edits import EditCount
 
 MARKER = "surgeon.json"
 
@@ -27,12 +28,13 @@ class MarkedModel(BaseModel):
 class Marker(BaseModel):
     """What tells a variant from all others.
 
-    `donors` and `regions` are SHA-256 by name. `tensors` and `entries` count what the operations acted on. `files`
+    `donors` and `regions` are SHA-256 by name. `tensors` and `entries` count what the operations acted on, stored
+    copies of tied weights included; `edits` count those once, and are None in a variant of an older surgeon. `files`
     are the SHA-256 of the weights and of what came along, by path in the variant; not of the card and its figures,
     which tell of measurements, nor of the marker itself.
     """
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="strings")
 
     variant: str
     operations: list[dict[str, Any]]
@@ -44,6 +46,7 @@ class Marker(BaseModel):
     recipe: dict[str, Any]
     tensors: int = 0
     entries: int = 0
+    edits: EditCount | None = None
     files: dict[str, str] = {}
 
     @classmethod
@@ -78,7 +81,7 @@ class Marker(BaseModel):
         return self._asked() == other._asked()
 
     def _asked(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"tensors", "entries", "files"})
+        return self.model_dump(mode="json", exclude={"tensors", "entries", "edits", "files"})
 
     def intact(self, folder: Path, jobs: int) -> bool:
         """True if every file in `folder` is as it was written; those of a variant that names none are not known."""

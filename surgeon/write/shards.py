@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from threading import Event
@@ -24,7 +24,7 @@ from surgeon.checkpoint.remembered import FileDigest, hashes_of, known_hashes
 from surgeon.checkpoint.storage import Header, naming, on_disk
 from surgeon.errors import CheckpointError, EnvironmentFailure
 from surgeon.operations import Operation
-from surgeon.operations.edits import Edit, make_edit
+from surgeon.operations.edits import Edit, EditCount, make_edit
 from surgeon.region.region import Region
 
 _BUFFER_BYTES = 1 << 18  # stays in the processor's cache between reading, hashing, poking and writing
@@ -35,23 +35,28 @@ _NOT_SUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, err
 
 @dataclass(frozen=True)
 class Copied:
-    """A file that was written: its SHA-256, its stamp after the last byte, and how many entries were edited."""
+    """A file that was written: its SHA-256, its stamp after the last byte, and how much of it was edited.
+
+    `entries` are all that were acted on; `edits` leave out stored copies of a tied weight that count elsewhere.
+    """
 
     sha256: str
     stamp: Stamp
     entries: int = 0
+    edits: EditCount = field(default_factory=EditCount)
 
 
 def copy_shard(
     checkpoint: Checkpoint,
     header: Header,
     names: Sequence[str],
+    counted: Container[str],
     target: Path,
     operations: Sequence[Operation],
     regions: Mapping[str, Region],
     stopping: Event,
 ) -> Copied:
-    """Copy one shard to `target` with the edits of the named tensors.
+    """Copy one shard to `target` with the edits of the named tensors, of which some are `counted`.
 
     The source's own hashes are made on the way, if they are not known. Memory: one small buffer, and the indices and
     values of one tensor's edit.
@@ -69,15 +74,16 @@ def copy_shard(
             stamp = file_stamp(os.fstat(writer.fileno()))
             return Copied(hashes_of(header).file, stamp)
         stream = _Stream(reader, writer, None if known_hashes(header) else FileDigest(header), stopping)
-        entries, position = 0, 0
+        entries, edits, position = 0, EditCount(), 0
         for info in sorted((header.tensors[name] for name in names), key=lambda info: info.offset):
             stream.copy(info.offset - position)
             edit = make_edit(checkpoint, info.name, operations, regions)
             stream.copy(info.nbytes, edit)
             entries += edit.indices.size
+            edits += edit.count() if info.name in counted else EditCount()
             position = info.offset + info.nbytes
         stream.copy(header.file_size - position)
-        return stream.finish(entries)
+        return replace(stream.finish(), entries=entries, edits=edits)
 
 
 class _Stream:
@@ -108,11 +114,11 @@ class _Stream:
             _write_fully(self._writer, chunk)
             self._to_disk.passed(chunk.size)
 
-    def finish(self, entries: int) -> Copied:
+    def finish(self) -> Copied:
         """Say what was written, and remember the source's hashes."""
         if self._source is not None:
             self._source.finish()
-        return Copied(self._digest.hexdigest(), file_stamp(os.fstat(self._writer.fileno())), entries)
+        return Copied(self._digest.hexdigest(), file_stamp(os.fstat(self._writer.fileno())))
 
 
 class _ToDisk:

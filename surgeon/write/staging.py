@@ -25,7 +25,7 @@ from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
 from surgeon.freeze.bundle import write_bundle
 from surgeon.operations import Operation
-from surgeon.operations.edits import check_regions_fit, touched_tensors
+from surgeon.operations.edits import EditCount, check_regions_fit, touched_tensors
 from surgeon.region.region import Region
 from surgeon.write.companions import companions
 from surgeon.write.copying import copy_all, flush_file
@@ -176,8 +176,14 @@ def _filled(marker: Marker, folder: Path, copied: Mapping[str, Copied], tensors:
         name = path.relative_to(folder).as_posix()
         if name not in files and name not in (MARKER, CARD):
             files[name] = file_hash(path)
-    entries = sum(item.entries for item in copied.values())
-    return marker.model_copy(update={"files": dict(sorted(files.items())), "tensors": tensors, "entries": entries})
+    counts = [copied[name] for name in sorted(copied)]  # in one order, whichever file was finished first
+    found = {
+        "tensors": tensors,
+        "entries": sum(item.entries for item in counts),
+        "edits": sum((item.edits for item in counts), EditCount()),
+        "files": dict(sorted(files.items())),
+    }
+    return marker.model_copy(update=found)
 
 
 def _plain_marker(checkpoint: Checkpoint, name: str, operations: Sequence[Operation]) -> Marker:

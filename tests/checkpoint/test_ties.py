@@ -28,6 +28,7 @@ from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
 from surgeon.text.corpora import Corpus
+from surgeon.write.marker import Marker
 from surgeon.write.staging import write_variant
 
 
@@ -125,7 +126,9 @@ def test_a_family_tied_by_default_is_edited_as_transformers_loads_it(
 
 
 @pytest.mark.parametrize("operation", [Zero(zero="r"), Noise(noise="r", relative=0.5)], ids=lambda item: item.kind)
-def test_a_region_that_names_both_copies_takes_the_union(operation: Operation, store_both: StoreBoth) -> None:
+def test_a_region_that_names_both_copies_takes_the_union(
+    operation: Operation, store_both: StoreBoth, tmp_path: Path
+) -> None:
     checkpoint = Checkpoint.open(store_both())
     names = ("transformer.wte.weight", "lm_head.weight")
     shape = checkpoint.tensors[names[0]].shape
@@ -141,6 +144,10 @@ def test_a_region_that_names_both_copies_takes_the_union(operation: Operation, s
     assert (counted.entries, counted.changed) == (5, 5)
     expected = torch.from_numpy(before - edits[0].values.astype(np.float64)).norm().item()
     assert counted.norm == pytest.approx(expected, rel=1e-12)
+    write_variant(checkpoint, [operation], {"r": region}, tmp_path / "v")
+    marker = Marker.read(tmp_path / "v")
+    assert marker.edits == counted
+    assert (marker.tensors, marker.entries) == (2, 10)
 
 
 def test_zeroing_zeros_changes_nothing(make_model: ModelMaker) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,27 @@ def test_an_end_token_ends_it(llama: Path) -> None:
     assert say(stack, "a", 3) == Continuation("a", "<s><s><s>", 3, "length")
     stack.loaded.model.generation_config.eos_token_id = [0, 5]
     assert say(stack, "a", 3) == Continuation("a", "", 0, "end")
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_text_that_ends_early_counts_as_done(stays: bool, llama: Path) -> None:
+    stack = stack_of(llama)
+    stack.loaded.weights.fill()
+    stack.loaded.weights.stays = stays
+    stack.loaded.model.generation_config.eos_token_id = list(range(stack.loaded.model.config.vocab_size))
+    units: list[int] = []
+
+    class Counted(Progress):
+        @contextmanager
+        def task(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+            units.append(-total)
+            yield units.append
+
+    prompts = encode_prompts(stack, ["a", "b"], 7)
+    found = continue_prompts(stack, [Variant("base")], prompts, 7, Counted())["base"]
+    assert [item.stopped for item in found] == ["end", "end"]
+    assert len(units) > 1
+    assert sum(units) == 0  # what was announced is what was told as done, so that nothing seems to be left
 
 
 def test_what_cannot_be_continued_is_refused(llama: Path) -> None:

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from surgeon.errors import InputError
-from surgeon.region.select import entry_count_in_outputs, select_extreme, select_in_outputs, select_random
+from surgeon.region.select import (
+    entry_count_in_outputs,
+    select_evenly,
+    select_extreme,
+    select_in_outputs,
+    select_random,
+)
+from surgeon.seeds import generator
 
 few_values = hnp.arrays(np.float32, st.integers(1, 60), elements=st.sampled_from([0.0, 1.0, 1.5, 2.0, 1e-30]))
 fractions = st.floats(0.01, 1.0)
@@ -73,6 +80,15 @@ def test_random_depends_on_seed_and_name_only() -> None:
     ]
     assert draw[0] == draw[1]
     assert len({tuple(item) for item in draw}) == 3
+
+
+@given(st.integers(1, 5000), st.floats(0, 0.5), st.integers(0, 5))
+def test_random_takes_the_first_distinct_values_of_its_stream(total: int, fraction: float, seed: int) -> None:
+    wanted = int(fraction * total)
+    stream, expected = generator(seed, "w"), set[int]()
+    while len(expected) < wanted:
+        expected.add(int(stream.integers(total, dtype=np.int64)))
+    assert select_evenly(total, wanted, seed, "w").tolist() == sorted(expected)
 
 
 def test_the_random_stream_is_pinned() -> None:

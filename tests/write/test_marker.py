@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from surgeon.errors import InputError
+from surgeon.operations.edits import EditCount
 from surgeon.write.marker import MARKER, MarkedModel, Marker
 
 MADE = Marker(
@@ -24,9 +26,21 @@ MADE = Marker(
 )
 
 
-def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
-    (tmp_path / MARKER).write_text(MADE.text(), encoding="utf-8")
-    assert Marker.read(tmp_path) == MADE
+@pytest.mark.parametrize("edits", [None, EditCount(7, 5, 0.25), EditCount(7, 5, math.inf)])
+def test_what_is_written_is_what_is_read(edits: EditCount | None, tmp_path: Path) -> None:
+    made = MADE.model_copy(update={"edits": edits})
+    (tmp_path / MARKER).write_text(made.text(), encoding="utf-8")
+    assert Marker.read(tmp_path) == made
+
+
+def test_a_change_that_is_no_number_stays_none(tmp_path: Path) -> None:
+    (tmp_path / MARKER).write_text(MADE.model_copy(update={"edits": EditCount(1, 1, math.nan)}).text())
+    edits = Marker.read(tmp_path).edits
+    assert edits is not None
+    assert math.isnan(edits.norm)
+
+
+def test_files_are_named_with_their_hashes() -> None:
     assert json.loads(MADE.text())["files"] == {"model.safetensors": "4" * 64}
 
 
@@ -48,7 +62,7 @@ def test_another_cause_does_not_match(change: dict[str, Any]) -> None:
 
 
 def test_what_came_out_is_not_compared() -> None:
-    assert MADE.matches(MADE.model_copy(update={"tensors": 0, "entries": 0, "files": {}}))
+    assert MADE.matches(MADE.model_copy(update={"tensors": 0, "entries": 0, "edits": EditCount(), "files": {}}))
 
 
 def test_intact_means_every_file_with_its_hash(tmp_path: Path) -> None:
