@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -18,6 +17,7 @@ from surgeon.freeze.entries import bits
 from surgeon.freeze.held import Held, Owner
 from surgeon.freeze.layout import TORCH_DTYPES, whole_flat
 from surgeon.freeze.trained import MOST, TrainedEntries
+from surgeon.region.region import united
 
 
 def hold(bundle: Bundle, model: torch.nn.Module, chosen: Mapping[str, list[Bound]]) -> list[Held]:
@@ -40,9 +40,8 @@ def hold(bundle: Bundle, model: torch.nn.Module, chosen: Mapping[str, list[Bound
     held: list[Held] = []
     for copy, parameter, offsets in by_parameter.values():
         parts = [region.indices(name) + offset for name, offset in offsets.items()]
-        indices = parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts))
         kind = TrainedEntries if few else Held
-        held.append(kind(next(iter(offsets)), parameter, indices, copy, tuple(owners.get(id(parameter), ()))))
+        held.append(kind(next(iter(offsets)), parameter, united(parts), copy, tuple(owners.get(id(parameter), ()))))
     return held
 
 

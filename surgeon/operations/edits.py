@@ -19,7 +19,7 @@ from surgeon.checkpoint.ties import stored_copies
 from surgeon.errors import CheckpointError, InputError, RegionError, did_you_mean
 from surgeon.operations import Operation, Target, open_donor
 from surgeon.region.patch import Patch
-from surgeon.region.region import Indices, Region
+from surgeon.region.region import Indices, Region, united
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def edited_indices(
     checkpoint: Checkpoint, name: str, operations: Sequence[Operation], regions: Mapping[str, Region]
 ) -> Indices:
     """Return the sorted flat indices of one tensor that any of the operations acts on."""
-    return _union([step.indices for step in _steps(checkpoint, name, operations, regions)])
+    return united([step.indices for step in _steps(checkpoint, name, operations, regions)])
 
 
 def make_edit(
@@ -157,7 +157,7 @@ def make_edit(
     """
     source = checkpoint.array(name)
     steps = _steps(checkpoint, name, operations, regions)
-    indices = _union([step.indices for step in steps])
+    indices = united([step.indices for step in steps])
     before = checkpoint.entries(name, indices)
     values = before.copy()
     finite = bool(np.isfinite(values).all())
@@ -224,18 +224,9 @@ def _steps(
         members = [alias for alias in group if any(alias in region for region in used)]
         if members:
             entries = {
-                label: _union([regions[label].indices(alias) for alias in group if alias in regions[label]])
+                label: united([regions[label].indices(alias) for alias in group if alias in regions[label]])
                 for label in dict.fromkeys(operation.regions)
             }
             parts = tuple(entries[label] for label in operation.regions)
-            steps.append(_Step(operation, members[0], _union(parts), parts))
+            steps.append(_Step(operation, members[0], united(parts), parts))
     return steps
-
-
-def _union(parts: Sequence[Indices]) -> Indices:
-    """Return the sorted distinct indices of all parts, each of which is sorted."""
-    parts = [part for i, part in enumerate(parts) if not any(part is other for other in parts[:i])]
-    if len(parts) == 1:
-        return parts[0]
-    merged = np.sort(np.concatenate([*parts, np.empty(0, np.int64)]), kind="stable")  # which merges runs
-    return merged[np.diff(merged, prepend=-1) > 0]

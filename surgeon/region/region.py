@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -343,6 +343,18 @@ class Region:
         return shared / union if union else 1.0
 
 
+def united(parts: Sequence[Indices]) -> Indices:
+    """Return the sorted distinct indices of all parts, each of which is sorted.
+
+    NumPy's own `unique` and `union1d` hash, which takes twenty times as long as to sort.
+    """
+    parts = [part for i, part in enumerate(parts) if not any(part is other for other in parts[:i])]
+    if len(parts) == 1:
+        return parts[0]
+    merged = np.sort(np.concatenate([*parts, np.empty(0, np.int64)]), kind="stable")  # which merges runs
+    return merged[np.diff(merged, prepend=-1) > 0]
+
+
 def hits_of(places: Indices) -> NDArray[np.int64]:
     """Count how often each place occurs that occurs at all, in no promised order of places."""
     if places.size and int(places.max()) > 4 * places.size + (1 << 20):  # too wide a span to count over
@@ -382,7 +394,7 @@ def _intersect(left: Indices, right: Indices) -> Indices:
 
 
 def _unite(left: Indices, right: Indices) -> Indices:
-    return np.union1d(left, right)
+    return united([left, right])
 
 
 def _subtract(left: Indices, right: Indices) -> Indices:

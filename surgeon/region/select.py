@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.errors import InputError
-from surgeon.region.region import Indices
+from surgeon.region.region import Indices, united
 from surgeon.seeds import generator
 
 Scores = Callable[[str], NDArray[np.float32]]
@@ -108,7 +108,7 @@ def _first_distinct(stream: np.random.Generator, total: int, wanted: int) -> Ind
     drawn: Indices = np.empty(0, dtype=np.int64)
     while drawn.size < wanted:
         more = stream.integers(total, size=wanted - drawn.size, dtype=np.int64)
-        drawn = np.unique(np.concatenate([drawn, more]))
+        drawn = united([drawn, np.sort(more)])
     return drawn
 
 
