@@ -126,7 +126,7 @@ def likenesses(regions: Mapping[str, Region]) -> dict[tuple[str, str], Likeness]
     for tensor, shape in shapes.items():
         numel = math.prod(shape)
         indices = {name: region.indices(tensor) for name, region in regions.items() if tensor in region}
-        for i, left in enumerate(indices):
+        for i, left in enumerate(list(indices)[:-1]):
             mask = np.zeros(numel, dtype=np.bool_)
             mask[indices[left]] = True
             for right in list(indices)[i + 1 :]:
