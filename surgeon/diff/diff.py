@@ -30,6 +30,7 @@ Kind = Literal["same", "changed", "renamed", "renamed_changed", "retyped", "resh
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BYTEWISE = "entries share bytes; compared byte by byte"
 CHUNK = 1 << 20  # entries held of each checkpoint, per thread; a multiple of eight, so that masks pack
+_BLOCK = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -295,10 +296,11 @@ def _measure(left: NDArray[Any], right: NDArray[Any], at: Indices) -> Change:
     """Total up a piece of both checkpoints whose entries differ at positions `at`."""
     if left.dtype.kind == "c" or left.dtype.type is np.void:  # complex numbers and bare bytes have no magnitudes
         return Change(entries=left.size, changed=at.size)
-    values = left.astype(np.float64)
     with np.errstate(all="ignore"):  # infinities are the user's, and counted below
-        base_square = float(np.dot(values, values))
-        old, new = values[at], right[at].astype(np.float64)
+        base_square = _square(left)
+        if not at.size:
+            return Change(entries=left.size, base_square=base_square)
+        old, new = left[at].astype(np.float64), right[at].astype(np.float64)
         delta = new - old
         finite = np.isfinite(delta)
         delta = delta[finite]
@@ -312,6 +314,19 @@ def _measure(left: NDArray[Any], right: NDArray[Any], at: Indices) -> Change:
             base_square=base_square,
             largest=float(np.abs(delta).max(initial=0.0)),
         )
+
+
+def _square(values: NDArray[Any]) -> float:
+    """Return the sum of the squares in float64, over blocks that stay in the processor's cache.
+
+    Narrow types go by way of float32, which holds all that they hold: straight to float64 is many times as slow.
+    """
+    result = 0.0
+    for start in range(0, values.size, _BLOCK):
+        block = values[start : start + _BLOCK]
+        wide = (block.astype(np.float32) if block.itemsize < 4 else block).astype(np.float64)
+        result += float(np.dot(wide, wide))
+    return result
 
 
 def chunks(
