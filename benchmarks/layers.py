@@ -4,8 +4,9 @@
 
 Makes a Llama-shaped bfloat16 checkpoint of random weights in WORK (6.4 GB with the defaults; the builtin model's
 tokenizer), then runs `surgeon apply` on it: two languages scored, the core and its controls selected, the base and
-three variants verified, one written. Prints the time of each step, the processor time of all, the highest anonymous memory seen, sampled every
-20 ms, and the plan's estimate of it. Exit code 1 if memory went over --limit gigabytes.
+three variants verified, one written. Prints the time of each step, wall and processor time of all, the highest
+anonymous memory seen, sampled every 20 ms, and the plan's estimate of it. Exit code 1 if memory went over --limit
+gigabytes.
 """
 
 from __future__ import annotations
