@@ -62,9 +62,7 @@ def tell(report: Report, about: str | None = None) -> Story:
     if cut is not None:
         size = report.variants[cut].entries
         alike = [name for name in controls if _alike(report.variants[name].entries, size)]
-        controls = sorted(
-            alike or controls, key=lambda name: any(drawn(report, region) == "bottom" for region in used[name])
-        )
+        controls = sorted(alike or controls, key=lambda name: max(_rank(report, region) for region in used[name]))
     named = [region for region in (used[cut] if cut else []) if region in report.regions]
     others = sorted(report.regions, key=lambda name: is_control(report, name))
     shown = next(iter([*named, *others]), None)
@@ -79,23 +77,31 @@ def regions_of(report: Report, variant: str) -> list[str]:
 
 
 def drawn(report: Report, region: str) -> str | None:
-    """Return how a region of ordinary entries was drawn: `random`, of the lowest score (`bottom`), in `dimensions`.
+    """Return how a region that stands beside others was drawn.
 
-    None if its entries were chosen for what they are.
+    Of ordinary entries: `random`, of the lowest score (`bottom`), in `dimensions`; or a control of the largest values
+    (`magnitude`). None if its entries were chosen for what they are.
     """
     found, spec = report.regions.get(region), _spec(report, region)
     select, control, dimensions, score = (spec.get(key) or {} for key in ("select", "control", "dimensions", "score"))
     kinds = {*select, control.get("draw"), found.origin if found is not None else None}
     if "bottom" in kinds:
         return "bottom"
+    if control.get("draw") == "magnitude":
+        return "magnitude"
     if dimensions.get("random"):
         return "dimensions"
     return "random" if "random" in kinds or score.get("kind") == "random" else None
 
 
 def is_control(report: Report, region: str) -> bool:
-    """Say whether a region stands for ordinary entries."""
+    """Say whether a region is there to be compared with."""
     return drawn(report, region) is not None
+
+
+def _rank(report: Report, region: str) -> int:
+    """Order controls: ordinary entries first, those that do nothing last."""
+    return {"magnitude": 1, "bottom": 2}.get(str(drawn(report, region)), 0)
 
 
 def scored_languages(report: Report) -> set[str]:
@@ -225,7 +231,10 @@ def _control(report: Report, variant: str, cut: str) -> str:
     many = "as many" if _alike(report.variants[variant].entries, report.variants[cut].entries) else variant + ","
     if "dimensions" in kinds:
         return f"{many} in other dimensions"
-    said = {"bottom": f"{many} of the lowest score", "random": f"{many} at random"}
+    said = {
+        "bottom": f"{many} of the lowest score", "magnitude": f"{many} of the largest weights",
+        "random": f"{many} at random",
+    }  # fmt: skip
     return said.get(str(next(iter(kinds))), variant) if len(kinds) == 1 else variant
 
 
@@ -261,7 +270,7 @@ def _likest(report: Report, region: str | None) -> list[str]:
     scanned = [name for name in report.regions if report.regions[name].scan is not None]
     return sorted(scanned, key=lambda name: (
         not is_control(report, name), not _alike(report.regions[name].entries, size),
-        drawn(report, name) == "bottom",
+        _rank(report, name),
     ))  # fmt: skip
 
 

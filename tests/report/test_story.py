@@ -52,6 +52,17 @@ def test_a_cut_is_told_beside_its_controls_whatever_their_order() -> None:
         assert sentence(report, tell(report)) == expected
 
 
+def test_the_largest_weights_are_told_and_drawn_beside_the_cut() -> None:
+    """Without them a core seems to be more than large weights."""
+    regions = REGIONS | {"big": {"control": {"of": "core", "draw": "magnitude"}}}
+    cut = {"core-cut": ("zero core", dict.fromkeys(BASE, 6.0)), "big-cut": ("zero big", dict.fromkeys(BASE, 13.0))}
+    report = report_of(CONTROL | cut, regions)
+    story = tell(report)
+    assert (story.cut, story.controls) == ("core-cut", ("any-cut", "big-cut", "low-cut"))
+    assert story.beside == "any"
+    assert "; as many at random: 2.0\u00a0%; as many of the largest weights: 13 times; " in sentence(report, story)
+
+
 def test_what_was_in_reach_is_said() -> None:
     """A share is of the weights that could have been chosen, which are not always all."""
     report = report_of({"core-cut": ("zero core", dict.fromkeys(BASE, 3.0))}, {"core": {"layers": [0, 1]}})
