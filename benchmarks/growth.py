@@ -1,6 +1,6 @@
 """How costs grow with the model: writing a variant at three sizes on disk, the whole of `apply` at three models' sizes.
 
-    python benchmarks/growth.py WORK [--gigabytes 0.3 2 13] [--models 8x1024 22x2048 32x3072] [--figure FILE.svg]
+    python benchmarks/growth.py WORK [--gigabytes 0.3 2 13] [--models 8x1024 17x2304 32x3072] [--figure FILE.svg]
 
 Writing is `surgeon apply` of a random 1 % of the matrices without verification, on the checkpoints of write.py, once to
 fill the caches and once measured. The other is the recipe of layers.py (scores in two languages, controls, the base and
@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How costs grow with the model.")
     parser.add_argument("work", type=Path)
     parser.add_argument("--gigabytes", type=float, nargs="*", default=[0.3, 2.0, 13.0])
-    parser.add_argument("--models", nargs="*", default=["8x1024", "22x2048", "32x3072"])
+    parser.add_argument("--models", nargs="*", default=["8x1024", "17x2304", "32x3072"])
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
