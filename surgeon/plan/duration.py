@@ -30,7 +30,7 @@ _ROWS = 1024  # of the matrices: tokens of a batch
 _FORWARD, _BOTH_WAYS = 2, 8  # operations per weight and token: the way back does the way there once more
 _BYTES_PER_TOKEN = 3  # of text, at a guess
 _DISK = 3e8  # bytes a second, copied and hashed
-_PAGE = 3.0  # seconds for the figures
+_PAGE = 7.0  # seconds for the figures, none of which is kept from before
 _PER_CALL = 1e-3  # seconds that a layer takes however little it does
 
 
