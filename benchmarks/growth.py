@@ -47,7 +47,7 @@ def writing(work: Path, gigabytes: float) -> Row:
             [sys.executable, "-m", "surgeon", "apply", str(folder / "recipe.yaml"), "--jobs", "1"], one_thread()
         )
     shutil.rmtree(folder)
-    return told("writing, by GB", size, found, None)
+    return told("writing a variant, by gigabyte", size, found, None)
 
 
 def whole(work: Path, model: str) -> Row:
@@ -67,7 +67,7 @@ def whole(work: Path, model: str) -> Row:
     found = cost([sys.executable, "-m", "surgeon", "apply", str(recipe)], environment)
     for left in (output, cache):
         shutil.rmtree(left)
-    return told("apply, by 10⁹ parameters", parameters, found, plan.peak_memory)
+    return told("all of apply, by billion parameters", parameters, found, plan.peak_memory)
 
 
 def told(what: str, size: float, found: Cost, planned: int | None) -> Row:
