@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from surgeon.errors import InputError
-from surgeon.model.editing import Variant, edited
+from surgeon.model.editing import Variant, edited, prepared
 from surgeon.model.forward import run_models
 from surgeon.model.results import Continuation, Stopped
 from surgeon.model.stack import Stack
@@ -90,10 +90,12 @@ def continue_prompts(
     with progress.task("continuations", new_tokens * len(prompts) * len(variants) // at_once) as advance:
         if stack.loaded.weights.stays:
             _go_on(stack, variants, texts, ends, new_tokens, advance)
-        for _ in range(0 if stack.loaded.weights.stays else new_tokens):
-            if not all(text.done for of_variant in texts for text in of_variant):
-                _add_token(stack, variants, texts, ends)
-            advance(1)
+        else:
+            swept = prepared(stack.loaded, variants)
+            for _ in range(new_tokens):
+                if not all(text.done for of_variant in texts for text in of_variant):
+                    _add_token(stack, swept, texts, ends)
+                advance(1)
     return {
         variant.name: [_continuation(stack.loaded.tokenizer, text) for text in of_variant]
         for variant, of_variant in zip(variants, texts, strict=True)

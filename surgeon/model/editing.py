@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,19 +13,26 @@ from numpy.typing import NDArray
 from surgeon.checkpoint.tensors import as_tensor
 from surgeon.checkpoint.ties import stored_copies
 from surgeon.errors import CheckpointError
+from surgeon.model import budgets
 from surgeon.model.model import LoadedModel
 from surgeon.operations import Operation
-from surgeon.operations.edits import edited_indices, make_edit, touched_tensors
+from surgeon.operations.edits import Edit, edited_indices, make_edit, touched_tensors
 from surgeon.region.region import Indices, Region
+
+_BYTES_PER_ENTRY = 16  # of an edit: its place, and its value before and after
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A model to be measured: the loaded one with operations done to it; without any it is the base."""
+    """A model to be measured: the loaded one with operations done to it; without any it is the base.
+
+    `edits` are what the operations make of each tensor, where that was made beforehand (`prepared`).
+    """
 
     name: str
     operations: Sequence[Operation] = ()
     regions: Mapping[str, Region] | None = None
+    edits: Mapping[str, Edit] | None = None
 
     def touched(self, loaded: LoadedModel) -> list[str]:
         """Return the tensors to edit by the names under which the model holds them, tied copies once.
@@ -46,11 +53,28 @@ class Variant:
         return list(result)
 
 
+def prepared(loaded: LoadedModel, variants: Sequence[Variant]) -> list[Variant]:
+    """Make the edits of variants beforehand, for models that are swept through many times, unless they are too many."""
+    entries = sum(region.entries for variant in variants for region in (variant.regions or {}).values())
+    if entries * _BYTES_PER_ENTRY > budgets.EDITS_BYTES:
+        return list(variants)
+    return [
+        replace(variant, edits={name: _edit(loaded, variant, name) for name in variant.touched(loaded)})
+        for variant in variants
+    ]
+
+
+def _edit(loaded: LoadedModel, variant: Variant, name: str) -> Edit:
+    if variant.edits is not None:
+        return variant.edits[name]
+    return make_edit(loaded.checkpoint, name, variant.operations, variant.regions or {})
+
+
 @contextmanager
 def edited(loaded: LoadedModel, variant: Variant, names: Iterable[str]) -> Iterator[None]:
     """Poke a variant's edits into some of its tensors, whose parameters must be resident; put the source's back after.
 
-    The source's values come from the mapped file, so only indices are kept meanwhile.
+    The source's values come from the mapped file, so that nothing is kept meanwhile, unless edits were made beforehand.
     """
     names, regions = list(names), variant.regions or {}
 
@@ -62,11 +86,14 @@ def edited(loaded: LoadedModel, variant: Variant, names: Iterable[str]) -> Itera
     done = []
     try:
         for name in names:
-            edit = make_edit(loaded.checkpoint, name, variant.operations, regions)
+            edit = _edit(loaded, variant, name)
             done.append(name)
             poke(name, edit.indices, edit.values)
         yield
     finally:
         for name in done:
+            if variant.edits is not None:
+                poke(name, variant.edits[name].indices, variant.edits[name].before)
+                continue
             indices = edited_indices(loaded.checkpoint, name, variant.operations, regions)
             poke(name, indices, loaded.checkpoint.array(name).reshape(-1)[indices])

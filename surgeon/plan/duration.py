@@ -16,7 +16,7 @@ import numpy as np
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import place
 from surgeon.model import budgets
-from surgeon.plan.estimates import Shape, shape_of
+from surgeon.plan.estimates import Shape, edited_entries, shape_of
 from surgeon.plan.plan import Plan
 from surgeon.progress import Step
 from surgeon.recipe.schema import VerifySpec
@@ -31,6 +31,8 @@ _FORWARD, _BOTH_WAYS = 2, 8  # operations per weight and token: the way back doe
 _BYTES_PER_TOKEN = 3  # of text, at a guess
 _DISK = 3e8  # bytes a second, copied and hashed
 _PAGE = 7.0  # seconds for the figures, none of which is kept from before
+_PER_READ = 4e-9  # seconds an entry of the weights, read and widened
+_PER_EDIT = 2e-7  # seconds an entry, edited and put back
 _PER_CALL = 1e-3  # seconds that a layer takes however little it does
 
 
@@ -61,7 +63,8 @@ def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] 
         tokens = len(plan.verify_languages) * verify.tokens * models
         result.append(Step("perplexity", _FORWARD * tokens * (active + head) / rate))
         if verify.prompts:
-            result.append(Step("continuations", _continuations(verify, models, shape, active, rate)))
+            edits = edited_entries(plan)
+            result.append(Step("continuations", _continuations(verify, models, shape, active, rate, edits)))
     result.append(Step("page", _PAGE))
     return result
 
@@ -81,8 +84,9 @@ def _supply(corpus: Corpus, language: str, asked: int) -> int:
     return path.stat().st_size // (halves * _BYTES_PER_TOKEN)
 
 
-def _continuations(verify: VerifySpec, models: int, shape: Shape, active: float, rate: float) -> float:
-    """What is in memory as a whole goes on from what it has computed; else each token takes the whole text again.
+def _continuations(verify: VerifySpec, models: int, shape: Shape, active: float, rate: float, edits: int) -> float:
+    """What is in memory as a whole goes on from what it has computed; else each token takes the whole text again,
+    reads the weights, and does the edits of all variants.
 
     The head is asked for the last token alone. A model that ends its text early takes less.
     """
@@ -92,7 +96,8 @@ def _continuations(verify: VerifySpec, models: int, shape: Shape, active: float,
     tokens = given + added if stays else verify.new_tokens * (given + added // 2)
     calls = (added if stays else verify.new_tokens) * (shape.layers + 1)
     operations = _FORWARD * (tokens * active + added * shape.hidden * shape.vocabulary)
-    return models * (operations / rate + calls * _PER_CALL)
+    swept = 0.0 if stays else verify.new_tokens * (shape.total * _PER_READ + edits * _PER_EDIT)
+    return models * (operations / rate + calls * _PER_CALL) + swept
 
 
 def active_entries(checkpoint: Checkpoint) -> int:

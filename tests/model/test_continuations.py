@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,13 +22,18 @@ import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.cli import app
 from surgeon.errors import InputError, RecipeError
+from surgeon.model import budgets
 from surgeon.model.continuations import continue_prompts, encode_prompts
 from surgeon.model.editing import Variant
 from surgeon.model.model import load_model
 from surgeon.model.results import Continuation
 from surgeon.model.stack import Stack, make_stack
+from surgeon.operations import Zero
+from surgeon.operations.edits import Edit, make_edit
 from surgeon.progress import Progress
 from surgeon.recipe.reading import load_recipe
+from surgeon.region.region import Region
+from surgeon.region.select import select_evenly
 from surgeon.visible import visible
 
 
@@ -137,6 +144,38 @@ def test_a_text_that_ends_early_counts_as_done(stays: bool, llama: Path) -> None
     assert [item.stopped for item in found] == ["end", "end"]
     assert len(units) > 1
     assert sum(units) == 0  # what was announced is what was told as done, so that nothing seems to be left
+
+
+def test_edits_are_made_once_where_every_token_is_a_sweep(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = stack_of(llama)
+    checkpoint = stack.loaded.checkpoint
+    region = select_region(checkpoint)
+    variants = [Variant("base"), Variant("cut", [Zero(zero="r")], {"r": region})]
+    prompts = encode_prompts(stack, ["Alle", "Tous"], 6)
+    expected = continue_prompts(stack, variants, prompts, 6, Progress())  # by the model's own forward
+    assert expected["cut"] != expected["base"]
+    made: list[str] = []
+
+    def counted(checkpoint: Checkpoint, name: str, *rest: Any) -> Edit:
+        made.append(name)
+        return make_edit(checkpoint, name, *rest)
+
+    monkeypatch.setattr("surgeon.model.editing.make_edit", counted)
+    stack.loaded.weights.stays = False
+    assert continue_prompts(stack, variants, prompts, 6, Progress()) == expected
+    assert sorted(made) == sorted(region)
+    monkeypatch.setattr(budgets, "EDITS_BYTES", 0)  # too many to be kept: made anew for each token
+    assert continue_prompts(stack, variants, prompts, 6, Progress()) == expected
+    assert len(made) > 2 * len(region)
+    for name, slot in stack.loaded.parameters.items():  # and nothing of the cut is left behind
+        assert torch.equal(slot.values().detach(), checkpoint.tensor(name))
+
+
+def select_region(checkpoint: Checkpoint) -> Region:
+    """A random tenth of every matrix."""
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items() if len(info.shape) > 1}
+    chosen = {name: select_evenly(math.prod(shape), math.prod(shape) // 10, 0, name) for name, shape in shapes.items()}
+    return Region.from_indices(chosen, shapes)
 
 
 def test_what_cannot_be_continued_is_refused(llama: Path) -> None:
