@@ -49,9 +49,15 @@ methods: $(VENV)/installed-dev
 	for language in zh es; do $(TRAIN) --language $$language --arms nothing --seeds 0 -- out/stitch/$$language || exit 1; done
 	for name in ssu language_neurons super_weight stitch tall layers layers_freeze compare_scores; do \
 	  $(BIN)/surgeon apply methods/$$name || exit 1; done
-	$(TRAIN) -- out/ssu
-	$(TRAIN) --seeds 0 --arms zh-only random-only -- out/language-neurons
+	$(if $(CORPUS),texts=$$(cd out/stitch/zh/texts; for file in *.txt; do echo "'$${file%.txt}': $$PWD/$$file,"; done); \
+	  $(BIN)/surgeon apply methods/stitch --output out/stitch/help-texts --set verify.tokens=1024 --set "corpus={$$texts}")
+	$(TRAIN) 15 30 60 90 -- out/ssu
+	$(BIN)/python examples/further_pretraining_figure.py out/ssu/curves.jsonl
+	$(BIN)/python examples/masked_gradients.py out/ssu/variants/columns
+	$(TRAIN) --seeds 0 --arms nothing zh-only random-only -- out/language-neurons
 	$(TRAIN) --seeds 0 -- out/layers-freeze
+	for name in language-neurons layers-freeze; do \
+	  $(BIN)/python examples/further_pretraining_figure.py out/$$name/curves.jsonl || exit 1; done
 
 smollm2: $(VENV)/installed-dev
 	$(BIN)/python scripts/fetch_smollm2.py models/SmolLM2-135M-Instruct

@@ -7,7 +7,8 @@ Arms: nothing frozen, and each variant of the first command with its bundle froz
 same batches. The unfrozen arm is measured also with each bundle's entries put back to the base's values
 (reversion). Text: the scoring half of the Declaration to train on, the evaluation half to measure on; with
 `--corpus FOLDER` (files `LANG.txt` or `LANG.txt.xz`, one paragraph a line; their first 4,000 characters are kept
-for measuring) it trains on that text and measures on both.
+for measuring) it trains on that text and measures on both. OUTPUT/texts/LANG.txt are then texts for a recipe's
+`corpus`: of their two halves the one that recipes measure on is what was kept.
 
 Every measurement is appended to OUTPUT/curves.jsonl at once, and a run that is complete there is not repeated.
 `further_pretraining_figure.py` draws it.
@@ -35,12 +36,14 @@ from surgeon.text.windows import bos_token, evaluation_windows, tokenize
 
 HELD_OUT_CHARACTERS = 4_000
 SEQUENCE = 256
+Halves = dict[str, tuple[str, str]]  # language -> text to measure on, text to train on
 Texts = dict[str, dict[str, EvaluationText]]  # register -> language -> windows
 
 
 def read_paragraphs(path: Path) -> list[str]:
     data = path.read_bytes()
-    return (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8").splitlines()
+    text = (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8")
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def split(paragraphs: list[str]) -> tuple[str, str]:
@@ -52,8 +55,19 @@ def split(paragraphs: list[str]) -> tuple[str, str]:
     return "\n".join(paragraphs[:count]) + "\n", "\n".join(paragraphs[count:]) + "\n"
 
 
-def prepare(tokenizer: Any, corpus: Path | None, language: str, tokens: int) -> tuple[torch.Tensor, Texts]:
-    """Return the tokens to train on, and the windows to measure on."""
+def read_corpus(folder: Path, texts: Path) -> Halves:
+    """Split every text of a folder; what is measured on is left as each second paragraph, which recipes measure on."""
+    halves = {path.name.split(".")[0]: split(read_paragraphs(path)) for path in sorted(folder.glob("*.txt*"))}
+    texts.mkdir(parents=True, exist_ok=True)
+    for code, (held_out, training) in halves.items():
+        pairs = zip(training.splitlines(), held_out.splitlines(), strict=False)
+        lines = [line for pair in pairs for line in pair]
+        (texts / f"{code}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return halves
+
+
+def prepare(tokenizer: Any, halves: Halves, language: str, tokens: int) -> tuple[torch.Tensor, Texts]:
+    """Return the tokens to train on, and the windows to measure on; of the Declaration alone without a corpus."""
     bos = bos_token(tokenizer)
 
     def windows(code: str, text: str) -> EvaluationText:
@@ -66,8 +80,7 @@ def prepare(tokenizer: Any, corpus: Path | None, language: str, tokens: int) -> 
         "declaration": {code: windows(code, declaration.text(code).evaluate) for code in declaration.languages}
     }
     training = declaration.text(language).score
-    if corpus is not None:
-        halves = {path.name.split(".")[0]: split(read_paragraphs(path)) for path in sorted(corpus.glob("*.txt*"))}
+    if halves:
         texts["corpus"] = {code: windows(code, held_out) for code, (held_out, _) in halves.items()}
         training = halves[language][1]
     return torch.tensor(tokenize(tokenizer, training).ids), texts
@@ -180,7 +193,8 @@ def main() -> None:
             f"{options.bundles}: no variant {' '.join(missing)} with a freeze bundle; run claim5_freeze.yaml first"
         )
     tokenizer = load_tokenizer(Checkpoint.open(options.model))
-    tokens, texts = prepare(tokenizer, options.corpus, options.language, options.tokens)
+    halves = {} if options.corpus is None else read_corpus(options.corpus, options.output / "texts")
+    tokens, texts = prepare(tokenizer, halves, options.language, options.tokens)
     for seed in options.seeds:
         for arm in options.arms or ["nothing", *bundles]:
             if not is_complete(options.output / "curves.jsonl", arm, seed, options):

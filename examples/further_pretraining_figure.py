@@ -4,7 +4,8 @@
 
 Forgetting is the mean, over all languages but the trained one, of what their nats per token have risen by; gain is what
 those of the trained language have fallen by. At equal gain: every arm's curve of forgetting over gain is read
-(linearly between measurements) at the smallest gain that any frozen or unfrozen arm of the seed ended with.
+(linearly between measurements) at the smallest gain that any frozen or unfrozen arm of the seed ended with. What is
+less is less than in the arm that nothing was frozen in or, with `--against ARM`, in that one, seed by seed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # t at 97.5 %, by
 class Curves:
     """All measurements of one file, at one learning rate; an arm `core-5 put back` is a reversion."""
 
-    def __init__(self, path: Path, learning_rate: float | None) -> None:
+    def __init__(self, path: Path, learning_rate: float | None, against: str = BASE) -> None:
+        self.against = against
         lines = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
         rate = learning_rate or lines[0]["learning_rate"]
         lines = [row for row in lines if row["learning_rate"] == rate]
@@ -91,7 +93,7 @@ def table(curves: Curves) -> list[str]:
         row = [arm, spread([math.exp(-curves.gain(arm, seed, last, trained)) for seed in curves.seeds])]
         for register in curves.registers:
             row.append(spread([math.exp(curves.forgetting(arm, seed, last, register)) for seed in curves.seeds]))
-        if arm == BASE:
+        if arm == curves.against:
             rows.append([*row, *("" for _ in curves.registers), "", ""])
             continue
         for register in curves.registers:
@@ -104,21 +106,21 @@ def table(curves: Curves) -> list[str]:
 
 
 def less(curves: Curves, arm: str, seed: int, step: int, register: str) -> float:
-    """Return the share of the unfrozen arm's forgetting that this arm spares, after as many steps."""
-    return 1 - curves.forgetting(arm, seed, step, register) / curves.forgetting(BASE, seed, step, register)
+    """Return the share of the other arm's forgetting that this arm spares, after as many steps."""
+    return 1 - curves.forgetting(arm, seed, step, register) / curves.forgetting(curves.against, seed, step, register)
 
 
 def less_at_equal_gain(curves: Curves, arm: str, seed: int) -> float:
     trained, last = curves.trained_on, curves.steps[-1]
     gain = min(curves.gain(arm, seed, last, trained) for arm in curves.arms)
-    frozen, free = (curves.forgetting_at(gain, name, seed, trained) for name in (arm, BASE))
-    return 1 - frozen / free
+    here, there = (curves.forgetting_at(gain, name, seed, trained) for name in (arm, curves.against))
+    return 1 - here / there
 
 
 def better_off(curves: Curves, arm: str, seed: int) -> int:
-    """Return how many other languages, in the register trained on, are better than in the unfrozen arm."""
-    here, free = (curves.rise(name, seed, curves.steps[-1], curves.trained_on) for name in (arm, BASE))
-    return sum(here[code] < free[code] for code in here)
+    """Return how many other languages, in the register trained on, are better than in the other arm."""
+    here, there = (curves.rise(name, seed, curves.steps[-1], curves.trained_on) for name in (arm, curves.against))
+    return sum(here[code] < there[code] for code in here)
 
 
 def languages(curves: Curves) -> int:
@@ -161,7 +163,7 @@ def figure(curves: Curves) -> Figure:
          lambda arm, step, seed: math.exp(-curves.gain(arm, seed, step, trained))),
         ("other languages: perplexity, times the base's", frozen, curves.steps,
          lambda arm, step, seed: math.exp(curves.forgetting(arm, seed, step, trained))),
-        ("other languages: forgetting, less than with nothing frozen (%)", drawn[1:], curves.steps[1:],
+        (f"other languages: forgetting, less than with {curves.against} frozen (%)", drawn[1:], curves.steps[1:],
          lambda arm, step, seed: 100 * less(curves, arm, seed, step, trained)),
     ]  # fmt: skip
     rows = [(title, rows_of(curves, arms, steps, value)) for title, arms, steps, value in panels]
@@ -179,8 +181,13 @@ def main() -> None:
     parser.add_argument("curves", type=Path)
     parser.add_argument("--figure", type=Path, help="SVG file to write")
     parser.add_argument("--learning-rate", type=float, help="that of the file's first line by default")
+    parser.add_argument(
+        "--against", default=BASE, help="the arm that the others are compared with (default: %(default)s)"
+    )
     options = parser.parse_args()
-    curves = Curves(options.curves, options.learning_rate)
+    curves = Curves(options.curves, options.learning_rate, options.against)
+    if options.against not in curves.arms:
+        parser.error(f"{options.curves}: no arm {options.against}; there are {', '.join(curves.arms)}")
     if not curves.seeds:
         parser.error(f"{options.curves}: no seed has all arms to the last step yet")
     print(f"Step {curves.steps[-1]}, seeds {curves.seeds}:", *table(curves), sep="\n")

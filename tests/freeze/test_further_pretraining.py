@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import lzma
 import math
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from surgeon.model.stack import make_stack
 from surgeon.progress import Progress
 from surgeon.region.region import Region
 from surgeon.report.drawing import PALETTE, SERIES
+from surgeon.text.corpora import Corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 ROOT = Path(__file__).parents[2]
@@ -95,7 +97,7 @@ def test_reversion_by_recipe_is_what_the_example_measured(here: Path, monkeypatc
         assert np.array_equal(tensor.numpy(), expected), name
     line = next(line for line in lines(here) if line["reverted"] == "core-5" and line["step"] == 2)
     stack = make_stack(load_model(Checkpoint.open(written), "float32"))
-    _, texts = load_example("further_pretraining").prepare(stack.loaded.tokenizer, None, "zh", 16)
+    _, texts = load_example("further_pretraining").prepare(stack.loaded.tokenizer, {}, "zh", 16)
     again = measure_variants(stack, [Variant("base")], texts["declaration"], 4, Progress())["base"]
     for code in ("zh", "en"):
         assert math.isclose(again[code].log_perplexity, line["nats_per_token"]["declaration"][code], abs_tol=2e-5)
@@ -112,6 +114,11 @@ def test_table_and_figure(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert rows["core-5"][2].startswith(f" {math.exp(frozen['zh'] - base['zh']):.3f} ")
     assert rows["core-5"][3].startswith(f" {math.exp(forgotten[1]):.3f} ")
     assert rows["core-5"][4].startswith(f" {100 * (1 - forgotten[1] / forgotten[0]):.1f} %")
+    run(load_example("further_pretraining_figure"), here / "out/claim5/curves.jsonl", "--against", "random-5")
+    rows = {row.split("|")[1].strip(): row.split("|") for row in capsys.readouterr().out.splitlines() if "|" in row}
+    control = sum(at["random-5", 2, None][code] - base[code] for code in others) / 29
+    assert rows["core-5"][4].startswith(f" {100 * (1 - forgotten[1] / control):.1f} %")
+    assert rows["random-5"][4].strip() == ""
     drawing = ElementTree.fromstring(figure.read_text())
     colours = {PALETTE[name][0] for name in SERIES}
     markers = [element for element in drawing.iter() if element.tag.endswith("path") and element.get("fill") in colours]
@@ -120,7 +127,15 @@ def test_table_and_figure(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_a_corpus_is_split_into_text_to_measure_on_and_text_to_train_on(tmp_path: Path) -> None:
     example = load_example("further_pretraining")
-    paragraphs = [f"{i} " + "x" * 998 for i in range(10)]
-    held_out, training = example.split(paragraphs)
-    assert held_out.splitlines() == paragraphs[:4]
-    assert training.splitlines() == paragraphs[4:]
+    paragraphs = [f"{i} " + "ü" * 998 for i in range(10)]
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/zh.txt").write_text("\n\n".join(paragraphs), encoding="utf-8")
+    (tmp_path / "corpus/es.txt.xz").write_bytes(lzma.compress("\n".join(paragraphs[::-1]).encode()))
+    halves = example.read_corpus(tmp_path / "corpus", tmp_path / "out/texts")
+    for code, expected in (("zh", paragraphs), ("es", paragraphs[::-1])):
+        held_out, training = halves[code]
+        assert held_out.splitlines() == expected[:4]
+        assert training.splitlines() == expected[4:]
+        for_recipes = Corpus("left", {code: tmp_path / f"out/texts/{code}.txt"}).text(code)
+        assert for_recipes.evaluate == held_out
+        assert training.startswith(for_recipes.score)
