@@ -42,7 +42,7 @@ fuzz: $(VENV)/installed-dev
 	$(INSTALL) -e ".[fuzz]"
 	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) --seed $(SEED) $(UNGUIDED)
 
-# Every recipe of docs/methods.md on the builtin model, with the training that some of them take: about an hour on one
+# Every recipe of docs/methods.md on the builtin model, with the training that some of them take: over an hour on one
 # core. CORPUS is a folder of texts to train on (docs/paper.md); without it the Declaration's scoring half.
 TRAIN = $(BIN)/python examples/further_pretraining.py $(if $(CORPUS),--corpus $(CORPUS)) --measure-at
 methods: $(VENV)/installed-dev
