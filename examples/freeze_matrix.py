@@ -3,7 +3,7 @@
     python examples/freeze_matrix.py                            # all settings, as a Markdown table
     python examples/freeze_matrix.py --only adamw fsdp2         # those whose name has one of these words
     python examples/freeze_matrix.py --write docs/freezing.md   # put the table between the page's marks
-    python examples/freeze_matrix.py --also OTHER/bin/python    # and a table of the Trainer's settings with what is there
+    python examples/freeze_matrix.py --also OTHER/bin/python    # the settings of the Trainer with what is there too
 
 A tiny Llama trains for some steps with 5 % of every tensor frozen, a negative zero and a denormal among them. The
 trained weights are compared with the base by this script's own means: raw integers, and indices that were chosen
