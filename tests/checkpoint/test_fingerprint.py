@@ -27,6 +27,7 @@ from surgeon.checkpoint.fingerprint import (
     tensor_hashes,
     tokenizer_hashes,
 )
+from surgeon.checkpoint.remote import RemoteFile
 from surgeon.errors import CheckpointError, InputError
 
 MADE = Fingerprint(
@@ -153,6 +154,13 @@ def test_hashes_of_files_are_those_of_their_bytes(make_model: ModelMaker, tmp_pa
     assert source_file_hashes(checkpoint, 2) == source_file_hashes(checkpoint, 1) == expected
     assert file_hashes(reversed(shards), 2) == expected
     assert file_hashes([], 2) == {}
+
+
+def test_of_a_large_file_on_the_hub_the_hub_says_the_hash(make_model: ModelMaker) -> None:
+    local = Checkpoint.open(make_model("llama"))
+    file = RemoteFile("org/name", "c" * 40, "model.safetensors", 10, "a" * 64)
+    checkpoint = replace(local, headers=[replace(header, path=file) for header in local.headers])
+    assert source_file_hashes(checkpoint, 1) == {file: "a" * 64}
 
 
 def test_what_is_missing_or_another_file_is_named_in_order(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ OTHERWISE: dict[str, tuple[str, Any]] = {
     "prompts": ("spec", SPEC.model_copy(update={"prompts": ["b"]})),
     "new tokens": ("spec", SPEC.model_copy(update={"new_tokens": 3})),
     "precision": ("precision", "native"),
-    "device": ("device", "cuda:0"),
+    "device": ("device", "cuda"),
+    "a card of another device": ("device", "cuda:0"),
 }
 
 

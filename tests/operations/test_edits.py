@@ -21,6 +21,7 @@ from surgeon.operations.edits import (
     check_donor,
     check_patch_base,
     check_regions_fit,
+    count_edits,
     edited_indices,
     make_edit,
     touched_tensors,
@@ -155,6 +156,15 @@ def test_what_may_change_are_the_tensors_of_the_regions_that_are_used_and_their_
     assert touched_tensors(base, [], regions) == []
     assert edited_indices(base, EMBED, operations, regions).tolist() == [1]
     assert edited_indices(base, UP, operations, regions).tolist() == []
+
+
+def test_stored_copies_of_a_tied_weight_count_once(tmp_path: Path) -> None:
+    base = checkpoint(tmp_path / "base", {EMBED: ONES * 3, HEAD: ONES * 3, UP: ONES}, tie_word_embeddings=True)
+    regions = {"a": region_of(head=[1, 2], up=[5])}
+    assert count_edits(base, [Zero(zero="a")], regions) == EditCount(3, 3, 19.0)
+    apart = checkpoint(tmp_path / "apart", {EMBED: ONES, HEAD: ONES, UP: ONES}, tie_word_embeddings=False)
+    both = {"a": region_of(head=[1, 2], embed=[1, 2], up=[5])}
+    assert count_edits(apart, [Zero(zero="a")], both) == EditCount(5, 5, 5.0)
 
 
 def test_the_entries_of_several_operations_are_taken_once_each_and_in_order(tmp_path: Path) -> None:

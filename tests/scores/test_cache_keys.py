@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from surgeon.api import plan_recipe
@@ -78,7 +79,7 @@ def test_texts_tensors_devices_and_versions_give_scores_another_name(
 ) -> None:
     checkpoint = Checkpoint.open(llama)
     before, tensors = name_of_scores(checkpoint), [info for name, info in checkpoint.tensors.items() if "mlp" in name]
-    others = {name_of_scores(checkpoint, text_hash="b" * 64), name_of_scores(checkpoint, device="cuda:0")}
+    others = {name_of_scores(checkpoint, text_hash="b" * 64), name_of_scores(checkpoint, device="cuda")}
     others |= {name_of_scores(checkpoint, tensors=tensors[1:]), name_of_scores(checkpoint, tensors=tensors[::-1])}
     for name, value in (("SCORE_VERSION", cache.SCORE_VERSION + 1), ("library_versions", lambda: {"torch": "0.0"})):
         with monkeypatch.context() as patched:
@@ -106,6 +107,8 @@ def test_a_score_file_holds_what_was_written_and_is_believed_only_sealed(llama: 
     assert np.array_equal(found.reader()(NAME).reshape(-1), np.arange(checkpoint.tensors[NAME].numel))
     assert not found.reader()("model.norm.weight").any()
     assert load_file(path)[NAME].reshape(-1)[:3].tolist() == [0, 1, 2]  # as another library reads it
+    with safe_open(path, "np") as file:
+        assert file.metadata() == {"format": "surgeon-score", "format_version": "2", "language": "de"}
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     assert load_score(path, "de") is None
 
@@ -158,16 +161,18 @@ def test_every_way_to_select_gives_a_region_another_name(recipe: RecipeMaker, mo
 def test_regions_follow_the_weights_and_the_heads_of_a_model_and_not_the_recipes_name(
     recipe: RecipeMaker, llama: Path, tmp_path: Path
 ) -> None:
-    by_head = {CORE: "select: {top: 0.5, unit: head}\n    include: [attn]"}
-    before = {name: name_of_region(recipe(**changes)) for name, changes in (("plain", {}), ("heads", by_head))}
-    assert name_of_region(recipe(**{"name: test": "name: other"})) == before["plain"]
-    shutil.copytree(llama, tmp_path / "model")
-    moved = {f"model: {llama}": f"model: {tmp_path / 'model'}"}
-    data = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**data, "num_attention_heads": 8, "head_dim": 4}))
-    assert name_of_region(recipe(**moved, **by_head)) != before["heads"]
-    one_entry(tmp_path / "model")
-    assert name_of_region(recipe(**moved)) != before["plain"]
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    moved = {f"model: {llama}": f"model: {folder}"}
+    by_head = {**moved, CORE: "select: {top: 0.5, unit: head}\n    include: [attn]"}
+    plain, heads = name_of_region(recipe(**moved)), name_of_region(recipe(**by_head))
+    assert name_of_region(recipe(**moved, **{"name: test": "name: other"})) == plain
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**data, "num_key_value_heads": 4}))
+    assert name_of_region(recipe(**by_head)) != heads
+    assert name_of_region(recipe(**moved)) == plain
+    one_entry(folder)
+    assert name_of_region(recipe(**moved)) != plain
 
 
 def test_a_kept_region_is_the_one_that_was_kept_with_its_provenance(recipe: RecipeMaker, tmp_path: Path) -> None:
@@ -185,6 +190,7 @@ def test_a_kept_region_is_the_one_that_was_kept_with_its_provenance(recipe: Reci
         }
         assert region.metadata["select"] == {"top": 0.05, "seed": 0, "scope": "tensor", "unit": "entry", "by": "mean"}
         assert region.metadata["score"]["kind"] == "grad_param"
+        assert region.metadata["corpus"] == made.corpus.name
         assert set(region.metadata["source_sha256"]) == set(chosen)
         assert (region.metadata["model_type"], region.metadata["revision"]) == ("llama", None)
     assert load_region(made, core, {**KEYS, "fr": "3" * 64}, 1) is None
