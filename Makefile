@@ -100,7 +100,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 $(LOWEST)/installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
-	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct -e ".[test]"
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct -e ".[test,trainers,smollm2]"
 	touch $@
 
 $(PEERS)/%/installed: | $(VENV)/installed-dev

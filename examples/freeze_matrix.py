@@ -3,6 +3,7 @@
     python examples/freeze_matrix.py                            # all settings, as a Markdown table
     python examples/freeze_matrix.py --only adamw fsdp2         # those whose name has one of these words
     python examples/freeze_matrix.py --write docs/freezing.md   # put the table between the page's marks
+    python examples/freeze_matrix.py --also OTHER/bin/python    # the settings of the Trainer with what is there too
 
 A tiny Llama trains for some steps with 5 % of every tensor frozen, a negative zero and a denormal among them. The
 trained weights are compared with the base by this script's own means: raw integers, and indices that were chosen
@@ -17,6 +18,8 @@ import argparse
 import functools
 import importlib
 import importlib.metadata
+import os
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -111,9 +114,19 @@ def row(name: str, package: str, run: Callable[[Path, Path], dict[str, Any]], ba
     return f"| {name} | {label} | {found['changed']} | {found['frozen']:,} | {share} | {state} | {proof} |"
 
 
+def elsewhere(python: str) -> str:
+    """Return the table that this script prints in another environment, of the settings of the Trainer's family."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [python, __file__, "--only", "Trainer"]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True).stdout
+    head, *rows = [line for line in printed.splitlines() if line.startswith(("Python ", "| ", "|-"))]
+    return "\n".join(["", head, "", *rows])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[], help="words of which a setting's name has one")
+    parser.add_argument("--also", nargs="*", default=[], help="Pythons with other releases, of transformers say")
     parser.add_argument("--write", type=Path, help="a page to put the table into, between its marks")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -121,6 +134,7 @@ def main() -> None:
     head = f"Python {python}, torch {torch.__version__}, transformers {transformers.__version__}, on a CPU.\n\n"
     head += "| setting | package | changed | frozen | others trained | moments not zero | proof |\n" + "|---" * 7 + "|"
     lines = [head]
+    print(head)
     with tempfile.TemporaryDirectory() as folder:
         make_base(Path(folder))
         assert Bundle.load(folder).entries
@@ -128,6 +142,9 @@ def main() -> None:
             if not arguments.only or any(word.lower() in name.lower() for word in arguments.only):
                 lines.append(row(name, package, run, Path(folder)))
                 print(lines[-1], flush=True)
+    for python in arguments.also:
+        lines.append(elsewhere(python))
+        print(lines[-1], flush=True)
     if arguments.write:
         before, _, rest = arguments.write.read_text(encoding="utf-8").partition(MARKS[0])
         after = rest.partition(MARKS[1])[2]

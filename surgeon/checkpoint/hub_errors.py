@@ -81,6 +81,9 @@ def explain(error: BaseException, what: str) -> SurgeonError | None:
     from huggingface_hub import errors
 
     chain = _chain(error)
+    # Training images may have a client of before 1.0, to which a file that is not there is an answer of the Hub's.
+    absent = errors.LocalEntryNotFoundError
+    refused = (errors.HFValidationError, getattr(errors, "FileDuplicationError", errors.HFValidationError))
     for one in chain:
         if isinstance(one, errors.OfflineModeIsEnabled):
             return EnvironmentFailure(f"{what}: not reached, as HF_HUB_OFFLINE is set; unset it and run it again")
@@ -88,14 +91,14 @@ def explain(error: BaseException, what: str) -> SurgeonError | None:
             return InputError(f"{what}: the repository is gated; accept its terms on the Hub and run `hf auth login`")
         if isinstance(one, errors.RevisionNotFoundError):
             return InputError(f"{what}: the repository has no such revision; name a branch, tag or commit of it")
-        if isinstance(one, errors.HfHubHTTPError):
+        if isinstance(one, errors.HfHubHTTPError) and not isinstance(one, absent):
             return _of_status(one, what)
         if _is_transport(one):
             return EnvironmentFailure(f"{what}: the connection to the Hub broke ({_said(one)}); {_RESUMES}")
     for one in chain:
-        if isinstance(one, errors.HFValidationError | errors.FileDuplicationError):
+        if isinstance(one, refused):
             return InputError(f"{what}: {scrub(str(one))}")
-        if isinstance(one, errors.LocalEntryNotFoundError | errors.FileMetadataError | ConnectionError):
+        if isinstance(one, absent | errors.FileMetadataError | ConnectionError):
             return EnvironmentFailure(f"{what}: the Hub cannot be reached; {_RESUMES}")
         if isinstance(one, OSError) and "Consistency check failed" in str(one):
             return EnvironmentFailure(f"{what}: a download broke off; {_RESUMES}")
@@ -141,7 +144,9 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 def _is_transport(error: BaseException) -> bool:
     """True for an exception of the HTTP library below, whichever generation of it the client uses."""
-    return any(cls.__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore") for cls in type(error).__mro__)
+    return any(
+        cls.__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests") for cls in type(error).__mro__
+    )
 
 
 def _said(error: BaseException) -> str:

@@ -204,7 +204,7 @@ def _frozen_tensor(path: Path, name: str, said: Any) -> FrozenTensor:
 
 
 def write_bundle(
-    folder: Path,
+    folder: str | Path,
     region: Region,
     *,
     base: Mapping[str, Any],
@@ -221,6 +221,7 @@ def write_bundle(
     Raises:
         FreezeError: the region selects nothing, or has a tensor that is not in the folder or of another shape.
     """
+    folder = Path(folder)
     stored = stored_tensors(folder)
     if not any(region[name].entries for name in region):
         raise FreezeError(

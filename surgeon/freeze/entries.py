@@ -118,7 +118,8 @@ class Grid(Entries):
 
     def select(self, flat: Tensor) -> Tensor:
         """Return the entries at these places."""
-        return flat.view(self.shape)[self._key()].clone(memory_format=torch.contiguous_format).view(-1)
+        chosen = bits(flat).view(self.shape)[self._key()]
+        return chosen.clone(memory_format=torch.contiguous_format).view(-1).view(flat.dtype)
 
     def write(self, flat: Tensor, values: Tensor) -> None:
         """Write values at these places."""

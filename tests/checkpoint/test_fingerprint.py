@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,17 @@ from surgeon.checkpoint.fingerprint import (
     Fingerprint,
     _hash_tensor,
     content_hash,
+    damaged,
+    file_hashes,
+    identity,
     library_versions,
+    refuse_changed,
+    source_file_hashes,
     tensor_hashes,
     tokenizer_hashes,
 )
+from surgeon.checkpoint.remote import RemoteFile
+from surgeon.errors import CheckpointError, InputError
 
 MADE = Fingerprint(
     version=1,
@@ -84,6 +92,7 @@ def test_every_file_that_makes_tokens_counts_and_a_chat_template_does_not(tmp_pa
     ]  # fmt: skip
     for name in [*counted, "chat_template.jinja", "README.md", "model.safetensors"]:
         (tmp_path / name).write_text(name)
+    (tmp_path / "tokenizer").mkdir()
     before = tokenizer_hashes(tmp_path)
     assert sorted(before) == sorted(counted)
     for name in counted:
@@ -100,6 +109,7 @@ def test_versions_are_those_of_the_libraries() -> None:
     found = library_versions()
     assert found["transformers"] == transformers.__version__
     assert torch.__version__.startswith(found["torch"].partition("+")[0])
+    assert set(found) == {"torch", "transformers", "tokenizers"}
 
 
 def independent_hashes(folder: Path) -> dict[str, str]:
@@ -134,3 +144,65 @@ def test_the_hash_of_a_checkpoint_follows_names_and_bytes_and_no_shards(make_mod
     for others in ({name: changed}, {name: tensors[name].reshape(1, -1)}, {name: tensors[name].view(torch.float16)}):
         save_file({**tensors, **others}, other)
         assert content_hash(Checkpoint.open(other), 1) != content
+
+
+def test_hashes_of_files_are_those_of_their_bytes(make_model: ModelMaker, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(make_model("llama", shard="20KB"))
+    shards = sorted(checkpoint.folder.glob("*.safetensors"))
+    expected = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in shards}
+    assert len(shards) > 2
+    assert source_file_hashes(checkpoint, 2) == source_file_hashes(checkpoint, 1) == expected
+    assert file_hashes(reversed(shards), 2) == expected
+    assert file_hashes([], 2) == {}
+
+
+def test_of_a_large_file_on_the_hub_the_hub_says_the_hash(make_model: ModelMaker) -> None:
+    local = Checkpoint.open(make_model("llama"))
+    file = RemoteFile("org/name", "c" * 40, "model.safetensors", 10, "a" * 64)
+    checkpoint = replace(local, headers=[replace(header, path=file) for header in local.headers])
+    assert source_file_hashes(checkpoint, 1) == {file: "a" * 64}
+
+
+def test_what_is_missing_or_another_file_is_named_in_order(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for name in ("b", "below/a", "c", "other"):
+        (tmp_path / name).write_text(name)
+    said = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("gone", "c", "below/a", "b", "below")}
+    assert damaged(tmp_path, {name: said[name] for name in ("c", "below/a")}, 2) == []
+    (tmp_path / "c").write_text("C")
+    found = damaged(tmp_path, said, 2)
+    now = hashlib.sha256(b"C").hexdigest()
+    assert found == [
+        f"{tmp_path}/gone: missing",
+        f"{tmp_path}/c: not the file that was written (its SHA-256 is {now[:12]}..., and was {said['c'][:12]}...)",
+        f"{tmp_path}/below: missing",  # a folder is no file
+    ]
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../x", "below/../../x"])
+def test_files_outside_of_the_folder_are_not_looked_at(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="which lies outside of it"):
+        damaged(tmp_path, {"inside": "a" * 64, name: "a" * 64}, 1)
+
+
+def test_a_source_that_is_no_longer_what_was_opened_is_refused(make_model: ModelMaker) -> None:
+    folder = make_model("llama", shard="20KB", seed=8)
+    checkpoint, last = Checkpoint.open(folder), sorted(folder.glob("*.safetensors"))[-1]
+    refuse_changed(checkpoint)
+    whole, times = last.read_bytes(), last.stat()
+    last.write_bytes(whole)
+    os.utime(last, ns=(times.st_atime_ns, times.st_mtime_ns))  # its old time does not hide that it was written to
+    with pytest.raises(CheckpointError, match=f"{last}: was changed while it was read"):
+        refuse_changed(checkpoint)
+    last.unlink()
+    with pytest.raises(CheckpointError, match=f"{last}: was removed while it was read"):
+        refuse_changed(checkpoint)
+    last.write_bytes(whole)
+    refuse_changed(Checkpoint.open(folder))
+
+
+def test_a_checkpoint_is_told_by_its_commit_or_by_its_content(make_model: ModelMaker) -> None:
+    local = Checkpoint.open(make_model("llama"))
+    assert identity(local, 1) == content_hash(local, 2)
+    pinned = replace(local, source=replace(local.source, name="org/name", revision="c" * 40))
+    assert identity(pinned, 1) == f"hf://org/name@{'c' * 40}"

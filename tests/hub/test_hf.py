@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -30,11 +31,13 @@ def test_the_hub_s_command_line_finds_the_extension(tmp_path: Path) -> None:
     script.parent.mkdir(parents=True)
     script.write_text(f"#!{sys.executable}\nfrom surgeon.cli import main\nmain()\n", encoding="utf-8")  # as pip does
     script.chmod(0o755)
-    manifest = extensions.ExtensionManifest(
-        owner="org", repo="hf-surgeon", repo_id="org/hf-surgeon", short_name="surgeon", executable_path=str(script),
-        type="python", installed_at=datetime(2026, 1, 1, tzinfo=timezone.utc),
-    )  # fmt: skip
-    manifest.save(folder)
+    known = {
+        "owner": "org", "repo": "hf-surgeon", "repo_id": "org/hf-surgeon", "short_name": "surgeon", "type": "python",
+        "executable_path": str(script), "installed_at": datetime(2026, 1, 1, tzinfo=timezone.utc),
+        "executable_name": "hf-surgeon", "source": "org/hf-surgeon",  # of older releases
+    }  # fmt: skip
+    kind = extensions.ExtensionManifest
+    kind(**{item.name: known[item.name] for item in fields(kind) if item.name in known}).save(folder)
     code = "import sys; from huggingface_hub.cli.extensions import dispatch_unknown_top_level_extension as dispatch; "
     code += "sys.exit(dispatch(sys.argv[1:], set()))"
     environment = {**os.environ, "HOME": str(tmp_path), "HF_HUB_DISABLE_UPDATE_CHECK": "1", "PYTHONPATH": str(ROOT)}

@@ -38,7 +38,9 @@ def test_the_operations_are_those_that_torch_counts(llama: Path, recipe: Callabl
     told = next(step for step in steps(made, speed=lambda shape, device: 2.0) if step.label == "perplexity")
     models, languages, reached = 3, 2, told.seconds
     counts = counter.get_flop_counts()["Global"]
-    products = sum(count for operation, count in counts.items() if "attention" not in str(operation))
+    # Older releases count attention as the products of its batches.
+    attention = ("attention", "bmm")
+    products = sum(n for operation, n in counts.items() if not any(word in str(operation) for word in attention))
     from surgeon.plan import duration
 
     expected = products * models * languages / (2.0 * duration._REACHED)

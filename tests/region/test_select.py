@@ -19,7 +19,8 @@ from surgeon.region.select import (
 )
 from surgeon.seeds import generator
 
-few_values = hnp.arrays(np.float32, st.integers(1, 60), elements=st.sampled_from([0.0, 1.0, 1.5, 2.0, 1e-30]))
+LEVELS = st.sampled_from([0.0, 1.0, 1.5, 2.0, float(np.float32(1e-30))])
+few_values = hnp.arrays(np.float32, st.integers(1, 60), elements=LEVELS)
 fractions = st.floats(0.01, 1.0)
 
 
@@ -105,7 +106,7 @@ def test_random_is_uniform() -> None:
 
 
 @given(
-    hnp.arrays(np.float32, st.tuples(*[st.integers(1, 6)] * 3), elements=st.sampled_from([0.0, 1.0, 1.5, 2.0, 1e-30])),
+    hnp.arrays(np.float32, st.tuples(*[st.integers(1, 6)] * 3), elements=LEVELS),
     fractions,
     st.sampled_from(["top", "bottom"]),
     st.sampled_from([(2, 0), (2, 1), (3, 1), (3, 2)]),

@@ -1,0 +1,213 @@
+"""Kept scores and regions are found by what made them: whatever else they would be made of names another file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from surgeon.api import plan_recipe
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.sealed import seal
+from surgeon.errors import CheckpointError
+from surgeon.region.region import Region
+from surgeon.scores import cache, region_cache
+from surgeon.scores.cache import allocate_score, load_score, score_path, writable
+from surgeon.scores.region_cache import keep_region, load_region
+from surgeon.scores.settings import ScoreSettings
+
+RecipeMaker = Callable[..., Path]
+NAME = "model.layers.0.mlp.up_proj.weight"
+SETTINGS = ScoreSettings(4, 32, 2, "signed", "float32")
+OTHER_SETTINGS: dict[str, Any] = {
+    "samples": 5, "sequence_length": 31, "batch_size": 3, "reduction": "absolute", "precision": "native", "power": 2,
+    "measure": "mean",
+}  # fmt: skip
+
+
+def one_entry(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[NAME] = tensors[NAME].copy()
+    tensors[NAME][-1, -1] += 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def config(folder: Path) -> None:
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**data, "rms_norm_eps": 0.5}))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "an entry": one_entry,
+    "config": config,
+    "tokenizer": lambda folder: (folder / "tokenizer.json").write_text("{}"),
+    "added tokens": lambda folder: (folder / "added_tokens.json").write_text("{}"),
+}
+
+
+def name_of_scores(checkpoint: Checkpoint, **changes: Any) -> Path:
+    tensors = [info for name, info in sorted(checkpoint.tensors.items()) if ".mlp." in name]
+    given = {"tensors": tensors, "text_hash": "a" * 64, "settings": SETTINGS, "jobs": 1, "device": "cpu", **changes}
+    return score_path(checkpoint, **given)
+
+
+@pytest.mark.parametrize("setting", [item.name for item in fields(ScoreSettings)])
+def test_every_setting_gives_scores_another_name(setting: str, llama: Path) -> None:
+    checkpoint = Checkpoint.open(llama)
+    settings = replace(SETTINGS, **{setting: OTHER_SETTINGS[setting]})
+    assert name_of_scores(checkpoint, settings=settings) != name_of_scores(checkpoint)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_model_gives_scores_another_name(change: str, llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path / "other")
+    same = name_of_scores(Checkpoint.open(tmp_path / "other"))
+    CHANGES[change](tmp_path / "other")
+    assert same == name_of_scores(Checkpoint.open(llama)) != name_of_scores(Checkpoint.open(tmp_path / "other"))
+
+
+def test_texts_tensors_devices_and_versions_give_scores_another_name(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint.open(llama)
+    before, tensors = name_of_scores(checkpoint), [info for name, info in checkpoint.tensors.items() if "mlp" in name]
+    others = {name_of_scores(checkpoint, text_hash="b" * 64), name_of_scores(checkpoint, device="cuda")}
+    others |= {name_of_scores(checkpoint, tensors=tensors[1:]), name_of_scores(checkpoint, tensors=tensors[::-1])}
+    for name, value in (("SCORE_VERSION", cache.SCORE_VERSION + 1), ("library_versions", lambda: {"torch": "0.0"})):
+        with monkeypatch.context() as patched:
+            patched.setattr(cache, name, value)
+            others.add(name_of_scores(checkpoint))
+    assert len(others - {before}) == 6
+    assert name_of_scores(checkpoint, device="cuda:0", jobs=2) == name_of_scores(checkpoint, device="cuda:1")
+
+
+def test_a_score_file_holds_what_was_written_and_is_believed_only_sealed(llama: Path, tmp_path: Path) -> None:
+    checkpoint, path = Checkpoint.open(llama), tmp_path / "x.safetensors"
+    tensors = [checkpoint.tensors[NAME], checkpoint.tensors["model.norm.weight"]]
+    allocate_score(path, tensors, "de")
+    assert load_score(path, "de") is None
+    written = writable(path)
+    assert {name: (array.dtype, array.shape) for name, array in written.items()} == {
+        info.name: (np.dtype(np.float32), info.shape) for info in tensors
+    }
+    assert not any(array.any() for array in written.values())
+    written[NAME][:] = np.arange(written[NAME].size, dtype=np.float32).reshape(written[NAME].shape)
+    seal(path)
+    found = load_score(path, "de")
+    assert found is not None
+    assert (found.language, found.path) == ("de", path)
+    assert np.array_equal(found.reader()(NAME).reshape(-1), np.arange(checkpoint.tensors[NAME].numel))
+    assert not found.reader()("model.norm.weight").any()
+    assert load_file(path)[NAME].reshape(-1)[:3].tolist() == [0, 1, 2]  # as another library reads it
+    with safe_open(path, "np") as file:
+        assert file.metadata() == {"format": "surgeon-score", "format_version": "2", "language": "de"}
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    assert load_score(path, "de") is None
+
+
+KEYS = {"de": "1" * 64, "fr": "2" * 64}
+CORE = "select: {top: 0.05}"
+SELECTIONS = {
+    "less": {CORE: "select: {top: 0.04}"},
+    "the other end": {CORE: "select: {bottom: 0.05}"},
+    "layer by layer": {CORE: "select: {top: 0.05, scope: layer}"},
+    "of one language": {CORE: "select: {top: 0.05, monolingual: de}"},
+    "rows": {CORE: "select: {top: 0.05, unit: row}\n    exclude: [norm]"},
+    "columns": {CORE: "select: {top: 0.05, unit: column}\n    exclude: [norm]"},
+    "fewer tensors": {CORE: f"{CORE}\n    exclude: [mlp.up]"},
+    "another score": {"samples: 4": "samples: 5"},
+}
+
+
+def name_of_region(path: Path, name: str = "core", keys: dict[str, str] = KEYS) -> Path:
+    made = plan_recipe(path)
+    return region_cache._path(made, made.regions[name], keys, 1)
+
+
+def test_every_way_to_select_gives_a_region_another_name(recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [name_of_region(recipe()), *(name_of_region(recipe(**changes)) for changes in SELECTIONS.values())]
+    found += [name_of_region(recipe(), name) for name in ("bottom", "random")]
+    found += [name_of_region(recipe(**{"seed: 7": "seed: 8"}), "random")]
+    found += [name_of_region(recipe(), keys={**KEYS, "fr": "3" * 64}), name_of_region(recipe(), keys={})]
+    for draw in (
+        "{of: core}",
+        "{of: core, seed: 1}",
+        "{of: core, matched: l2}",
+        "{of: bottom}",
+        "{of: core, draw: bottom}",
+    ):
+        drawn = recipe(
+            **{"  random: {select: {random: 0.05, seed: 7}, exclude: [norm]}\n": f"  drawn: {{control: {draw}}}\n"}
+        )
+        found.append(name_of_region(drawn, "drawn"))
+    other = recipe(**{
+        CORE: "select: {top: 0.04}",
+        "  random: {select: {random: 0.05, seed: 7}, exclude: [norm]}\n": "  drawn: {control: {of: core}}\n",
+    })  # fmt: skip
+    found.append(name_of_region(other, "drawn"))  # of another region under the same name
+    monkeypatch.setattr(region_cache, "REGION_VERSION", region_cache.REGION_VERSION + 1)
+    found.append(name_of_region(recipe()))
+    assert len(set(found)) == len(found)
+
+
+def test_regions_follow_the_weights_and_the_heads_of_a_model_and_not_the_recipes_name(
+    recipe: RecipeMaker, llama: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    moved = {f"model: {llama}": f"model: {folder}"}
+    by_head = {**moved, CORE: "select: {top: 0.5, unit: head}\n    include: [attn]"}
+    plain, heads = name_of_region(recipe(**moved)), name_of_region(recipe(**by_head))
+    assert name_of_region(recipe(**moved, **{"name: test": "name: other"})) == plain
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**data, "num_key_value_heads": 4}))
+    assert name_of_region(recipe(**by_head)) != heads
+    assert name_of_region(recipe(**moved)) == plain
+    one_entry(folder)
+    assert name_of_region(recipe(**moved)) != plain
+
+
+def test_a_kept_region_is_the_one_that_was_kept_with_its_provenance(recipe: RecipeMaker, tmp_path: Path) -> None:
+    made = plan_recipe(recipe())
+    core = made.regions["core"]
+    assert load_region(made, core, KEYS, 1) is None
+    chosen = {info.name: np.array([0, info.numel - 1]) for info in core.tensors}
+    selected = Region.from_indices(chosen, {info.name: info.shape for info in core.tensors})
+    kept = keep_region(made, core, KEYS, 1, selected)
+    found = load_region(made, core, KEYS, 1)
+    assert found is not None
+    for region in (kept, found):
+        assert {name: region.indices(name).tolist() for name in region} == {
+            name: indices.tolist() for name, indices in chosen.items()
+        }
+        assert region.metadata["select"] == {"top": 0.05, "seed": 0, "scope": "tensor", "unit": "entry", "by": "mean"}
+        assert region.metadata["score"]["kind"] == "grad_param"
+        assert region.metadata["corpus"] == made.corpus.name
+        assert set(region.metadata["source_sha256"]) == set(chosen)
+        assert (region.metadata["model_type"], region.metadata["revision"]) == ("llama", None)
+    assert load_region(made, core, {**KEYS, "fr": "3" * 64}, 1) is None
+    path = region_cache._path(made, core, KEYS, 1)
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    assert load_region(made, core, KEYS, 1) is None
+
+
+def test_a_region_selected_from_what_has_changed_meanwhile_is_not_kept(
+    recipe: RecipeMaker, llama: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(llama, tmp_path / "model")
+    made = plan_recipe(recipe(**{f"model: {llama}": f"model: {tmp_path / 'model'}"}))
+    core = made.regions["core"]
+    selected = Region.from_indices({NAME: np.array([1])}, {NAME: made.checkpoint.tensors[NAME].shape})
+    region_cache._path(made, core, KEYS, 1)  # its hashes are known from now on
+    one_entry(tmp_path / "model")
+    with pytest.raises(CheckpointError):
+        keep_region(made, core, KEYS, 1, selected)
+    assert not list((region_cache.cache_folder() / "regions").glob("*.sha256"))
