@@ -271,11 +271,13 @@ def test_lightning_averages_are_frozen_too(base: Path, tmp_path: Path, kind: str
     written = fit(callback, "frozen")
     entries = Bundle.load(base).region.entries
     assert len(written) >= 4
+    # Earlier releases of torch keep a function in the state of SWA's schedule: such a file is not read.
+    readable = kind == "ema" or hasattr(torch.optim.swa_utils.SWALR, "_set_anneal_func")
     for file in [*written, tmp_path / "last.ckpt"]:
         saved = torch.load(file, weights_only=False)["state_dict"]
         inside, outside = compare(base, {name.removeprefix("net."): tensor for name, tensor in saved.items()})
         assert inside == 0 < outside, file
-        assert verify_saved(file, base) == entries
+        assert not readable or verify_saved(file, base) == entries
     check_saved(tmp_path / "saved", base)
     fit(None, "free")
     check_moved(tmp_path / "saved", base)
