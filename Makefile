@@ -28,6 +28,7 @@ test: $(VENV)/installed-dev
 # of their own dependencies deprecate: no error here.
 test-lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/python -m pytest -q -n 2 -m "not slow" -W default::DeprecationWarning
+	$(LOWEST)/bin/python -m pytest -q -n 2 -W default tests/freeze/test_freeze_trainers.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
