@@ -6,6 +6,8 @@ import ctypes
 from contextlib import suppress
 
 _MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
+_TRIM_THRESHOLD = -1  # M_TRIM_THRESHOLD; to set the other one fixes it at 128 kB
+_KEPT_AT_THE_END = 1 << 26  # of the heap, between two calls
 _LARGE_BLOCK = 1 << 24  # above that what the system takes to hand a block out, page by page, is little beside its use
 
 
@@ -19,4 +21,5 @@ def give_memory_back() -> None:
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         library.mallopt(_MMAP_THRESHOLD, _LARGE_BLOCK)
+        library.mallopt(_TRIM_THRESHOLD, _KEPT_AT_THE_END)
         library.malloc_trim(0)

@@ -60,7 +60,7 @@ class Weights:
                 for parameter in empty:
                     parameter.data = hollow(parameter.shape, parameter.dtype, parameter.device)
                 self._filled.difference_update(map(id, empty))
-            give_memory_back()
+                give_memory_back()
 
     def fill(self) -> None:
         """Fill the whole model, for good."""
