@@ -65,6 +65,7 @@ def load_model(
     import transformers
 
     config = _architecture(checkpoint)[1]
+    _ask_for_logits_alone(config)
     dtype = torch.float32 if precision == "float32" else _stored_dtype(checkpoint)
     with _parameters_on_meta(), _building(checkpoint):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
@@ -77,6 +78,17 @@ def load_model(
     give_memory_back()
     weights = Weights(model, names, reading, device, looks_ahead=read is None)
     return LoadedModel(checkpoint, model, load_tokenizer(checkpoint), names, weights, precision, device)
+
+
+def _ask_for_logits_alone(config: Any) -> None:
+    """Have the model's forward return nothing beside logits: what layers would give for it is not there without them.
+
+    Checkpoints that were trained with a loss over their routers ask for it.
+    """
+    for part in (config, config.get_text_config()):
+        for wish in ("output_router_logits", "output_hidden_states", "output_attentions"):
+            if getattr(part, wish, False):
+                setattr(part, wish, False)
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:

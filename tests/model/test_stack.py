@@ -92,6 +92,22 @@ def test_scores_are_those_of_the_whole_model_bit_for_bit(
     assert all(_is_hollow(parameter) for parameter in stack.loaded.model.parameters())
 
 
+@pytest.mark.parametrize("wish", ["output_router_logits", "output_hidden_states", "output_attentions"])
+def test_what_a_config_wants_beside_logits_is_not_computed(
+    wish: str, make_model: ModelMaker, texts: dict[str, str]
+) -> None:
+    """Mixtures that were trained with a loss over their routers ask for the routers' logits."""
+    folder = make_model("mixtral")
+    stack = stack_of(folder)
+    expected = measure_variants(stack, [Variant("base")], all_texts(stack, texts), 2, Progress())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, wish: True}))
+    asked = stack_of(folder)
+    assert len(asked.layers) == 2
+    assert measure_variants(asked, [Variant("base")], all_texts(asked, texts), 2, Progress()) == expected
+    assert our_scores(stack_of(folder), "signed")["de"]
+
+
 def _is_hollow(parameter: torch.nn.Parameter) -> bool:
     return parameter.untyped_storage().nbytes() == parameter.element_size()
 
