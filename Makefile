@@ -52,6 +52,8 @@ methods: $(VENV)/installed-dev
 	  $(BIN)/surgeon apply methods/$$name || exit 1; done
 	$(if $(CORPUS),texts=$$(cd out/stitch/zh/texts; for file in *.txt; do echo "'$${file%.txt}': $$PWD/$$file,"; done); \
 	  $(BIN)/surgeon apply methods/stitch --output out/stitch/help-texts --set verify.tokens=1024 --set "corpus={$$texts}")
+	$(BIN)/python examples/upcycle.py out/mixture
+	$(BIN)/surgeon apply methods/super_experts --set model=out/mixture --set regions.random.select.random=0.0625
 	$(TRAIN) 15 30 60 90 -- out/ssu
 	$(BIN)/python examples/further_pretraining_figure.py out/ssu/curves.jsonl
 	$(BIN)/python examples/masked_gradients.py out/ssu/variants/columns

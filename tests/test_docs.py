@@ -60,6 +60,7 @@ NOT_RUN = {
     "surgeon chat out --serve": "serves until it is ended; tests/chat/test_serving.py does that",
     "surgeon apply paper/smollm2/": "needs SmolLM2's weights; tests/recipe/test_shipped_recipes.py plans these recipes",
     "surgeon apply methods/smollm2/": "the same",
+    "surgeon apply methods/super_experts": "takes what tests/model/test_upcycle.py makes a smaller one of",
     "surgeon apply methods/stitch --output": "needs texts that are not shipped; the recipe itself is run before",
     "make ": "continuous integration runs these",
     "python benchmarks/": "measures, for minutes",
