@@ -30,7 +30,7 @@ Kind = Literal["same", "changed", "renamed", "renamed_changed", "retyped", "resh
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BYTEWISE = "entries share bytes; compared byte by byte"
 CHUNK = 1 << 20  # entries held of each checkpoint, per thread; a multiple of eight, so that masks pack
-_BLOCK = 1 << 13
+_BLOCK = 1 << 13  # entries whose squares are summed at a time
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ RESIDENT_BYTES = 1 << 28  # on a CPU, a model no larger than this in its arithme
 HIDDEN_BYTES = 1 << 28  # of hidden states between layers; more goes into mapped scratch files
 LOGITS_BYTES = 16_000_000  # of one chunk's logits in float32; some five such tensors are alive at a time
 EDITS_BYTES = 1 << 27  # of variants' edits, where a sweep for every token would make them anew
+EDIT_BYTES_PER_ENTRY = 16  # of an edit: its place, and its value before and after
 FEWEST_TOKENS = 64  # of a chunk: with fewer the projection's matrix is read more often than it is worth
 
 # Families (`model_type`) whose layers are no plain stack, and which are held as a whole; `model/stack.py` finds it out.

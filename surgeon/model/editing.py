@@ -19,8 +19,6 @@ from surgeon.operations import Operation
 from surgeon.operations.edits import Edit, edited_indices, make_edit, touched_tensors
 from surgeon.region.region import Indices, Region
 
-_BYTES_PER_ENTRY = 16  # of an edit: its place, and its value before and after
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -56,7 +54,7 @@ class Variant:
 def prepared(loaded: LoadedModel, variants: Sequence[Variant]) -> list[Variant]:
     """Make the edits of variants beforehand, for models that are swept through many times, unless they are too many."""
     entries = sum(region.entries for variant in variants for region in (variant.regions or {}).values())
-    if entries * _BYTES_PER_ENTRY > budgets.EDITS_BYTES:
+    if entries * budgets.EDIT_BYTES_PER_ENTRY > budgets.EDITS_BYTES:
         return list(variants)
     return [
         replace(variant, edits={name: _edit(loaded, variant, name) for name in variant.touched(loaded)})

@@ -30,7 +30,6 @@ _TORCH_BYTES = 350_000_000  # torch, transformers and a tokenizer loaded
 _BETWEEN_BYTES = 1 << 27  # of blocks between and beside those in use, which the C library has ready for the next batch
 _WASTED_BYTES = 100_000_000  # at most, since blocks are not cut to measure: some per cent more than asked for
 _DRAWING_BYTES = 160_000_000  # the figures of the page
-EDIT_BYTES_PER_ENTRY = 16  # see `model/editing.py`, which is not imported here since torch comes with it
 SHARE_OF_DISK = 0.05  # scores that take more of what is free are not kept, unless asked for
 _PIECES = 24 * (1 << 22)  # of a cut, which looks at four million scores at a time
 
@@ -109,8 +108,8 @@ def peak_memory(plan: Plan) -> int:
     if recipe.verify is not None:
         running.append(_verifying(shape, recipe.verify, len(plan.verify_languages), 1 + len(plan.variants), resident))
         if recipe.verify.prompts and resident is None:
-            held = EDIT_BYTES_PER_ENTRY * edited_entries(plan)
-            running.append(8 * shape.layer + (held if held <= budgets.EDITS_BYTES else 0))
+            held = min(budgets.EDIT_BYTES_PER_ENTRY * edited_entries(plan), budgets.EDITS_BYTES)
+            running.append(8 * shape.layer + held)
     taken = max(*running, max(selecting, editing, _DRAWING_BYTES) + (resident or 0))
     return _TORCH_BYTES + taken + min(taken // 20, _WASTED_BYTES)
 
