@@ -37,7 +37,8 @@ Flush = Callable[[], None]
 class Sweep:
     """A score to be computed of some tensors on sequences of token ids per language.
 
-    `selecting` are the ranks that take the scores, a layer each in turns.
+    `selecting` are the ranks that take the scores, a layer each in turns; `begun` special tokens at the beginning of
+    each sequence are not predicted.
     """
 
     stack: Stack
@@ -46,11 +47,12 @@ class Sweep:
     score: SampledScore
     progress: Progress
     selecting: Sequence[int] = (0,)
+    begun: int = 0
 
     @cached_property
     def sample(self) -> Sample:
         """The sequences in batches."""
-        return make_sample(self.sequences, self.score.batch_size)
+        return make_sample(self.sequences, self.score.batch_size, self.begun)
 
     @cached_property
     def slots(self) -> dict[str, Slot]:

@@ -22,11 +22,13 @@ class SharedSweep:
     """A sweep of which every rank takes some of the batches (see `together.Part`).
 
     `plans` are the regions that are made while it goes, those that they are drawn like among them; none if whole scores
-    are kept. Of several ranks those in `selecting` take the scores, a layer each in turns.
+    are kept. Of several ranks those in `selecting` take the scores, a layer each in turns. `begun` special tokens at
+    the beginning of each sequence are not predicted.
     """
 
     model: str
     sequences: Mapping[str, Sequence[Sequence[int]]]
+    begun: int
     tensors: Sequence[TensorInfo]
     score: SampledScore
     precision: Precision
@@ -36,7 +38,7 @@ class SharedSweep:
 
     def sweep(self, stack: Stack, progress: Progress) -> Sweep:
         """Return the sweep over a model."""
-        return Sweep(stack, self.sequences, self.tensors, self.score, progress, self.selecting)
+        return Sweep(stack, self.sequences, self.tensors, self.score, progress, self.selecting, self.begun)
 
     def select(self, sweep: Sweep) -> dict[str, Region]:
         """Compute the scores and keep only the regions."""

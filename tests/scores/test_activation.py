@@ -36,7 +36,7 @@ def ours(folder: Path, measure: Measure, batch: int = 2) -> dict[str, np.ndarray
     spec = Activation(kind="activation", measure=measure, languages=["de"], batch_size=batch)
     tensors = [i for i in scope(checkpoint).tensors if spec.can_score(i, place(i, checkpoint.config))]
     stack = make_stack(load_model(checkpoint, "float32"))
-    sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), None, 6, 32)
+    sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), (), 6, 32)
     sweep = Sweep(stack, {"de": sequences}, tensors, spec, Progress())
     found: dict[str, np.ndarray] = {}
     with sweep.scratch("test") as scratch:
