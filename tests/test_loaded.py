@@ -13,7 +13,7 @@ import transformers
 
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import scope
+from surgeon.anatomy.scope import scope
 from surgeon.errors import InputError, RegionError
 from surgeon.operations import Zero
 from surgeon.recipe.schema import VerifySpec

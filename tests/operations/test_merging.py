@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import scope
+from surgeon.anatomy.scope import scope
 from surgeon.errors import InputError, RecipeError
 from surgeon.operations import Add, Operation, Restore, Slerp, rounded
 from surgeon.operations.edits import make_edit

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import scope
+from surgeon.anatomy.scope import scope
 from surgeon.errors import InputError
 from surgeon.operations import Fill, Noise, Operation, Restore, Scale, Shuffle, Target, Zero, rounded
 from surgeon.operations.edits import make_edit
