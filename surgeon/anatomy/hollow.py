@@ -10,6 +10,7 @@ from typing import Any
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import LAYERS, whole_number
 from surgeon.errors import CheckpointError, SurgeonError
+from surgeon.foreign import ForeignCode, load_config
 
 _MANY_LAYERS = 200  # that any config may ask for
 
@@ -37,17 +38,16 @@ def architecture(checkpoint: Checkpoint) -> Architecture:
 
     if not checkpoint.config:
         raise CheckpointError(f"{checkpoint.folder}: no config.json, so the model cannot be built")
-    if "auto_map" in checkpoint.config:
-        raise CheckpointError(
-            f"{checkpoint.folder}: the architecture is code inside the repository; surgeon runs only the "
-            "architectures of transformers itself. Regions from a file, or random ones, still apply without running it"
-        )
     _refuse_layers(checkpoint)
     try:
-        config = transformers.AutoConfig.from_pretrained(checkpoint.folder)
-        return _chosen(checkpoint, config)
+        return _chosen(checkpoint, load_config(checkpoint.folder))
     except (MemoryError, OSError):
         raise
+    except ForeignCode as error:
+        raise CheckpointError(
+            f"{checkpoint.folder}: {error}; surgeon runs only the architectures of transformers itself. Regions from a "
+            "file, or random ones, still apply without running it"
+        ) from None
     except Exception as error:  # what the library makes of a damaged config is not told beforehand
         kind = checkpoint.config.get("model_type", "(none)")
         raise CheckpointError(

@@ -31,7 +31,7 @@ def plain_places(checkpoint: Checkpoint) -> dict[str, Place] | None:
     """Return what every tensor is if the names alone tell it; None if the model has to be asked."""
     form = PLAIN.get(str(checkpoint.config.get("model_type")))
     layers = whole_number(checkpoint.config, *LAYERS)
-    if form is None or "auto_map" in checkpoint.config:
+    if form is None:
         return None
     for name in checkpoint.tensors:
         found = re.fullmatch(form, name)

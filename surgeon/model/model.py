@@ -19,6 +19,7 @@ from surgeon.anatomy.hollow import architecture, building, meta_model
 from surgeon.anatomy.slots import Names, ReadTensor, Slot, map_names
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError
+from surgeon.foreign import build_model
 from surgeon.freeze.bundle import ModelPlace
 from surgeon.memory import give_memory_back
 from surgeon.model.precision import Precision
@@ -65,7 +66,7 @@ def load_model(
     _ask_for_logits_alone(found.config)
     dtype = torch.float32 if precision == "float32" else _stored_dtype(checkpoint)
     with _parameters_on_meta(), building(checkpoint):
-        model = found.auto.from_config(found.config, dtype=dtype)
+        model = build_model(found.config, dtype, found.auto)
     _make_hollow(model, dtype, device)
     reading = read or checkpoint.tensor
     names = _mapped(model, checkpoint, reading)

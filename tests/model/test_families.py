@@ -13,9 +13,10 @@ from conftest import FAMILIES, ModelMaker
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from surgeon.anatomy.scope import scope, unknown_kinds
 from surgeon.api import plan_recipe
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import place, scope, unknown_kinds
+from surgeon.checkpoint.naming import place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import CheckpointError, RecipeError
 from surgeon.model.editing import Variant, edited

@@ -15,8 +15,9 @@ from conftest import FAMILIES, ModelMaker, byte_tokenizer
 from safetensors.torch import load_file
 
 import surgeon
+from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import place, scope
+from surgeon.checkpoint.naming import place
 from surgeon.errors import InputError, RecipeError
 from surgeon.model.model import load_model
 from surgeon.model.stack import make_stack
@@ -76,7 +77,7 @@ def our_wanda(folder: Path, batch: int = 6) -> dict[str, np.ndarray]:
     checkpoint = Checkpoint.open(folder)
     tensors = [info for info in scope(checkpoint).tensors if len(info.shape) > 1]
     stack = make_stack(load_model(checkpoint, "float32"))
-    sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), None, 6, 32)
+    sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), (), 6, 32)
     sweep = Sweep(stack, {"de": sequences}, tensors, ScoreSettings(6, 32, batch, None, "float32"), Progress())
     found: dict[str, np.ndarray] = {}
     with sweep.scratch("test") as scratch:
