@@ -10,7 +10,7 @@ from typing import Any
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import LAYERS, whole_number
 from surgeon.errors import CheckpointError, SurgeonError
-from surgeon.foreign import ForeignCode, load_config
+from surgeon.foreign import ForeignCode, load_config, model_classes
 
 _MANY_LAYERS = 200  # that any config may ask for
 
@@ -58,17 +58,8 @@ def architecture(checkpoint: Checkpoint) -> Architecture:
 
 def _chosen(checkpoint: Checkpoint, config: Any) -> Architecture:
     """Choose between the two kinds of models by the class that the config names; else what is causal comes first."""
-    import transformers
-
-    found = []
-    for auto, mapping in (
-        (transformers.AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
-        (transformers.AutoModelForImageTextToText, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
-    ):
-        if type(config) in mapping:
-            model_class = mapping[type(config)]
-            text = auto is transformers.AutoModelForCausalLM and config.get_text_config() is config
-            found.append(Architecture(auto, model_class, config, text))
+    text = config.get_text_config() is config
+    found = [Architecture(auto, model_class, config, text) for auto, model_class in model_classes(config)]
     if not found:
         raise KeyError(type(config).__name__)
     named = checkpoint.config.get("architectures") or []

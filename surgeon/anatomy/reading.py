@@ -11,10 +11,11 @@ import torch
 
 from surgeon.anatomy.hollow import architecture, meta_model
 from surgeon.anatomy.roles import Held, branch, role_of
-from surgeon.anatomy.slots import map_names
+from surgeon.anatomy.slots import Names, map_names
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import MTP, TOWERS, Place, place, tower_of
 from surgeon.checkpoint.storage import TensorInfo
+from surgeon.errors import CheckpointError
 
 _OF_TOWERS = re.compile(
     r"vision|visual|image|audio|speech|sound|encoder(?!s)|vit\b|sam|qformer|perceiver|resampler|patch|vq"
@@ -38,13 +39,14 @@ def read_places(checkpoint: Checkpoint) -> dict[str, Place]:
     """Return what every tensor on disk is.
 
     Raises:
-        CheckpointError: transformers cannot build the model.
+        CheckpointError: transformers cannot build the model, or some of its parameters are made of nothing on disk.
     """
     model = meta_model(checkpoint)
     whole = _Model(
         model, dict(model.named_modules()), *_decoder_layers(model), _hidden(model), architecture(checkpoint).text_alone
     )
     names = map_names(model, {name: info.shape for name, info in checkpoint.tensors.items()})
+    _refuse_other_models(checkpoint, model, names)
     targets: dict[str, list[str]] = {}
     for target, origin in names.origins.items():
         for _, name in origin.parts:
@@ -63,6 +65,14 @@ def read_places(checkpoint: Checkpoint) -> dict[str, Place]:
         else:
             places[name] = _absent(checkpoint, info)
     return places
+
+
+def _refuse_other_models(checkpoint: Checkpoint, model: Any, names: Names) -> None:
+    """Refuse tensors that are not those of the model: what it says of the rest would be of no use."""
+    made = {id(p) for path, p in model.named_parameters(remove_duplicate=False) if path in names.origins}
+    for path, parameter in model.named_parameters():
+        if id(parameter) not in made:
+            raise CheckpointError(f"{checkpoint.where}: no tensor of the right shape makes '{path}' of the model")
 
 
 def _parameter(whole: _Model, path: str, info: TensorInfo, made: Iterable[str]) -> Place:
