@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.anatomy.anatomy import anatomy_of
+from surgeon.anatomy.scope import left_out
 from surgeon.checkpoint.fingerprint import content_hash, refuse_changed
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.remembered import stored_hash
@@ -303,6 +304,7 @@ def make_report(
             shards=len(checkpoint.headers),
             bytes=checkpoint.data_bytes,
             content_sha256=None if checkpoint.is_remote else content_hash(checkpoint, run.jobs),
+            left_out=left_out(checkpoint),
         ),
         scores=[
             ScoreReport(kind=item.spec.kind, language=language, sequences=size.sequences, tokens=size.tokens)

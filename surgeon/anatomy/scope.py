@@ -82,13 +82,15 @@ def left_out(checkpoint: Checkpoint) -> list[str]:
         reason = _reason(places[name])
         if reason is not None:
             groups.setdefault(reason, []).append(name)
-    return [f"{_tensors(names)} {reason}: left as {'it is' if len(names) == 1 else 'they are'}"
-            for reason, names in groups.items()]  # fmt: skip
+    return [
+        f"{_tensors(names)} {f'is {reason}: left as it is' if len(names) == 1 else f'are {reason}: left as they are'}"
+        for reason, names in groups.items()
+    ]
 
 
 def _reason(where: Place) -> str | None:
     if where.kind == "buffer":
-        return "without a gradient (buffers)"
+        return "computed or counted, and trained by no gradient"
     if where.role == "mtp":
         return "for predicting several tokens at once, no part of the model that transformers builds"
     if where.kind == "absent":

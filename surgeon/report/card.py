@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from surgeon.anatomy.scope import left_out
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import RecipeError
@@ -107,6 +108,7 @@ def model_card(plan: Plan, variant: str, regions: Mapping[str, Region], report: 
         base=base_model(source.name),
         regions=regions,
         why=lambda region: _why(plan, region),
+        left_out=left_out(plan.checkpoint),
         rebuild=REBUILD,
         **_measured(variant, report),
     )

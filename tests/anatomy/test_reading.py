@@ -204,3 +204,38 @@ def test_an_architecture_that_transformers_lacks_is_told_by_names(llama: Path, t
     found = anatomy_of(Checkpoint.open(folder))
     assert "of_tomorrow" in str(found.unbuilt)
     assert found.places == anatomy_of(Checkpoint.open(llama)).places
+
+
+def test_a_run_cuts_the_text_model_and_leaves_the_rest_byte_for_byte(
+    deepseek: Path, tmp_path: Path, texts: dict[str, str]
+) -> None:
+    import surgeon
+
+    before = load_file(deepseek / "model.safetensors")
+    more = {n.replace("layers.1.", "layers.2."): v for n, v in before.items() if ".layers.1." in n}
+    folder = with_tensors(deepseek, tmp_path / "m", more)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"""\
+version: 1
+name: test
+model: {folder}
+corpus: {{de: {texts["de"]}}}
+regions:
+  core: {{score: {{kind: grad_param, languages: [de], samples: 2, sequence_length: 16}}, select: {{top: 0.05}}}}
+variants: {{cut: {{operations: [{{zero: core}}]}}}}
+verify: {{tokens: 16, window: 16}}
+output: {tmp_path / "out"}
+""")
+    report = surgeon.apply(recipe)
+    after = load_file(tmp_path / "out/variants/cut/model.safetensors")
+    source = load_file(folder / "model.safetensors")
+    for name, values in source.items():
+        inside = ".layers.0." in name or ".layers.1." in name
+        cut = int(0.05 * values.size) if inside and not name.endswith("e_score_correction_bias") else 0
+        assert np.count_nonzero(after[name].view(np.uint8) != values.view(np.uint8)) == 0 or cut, name
+        assert np.count_nonzero((after[name] == 0) & (values != 0)) == min(cut, np.count_nonzero(values)), name
+    lines = report.model.left_out
+    assert [line.split(" ", 1)[0] for line in lines] == ["1", str(len(more))]
+    card = (tmp_path / "out/variants/cut/README.md").read_text("utf-8")
+    assert "trained by no gradient" in card
+    assert "predicting several tokens" in (tmp_path / "out/report.html").read_text("utf-8")

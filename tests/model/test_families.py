@@ -193,7 +193,7 @@ def test_a_tensor_that_the_model_does_not_have_is_left_as_it_is_unless_it_is_nam
     chosen = scope(checkpoint, ["model.layers.0.mystery.weight"])
     assert [info.name for info in chosen.tensors] == ["model.layers.0.mystery.weight"]
     assert left_out(checkpoint) == [
-        "1 tensor (model.layers.*.mystery.weight) no part of the model that transformers builds: left as it is"
+        "1 tensor (model.layers.*.mystery.weight) is no part of the model that transformers builds: left as it is"
     ]
 
 
