@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from surgeon.checkpoint.hub_downloads import fetch_file
 from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.foreign import dataset_rows
@@ -105,12 +106,12 @@ def _folder(folder: Path) -> tuple[str, list[str], bytes, None]:
 
 def _repository(where: DatasetLocation) -> tuple[str, list[str], bytes, str]:
     """Return the same of a dataset on the Hub, and its commit: all of a run, and its repetition, read the same."""
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi
 
     info = HfApi().dataset_info(where.dataset, revision=where.revision)
     names, revision, card = sorted(entry.rfilename for entry in info.siblings or ()), str(info.sha), b""
     if CARD in names:
-        with open(hf_hub_download(where.dataset, CARD, repo_type="dataset", revision=revision), "rb") as file:
+        with fetch_file(where.dataset, CARD, revision, "dataset").open("rb") as file:
             card = file.read(LONGEST_CARD + 1)
     return f"hf://datasets/{where.dataset}@{revision}", names, card, revision
 
