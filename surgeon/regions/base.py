@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import Place, place
+from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import Problem
 from surgeon.recipe.lines import KeyPath
@@ -111,7 +112,8 @@ class Planning:
 
     def places(self, tensors: Iterable[TensorInfo]) -> dict[str, Place]:
         """Return where tensors stand in the model."""
-        return {info.name: place(info, self.checkpoint.config) for info in tensors}
+        found = anatomy_of(self.checkpoint).places
+        return {info.name: found[info.name] for info in tensors}
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,11 @@ class RegionKind:
         """Return what it selects, in the words of a plan's table."""
 
     @abstractmethod
-    def described(self, score: Score | None) -> list[str]:
-        """Return how its entries were chosen, in the words of a model card; `score` is what it selects by."""
+    def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
+        """Return how its entries were chosen, in the words of a model card.
+
+        `score` is what it selects by, `named` returns a language's name by its code.
+        """
 
     def drawing(self, checkpoint: Checkpoint, plan: RegionPlan, plans: Mapping[str, RegionPlan]) -> Drawing | None:
         """Return how it is drawn by the scores of another region; None if it is not."""

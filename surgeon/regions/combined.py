@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, RootModel, field_validator
@@ -61,6 +61,6 @@ class Combine(RootModel[str], RegionKind):
         """Return how it is made."""
         return f"by {self.key}"
 
-    def described(self, score: Score | None) -> list[str]:
+    def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
         """Return the expression."""
         return [self.root]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -106,7 +106,7 @@ class Control(Model, RegionKind):
         """Return how it is made."""
         return f"by {self.key}"
 
-    def described(self, score: Score | None) -> list[str]:
+    def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
         """Return what is drawn, and how."""
         matched = "as many entries" if self.matched == "count" else "entries of the same norm"
         drawn = f"{matched} in each tensor, of those that are not zero, {_HOW[self.draw]}"

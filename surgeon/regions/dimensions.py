@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.recipe.fields import Model
 from surgeon.recipe.lines import KeyPath
 from surgeon.region.coordinates import fullest_lines, residual_dimensions
-from surgeon.region.dimensions import hidden_size, places_of
+from surgeon.region.dimensions import hidden_size
 from surgeon.region.region import Region
 from surgeon.regions.base import Making, Planning, RegionKind, RegionPlan, shapes_of
 
@@ -70,21 +71,22 @@ class Dimensions(Model, RegionKind):
         return {
             "rows": max(rows, default=0),
             "columns": max((shape[-1] for shape in shapes.values() if len(shape) > 1), default=0),
-            "residual": hidden_size(shapes, places_of(shapes, planning.checkpoint.config)) or 0,
+            "residual": hidden_size(shapes, planning.places(of.tensors)) or 0,
         }
 
     def make(self, making: Making, plan: RegionPlan) -> Region:
         """Count the region's entries and take the fullest lines, or others."""
-        region, config = making.part(self.of), making.checkpoint.config
+        region, checkpoint = making.part(self.of), making.checkpoint
         if self.residual:
-            return residual_dimensions(region, self.residual, config, self.drawn_with)
+            places = anatomy_of(checkpoint).places
+            return residual_dimensions(region, self.residual, checkpoint.config, self.drawn_with, places)
         return fullest_lines(region, self.rows, self.columns, self.drawn_with)
 
     def selects(self) -> str:
         """Return how it is made."""
         return f"by {self.key}"
 
-    def described(self, score: Score | None) -> list[str]:
+    def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
         """Return which dimensions they are."""
         fullest = "as many random dimensions as are fullest" if self.random else "the fullest dimensions"
         return [f"{fullest} in the region {self.of}"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import ConfigDict, Field, RootModel, model_validator
 
-from surgeon.checkpoint.naming import scope
+from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.recipe.fields import Model
 from surgeon.region.coordinates import entry, lines
@@ -85,6 +85,6 @@ class Entries(RootModel[Annotated[list[EntriesOf], Field(min_length=1)]], Region
         """Return how it is made."""
         return f"by {self.key}"
 
-    def described(self, score: Score | None) -> list[str]:
+    def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
         """Return how it is made."""
         return [self.key]

@@ -49,7 +49,7 @@ class File(RootModel[str], RegionKind):
         """Return where it comes from."""
         return f"by {self.key}"
 
-    def described(self, score: Score | None) -> list[str]:
+    def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
         """Return where it comes from."""
         return [self.key]
 

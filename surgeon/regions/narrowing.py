@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from surgeon.anatomy.scope import Scope, scope
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import SELECTORS, Scope, scope
+from surgeon.checkpoint.naming import SELECTORS
 from surgeon.errors import Problem, did_you_mean
 from surgeon.regions.base import Planning, RegionPlan
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
@@ -46,6 +46,6 @@ class Neurons(Model, RegionKind):
         """Return where they come from."""
         return f"by {self.key}"
 
-    def described(self, score: Score | None) -> list[str]:
+    def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
         """Return where they come from."""
         return [self.key]

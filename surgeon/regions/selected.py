@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from surgeon.anatomy.scope import scope as reach_of
+from surgeon.anatomy.scope import unknown_kinds
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import Place, unknown_kinds
-from surgeon.checkpoint.naming import scope as reach_of
+from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.region.region import Indices, Mask, Region, encode_indices
 from surgeon.region.select import select_random
@@ -21,7 +22,6 @@ from surgeon.regions.cut import select_from
 from surgeon.regions.narrowing import misnamed
 from surgeon.regions.share import Share
 from surgeon.regions.unit_cut import UnitCut
-from surgeon.text.languages import language_name
 
 if TYPE_CHECKING:
     from surgeon.recipe.schema import RegionSpec
@@ -137,23 +137,23 @@ class Select(Share, RegionKind):
         own = f", only {self.own}" if self.own else ""
         return f"{self.origin} {self.amount} per {self.scope}{own}"
 
-    def described(self, score: Score | None) -> list[str]:
+    def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
         """Return the amount and the score, and whose entries they are."""
-        return list(self._described(score))
+        return list(self._described(score, named))
 
-    def _described(self, score: Score | None) -> Iterator[str]:
+    def _described(self, score: Score | None, named: Callable[[str], str]) -> Iterator[str]:
         share = f"{self.amount} of {self.scoped.of}"
         if self.random is not None or score is None:
             yield f"{share} at random, seed {self.seed}"
         else:
             texts = score.on_text
-            scored = f" on {', '.join(language_name(code) for code in texts.languages)}" if texts is not None else ""
+            scored = f" on {', '.join(named(code) for code in texts.languages)}" if texts is not None else ""
             most = "highest" if self.end == "top" else "lowest"
             yield f"the {share} with the {most} score ({score.kind}){scored}"
         if self.specific is not None:
-            yield f"only units that are active in {language_name(self.specific)} and in few others"
+            yield f"only units that are active in {named(self.specific)} and in few others"
         if self.monolingual is not None:
-            yield f"only those of {language_name(self.monolingual)} and of no other language"
+            yield f"only those of {named(self.monolingual)} and of no other language"
 
     def provenance(self, plan: RegionPlan, source: Provenance) -> dict[str, Any]:
         """Return what it was selected from, by which score, and how."""

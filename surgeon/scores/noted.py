@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from surgeon.anatomy.slots import Slot
 from surgeon.checkpoint.naming import Place
 from surgeon.errors import InputError
-from surgeon.model.slots import Slot
 from surgeon.scores.notes import Note
 
 Key = tuple[int, int, str]  # the number of a matrix, the axis of it that meets the inputs, and a note's word

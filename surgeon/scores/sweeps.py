@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon import ranks
-from surgeon.checkpoint.naming import place
+from surgeon.anatomy.anatomy import anatomy_of
+from surgeon.anatomy.slots import Slot
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import InputError
 from surgeon.model import budgets
 from surgeon.model.batches import hidden_layout
-from surgeon.model.slots import Slot
 from surgeon.model.stack import Stack
 from surgeon.model.states import States, bytes_needed
 from surgeon.progress import Progress
@@ -128,9 +128,11 @@ class Sweep:
             yield from found
 
     def _watch(self, slots: Mapping[str, Slot]) -> forward.Watching:
-        score, config = cast(ForwardScore, self.score), self.stack.loaded.checkpoint.config
-        places = {info.name: place(info, config) for info in self.tensors if info.name in slots}
-        return forward.Watching(score, Noted(score.kind, slots, places, config))
+        score, checkpoint = cast(ForwardScore, self.score), self.stack.loaded.checkpoint
+        found = anatomy_of(checkpoint).places
+        return forward.Watching(
+            score, Noted(score.kind, slots, {name: found[name] for name in slots}, checkpoint.config)
+        )
 
     def _kept(self, scratch: Scratch, start: Progressed) -> Kept:
         shapes, dtype = hidden_layout(self.stack, self._own.all())

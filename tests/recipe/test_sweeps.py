@@ -108,7 +108,7 @@ def test_regions_made_from_a_swept_one_follow_it(tmp_path: Path) -> None:
         "lines-0.03", "both-0.03", "rest"
     ]  # fmt: skip
     assert recipe.regions["lines-0.03"].kind.parents == ["both-0.03"]
-    assert recipe.regions["both-0.03"].kind.described(None) == ["core-0.03 | rest"]
+    assert recipe.regions["both-0.03"].kind.described(None, str) == ["core-0.03 | rest"]
 
 
 def test_a_swept_score_is_followed_by_those_who_take_it(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_regions_made_from_one_in_many_ways_are_followed_once(tmp_path: Path) ->
     """Each of thirty uses the next one twice: a billion ways from the first to the last."""
     ladder = "".join(f"  a{i}: {{combine: a{i + 1} & ~a{i + 1}}}\n" for i in range(30)) + "  a30: {combine: core}\n"
     recipe = load(tmp_path, **{"regions:\n": f"regions:\n{ladder}", "[{zero: core}]": "[{zero: a0}]"}).recipe
-    assert recipe.regions["a0-0.03"].kind.described(None) == ["a1-0.03 & ~a1-0.03"]
+    assert recipe.regions["a0-0.03"].kind.described(None, str) == ["a1-0.03 & ~a1-0.03"]
 
 
 def test_a_mistake_outside_of_the_sweep_is_named_once(tmp_path: Path) -> None:
