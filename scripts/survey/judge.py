@@ -16,7 +16,7 @@ from typing import Any
 import reference as plain
 import torch
 
-SAMPLES, LENGTH, TOKENS, WINDOW, FRACTION = 4, 32, 96, 32, 0.1
+SAMPLES, LENGTH, TOKENS, WINDOW, FRACTION = 4, 32, 88, 32, 0.1  # the last window is shorter
 SENTENCES = {
     "de": "Alle Menschen sind frei und gleich an Würde und Rechten geboren. ",
     "fr": "Tous les êtres humains naissent libres et égaux en dignité et en droits. ",
@@ -302,7 +302,7 @@ def one(name: str, folder: Path) -> Found:
     os.environ["SURGEON_CACHE"] = str(folder / "cache")
     (folder / "cache").mkdir()
     model, layout = folder / "model", LAYOUTS.get(name)
-    kind, class_name = (layout.kind, layout.class_name) if layout is not None else families()[name]
+    kind, class_name = (layout.kind, layout.class_name) if layout is not None else families()[name][:2]
     try:
         made = make(kind, class_name, model, layout.config if layout is not None else ())
         if layout is not None:

@@ -110,8 +110,7 @@ def kinds_of(model: Any) -> dict[int, float]:
     found = {id(parameter): OUTSIDE for parameter in model.parameters()}
     lists = [
         module
-        for root in (decoder_of(model), model)
-        for path, module in root.named_modules()
+        for path, module in decoder_of(model).named_modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) in counts and not _other_tower(path)
         and any(parameter.dim() > 1 for parameter in module.parameters())
     ]  # fmt: skip
