@@ -48,6 +48,7 @@ regions:
     select: {{top: {fraction}}}
     exclude: [norm]
   bottom: {{control: {{of: core, draw: bottom}}}}
+  rows: {{from: core, select: {{top: {fraction}, scope: output}}, exclude: [norm]}}
   drawn: {{select: {{random: {fraction}}}}}
 variants:
   cut: {{operations: [{{zero: core}}]}}
@@ -138,6 +139,7 @@ def judge(name: str, class_name: str, model: Path, folder: Path, arrange: plain.
         return found
     report = json.loads((folder / "out" / "report.json").read_text("utf-8"))
     _compare_cut(found, expected, model, folder / "out", said + applied.out + applied.err + json.dumps(report))
+    _compare_rows(found, expected, folder / "out")
     _compare_drawn(found, expected, model, folder / "out")
     _compare_perplexity(found, "base", expected.perplexity, report)
     cut, told_of_cut = plain.load(class_name, folder / "out" / "variants" / "cut")
@@ -268,6 +270,21 @@ def _compare_cut(found: Found, expected: plain.Reference, model: Path, out: Path
     found.wrong += [f"unsaid: no part of the model: {', '.join(unsaid)}"] if unsaid else []
     found.wrong += [f"cut outside of the layers, or norms: {', '.join(sorted(set(outside)))}"] if outside else []
     found.wrong += [f"counts: {', '.join(sorted(set(many)))}"] if many else []
+
+
+def _compare_rows(found: Found, expected: plain.Reference, out: Path) -> None:
+    """Compare a region that takes a share of the entries behind each output of a matrix."""
+    from surgeon.region.region import Region
+
+    region = Region.load(out / "regions" / "rows.region.safetensors")
+    wrong = set()
+    for name in region:
+        axis = expected.axes.get(name)
+        if axis is not None and expected.kinds.get(name) == plain.MATRIX:
+            mask = torch.from_numpy(region.mask(name)).movedim(axis, -1)
+            if bool((mask.sum(dim=-2) != int(FRACTION * mask.shape[-2])).any()):
+                wrong.add(_kind(name))
+    found.wrong += [f"outputs on another axis: {', '.join(sorted(wrong))}"] if wrong else []
 
 
 def _compare_drawn(found: Found, expected: plain.Reference, model: Path, out: Path) -> None:
