@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgeon import inside
 from surgeon.checkpoint.fingerprint import content_hash, refuse_changed
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.remembered import stored_hash
@@ -350,7 +351,9 @@ def unchanged_report(out: Path, report: Report, manifest: Mapping[str, Any]) -> 
     ):
         return None
     named = {**manifest.get("outputs", {}), **manifest.get("report", {})}
-    intact = all((out / name).is_file() and stored_hash(out / name) == digest for name, digest in named.items())
+    intact = all(
+        inside.is_plain_file(out, name) and stored_hash(out / name) == digest for name, digest in named.items()
+    )
     return earlier if named and intact else None
 
 
