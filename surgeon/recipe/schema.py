@@ -294,11 +294,13 @@ class VerifySpec(Model):
 class TextSpec(Model):
     """One language's text: from a file, or from a dataset read as a stream."""
 
-    file: str | None = Field(None, description="a text file (a document per line), or a `.jsonl` or `.parquet` file")
+    file: str | None = Field(
+        None, description="`.txt` (a document per line), `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet`"
+    )
     dataset: str | None = Field(None, description="an id on the Hub, or a folder")
     config: str | None = Field(None, description="the dataset's configuration, often a language")
     split: str = Field("train", description="which part of the dataset")
-    field: str = Field("text", description="the field or column that holds the text")
+    field: str = Field("text", description="the field or column of the text; `translation.en` is one inside another")
     revision: str | None = Field(None, description="a branch, tag or commit of the dataset; the newest when left out")
     documents: Count | None = Field(
         None, description="how many to read, from the first; when left out, all of a file and 2000 of a dataset"
@@ -349,7 +351,7 @@ class Recipe(Model):
     model: str = Field(description="`builtin:NAME`, a folder, or a Hub id: `org/name`, `hf://org/name@revision`")
     corpus: str | dict[str, str | TextSpec] = Field(
         "builtin:udhr30",
-        description="`builtin:NAME`, or per language code a file (text, `.jsonl`, `.parquet`) or a dataset",
+        description="`builtin:NAME`, or per language code a file (`.txt`, `.jsonl`, ...) or a dataset",
     )
     regions: dict[str, RegionSpec] = Field({}, description="sets of entries, by name")
     variants: dict[str, VariantSpec] = Field({}, description="edited models, by name")

@@ -84,8 +84,8 @@ class Corpus:
             paragraphs = list(drawn.texts)
         if len(paragraphs) < 2:
             raise InputError(
-                f"the text for '{language}' ({where}) has {len(paragraphs)} paragraph; at least two are needed, one "
-                "to score on and one to evaluate on"
+                f"the text for '{language}' ({where}) has {'1' if paragraphs else 'no'} paragraph; at least two are "
+                "needed, one to score on and one to evaluate on"
             )
         score, evaluate_on = ("\n".join(half) + "\n" for half in (paragraphs[::2], paragraphs[1::2]))
         return Text(language, score, evaluate_on, str(where), drawn.revision)
