@@ -302,7 +302,7 @@ def allocate_file(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str
     """Create a file whose tensors are all zero, its blocks reserved, ready to be mapped `shared`."""
     header = header_bytes(specs, metadata)
     data = sum(math.prod(shape) * DTYPE_BITS[dtype] // 8 for _, dtype, shape in specs)
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         file.write(header)
         file.flush()
         if data:  # a write to a mapped hole on a full disk kills the process, so reserve the blocks now

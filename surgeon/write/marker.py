@@ -89,5 +89,5 @@ class Marker(BaseModel):
 
         A link is not what was written, wherever it leads.
         """
-        plain = all(inside.is_plain_file(folder, name) for name in self.files)
-        return bool(self.files) and plain and not damaged(folder, self.files, jobs)
+        whole = bool(self.files) and not damaged(folder, self.files, jobs)
+        return whole and all(inside.is_plain_file(folder, name) for name in self.files)

@@ -11,6 +11,7 @@ import pytest
 
 import surgeon
 from surgeon.cli import app
+from surgeon.cli.talking import _serve
 from surgeon.errors import CheckpointError, InputError
 from surgeon.hub.parcel import pack, parcel_text
 from surgeon.hub.patch_parcel import pack_patch
@@ -160,3 +161,9 @@ def test_a_staged_folder_that_leads_elsewhere_is_not_written_to(made: Path, secr
         rebuild(str(made / "published"), back, (), 1, Progress())
     assert sorted(path.name for path in secret.parent.iterdir()) == before
     assert secret.read_text() == SECRET
+
+
+def test_a_page_that_leads_elsewhere_is_not_served(out: Path, secret: Path) -> None:
+    replaced(out / "report.html", secret)
+    with pytest.raises(InputError, match="no page there"):
+        _serve(None, out / "report.html", 0)  # type: ignore[arg-type]  # before anybody is asked

@@ -10,9 +10,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ModelMaker
 from forking import run_forked
 from test_crashes import RECIPE
+
+from surgeon.checkpoint.storage import allocate_file
+from surgeon.model.states import States
 
 POINTS = 10
 
@@ -55,6 +59,18 @@ def half_done(out: Path, wanted: dict[str, object]) -> list[str]:
     named = {name.as_posix(): path for name, path in found.items() if not any(p.startswith(".") for p in name.parts)}
     written = {name: path for name, path in named.items() if name not in ("report.json", "manifest.json")}
     return [name for name, path in written.items() if name in wanted and path.read_bytes() != wanted[name]]
+
+
+def test_what_is_allocated_for_scores_and_states_says_where_the_disk_is_full(tmp_path: Path) -> None:
+    device = Path("/dev/full")
+    if not device.exists():
+        pytest.skip("no /dev/full here")
+    with pytest.raises(OSError, match="No space left") as ended:
+        allocate_file(device, [("a", "F32", (4,))], {})
+    assert ended.value.filename == str(device)
+    (tmp_path / "hidden-00000.bin").symlink_to(device)
+    with pytest.raises(OSError, match="hidden-00000") as ended:
+        States([(2, 2)], torch.float32, tmp_path).put(0, 0, torch.zeros(2, 2))
 
 
 @pytest.mark.slow

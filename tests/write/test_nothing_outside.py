@@ -6,6 +6,7 @@ into the output folder leads to them, by links of every kind and by what its man
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -230,3 +231,27 @@ def test_killed_and_repeated_runs_stay_inside_and_leave_nothing_behind(world: Wo
     assert [path.name for path in made] == [".surgeon.lock"]
     there = lambda out: {p.relative_to(out).as_posix() for p in out.rglob("*")}  # noqa: E731
     assert there(world.out) == there(world.root.parent / "out")
+
+
+CHANGING = {
+    "unlink", "rmtree", "rmdir", "rename", "mkdir", "makedirs", "touch", "symlink_to", "write_text", "write_bytes",
+}  # fmt: skip
+# The output folder itself; drawings in the cache; a report that is saved where the caller says.
+ELSEWHERE = {"output.mkdir", "file.unlink", "Path(path).write_text"}
+
+
+def test_files_of_an_output_folder_are_changed_in_one_place() -> None:
+    package, found = Path(surgeon.__file__).parent, []
+    rooms = [file for room in ("write", "hub", "report") for file in (package / room).glob("*.py")]
+    for path in [package / "run.py", *rooms]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            whose, what = ast.unparse(node.func.value), node.func.attr
+            said = [str(a.value) for a in node.args if isinstance(a, ast.Constant)]
+            opens = what == "open" and any(set("wax+") & set(mode) for mode in said)
+            changes = what in CHANGING or opens or (whose == "os" and what in ("replace", "remove", "link", "symlink"))
+            staged = whose in ("part", "staged") and what.startswith("write_")  # inside `storage.replacing`
+            if changes and whose != "inside" and not staged and f"{whose}.{what}" not in ELSEWHERE:
+                found.append(f"{path.name}:{node.lineno}: {whose}.{what}")
+    assert found == []
