@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon import inside
+from surgeon.anatomy.anatomy import anatomy_of
+from surgeon.anatomy.scope import left_out
 from surgeon.checkpoint.fingerprint import content_hash, refuse_changed
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.remembered import stored_hash
@@ -303,6 +305,7 @@ def make_report(
             shards=len(checkpoint.headers),
             bytes=checkpoint.data_bytes,
             content_sha256=None if checkpoint.is_remote else content_hash(checkpoint, run.jobs),
+            left_out=left_out(checkpoint),
         ),
         scores=[
             ScoreReport(kind=item.spec.kind, language=language, sequences=size.sequences, tokens=size.tokens)
@@ -324,7 +327,8 @@ def make_report(
 
 
 def _region_report(the_plan: Plan, name: str, region: Region) -> RegionReport:
-    return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].origin)
+    places = {tensor: place for tensor, place in anatomy_of(the_plan.checkpoint).places.items() if tensor in region}
+    return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].origin, places)
 
 
 def _variant_report(run: Run, name: str, done: Staged | Written | None) -> VariantReport:

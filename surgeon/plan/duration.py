@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import place
 from surgeon.model import budgets
 from surgeon.plan.estimates import Shape, edited_entries, shape_of
 from surgeon.plan.plan import Plan
@@ -107,8 +107,9 @@ def active_entries(checkpoint: Checkpoint) -> int:
     chosen = config.get("num_experts_per_tok")
     share = min(int(chosen) / int(experts), 1.0) if experts and chosen else 1.0
     total = 0.0
+    places = anatomy_of(checkpoint).places
     for name, info in checkpoint.tensors.items():
-        if place(info, checkpoint.config).in_decoder and len(info.shape) > 1:
+        if places[name].in_decoder and len(info.shape) > 1:
             total += info.numel * (share if ".experts." in name else 1.0)
     return int(total)
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
-from surgeon.checkpoint.naming import place
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
 from surgeon.model import budgets
@@ -55,8 +55,9 @@ def shape_of(checkpoint: Checkpoint) -> Shape:
     config: dict[str, Any] = {**checkpoint.config, **(checkpoint.config.get("text_config") or {})}
     sizes: Counter[int] = Counter()
     outside: Counter[str] = Counter()
+    places = anatomy_of(checkpoint).places
     for info in checkpoint.tensors.values():
-        where = place(info, checkpoint.config)
+        where = places[info.name]
         if where.in_decoder and where.layer is not None:
             sizes[where.layer] += info.numel
         else:

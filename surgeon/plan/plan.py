@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import natural_key, scope
+from surgeon.checkpoint.naming import natural_key
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.plan.regions import RegionPlan, scorable

@@ -10,8 +10,10 @@ from typing import NoReturn
 
 import numpy as np
 
+from surgeon.anatomy.anatomy import anatomy_of
+from surgeon.anatomy.scope import Scope, scope, unknown_kinds
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import SELECTORS, Place, Scope, place, scope, unknown_kinds
+from surgeon.checkpoint.naming import SELECTORS, Place
 from surgeon.checkpoint.sources import local_file
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import Problem, RegionError, did_you_mean
@@ -22,7 +24,7 @@ from surgeon.recipe.schema import ORIGINS, ControlSpec, DimensionsSpec, EntriesS
 from surgeon.recipe.score_specs import ActivationScore, ScoreSpec, WandaScore
 from surgeon.region.algebra import parse
 from surgeon.region.coordinates import entry, lines
-from surgeon.region.dimensions import hidden_size, places_of
+from surgeon.region.dimensions import hidden_size
 from surgeon.region.importers import load_masks, load_neurons
 from surgeon.region.region import Indices, Mask, Region, encode_indices
 from surgeon.region.select import entry_count_in_outputs
@@ -292,7 +294,7 @@ def _entries(info: TensorInfo, item: EntriesSpec) -> Indices:
 
 def _known(checkpoint: Checkpoint, name: str, spec: RegionSpec, region: Region) -> RegionPlan:
     tensors = tuple(checkpoint.tensors[tensor] for tensor in region)
-    places = {info.name: place(info, checkpoint.config) for info in tensors}
+    places = _places(checkpoint, tensors)
     return RegionPlan(name, tensors, places, None, None, region.entries, True, region, spec)
 
 
@@ -300,7 +302,7 @@ def _plan_combined(checkpoint: Checkpoint, name: str, spec: RegionSpec, parts: M
     assert spec.combine is not None
     shapes = {label: Region(_shapes(part.tensors), no_masks) for label, part in parts.items()}
     tensors = tuple(checkpoint.tensors[tensor] for tensor in parse(spec.combine).evaluate(shapes))
-    places = {info.name: place(info, checkpoint.config) for info in tensors}
+    places = _places(checkpoint, tensors)
     numel = sum(info.numel for info in tensors)
     most = numel if "~" in spec.combine else min(numel, sum(part.entries for part in parts.values()))
     return RegionPlan(name, tensors, places, None, None, most, False, None, spec)
@@ -331,7 +333,7 @@ def _too_many(
     there = {
         "rows": max((math.prod(shape[:-1]) if len(shape) > 1 else shape[0] for shape in shapes.values()), default=0),
         "columns": max((shape[-1] for shape in shapes.values() if len(shape) > 1), default=0),
-        "residual": hidden_size(shapes, places_of(shapes, checkpoint.config)) or 0,
+        "residual": hidden_size(shapes, _places(checkpoint, of.tensors)) or 0,
     }
     for key, most in there.items():
         asked = getattr(dimensions, key)
@@ -340,6 +342,11 @@ def _too_many(
             beside = " at random beside the fullest" if dimensions.random else ""
             what = f"{asked} {lines}{beside}: the tensors of region '{of.name}' have at most {most}"
             yield file.problem(("regions", name, "dimensions", key), what)
+
+
+def _places(checkpoint: Checkpoint, tensors: Sequence[TensorInfo]) -> dict[str, Place]:
+    found = anatomy_of(checkpoint).places
+    return {info.name: found[info.name] for info in tensors}
 
 
 def _shapes(tensors: Sequence[TensorInfo]) -> dict[str, tuple[int, ...]]:

@@ -302,6 +302,11 @@ class TextSpec(Model):
     split: str = Field("train", description="which part of the dataset")
     field: str = Field("text", description="the field or column of the text; `translation.en` is one inside another")
     revision: str | None = Field(None, description="a branch, tag or commit of the dataset; the newest when left out")
+    name: Annotated[str, Field(min_length=1, max_length=60)] | None = Field(
+        None, description="English name of the language; known for those of `surgeon languages`"
+    )
+    script: Annotated[str, Field(min_length=1, max_length=60)] | None = Field(None, description="its script")
+    family: Annotated[str, Field(min_length=1, max_length=60)] | None = Field(None, description="its family")
     documents: Count | None = Field(
         None, description="how many to read, from the first; when left out, all of a file and 2000 of a dataset"
     )

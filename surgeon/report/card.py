@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from surgeon.anatomy.scope import left_out
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import RecipeError
@@ -29,7 +30,6 @@ from surgeon.report.story import caveat, sentence, tell
 from surgeon.report.tables import languages_table
 from surgeon.report.templates import rendered
 from surgeon.text.documents import DatasetLocation
-from surgeon.text.languages import language_name
 from surgeon.visible import visible
 
 FIGURES, RESULTS = "figures", ".eval_results"
@@ -107,6 +107,7 @@ def model_card(plan: Plan, variant: str, regions: Mapping[str, Region], report: 
         base=base_model(source.name),
         regions=regions,
         why=lambda region: _why(plan, region),
+        left_out=left_out(plan.checkpoint),
         rebuild=REBUILD,
         **_measured(variant, report),
     )
@@ -126,7 +127,7 @@ def _measured(variant: str, report: Report | None) -> dict[str, Any]:
         "after": report.summary[variant],
         "others": [name for name in report.summary if name not in found][:_CONTROLS],
         "figures": variant_figures(report, variant),
-        "languages": languages_table(found, variant).rows,
+        "languages": languages_table(found, variant, named=report.language).rows,
     }
 
 
@@ -162,7 +163,8 @@ def eval_results(plan: Plan, variant: str, report: Report) -> list[dict[str, Any
         dataset = {"id": where.dataset, "task_id": where.config or "default"}
         revision = plan.corpus.revision(language)
         notes = (
-            f"perplexity, lower is better; {language_name(language)}, split {where.split}, {found.tokens:,} tokens, "
+            f"perplexity, lower is better; {report.language(language).name}, split {where.split}, "
+            f"{found.tokens:,} tokens, "
             f"window {method['window']}, stride {method['stride']}, {method['precision']}; by surgeon"
         )
         result.append(
@@ -220,7 +222,7 @@ def _results(plan: Plan, variant: str, report: Report | None) -> Iterator[Any]:
 
 def _why(plan: Plan, region: str) -> str:
     """Say how a region's entries were chosen; a point of a sweep has regions of its own."""
-    spec = plan.recipe.regions.get(region)
+    spec, named = plan.recipe.regions.get(region), plan.corpus.language
     if spec is None:
         return ""
     parts = []
@@ -231,13 +233,13 @@ def _why(plan: Plan, region: str) -> str:
             parts.append(f"{share} {of} at random, seed {spec.select.seed}")
         else:
             languages = getattr(score, "languages", ())
-            scored = f" on {', '.join(language_name(code) for code in languages)}" if languages else ""
+            scored = f" on {', '.join(named(code).name for code in languages)}" if languages else ""
             most = "highest" if spec.select.kind == "top" else "lowest"
             parts.append(f"the {share} {of} with the {most} score ({score.kind}){scored}")
         if spec.select.specific is not None:
-            parts.append(f"only units that are active in {language_name(spec.select.specific)} and in few others")
+            parts.append(f"only units that are active in {named(spec.select.specific).name} and in few others")
         if spec.select.monolingual is not None:
-            parts.append(f"only those of {language_name(spec.select.monolingual)} and of no other language")
+            parts.append(f"only those of {named(spec.select.monolingual).name} and of no other language")
     elif spec.control is not None:
         how = {"random": "at random", "bottom": "of the lowest score", "magnitude": "of the largest size"}
         matched = "as many entries" if spec.control.matched == "count" else "entries of the same norm"

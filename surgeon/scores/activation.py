@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from surgeon.anatomy.slots import Slot
 from surgeon.checkpoint.naming import Place
 from surgeon.errors import InputError
-from surgeon.model.slots import Slot
 from surgeon.recipe.score_specs import Measure
 from surgeon.region.units import Parts, parts_of
 from surgeon.scores.products import Products

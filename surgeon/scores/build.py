@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
+from surgeon.anatomy.anatomy import anatomy_of
+from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.plan.plan import Plan
 from surgeon.plan.regions import RegionPlan
 from surgeon.recipe.schema import DimensionsSpec
@@ -35,7 +36,7 @@ def build_regions(
                 expression = parse(spec.combine)
                 found = expression.evaluate({part: build(part) for part in expression.names()})
             elif spec.dimensions is not None:
-                found = _dimensions(build(spec.dimensions.of), spec.dimensions, plan.checkpoint.config)
+                found = _dimensions(build(spec.dimensions.of), spec.dimensions, plan.checkpoint)
             elif spec.control is not None:
                 found = _control(plan, plan.regions[name], build(spec.control.of), scores, jobs)
             else:
@@ -50,10 +51,11 @@ def build_regions(
     return {name: build(name) for name in names}
 
 
-def _dimensions(region: Region, spec: DimensionsSpec, config: Mapping[str, Any]) -> Region:
+def _dimensions(region: Region, spec: DimensionsSpec, checkpoint: Checkpoint) -> Region:
     control = spec.seed if spec.random else None
     if spec.residual:
-        return residual_dimensions(region, spec.residual, config, control)
+        places = anatomy_of(checkpoint).places
+        return residual_dimensions(region, spec.residual, checkpoint.config, control, places)
     return fullest_lines(region, spec.rows, spec.columns, control)
 
 

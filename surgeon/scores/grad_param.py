@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from surgeon import ranks
+from surgeon.anatomy.slots import Slot
 from surgeon.errors import InputError
 from surgeon.model.batches import head_chunks
-from surgeon.model.slots import Slot
 from surgeon.model.stack import Arguments, Stack
 from surgeon.model.states import States
 from surgeon.scores.sample import UNCOUNTED, Advance, Link, Sample, Scores, enter_sample, parameters_of, units

@@ -16,8 +16,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from surgeon import ranks
+from surgeon.anatomy.slots import Slot
 from surgeon.model.batches import head_chunks
-from surgeon.model.slots import Slot
 from surgeon.model.stack import Stack
 from surgeon.model.states import States
 from surgeon.scores.sample import Advance, Link, Sample, Scores, enter_sample, parameters_of, units

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon import ranks
-from surgeon.checkpoint.naming import place
+from surgeon.anatomy.anatomy import anatomy_of
+from surgeon.anatomy.slots import Slot
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import InputError
 from surgeon.model import budgets
 from surgeon.model.batches import hidden_layout
-from surgeon.model.slots import Slot
 from surgeon.model.stack import Stack
 from surgeon.model.states import States, bytes_needed
 from surgeon.plan.regions import RegionPlan
@@ -161,7 +161,8 @@ class Sweep:
         settings, config = self.settings, self.stack.loaded.checkpoint.config
         if settings.measure is None:
             return InputNorms(slots, settings.power)
-        places = {info.name: place(info, config) for info in self.tensors}
+        found = anatomy_of(self.stack.loaded.checkpoint).places
+        places = {info.name: found[info.name] for info in self.tensors}
         return Activations(slots, settings.measure, places, config)
 
     def _kept(self, scratch: Scratch, start: Progressed) -> Kept:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import torch
 
+from surgeon.anatomy.slots import Slot
 from surgeon.errors import InputError
-from surgeon.model.slots import Slot
 from surgeon.scores.products import Products
 from surgeon.scores.sample import Scores
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from surgeon.checkpoint.naming import unknown_kinds
+from surgeon.anatomy.scope import left_out, unknown_kinds
 from surgeon.plan.estimates import SHARE_OF_DISK, shape_of, stores
 from surgeon.plan.plan import Plan
 from surgeon.plan.ranks import rank_needs
@@ -53,6 +53,7 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
     unknown = unknown_kinds(plan.checkpoint)
     if unknown:
         lines.append(f"unknown {', '.join(unknown)}: roles not told; name them in include or exclude by such patterns")
+    lines += [f"left    {line}" for line in left_out(plan.checkpoint)]
     if plan.verify_languages:
         lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
         prompts = plan.recipe.verify.prompts if plan.recipe.verify else []
@@ -164,6 +165,7 @@ def _plan_data(plan: Plan, expected: Sequence[Step]) -> dict[str, Any]:
             for v in plan.variants.values()
         },
         "unknown_kinds": unknown_kinds(plan.checkpoint),
+        "left_out": left_out(plan.checkpoint),
         "verify_languages": list(plan.verify_languages),
         "push": {
             name: dict(zip(("repo", "revision"), plan.recipe.push.place(name), strict=True))

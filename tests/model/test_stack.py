@@ -14,8 +14,8 @@ import transformers
 from conftest import FAMILIES, ModelMaker, byte_tokenizer
 from safetensors.torch import load_file, save_file
 
+from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import scope
 from surgeon.model import budgets, states
 from surgeon.model.editing import Variant
 from surgeon.model.model import load_model

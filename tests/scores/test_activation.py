@@ -11,8 +11,9 @@ import transformers
 from conftest import ModelMaker
 from test_other_scores import TEXT, regions_of, write_recipe
 
+from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import place, scope
+from surgeon.checkpoint.naming import place
 from surgeon.errors import InputError
 from surgeon.model.model import load_model
 from surgeon.model.stack import make_stack

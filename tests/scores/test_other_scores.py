@@ -15,8 +15,9 @@ from conftest import FAMILIES, ModelMaker, byte_tokenizer
 from safetensors.torch import load_file
 
 import surgeon
+from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import place, scope
+from surgeon.checkpoint.naming import place
 from surgeon.errors import InputError, RecipeError
 from surgeon.model.model import load_model
 from surgeon.model.stack import make_stack

@@ -14,8 +14,8 @@ from conftest import FAMILIES, ModelMaker
 from safetensors.torch import load_file
 
 import surgeon
+from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import scope
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.errors import InputError
 from surgeon.model.model import load_model
