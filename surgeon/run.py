@@ -11,6 +11,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgeon.anatomy.anatomy import anatomy_of
+from surgeon.anatomy.scope import left_out
 from surgeon.checkpoint.fingerprint import content_hash, refuse_changed
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.remembered import stored_hash
@@ -34,6 +36,7 @@ from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe, VerifySpec
 from surgeon.recipe.written import resolved_yaml
 from surgeon.region.region import Region
+from surgeon.regions.make import make_regions
 from surgeon.report.card import model_card, write_card, write_results
 from surgeon.report.data import (
     ModelReport,
@@ -46,8 +49,8 @@ from surgeon.report.html import write_page
 from surgeon.report.manifest import environment, manifest
 from surgeon.report.measured import check_expectations, perplexities, summarize, sweep_report
 from surgeon.report.regions import overlap_reports, region_report
-from surgeon.scores.build import build_regions
-from surgeon.scores.scoring import ScoreSet, Scoring, run_scores
+from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
+from surgeon.text.windows import new_tokens
 from surgeon.write.companions import companions
 from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, outputs_of
 from surgeon.write.marker import MarkedModel, Marker
@@ -110,7 +113,9 @@ class Run:
         """The regions that the recipe names."""
         scores = self.scores
         with self.timed("select"):
-            return build_regions(self.plan, scores, self.jobs, self.plan.file.as_written.regions, {})
+            return make_regions(
+                self.plan.provenance(self.jobs), scores, self.jobs, self.plan.file.as_written.regions, {}
+            )
 
     def regions_of(self, variant: str) -> dict[str, Region]:
         """The regions that a variant uses. Those of a sweep's point are made anew, so that points need no memory."""
@@ -120,7 +125,7 @@ class Run:
             used[spec.held] = None
         scores, known = self.scores, self.regions
         with self.timed("select"):
-            return build_regions(self.plan, scores, self.jobs, used, known)
+            return make_regions(self.plan.provenance(self.jobs), scores, self.jobs, used, known)
 
     @cached_property
     def edits(self) -> dict[str, EditCount]:
@@ -270,11 +275,12 @@ def _kept_path(run: Run, name: str, operations: Sequence[Operation], spec: Verif
 
 
 def _method(run: Run, precision: Precision, spec: VerifySpec) -> dict[str, Any]:
+    begun = run.token_counts.begun()
     return {
         "tokens": spec.tokens,
         "window": spec.window,
-        "stride": spec.stride or spec.window,
-        "bos": "before every window" if run.token_counts.begins_with_bos() else "never (the tokenizer adds none)",
+        "stride": new_tokens(begun, spec.window, spec.stride or spec.window),
+        "bos": f"{begun} before every window" if begun else "none, since the tokenizer adds none",
         "precision": precision,
         "device": run.device,
         "interval": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
@@ -300,9 +306,10 @@ def make_report(
             shards=len(checkpoint.headers),
             bytes=checkpoint.data_bytes,
             content_sha256=None if checkpoint.is_remote else content_hash(checkpoint, run.jobs),
+            left_out=left_out(checkpoint),
         ),
         scores=[
-            ScoreReport(kind=item.spec.kind, language=language, sequences=size.sequences, tokens=size.tokens)
+            ScoreReport(kind=item.score.kind, language=language, sequences=size.sequences, tokens=size.tokens)
             for item in run.scores
             for language, size in item.samples.items()
         ],
@@ -321,7 +328,8 @@ def make_report(
 
 
 def _region_report(the_plan: Plan, name: str, region: Region) -> RegionReport:
-    return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].origin)
+    places = {tensor: place for tensor, place in anatomy_of(the_plan.checkpoint).places.items() if tensor in region}
+    return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].origin, places)
 
 
 def _variant_report(run: Run, name: str, done: Staged | Written | None) -> VariantReport:

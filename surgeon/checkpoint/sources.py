@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from surgeon.checkpoint.address import file_address, model_address
+from surgeon.checkpoint.hub_downloads import fetch_file, fetch_snapshot, refuse_other
 from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.checkpoint.remote import RemoteFile, look_up
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, did_you_mean
@@ -79,7 +80,7 @@ def locate(name: str) -> Source:
 
 def _locate_on_hub(name: str, repository: str, revision: str | None) -> Source:
     """Look a repository up, and fetch its small descriptions; without the Hub, take what its cache holds."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     where = name if name.startswith("hf://") else f"{name}: no such folder here; on the Hub"
     try:
@@ -97,7 +98,7 @@ def _locate_on_hub(name: str, repository: str, revision: str | None) -> Source:
             continue
         if file.name in DESCRIPTIONS:
             with hub_errors(str(file)):
-                hf_hub_download(repository, file.name, revision=found.commit)
+                fetch_file(repository, file.name, found.commit)
         elif not isinstance(try_to_load_from_cache(repository, file.name, revision=found.commit), str):
             remote[file.name] = file
     return Source(name, folder, found.commit, remote)
@@ -126,16 +127,15 @@ def download(source: Source) -> Source:
     """
     if not source.remote:
         return source
-    from huggingface_hub import snapshot_download
-
     match = model_address(source.name)
     assert match is not None
-    patterns = list(HUB_PATTERNS)
     with hub_errors(source.name):
         # Under the name that the user gave, so that the cache can tell without the Hub which commit it stands for.
-        folder = snapshot_download(match.repository, revision=match.revision, allow_patterns=patterns)
-        if Path(folder).name != source.revision:  # somebody has pushed since it was looked up
-            snapshot_download(match.repository, revision=source.revision, allow_patterns=patterns)
+        folder = fetch_snapshot(match.repository, match.revision, HUB_PATTERNS)
+        if folder.name != source.revision:  # somebody has pushed since it was looked up
+            folder = fetch_snapshot(match.repository, source.revision, HUB_PATTERNS)
+        for name, file in source.remote.items():
+            refuse_other(folder / name, file.sha256, str(file))
     return Source(source.name, source.path, source.revision)
 
 
@@ -165,12 +165,10 @@ def pinned_file(name: str) -> str:
 
 @lru_cache(maxsize=64)
 def _fetch_file(name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
     match = file_address(name)
     assert match is not None
     with hub_errors(name):
-        return Path(hf_hub_download(match.repository, match.file, revision=match.revision))
+        return fetch_file(match.repository, match.file, match.revision)
 
 
 def hub_caches() -> list[Path]:

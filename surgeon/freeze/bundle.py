@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.address import model_address
 from surgeon.checkpoint.hashing import sha256
+from surgeon.checkpoint.hub_downloads import fetch_snapshot
 from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.checkpoint.plain_json import NotPlain, as_object, as_shape, as_size, as_text, read_object
 from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo, map_bytes, read_header, replacing, view
@@ -153,12 +154,10 @@ def _find_folder(source: str, path: Path, revision: str | None) -> Path:
 
 
 def _download(repository: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
     where = f"hf://{repository}" + (f"@{revision}" if revision else "")
     try:
         with hub_errors(where):
-            folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[f"{FOLDER}/*"]))
+            folder = fetch_snapshot(repository, revision, [f"{FOLDER}/*"])
     except InputError as error:
         raise FreezeError(f"no such folder here, and {error}") from None
     if not (folder / FOLDER / MANIFEST).is_file():

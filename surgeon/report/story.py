@@ -10,7 +10,6 @@ from typing import Any
 from surgeon.model.results import exponential
 from surgeon.report.data import Report
 from surgeon.report.words import count, number, percent, roles_in_order
-from surgeon.text.languages import language_name
 
 SAME = 0.01  # a ratio to the base's that differs from 1 by less is no effect
 CONTROLS = 3  # at most, beside the cut
@@ -136,7 +135,7 @@ def sentence(report: Report, story: Story) -> str:
                 f"{_worse(rest)}; {count(len(story.own), 'language')} tried."
             )
     ratios = {code: ratio(report, story.cut, code) for code in report.perplexity[story.cut]}
-    return "; ".join([f"{doing} {_effect(ratios)}", *_beside(report, story, story.cut)]) + "."
+    return "; ".join([f"{doing} {_effect(report, ratios)}", *_beside(report, story, story.cut)]) + "."
 
 
 def caveat(report: Report) -> str | None:
@@ -155,23 +154,23 @@ def _beside(report: Report, story: Story, cut: str) -> list[str]:
     ]
 
 
-def _effect(ratios: dict[str, float]) -> str:
+def _effect(report: Report, ratios: dict[str, float]) -> str:
     broken = [code for code, value in ratios.items() if not math.isfinite(value)]
     worse = {code: value for code, value in ratios.items() if math.isfinite(value) and value >= 1 + SAME}
     better = [value for value in ratios.values() if value <= 1 - SAME]
     parts = []
     if broken:
-        parts.append(f"breaks {_languages(broken, len(ratios))} beyond numbers")
+        parts.append(f"breaks {_languages(report, broken, len(ratios))} beyond numbers")
     if worse:
-        parts.append(f"makes {_languages(list(worse), len(ratios))} {_worse(list(worse.values()))}")
+        parts.append(f"makes {_languages(report, list(worse), len(ratios))} {_worse(list(worse.values()))}")
     if better and not worse:
         parts.append(f"makes {count(len(better), 'language')} up to {100 * (1 - min(better)):.2g}\u00a0% better")
     return " and ".join(parts) or f"changes none of {count(len(ratios), 'language')} by 1\u00a0% or more"
 
 
-def _languages(codes: Sequence[str], of: int) -> str:
+def _languages(report: Report, codes: Sequence[str], of: int) -> str:
     if len(codes) == 1:
-        return language_name(codes[0])
+        return report.language(codes[0]).name
     return f"all {of} languages" if len(codes) == of else f"{len(codes)} of {of} languages"
 
 

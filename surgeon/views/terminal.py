@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 
@@ -29,7 +29,7 @@ from surgeon.report.tables import (
     variants_table,
 )
 from surgeon.report.words import bounds, size, stopped_note
-from surgeon.text.languages import language_name
+from surgeon.text.languages import Language, language
 from surgeon.visible import visible, visible_lines
 
 _NARROWEST = 14  # characters that a column of words may be folded to
@@ -216,15 +216,19 @@ class SideBySide:
         yield Text("")
 
 
-def measures_view(found: Mapping[str, Mapping[str, Perplexity]], said: Mapping[str, Sequence[Continuation]]) -> Group:
+def measures_view(
+    found: Mapping[str, Mapping[str, Perplexity]],
+    said: Mapping[str, Sequence[Continuation]],
+    named: Callable[[str], Language] = language,
+) -> Group:
     """Show what `verify` found: perplexity per language, bits per byte of the checkpoint, and continuations."""
-    rows = grid_table(languages_table(found, list(found)[-1]).columns(*range(2 + len(found))))
+    rows = grid_table(languages_table(found, list(found)[-1], named=named).columns(*range(2 + len(found))))
     return Group(rows, generations_view(said, list(said))) if said else Group(rows)
 
 
-def expectation_line(item: Expectation) -> Text:
+def expectation_line(item: Expectation, named: Callable[[str], Language] = language) -> Text:
     """Say of one expectation whether it held."""
-    where = f" in {language_name(item.language)}" if item.language else ""
+    where = f" in {named(item.language).name}" if item.language else ""
     mark, style = ("held  ", "green") if item.passed else ("FAILED", "bold red")
     ratio = "nan" if math.isnan(item.ratio) else f"{item.ratio:.4g}"
     return Text.assemble(
@@ -255,13 +259,14 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         parts.append(
             told(
                 f"Token-weighted over at most {method['tokens']} tokens a language; window {method['window']}, "
-                f"stride {method['stride']}, BOS {method['bos']}, {method['precision']} arithmetic. x = ratio to base.",
+                f"stride {method['stride']}, special tokens {method['bos']}, {method['precision']} arithmetic. "
+                "x = ratio to base.",
                 style="dim",
             )
         )
         if report.generations:
             parts += [Text(""), generations_view(report.generations, ["base", *shown])]
-    parts += [expectation_line(item) for item in report.expectations]
+    parts += [expectation_line(item, report.language) for item in report.expectations]
     written = [name for name, variant in report.variants.items() if variant.written]
     parts.append(Text(""))
     for name in written:
