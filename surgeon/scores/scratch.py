@@ -15,7 +15,7 @@ from pathlib import Path
 from surgeon.checkpoint.plain_json import read_object
 from surgeon.checkpoint.scratch import PROGRESS, named_scratch, own_scratch
 from surgeon.checkpoint.storage import replacing
-from surgeon.scores.grad_param import Kept, Progressed
+from surgeon.scores.backward import Kept, Progressed
 
 _DONE = "done-"  # before the number of a layer
 
