@@ -169,7 +169,7 @@ def entry_count_in_outputs(shape: tuple[int, ...], fraction: float, output_axis:
 
 
 def _matrices(shape: tuple[int, ...], output_axis: int | None) -> tuple[int, int, int]:
-    """Return a tensor's shape as matrices, one after the other, of whose axes one runs over outputs, one over inputs."""
+    """Return a shape as matrices, one after the other, of whose axes one runs over outputs, the other over inputs."""
     if output_axis is None:
         return 1, 1, math.prod(shape)
     if output_axis < len(shape) - 2:
