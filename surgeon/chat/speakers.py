@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash
-from surgeon.checkpoint.remembered import stored_hash
+from surgeon.checkpoint.remembered import read_hash
 from surgeon.errors import InputError, did_you_mean
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Continuation
@@ -124,7 +124,7 @@ def _variants(
 
 
 def _as_written(path: Path, written: Mapping[str, str]) -> Region:
-    if written.get(f"{REGIONS}/{path.name}") != stored_hash(path):
+    if written.get(f"{REGIONS}/{path.name}") != read_hash(path):
         raise InputError(f"{path}: not the region that was measured; run `surgeon apply` again")
     return Region.load(path)
 
