@@ -118,8 +118,9 @@ def _apply(
         run.token_counts.keep()
         before = read_object(out / MANIFEST)
         repeated = read_object(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
+        run.refuse_changed()  # from here on donors stay what they are, too
         region_files = save_regions(run)
-        assert run.edits is not None  # found not to be empty before anything is written
+        run.count_unwritten()
         staged = stage_variants(run, region_files)
         found, method = verify_variants(run)  # meanwhile the disk takes what was staged
         with run.progress.task("page", 1):

@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgeon.errors import EnvironmentFailure
+from surgeon.errors import EnvironmentFailure, present
 
 if TYPE_CHECKING:
     import torch
@@ -200,8 +200,7 @@ def receive(tensors: Sequence[torch.Tensor], source: int, tag: int, patience: ti
 
     def wait() -> None:
         for tensor in tensors:
-            work = dist.irecv(tensor, source, tag=tag)
-            assert work is not None
+            work = present(dist.irecv(tensor, source, tag=tag))
             work.wait(patience or _patience())
 
     _wait_for(source, tag, wait)

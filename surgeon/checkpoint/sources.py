@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 from surgeon.checkpoint.address import file_address, model_address
 from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.checkpoint.remote import RemoteFile, look_up
-from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, did_you_mean
+from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, did_you_mean, present
 
+_fetched: dict[str, Path] = {}  # files on the Hub by the names that were looked up since `look_again`
+_looked = 0  # how often `look_again` was called
 ASSETS = Path(__file__).parent.parent / "assets"
 
 # What tells of the weights, and of what made them; small, and fetched when a repository is looked up.
@@ -128,8 +129,7 @@ def download(source: Source) -> Source:
         return source
     from huggingface_hub import snapshot_download
 
-    match = model_address(source.name)
-    assert match is not None
+    match = present(model_address(source.name))
     patterns = list(HUB_PATTERNS)
     with hub_errors(source.name):
         # Under the name that the user gave, so that the cache can tell without the Hub which commit it stands for.
@@ -145,7 +145,7 @@ def is_hub_file(name: str | Path) -> bool:
 
 
 def local_file(name: str | Path) -> Path:
-    """Return the path of a file; one on the Hub is fetched into the Hub's cache, at one commit throughout a run.
+    """Return the path of a file; one on the Hub is fetched into the Hub's cache, at one commit until `look_again`.
 
     Raises:
         InputError: the Hub refuses it.
@@ -163,14 +163,28 @@ def pinned_file(name: str) -> str:
     return f"hf://{match.repository}@{parts[parts.index('snapshots') + 1]}/{match.file}"
 
 
-@lru_cache(maxsize=64)
+def look_again() -> None:
+    """Forget which commits names on the Hub stood for: whoever begins something new calls this."""
+    global _looked
+    _looked += 1
+    _fetched.clear()
+
+
+def times_looked() -> int:
+    """Return a number that another call of `look_again` changes."""
+    return _looked
+
+
 def _fetch_file(name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     match = file_address(name)
-    assert match is not None
-    with hub_errors(name):
-        return Path(hf_hub_download(match.repository, match.file, revision=match.revision))
+    if match is None:
+        raise InputError(f"{name}: a file on the Hub has the form hf://org/name/path or hf://org/name@revision/path")
+    if name not in _fetched:
+        with hub_errors(name):
+            _fetched[name] = Path(hf_hub_download(match.repository, match.file, revision=match.revision))
+    return _fetched[name]
 
 
 def hub_caches() -> list[Path]:

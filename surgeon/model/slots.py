@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from surgeon.errors import CheckpointError
+from surgeon.errors import CheckpointError, present
 
 ReadTensor = Callable[[str], torch.Tensor]  # from a name on disk to the tensor
 
@@ -147,8 +147,7 @@ _Block = tuple[tuple[int, ...], tuple[int, ...]]  # where a tensor begins in the
 
 def _blocks(origin: Origin, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Block] | None:
     """Follow each tensor through stacking and concatenation; None if a converter does anything else."""
-    converter = origin.converter
-    assert converter is not None
+    converter = present(origin.converter)
     lists: dict[str, list[dict[str, _Block]]] = {}
     for pattern, name in origin.parts:
         shape = tuple(shapes[name])

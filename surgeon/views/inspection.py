@@ -16,7 +16,7 @@ from rich.text import Text
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import place, scope, unknown_kinds
 from surgeon.checkpoint.quantized import quantization
-from surgeon.checkpoint.sources import local_file
+from surgeon.checkpoint.sources import local_file, look_again
 from surgeon.checkpoint.storage import DTYPE_BITS
 from surgeon.errors import shorten
 from surgeon.freeze.bundle import FOLDER, MANIFEST, REGION, Bundle
@@ -41,6 +41,7 @@ def look_at(target: str) -> dict[str, Any]:
     Raises:
         SurgeonError: nothing readable is there.
     """
+    look_again()
     path = local_file(target)
     if is_patch_file(path):
         return _patch(path)
