@@ -1,14 +1,65 @@
-"""The process's memory, as the system sees it."""
+"""The process's memory, as the system sees it: giving it back, and telling when there is none left."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import mmap
+import sys
 from contextlib import suppress
+
+from surgeon.errors import EnvironmentFailure, SurgeonError
 
 _MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
 _TRIM_THRESHOLD = -1  # M_TRIM_THRESHOLD; to set the other one fixes it at 128 kB
 _KEPT_AT_THE_END = 1 << 26  # of the heap, between two calls
 _LARGE_BLOCK = 1 << 24  # above that what the system takes to hand a block out, page by page, is little beside its use
+
+# What torch, its extensions and what loads them say instead of raising `MemoryError`.
+_SAID = (
+    "not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc",
+    "can't start new thread", "failed to map segment", "unable to mmap", "memory allocation of",
+)  # fmt: skip
+_FOR_TORCH = 700 << 20  # bytes of addresses that torch's libraries take; with less their initialisation aborts
+HELP = (
+    "end other programs or raise the limit (`ulimit -v`, a container's), or ask for less at a time: a smaller "
+    "`batch_size` or `sequence_length` of scores, a smaller `verify.batch_size` or `verify.window`, --jobs 1; `surgeon "
+    "plan` says what a recipe needs. What was finished is kept"
+)
+
+
+def memory_error(error: BaseException) -> BaseException | None:
+    """Return the error by which memory was found to be out, if it is that, or if another was made of it.
+
+    That is `MemoryError`, or what libraries raise in its place.
+    """
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        if isinstance(one, MemoryError) or (isinstance(one, OSError) and one.errno == errno.ENOMEM):
+            return one
+        if isinstance(one, (RuntimeError, ImportError, OSError)) and not isinstance(one, SurgeonError):
+            said = str(one).lower()
+            if any(words in said for words in _SAID):
+                return one
+        one = one.__cause__ or one.__context__
+    return None
+
+
+def require_room_for_torch() -> None:
+    """Refuse to load torch where there is no room for its libraries, which would end the process without a word.
+
+    Raises:
+        EnvironmentFailure: there is not.
+    """
+    if "torch" in sys.modules:
+        return
+    try:
+        mmap.mmap(-1, _FOR_TORCH).close()  # addresses only; no page of it is used
+    except (OSError, ValueError, MemoryError):
+        takes = f"torch alone takes {_FOR_TORCH >> 20} MB of addresses"
+        raise EnvironmentFailure(f"out of memory: {takes}; {HELP}") from None
 
 
 def give_memory_back() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import EnvironmentFailure, present
+from surgeon.memory import require_room_for_torch
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +83,7 @@ def joined(device: str) -> Iterator[None]:
     if size == 1 or _store is not None:
         yield
         return
+    require_room_for_torch()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what is lost is ours to say, and once
     import torch
     import torch.distributed as dist

@@ -115,7 +115,9 @@ def _outputs(
         return [origin.target]
     try:
         converted = origin.values(lambda name: torch.empty(shapes[name], device="meta"), model)
-    except Exception:  # a conversion that the stored tensors do not fit: what it would make is missing then
+    except Exception as error:  # a conversion that the stored tensors do not fit: what it would make is missing then
+        if ran_out_of_memory(error):
+            raise
         return []
     return [name for name, value in converted.items() if name in state and state[name].shape == value.shape]
 

@@ -14,6 +14,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
 from surgeon.checkpoint.fingerprint import tensor_hashes
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, did_you_mean
+from surgeon.memory import require_room_for_torch
 from surgeon.operations import open_donor
 from surgeon.operations.edits import check_donor, check_patch_base
 from surgeon.plan.plan import Plan
@@ -61,6 +62,7 @@ def check_device(device: str) -> InputError | None:
     """Return what is wrong with a device, such as that it is not there."""
     if device == "cpu":  # always there, and no reason to load torch
         return None
+    require_room_for_torch()
     import torch
 
     try:
@@ -74,6 +76,7 @@ def chosen_device(device: str) -> str:
     """Return the device that `auto` stands for: an accelerator if there is one, else the CPU; others as they are."""
     if device != "auto":
         return device
+    require_room_for_torch()
     import torch
 
     if torch.cuda.is_available():
