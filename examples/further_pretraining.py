@@ -32,7 +32,7 @@ from surgeon.model.perplexity import EvaluationText, measure_loaded
 from surgeon.model.stack import Stack, make_stack
 from surgeon.model.tokenizer import load_tokenizer
 from surgeon.text.corpora import builtin_corpus
-from surgeon.text.windows import bos_token, evaluation_windows, tokenize
+from surgeon.text.windows import beginning, evaluation_windows, tokenize
 
 HELD_OUT_CHARACTERS = 4_000
 SEQUENCE = 256
@@ -68,11 +68,11 @@ def read_corpus(folder: Path, texts: Path) -> Halves:
 
 def prepare(tokenizer: Any, halves: Halves, language: str, tokens: int) -> tuple[torch.Tensor, Texts]:
     """Return the tokens to train on, and the windows to measure on; of the Declaration alone without a corpus."""
-    bos = bos_token(tokenizer)
+    begin = beginning(tokenizer)
 
     def windows(code: str, text: str) -> EvaluationText:
         limit = 4 * tokens if code == language else tokens
-        cut, size = evaluation_windows(tokenize(tokenizer, text), bos, limit, SEQUENCE, SEQUENCE)
+        cut, size = evaluation_windows(tokenize(tokenizer, text), begin, limit, SEQUENCE, SEQUENCE)
         return EvaluationText(tuple(cut), size)
 
     declaration = builtin_corpus("udhr30")

@@ -138,6 +138,7 @@ def perplexity(
     import torch
 
     from surgeon.model.perplexity import evaluation_texts, measure_loaded
+    from surgeon.model.vocabulary import check_ids
 
     inner = _inner(model)
     texts = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
@@ -146,6 +147,7 @@ def perplexity(
     windows = evaluation_texts(tokenizer, texts, chosen, spec)
     if inner.get_output_embeddings() is None:
         raise InputError(f"{type(inner).__name__} has no language modelling head, so that it predicts no token")
+    check_ids(inner, tokenizer, ([*cut.inputs, *cut.labels] for text in windows.values() for cut in text.windows))
     positions = getattr(inner.config, "max_position_embeddings", window)
     if any(name.endswith(POSITION_TABLES) for name, _ in inner.named_parameters()) and min(window, tokens) > positions:
         raise InputError(f"window {window}: more than the {positions} positions of the model")

@@ -48,6 +48,7 @@ from surgeon.report.measured import check_expectations, perplexities, summarize,
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.scores.build import build_regions
 from surgeon.scores.scoring import ScoreSet, Scoring, run_scores
+from surgeon.text.windows import new_tokens
 from surgeon.write.companions import companions
 from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, outputs_of
 from surgeon.write.marker import MARKER, MarkedModel, Marker
@@ -290,11 +291,12 @@ def _kept_path(run: Run, name: str, operations: Sequence[Operation], spec: Verif
 
 
 def _method(run: Run, precision: Precision, spec: VerifySpec) -> dict[str, Any]:
+    begun = run.token_counts.begun()
     return {
         "tokens": spec.tokens,
         "window": spec.window,
-        "stride": spec.stride or spec.window,
-        "bos": "before every window" if run.token_counts.begins_with_bos() else "never (the tokenizer adds none)",
+        "stride": new_tokens(begun, spec.window, spec.stride or spec.window),
+        "bos": f"{begun} before every window" if begun else "none, since the tokenizer adds none",
         "precision": precision,
         "device": run.device,
         "interval": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},

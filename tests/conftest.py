@@ -43,8 +43,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
-def byte_tokenizer(bos: bool = False):  # type: ignore[no-untyped-def]
-    """A tokenizer with one token per byte; with `bos` it begins every text with one."""
+def byte_tokenizer(bos: bool = False, template: str = "<s> $A"):  # type: ignore[no-untyped-def]
+    """A tokenizer with one token per byte; with `bos` it puts the special tokens of `template` around every text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -54,7 +54,7 @@ def byte_tokenizer(bos: bool = False):  # type: ignore[no-untyped-def]
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     if bos:
-        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+        core.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 0), ("</s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
 
 
@@ -109,6 +109,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
         shard: str = "1GB",
         seed: int = 0,
         bos: bool = False,
+        template: str = "<s> $A",
         **config: object,
     ) -> Path:
         import torch
@@ -121,7 +122,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
         folder = tmp_path_factory.mktemp(family) / "model"
         model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
-        byte_tokenizer(bos).save_pretrained(folder)
+        byte_tokenizer(bos, template).save_pretrained(folder)
         return folder
 
     return make

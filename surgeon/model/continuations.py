@@ -18,14 +18,14 @@ from surgeon.model.forward import run_models
 from surgeon.model.results import Continuation, Stopped
 from surgeon.model.stack import Stack
 from surgeon.progress import Progress
-from surgeon.text.windows import bos_token, tokenize
+from surgeon.text.windows import beginning, tokenize
 
 _READING = 64  # tokens that a model could be run on in the time that reading its weights once takes
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to continue, and its token ids: with BOS in front where perplexity is measured with it."""
+    """A text to continue, and its token ids: begun as the windows are that perplexity is measured in."""
 
     text: str
     ids: tuple[int, ...]
@@ -38,9 +38,8 @@ def encode_prompts(stack: Stack, prompts: Sequence[str], new_tokens: int) -> lis
         InputError: a prompt gives no token, or the model has not so many positions.
     """
     tokenizer = stack.loaded.tokenizer
-    bos = bos_token(tokenizer)
-    before = () if bos is None else (bos,)
-    return [fitting_prompt(stack, text, before + tokenize(tokenizer, text).ids, new_tokens) for text in prompts]
+    begin = beginning(tokenizer)
+    return [fitting_prompt(stack, text, begin + tokenize(tokenizer, text).ids, new_tokens) for text in prompts]
 
 
 def fitting_prompt(stack: Stack, text: str, ids: tuple[int, ...], new_tokens: int) -> Prompt:

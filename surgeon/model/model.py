@@ -18,6 +18,7 @@ import torch
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import LAYERS, whole_number
 from surgeon.errors import CheckpointError, SurgeonError
+from surgeon.foreign import ForeignCode, build_model, load_config
 from surgeon.freeze.bundle import ModelPlace
 from surgeon.memory import give_memory_back
 from surgeon.model.precision import Precision
@@ -62,13 +63,11 @@ def load_model(
     Raises:
         CheckpointError: the architecture is unknown to transformers, or tensors are missing or of another shape.
     """
-    import transformers
-
     config = _architecture(checkpoint)[1]
     _ask_for_logits_alone(config)
     dtype = torch.float32 if precision == "float32" else _stored_dtype(checkpoint)
     with _parameters_on_meta(), _building(checkpoint):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+        model = build_model(config, dtype)
     _make_hollow(model, dtype, device)
     reading = read or checkpoint.tensor
     names = _mapped(model, checkpoint, reading)
@@ -240,17 +239,17 @@ def _architecture(checkpoint: Checkpoint) -> tuple[Any, Any]:
 
     if not checkpoint.config:
         raise CheckpointError(f"{checkpoint.folder}: no config.json, so the model cannot be built")
-    if "auto_map" in checkpoint.config:
-        raise CheckpointError(
-            f"{checkpoint.folder}: the architecture is code inside the repository; surgeon runs only the "
-            "architectures of transformers itself. Regions from a file, or random ones, still apply without running it"
-        )
     _refuse_layers(checkpoint)
     try:
-        config = transformers.AutoConfig.from_pretrained(checkpoint.folder)
+        config = load_config(checkpoint.folder)
         return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config
     except (MemoryError, OSError):
         raise
+    except ForeignCode as error:
+        raise CheckpointError(
+            f"{checkpoint.folder}: {error}; surgeon runs only the architectures of transformers itself. Regions from a "
+            "file, or random ones, still apply without running it"
+        ) from None
     except Exception as error:  # what the library makes of a damaged config is not told beforehand
         kind = checkpoint.config.get("model_type", "(none)")
         raise CheckpointError(

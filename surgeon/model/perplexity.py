@@ -21,7 +21,7 @@ from surgeon.model.stack import Stack
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.text.corpora import Corpus
-from surgeon.text.windows import Window, bos_token, evaluation_windows, tokenize
+from surgeon.text.windows import Window, beginning, evaluation_windows, tokenize
 
 _UNCOUNTED = -100  # in place of a label: the output there is not counted
 
@@ -40,13 +40,13 @@ def evaluation_texts(
     """Tokenize the evaluation half of each language.
 
     Raises:
-        InputError: a text gives no token that could be predicted.
+        InputError: a text gives no token that could be predicted, or a window has no room for any.
     """
-    bos = bos_token(tokenizer)
+    begin = beginning(tokenizer)
     result = {}
     for language in languages:
         tokens = tokenize(tokenizer, corpus.text(language).evaluate)
-        windows, size = evaluation_windows(tokens, bos, spec.tokens, spec.window, spec.stride or spec.window)
+        windows, size = evaluation_windows(tokens, begin, spec.tokens, spec.window, spec.stride or spec.window)
         if not windows:
             raise InputError(f"the text for '{language}' is too short to evaluate on: it has no token to predict")
         result[language] = EvaluationText(tuple(windows), size)

@@ -14,10 +14,10 @@ from surgeon.checkpoint.plain_json import read_object
 from surgeon.checkpoint.sealed import is_sealed, seal
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import replacing
-from surgeon.text.windows import bos_token, tokenize
+from surgeon.text.windows import beginning, tokenize
 
-_VERSION = 1
-_BOS = "bos"
+_VERSION = 2  # raise it when the same tokenizer would give other counts
+_BEGUN = "begun"
 
 
 class TokenCounts:
@@ -36,11 +36,11 @@ class TokenCounts:
         self._kept: dict[str, int] = read_object(self._path) if is_sealed(self._path) else {}
         self._known: dict[str, int] = dict(self._kept)
 
-    def begins_with_bos(self) -> bool:
-        """True if the tokenizer begins a text with BOS."""
-        if _BOS not in self._known:
-            self._known[_BOS] = int(bos_token(self._tokenizer()) is not None)
-        return bool(self._known[_BOS])
+    def begun(self) -> int:
+        """Return how many special tokens the tokenizer begins a text with."""
+        if _BEGUN not in self._known:
+            self._known[_BEGUN] = len(beginning(self._tokenizer()))
+        return self._known[_BEGUN]
 
     def count(self, text: str) -> int:
         """Return how many tokens a text has, special tokens not counted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from surgeon import foreign
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError
 
@@ -14,12 +15,15 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     Raises:
         CheckpointError: there is none, or transformers cannot read it.
     """
-    import transformers
-
     try:
-        return transformers.AutoTokenizer.from_pretrained(checkpoint.folder)
+        return foreign.load_tokenizer(checkpoint.folder)
     except MemoryError:
         raise
+    except foreign.ForeignCode as error:
+        raise CheckpointError(
+            f"{checkpoint.folder}: {error}, which surgeon does not run; put the files of a tokenizer of "
+            "transformers' own there (tokenizer.json, and a tokenizer_config.json without auto_map)"
+        ) from None
     except Exception as error:  # the readers of its files raise what they like, also bare `Exception`
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

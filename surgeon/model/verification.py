@@ -14,6 +14,7 @@ from surgeon.model.precision import Precision
 from surgeon.model.results import Continuation, Verification
 from surgeon.model.stack import Stack
 from surgeon.model.together import Models
+from surgeon.model.vocabulary import check_ids
 from surgeon.operations import Operation
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
@@ -51,11 +52,13 @@ def verify(
     """Measure variants and let them continue the prompts, unless that would cost more than all the rest.
 
     Raises:
-        InputError: a text or prompt gives no token, or a prompt is too long.
+        InputError: a text or prompt gives no token, or one without an embedding, or a prompt is too long.
         CheckpointError: a variant edits a tensor that is no parameter of the model.
     """
     texts = evaluation_texts(stack.loaded.tokenizer, corpus, languages, spec)
     prompts = encode_prompts(stack, spec.prompts, spec.new_tokens)
+    cut = [[*window.inputs, *window.labels] for text in texts.values() for window in text.windows]
+    check_ids(stack.loaded.model, stack.loaded.tokenizer, [*cut, *(prompt.ids for prompt in prompts)])
     if ranks.world() > 1:
         operations = {variant.name: list(variant.operations) for variant in variants}
         loaded = stack.loaded

@@ -10,6 +10,7 @@ from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import VerifySpec
 from surgeon.recipe.score_specs import SampledScore
 from surgeon.text.corpora import Text
+from surgeon.text.windows import no_room, predicted
 
 
 def check_supply(plan: Plan, tokens: TokenCounts) -> list[str]:
@@ -63,13 +64,16 @@ def _read(plan: Plan, problems: list[str]) -> dict[str, Text]:
 def _short_to_score(
     spec: SampledScore, tokens: TokenCounts, texts: dict[str, Text], problems: list[str]
 ) -> Iterator[str]:
-    begun = int(tokens.begins_with_bos())
+    begun = tokens.begun()
     step = spec.sequence_length - begun
+    if step < 1:
+        problems.append(f"sequence_length {spec.sequence_length} {no_room(begun)}")
+        return
     for language in dict.fromkeys(spec.languages):
         if language not in texts:
             continue
         found = tokens.count(texts[language].score)
-        if begun + min(found, step) < 2:
+        if not predicted(begun + min(found, step), begun):
             problems.append(_too_short(language, "score on", found))
         elif found < spec.samples * step:
             yield f"{language} {found // step} ({found:,} tokens; {spec.samples * step:,} needed)"
@@ -78,13 +82,17 @@ def _short_to_score(
 def _short_to_verify(
     spec: VerifySpec, tokens: TokenCounts, texts: dict[str, Text], problems: list[str]
 ) -> Iterator[str]:
+    begun = tokens.begun()
+    if spec.window < begun:
+        problems.append(f"verify.window {spec.window} {no_room(begun)}")
+        return
     for language, text in texts.items():
         found = tokens.count(text.evaluate)
-        predicted = found - (not tokens.begins_with_bos())
-        if predicted < 1:
+        counted = predicted(found + begun, begun)
+        if counted < 1:
             problems.append(_too_short(language, "evaluate on", found))
-        elif predicted < spec.tokens:
-            yield f"{language} {predicted:,}"
+        elif counted < spec.tokens:
+            yield f"{language} {counted:,}"
 
 
 def _too_short(language: str, purpose: str, found: int) -> str:

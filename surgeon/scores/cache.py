@@ -20,7 +20,7 @@ from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import TensorInfo, allocate_file, map_bytes, read_header, view
 from surgeon.scores.settings import ScoreSettings
 
-SCORE_VERSION = 2  # raise it when the same settings would give other scores
+SCORE_VERSION = 3  # raise it when the same settings would give other scores
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,9 @@ from surgeon.model.batches import head_chunks
 from surgeon.model.slots import Slot
 from surgeon.model.stack import Arguments, Stack
 from surgeon.model.states import States
-from surgeon.scores.sample import Advance, Link, Sample, Scores, enter_sample, parameters_of, units
+from surgeon.scores.sample import UNCOUNTED, Advance, Link, Sample, Scores, enter_sample, parameters_of, units
 from surgeon.scores.settings import Reduction
 
-_UNCOUNTED = -100  # in place of a label: nothing is predicted there
 BACKWARD = 3  # what a layer costs backward, in forward passes: one again, and two for both gradients
 
 
@@ -128,23 +127,23 @@ def _heads(run: _Pass) -> None:
         for language, batches in run.sample.numbered():
             for batch, ids in batches:
                 hidden = run.kept.hidden.get(last, batch, stack.loaded.device).requires_grad_()
-                _backpropagate_head(stack, hidden, ids, run.sample.predicted[language], language)
+                _backpropagate_head(stack, hidden, ids, run.sample, language)
                 assert hidden.grad is not None
                 run.kept.gradients.put(last, batch, hidden.grad)
                 run.advance(BACKWARD)
 
 
-def _backpropagate_head(stack: Stack, hidden: torch.Tensor, ids: torch.Tensor, predicted: int, language: str) -> None:
+def _backpropagate_head(stack: Stack, hidden: torch.Tensor, ids: torch.Tensor, sample: Sample, language: str) -> None:
     """Add the gradient of one batch's loss to `hidden.grad`, chunk by chunk of its tokens."""
-    labels = torch.cat([ids[:, 1:], torch.full((len(ids), 1), _UNCOUNTED)], dim=1).to(hidden.device)
+    labels = sample.labels(ids).to(hidden.device)
     for rows, positions in head_chunks(stack, ids):
         counted = labels[rows, positions]
-        if bool((counted != _UNCOUNTED).any()):
-            _backpropagate(stack.head(hidden[rows, positions]), counted, predicted, language)
+        if bool((counted != UNCOUNTED).any()):
+            _backpropagate(stack.head(hidden[rows, positions]), counted, sample.predicted[language], language)
 
 
 def _backpropagate(logits: torch.Tensor, labels: torch.Tensor, predicted: int, language: str) -> None:
-    counted = labels.flatten() != _UNCOUNTED
+    counted = labels.flatten() != UNCOUNTED
     kept, targets = logits.flatten(0, 1)[counted].float(), labels.flatten()[counted]
     loss = torch.nn.functional.cross_entropy(kept, targets, reduction="sum")
     if not torch.isfinite(loss):
@@ -184,7 +183,7 @@ def _outside(run: _Pass, slots: Mapping[str, Slot], reduction: Reduction) -> Ite
             sums.go_on(link)
             for batch, ids in batches:
                 last = kept.hidden.get(len(stack.layers), batch, stack.loaded.device)
-                _backpropagate_head(stack, last, ids, run.sample.predicted[language], language)
+                _backpropagate_head(stack, last, ids, run.sample, language)
                 entered = stack.enter(ids).hidden
                 if entered is not None and entered.requires_grad:
                     entered.backward(kept.gradients.get(0, batch, stack.loaded.device))  # type: ignore[no-untyped-call]
@@ -202,8 +201,8 @@ def _whole(
         for language, batches, link in sample.turns():
             sums.go_on(link)
             for _, ids in batches:
-                logits, labels = stack.whole(ids)[:, :-1], ids[:, 1:].to(stack.loaded.device)
-                _backpropagate(logits, labels, sample.predicted[language], language)
+                labels = sample.labels(ids).to(stack.loaded.device)
+                _backpropagate(stack.whole(ids), labels, sample.predicted[language], language)
                 sums.take()
                 advance(1)
             if not sums.handed_on(link):

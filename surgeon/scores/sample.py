@@ -12,7 +12,9 @@ from surgeon.model.batches import enter_all
 from surgeon.model.slots import Slot
 from surgeon.model.stack import Arguments, Stack
 from surgeon.model.states import States
+from surgeon.text.windows import predicted
 
+UNCOUNTED = -100  # in place of a label: nothing is predicted there
 Advance = Callable[[int], None]
 Scores = dict[str, torch.Tensor]  # float32, non-negative, in the shapes on disk, by name on disk
 
@@ -30,12 +32,19 @@ class Sample:
     """Token ids by language, in batches (sequences, length), and how many of them are predicted.
 
     One rank's part of a sample has some of the batches, and `links` to where the others of their languages are;
-    `predicted` are the tokens of all.
+    `predicted` are the tokens of all. `begun` special tokens at the beginning of each sequence are not predicted.
     """
 
     batches: Mapping[str, Sequence[torch.Tensor]]
     predicted: Mapping[str, int]
     links: Mapping[str, Link] = field(default_factory=dict)
+    begun: int = 0
+
+    def labels(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return what a batch's outputs must predict, in its shape; `UNCOUNTED` where nothing is predicted."""
+        following = torch.cat([ids[:, 1:], torch.full((len(ids), 1), UNCOUNTED)], dim=1)
+        following[:, : max(self.begun - 1, 0)] = UNCOUNTED
+        return following
 
     def all(self) -> list[torch.Tensor]:
         """All batches, language by language."""
@@ -57,23 +66,24 @@ class Sample:
         return sorted(found, key=lambda turn: turn[2].after is None or turn[2].before is not None)
 
 
-def make_sample(sequences: Mapping[str, Sequence[Sequence[int]]], batch_size: int) -> Sample:
-    """Cut each language's sequences of token ids into batches.
+def make_sample(sequences: Mapping[str, Sequence[Sequence[int]]], batch_size: int, begun: int = 0) -> Sample:
+    """Cut each language's sequences of token ids, of which the first `begun` are special, into batches.
 
     Raises:
-        InputError: a language has no sequence of two tokens.
+        InputError: a language has no sequence with a token to predict.
     """
     batches = {}
     for language, texts in sequences.items():
-        long_enough = [text for text in texts if len(text) > 1]
+        long_enough = [text for text in texts if predicted(len(text), begun)]
         if not long_enough:
-            raise InputError(f"the text for '{language}' is too short to score on: it gives no sequence of two tokens")
+            raise InputError(f"the text for '{language}' is too short to score on: it has no token to predict")
         starts = range(0, len(long_enough), batch_size)
         batches[language] = [torch.tensor(long_enough[start : start + batch_size]) for start in starts]
-    predicted = {
-        language: sum(ids.shape[0] * (ids.shape[1] - 1) for ids in found) for language, found in batches.items()
+    counts = {
+        language: sum(ids.shape[0] * predicted(ids.shape[1], begun) for ids in found)
+        for language, found in batches.items()
     }
-    return Sample(batches, predicted)
+    return Sample(batches, counts, begun=begun)
 
 
 def part_of(sample: Sample, rank: int, world: int) -> Sample:
@@ -84,7 +94,7 @@ def part_of(sample: Sample, rank: int, world: int) -> Sample:
         for language, found in sample.batches.items()
     }
     links = {language: _link(owners[language], rank) for language, found in batches.items() if found}
-    return Sample({language: batches[language] for language in links}, sample.predicted, links)
+    return Sample({language: batches[language] for language in links}, sample.predicted, links, sample.begun)
 
 
 def last_ranks(sample: Sample, world: int) -> dict[str, int]:

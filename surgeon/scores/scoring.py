@@ -51,7 +51,7 @@ from surgeon.scores.magnitude import magnitude
 from surgeon.scores.random import random_scores
 from surgeon.scores.region_cache import load_region
 from surgeon.scores.settings import ScoreSettings
-from surgeon.text.windows import bos_token, scoring_lengths, scoring_sequences, tokenize
+from surgeon.text.windows import beginning, predicted, scoring_lengths, scoring_sequences, tokenize
 
 if TYPE_CHECKING:
     from surgeon.model.stack import Stack
@@ -159,13 +159,16 @@ def _on_text(run: Scoring, spec: GradParamScore | WandaScore | ActivationScore) 
         return ScoreSet(spec, {}, keys, samples, selected)
     kept = run.keep or not streams or keeps(score_bytes(tensors, spec))
     missing = _with_texts_of_their_own([name for name in languages if name not in known], paths) if kept else languages
+    from surgeon.model.vocabulary import check_ids
     from surgeon.scores.shared import SharedSweep  # torch is imported where it is needed
 
     key = sha256("".join(sorted(keys[language] for language in missing)).encode())[:32]
     central = kept or any(region.select is not None and region.select.scope == "global" for region in regions)
+    sequences, begun = _sequences(plan, spec, missing, load_tokenizer(plan.checkpoint))
     shared = SharedSweep(
         str(plan.checkpoint.folder),
-        _sequences(plan, spec, missing, load_tokenizer(plan.checkpoint)),
+        sequences,
+        begun,
         tensors,
         settings,
         (0,) if central else tuple(range(ranks.world())),
@@ -173,6 +176,7 @@ def _on_text(run: Scoring, spec: GradParamScore | WandaScore | ActivationScore) 
         key,
     )
     stack = run.load(resolve_precision(spec.dtype, run.device))
+    check_ids(stack.loaded.model, stack.loaded.tokenizer, (ids for found in sequences.values() for ids in found))
     ranks.share(shared)
     sweep = shared.sweep(stack, run.progress)
     if kept:
@@ -195,23 +199,25 @@ def _settings(spec: GradParamScore | WandaScore | ActivationScore, device: str) 
 
 
 def _sample_size(run: Scoring, spec: SampledScore, language: str) -> SampleSize:
-    tokens, bos = run.token_counts.count(run.plan.corpus.text(language).score), run.token_counts.begins_with_bos()
-    lengths = [length for length in scoring_lengths(tokens, bos, spec.samples, spec.sequence_length) if length > 1]
-    if not lengths:
-        raise InputError(f"the text for '{language}' is too short to score on: it gives no sequence of two tokens")
-    return SampleSize(len(lengths), sum(lengths) - len(lengths))
+    tokens, begun = run.token_counts.count(run.plan.corpus.text(language).score), run.token_counts.begun()
+    lengths = scoring_lengths(tokens, begun, spec.samples, spec.sequence_length)
+    counts = [count for count in (predicted(length, begun) for length in lengths) if count]
+    if not counts:
+        raise InputError(f"the text for '{language}' is too short to score on: it has no token to predict")
+    return SampleSize(len(counts), sum(counts))
 
 
 def _sequences(
     plan: Plan, spec: SampledScore, languages: Sequence[str], tokenizer: object
-) -> dict[str, list[tuple[int, ...]]]:
-    bos = bos_token(tokenizer)
+) -> tuple[dict[str, list[tuple[int, ...]]], int]:
+    """Cut the texts; also returns how many special tokens each sequence begins with."""
+    begin = beginning(tokenizer)
     result = {}
     for language in languages:
         tokens = tokenize(tokenizer, plan.corpus.text(language).score)
-        cut = scoring_sequences(tokens, bos, spec.samples, spec.sequence_length)
-        result[language] = [ids for ids in cut if len(ids) > 1]
-    return result
+        cut = scoring_sequences(tokens, begin, spec.samples, spec.sequence_length)
+        result[language] = [ids for ids in cut if predicted(len(ids), len(begin))]
+    return result, len(begin)
 
 
 def _with_texts_of_their_own(languages: Sequence[str], paths: Mapping[str, Path]) -> list[str]:

@@ -24,11 +24,13 @@ class SharedSweep:
     """A sweep of which every rank takes some of the batches (see `together.Part`).
 
     `selected` are the regions, and their controls, that are made while it goes; None if whole scores are kept. Of
-    several ranks those in `selecting` take the scores, a layer each in turns.
+    several ranks those in `selecting` take the scores, a layer each in turns. `begun` special tokens at the beginning
+    of each sequence are not predicted.
     """
 
     model: str
     sequences: Mapping[str, Sequence[Sequence[int]]]
+    begun: int
     tensors: Sequence[TensorInfo]
     settings: ScoreSettings
     selecting: Sequence[int]
@@ -37,7 +39,7 @@ class SharedSweep:
 
     def sweep(self, stack: Stack, progress: Progress) -> Sweep:
         """Return the sweep over a model."""
-        return Sweep(stack, self.sequences, self.tensors, self.settings, progress, self.selecting)
+        return Sweep(stack, self.sequences, self.tensors, self.settings, progress, self.selecting, self.begun)
 
     def select(self, sweep: Sweep) -> dict[str, Region]:
         """Compute the scores and keep only the regions."""

@@ -41,7 +41,8 @@ Flush = Callable[[], None]
 class Sweep:
     """A score to be computed of some tensors on sequences of token ids per language.
 
-    `selecting` are the ranks that take the scores, a layer each in turns.
+    `selecting` are the ranks that take the scores, a layer each in turns; `begun` special tokens at the beginning of
+    each sequence are not predicted.
     """
 
     stack: Stack
@@ -50,11 +51,12 @@ class Sweep:
     settings: ScoreSettings
     progress: Progress
     selecting: Sequence[int] = (0,)
+    begun: int = 0
 
     @cached_property
     def sample(self) -> Sample:
         """The sequences in batches."""
-        return make_sample(self.sequences, self.settings.batch_size)
+        return make_sample(self.sequences, self.settings.batch_size, self.begun)
 
     @cached_property
     def slots(self) -> dict[str, Slot]:

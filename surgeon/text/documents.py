@@ -13,6 +13,8 @@ from typing import Any
 from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.checkpoint.plain_json import NotPlain, parse_json
 from surgeon.errors import EnvironmentFailure, InputError, did_you_mean
+from surgeon.foreign import dataset_rows
+from surgeon.text.dataset_files import CARD, LONGEST_CARD, NoSuchFiles, folder_files, split_files
 
 _MOST_TIMES = 100  # the size of a Parquet file that its text may have: beyond that it repeats itself, and is no text
 _ALWAYS = 1 << 24  # characters that it may have in any case
@@ -142,11 +144,14 @@ def _read_dataset(where: DatasetLocation) -> Documents:
     name, local = str(where), Path(os.path.expanduser(where.dataset))
     try:
         with hub_errors(name):
-            revision = None if local.exists() else _commit(where)
-            source = str(local) if local.exists() else where.dataset
-            stream = datasets.load_dataset(source, where.config, split=where.split, revision=revision, streaming=True)
-            rows = enumerate(stream.take(where.documents), 1)
-            texts = [_text_of(row, where.field, f"{name}: row {number}") for number, row in rows]
+            root, names, card, revision = _folder(local) if local.exists() else _repository(where)
+            files = split_files(names, card, where.config, where.split)
+            paths = (f"{root}/{file}" for file in files.names)
+            rows = (row for path in paths for row in dataset_rows(files.builder, path, files.options))
+            texts = [
+                _text_of(row, where.field, f"{name}: row {number}")
+                for number, row in enumerate(islice(rows, where.documents), 1)
+            ]
     except (datasets.exceptions.DatasetsError, ValueError, RuntimeError, FileNotFoundError) as error:
         raise InputError(f"{name}: {_first_line(error)}") from None
     except OSError as error:
@@ -154,11 +159,28 @@ def _read_dataset(where: DatasetLocation) -> Documents:
     return Documents(tuple(text for text in texts if text.strip()), revision)
 
 
-def _commit(where: DatasetLocation) -> str:
-    """Return the commit of a dataset on the Hub, so that all of a run, and its repetition, read the same."""
-    from huggingface_hub import HfApi
+def _folder(folder: Path) -> tuple[str, list[str], bytes, None]:
+    """Return a local dataset's root, the names of its files, and its card."""
+    if not folder.is_dir():
+        raise NoSuchFiles("a file, and no dataset; name it with `file:`")
+    names = folder_files(folder)
+    card = b""
+    if CARD in names:
+        with (folder / CARD).open("rb") as file:
+            card = file.read(LONGEST_CARD + 1)
+    return str(folder), names, card, None
 
-    return str(HfApi().dataset_info(where.dataset, revision=where.revision).sha)
+
+def _repository(where: DatasetLocation) -> tuple[str, list[str], bytes, str]:
+    """Return the same of a dataset on the Hub, and its commit: all of a run, and its repetition, read the same."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    info = HfApi().dataset_info(where.dataset, revision=where.revision)
+    names, revision, card = sorted(entry.rfilename for entry in info.siblings or ()), str(info.sha), b""
+    if CARD in names:
+        with open(hf_hub_download(where.dataset, CARD, repo_type="dataset", revision=revision), "rb") as file:
+            card = file.read(LONGEST_CARD + 1)
+    return f"hf://datasets/{where.dataset}@{revision}", names, card, revision
 
 
 def _first_line(error: BaseException) -> str:

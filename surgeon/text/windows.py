@@ -1,17 +1,27 @@
 """Tokens cut into the sequences a model is scored on, and into the windows its perplexity is measured in.
 
-BOS policy: if the tokenizer itself begins a text with BOS, every sequence and every window begins with it
-(models trained so break without it); otherwise none does.
+Every sequence and every window begins with the special tokens that the tokenizer itself begins a text with: BOS, two
+tokens, or none. Models break without what each of their training texts began with. No such token is ever predicted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from surgeon.errors import InputError
+
+_PROBE = "a 1 \u0430 \u0627 \u4e2d"  # letters of several scripts, of which a vocabulary should know one
+
+
+def no_room(begun: int) -> str:
+    """Say of a length of sequences or windows that special tokens alone fill it."""
+    return f"has no room for text: the tokenizer begins every text with {begun} special tokens"
 
 
 @dataclass(frozen=True)
@@ -30,11 +40,26 @@ class Window:
     labels: tuple[int, ...]
 
 
-def bos_token(tokenizer: Any) -> int | None:
-    """Return the BOS id if the tokenizer begins a text with it, else None."""
-    ids = tokenizer("a")["input_ids"]
-    bos = tokenizer.bos_token_id
-    return bos if bos is not None and ids and ids[0] == bos else None
+def beginning(tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids of the special tokens that the tokenizer begins every text with."""
+    whole, bare = (tuple(tokenizer(_PROBE, add_special_tokens=added)["input_ids"]) for added in (True, False))
+    for count in range(len(whole) - len(bare) + 1):
+        if whole[count : count + len(bare)] == bare and bare:
+            return whole[:count]
+    special = set(tokenizer.all_special_ids)  # the text gives no token, or others where special ones stand beside it
+    return tuple(takewhile(special.__contains__, whole))
+
+
+def new_tokens(begun: int, window: int, stride: int) -> int:
+    """Return how many tokens a window predicts: `stride`, or fewer where special tokens take the room of inputs.
+
+    Raises:
+        InputError: the special tokens alone fill the window.
+    """
+    room = window - max(begun - 1, 0)
+    if room < 1:
+        raise InputError(f"a window of {window} tokens {no_room(begun)}")
+    return min(stride, room)
 
 
 def tokenize(tokenizer: Any, text: str) -> Tokens:
@@ -79,43 +104,59 @@ class _DecodedEnds(Sequence[int]):
         return len(self.text[:characters].encode("utf-8", "surrogatepass"))
 
 
-def scoring_sequences(tokens: Tokens, bos: int | None, samples: int, length: int) -> list[tuple[int, ...]]:
-    """Cut the first `samples` sequences of `length` ids each (BOS included), one after the other.
+def scoring_sequences(tokens: Tokens, begin: tuple[int, ...], samples: int, length: int) -> list[tuple[int, ...]]:
+    """Cut the first `samples` sequences of `length` ids each, one after the other; each begins with `begin`.
 
     A text shorter than one sequence gives that one, shorter; what is left at the end is dropped.
+
+    Raises:
+        InputError: `begin` alone fills a sequence.
     """
-    prefix = () if bos is None else (bos,)
-    step = length - len(prefix)
+    step = _text_tokens(len(begin), length)
     starts = range(0, max(len(tokens.ids) - step, 0) + 1, step)
-    return [prefix + tokens.ids[start : start + step] for start in starts[:samples]]
+    return [begin + tokens.ids[start : start + step] for start in starts[:samples]]
 
 
-def scoring_lengths(tokens: int, bos: bool, samples: int, length: int) -> list[int]:
+def scoring_lengths(tokens: int, begun: int, samples: int, length: int) -> list[int]:
     """Return the lengths of the sequences that `scoring_sequences` cuts from so many tokens."""
-    step = length - bos
-    full = min(tokens // step, samples)
-    return [length] * full if full else [tokens + bos]
+    full = min(tokens // _text_tokens(begun, length), samples)
+    return [length] * full if full else [tokens + begun]
+
+
+def predicted(length: int, begun: int) -> int:
+    """Return how many tokens of a sequence are predicted: those of the text that have something before them."""
+    return max(length - max(begun, 1), 0)
+
+
+def _text_tokens(begun: int, length: int) -> int:
+    if length <= begun:
+        raise InputError(f"a sequence of {length} tokens {no_room(begun)}")
+    return length - begun
 
 
 def evaluation_windows(
-    tokens: Tokens, bos: int | None, limit: int, window: int, stride: int
+    tokens: Tokens, begin: tuple[int, ...], limit: int, window: int, stride: int
 ) -> tuple[list[Window], int]:
     """Cut windows in which the first `limit` predictable tokens are each predicted once.
 
-    Each window predicts `stride` new tokens from at most `window` inputs: BOS if there is one, then as many
-    of the tokens before them as fit, at least one without BOS. Without BOS the text's first token has
-    nothing to be predicted from and is not counted. Also returns the bytes of text that the counted tokens
-    stand for.
+    Each window predicts `stride` new tokens (or as many as `new_tokens` says) from at most `window` inputs: `begin`,
+    then as many of the tokens before them as fit. With nothing to begin with it is at least one, so that the text's
+    first token has nothing to be predicted from and is not counted. Also returns the bytes of text that the counted
+    tokens stand for.
+
+    Raises:
+        InputError: `begin` alone fills a window.
     """
-    first = 0 if bos is not None else 1
+    first = 0 if begin else 1
     ids = tokens.ids[: limit + first]
-    prefix = () if bos is None else (bos,)
+    stride = new_tokens(len(begin), window, stride)
+    context = window - max(len(begin) - 1, 0) - stride
     windows = []
     for start in range(first, len(ids), stride):
         stop = min(start + stride, len(ids))
-        anchor = start - first  # without BOS the token before the first target must be among the inputs
-        before = max(0, anchor - (window - stride))
-        windows.append(Window(prefix + ids[before : stop - 1], ids[start:stop]))
+        anchor = start - first  # with nothing to begin with, the token before the first target must be among the inputs
+        before = max(0, anchor - context)
+        windows.append(Window(begin + ids[before : stop - 1], ids[start:stop]))
     if len(ids) <= first:
         return [], 0
     return windows, tokens.ends[len(ids) - 1] - (tokens.ends[0] if first else 0)

@@ -255,7 +255,8 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         parts.append(
             told(
                 f"Token-weighted over at most {method['tokens']} tokens a language; window {method['window']}, "
-                f"stride {method['stride']}, BOS {method['bos']}, {method['precision']} arithmetic. x = ratio to base.",
+                f"stride {method['stride']}, special tokens {method['bos']}, {method['precision']} arithmetic. "
+                "x = ratio to base.",
                 style="dim",
             )
         )

@@ -99,7 +99,9 @@ def test_the_checkpoint_s_own_settings_of_sampling_are_not_heeded(make_model: Mo
     assert before.continuation == stack.loaded.tokenizer.decode(expected[0, len("frei und gleich") :])
 
 
-def test_a_prompt_begins_with_bos_where_perplexity_does(make_model: ModelMaker) -> None:
+def test_a_prompt_begins_with_what_the_windows_of_the_perplexity_begin_with(make_model: ModelMaker) -> None:
+    two = stack_of(make_model("llama", bos=True, template="</s> <s> $A"))
+    assert encode_prompts(two, ["ab"], 10)[0].ids == tuple(two.loaded.tokenizer("ab")["input_ids"])
     folder = make_model("llama", bos=True)
     stack = stack_of(folder)
     start, ids = plain_ids(folder, "é中", 10, bos=True)

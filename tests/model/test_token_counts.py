@@ -34,12 +34,12 @@ def test_what_is_known_loads_no_tokenizer(llama: Path) -> None:
     first = counts(llama, loaded)
     length = first.count(TEXT)
     assert length == len(load_tokenizer(Checkpoint.open(llama))(TEXT, add_special_tokens=False)["input_ids"])
-    begins = first.begins_with_bos()
+    begins = first.begun()
     first.keep()
     assert loaded
     loaded.clear()
     second = counts(llama, loaded)
-    assert (second.count(TEXT), second.begins_with_bos()) == (length, begins)
+    assert (second.count(TEXT), second.begun()) == (length, begins)
     assert not loaded
 
 

@@ -27,26 +27,27 @@ from surgeon.text.windows import Tokens, evaluation_windows
 from surgeon.write.staging import write_variant
 
 
-@given(st.integers(2, 60), st.booleans(), st.integers(2, 40), st.integers(2, 12), st.data())
+@given(st.integers(2, 60), st.integers(0, 3), st.integers(2, 40), st.integers(3, 12), st.data())
 def test_each_token_is_predicted_once_from_the_tokens_before_it(
-    length: int, bos: bool, limit: int, window: int, data: st.DataObject
+    length: int, begun: int, limit: int, window: int, data: st.DataObject
 ) -> None:
     stride = data.draw(st.integers(1, window))
     tokens = Tokens(tuple(range(100, 100 + length)), tuple(range(1, length + 1)))
-    windows, size = evaluation_windows(tokens, 7 if bos else None, limit, window, stride)
+    windows, size = evaluation_windows(tokens, (7, 8, 9)[:begun], limit, window, stride)
+    stride = min(stride, window - max(begun - 1, 0))
     predicted = [label for item in windows for label in item.labels]
-    first = 0 if bos else 1
+    first = 0 if begun else 1
     assert predicted == list(tokens.ids[first : limit + first])
     assert size == len(predicted)
     for item in windows:
         assert len(item.labels) <= stride
         assert len(item.labels) <= len(item.inputs) <= window
-        context = item.inputs[1:] if bos else item.inputs
-        assert not bos or item.inputs[0] == 7
+        context = item.inputs[begun:]
+        assert item.inputs[:begun] == (7, 8, 9)[:begun]
         sequence = [*context, item.labels[-1]]
         assert sequence == list(range(sequence[0], sequence[0] + len(sequence)))
         # As much context as the window holds beside the new tokens, or all that there is.
-        there = item.labels[-1] - 100 + bos
+        there = item.labels[-1] - 100 + begun
         assert len(item.inputs) == min(window - stride + len(item.labels), there)
 
 
@@ -99,6 +100,29 @@ def test_a_tokenizer_with_bos_begins_every_window_with_it(make_model: ModelMaker
     text = prepared(stack_of(folder), Corpus("c", {"de": Path(texts["de"])}), VerifySpec(tokens=40, window=16))
     assert all(window.inputs[0] == 0 for window in text["de"].windows)
     assert text["de"].bytes == 40
+
+
+def test_two_tokens_that_a_tokenizer_begins_with_are_before_every_window(
+    make_model: ModelMaker, texts: dict[str, str]
+) -> None:
+    folder = make_model("llama", bos=True, template="</s> <s> $A")
+    corpus = Corpus("c", {"de": Path(texts["de"])})
+    stack = stack_of(folder)
+    found = measure(stack, prepared(stack, corpus, VerifySpec(tokens=40, window=17)), 3)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).double().eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    start, ids = [1, 0], tokenizer(corpus.text("de").evaluate)["input_ids"]
+    assert ids[:2] == start
+    ids, expected = ids[2:42], 0.0
+    for first in range(0, 40, 16):  # two tokens and fifteen of the text predict sixteen
+        for target in range(first, min(first + 16, 40)):
+            with torch.no_grad():
+                logits = model(torch.tensor([start + ids[first:target]])).logits[0, -1]
+            expected -= float(logits.log_softmax(-1)[ids[target]])
+    assert found.tokens == 40
+    assert found.bytes == 40
+    assert [count for _, count in found.windows] == [16, 16, 8]
+    assert found.nll == pytest.approx(expected, rel=1e-5)
 
 
 def test_bytes_count_whole_characters(make_model: ModelMaker, tmp_path: Path) -> None:

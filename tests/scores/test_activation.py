@@ -38,7 +38,7 @@ def ours(folder: Path, measure: Measure, batch: int = 2) -> dict[str, np.ndarray
     spec = ActivationScore(kind="activation", measure=measure, languages=["de"])
     tensors = [i for i in scope(checkpoint).tensors if scorable(spec, i, place(i, checkpoint.config))]
     stack = make_stack(load_model(checkpoint, "float32"))
-    sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), None, 6, 32)
+    sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), (), 6, 32)
     settings = ScoreSettings(6, 32, batch, None, "float32", measure=measure)
     sweep = Sweep(stack, {"de": sequences}, tensors, settings, Progress())
     found: dict[str, np.ndarray] = {}

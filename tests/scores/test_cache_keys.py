@@ -108,7 +108,7 @@ def test_a_score_file_holds_what_was_written_and_is_believed_only_sealed(llama: 
     assert not found.reader()("model.norm.weight").any()
     assert load_file(path)[NAME].reshape(-1)[:3].tolist() == [0, 1, 2]  # as another library reads it
     with safe_open(path, "np") as file:
-        assert file.metadata() == {"format": "surgeon-score", "format_version": "2", "language": "de"}
+        assert file.metadata() == {"format": "surgeon-score", "format_version": "3", "language": "de"}
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     assert load_score(path, "de") is None
 

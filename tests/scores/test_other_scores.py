@@ -76,7 +76,7 @@ def our_wanda(folder: Path, batch: int = 6) -> dict[str, np.ndarray]:
     checkpoint = Checkpoint.open(folder)
     tensors = [info for info in scope(checkpoint).tensors if len(info.shape) > 1]
     stack = make_stack(load_model(checkpoint, "float32"))
-    sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), None, 6, 32)
+    sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), (), 6, 32)
     sweep = Sweep(stack, {"de": sequences}, tensors, ScoreSettings(6, 32, batch, None, "float32"), Progress())
     found: dict[str, np.ndarray] = {}
     with sweep.scratch("test") as scratch:

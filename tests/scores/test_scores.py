@@ -24,28 +24,31 @@ from surgeon.progress import Progress
 from surgeon.region.region import Region
 from surgeon.scores.settings import ScoreSettings
 from surgeon.scores.sweeps import Sweep
-from surgeon.text.windows import Tokens, scoring_sequences, tokenize
+from surgeon.text.windows import Tokens, beginning, scoring_sequences, tokenize
 
 SOME_FAMILIES = ("llama", "gpt2", "qwen2", "qwen3_moe")
 TEXT = "Alle Menschen sind frei und gleich an Würde und Rechten geboren. " * 4
 
 
 def plain_scores(
-    folder: Path, text: str, samples: int, length: int, batch: int, reduction: str
+    folder: Path, text: str, samples: int, length: int, batch: int, reduction: str, begun: int = 0
 ) -> dict[str, torch.Tensor]:
     """The definition, with nothing clever: whole-model autograd in float64, named as transformers saves it."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager")
     # XGLM's attention overflows in float64: its mask is the smallest number of the dtype.
     model = model.eval() if model.config.model_type == "xglm" else model.double().eval()
     ids = transformers.AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
-    rows = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)][:samples]
-    total = len(rows) * (length - 1)
+    begin = ids[:begun]
+    ids, length = ids[begun:], length - begun
+    rows = [begin + ids[i : i + length] for i in range(0, len(ids) - length + 1, length)][:samples]
+    first = max(begun, 1)  # the first token that is predicted
+    total = len(rows) * (begun + length - first)
     scores: dict[str, torch.Tensor] = {}
     for start in range(0, len(rows), batch):
         model.zero_grad()
         x = torch.tensor(rows[start : start + batch])
-        log_probabilities = model(x).logits[:, :-1].log_softmax(-1)
-        loss = -log_probabilities.gather(-1, x[:, 1:, None]).sum() / total
+        log_probabilities = model(x).logits[:, first - 1 : -1].log_softmax(-1)
+        loss = -log_probabilities.gather(-1, x[:, first:, None]).sum() / total
         loss.backward()
         for name, parameter in model.named_parameters():
             product = parameter.detach() * parameter.grad
@@ -62,9 +65,10 @@ def our_scores(folder: Path, batch: int, reduction: str, precision: str = "float
     checkpoint = Checkpoint.open(folder)
     settings = ScoreSettings(6, 32, batch, reduction, precision)  # type: ignore[arg-type]
     stack = make_stack(load_model(checkpoint, precision))  # type: ignore[arg-type]
-    sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), None, 6, 32)
+    begin = beginning(stack.loaded.tokenizer)
+    sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), begin, 6, 32)
     assert len(sequences) == 6
-    sweep = Sweep(stack, {"de": sequences}, scope(checkpoint).tensors, settings, Progress())
+    sweep = Sweep(stack, {"de": sequences}, scope(checkpoint).tensors, settings, Progress(), begun=len(begin))
     found: dict[str, np.ndarray] = {}
     with sweep.scratch("test") as scratch:
         for _, _, scores in sweep.run(scratch, scratch.progress()):
@@ -80,6 +84,14 @@ def test_scores_are_the_definition(family: str, reduction: str, make_model: Mode
     found = our_scores(folder, 4, reduction)
     layers = {name for name in expected if any(part in name for part in (".layers.", ".h."))}
     assert set(found) == layers
+    for name, scores in found.items():
+        np.testing.assert_allclose(scores, expected[name].numpy(), rtol=2e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("family", ["llama", "xglm"])  # one runs layer by layer, one is held whole
+def test_special_tokens_begin_every_sequence_and_are_not_predicted(family: str, make_model: ModelMaker) -> None:
+    folder = make_model(family, bos=True, template="</s> <s> $A")
+    expected, found = plain_scores(folder, TEXT, 6, 32, 4, "signed", begun=2), our_scores(folder, 4, "signed")
     for name, scores in found.items():
         np.testing.assert_allclose(scores, expected[name].numpy(), rtol=2e-3, atol=1e-7)
 
@@ -168,11 +180,11 @@ def assert_same_but_ties(found: np.ndarray, scores: torch.Tensor, k: int) -> Non
 
 def test_sequences_are_cut_one_after_the_other() -> None:
     tokens = Tokens(tuple(range(10)), tuple(range(1, 11)))
-    assert scoring_sequences(tokens, None, 9, 4) == [(0, 1, 2, 3), (4, 5, 6, 7)]
-    assert scoring_sequences(tokens, 99, 2, 4) == [(99, 0, 1, 2), (99, 3, 4, 5)]
-    assert scoring_sequences(tokens, None, 9, 64) == [tuple(range(10))]
+    assert scoring_sequences(tokens, (), 9, 4) == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert scoring_sequences(tokens, (99,), 2, 4) == [(99, 0, 1, 2), (99, 3, 4, 5)]
+    assert scoring_sequences(tokens, (), 9, 64) == [tuple(range(10))]
     eleven = Tokens(tuple(range(11)), tuple(range(1, 12)))  # one token short of a third sequence
-    assert scoring_sequences(eleven, None, 9, 4) == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert scoring_sequences(eleven, (), 9, 4) == [(0, 1, 2, 3), (4, 5, 6, 7)]
 
 
 def test_two_languages_with_the_same_text_are_scored_once(
