@@ -14,6 +14,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed
 from surgeon.checkpoint.remembered import stored_hash
 from surgeon.errors import InputError
+from surgeon.memory import require_room_for_torch
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Verification
 from surgeon.model.together import End, assist, load_stack
@@ -236,6 +237,7 @@ def _verify(
     device: str,
     progress: Progress,
 ) -> Verification:
+    require_room_for_torch()
     from surgeon.model.editing import Variant
     from surgeon.model.verification import verify
 

@@ -40,10 +40,10 @@ def run_to_its_end(command: Callable[[], object]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
-    answer_faults(_end_at_once)
-    if ranks.started()[0] > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # results are the first rank's to print
     with _ending():
+        answer_faults(_end_at_once)
+        if ranks.started()[0] > 0:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # results are the first rank's to print
         command()
 
 

@@ -12,6 +12,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash
 from surgeon.checkpoint.remembered import read_hash
 from surgeon.errors import InputError, did_you_mean
+from surgeon.memory import require_room_for_torch
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Continuation
 from surgeon.progress import Progress
@@ -87,6 +88,7 @@ def open_output(
         InputError: it is no output folder, a variant is not there, or the model is another one now.
         SurgeonError: the model cannot be loaded.
     """
+    require_room_for_torch()
     from surgeon.model.model import load_model
     from surgeon.model.stack import make_stack
 

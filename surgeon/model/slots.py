@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from surgeon.errors import CheckpointError, present
+from surgeon.memory import memory_error
 
 ReadTensor = Callable[[str], torch.Tensor]  # from a name on disk to the tensor
 
@@ -116,7 +117,7 @@ def _outputs(
     try:
         converted = origin.values(lambda name: torch.empty(shapes[name], device="meta"), model)
     except Exception as error:  # a conversion that the stored tensors do not fit: what it would make is missing then
-        if ran_out_of_memory(error):
+        if memory_error(error) is not None:
             raise
         return []
     return [name for name, value in converted.items() if name in state and state[name].shape == value.shape]

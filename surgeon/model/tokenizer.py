@@ -7,6 +7,7 @@ from typing import Any
 from surgeon import foreign
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError
+from surgeon.memory import require_room_for_torch
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -15,6 +16,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     Raises:
         CheckpointError: there is none, or transformers cannot read it.
     """
+    require_room_for_torch()  # which transformers loads
     try:
         return foreign.load_tokenizer(checkpoint.folder)
     except MemoryError:
