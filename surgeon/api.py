@@ -14,7 +14,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed
 from surgeon.checkpoint.remembered import stored_hash
 from surgeon.errors import InputError
-from surgeon.memory import require_room_for_torch
+from surgeon.memory import require_room_for_figures, require_room_for_torch
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Verification
 from surgeon.model.together import End, assist, load_stack
@@ -113,6 +113,7 @@ def _apply(
     if push and the_plan.recipe.push is None:
         raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
     check_ready(the_plan, device, run.jobs)
+    require_room_for_figures()  # now, and not after an hour
     run.check_texts()
     ahead = run.progress.steps(steps(the_plan, device) if run.progress.console is not None else [])
     with output_lock(out, the_plan.recipe.name, overwrite), cache_in_use(), ahead:

@@ -4,7 +4,7 @@
 
 Each case is JSON: `arguments` of the command; `environment` that it has; and `strike`, if something happens meanwhile:
 when `owner.name` is called for the `nth` time, before or after that call, the file `path` becomes `shorter`, `other` or
-`gone`. With `memory`, so many MB of addresses can be had beyond what the forked process has.
+`gone`. With `memory`, so many MB can be had beyond what the forked process has, by the limit `of`.
 Each result has the exit code, negative for a signal, and what was printed.
 """
 
@@ -76,9 +76,10 @@ def run(case: Case, log: Path) -> dict[str, Any]:
         try:
             os.environ.update(case.get("environment", {}))
             if "memory" in case:
-                pages = int(Path("/proc/self/statm").read_text().split()[0])
-                most = pages * os.sysconf("SC_PAGE_SIZE") + (case["memory"] << 20)
-                resource.setrlimit(resource.RLIMIT_AS, (most, most))
+                name = {"RLIMIT_AS": "VmSize:", "RLIMIT_DATA": "VmData:"}[case["of"]]
+                said = Path("/proc/self/status").read_text().split()
+                most = (int(said[said.index(name) + 1]) << 10) + (case["memory"] << 20)
+                resource.setrlimit(getattr(resource, case["of"]), (most, most))
             if "strike" in case:
                 arm(**case["strike"])
             sys.argv = ["surgeon", *case["arguments"]]

@@ -7,7 +7,7 @@ from typing import Any
 from surgeon import foreign
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError
-from surgeon.memory import require_room_for_torch
+from surgeon.memory import require_room, require_room_for_torch
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -17,6 +17,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         CheckpointError: there is none, or transformers cannot read it.
     """
     require_room_for_torch()  # which transformers loads
+    require_room("a tokenizer", 64 << 20, 64 << 20)
     try:
         return foreign.load_tokenizer(checkpoint.folder)
     except MemoryError:
