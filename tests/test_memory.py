@@ -18,6 +18,7 @@ from surgeon.memory import memory_error
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of addresses are Linux's here")
 
 STEPS = (0, 4, 8, 16, 32, 48, 64, 96, 128, 1024)  # MB beyond what a process with all libraries loaded has
+DRAWING = (0, 64, 144, 160, 176, 192, 224, 256, 320, 1024)  # the same, where what is drawn with has to have room
 RECIPE = """\
 version: 1
 name: memory
@@ -41,7 +42,17 @@ LIBRARIES = (
 def test_ten_limits_of_memory_and_five_commands(tmp_path: Path) -> None:
     recipe, whole = tmp_path / "memory.yaml", tmp_path / "whole"
     recipe.write_text(RECIPE.format(out=whole))
-    cut = ["cut", "builtin:tiny30", "--languages", "en", "--tokens", "64", "--device", "cpu", "--output"]
+    cut = [
+        "cut",
+        "builtin:tiny30",
+        "--set",
+        "verify.languages=[en]",
+        "--set",
+        "verify.tokens=64",
+        "--device",
+        "cpu",
+        "--output",
+    ]
     commands = {
         "apply": ["apply", str(recipe), "--output"],
         "score": ["score", str(recipe), "--output"],
@@ -51,7 +62,7 @@ def test_ten_limits_of_memory_and_five_commands(tmp_path: Path) -> None:
     }
     cases = [{"arguments": ["apply", str(recipe)]}]
     for name, arguments in commands.items():
-        for step in STEPS:
+        for step in DRAWING if name in ("apply", "cut") else STEPS:
             to = [str(tmp_path / f"{name}-{step}")] if arguments[-1] == "--output" else []
             environment = {"SURGEON_CACHE": str(tmp_path / f"cache-{name}-{step}")}
             limit = "RLIMIT_DATA" if name in ("apply", "cut") else "RLIMIT_AS"  # drawing reserves 64 GB of addresses
