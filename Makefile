@@ -15,7 +15,7 @@ SECONDS ?= 600
 SEED ?= 1
 UNGUIDED ?=
 
-.PHONY: demo test test-lowest lint docs fuzz methods smollm2 bench wheel release clean
+.PHONY: demo test test-lowest lint docs fuzz survey methods smollm2 bench wheel release clean
 
 demo: $(VENV)/installed
 	$(BIN)/surgeon apply recipes/zero_core.yaml
@@ -42,6 +42,13 @@ docs: $(VENV)/installed-dev
 fuzz: $(VENV)/installed-dev
 	$(INSTALL) -e ".[fuzz]"
 	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) --seed $(SEED) $(UNGUIDED)
+
+# Every type of model that transformers has, tiny and random, beside plain transformers; writes docs/models.md. A quarter
+# of an hour on one core.
+survey: $(VENV)/installed-dev
+	rm -f out/survey.jsonl
+	$(BIN)/python scripts/survey_models.py --results out/survey.jsonl; found=$$?; \
+	  $(BIN)/python scripts/survey_models.py --results out/survey.jsonl --page && exit $$found
 
 # Every recipe of docs/methods.md on the builtin model, with the training that some of them take: over an hour on one
 # core. CORPUS is a folder of texts to train on (docs/paper.md); without it the Declaration's scoring half.

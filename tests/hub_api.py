@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import threading
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -133,6 +134,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, data: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.seen.status = status
+        if self.fault is not None and not self.fault.status:
+            headers = {**(headers or {}), **self.fault.headers}
+            data = data if self.fault.content is None else self.fault.content
+        if self.fault is not None and self.fault.drip and self.command == "GET":
+            self._drip(status, headers or {})
+            return
         self.send_response(status)
         for key, value in {"Content-Type": "application/json", **(headers or {})}.items():
             self.send_header(key, value)
@@ -145,6 +152,19 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         self.seen.sent = len(data)
         self.wfile.write(data)
+
+    def _drip(self, status: int, headers: dict[str, str]) -> None:
+        """Send a byte now and then, for ever; the client must go."""
+        assert self.fault is not None
+        self.send_response(status)
+        for key, value in {"Content-Type": "application/json", **headers, "Content-Length": "1000000"}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.close_connection = True
+        while True:
+            self.wfile.write(b" ")
+            self.seen.sent += 1
+            threading.Event().wait(self.fault.drip)
 
     def _repo(self, key: str) -> Repo:
         if key not in self.server.repos:

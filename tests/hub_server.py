@@ -80,13 +80,16 @@ class LoopbackHub(ThreadingHTTPServer):
 
     def fail(
         self, method: str, pattern: str, status: int = 0, *, drop_after: int | None = None, body: str = "",
-        headers: dict[str, str] | None = None, times: float = 1, skip: int = 0,
+        headers: dict[str, str] | None = None, times: float = 1, skip: int = 0, drip: float = 0.0,
+        content: bytes | None = None,
     ) -> None:  # fmt: skip
         """Answer matching requests (`pattern` is searched in the path) with `status`, or hang up on them.
 
-        `drop_after` bytes of the request's body (PUT, POST) or of the answer's (GET) the connection is closed.
+        `drop_after` bytes of the request's body (PUT, POST) or of the answer's (GET) the connection is closed. Without
+        any of these the answer is the true one, but for `headers`, its `content`, and how slowly it comes (`drip`).
         """
-        self.faults.append(Fault(method, pattern, status, drop_after, body, headers or {}, times, skip))
+        fault = Fault(method, pattern, status, drop_after, body, headers or {}, times, skip, drip, content)
+        self.faults.append(fault)
 
     def seen(self, method: str, pattern: str = "") -> list[Seen]:
         """Requests so far by method and pattern."""

@@ -89,3 +89,5 @@ class Fault:
     headers: dict[str, str]
     times: float
     skip: int
+    drip: float = 0.0  # seconds before each byte of the answer, which then never ends
+    content: bytes | None = None  # instead of what is there

@@ -59,6 +59,18 @@ def test_libraries_are_asked_in_one_place_only() -> None:
     assert elsewhere == []
 
 
+def test_files_of_the_hub_are_fetched_in_one_place_only() -> None:
+    """Where each is held against the hash that the Hub named."""
+    asking = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if {"hf_hub_download", "snapshot_download"} & {name for _, name in names_called(path)}
+    }
+    assert asking == {"checkpoint/hub_downloads.py", "checkpoint/sources.py"}  # this one asks the cache alone
+    assert (PACKAGE / "checkpoint/sources.py").read_text().count("snapshot_download(") == 1
+    assert "local_files_only=True" in (PACKAGE / "checkpoint/sources.py").read_text()
+
+
 def test_that_place_says_no_each_time() -> None:
     calls = [
         node

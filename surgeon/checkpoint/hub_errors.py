@@ -14,7 +14,9 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
+from surgeon.checkpoint.hub_answers import guard_client
 from surgeon.errors import EnvironmentFailure, InputError, SurgeonError
 
 _TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{4,}|(?i:bearer)\s+\S+|[?&](?:X-Amz-[\w-]+|Signature|token)=[^&\s]+")
@@ -45,6 +47,7 @@ def hub_errors(what: str) -> Iterator[None]:
         InputError: the Hub refused something that the user can mend.
         EnvironmentFailure: the network or the Hub gave out.
     """
+    guard_client()
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)  # its warnings show signed addresses, and whatever the server sent
@@ -54,7 +57,7 @@ def hub_errors(what: str) -> Iterator[None]:
     except SurgeonError:
         raise
     except Exception as error:
-        mended = explain(error, what)
+        mended = explain(error, what) or _of_answer(error, what)
         if mended is None:
             raise
         raise mended from None
@@ -105,6 +108,28 @@ def explain(error: BaseException, what: str) -> SurgeonError | None:
         if isinstance(one, ValueError) and ("metadata in README.md" in str(one) or "LFS batch API" in str(one)):
             return InputError(f"{what}: {scrub(str(one))}")
     return None
+
+
+def _of_answer(error: Exception, what: str) -> SurgeonError | None:
+    """Return our error for one that the library raised over an answer that it does not understand, else None.
+
+    It looks at no type before it uses it. An error that arose anywhere else is a defect, and not the Hub's.
+    """
+    if not isinstance(error, LookupError | TypeError | AttributeError | ValueError | AssertionError):
+        return None
+    rooms = [frame.tb_frame.f_globals.get("__name__", "") for frame in _frames(error)]
+    ours = max((i for i, room in enumerate(rooms) if room.startswith("surgeon.")), default=-1)
+    if not any(room.startswith("huggingface_hub.") for room in rooms[ours + 1 :]):
+        return None
+    said = f"{type(error).__name__}: {scrub(str(error))}"
+    return EnvironmentFailure(f"{what}: the Hub's answer is not one that can be understood ({said}); try again")
+
+
+def _frames(error: Exception) -> Iterator[TracebackType]:
+    at = error.__traceback__
+    while at is not None:
+        yield at
+        at = at.tb_next
 
 
 def scrub(text: str) -> str:

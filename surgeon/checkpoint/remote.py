@@ -6,14 +6,18 @@ Address, token and proxies are those of the Hub's own client library (`HF_ENDPOI
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from surgeon.checkpoint.hub_errors import hub_errors
+from surgeon.checkpoint.plain_json import NotPlain, as_size, as_text
 from surgeon.errors import CheckpointError, EnvironmentFailure
 
+_COMMIT = re.compile(r"[0-9a-f]{40,64}")
+_PART = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 TRIES = 5  # a connection that breaks is resumed where it broke, so many times without a byte of progress
 
 
@@ -49,14 +53,23 @@ def look_up(repository: str, revision: str | None) -> RemoteRepository:
     from huggingface_hub import HfApi
 
     info = HfApi().model_info(repository, revision=revision, files_metadata=True)
-    commit = str(info.sha)
-    files = {
-        entry.rfilename: RemoteFile(
-            repository, commit, entry.rfilename, int(entry.size or 0), entry.lfs.sha256 if entry.lfs else None
-        )
-        for entry in info.siblings or ()
-    }
-    return RemoteRepository(repository, commit, files)
+    try:
+        commit = as_text(info.sha, "the commit")
+        if not _COMMIT.fullmatch(commit):
+            raise NotPlain(f"{commit[:100]!r} is no commit")
+        files = [_listed(repository, commit, entry) for entry in info.siblings or ()]
+    except NotPlain as error:
+        raise EnvironmentFailure(f"hf://{repository}: the Hub's list of its files is damaged: {error}") from None
+    return RemoteRepository(repository, commit, {file.name: file for file in files})
+
+
+def _listed(repository: str, commit: str, entry: Any) -> RemoteFile:
+    name = as_text(entry.rfilename, "the name of a file")
+    if name.startswith("/") or {"..", "."} & set(name.split("/")) or set("\\\0") & set(name):
+        raise NotPlain(f"{name[:100]!r} is no name of a file")
+    size = as_size(entry.size or 0, f"the size of {name}")
+    digest = as_text(entry.lfs.sha256, f"the SHA-256 of {name}") if entry.lfs else None
+    return RemoteFile(repository, commit, name, size, digest)
 
 
 def read_range(file: RemoteFile, start: int, count: int) -> bytes:
@@ -133,6 +146,15 @@ def _check(file: RemoteFile, response: Any, position: int, stop: int) -> None:
             f"{file}: the server, or a proxy before it, does not serve parts of files (it answered a range request "
             f"with {response.status_code}); download the repository with `hf download {file.repository}` and name its "
             "folder"
+        )
+    part = _PART.fullmatch(response.headers.get("Content-Range", ""))
+    if response.status_code == 206 and (
+        part is None or int(part[1]) != position or int(part[2]) >= stop or part[3] not in ("*", str(file.size))
+    ):
+        said = response.headers.get("Content-Range", "(nothing)")[:100]
+        raise EnvironmentFailure(
+            f"{file}: asked for bytes {position} to {stop - 1} of {file.size}, the Hub sent others ({said!r}); "
+            "try again"
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from surgeon.checkpoint.address import file_address, model_address
+from surgeon.checkpoint.hub_downloads import fetch_file, fetch_snapshot, refuse_other
 from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.checkpoint.remote import RemoteFile, look_up
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, did_you_mean, present
@@ -80,7 +81,7 @@ def locate(name: str) -> Source:
 
 def _locate_on_hub(name: str, repository: str, revision: str | None) -> Source:
     """Look a repository up, and fetch its small descriptions; without the Hub, take what its cache holds."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     where = name if name.startswith("hf://") else f"{name}: no such folder here; on the Hub"
     try:
@@ -98,7 +99,7 @@ def _locate_on_hub(name: str, repository: str, revision: str | None) -> Source:
             continue
         if file.name in DESCRIPTIONS:
             with hub_errors(str(file)):
-                hf_hub_download(repository, file.name, revision=found.commit)
+                fetch_file(repository, file.name, found.commit)
         elif not isinstance(try_to_load_from_cache(repository, file.name, revision=found.commit), str):
             remote[file.name] = file
     return Source(name, folder, found.commit, remote)
@@ -127,15 +128,14 @@ def download(source: Source) -> Source:
     """
     if not source.remote:
         return source
-    from huggingface_hub import snapshot_download
-
     match = present(model_address(source.name))
-    patterns = list(HUB_PATTERNS)
     with hub_errors(source.name):
         # Under the name that the user gave, so that the cache can tell without the Hub which commit it stands for.
-        folder = snapshot_download(match.repository, revision=match.revision, allow_patterns=patterns)
-        if Path(folder).name != source.revision:  # somebody has pushed since it was looked up
-            snapshot_download(match.repository, revision=source.revision, allow_patterns=patterns)
+        folder = fetch_snapshot(match.repository, match.revision, HUB_PATTERNS)
+        if folder.name != source.revision:  # somebody has pushed since it was looked up
+            folder = fetch_snapshot(match.repository, source.revision, HUB_PATTERNS)
+        for name, file in source.remote.items():
+            refuse_other(folder / name, file.sha256, str(file))
     return Source(source.name, source.path, source.revision)
 
 
@@ -176,14 +176,12 @@ def times_looked() -> int:
 
 
 def _fetch_file(name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
     match = file_address(name)
     if match is None:
         raise InputError(f"{name}: a file on the Hub has the form hf://org/name/path or hf://org/name@revision/path")
     if name not in _fetched:
         with hub_errors(name):
-            _fetched[name] = Path(hf_hub_download(match.repository, match.file, revision=match.revision))
+            _fetched[name] = fetch_file(match.repository, match.file, match.revision)
     return _fetched[name]
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from surgeon.cli.options import PROCESSORS, DeviceOption, JobsOption, JsonOption, VerboseOption, listed
 from surgeon.console import print_json, progress_to, quiet_libraries, stdout
 from surgeon.errors import present
+
+if TYPE_CHECKING:
+    from surgeon.text.corpora import Corpus
 
 
 def verify(
@@ -63,10 +66,10 @@ def verify(
     verified = api.verify_checkpoint(
         checkpoint, base=base, corpus=texts, spec=spec, device=device, progress=progress_to(as_json)
     )
-    _show_measures(verified, as_json)
+    _show_measures(verified, as_json, texts)
 
 
-def _show_measures(verified: Any, as_json: bool) -> None:
+def _show_measures(verified: Any, as_json: bool, texts: Corpus) -> None:
     from surgeon.report.measured import perplexities
     from surgeon.views.terminal import measures_view, render
 
@@ -81,7 +84,7 @@ def _show_measures(verified: Any, as_json: bool) -> None:
             }
         print_json(data)
     else:
-        render(stdout(), measures_view(found, verified.continuations))
+        render(stdout(), measures_view(found, verified.continuations, texts.language))
 
 
 def diff(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgeon.checkpoint.hub_downloads import fetch_file
 from surgeon.checkpoint.hub_errors import explain, hub_errors
 from surgeon.checkpoint.plain_json import NotPlain, as_object, read_object
 from surgeon.errors import EnvironmentFailure, InputError, present
@@ -213,14 +214,11 @@ def _same(item: Item, there: RepoFile | None) -> bool:
 
 def _stale(api: HfApi, parcel: Parcel, target: Target, branch: _Branch) -> list[str]:
     """Return what an earlier push put there, by its manifest, and this one does not hold."""
-    from huggingface_hub import hf_hub_download
-
     gone = set(branch.files) - {item.path for item in parcel.items} - set(_HARMLESS)
     if not gone or MANIFEST not in branch.files or not _ours(branch):
         return []
-    path = hf_hub_download(target.repo, MANIFEST, revision=branch.head, endpoint=api.endpoint)
     try:
-        named = set(as_object(read_object(Path(path)).get("outputs"), "outputs"))
+        named = set(as_object(read_object(fetch_file(target.repo, MANIFEST, branch.head)).get("outputs"), "outputs"))
     except NotPlain:
         return []
     return sorted(gone & named)

@@ -19,6 +19,7 @@ from surgeon.checkpoint.address import model_address
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash
 from surgeon.checkpoint.hashing import file_hash
+from surgeon.checkpoint.hub_downloads import fetch_snapshot
 from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.checkpoint.sources import look_again
 from surgeon.errors import CheckpointError, InputError
@@ -130,11 +131,8 @@ def _fetch(name: str) -> Path:
     match = model_address(name)
     if match is None:
         raise InputError(f"{name}: a Hub address has the form hf://org/name or hf://org/name@revision")
-    from huggingface_hub import snapshot_download
-
     with hub_errors(name):
-        found = snapshot_download(match.repository, revision=match.revision, allow_patterns=list(_PUBLISHED))
-    return Path(found)
+        return fetch_snapshot(match.repository, match.revision, _PUBLISHED)
 
 
 def _hashes(folder: Path, name: str) -> dict[str, str]:

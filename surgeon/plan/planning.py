@@ -18,12 +18,14 @@ from surgeon.operations.edits import touched_tensors
 from surgeon.plan.check import check
 from surgeon.plan.estimates import bytes_to_write, disk_needed, peak_memory
 from surgeon.plan.plan import Plan, VariantPlan
-from surgeon.plan.regions import RegionPlan, no_masks, plan_regions
 from surgeon.recipe.reading import RecipeFile
 from surgeon.recipe.schema import Recipe, TextSpec
 from surgeon.region.region import Region
+from surgeon.regions.base import RegionPlan, no_masks
+from surgeon.regions.outlines import plan_regions
 from surgeon.text.corpora import Corpus, Location, builtin_corpus
 from surgeon.text.documents import DatasetLocation, FileLocation
+from surgeon.text.languages import language
 
 _DOCUMENTS = 2000  # of a dataset, unless the recipe says how many
 
@@ -68,16 +70,17 @@ def open_corpus(said: str | Mapping[str, str | TextSpec]) -> Corpus:
             )
         return builtin_corpus(said.removeprefix("builtin:"))
     locations: dict[str, Location] = {}
-    for language, text in said.items():
+    named = {code: language(code, text.model_dump()) for code, text in said.items() if isinstance(text, TextSpec)}
+    for code, text in said.items():
         if isinstance(text, str):
-            locations[language] = FileLocation(Path(os.path.expanduser(text)))
+            locations[code] = FileLocation(Path(os.path.expanduser(text)))
         elif text.file is not None:
-            locations[language] = FileLocation(Path(os.path.expanduser(text.file)), text.field, text.documents)
+            locations[code] = FileLocation(Path(os.path.expanduser(text.file)), text.field, text.documents)
         else:
-            locations[language] = DatasetLocation(
+            locations[code] = DatasetLocation(
                 str(text.dataset), text.config, text.split, text.field, text.revision, text.documents or _DOCUMENTS
             )
-    return Corpus("of the recipe", locations)
+    return Corpus("of the recipe", locations, named)
 
 
 def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Mapping[str, RegionPlan]) -> VariantPlan:

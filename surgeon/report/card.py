@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from surgeon.anatomy.scope import left_out
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import RecipeError
@@ -29,7 +30,6 @@ from surgeon.report.story import caveat, no_intervals, sentence, tell
 from surgeon.report.tables import languages_table
 from surgeon.report.templates import rendered
 from surgeon.text.documents import DatasetLocation
-from surgeon.text.languages import language_name
 from surgeon.visible import visible
 
 FIGURES, RESULTS = "figures", ".eval_results"
@@ -45,9 +45,6 @@ _FORMS = {
     "license_link": re.compile(r"https?://[\w.~:/?#@!$&()*+,;=%-]{1,300}|\w[\w./-]{0,100}", re.ASCII),
     "pipeline_tag": re.compile(r"[a-z0-9-]{1,64}"),
 }
-_SCOPES = {
-    "tensor": "every tensor", "layer": "every layer", "global": "all tensors together", "output": "every output",
-}  # fmt: skip
 _CONTROLS = 8  # other variants of the run that are set beside
 _LANGUAGE = re.compile(r"[A-Za-z0-9-]{2,20}")
 
@@ -107,6 +104,7 @@ def model_card(plan: Plan, variant: str, regions: Mapping[str, Region], report: 
         base=base_model(source.name),
         regions=regions,
         why=lambda region: _why(plan, region),
+        left_out=left_out(plan.checkpoint),
         rebuild=REBUILD,
         **_measured(variant, report),
     )
@@ -122,12 +120,12 @@ def _measured(variant: str, report: Report | None) -> dict[str, Any]:
         "report": report,
         "sentence": sentence(report, tell(report, variant)),
         "caveat": caveat(report),
-        "unsure": no_intervals(found),
+        "unsure": no_intervals(found, report.language),
         "before": report.summary["base"],
         "after": report.summary[variant],
         "others": [name for name in report.summary if name not in found][:_CONTROLS],
         "figures": variant_figures(report, variant),
-        "languages": languages_table(found, variant).rows,
+        "languages": languages_table(found, variant, named=report.language).rows,
     }
 
 
@@ -163,7 +161,8 @@ def eval_results(plan: Plan, variant: str, report: Report) -> list[dict[str, Any
         dataset = {"id": where.dataset, "task_id": where.config or "default"}
         revision = plan.corpus.revision(language)
         notes = (
-            f"perplexity, lower is better; {language_name(language)}, split {where.split}, {found.tokens:,} tokens, "
+            f"perplexity, lower is better; {report.language(language).name}, split {where.split}, "
+            f"{found.tokens:,} tokens, "
             f"window {method['window']}, stride {method['stride']}, {method['precision']}; by surgeon"
         )
         result.append(
@@ -221,36 +220,10 @@ def _results(plan: Plan, variant: str, report: Report | None) -> Iterator[Any]:
 
 def _why(plan: Plan, region: str) -> str:
     """Say how a region's entries were chosen; a point of a sweep has regions of its own."""
-    spec = plan.recipe.regions.get(region)
+    spec, named = plan.recipe.regions.get(region), plan.corpus.language
     if spec is None:
         return ""
-    parts = []
-    if spec.select is not None:
-        share, of = spec.select.amount, f"of {_SCOPES[spec.select.scope]}"
-        score = plan.recipe.score_of(region)
-        if spec.select.kind == "random" or score is None:
-            parts.append(f"{share} {of} at random, seed {spec.select.seed}")
-        else:
-            languages = getattr(score, "languages", ())
-            scored = f" on {', '.join(language_name(code) for code in languages)}" if languages else ""
-            most = "highest" if spec.select.kind == "top" else "lowest"
-            parts.append(f"the {share} {of} with the {most} score ({score.kind}){scored}")
-        if spec.select.specific is not None:
-            parts.append(f"only units that are active in {language_name(spec.select.specific)} and in few others")
-        if spec.select.monolingual is not None:
-            parts.append(f"only those of {language_name(spec.select.monolingual)} and of no other language")
-    elif spec.control is not None:
-        how = {"random": "at random", "bottom": "of the lowest score", "magnitude": "of the largest size"}
-        matched = "as many entries" if spec.control.matched == "count" else "entries of the same norm"
-        drawn = f"{matched} in each tensor, of those that are not zero, {how[spec.control.draw]}"
-        parts.append(f"control of the region {spec.control.of}: {drawn}")
-    elif spec.dimensions is not None:
-        fullest = "as many random dimensions as are fullest" if spec.dimensions.random else "the fullest dimensions"
-        parts.append(f"{fullest} in the region {spec.dimensions.of}")
-    elif spec.combine is not None:
-        parts.append(spec.combine)
-    elif region in plan.regions:
-        parts.append(plan.regions[region].origin)
+    parts = spec.kind.described(plan.recipe.score_of(region), lambda code: named(code).name)
     limits = [("in", spec.include), ("without", spec.exclude)]
     parts += [f"{word} {', '.join(names)}" for word, names in limits if names]
     if spec.layers is not None:

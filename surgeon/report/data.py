@@ -19,7 +19,7 @@ from surgeon.model.results import Continuation, exponential
 from surgeon.notebook import table
 from surgeon.region.dimensions import Cell, Dimension, Spread
 from surgeon.report.words import interval, number
-from surgeon.text.languages import language
+from surgeon.text.languages import Language, language
 
 SCHEMA_VERSION = 1
 MOST_COLUMNS = 600  # of a scan
@@ -202,7 +202,10 @@ class Expectation(Model):
 
 
 class ModelReport(Model):
-    """The source model. `content_sha256` is None if only parts of it were fetched from the Hub."""
+    """The source model. `content_sha256` is None if only parts of it were fetched from the Hub.
+
+    `left_out` says which of its tensors are no weights of the text model, and so were left as they are.
+    """
 
     name: str
     revision: str | None
@@ -212,6 +215,7 @@ class ModelReport(Model):
     shards: int
     bytes: int
     content_sha256: str | None
+    left_out: list[str] = []
 
 
 class ScoreReport(Model):
@@ -275,12 +279,18 @@ class Report(Model):
         rows = []
         for variant, measured in self.perplexity.items():
             for code, item in measured.items():
-                known, base = language(code), self.perplexity["base"][code]
+                known, base = self.language(code), self.perplexity["base"][code]
                 found = item.model_dump(include=set(_COLUMNS))
                 ratio = exponential(item.log_perplexity - base.log_perplexity)
                 named = {"name": known.name, "script": known.script, "family": known.family}
                 rows.append({"variant": variant, "language": code, **named, **found, "ratio": ratio})
         return pandas.DataFrame(rows, columns=list(_COLUMNS))
+
+    def language(self, code: str) -> Language:
+        """Return what is known of a language, by the recipe or at all."""
+        corpus = self.recipe.get("corpus")
+        said = corpus.get(code) if isinstance(corpus, dict) else None
+        return language(code, said if isinstance(said, dict) else None)
 
     @property
     def passed(self) -> bool:

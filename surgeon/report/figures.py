@@ -39,7 +39,6 @@ from surgeon.report.scan import scan_figures
 from surgeon.report.story import Story, log_ratio, own_language, ratio, regions_of, scored_languages, tell
 from surgeon.report.sweeps import sweep_figure
 from surgeon.report.words import count, number, percent, roles_in_order
-from surgeon.text.languages import language, language_name
 
 ORDERS = ("script", "family", "effect")
 _STEP = 20  # height of a language
@@ -116,10 +115,10 @@ def language_groups(report: Report, order: str) -> list[tuple[str, list[str]]]:
     """Arrange the languages: by script or family in named groups, or in one group by the largest effect."""
     codes = list(report.perplexity["base"])
     if order == "effect":
-        return [("", sorted(codes, key=lambda code: (-_effect(report, code), language_name(code))))]
+        return [("", sorted(codes, key=lambda code: (-_effect(report, code), report.language(code).name)))]
     groups: dict[str, list[str]] = {}
-    for code in sorted(codes, key=language_name):
-        groups.setdefault(getattr(language(code), order), []).append(code)
+    for code in sorted(codes, key=lambda code: report.language(code).name):
+        groups.setdefault(getattr(report.language(code), order), []).append(code)
     return sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
 
 
@@ -160,7 +159,7 @@ def _rows(report: Report, story: Story) -> list[dict[str, Any]]:
     for name in variants:
         for code, place in where.items():
             base, found = report.perplexity["base"][code], report.perplexity[name][code]
-            known, log, times = language(code), log_ratio(report, name, code), ratio(report, name, code)
+            known, log, times = report.language(code), log_ratio(report, name, code), ratio(report, name, code)
             said = number(times)
             rows.append({
                 "variant": name, "language": known.name, "label": f"{'• ' if code in scored else ''}{known.name}",
@@ -292,7 +291,7 @@ def _cells(rows: Sequence[Mapping[str, Any]], ramp: Ramp, hover: list[Spec], are
 def overlap_figure(report: Report) -> Figure:
     """Draw which regions share entries: the Jaccard index of every two; single languages' stand by family."""
     own = {name: own_language(report, name) for name in report.regions}
-    names = sorted(report.regions, key=lambda name: (own[name] is not None, language(own[name] or "").family))
+    names = sorted(report.regions, key=lambda name: (own[name] is not None, report.language(own[name] or "").family))
     rows = []
     for pair in report.overlaps:
         for left, right in ((pair.left, pair.right), (pair.right, pair.left)):

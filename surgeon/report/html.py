@@ -53,7 +53,7 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         story=story,
         sentence=sentence(report, story),
         caveat=caveat(report),
-        unsure=no_intervals(report.perplexity),
+        unsure=no_intervals(report.perplexity, report.language),
         figures={figure.name: (figure, Markup(picture)) for figure, picture in drawn},
         tables=tables,
         languages=lambda variants: _languages(report, variants),
@@ -81,7 +81,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     environment = report.environment
     packages: Mapping[str, str] = environment.get("packages", {})
     facts: list[tuple[str, Any]] = [
-        ("model", report.model.name), ("revision", report.model.revision),
+        ("model", report.model.name), ("revision", report.model.revision), 
+        ("not of the text model", "; ".join(report.model.left_out)),
         ("content SHA-256", report.model.content_sha256),
         *((key, environment.get(key)) for key in ("python", "platform", "processors", "device")),
         ("packages", ", ".join(f"{name} {version}" for name, version in packages.items())),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from surgeon.model.results import FEWEST_TOKENS, exponential
 from surgeon.report.data import Perplexity, Report
 from surgeon.report.words import count, number, percent, roles_in_order
-from surgeon.text.languages import language_name
+from surgeon.text.languages import Language, language
 
+Named = Callable[[str], Language]  # what is known of a language, by its code
 SAME = 0.01  # a ratio to the base's that differs from 1 by less is no effect
 CONTROLS = 3  # at most, beside the cut
 _HELD = {"freeze": "keep {} as they are", "train only": "change {}, and nothing else"}  # what trainers are told
@@ -136,7 +137,7 @@ def ratio(report: Report, variant: str, code: str) -> float:
 
 def sentence(report: Report, story: Story) -> str:
     """Say in one sentence what came out, or that there was too little text to tell."""
-    little = too_little_text(report.perplexity)
+    little = too_little_text(report.perplexity, report.language)
     if little is not None and (story.cut is None or _steps(report, story.cut)[0]):
         return little
     if story.cut is None:
@@ -156,7 +157,7 @@ def sentence(report: Report, story: Story) -> str:
                 f"{_worse(rest)}; {count(len(story.own), 'language')} tried."
             )
     ratios = {code: ratio(report, story.cut, code) for code in report.perplexity[story.cut]}
-    return "; ".join([f"{doing} {_effect(ratios)}", *_beside(report, story, story.cut)]) + "."
+    return "; ".join([f"{doing} {_effect(report, ratios)}", *_beside(report, story, story.cut)]) + "."
 
 
 def caveat(report: Report) -> str | None:
@@ -164,20 +165,21 @@ def caveat(report: Report) -> str | None:
     return _CAVEATS.get(report.model.name)
 
 
-def too_little_text(perplexity: Mapping[str, Mapping[str, Perplexity]]) -> str | None:
+def too_little_text(perplexity: Mapping[str, Mapping[str, Perplexity]], named: Named = language) -> str | None:
     """Say so if in some language too few tokens were predicted for a sentence about it; None if there are enough."""
     found = {code: item.tokens for by_language in perplexity.values() for code, item in by_language.items()}
     short = {code: tokens for code, tokens in found.items() if tokens < FEWEST_TOKENS}
     if not short:
         return None
     code = min(short, key=lambda code: short[code])
-    return (
-        f"Too little text to tell: {_languages(list(short), len(found))} measured on fewer than {FEWEST_TOKENS} tokens "
-        f"({language_name(code)}: {short[code]}). Set verify.tokens to more, or give longer texts."
-    )
+    few = f"{_languages(named, list(short), len(found))} measured on fewer than {FEWEST_TOKENS} tokens"
+    fewest = f"{named(code).name}: {short[code]}"
+    return f"Too little text to tell: {few} ({fewest}). Set verify.tokens to more, or give longer texts."
 
 
-def no_intervals(perplexity: Mapping[str, Mapping[str, Perplexity]], base: str = "base") -> str | None:
+def no_intervals(
+    perplexity: Mapping[str, Mapping[str, Perplexity]], named: Named = language, base: str = "base"
+) -> str | None:
     """Say why there is no interval, and what gives one; None if every ratio to the base has its interval."""
     without = {
         code: item.tokens
@@ -186,10 +188,11 @@ def no_intervals(perplexity: Mapping[str, Mapping[str, Perplexity]], base: str =
     }  # fmt: skip
     if not without or base not in perplexity:
         return None
+    which = _languages(named, list(without), len(perplexity[base]))
+    window = max(min(without.values()) // 4, 1)
     return (
-        f"No interval can be given for {_languages(list(without), len(perplexity[base]))}: the text makes one window "
-        f"only, which cannot vary. Set verify.window to {max(min(without.values()) // 4, 1)} or less, or measure on "
-        "more text (verify.tokens)."
+        f"No interval can be given for {which}: the text makes one window only, which cannot vary. Set verify.window "
+        f"to {window} or less, or measure on more text (verify.tokens)."
     )
 
 
@@ -204,24 +207,24 @@ def _beside(report: Report, story: Story, cut: str) -> list[str]:
     ]
 
 
-def _effect(ratios: dict[str, float]) -> str:
+def _effect(report: Report, ratios: dict[str, float]) -> str:
     broken = [code for code, value in ratios.items() if not math.isfinite(value)]
     worse = {code: value for code, value in ratios.items() if math.isfinite(value) and value >= 1 + SAME}
     better = [value for value in ratios.values() if value <= 1 - SAME]
     parts = []
     if broken:
-        parts.append(f"breaks {_languages(broken, len(ratios))} beyond numbers")
+        parts.append(f"breaks {_languages(report.language, broken, len(ratios))} beyond numbers")
     if worse:
-        parts.append(f"makes {_languages(list(worse), len(ratios))} {_worse(list(worse.values()))}")
+        parts.append(f"makes {_languages(report.language, list(worse), len(ratios))} {_worse(list(worse.values()))}")
     if better:
         which = f"all {len(ratios)} languages" if len(better) == len(ratios) > 1 else count(len(better), "language")
         parts.append(f"makes {which} up to {100 * (1 - min(better)):.2g}\u00a0% better")
     return " and ".join(parts) or f"changes none of {count(len(ratios), 'language')} by 1\u00a0% or more"
 
 
-def _languages(codes: Sequence[str], of: int) -> str:
+def _languages(named: Named, codes: Sequence[str], of: int) -> str:
     if len(codes) == 1:
-        return language_name(codes[0])
+        return named(codes[0]).name
     return f"all {of} languages" if len(codes) == of else f"{len(codes)} of {of} languages"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +12,7 @@ from surgeon.model.results import exponential
 from surgeon.report.data import OverSeeds, Perplexity, RegionReport, Report, Summary
 from surgeon.report.story import SAME, scored_languages
 from surgeon.report.words import coordinate, interval, is_number, number, percent, roles_in_order, size
-from surgeon.text.languages import language, language_name
+from surgeon.text.languages import Language, language
 
 TIMES = "×\u00a0base"
 INTERVAL = "95 %"  # the heading of a column of intervals
@@ -160,6 +160,7 @@ def languages_table(
     bits: str,
     report: Report | None = None,
     places: Mapping[str, Mapping[str, Any]] | None = None,
+    named: Callable[[str], Language] = language,
 ) -> Grid:
     """Show perplexity by language: of the first model, and of the others with its ratio to that.
 
@@ -168,12 +169,14 @@ def languages_table(
         bits: the model whose bits per byte are shown.
         report: gives the geometric means, and the languages that were scored.
         places: where a language stands in each order of the page (`rank_ORDER`), in the first of which they are shown.
+        named: what is known of a language by its code; the report knows it best, if one is given.
     """
     first, *others = found
+    named = report.language if report is not None else named
     scored = scored_languages(report) if report is not None and places is not None else set()
     rows = []
     for code, base in found[first].items():
-        known, cells = language(code), []
+        known, cells = named(code), []
         for item in (found[name][code] for name in others):
             log = item.log_perplexity - base.log_perplexity
             note = "" if item.low is None else f"interval {interval(item.low, item.high)}"
@@ -269,6 +272,9 @@ def dimensions_table(region: RegionReport) -> Grid:
 
 def scores_table(report: Report) -> Grid:
     """Show the text that importance was scored on."""
-    rows = [Row(_cells(language_name(item.language), item.kind, item.sequences, item.tokens)) for item in report.scores]
+    rows = [
+        Row(_cells(report.language(item.language).name, item.kind, item.sequences, item.tokens))
+        for item in report.scores
+    ]
     heads = ("language", "score", "sequences", "tokens")
     return Grid("Text that importance was scored on", heads, rows, words=("score",))

@@ -18,7 +18,7 @@ from pathlib import Path
 from surgeon.checkpoint.plain_json import read_object
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import replacing
-from surgeon.scores.grad_param import Kept, Progressed
+from surgeon.scores.backward import Kept, Progressed
 
 _PROGRESS = "progress.json"
 _DONE = "done-"  # before the number of a layer

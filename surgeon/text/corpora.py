@@ -15,6 +15,7 @@ from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.sources import ASSETS
 from surgeon.errors import InputError, did_you_mean
 from surgeon.text.documents import DatasetLocation, FileLocation, read_documents
+from surgeon.text.languages import Language, language
 
 Location = Path | FileLocation | DatasetLocation
 
@@ -45,16 +46,24 @@ class Text:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text for each language, read when first asked for and kept, so that a run sees one text throughout."""
+    """A text for each language, read when first asked for and kept, so that a run sees one text throughout.
+
+    `named` are languages of which the recipe says more than their code.
+    """
 
     name: str
     locations: Mapping[str, Location]
+    named: Mapping[str, Language] = field(default_factory=dict)
     _texts: dict[str, Text] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def languages(self) -> list[str]:
         """Languages with text, in alphabetical order of their codes."""
         return sorted(self.locations)
+
+    def language(self, code: str) -> Language:
+        """Return what is known of a language, by the recipe or at all."""
+        return self.named.get(code) or language(code)
 
     def text(self, language: str) -> Text:
         """Read one language's text.
@@ -84,8 +93,8 @@ class Corpus:
             paragraphs = list(drawn.texts)
         if len(paragraphs) < 2:
             raise InputError(
-                f"the text for '{language}' ({where}) has {len(paragraphs)} paragraph; at least two are needed, one "
-                "to score on and one to evaluate on"
+                f"the text for '{language}' ({where}) has {'1' if paragraphs else 'no'} paragraph; at least two are "
+                "needed, one to score on and one to evaluate on"
             )
         score, evaluate_on = ("\n".join(half) + "\n" for half in (paragraphs[::2], paragraphs[1::2]))
         return Text(language, score, evaluate_on, str(where), drawn.revision)

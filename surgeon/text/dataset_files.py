@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from surgeon.checkpoint.plain_json import NotPlain, read_object
 from surgeon.errors import did_you_mean
 
 CARD = "README.md"
+_SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # which `save_to_disk` writes
 LONGEST_CARD = 1 << 20  # bytes
 _MOST_PATTERNS = 10_000  # that a card may name
 _MOST_FILES = 1_000_000
@@ -69,6 +71,36 @@ def split_files(names: Sequence[str], card: bytes, config: str | None, split: st
         told = {}
     same = tuple(name for name in found if _BUILDERS[_ending(name)][0] == builder)
     return SplitFiles(builder, same, {**options, **told})
+
+
+def saved_files(folder: Path, names: Sequence[str], config: str | None, split: str) -> SplitFiles | None:
+    """Choose the files of a split in a folder that `save_to_disk` of the library made; None for any other folder.
+
+    Such a folder says itself which of its files hold the rows: others may be left of what was made on the way.
+
+    Raises:
+        NoSuchFiles: it has no such split, or is damaged.
+    """
+    inside = f"{split}/" if _SAVED_SPLITS in names else ""
+    if _SAVED_SPLITS not in names and _SAVED not in names:
+        return None
+    if config is not None:
+        raise NoSuchFiles(f"a folder that `save_to_disk` made has no configurations, such as '{config}'")
+    try:
+        if _SAVED_SPLITS in names:
+            known = [str(name) for name in read_object(folder / _SAVED_SPLITS)["splits"]]
+        else:
+            own = read_object(folder / _SAVED)["_split"]
+            known = [split if own is None else str(own)]
+        if split not in known:
+            raise NoSuchFiles(f"no split '{split}'{did_you_mean(split, known)}")
+        data = [inside + str(part["filename"]) for part in read_object(folder / (inside + _SAVED))["_data_files"]]
+    except (NotPlain, OSError, KeyError, TypeError) as error:
+        raise NoSuchFiles(f"{_SAVED} or {_SAVED_SPLITS} is damaged ({str(error) or type(error).__name__})") from None
+    absent = [name for name in data if name not in names]
+    if absent:
+        raise NoSuchFiles(f"{_SAVED} names {absent[0][:100]!r}, which is no file of the folder")
+    return SplitFiles("arrow", tuple(data))
 
 
 def folder_files(folder: Path) -> list[str]:

@@ -37,11 +37,13 @@ LANGUAGES: Mapping[str, Language] = {
 }  # fmt: skip
 
 
-def language(code: str) -> Language:
-    """Return what is known of a language; a text under another code is its own name."""
-    return LANGUAGES.get(code, Language(code, "other", "other"))
+def language(code: str, said: Mapping[str, object] | None = None) -> Language:
+    """Return what is known of a language; a text under an unknown code is its own name.
 
-
-def language_name(code: str) -> str:
-    """Return a language's English name, or its code."""
-    return language(code).name
+    Args:
+        code: of the language, as a corpus names it.
+        said: what a recipe says of its `name`, `script` and `family`, which goes before what is known.
+    """
+    known = LANGUAGES.get(code, Language(code, "other", "other"))
+    own = [str((said or {}).get(key) or getattr(known, key)) for key in ("name", "script", "family")]
+    return Language(*own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 
@@ -29,7 +29,7 @@ from surgeon.report.tables import (
     variants_table,
 )
 from surgeon.report.words import bounds, size, stopped_note
-from surgeon.text.languages import language_name
+from surgeon.text.languages import Language, language
 from surgeon.visible import visible, visible_lines
 
 _NARROWEST = 14  # characters that a column of words may be folded to
@@ -216,17 +216,21 @@ class SideBySide:
         yield Text("")
 
 
-def measures_view(found: Mapping[str, Mapping[str, Perplexity]], said: Mapping[str, Sequence[Continuation]]) -> Group:
+def measures_view(
+    found: Mapping[str, Mapping[str, Perplexity]],
+    said: Mapping[str, Sequence[Continuation]],
+    named: Callable[[str], Language] = language,
+) -> Group:
     """Show what `verify` found: perplexity per language, bits per byte of the checkpoint, and continuations."""
-    rows = grid_table(languages_table(found, list(found)[-1]).columns(*range(2 + len(found))))
-    little = too_little_text(found)
+    rows = grid_table(languages_table(found, list(found)[-1], named=named).columns(*range(2 + len(found))))
+    little = too_little_text(found, named)
     parts: list[RenderableType] = [rows] if little is None else [rows, told(little, style="bold")]
     return Group(*parts, generations_view(said, list(said))) if said else Group(*parts)
 
 
-def expectation_line(item: Expectation) -> Text:
+def expectation_line(item: Expectation, named: Callable[[str], Language] = language) -> Text:
     """Say of one expectation whether it held."""
-    where = f" in {language_name(item.language)}" if item.language else ""
+    where = f" in {named(item.language).name}" if item.language else ""
     mark, style = ("held  ", "green") if item.passed else ("FAILED", "bold red")
     ratio = "nan" if math.isnan(item.ratio) else f"{item.ratio:.4g}"
     return Text.assemble(
@@ -240,7 +244,7 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
     parts: list[RenderableType] = []
     if report.perplexity and report.variants:
         parts += [Text(sentence(report, tell(report)), style="bold"), Text(caveat(report) or "", style="dim")]
-        if (unsure := no_intervals(report.perplexity)) is not None:
+        if (unsure := no_intervals(report.perplexity, report.language)) is not None:
             parts.append(told(unsure, style="dim"))
     parts.append(grid_table(regions_table(report.regions).columns(*CROWDS)))
     if (variants := variants_table(report)).rows:
@@ -266,7 +270,7 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         )
         if report.generations:
             parts += [Text(""), generations_view(report.generations, ["base", *shown])]
-    parts += [expectation_line(item) for item in report.expectations]
+    parts += [expectation_line(item, report.language) for item in report.expectations]
     written = [name for name, variant in report.variants.items() if variant.written]
     parts.append(Text(""))
     for name in written:

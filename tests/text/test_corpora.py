@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import surgeon
-import surgeon.scores.scoring
+import surgeon.scoring.scoring
 from surgeon.errors import InputError, RecipeError
 from surgeon.progress import Progress
 from surgeon.text.corpora import Corpus
@@ -81,8 +81,8 @@ DAMAGES = {
     "no object": ("x.jsonl", '{"text": "a"}\n["b"]\n', r"x\.jsonl:2: not a JSON object but list"),
     "no field": ("x.jsonl", '{"text": "a"}\n{"txt": "b"}\n', r"x\.jsonl:2: no field 'text'; did you mean 'txt'\?"),
     "no text": ("x.jsonl", '{"text": 7}\n', r"x\.jsonl:1: field 'text' holds no text but int"),
-    "not utf-8": ("x.txt", b"\xff\xfe", r"x\.txt: not UTF-8"),
-    "not utf-8 json": ("x.jsonl", b"\xff\xfe", r"x\.jsonl: not UTF-8"),
+    "not utf-8": ("x.txt", b"a\nb\xff\xfe", r"x\.txt: not UTF-8 text \(line 2, byte 0xff\)"),
+    "not utf-8 json": ("x.jsonl", b'{"text": "a"}\n"\xfe"', r"x\.jsonl: not UTF-8 text \(line 2, byte 0xfe\)"),
     "no parquet": ("x.parquet", b"PAR1", r"x\.parquet: not a Parquet file"),
 }
 

@@ -168,3 +168,33 @@ def test_a_card_on_the_hub_leads_nowhere_else(hub_here: LoopbackHub, tmp_path: P
         where = DatasetLocation(f"org/{name}", None, "train", "text", None, 100)
         with pytest.raises(InputError, match=r"README\.md names files outside the dataset, which are not read"):
             read_documents(where)
+
+
+def test_a_folder_that_save_to_disk_made_is_read_as_the_library_reads_it(tmp_path: Path) -> None:
+    import datasets
+
+    texts = [f"river {i}" for i in range(7)]
+    rows = datasets.Dataset.from_dict({"said": [{"en": text} for text in texts], "n": list(range(7))})
+    rows.save_to_disk(tmp_path / "one", num_shards=2)
+    # What `map` leaves in such a folder: rows that are not the dataset's.
+    leftover = tmp_path / "one" / "cache-0123.arrow"
+    leftover.write_bytes(next((tmp_path / "one").glob("data-*.arrow")).read_bytes())
+    datasets.DatasetDict({"train": rows, "test": rows.select([3, 1])}).save_to_disk(tmp_path / "two")
+
+    def read(folder: str, split: str = "train", config: str | None = None) -> tuple[str, ...]:
+        return read_documents(DatasetLocation(str(tmp_path / folder), config, split, "said.en", None, 100)).texts
+
+    library = datasets.load_from_disk(tmp_path / "one")
+    assert read("one") == tuple(row["en"] for row in library["said"]) == tuple(texts)
+    assert read("two") == tuple(texts)
+    assert read("two", "test") == (texts[3], texts[1])
+    with pytest.raises(InputError, match="no split 'tset'; did you mean 'test'"):
+        read("two", "tset")
+    with pytest.raises(InputError, match="has no configurations, such as 'de'"):
+        read("one", config="de")
+    state = tmp_path / "one" / "state.json"
+    whole = state.read_text()
+    for damaged in (whole.replace("data-00000", "../two/data-00000"), whole[:20], "[]", whole.replace("filename", "x")):
+        state.write_text(damaged)
+        with pytest.raises(InputError, match=r"state\.json (names|or dataset_dict\.json is damaged)"):
+            read("one")

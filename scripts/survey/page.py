@@ -1,0 +1,118 @@
+"""Writes docs/models.md from the results of a survey."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from families import GROUPS, families
+from judge import Found
+from layouts import LAYOUTS
+
+TARGET = Path(__file__).parent.parent.parent / "docs" / "models.md"
+
+_HEAD = """\
+# Models
+
+<!-- Written by `make survey`; run that, do not change this page. -->
+
+Every model type that transformers {version} lists for causal language models, for image and text to text, and for
+sequence to sequence and speech, and released layouts that `save_pretrained` does not write. Each is made tiny and
+random, planned, scored on two languages, cut by a tenth, measured, and compared with plain transformers, by a script
+that takes nothing of what it expects from surgeon. {date}.
+
+{counts}
+
+**Right** means: the variant loads as the model does, with no name missing or unexpected; of each matrix of the layers
+exactly `int(fraction * numel)` entries became zero and no other byte of any file changed; the entries are those
+that autograd on the whole model chooses (*region*: shared entries as a share of all that either chose); perplexities of
+model and variant are those of plain transformers (*perplexity*: the largest relative difference); and whatever of the
+layers was not cut is named by `plan`. **Refused** means: exit code 2, and the message below.
+
+A tiny model of each type says that names, layers, experts and arithmetic are understood. It says nothing about what a
+cut does to a trained one, nor about weights that are quantized.
+"""
+
+
+def read(results: Path) -> dict[str, Found]:
+    """Return the last result of each family."""
+    lines = [json.loads(line) for line in results.read_text("utf-8").splitlines()]
+    return {line["name"]: Found(**line) for line in lines}
+
+
+def page(results: dict[str, Found], version: str, date: datetime.date) -> str:
+    """Return the page."""
+    groups = {group: [name for name, case in families().items() if case.group == group] for group in GROUPS}
+    groups["Released layouts"] = list(LAYOUTS)
+    found = {name: results[name] for names in groups.values() for name in names if name in results}
+    parts = [_HEAD.format(version=version, date=f"{date:%d %B %Y}", counts=_counts(groups, found))]
+    for title, names in groups.items():
+        right = [found[name] for name in names if name in found and found[name].verdict == "right"]
+        parts.append(f"## {title}\n\n" + _table(right))
+    parts.append("## Refused\n\n" + _reasons(it for it in found.values() if it.verdict == "refused"))
+    odd = [it for it in found.values() if it.verdict not in ("right", "refused")]
+    if odd:
+        parts.append("## Neither\n\n" + _reasons(odd))
+    return "\n".join(parts)
+
+
+_VERDICTS = {
+    "right": "right", "refused": "refused", "partial": "part of the layers left out without a word", "wrong": "wrong",
+    "traceback": "ended in a traceback", "not judged": "no result", "not made": "could not be made tiny here",
+}  # fmt: skip
+
+
+def _counts(groups: dict[str, list[str]], found: dict[str, Found]) -> str:
+    lines = [f"| | {' | '.join(title.lower() for title in groups)} |", f"|---|{'--:|' * len(groups)}"]
+    for verdict, words in _VERDICTS.items():
+        counts = [sum(name in found and found[name].verdict == verdict for name in names) for names in groups.values()]
+        if any(counts):
+            lines.append(f"| {words} | {' | '.join(str(count or '') for count in counts)} |")
+    return "\n".join(lines)
+
+
+_OUTER = {"embed", "head", "final_norm", "outside", "norm", "buffer"}
+
+
+def _table(chosen: Sequence[Found]) -> str:
+    lines = [
+        "| type | runs | roles found in the layers, beside norms | left out, and said | region | perplexity |",
+        "|---|---|---|---|--:|--:|",
+    ]
+    for it in chosen:
+        roles = " ".join(sorted(role for role in it.roles if role not in _OUTER))
+        left = ", ".join(f"`{name}`" for name in it.left_out)
+        region = "" if it.overlap is None else "1" if it.overlap == 1 else f"{it.overlap:.5f}"
+        error = "" if it.perplexity_error is None else "0" if it.perplexity_error == 0 else f"{it.perplexity_error:.0e}"
+        lines.append(f"| {it.name} | {'whole' if it.whole else 'by layer'} | {roles} | {left} | {region} | {error} |")
+    return "\n".join(lines) + "\n"
+
+
+def _reasons(chosen: Iterable[Found]) -> str:
+    """Say why, each reason once, with those that it holds for."""
+    grouped: dict[str, list[str]] = {}
+    for it in chosen:
+        text = it.message or "; ".join(it.wrong)
+        text = re.sub(r" \(<class '[^']*'>\)", "", text.replace(f"'{it.name}'", "TYPE").replace(it.model, "CLASS"))
+        text = re.sub(r"\b(layers|blocks|h)\.\d+\.", r"\1.N.", re.sub(r"\d+ such tensors?", "N such tensors", text))
+        grouped.setdefault(_plain(f"{it.verdict}: {text}" if it.verdict != "refused" else text), []).append(it.name)
+    lines = ["| types | message |", "|---|---|"]
+    lines += [f"| {', '.join(names)} | {text} |" for text, names in sorted(grouped.items(), key=lambda x: -len(x[1]))]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    short = re.sub(r"\s+", " ", text)
+    short = f"{short[:300]} ..." if len(short) > 300 else short
+    return re.sub(r"([|*<>_\[\]`])", r"\\\1", short)
+
+
+def write(results: Path) -> Path:
+    """Write the page from a file of results; returns where."""
+    import transformers
+
+    TARGET.write_text(page(read(results), transformers.__version__, datetime.date.today()), encoding="utf-8")
+    return TARGET
