@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgeon import inside
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.scope import left_out
 from surgeon.checkpoint.fingerprint import content_hash, refuse_changed
@@ -380,7 +381,9 @@ def unchanged_report(out: Path, report: Report, manifest: Mapping[str, Any]) -> 
     named = {**manifest.get("outputs", {}), **manifest.get("report", {})}
     # The files of variants were read when these were taken up, a moment ago.
     hashed = {name: stored_hash if name.startswith(f"{VARIANTS}/") else read_hash for name in named}
-    intact = all((out / name).is_file() and hashed[name](out / name) == digest for name, digest in named.items())
+    intact = all(
+        inside.is_plain_file(out, name) and hashed[name](out / name) == digest for name, digest in named.items()
+    )
     return earlier if named and intact else None
 
 
