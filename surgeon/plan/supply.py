@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from surgeon.errors import InputError
 from surgeon.model.token_counts import TokenCounts
 from surgeon.plan.plan import Plan
+from surgeon.plan.texts import needed_languages
 from surgeon.recipe.schema import VerifySpec
 from surgeon.recipe.score_specs import SampledScore
 from surgeon.text.corpora import Text
@@ -51,13 +52,13 @@ def _on_text(plan: Plan) -> list[SampledScore]:
 
 
 def _read(plan: Plan, problems: list[str]) -> dict[str, Text]:
-    languages = [language for spec in _on_text(plan) for language in spec.languages]
     texts = {}
-    for language in dict.fromkeys([*languages, *plan.verify_languages]):
+    for language in needed_languages(plan):
         try:
             texts[language] = plan.corpus.text(language)
         except InputError as error:
-            problems.append(str(error))
+            own = isinstance(plan.recipe.corpus, dict)
+            problems += [str(plan.file.problem(("corpus", language), what)) if own else what for what in error.said]
     return texts
 
 
