@@ -40,8 +40,8 @@ from pathlib import Path
 
 import numpy as np
 
+from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import INDEX_NAME, Checkpoint
-from surgeon.checkpoint.naming import scope
 from surgeon.checkpoint.storage import allocate_file, map_bytes, view
 from surgeon.region.region import Region
 from surgeon.region.select import select_random

@@ -49,17 +49,27 @@ def _parts(config: Any) -> list[Any]:
     return [part for one in inner if one is not None for part in _parts(one)] + [config]
 
 
-def build_model(config: Any, dtype: Any) -> Any:
-    """Build the causal language model of a config, its parameters as transformers initializes them.
+def model_classes(config: Any) -> list[tuple[Any, Any]]:
+    """Return what transformers has for a config: a causal language model first, then one that reads images and text.
+
+    Each as the auto class that builds it, and its own class.
+    """
+    import transformers
+
+    kinds = (
+        (transformers.AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
+        (transformers.AutoModelForImageTextToText, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+    )
+    return [(auto, mapping[type(config)]) for auto, mapping in kinds if type(config) in mapping]
+
+
+def build_model(config: Any, dtype: Any, auto: Any) -> Any:
+    """Build the model that one of transformers' auto classes has for a config, initialized as transformers does it.
 
     Raises:
         Exception: whatever transformers makes of a config that describes none.
     """
-    import transformers
-
-    return transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-        config, dtype=dtype, trust_remote_code=False
-    )
+    return auto.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def load_tokenizer(folder: Path) -> Any:

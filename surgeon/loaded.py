@@ -25,7 +25,7 @@ from surgeon.text.corpora import Corpus, given_corpus
 if TYPE_CHECKING:
     import torch
 
-    from surgeon.model.slots import Slot
+    from surgeon.anatomy.slots import Slot
 
 # The cuts that are open, of whatever models, in the order in which they were made.
 _OPEN: list[_Cut] = []
@@ -213,7 +213,7 @@ def _places(model: Any, region: Region) -> list[tuple[Slot, torch.Tensor]]:
     """Find the region's entries in the parameters; entries of stored copies of a tied weight are one parameter's."""
     import torch
 
-    from surgeon.model.slots import map_names
+    from surgeon.anatomy.slots import map_names
 
     slots = map_names(model, region.shapes).slots
     absent = [name for name in region if name not in slots]

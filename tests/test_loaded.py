@@ -13,8 +13,8 @@ import torch
 import transformers
 
 import surgeon
+from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import scope
 from surgeon.errors import InputError, RegionError
 from surgeon.operations import Zero
 from surgeon.recipe.schema import VerifySpec

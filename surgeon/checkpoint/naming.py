@@ -1,41 +1,58 @@
-"""What a tensor is, told from its name on disk: layer, role, and which axis holds the outputs.
+"""What a tensor is, told from its name on disk alone: layer, role, and which axis holds the outputs.
+
+Names are asked where there is no model to ask: of region files, of families whose names are plain, of architectures
+that transformers does not have. Everything else is the anatomy's to say (`surgeon/anatomy/`), in the same words.
 
 Roles inside the decoder layers:
 
-    attn.q attn.k attn.v attn.qkv attn.o     attention projections (qkv where they are fused)
+    attn.q attn.k attn.v attn.qkv attn.o     softmax attention (qkv where they are fused)
+    attn.q_a attn.q_b attn.kv_a attn.kv_b    the same through a narrow middle, as in MLA
+    cross_attn.*                             attention to what is no text
+    linear_attn.*  ssm.*  conv.*             what stands in the place of attention: in, out, conv, other, ...
     mlp.gate mlp.up mlp.gate_up mlp.down     feed-forward projections, experts included
     router                                   the gate that picks experts
     norm                                     every norm vector of the layer
     other                                    a decoder-layer tensor of a kind not known here
 
-and outside of them: `embed`, `head`, `final_norm`, `outside`. Buffers that some checkpoints store beside the
-parameters (causal masks, rotary frequencies) have the role `buffer` and are never touched.
+and outside of them: `embed`, `head`, `final_norm`, `outside`; `vision`, `audio` and `encoder` for other towers; `mtp`
+for layers that predict several tokens, which transformers does not build. Buffers that some checkpoints store beside
+the parameters (causal masks, rotary frequencies, routers' balances) have the role `buffer` and are never touched.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.config import LAYERS, whole_number
 from surgeon.checkpoint.storage import TensorInfo
 
 LAYER_ROLES = (
-    "attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o",
-    "mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down",
+    "attn.q", "attn.k", "attn.v", "attn.qkv", "attn.q_a", "attn.q_b", "attn.kv", "attn.kv_a", "attn.kv_b", "attn.o",
+    "attn.other",
+    "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.qkv", "cross_attn.o", "cross_attn.other",
+    "linear_attn.q", "linear_attn.k", "linear_attn.v", "linear_attn.qkv", "linear_attn.in", "linear_attn.conv",
+    "linear_attn.o", "linear_attn.other",
+    "ssm.in", "ssm.conv", "ssm.out", "ssm.other", "conv.in", "conv.conv", "conv.out", "conv.other",
+    "mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down", "mlp.other",
     "router", "norm", "other",
 )  # fmt: skip
-OUTER_ROLES = ("embed", "head", "final_norm", "outside")
+TOWERS = ("vision", "audio", "encoder")
+OUTER_ROLES = ("embed", "head", "final_norm", "outside", *TOWERS, "mtp")
 ROLES = LAYER_ROLES + OUTER_ROLES
-SELECTORS = (*ROLES, "attn", "mlp")
+MIXERS = ("attn", "cross_attn", "linear_attn", "ssm", "conv")  # what mixes tokens, `mixer` together
+BRANCHES = ("experts", "shared_experts")
+SELECTORS = (*ROLES, *MIXERS, "mixer", "mlp", *BRANCHES)
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,9})\.(.+)$", re.DOTALL)
 # Encoders of other modalities have layers too, but are no decoder.
-_OTHER_TOWERS = re.compile(r"(?:^|\.)(?:vision|visual|audio|encoder)[^.]*\.")
-_NORM = re.compile(r"norm|^ln_|^ln\d?$")
+_OTHER_TOWERS = re.compile(r"(?:^|\.)((?:vision|visual|audio|encoder)[^.]*)\.")
+MTP = re.compile(r"(?:^|\.)(?:mtp|nextn|mtp_layers|draft)[^.]*\.")
+_SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)\.")
+_NORM = re.compile(r"norm|^ln_|^ln\d?$|_ln$")
 _BUFFERS = {"inv_freq", "masked_bias", "rotary_emb"}
 _EMBEDDINGS = {"embed_tokens", "wte", "wpe", "embed_in", "word_embeddings", "embed_positions"}
 _HEADS = {"lm_head", "embed_out", "output"}
@@ -52,30 +69,69 @@ _MODULES = {
 _CONV1D_FAMILIES = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 # Families whose fused experts are stored as (experts, inputs, outputs); others' are (experts, outputs, inputs).
 _TRANSPOSED_EXPERTS = {"gpt_oss", "llama4", "llama4_text"}
-_EDITABLE = {"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"}
+
+Kind = Literal["parameter", "buffer", "absent"]
+Branch = Literal["experts", "shared_experts"]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor stands in the model. `output_axis` is None for vectors."""
+    """What a tensor is, and where it stands in the model. `output_axis` is None for vectors.
+
+    `kind` tells parameters from buffers, which are computed or counted and have no gradient, and from what is absent
+    from the model as transformers builds it. `heads` are the key-value heads of this layer, where it has any. `movable`
+    is False where transformers splits or transposes the tensor, so that it is no one run of a parameter.
+    """
 
     layer: int | None
     role: str
     output_axis: int | None
+    kind: Kind = "parameter"
+    branch: Branch | None = None
+    heads: int | None = None
+    movable: bool = True
 
     @property
     def in_decoder(self) -> bool:
         """True for parameters of the decoder layers, the method's default scope."""
-        return self.role in LAYER_ROLES
+        return self.layer is not None and self.kind == "parameter"
 
 
 def place(info: TensorInfo, config: Mapping[str, Any]) -> Place:
     """Tell what a tensor is from its name, its shape and the model's config."""
     axis = _output_axis(info, str(config.get("model_type")))
+    if MTP.search(info.name):
+        return Place(None, "mtp", axis, "absent")
     match = _LAYER.search(info.name)
     if match is None or _OTHER_TOWERS.search(info.name):
-        return Place(None, _outer_role(info.name), axis)
-    return Place(int(match[1]), _layer_role(match[2], info), axis)
+        role = _outer_role(info.name)
+        return Place(None, role, axis, "buffer" if role == "buffer" else "parameter")
+    layer, role = int(match[1]), _layer_role(match[2], info)
+    if 0 < _layers(config) <= layer:
+        return Place(None, "mtp", axis, "absent")
+    if role == "buffer":
+        return Place(layer, role, axis, "buffer")
+    heads = key_value_heads(config) if role.startswith("attn.") else 0
+    return Place(
+        layer, role, axis, branch=branch_of(info.name) if role.startswith("mlp.") else None, heads=heads or None
+    )
+
+
+def branch_of(name: str) -> Branch | None:
+    """Tell the experts that a router picks from, and those that every token passes, by a name."""
+    if _SHARED.search(name):
+        return "shared_experts"
+    return "experts" if ".experts." in name else None
+
+
+def key_value_heads(config: Mapping[str, Any]) -> int:
+    """Return how many key-value heads a config says that there are in a layer; 0 if it does not."""
+    inner = {**config, **(config.get("text_config") or {})}
+    return whole_number(inner, "num_key_value_heads", "num_attention_heads", "n_head")
+
+
+def _layers(config: Mapping[str, Any]) -> int:
+    return whole_number({**config, **(config.get("text_config") or {})}, *LAYERS)
 
 
 def _output_axis(info: TensorInfo, family: str) -> int | None:
@@ -100,9 +156,19 @@ def _outer_role(name: str) -> str:
         return "head"
     if last in _BUFFERS:
         return "buffer"
-    if _OTHER_TOWERS.search(name) or "embed" in last:  # BLOOM has a norm after its embeddings
+    tower = _OTHER_TOWERS.search(name)
+    if tower is not None:
+        return tower_of(tower[1])
+    if "embed" in last:  # BLOOM has a norm after its embeddings
         return "outside"
     return "final_norm" if _NORM.search(last) else "outside"
+
+
+def tower_of(name: str) -> str:
+    """Return which of `TOWERS` a module's name speaks of."""
+    if re.search("audio|speech|sound|whisper", name):
+        return "audio"
+    return "encoder" if name.startswith("encoder") else "vision"
 
 
 def _layer_role(rest: str, info: TensorInfo) -> str:
@@ -127,62 +193,16 @@ def natural_key(name: str) -> tuple[tuple[int, str], ...]:
 
 
 def matches(selector: str, name: str, where: Place) -> bool:
-    """True if a role (`attn.o`), a group of roles (`attn`) or a pattern of tensor names names this tensor."""
+    """True if a role (`attn.o`), a group of roles (`attn`, `mixer`, `experts`) or a pattern of names names a tensor."""
+    if selector == "mixer":
+        return where.role.partition(".")[0] in MIXERS
+    if selector in BRANCHES:
+        return where.branch == selector
     if selector in SELECTORS:
         return where.role == selector or where.role.startswith(selector + ".")
     return fnmatch.fnmatchcase(name, selector)
 
 
-@dataclass(frozen=True)
-class Scope:
-    """The tensors that a region may take entries from, in natural order of their names."""
-
-    tensors: tuple[TensorInfo, ...]
-    places: Mapping[str, Place]
-    unmatched: tuple[str, ...]
-
-
-def scope(
-    checkpoint: Checkpoint,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    layers: Sequence[int] | None = None,
-) -> Scope:
-    """Choose tensors by role or name pattern; without `include`, all parameters of the decoder layers.
-
-    `layers` are the first and the last layer to take from; tensors outside the layers are then left out.
-
-    `unmatched` lists the selectors that named no tensor of the model.
-    """
-    include, exclude = tuple(include), tuple(exclude)
-    places = {name: place(info, checkpoint.config) for name, info in checkpoint.tensors.items()}
-    used: set[str] = set()
-
-    def named_by(selectors: tuple[str, ...], name: str) -> bool:
-        hits = [selector for selector in selectors if matches(selector, name, places[name])]
-        used.update(hits)
-        return bool(hits)
-
-    chosen = []
-    for name in sorted(checkpoint.tensors, key=natural_key):
-        info = checkpoint.tensors[name]
-        if places[name].role == "buffer" or info.dtype not in _EDITABLE:
-            continue
-        wanted = named_by(include, name) if include else places[name].in_decoder
-        layer = places[name].layer
-        wanted &= layers is None or (layer is not None and layers[0] <= layer <= layers[1])
-        if not named_by(exclude, name) and wanted:
-            chosen.append(info)
-    unmatched = tuple(selector for selector in (*include, *exclude) if selector not in used)
-    return Scope(tuple(chosen), {info.name: places[info.name] for info in chosen}, unmatched)
-
-
-def unknown_kinds(checkpoint: Checkpoint) -> list[str]:
-    """Return patterns of the names of tensors whose role is not known, `*` in place of layers and experts."""
-    found: dict[str, None] = {}
-    for name in sorted(checkpoint.tensors, key=natural_key):
-        role = place(checkpoint.tensors[name], checkpoint.config).role
-        known_outside = _OTHER_TOWERS.search(name) or "embed" in _parts(name)[-1]
-        if role == "other" or (role == "outside" and not known_outside):
-            found[re.sub(r"(?<=\.)\d+(?=\.)", "*", name)] = None
-    return list(found)
+def pattern(name: str) -> str:
+    """Return a tensor's name with `*` in place of the numbers of layers and experts."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)

@@ -17,8 +17,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import Place, natural_key, place
+from surgeon.checkpoint.naming import Place, natural_key
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo, read_pieces
 from surgeon.checkpoint.ties import stored_copies
 from surgeon.diff.renaming import find_renamed
@@ -191,7 +192,7 @@ def compare_checkpoints(
     regions = dict(regions or {})
     check_regions_fit(before, regions)
     shapes = {name: info.shape for name, info in before.tensors.items()}
-    hidden = hidden_size(shapes, {name: place(info, before.config) for name, info in before.tensors.items()})
+    hidden = hidden_size(shapes, anatomy_of(before).places)
 
     def job(pair: TensorDiff) -> TensorDiff:
         masks = [_mask_of(region, pair.name) for region in regions.values()]
@@ -215,8 +216,9 @@ def _pairs(before: Checkpoint, after: Checkpoint) -> Iterator[TensorDiff]:
     lost = [info for name, info in before.tensors.items() if name not in after.tensors]
     new = [info for name, info in after.tensors.items() if name not in before.tensors]
     equal, alike = find_renamed(lost, new)
+    places = anatomy_of(before).places
     for name, info in before.tensors.items():
-        where, other = place(info, before.config), after.tensors.get(name)
+        where, other = places[name], after.tensors.get(name)
         if other is not None:
             kind: Kind = "same" if info.dtype == other.dtype else "retyped"
             yield TensorDiff(kind if info.shape == other.shape else "reshaped", info, other, where)
@@ -229,7 +231,9 @@ def _pairs(before: Checkpoint, after: Checkpoint) -> Iterator[TensorDiff]:
     taken = {info.name for info in (*equal.values(), *alike.values())}
     for info in new:
         if info.name not in taken:
-            yield TensorDiff("extra", None, info, place(info, after.config), note=_tie(after, info.name, before))
+            yield TensorDiff(
+                "extra", None, info, anatomy_of(after).places[info.name], note=_tie(after, info.name, before)
+            )
 
 
 def _tie(owner: Checkpoint, name: str, other: Checkpoint) -> str | None:

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from surgeon import inside
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.errors import CheckpointError, InputError
 from surgeon.hub.parcel import Item, Parcel, text_item
@@ -49,6 +50,8 @@ def pack_patch(path: Path, address: str) -> Parcel:
     if digest != expected:
         raise CheckpointError(f"{path}: not the file that was written; run `surgeon apply` again")
     told = {**{key: value for key, value in manifest.items() if key != "report"}, "outputs": {path.name: digest}}
+    if not inside.is_plain_file(run, RECIPE):
+        raise CheckpointError(f"{run / RECIPE}: no plain file there; run `surgeon apply` again")
     recipe = (run / RECIPE).read_text(encoding="utf-8")
     card = _card(patch, path.name, address)
     items = [

@@ -15,18 +15,17 @@ from typing import Any
 
 import torch
 
+from surgeon.anatomy.hollow import architecture, building, meta_model
+from surgeon.anatomy.slots import Names, ReadTensor, Slot, map_names
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.config import LAYERS, whole_number
-from surgeon.errors import CheckpointError, SurgeonError
-from surgeon.foreign import ForeignCode, build_model, load_config
+from surgeon.errors import CheckpointError
+from surgeon.foreign import build_model
 from surgeon.freeze.bundle import ModelPlace
 from surgeon.memory import give_memory_back
 from surgeon.model.precision import Precision
-from surgeon.model.slots import Names, ReadTensor, Slot, map_names
 from surgeon.model.tokenizer import load_tokenizer
 from surgeon.model.weights import Weights, hollow
 
-_MANY_LAYERS = 200  # that any config may ask for
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
@@ -63,11 +62,11 @@ def load_model(
     Raises:
         CheckpointError: the architecture is unknown to transformers, or tensors are missing or of another shape.
     """
-    config = _architecture(checkpoint)[1]
-    _ask_for_logits_alone(config)
+    found = architecture(checkpoint)
+    _ask_for_logits_alone(found.config)
     dtype = torch.float32 if precision == "float32" else _stored_dtype(checkpoint)
-    with _parameters_on_meta(), _building(checkpoint):
-        model = build_model(config, dtype)
+    with _parameters_on_meta(), building(checkpoint):
+        model = build_model(found.config, dtype, found.auto)
     _make_hollow(model, dtype, device)
     reading = read or checkpoint.tensor
     names = _mapped(model, checkpoint, reading)
@@ -198,9 +197,7 @@ def model_places(checkpoint: Checkpoint) -> dict[str, ModelPlace]:
     Empty if transformers does not have the architecture; a tensor that is no run of one parameter is left out.
     """
     try:
-        model_class, config = _architecture(checkpoint)
-        with torch.device("meta"), _building(checkpoint):
-            model = model_class(config)
+        model = meta_model(checkpoint)
     except CheckpointError:
         return {}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -209,50 +206,3 @@ def model_places(checkpoint: Checkpoint) -> dict[str, ModelPlace]:
         stored: ModelPlace(names[id(slot.parameter)], tuple(slot.parameter.shape), slot.offset)
         for stored, slot in slots.items()
     }
-
-
-@contextmanager
-def _building(checkpoint: Checkpoint) -> Iterator[None]:
-    """Turn whatever comes of a config that describes no model into one clear error."""
-    try:
-        yield
-    except (MemoryError, OSError, SurgeonError):
-        raise
-    except Exception as error:  # of any kind: sizes that do not divide, are negative, or are more than memory
-        said = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise CheckpointError(
-            f"{checkpoint.folder}: config.json describes no model that can be built ({said})"
-        ) from None
-
-
-def _refuse_layers(checkpoint: Checkpoint) -> None:
-    """Refuse a config that asks for more layers than there are tensors: to build them alone could take forever."""
-    for part in (checkpoint.config, checkpoint.config.get("text_config") or {}):
-        layers = whole_number(part, *LAYERS)
-        tensors = len(checkpoint.tensors)
-        if layers > max(_MANY_LAYERS, tensors):
-            raise CheckpointError(f"{checkpoint.folder}: {layers:,} layers by its config.json, but {tensors:,} tensors")
-
-
-def _architecture(checkpoint: Checkpoint) -> tuple[Any, Any]:
-    import transformers
-
-    if not checkpoint.config:
-        raise CheckpointError(f"{checkpoint.folder}: no config.json, so the model cannot be built")
-    _refuse_layers(checkpoint)
-    try:
-        config = load_config(checkpoint.folder)
-        return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config
-    except (MemoryError, OSError):
-        raise
-    except ForeignCode as error:
-        raise CheckpointError(
-            f"{checkpoint.folder}: {error}; surgeon runs only the architectures of transformers itself. Regions from a "
-            "file, or random ones, still apply without running it"
-        ) from None
-    except Exception as error:  # what the library makes of a damaged config is not told beforehand
-        kind = checkpoint.config.get("model_type", "(none)")
-        raise CheckpointError(
-            f"{checkpoint.folder}: model_type '{kind}' has no causal language model in transformers "
-            f"{transformers.__version__} ({next(iter(str(error).splitlines()), type(error).__name__)})"
-        ) from None

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from surgeon.anatomy.slots import Names, ReadTensor, check_slots
 from surgeon.memory import give_memory_back
 from surgeon.model import budgets
-from surgeon.model.slots import Names, ReadTensor, check_slots
 
 _SHARE_OF_DEVICE = 0.7  # the rest of an accelerator's memory is for activations
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import place
 from surgeon.model import budgets
 from surgeon.plan.estimates import Shape, edited_entries, shape_of
 from surgeon.plan.plan import Plan
 from surgeon.plan.texts import BYTES_PER_TOKEN
 from surgeon.progress import Step
 from surgeon.recipe.schema import VerifySpec
-from surgeon.recipe.score_specs import GradParamScore, SampledScore
+from surgeon.scores.base import SampledScore
 from surgeon.text.corpora import Corpus
 from surgeon.text.documents import FileLocation
 from surgeon.text.unpacked import PACKED
@@ -50,11 +50,10 @@ def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] 
     rate = _REACHED * (speed or tried_speed)(shape, device) if plan.runs_model else 1.0
     active = active_entries(plan.checkpoint)
     head = shape.hidden * shape.vocabulary
-    for score in plan.scores():
-        if isinstance(score, SampledScore):
-            per_weight = _BOTH_WAYS if isinstance(score, GradParamScore) else _FORWARD
-            tokens = _scored_tokens(plan.corpus, score)
-            result.append(Step("score ", per_weight * tokens * (active + head) / rate))
+    for score in plan.sampled_scores():
+        per_weight = _BOTH_WAYS if score.backward else _FORWARD
+        tokens = _scored_tokens(plan.corpus, score)
+        result.append(Step("score ", per_weight * tokens * (active + head) / rate))
     for name, variant in plan.variants.items():
         if variant.write:
             result.append(Step(f"write {name}", variant.bytes_to_write / _DISK))
@@ -108,8 +107,9 @@ def active_entries(checkpoint: Checkpoint) -> int:
     chosen = config.get("num_experts_per_tok")
     share = min(int(chosen) / int(experts), 1.0) if experts and chosen else 1.0
     total = 0.0
+    places = anatomy_of(checkpoint).places
     for name, info in checkpoint.tensors.items():
-        if place(info, checkpoint.config).in_decoder and len(info.shape) > 1:
+        if places[name].in_decoder and len(info.shape) > 1:
             total += info.numel * (share if ".experts." in name else 1.0)
     return int(total)
 

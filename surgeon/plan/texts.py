@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from surgeon.errors import EnvironmentFailure, InputError, Problem, RecipeError
 from surgeon.plan.plan import Plan
-from surgeon.recipe.score_specs import SampledScore
 from surgeon.text.documents import DatasetLocation, FileLocation, read_documents
 from surgeon.text.files import kind_of
 from surgeon.text.unpacked import PACKED
@@ -27,7 +26,7 @@ _SECONDS = 2.0  # after which no further dataset is opened
 
 def needed_languages(plan: Plan) -> list[str]:
     """Return the languages whose text a plan reads, each once."""
-    scored = [name for spec in plan.scores() if isinstance(spec, SampledScore) for name in spec.languages]
+    scored = [name for spec in plan.sampled_scores() for name in spec.languages]
     return list(dict.fromkeys([*scored, *plan.verify_languages]))
 
 
@@ -90,8 +89,8 @@ def short_texts(plan: Plan) -> list[str]:
         language: plan.corpus.text(language) for language in needed_languages(plan) if plan.corpus.is_read(language)
     }
     notes = []
-    for spec in plan.scores():
-        if isinstance(spec, SampledScore) and "samples" in spec.model_fields_set:
+    for spec in plan.sampled_scores():
+        if "samples" in spec.model_fields_set:  # the default says "at most"
             wanted = spec.samples * spec.sequence_length
             sizes = {name: len(read[name].score.encode()) for name in dict.fromkeys(spec.languages) if name in read}
             notes += _short(f"to score on {wanted:,} tokens", wanted, sizes)

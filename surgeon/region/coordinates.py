@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.checkpoint.naming import Place
 from surgeon.region.dimensions import along, hidden_size, places_of, residual_axis
 from surgeon.region.region import Indices, Mask, Region, encode_indices, encode_mask
 from surgeon.seeds import generator
@@ -62,12 +63,18 @@ def fullest_lines(region: Region, rows: int, columns: int, control: int | None =
     return Region(region.shapes, mask)
 
 
-def residual_dimensions(region: Region, count: int, config: Mapping[str, Any], control: int | None = None) -> Region:
+def residual_dimensions(
+    region: Region,
+    count: int,
+    config: Mapping[str, Any],
+    control: int | None = None,
+    places: Mapping[str, Place] | None = None,
+) -> Region:
     """Return the `count` residual dimensions that hold most of a region's entries, in all of its tensors.
 
     With `control`, a seed, as many others are drawn at random instead.
     """
-    places = places_of(region.shapes, config)
+    places = places or places_of(region.shapes, config)
     hidden = hidden_size(region.shapes, places)
     axes = {name: residual_axis(shape, places[name], hidden) for name, shape in region.shapes.items()}
     hits = np.zeros(hidden or 0, dtype=np.int64)

@@ -22,8 +22,12 @@ from surgeon.checkpoint.naming import Place, place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.region.region import Indices, Region, hits_of
 
-WRITERS = {"attn.o", "mlp.down"}
-READERS = {"attn.q", "attn.k", "attn.v", "attn.qkv", "mlp.gate", "mlp.up", "mlp.gate_up", "router", "embed", "head"}
+WRITERS = {"attn.o", "cross_attn.o", "linear_attn.o", "ssm.out", "conv.out", "mlp.down"}
+READERS = {
+    "attn.q", "attn.k", "attn.v", "attn.qkv", "attn.q_a", "attn.kv", "attn.kv_a", "cross_attn.q",
+    "linear_attn.q", "linear_attn.k", "linear_attn.v", "linear_attn.qkv", "linear_attn.in", "ssm.in", "conv.in",
+    "mlp.gate", "mlp.up", "mlp.gate_up", "router", "embed", "head",
+}  # fmt: skip
 VECTORS = {"norm", "final_norm"} | WRITERS  # a writer's vector is its bias
 
 # Shares of the rows (or columns) of a matrix at which `Spread` says how many of the entries they hold.
@@ -141,7 +145,11 @@ def along(indices: Indices, shape: tuple[int, ...], axis: int) -> Indices:
 
 
 def profile(
-    region: Region, config: Mapping[str, Any], top: int = 24, entries: Callable[[str], Indices] | None = None
+    region: Region,
+    config: Mapping[str, Any],
+    top: int = 24,
+    entries: Callable[[str], Indices] | None = None,
+    places: Mapping[str, Place] | None = None,
 ) -> Profile:
     """Profile a region; each mask is decoded once.
 
@@ -150,9 +158,10 @@ def profile(
         config: the model's config; only needed where names and shapes do not tell the orientation (GPT-2).
         top: number of residual dimensions to keep.
         entries: other entries of the same tensors, by name, that are profiled instead.
+        places: what each tensor is, where it is known better than by its name.
     """
     entries = entries or region.indices
-    places = places_of(region.shapes, config)
+    places = places or places_of(region.shapes, config)
     hidden = hidden_size(region.shapes, places)
     cells = {(where.layer, where.role) for where in places.values()}
     if (hidden or 0) * len(cells) > _MOST_COUNTED:  # no model is like that, but a file may say so

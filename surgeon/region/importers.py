@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import Place, place
+from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.plain_json import NotPlain
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.checkpoint.torch_files import load_plain, refuse_repeated
@@ -106,9 +107,10 @@ def _whole_numbers(path: Path, neurons: Any) -> list[int]:
 def _feed_forward(checkpoint: Checkpoint) -> Mapping[int, list[tuple[TensorInfo, Place]]]:
     """Return each layer's feed-forward tensors, layers in order."""
     layers: dict[int, list[tuple[TensorInfo, Place]]] = {}
+    places = anatomy_of(checkpoint).places
     for info in checkpoint.tensors.values():
-        where = place(info, checkpoint.config)
-        if where.layer is not None and where.role.startswith("mlp."):
+        where = places[info.name]
+        if where.in_decoder and where.layer is not None and where.role.startswith("mlp."):
             layers.setdefault(where.layer, []).append((info, where))
     return dict(sorted(layers.items()))
 

@@ -20,8 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.config import whole_number
-from surgeon.checkpoint.naming import Place
+from surgeon.checkpoint.naming import Place, key_value_heads
 from surgeon.region.region import Indices
 
 Unit = Literal["entry", "row", "column", "head", "neuron", "expert"]
@@ -76,7 +75,7 @@ def parts_of(unit: Unit, name: str, shape: tuple[int, ...], where: Place, config
     length, group = shape[axis], _module(name)
     labels = np.arange(length, dtype=np.int64)
     if unit == "head":
-        heads = _key_value_heads(config)
+        heads = where.heads or key_value_heads(config)
         if heads == 0 or length % heads:
             return None
         labels //= length // heads
@@ -126,11 +125,6 @@ def _module(name: str) -> str:
     """Return the name of the module that holds the projection a tensor belongs to."""
     parts = name.split(".")
     return ".".join(parts[: -2 if parts[-1] in ("weight", "bias") else -1])
-
-
-def _key_value_heads(config: Mapping[str, Any]) -> int:
-    inner = {**config, **(config.get("text_config") or {})}
-    return whole_number(inner, "num_key_value_heads", "num_attention_heads", "n_head")
 
 
 def unit_sizes(parts: Iterable[Parts]) -> dict[str, NDArray[np.int64]]:

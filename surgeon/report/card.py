@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from surgeon.anatomy.scope import left_out
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import RecipeError
@@ -44,9 +45,6 @@ _FORMS = {
     "license_link": re.compile(r"https?://[\w.~:/?#@!$&()*+,;=%-]{1,300}|\w[\w./-]{0,100}", re.ASCII),
     "pipeline_tag": re.compile(r"[a-z0-9-]{1,64}"),
 }
-_SCOPES = {
-    "tensor": "every tensor", "layer": "every layer", "global": "all tensors together", "output": "every output",
-}  # fmt: skip
 _CONTROLS = 8  # other variants of the run that are set beside
 _LANGUAGE = re.compile(r"[A-Za-z0-9-]{2,20}")
 
@@ -106,6 +104,7 @@ def model_card(plan: Plan, variant: str, regions: Mapping[str, Region], report: 
         base=base_model(source.name),
         regions=regions,
         why=lambda region: _why(plan, region),
+        left_out=left_out(plan.checkpoint),
         rebuild=REBUILD,
         **_measured(variant, report),
     )
@@ -223,33 +222,7 @@ def _why(plan: Plan, region: str) -> str:
     spec, named = plan.recipe.regions.get(region), plan.corpus.language
     if spec is None:
         return ""
-    parts = []
-    if spec.select is not None:
-        share, of = spec.select.amount, f"of {_SCOPES[spec.select.scope]}"
-        score = plan.recipe.score_of(region)
-        if spec.select.kind == "random" or score is None:
-            parts.append(f"{share} {of} at random, seed {spec.select.seed}")
-        else:
-            languages = getattr(score, "languages", ())
-            scored = f" on {', '.join(named(code).name for code in languages)}" if languages else ""
-            most = "highest" if spec.select.kind == "top" else "lowest"
-            parts.append(f"the {share} {of} with the {most} score ({score.kind}){scored}")
-        if spec.select.specific is not None:
-            parts.append(f"only units that are active in {named(spec.select.specific).name} and in few others")
-        if spec.select.monolingual is not None:
-            parts.append(f"only those of {named(spec.select.monolingual).name} and of no other language")
-    elif spec.control is not None:
-        how = {"random": "at random", "bottom": "of the lowest score", "magnitude": "of the largest size"}
-        matched = "as many entries" if spec.control.matched == "count" else "entries of the same norm"
-        drawn = f"{matched} in each tensor, of those that are not zero, {how[spec.control.draw]}"
-        parts.append(f"control of the region {spec.control.of}: {drawn}")
-    elif spec.dimensions is not None:
-        fullest = "as many random dimensions as are fullest" if spec.dimensions.random else "the fullest dimensions"
-        parts.append(f"{fullest} in the region {spec.dimensions.of}")
-    elif spec.combine is not None:
-        parts.append(spec.combine)
-    elif region in plan.regions:
-        parts.append(plan.regions[region].origin)
+    parts = spec.kind.described(plan.recipe.score_of(region), lambda code: named(code).name)
     limits = [("in", spec.include), ("without", spec.exclude)]
     parts += [f"{word} {', '.join(names)}" for word, names in limits if names]
     if spec.layers is not None:

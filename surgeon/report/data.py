@@ -202,7 +202,10 @@ class Expectation(Model):
 
 
 class ModelReport(Model):
-    """The source model. `content_sha256` is None if only parts of it were fetched from the Hub."""
+    """The source model. `content_sha256` is None if only parts of it were fetched from the Hub.
+
+    `left_out` says which of its tensors are no weights of the text model, and so were left as they are.
+    """
 
     name: str
     revision: str | None
@@ -212,6 +215,7 @@ class ModelReport(Model):
     shards: int
     bytes: int
     content_sha256: str | None
+    left_out: list[str] = []
 
 
 class ScoreReport(Model):

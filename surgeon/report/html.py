@@ -80,7 +80,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     environment = report.environment
     packages: Mapping[str, str] = environment.get("packages", {})
     facts: list[tuple[str, Any]] = [
-        ("model", report.model.name), ("revision", report.model.revision),
+        ("model", report.model.name), ("revision", report.model.revision), 
+        ("not of the text model", "; ".join(report.model.left_out)),
         ("content SHA-256", report.model.content_sha256),
         *((key, environment.get(key)) for key in ("python", "platform", "processors", "device")),
         ("packages", ", ".join(f"{name} {version}" for name, version in packages.items())),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from surgeon.checkpoint.naming import Place
 from surgeon.region.controls import random_like
 from surgeon.region.dimensions import SPREAD_AT, Trace, profile
 from surgeon.region.overlap import likenesses
@@ -18,9 +19,14 @@ from surgeon.report.data import MOST_COLUMNS, OverlapReport, RegionReport, RoleC
 from surgeon.report.words import roles_in_order
 
 
-def region_report(region: Region, config: Mapping[str, Any], origin: str) -> RegionReport:
-    """Describe a region; `config` is that of its model, `origin` how it was selected."""
-    found = profile(region, config)
+def region_report(
+    region: Region, config: Mapping[str, Any], origin: str, places: Mapping[str, Place] | None = None
+) -> RegionReport:
+    """Describe a region; `config` is that of its model, `origin` how it was selected.
+
+    `places` say what its tensors are, where more than their names is known.
+    """
+    found = profile(region, config, places=places)
     roles: dict[str, RoleCount] = {}
     for cell in found.cells:
         known = roles.get(cell.role, RoleCount(entries=0, numel=0))
@@ -35,7 +41,7 @@ def region_report(region: Region, config: Mapping[str, Any], origin: str) -> Reg
         cells=list(found.cells),
         spread_at=list(SPREAD_AT),
         spreads=dict(found.spreads),
-        chance=dict(profile(region, config, entries=random_like(region)).spreads),
+        chance=dict(profile(region, config, entries=random_like(region), places=places).spreads),
         hidden_size=found.hidden_size,
         dimensions=list(found.dimensions),
         scan=scan_report(found.traces),

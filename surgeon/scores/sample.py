@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from surgeon.anatomy.slots import Slot
 from surgeon.errors import InputError
 from surgeon.model.batches import enter_all
-from surgeon.model.slots import Slot
 from surgeon.model.stack import Arguments, Stack
 from surgeon.model.states import States
 from surgeon.text.windows import predicted

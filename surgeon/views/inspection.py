@@ -13,8 +13,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from surgeon.anatomy.anatomy import anatomy_of
+from surgeon.anatomy.scope import left_out, scope, unknown_kinds
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import place, scope, unknown_kinds
 from surgeon.checkpoint.quantized import quantization
 from surgeon.checkpoint.sources import local_file
 from surgeon.checkpoint.storage import DTYPE_BITS
@@ -121,7 +122,7 @@ def _region(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    places = {name: place(info, checkpoint.config) for name, info in checkpoint.tensors.items()}
+    places = anatomy_of(checkpoint).places
     roles: dict[str, dict[str, int]] = {}
     for name, info in checkpoint.tensors.items():
         count = roles.setdefault(places[name].role, {"tensors": 0, "numel": 0})
@@ -145,6 +146,7 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "reach": {"tensors": len(reach.tensors), "numel": sum(info.numel for info in reach.tensors)},
         "roles": roles,
         "unknown_kinds": unknown_kinds(checkpoint),
+        "left_out": left_out(checkpoint),
     }
 
 
@@ -297,6 +299,7 @@ def _checkpoint_view(found: Mapping[str, Any]) -> Group:
         ("tied", "; ".join(_tie(group) for group in found["ties"])),
         ("freezes", _frozen_line(found)),
         ("unknown", "; ".join(found["unknown_kinds"])),
+        ("left out", "; ".join(found["left_out"])),
         ("surgery", quantized or f"reaches {reach['numel']:,} parameters in {reach['tensors']} decoder tensors"),
     ]
     roles = table("Roles", "role", "tensors", "parameters", "share")

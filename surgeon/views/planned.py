@@ -9,12 +9,11 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from surgeon.checkpoint.naming import unknown_kinds
+from surgeon.anatomy.scope import left_out, unknown_kinds
 from surgeon.plan.estimates import SHARE_OF_DISK, shape_of, stores
 from surgeon.plan.plan import Plan
 from surgeon.plan.ranks import rank_needs
 from surgeon.progress import Step, duration
-from surgeon.recipe.score_specs import DeltaScore, GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
 from surgeon.report.words import percent, size
 from surgeon.views.terminal import table, told
 
@@ -27,13 +26,10 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
     regions = table("Regions", "region", "selects", "tensors", "entries", "of", words=["selects"])
     for name in plan.file.as_written.regions:
         region = plan.regions[name]
-        how = f"by {region.origin}"
-        if region.select is not None:
-            how = f"{region.select.kind} {region.select.amount} per {region.select.scope}"
-            own = region.select.monolingual or region.select.specific
-            how += f", only {own}" if own else ""
         most = "" if region.exact else "<= "
-        regions.add_row(name, how, str(len(region.tensors)), f"{most}{region.entries:,}", f"{region.numel:,}")
+        regions.add_row(
+            name, region.kind.selects(), str(len(region.tensors)), f"{most}{region.entries:,}", f"{region.numel:,}"
+        )
     heads = ("variant", "operations", "tensors", "entries", "shards", "writes")
     variants = table("Variants", *heads, words=["operations"])
     for variant in plan.variants.values():
@@ -49,11 +45,12 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
         f"corpus  {plan.corpus.name}: {len(plan.corpus.languages)} languages",
     ]
     lines += [f"text    {note}" for note in notes]
-    lines += [f"score   {_score_words(spec)}" for spec in plan.scores()]
+    lines += [f"score   {score.described()}" for score in plan.scores()]
     lines += _run_words(plan)
     unknown = unknown_kinds(plan.checkpoint)
     if unknown:
         lines.append(f"unknown {', '.join(unknown)}: roles not told; name them in include or exclude by such patterns")
+    lines += [f"left    {line}" for line in left_out(plan.checkpoint)]
     if plan.verify_languages:
         lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
         prompts = plan.recipe.verify.prompts if plan.recipe.verify else []
@@ -84,18 +81,6 @@ def _time_words(expected: Sequence[Step]) -> str:
 
 
 _STEPS = {"score ": "scoring", "perplexity": "measuring perplexity", "page": "drawing the report"}
-
-
-def _score_words(spec: ScoreSpec) -> str:
-    if isinstance(spec, MagnitudeScore):
-        return "magnitude, from the weights alone"
-    if isinstance(spec, RandomScore):
-        return f"random, seed {spec.seed}"
-    if isinstance(spec, DeltaScore):
-        return f"difference from {spec.other}, from the weights alone"
-    kind = f"{spec.kind} ({spec.reduction})" if isinstance(spec, GradParamScore) else spec.kind
-    sample = f"at most {spec.samples} sequences of {spec.sequence_length} tokens each"
-    return f"{kind} on {', '.join(spec.languages)}: {sample}"
 
 
 def _run_words(plan: Plan) -> list[str]:
@@ -167,6 +152,7 @@ def _plan_data(plan: Plan, expected: Sequence[Step]) -> dict[str, Any]:
             for v in plan.variants.values()
         },
         "unknown_kinds": unknown_kinds(plan.checkpoint),
+        "left_out": left_out(plan.checkpoint),
         "verify_languages": list(plan.verify_languages),
         "push": {
             name: dict(zip(("repo", "revision"), plan.recipe.push.place(name), strict=True))

@@ -13,9 +13,10 @@ from conftest import FAMILIES, ModelMaker
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from surgeon.anatomy.scope import left_out, scope, unknown_kinds
 from surgeon.api import plan_recipe
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import place, scope, unknown_kinds
+from surgeon.checkpoint.naming import place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import CheckpointError, RecipeError
 from surgeon.model.editing import Variant, edited
@@ -179,17 +180,21 @@ def place_of(name: str, tensor: torch.Tensor):  # type: ignore[no-untyped-def]
 
 def test_towers_of_other_modalities_are_no_decoder() -> None:
     for name in ("vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight", "visual.blocks.3.norm1.weight"):
-        assert place_of(name, torch.zeros(4, 4)).role == "outside"
+        assert place_of(name, torch.zeros(4, 4)).role == "vision"
 
 
-def test_an_unknown_module_is_said_to_be_other_and_still_named_by_pattern(make_model: ModelMaker) -> None:
+def test_a_tensor_that_the_model_does_not_have_is_left_as_it_is_unless_it_is_named(make_model: ModelMaker) -> None:
     folder = make_model("llama", seed=11)
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.0.mystery.weight"] = torch.ones(3, 3)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    chosen = scope(Checkpoint.open(folder), ["*mystery*"])
+    checkpoint = Checkpoint.open(folder)
+    assert scope(checkpoint, ["*mystery*"]).tensors == ()
+    chosen = scope(checkpoint, ["model.layers.0.mystery.weight"])
     assert [info.name for info in chosen.tensors] == ["model.layers.0.mystery.weight"]
-    assert chosen.places["model.layers.0.mystery.weight"].role == "other"
+    assert left_out(checkpoint) == [
+        "1 tensor (model.layers.*.mystery.weight) is no part of the model that transformers builds: left as it is"
+    ]
 
 
 def test_a_tensor_that_no_model_holds_is_not_silently_left_unmeasured(make_model: ModelMaker) -> None:
@@ -204,14 +209,14 @@ def test_a_tensor_that_no_model_holds_is_not_silently_left_unmeasured(make_model
 
 
 def test_what_a_family_does_not_tell_is_listed(tmp_path: Path) -> None:
-    """Mamba's layers are found; what its modules do is not known, and plan, inspect and errors say of which."""
-    config = transformers.MambaConfig(
-        vocab_size=258, hidden_size=16, state_size=4, num_hidden_layers=2, time_step_rank=4
+    """What scales Doge's residual stream has no role that is known, and plan, inspect and errors say so."""
+    config = transformers.DogeConfig(
+        vocab_size=258, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=8
     )
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     checkpoint = Checkpoint.open(tmp_path / "model")
     found = unknown_kinds(checkpoint)
-    assert "backbone.layers.*.mixer.A_log" in found
+    assert "model.layers.*.input_residual" in found
     assert not any("norm" in name or "embed" in name for name in found)
     assert {name for name in checkpoint.tensors if any(fnmatch.fnmatchcase(name, kind) for kind in found)} == {
         info.name for info in scope(checkpoint, ["other"]).tensors
@@ -224,13 +229,13 @@ version: 1
 name: r
 model: {tmp_path / "model"}
 regions:
-  a: {{select: {{random: 0.1}}, include: ["backbone.layers.*.mixer.A_log"]}}
+  a: {{select: {{random: 0.1}}, include: ["model.layers.*.input_residual"]}}
 output: {tmp_path / "out"}
 """)
     console = Console(width=200, file=io.StringIO())
     console.print(plan_view(plan_recipe(recipe)))
-    assert "unknown backbone.layers.*.mixer." in console.file.getvalue()
-    assert "mixer.A_log" in console.file.getvalue()
+    assert "unknown model.layers.*." in console.file.getvalue()
+    assert "input_residual" in console.file.getvalue()
     assert len(plan_recipe(recipe).regions["a"].tensors) == 2
 
 

@@ -14,8 +14,8 @@ from conftest import ModelMaker
 from pydantic import ValidationError
 
 import surgeon
+from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import scope
 from surgeon.errors import InputError, RecipeError
 from surgeon.operations import Add, Operation, Restore, Slerp, rounded
 from surgeon.operations.edits import make_edit

@@ -15,8 +15,8 @@ from conftest import ModelMaker
 from hypothesis import given
 from hypothesis import strategies as st
 
+from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import scope
 from surgeon.errors import InputError
 from surgeon.operations import Fill, Noise, Operation, Restore, Scale, Shuffle, Target, Zero, rounded
 from surgeon.operations.edits import make_edit

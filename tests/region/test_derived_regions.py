@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import surgeon
-from surgeon.checkpoint.naming import scope
+from surgeon.anatomy.scope import scope
 from surgeon.errors import RecipeError
 from surgeon.region.algebra import MOST_SIGNS, parse
 from surgeon.region.coordinates import entry, fullest_lines, lines, residual_dimensions

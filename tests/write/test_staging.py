@@ -18,8 +18,8 @@ import transformers
 from conftest import ModelMaker
 from safetensors.torch import load_file, save_file
 
+from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.naming import scope
 from surgeon.errors import EnvironmentFailure, InputError, RegionError
 from surgeon.operations import OPERATIONS
 from surgeon.region.region import Region

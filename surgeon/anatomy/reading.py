@@ -1,0 +1,228 @@
+"""The anatomy of a checkpoint, read off the hollow model that transformers builds for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from surgeon.anatomy.hollow import architecture, meta_model
+from surgeon.anatomy.roles import Held, branch, role_of
+from surgeon.anatomy.slots import Names, map_names
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.naming import MTP, TOWERS, Place, place, tower_of
+from surgeon.checkpoint.storage import TensorInfo
+from surgeon.errors import CheckpointError
+
+_OF_TOWERS = re.compile(
+    r"vision|visual|image|audio|speech|sound|encoder(?!s)|vit\b|sam|qformer|perceiver|resampler|patch|vq"
+)
+_CONV1D = "Conv1D"  # transformers' own linear layer of (inputs, outputs)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A hollow model, and where its text decoder's layers are: their paths, each with its number."""
+
+    model: Any
+    modules: Mapping[str, Any]
+    layers: Mapping[str, int]
+    decoder: str
+    hidden: int
+    text_alone: bool
+
+
+def read_places(checkpoint: Checkpoint) -> dict[str, Place]:
+    """Return what every tensor on disk is.
+
+    Raises:
+        CheckpointError: transformers cannot build the model, or some of its parameters are made of nothing on disk.
+    """
+    model = meta_model(checkpoint)
+    whole = _Model(
+        model, dict(model.named_modules()), *_decoder_layers(model), _hidden(model), architecture(checkpoint).text_alone
+    )
+    names = map_names(model, {name: info.shape for name, info in checkpoint.tensors.items()})
+    _refuse_other_models(checkpoint, model, names)
+    targets: dict[str, list[str]] = {}
+    for target, origin in names.origins.items():
+        for _, name in origin.parts:
+            targets.setdefault(name, []).append(target)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = {path for path, _ in model.named_buffers(remove_duplicate=False)}
+    places = {}
+    for name, info in checkpoint.tensors.items():
+        made = targets.get(name, [])
+        path = next((path for path in made if path in parameters), None)
+        if path is not None and parameters[path].requires_grad:
+            places[name] = replace(_parameter(whole, path, info, made), movable=name in names.slots)
+        elif path is not None or _buffer(model, made or [name], buffers):
+            layer = _layer_of(whole, path or next(iter(made), name))
+            places[name] = Place(layer, "buffer", None, "buffer")
+        else:
+            places[name] = _absent(checkpoint, info)
+    return places
+
+
+def _refuse_other_models(checkpoint: Checkpoint, model: Any, names: Names) -> None:
+    """Refuse tensors that are not those of the model: what it says of the rest would be of no use."""
+    made = {id(p) for path, p in model.named_parameters(remove_duplicate=False) if path in names.origins}
+    for path, parameter in model.named_parameters():
+        if id(parameter) not in made:
+            raise CheckpointError(f"{checkpoint.where}: no tensor of the right shape makes '{path}' of the model")
+
+
+def _parameter(whole: _Model, path: str, info: TensorInfo, made: Iterable[str]) -> Place:
+    layer, inside = _layer_path(whole, path)
+    owner = whole.modules[path.rpartition(".")[0]]
+    axis = _output_axis(owner, info)
+    if layer is None:
+        return Place(None, _outer_role(whole, path, owner, info), axis)
+    way, leaf = _way(whole, inside, path)
+    role = role_of(way, leaf, len(info.shape))
+    by_name = place(info, {}).role  # where several tensors become one, as gate and up do, each has its own name
+    if info.name not in (path, *made) and by_name.partition(".")[0] == role.partition(".")[0] and by_name != "other":
+        role = by_name
+    if len(info.shape) == 3 and role.startswith("mlp."):
+        axis = _expert_axis(owner, info, role, whole.hidden)
+    mixer = role.startswith("attn.")
+    return Place(
+        layer, role, axis, branch=branch(way) if role.startswith("mlp.") else None,  # type: ignore[arg-type]
+        heads=_heads(whole, inside, way) if mixer else None,
+    )  # fmt: skip
+
+
+def _way(whole: _Model, inside: str, path: str) -> tuple[list[Held], str]:
+    """Return the modules between a layer and a parameter, and the parameter's name in the last of them."""
+    parts = path[len(inside) + 1 :].split(".")
+    way, at = [], inside
+    for part in parts[:-1]:
+        at = f"{at}.{part}"
+        way.append(Held(part, type(whole.modules[at]).__name__))
+    return way, parts[-1]
+
+
+def _layer_path(whole: _Model, path: str) -> tuple[int | None, str]:
+    at = path
+    while at := at.rpartition(".")[0]:
+        if at in whole.layers:
+            return whole.layers[at], at
+    return None, ""
+
+
+def _layer_of(whole: _Model, path: str) -> int | None:
+    return _layer_path(whole, path)[0]
+
+
+def _outer_role(whole: _Model, path: str, owner: Any, info: TensorInfo) -> str:
+    model = whole.model
+    for role, get in (("embed", model.get_input_embeddings), ("head", model.get_output_embeddings)):
+        if owner is _or_none(get):
+            return role
+    inside = path.startswith(whole.decoder + ".") if whole.decoder else True
+    tower = next((part for part in path.split(".")[:-1] if _OF_TOWERS.search(part)), None)
+    if MTP.search(path):
+        return "mtp"
+    if not whole.text_alone and (tower is not None or not inside):
+        return tower_of(tower or path)
+    role = place(info, {}).role
+    if re.search(r"norm", type(owner).__name__, re.IGNORECASE) and "embed" not in path.split(".")[-2]:
+        return "final_norm"
+    return role if role in ("embed", "head") else "outside"
+
+
+def _or_none(get: Callable[[], Any]) -> Any:
+    """Return a module that a model may say it has; a few have not said what it is."""
+    try:
+        return get()
+    except NotImplementedError:
+        return None
+
+
+def _absent(checkpoint: Checkpoint, info: TensorInfo) -> Place:
+    """Say what a tensor is that the model does not have, or has in another shape, by its name."""
+    where = place(info, checkpoint.config)
+    if where.role == "buffer":
+        return replace(where, kind="buffer")
+    tower = next((part for part in info.name.split(".")[:-1] if _OF_TOWERS.search(part)), None)
+    role = where.role if where.role in ("mtp", *TOWERS) else tower_of(tower) if tower else "outside"
+    return Place(None, role, where.output_axis, "absent")
+
+
+def _buffer(model: Any, candidates: Iterable[str], buffers: set[str]) -> bool:
+    """True if the model computes a tensor of this name, whether it would save it or not."""
+    prefix = model.base_model_prefix
+    found = {
+        name for stored in candidates for name in (stored, f"{prefix}.{stored}", stored.removeprefix(f"{prefix}."))
+    }
+    return bool(found & buffers)
+
+
+def _output_axis(owner: Any, info: TensorInfo) -> int | None:
+    if len(info.shape) < 2:
+        return None
+    return 1 if type(owner).__name__ == _CONV1D else 0
+
+
+def _expert_axis(owner: Any, info: TensorInfo, role: str, hidden: int) -> int:
+    """Return the output axis of experts stacked in one tensor, by which of its last two axes is the hidden one."""
+    writes = role == "mlp.down"
+    lies = [axis for axis in (1, 2) if info.shape[axis] == hidden]
+    if len(lies) == 1:
+        return lies[0] if writes else 3 - lies[0]
+    return 2 if getattr(owner, "is_transposed", False) else 1
+
+
+def _heads(whole: _Model, inside: str, way: Iterable[Held]) -> int | None:
+    """Return the key-value heads of the attention that a parameter belongs to, by the layer's own numbers."""
+    at = inside
+    for held in way:
+        at = f"{at}.{held.name}"
+        module = whole.modules[at]
+        keys = next((getattr(module, name) for name in ("k_proj", "key") if hasattr(module, name)), None)
+        size = next((getattr(module, n) for n in ("head_dim", "attention_head_size") if hasattr(module, n)), None)
+        if isinstance(keys, torch.nn.Linear) and isinstance(size, int) and size and keys.out_features % size == 0:
+            return keys.out_features // size
+        for name in ("num_key_value_heads", "num_kv_heads", "num_heads", "num_attention_heads", "n_head"):
+            if isinstance(getattr(module, name, None), int):
+                return int(getattr(module, name))
+    config = whole.model.config.get_text_config()
+    for name in ("num_key_value_heads", "num_attention_heads"):
+        if isinstance(getattr(config, name, None), int):
+            return int(getattr(config, name))
+    return None
+
+
+def _hidden(model: Any) -> int:
+    config = model.config.get_text_config()
+    return int(getattr(config, "hidden_size", 0) or getattr(config, "n_embd", 0) or 0)
+
+
+def _decoder_layers(model: Any) -> tuple[dict[str, int], str]:
+    """Return the paths of the text decoder's layers with their numbers, and the path of the decoder."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    held = model.get_decoder()
+    decoder = paths.get(id(held), "") if any(isinstance(m, torch.nn.ModuleList) for m in held.modules()) else ""
+    lists = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) and (not decoder or path.startswith(decoder))
+    }
+    outermost = {
+        path: module
+        for path, module in lists.items()
+        if not any(path.startswith(other + ".") for other in lists) and not _in_tower(path, decoder)
+    }
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    named = {path: module for path, module in outermost.items() if len(module) == count}
+    layers = named or {path: module for path, module in outermost.items() if any(True for _ in module.parameters())}
+    return {f"{path}.{number}": number for path, module in layers.items() for number in range(len(module))}, decoder
+
+
+def _in_tower(path: str, decoder: str) -> bool:
+    """True for a list of another tower's layers that lies in the module which holds the decoder."""
+    rest = path[len(decoder) :].strip(".")
+    return bool(re.search(r"vision|visual|image|audio|speech|mtp", rest))
