@@ -12,6 +12,7 @@ from typing import cast
 from surgeon import ranks
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed
+from surgeon.checkpoint.remarks import remarks
 from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.scratch import reclaim_cache
 from surgeon.errors import InputError
@@ -112,6 +113,8 @@ def _apply(
     run, out = Run(the_plan, device, jobs, progress), the_plan.output
     if push and the_plan.recipe.push is None:
         raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
+    for line in the_plan.remarks:
+        run.progress.note(line)
     check_ready(the_plan, device, run.jobs)
     run.check_texts()
     ahead = run.progress.steps(steps(the_plan, device) if run.progress.console is not None else [])
@@ -196,6 +199,8 @@ def score(
             return cast(dict[str, Path], assist(own, jobs or os.cpu_count() or 1))
         own = chosen_device(own)
         run = Run(_plan_to_run(recipe, output, overrides), own, jobs, progress, keep=True)
+        for line in remarks(run.plan.checkpoint):
+            run.progress.note(line)
         check_ready(run.plan, own, run.jobs)
         run.check_texts()
         with output_lock(run.plan.output, run.plan.recipe.name, overwrite):
@@ -249,6 +254,8 @@ def _verify(
     named = [("base", base)] if base is not None else []
     named += variants.items() if variants else [("checkpoint", checkpoint)]
     opened = [(label, Checkpoint.open(source).downloaded()) for label, source in named]
+    for line in dict.fromkeys(line for _, item in opened for line in remarks(item)):
+        progress.note(line)
     lacking = check_device(device)
     if lacking is not None:
         raise lacking

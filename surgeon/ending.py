@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ class Interrupted(BaseException):
 
 def run_to_its_end(command: Callable[[], object]) -> None:
     """Run the command line and turn errors, and requests to end, into one message and an exit code."""
+    _open_streams()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
@@ -43,7 +45,53 @@ def run_to_its_end(command: Callable[[], object]) -> None:
     if ranks.started()[0] > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # results are the first rank's to print
     with _ending():
-        command()
+        try:
+            command()
+        finally:
+            sys.stdout.flush()  # here, where what goes wrong with it is one message, and not when Python ends
+
+
+def _open_streams() -> None:
+    """Have the three streams take whatever is written to them, also where nobody reads, or not in UTF-8.
+
+    What is printed is the least of a command: when its reader has gone, the work and its exit code are what they are.
+    """
+    while (at := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # one that was closed: the next file that is opened would stand in its place, and be written to
+    os.close(at)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, _Unread(stream))
+
+
+class _Unread:
+    """A stream whose reader may leave: what is written from then on goes nowhere."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._try(lambda: self._stream.write(text), len(text))
+
+    def flush(self) -> None:
+        self._try(self._stream.flush, None)
+
+    def _try(self, write: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return write()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+            return otherwise
 
 
 def or_end(work: Callable[..., None]) -> Callable[..., None]:

@@ -17,6 +17,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+_LONGEST_REASON = 1000  # characters
+
 
 class SurgeonError(Exception):
     """Base of all errors below; catch it to catch them all."""
@@ -80,6 +82,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         return ""
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"; known: {shown}"
+
+
+def reason(error: BaseException) -> str:
+    """Return all that a library says of an error, on one line; its name where it says nothing, or one word only."""
+    said = " ".join(str(error).split())
+    named = said if " " in said else f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return named[:_LONGEST_REASON] + (" ..." if len(named) > _LONGEST_REASON else "")
 
 
 def shorten(names: Sequence[str], shown: int = 3) -> str:

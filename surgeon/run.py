@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from surgeon import inside
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.scope import left_out
+from surgeon.checkpoint.companions import companions
 from surgeon.checkpoint.fingerprint import content_hash, refuse_changed
 from surgeon.checkpoint.hashing import file_hash
+from surgeon.checkpoint.remarks import notes_on
 from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import RegionError, SurgeonError
@@ -52,7 +54,6 @@ from surgeon.report.measured import check_expectations, perplexities, summarize,
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
 from surgeon.text.windows import new_tokens
-from surgeon.write.companions import companions
 from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, outputs_of
 from surgeon.write.marker import MarkedModel, Marker
 from surgeon.write.output import clear_staging, remove_old
@@ -175,10 +176,6 @@ def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Stag
     staged: dict[str, Staged | Written] = {}
     wanted = [name for name, variant in run.plan.variants.items() if variant.write]
     clear_staging(run.plan.output, wanted)
-    for path in companions(run.plan.checkpoint)[1] if wanted else ():
-        run.progress.note(
-            f"{path}: a link that leads out of {run.plan.checkpoint.folder}, so it is left out of variants"
-        )
     for name in wanted:
         spec, used = run.plan.recipe.variants[name], run.regions_of(name)
         if spec.write == "patch":
@@ -308,6 +305,8 @@ def make_report(
             bytes=checkpoint.data_bytes,
             content_sha256=None if checkpoint.is_remote else content_hash(checkpoint, run.jobs),
             left_out=left_out(checkpoint),
+            files_left_out=dict(companions(checkpoint).left_out),
+            notes=notes_on(checkpoint),
         ),
         scores=[
             ScoreReport(kind=item.score.kind, language=language, sequences=size.sequences, tokens=size.tokens)

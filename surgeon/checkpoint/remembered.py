@@ -7,16 +7,14 @@ damaged, it is made again.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from surgeon.checkpoint.hashing import CHANGED, Stamp, file_hash, file_stamp, is_settled, sha256
-from surgeon.checkpoint.plain_json import read_object
 from surgeon.checkpoint.remote import RemoteFile
-from surgeon.checkpoint.sources import cache_folder
-from surgeon.checkpoint.storage import Header, on_disk, replacing
+from surgeon.checkpoint.storage import Header, on_disk
+from surgeon.checkpoint.store import place, recall, remember
 from surgeon.errors import CheckpointError
 
 _TENSOR = "tensor "  # before a tensor's name, where hashes are kept
@@ -121,21 +119,14 @@ def _keys(hashes: Mapping[str, str]) -> dict[str, str]:
 
 
 def _place(stamp: Stamp | str) -> Path:
-    return cache_folder() / "hashes" / f"{sha256(str(stamp).encode())[:32]}.json"
+    return place("hashes", sha256(str(stamp).encode()), ".json")
 
 
 def _recall(stamp: Stamp | str) -> dict[str, str]:
     """Return what is remembered of a file; {} if that is nothing, or damaged."""
-    try:
-        found = read_object(_place(stamp))
-        hashes, check = found["hashes"], found["check"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return dict(hashes) if sha256(json.dumps(hashes).encode()) == check else {}
+    return recall(_place(stamp)) or {}
 
 
 def _remember(stamp: Stamp | str, hashes: Mapping[str, str]) -> None:
-    """Keep hashes of a file, beside what is known of it. Not flushed, since what is damaged is made again."""
-    known = _recall(stamp) | dict(hashes)
-    with replacing(_place(stamp), durable=False) as staged:
-        staged.write_text(json.dumps({"hashes": known, "check": sha256(json.dumps(known).encode())}), encoding="utf-8")
+    """Remember hashes of a file, beside what is known of it."""
+    remember(_place(stamp), _recall(stamp) | dict(hashes))

@@ -62,6 +62,8 @@ def locate(name: str) -> Source:
         InputError: the Hub refuses it.
         EnvironmentFailure: the Hub could not be reached, and its cache does not hold the files.
     """
+    if not _is_utf8(name):
+        raise CheckpointError(f"{name}: this name is not UTF-8 text; call the folder otherwise, or make a link to it")
     if name.startswith("builtin:"):
         short = name.removeprefix("builtin:")
         if short not in builtin_names():
@@ -184,11 +186,23 @@ def refuse_output_inside(output: Path, source: Path) -> None:
     Raises:
         InputError: it does.
     """
+    if not _is_utf8(str(output)):
+        raise InputError(
+            f"output {output}: this name is not UTF-8 text, as names in recipes and reports are; choose another"
+        )
     resolved = Path(os.path.realpath(os.path.expanduser(output)))
     folder = source if source.is_dir() else source.parent
     for forbidden, what in [(folder.resolve(), "the source checkpoint"), *((c, "a Hub cache") for c in hub_caches())]:
         if resolved == forbidden or forbidden in resolved.parents:
             raise InputError(f"output {output} lies inside {what} ({forbidden}); choose a folder elsewhere")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def cache_folder() -> Path:

@@ -115,6 +115,7 @@ def diff(
     if found.checkpoints is not None:
         view = diff_view(found.checkpoints, found.overlap, details, found.patch)
         data, differ = diff_data(found.checkpoints, found.overlap, found.patch), found.checkpoints.differs
+        data["notes"] = list(found.remarks)
     else:
         assert found.overlap is not None
         view = overlap_view(found.overlap, found.names, details)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import Place, natural_key
+from surgeon.checkpoint.quantized import is_code
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo, read_pieces
 from surgeon.checkpoint.ties import stored_copies
 from surgeon.diff.renaming import find_renamed
@@ -191,7 +192,7 @@ def compare_checkpoints(
     """
     regions = dict(regions or {})
     check_regions_fit(before, regions)
-    shapes = {name: info.shape for name, info in before.tensors.items()}
+    shapes = {name: info.shape for name, info in before.tensors.items() if not is_code(info.dtype)}
     hidden = hidden_size(shapes, anatomy_of(before).places)
 
     def job(pair: TensorDiff) -> TensorDiff:

@@ -205,6 +205,8 @@ class ModelReport(Model):
     """The source model. `content_sha256` is None if only parts of it were fetched from the Hub.
 
     `left_out` says which of its tensors are no weights of the text model, and so were left as they are.
+    `files_left_out` says of files beside its weights why they are not read, or do not travel with variants; `notes`
+    where its index or its config says other things than its weights.
     """
 
     name: str
@@ -216,6 +218,8 @@ class ModelReport(Model):
     bytes: int
     content_sha256: str | None
     left_out: list[str] = []
+    files_left_out: dict[str, str] = {}
+    notes: list[str] = []
 
 
 class ScoreReport(Model):

@@ -44,6 +44,7 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
         f"{len(plan.checkpoint.headers)} file(s), {size(plan.checkpoint.data_bytes)}{_fetched(plan)}",
         f"corpus  {plan.corpus.name}: {len(plan.corpus.languages)} languages",
     ]
+    lines += [f"files   {line}" for line in plan.remarks]
     lines += [f"text    {note}" for note in notes]
     lines += [f"score   {score.described()}" for score in plan.scores()]
     lines += _run_words(plan)
@@ -140,6 +141,7 @@ def _plan_data(plan: Plan, expected: Sequence[Step]) -> dict[str, Any]:
         "revision": plan.checkpoint.source.revision,
         "bytes_to_download": plan.bytes_to_download,
         "output": str(plan.output),
+        "remarks": plan.remarks,
         "regions": {
             name: {"tensors": len(r.tensors), "numel": r.numel, "entries": r.entries, "exact": r.exact}
             for name, r in plan.regions.items()

@@ -18,7 +18,7 @@ from surgeon.scores.scratch import scratch_folder
 RecipeMaker = Callable[..., Path]
 SCORES = """
 import os, signal, sys
-from surgeon.scores import scoring
+from surgeon.scoring import scoring
 scoring.publish_sealed = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 import surgeon.api
 surgeon.api.score(sys.argv[1])

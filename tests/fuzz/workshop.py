@@ -12,8 +12,9 @@ from wholes import CARD, CONFIG, RECIPE, SHAPES, weights
 
 import surgeon
 from surgeon.api import plan_recipe
-from surgeon.checkpoint.checkpoint import INDEX_NAME, Checkpoint
+from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.hashing import file_hash
+from surgeon.checkpoint.weight_files import INDEX_NAME
 from surgeon.diff.comparison import compare
 from surgeon.errors import CheckpointError
 from surgeon.freeze.bundle import Bundle, write_bundle

@@ -39,7 +39,7 @@ def disk(place: Path, size: int) -> Iterator[None]:
 
 
 def whole(out: Path) -> dict[str, object]:
-    """What a run leaves but for times, what it reused, and the page, which shows both."""
+    """What a run leaves but for times, where it lies, what it reused, and the page, which shows all that."""
     found: dict[str, object] = {}
     for path in out.rglob("*"):
         if path.is_file() and path.name != "report.html":
@@ -48,7 +48,7 @@ def whole(out: Path) -> dict[str, object]:
         data = json.loads((out / name).read_bytes())
         data.pop(timed)
         for variant in data.get("variants", {}).values():
-            variant.pop("reused")
+            del variant["reused"], variant["path"]
         found[name] = data
     return found
 
