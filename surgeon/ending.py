@@ -79,19 +79,19 @@ class _Unread:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        return self._try(lambda: self._stream.write(text), len(text))
+        self._try(lambda: self._stream.write(text))
+        return len(text)
 
     def flush(self) -> None:
-        self._try(self._stream.flush, None)
+        self._try(self._stream.flush)
 
-    def _try(self, write: Callable[[], Any], otherwise: Any) -> Any:
+    def _try(self, write: Callable[[], object]) -> None:
         try:
-            return write()
+            write()
         except BrokenPipeError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
-            return otherwise
 
 
 def or_end(work: Callable[..., None]) -> Callable[..., None]:
