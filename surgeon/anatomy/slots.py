@@ -92,6 +92,8 @@ def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
     origins: dict[str, Origin] = {}
     for name in sorted(shapes, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if target not in state and name in state:  # a name of the class, which a renaming fits by accident
+            target, pattern = rename_source_key(name, [], [], model.base_model_prefix, state)
         if pattern is None:
             if target in state and tuple(state[target].shape) == tuple(shapes[name]):
                 origins[target] = Origin(target, None, [("", name)])

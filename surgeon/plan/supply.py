@@ -8,6 +8,7 @@ from surgeon.errors import InputError
 from surgeon.model.results import FEWEST_TOKENS
 from surgeon.model.token_counts import TokenCounts
 from surgeon.plan.plan import Plan
+from surgeon.plan.texts import needed_languages
 from surgeon.recipe.schema import VerifySpec
 from surgeon.scores.base import SampledScore
 from surgeon.text.corpora import Text
@@ -49,13 +50,13 @@ def needs_text(plan: Plan) -> bool:
 
 
 def _read(plan: Plan, problems: list[str]) -> dict[str, Text]:
-    languages = [language for spec in plan.sampled_scores() for language in spec.languages]
     texts = {}
-    for language in dict.fromkeys([*languages, *plan.verify_languages]):
+    for language in needed_languages(plan):
         try:
             texts[language] = plan.corpus.text(language)
         except InputError as error:
-            problems.append(str(error))
+            own = isinstance(plan.recipe.corpus, dict)
+            problems += [str(plan.file.problem(("corpus", language), what)) if own else what for what in error.said]
     return texts
 
 
