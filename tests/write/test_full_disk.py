@@ -111,7 +111,8 @@ def test_a_disk_that_fills_is_one_message_and_with_room_the_same_command_finishe
             assert str(place) in said[0]
             assert half_done(place / "out", wanted) == []
             subprocess.run(["mount", "-o", f"remount,size={1 << 28}", place], check=True)
-        for place, result in zip(places, run_forked([case(place) for place in places]), strict=True):
+        again = places[::3]  # the crashes beside do this at every call
+        for place, result in zip(again, run_forked([case(place) for place in again]), strict=True):
             assert result["code"] == 0, result["said"]
             assert whole(place / "out") == wanted
             left = [*place.rglob(".*.part*"), *place.rglob(".*.staging"), *place.glob("cache/scratch/*")]
