@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ from surgeon.recipe.plain_yaml import read_yaml
 from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.drawing import svg, write_pictures
+from surgeon.report.escaping import markdown, markdown_code
 from surgeon.report.figures import variant_figures
-from surgeon.report.story import caveat, sentence, tell
+from surgeon.report.story import caveat, no_intervals, sentence, tell
 from surgeon.report.tables import languages_table
 from surgeon.report.templates import rendered
 from surgeon.text.documents import DatasetLocation
-from surgeon.visible import visible
 
 FIGURES, RESULTS = "figures", ".eval_results"
 # Where `surgeon push` says how to rebuild the variant; only then is the repository's name known.
@@ -94,8 +95,9 @@ def model_card(plan: Plan, variant: str, regions: Mapping[str, Region], report: 
     inherited, source = SourceCard.read(plan.checkpoint.folder), plan.checkpoint.source
     return rendered(
         "card.md",
-        code=code,
-        text=_text,
+        code=markdown_code,
+        text=markdown,
+        html=escape,
         front_matter=_front_matter(plan, variant, inherited, report),
         plan=plan,
         spec=plan.recipe.variants[variant],
@@ -120,6 +122,7 @@ def _measured(variant: str, report: Report | None) -> dict[str, Any]:
         "report": report,
         "sentence": sentence(report, tell(report, variant)),
         "caveat": caveat(report),
+        "unsure": no_intervals(found, report.language),
         "before": report.summary["base"],
         "after": report.summary[variant],
         "others": [name for name in report.summary if name not in found][:_CONTROLS],
@@ -228,17 +231,3 @@ def _why(plan: Plan, region: str) -> str:
     if spec.layers is not None:
         parts.append(f"in layers {spec.layers[0]} to {spec.layers[1]}")
     return "; ".join(parts)
-
-
-def code(text: str) -> str:
-    """Return text as inline code, whatever it holds."""
-    text = visible(text)
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * (longest + 1)
-    pad = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{pad}{text}{pad}{fence}".replace("|", "\\|")
-
-
-def _text(text: str) -> str:
-    """Return text on one line, with nothing that Markdown or HTML would take for its own."""
-    return re.sub(r"([\\`*_{}\[\]<>#|!&~$])", r"\\\1", visible(text))
