@@ -46,8 +46,8 @@ def test_a_family_is_cut_and_measured_as_plain_transformers_would(name: str, sur
     assert (found.verdict, found.wrong, found.message) == ("right", [], "")
 
 
-@pytest.mark.parametrize("name", ["t5", "bart (BartForConditionalGeneration)"])
-def test_what_is_no_decoder_is_refused(name: str, survey: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["t5", "bart (BartForConditionalGeneration)", "blip", "florence2"])
+def test_what_cannot_be_run_on_a_text_alone_is_refused(name: str, survey: None, tmp_path: Path) -> None:
     from judge import one
 
     found = one(name, tmp_path)
