@@ -82,7 +82,7 @@ def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
     A tensor that the model does not have, or has in another shape, is left out.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     conversions = get_model_conversion_mapping(model)
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
@@ -90,7 +90,7 @@ def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     state = model.state_dict()
     origins: dict[str, Origin] = {}
-    for name in sorted(shapes, key=dot_natural_key):
+    for name in sorted(shapes, key=_natural):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
         if target not in state and name in state:  # a name of the class, which a renaming fits by accident
             target, pattern = rename_source_key(name, [], [], model.base_model_prefix, state)
@@ -215,3 +215,13 @@ def check_slots(origin: Origin, slots: Mapping[str, Slot], made: torch.Tensor, r
                 f"tensor '{name}' does not lie in the model as one run of '{origin.target}', as transformers converts "
                 "it: exclude it, or use regions from a file, without scores or verification"
             )
+
+
+def _natural(name: str) -> list[Any]:
+    """Return transformers' key of order; of a name whose digits it takes for numbers that they are not, the letters."""
+    from transformers.core_model_loading import dot_natural_key
+
+    try:
+        return list(dot_natural_key(name))
+    except ValueError:  # such as a superscript two, or thousands of digits
+        return [(1, name)]
