@@ -16,6 +16,7 @@ from surgeon.checkpoint.remarks import remarks
 from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.scratch import reclaim_cache
 from surgeon.errors import InputError
+from surgeon.memory import require_room_for_figures, require_room_for_torch
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Verification
 from surgeon.model.together import End, assist, load_stack
@@ -116,6 +117,7 @@ def _apply(
     for line in the_plan.remarks:
         run.progress.note(line)
     check_ready(the_plan, device, run.jobs)
+    require_room_for_figures()  # now, and not after an hour
     run.check_texts()
     ahead = run.progress.steps(steps(the_plan, device) if run.progress.console is not None else [])
     with output_lock(out, the_plan.recipe.name, overwrite), ahead:
@@ -123,8 +125,9 @@ def _apply(
         run.token_counts.keep()
         before = read_object(out / MANIFEST)
         repeated = read_object(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
+        run.refuse_changed()  # from here on donors stay what they are, too
         region_files = save_regions(run)
-        assert run.edits is not None  # found not to be empty before anything is written
+        run.count_unwritten()
         staged = stage_variants(run, region_files)
         found, method = verify_variants(run)  # meanwhile the disk takes what was staged
         with run.progress.task("page", 1):
@@ -243,6 +246,7 @@ def _verify(
     device: str,
     progress: Progress,
 ) -> Verification:
+    require_room_for_torch()
     from surgeon.model.editing import Variant
     from surgeon.model.verification import verify
 

@@ -19,6 +19,7 @@ from typing import Any
 from surgeon import ranks
 from surgeon.errors import EnvironmentFailure, InputError, SurgeonError
 from surgeon.mapped import answer_faults
+from surgeon.memory import HELP, memory_error
 from surgeon.visible import visible
 
 # What a user can mend by naming another path; all other errors of the system are the environment's.
@@ -41,10 +42,10 @@ def run_to_its_end(command: Callable[[], object]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
-    answer_faults(_end_at_once)
-    if ranks.started()[0] > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # results are the first rank's to print
     with _ending():
+        answer_faults(_end_at_once)
+        if ranks.started()[0] > 0:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # results are the first rank's to print
         try:
             command()
         finally:
@@ -112,23 +113,34 @@ def or_end(work: Callable[..., None]) -> Callable[..., None]:
 def _ending() -> Iterator[None]:
     try:
         yield
-    except SurgeonError as error:
-        _fail(*error.said, code=error.exit_code)
-    except MemoryError:
-        _fail("out of memory; see `surgeon plan` for what the recipe needs", code=EnvironmentFailure.exit_code)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        why = error.strerror or str(error) or type(error).__name__
-        if error.errno in _OF_PATHS:
-            _fail(f"{where}{why}; name another path", code=InputError.exit_code)
-        again = "what was finished is kept, run the same command again"
-        _fail(f"{where}{why}; {again}", code=EnvironmentFailure.exit_code)
+    except (SurgeonError, MemoryError, OSError, RuntimeError, ImportError) as error:
+        _explain(error)
     except Interrupted as interrupted:
         if ranks.speaks():
             print("interrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(interrupted.code)  # without waiting for threads that still copy, flush or measure
+
+
+def _explain(error: BaseException) -> None:
+    """End with what is known of an error; one that is a defect of ours goes on as it is."""
+    if isinstance(error, EnvironmentFailure):
+        _fail(*error.said, code=error.exit_code)
+    found = memory_error(error)
+    if found is not None:
+        said = next(iter(str(found).strip().splitlines()), "")[:200] or type(found).__name__
+        _fail(f"out of memory ({said}); {HELP}", code=EnvironmentFailure.exit_code)
+    if isinstance(error, SurgeonError):
+        _fail(*error.said, code=error.exit_code)
+    if not isinstance(error, OSError):
+        raise error
+    where = f"{error.filename}: " if error.filename else ""
+    why = error.strerror or str(error) or type(error).__name__
+    if error.errno in _OF_PATHS:
+        _fail(f"{where}{why}; name another path", code=InputError.exit_code)
+    again = "what was finished is kept, run the same command again"
+    _fail(f"{where}{why}; {again}", code=EnvironmentFailure.exit_code)
 
 
 def _interrupt(number: int, frame: object) -> None:

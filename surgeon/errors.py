@@ -16,6 +16,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Found = TypeVar("Found")
 
 _LONGEST_REASON = 1000  # characters
 
@@ -70,6 +73,17 @@ class RecipeError(InputError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__(*self.problems)
+
+
+def present(value: Found | None) -> Found:
+    """Return a value that must be there by what was checked before; unlike `assert`, also under `python -O`.
+
+    Raises:
+        TypeError: it is None, which is a defect of surgeon.
+    """
+    if value is None:
+        raise TypeError("None where something was checked to be: a defect of surgeon")
+    return value
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

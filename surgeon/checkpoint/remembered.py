@@ -1,7 +1,8 @@
 """Hashes of files, remembered as long as the file's stamp stays the same: size, times and inode.
 
 A weight file is read once for its own hash and those of all its tensors. What is remembered carries a checksum;
-damaged, it is made again.
+damaged, it is made again. A bit that rots below the file system leaves the stamp as it was, so what is verified,
+reused or published is read (`read_hash`).
 """
 
 from __future__ import annotations
@@ -86,11 +87,18 @@ def hashes_of(header: Header) -> FileHashes:
 
 
 def stored_hash(path: Path) -> str:
-    """Return the SHA-256 of any file; that of a large one is remembered as long as its stamp stays the same."""
+    """Return the SHA-256 of any file; that of a large one is recalled as long as its stamp stays the same.
+
+    A stamp tells who wrote to the file, not whether the disk still has what was written: for that see `read_hash`.
+    """
     stamp = file_stamp(path.stat())
     known = _recall(stamp) if stamp[2] >= _LARGE else {}
-    if "file" in known:
-        return known["file"]
+    return known["file"] if "file" in known else read_hash(path)
+
+
+def read_hash(path: Path) -> str:
+    """Return the SHA-256 of any file as it is read now, whatever is remembered of it, and remember that."""
+    stamp = file_stamp(path.stat())
     settled = is_settled(stamp)
     digest = file_hash(path)
     if settled:

@@ -11,10 +11,10 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed
 from surgeon.checkpoint.quantized import quantization
 from surgeon.checkpoint.remarks import remarks
-from surgeon.checkpoint.sources import is_hub_file, local_file
+from surgeon.checkpoint.sources import is_hub_file, local_file, look_again
 from surgeon.checkpoint.storage import TensorInfo, read_header
 from surgeon.diff.diff import BYTEWISE, Diff, TensorDiff, chunks, compare_checkpoints
-from surgeon.errors import InputError, RegionError, shorten
+from surgeon.errors import InputError, RegionError, present, shorten
 from surgeon.progress import Progress
 from surgeon.region.overlap import Overlap, overlap
 from surgeon.region.patch import Patch, Piece, write_patch
@@ -61,6 +61,7 @@ def compare(
         InputError: the arguments make no pair.
         SurgeonError: a checkpoint or a region cannot be read, or they do not belong together.
     """
+    look_again()
     files = [local_file(path) for path in regions]
     sides = [local_file(path) if is_hub_file(path) else path for path in (before, after) if path is not None]
     if len(sides) == 2 and all(is_region_file(path) for path in sides):
@@ -141,9 +142,7 @@ def _save_patch(found: Diff, path: Path, progress: Progress) -> Patch:
 
 
 def _pieces(tensor: TensorDiff, advance: Callable[[int], None]) -> tuple[TensorInfo, Iterator[Piece]]:
-    before, after = tensor.before, tensor.after
-    assert before is not None
-    assert after is not None
+    before, after = present(tensor.before), present(tensor.after)
 
     def read() -> Iterator[Piece]:
         for _, left, right, _ in chunks(before, after):

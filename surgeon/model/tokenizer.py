@@ -10,6 +10,7 @@ from surgeon import foreign
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.companions import is_tokenizers, vocabulary_kind
 from surgeon.errors import CheckpointError, reason
+from surgeon.memory import require_room, require_room_for_torch
 
 # What transformers needs to read a vocabulary of each kind where there is no tokenizer.json.
 _PACKAGES = {"sentencepiece": ("sentencepiece", "google.protobuf"), "tiktoken": ("tiktoken",)}
@@ -22,6 +23,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     Raises:
         CheckpointError: there is none, or transformers cannot read it; the message says all that it says.
     """
+    require_room_for_torch()  # which transformers loads
+    require_room("a tokenizer", 64 << 20, 64 << 20)
     try:
         return foreign.load_tokenizer(checkpoint.folder)
     except MemoryError:

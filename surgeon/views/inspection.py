@@ -18,7 +18,7 @@ from surgeon.anatomy.scope import left_out, scope, unknown_kinds
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.quantized import is_code, quantization
 from surgeon.checkpoint.remarks import notes_on
-from surgeon.checkpoint.sources import local_file
+from surgeon.checkpoint.sources import local_file, look_again
 from surgeon.checkpoint.storage import DTYPE_BITS
 from surgeon.errors import shorten
 from surgeon.freeze.bundle import FOLDER, MANIFEST, REGION, Bundle
@@ -43,6 +43,7 @@ def look_at(target: str) -> dict[str, Any]:
     Raises:
         SurgeonError: nothing readable is there.
     """
+    look_again()
     path = local_file(target)
     if is_patch_file(path):
         return _patch(path)

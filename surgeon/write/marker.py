@@ -79,11 +79,15 @@ class Marker(BaseModel):
         return self.model_dump_json(indent=2) + "\n"
 
     def matches(self, other: Marker) -> bool:
-        """True if both say that the same was done to the same; what came out is not compared."""
+        """True if both say that the same was done to the same.
+
+        What came out is not compared, nor is the rest of the recipe: other variants, or how they are measured, make
+        no other bytes here.
+        """
         return self._asked() == other._asked()
 
     def _asked(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"tensors", "entries", "edits", "files"})
+        return self.model_dump(mode="json", exclude={"recipe", "tensors", "entries", "edits", "files"})
 
     def intact(self, folder: Path, jobs: int) -> bool:
         """True if every file in `folder` is as it was written; those of a variant that names none are not known.

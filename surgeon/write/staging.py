@@ -223,7 +223,7 @@ def _finished(checkpoint: Checkpoint, destination: Path, marker: Marker, jobs: i
             continue
         wanted = _with_content(marker, checkpoint, jobs)
         if found.matches(wanted) and found.intact(folder, jobs) and _has_form_of(checkpoint, folder, found, jobs):
-            return Staged(checkpoint, folder, destination, found)
+            return Staged(checkpoint, folder, destination, found.model_copy(update={"recipe": marker.recipe}))
     return None
 
 
