@@ -184,8 +184,15 @@ def _misnamed(file: RecipeFile, checkpoint: Checkpoint, name: str, chosen: Scope
     spec = file.recipe.regions[name]
     for key, selectors in (("include", spec.include), ("exclude", spec.exclude)):
         for i, selector in enumerate(selectors):
-            if selector in chosen.unmatched:
+            if selector in chosen.unmatched and not (key == "exclude" and selector in SELECTORS):
                 yield _unmatched(file, checkpoint, ("regions", name, key, i), selector)
+
+
+def excludes_nothing(checkpoint: Checkpoint, region: RegionPlan) -> list[str]:
+    """Return the roles that a region excludes and that the model does not have, which changes nothing."""
+    spec = region.spec
+    unmatched = scope(checkpoint, spec.include, spec.exclude, spec.layers).unmatched if spec.exclude else ()
+    return [selector for selector in spec.exclude if selector in unmatched and selector in SELECTORS]
 
 
 def _narrowed(file: RecipeFile, checkpoint: Checkpoint, whole: RegionPlan, problems: list[Problem]) -> RegionPlan:
@@ -212,7 +219,7 @@ def scorable(score: ScoreSpec | None, info: TensorInfo, where: Place) -> bool:
         if score.measure == "spike":
             return where.role == "mlp.down" and len(info.shape) == 2
         return where.role.startswith("mlp.") and parts_of("neuron", info.name, info.shape, where, {}) is not None
-    return not isinstance(score, WandaScore) or (len(info.shape) > 1 and where.role != "embed")
+    return not isinstance(score, WandaScore) or (len(info.shape) > 1 and where.matrix and where.role != "embed")
 
 
 def _selected_count(plan: RegionPlan, select: SelectSpec) -> tuple[int, bool]:

@@ -34,7 +34,7 @@ class SampledScore(Model):
     sequence_length: Annotated[int, Field(ge=2)] = Field(256, description="in tokens")
     batch_size: Count = Field(4, description="sequences per step; summed over if `reduction` is absolute")
     dtype: Literal["auto", "float32", "native"] = Field(
-        "auto", description="arithmetic: float32, or the weights' own dtype; auto is float32 on a CPU, else native"
+        "auto", description="arithmetic: float32, or the weights' own dtype; auto is float32 on every device"
     )
 
 
