@@ -24,7 +24,6 @@ from typing import Any
 from surgeon.api import plan_recipe
 from surgeon.plan.estimates import shape_of
 from surgeon.plan.ranks import rank_needs
-from surgeon.recipe.score_specs import SampledScore
 
 STEPS = ("score", "verify")
 
@@ -34,7 +33,7 @@ def worker(recipe: str, output: str, overrides: list[str]) -> None:
     import surgeon
     from surgeon import ranks
     from surgeon.model import verification
-    from surgeon.scores import scoring, shared
+    from surgeon.scoring import scoring, shared
 
     used = [0.0]
 
@@ -89,7 +88,7 @@ def predict(options: argparse.Namespace, seconds: float) -> None:
     """Print what larger numbers of ranks would take."""
     plan = plan_recipe(options.recipe, overrides=options.set or ())
     layers = max(1, shape_of(plan.checkpoint).layers)
-    languages = max(len(score.languages) for score in plan.scores() if isinstance(score, SampledScore))
+    languages = max(len(score.languages) for score in plan.sampled_scores())
     print(f"predicted from {seconds:.1f} s on one rank, with {options.network:.3g} bytes/s between two of them:")
     for count in (1, 2, 4, 8, 16, 32, 64):
         behind = max(1.0, count / languages) if count > 1 else 0.0  # layers by which the last rank is behind

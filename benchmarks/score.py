@@ -81,16 +81,15 @@ def ours(plan: Any, texts: dict[str, list[tuple[int, ...]]], select: bool) -> tu
     """Score, and select if wanted, by surgeon; also returns the processor seconds of the passes alone."""
     from surgeon.model.together import load_stack
     from surgeon.progress import Progress
-    from surgeon.scores.settings import ScoreSettings
     from surgeon.scores.sweeps import Sweep
+    from surgeon.scoring.select import select_in_pass
 
-    spec = plan.scores()[0]
-    settings = ScoreSettings(spec.samples, spec.sequence_length, spec.batch_size, spec.reduction, "float32")
+    score = plan.sampled_scores()[0]
     stack = load_stack(plan.checkpoint, "float32", "cpu")
-    sweep = Sweep(stack, texts, plan.scored_tensors(spec), settings, Progress())
+    sweep = Sweep(stack, texts, plan.scored_tensors(score), score, Progress())
     started = time.process_time()
     if select:
-        sweep.select(list(plan.regions.values()), [], "benchmark")
+        select_in_pass(sweep, plan.regions, "benchmark")
         return time.process_time() - started, {}
     found: dict[str, Arrays] = {language: {} for language in texts}
     with sweep.scratch("benchmark") as scratch:

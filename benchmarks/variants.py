@@ -30,7 +30,7 @@ from surgeon.operations import Zero
 from surgeon.plan.plan import Plan
 from surgeon.progress import Progress
 from surgeon.region.region import Region
-from surgeon.scores.build import build_regions
+from surgeon.regions.make import make_regions
 
 
 def planned(arguments: argparse.Namespace, folder: Path) -> Plan:
@@ -104,7 +104,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         plan = planned(arguments, Path(temporary))
-        regions = build_regions(plan, [], 1, plan.recipe.regions, {})
+        regions = make_regions(plan.provenance(1), [], 1, plan.recipe.regions, {})
         spec = plan.recipe.verify
         assert spec is not None
         stack = make_stack(load_model(plan.checkpoint, "float32", "cpu"))

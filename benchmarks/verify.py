@@ -70,11 +70,11 @@ def ours(plan: Any, texts: dict[str, Any], variants: bool) -> tuple[float, dict[
     from surgeon.model.perplexity import measure_variants
     from surgeon.model.together import load_stack
     from surgeon.progress import Progress
-    from surgeon.scores.build import build_regions
+    from surgeon.regions.make import make_regions
 
     models = [Variant("base")]
     if variants:
-        regions = build_regions(plan, [], 1, plan.recipe.regions, {})
+        regions = make_regions(plan.provenance(1), [], 1, plan.recipe.regions, {})
         models += [Variant(name, item.operations, regions) for name, item in plan.recipe.variants.items()]
     stack = load_stack(plan.checkpoint, "float32", "cpu")
     started = time.process_time()

@@ -35,10 +35,26 @@ a region or variant that is not there, but give a new one whole: `--set 'regions
 
 def reference() -> str:
     """Return the whole page."""
-    schema = recipe_schema()
+    schema = _inlined(recipe_schema())
     parts = [INTRODUCTION, _section("Recipe", schema, schema)]
     parts += [_section(name, schema["$defs"][name], schema) for name in _reached(schema)]
     return "\n".join(parts)
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """Put texts and lists that have a definition of their own where they are referred to."""
+    plain = {
+        f"#/$defs/{name}": {key: value for key, value in node.items() if key not in ("title", "description")}
+        for name, node in schema["$defs"].items()
+        if node.get("type") in ("string", "array")
+    }
+
+    def put(node: Any) -> Any:
+        if isinstance(node, dict):
+            return plain.get(node.get("$ref", "")) or {key: put(value) for key, value in node.items()}
+        return [put(item) for item in node] if isinstance(node, list) else node
+
+    return dict(put(schema))
 
 
 def _reached(schema: dict[str, Any]) -> list[str]:

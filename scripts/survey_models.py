@@ -48,7 +48,9 @@ def main() -> None:
     from families import families
     from layouts import LAYOUTS
 
-    every = {name: case[1] for name, case in families().items()} | {name: it.class_name for name, it in LAYOUTS.items()}
+    every = {name: case.class_name for name, case in families().items()} | {
+        name: it.class_name for name, it in LAYOUTS.items()
+    }
     names = wanted.names or list(every)
     wanted.results.parent.mkdir(parents=True, exist_ok=True)
     if wanted.again:

@@ -13,6 +13,7 @@ from surgeon import ranks
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed
 from surgeon.checkpoint.remembered import stored_hash
+from surgeon.checkpoint.scratch import reclaim_cache
 from surgeon.errors import InputError
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Verification
@@ -41,7 +42,7 @@ from surgeon.run import (
 from surgeon.text.corpora import Corpus, builtin_corpus
 from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, check_written, is_output, read_object
 from surgeon.write.marker import MARKER
-from surgeon.write.output import cache_in_use, output_lock
+from surgeon.write.output import output_lock
 
 __all__ = [
     "apply", "check_files", "copy_recipe", "cut_model", "cut_overrides", "expected_steps", "find_recipe", "plan_recipe",
@@ -114,7 +115,8 @@ def _apply(
     check_ready(the_plan, device, run.jobs)
     run.check_texts()
     ahead = run.progress.steps(steps(the_plan, device) if run.progress.console is not None else [])
-    with output_lock(out, the_plan.recipe.name, overwrite), cache_in_use(), ahead:
+    with output_lock(out, the_plan.recipe.name, overwrite), ahead:
+        reclaim_cache()
         run.token_counts.keep()
         before = read_object(out / MANIFEST)
         repeated = read_object(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
@@ -196,7 +198,8 @@ def score(
         run = Run(_plan_to_run(recipe, output, overrides), own, jobs, progress, keep=True)
         check_ready(run.plan, own, run.jobs)
         run.check_texts()
-        with output_lock(run.plan.output, run.plan.recipe.name, overwrite), cache_in_use():
+        with output_lock(run.plan.output, run.plan.recipe.name, overwrite):
+            reclaim_cache()
             files = save_regions(run)
         ranks.share(End(files))
         return files

@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgeon import inside
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.scope import left_out
 from surgeon.checkpoint.fingerprint import content_hash, refuse_changed
@@ -36,6 +37,7 @@ from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe, VerifySpec
 from surgeon.recipe.written import resolved_yaml
 from surgeon.region.region import Region
+from surgeon.regions.make import make_regions
 from surgeon.report.card import model_card, write_card, write_results
 from surgeon.report.data import (
     ModelReport,
@@ -48,8 +50,7 @@ from surgeon.report.html import write_page
 from surgeon.report.manifest import environment, manifest
 from surgeon.report.measured import check_expectations, perplexities, summarize, sweep_report
 from surgeon.report.regions import overlap_reports, region_report
-from surgeon.scores.build import build_regions
-from surgeon.scores.scoring import ScoreSet, Scoring, run_scores
+from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
 from surgeon.text.windows import new_tokens
 from surgeon.write.companions import companions
 from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, outputs_of
@@ -113,7 +114,9 @@ class Run:
         """The regions that the recipe names."""
         scores = self.scores
         with self.timed("select"):
-            return build_regions(self.plan, scores, self.jobs, self.plan.file.as_written.regions, {})
+            return make_regions(
+                self.plan.provenance(self.jobs), scores, self.jobs, self.plan.file.as_written.regions, {}
+            )
 
     def regions_of(self, variant: str) -> dict[str, Region]:
         """The regions that a variant uses. Those of a sweep's point are made anew, so that points need no memory."""
@@ -123,7 +126,7 @@ class Run:
             used[spec.held] = None
         scores, known = self.scores, self.regions
         with self.timed("select"):
-            return build_regions(self.plan, scores, self.jobs, used, known)
+            return make_regions(self.plan.provenance(self.jobs), scores, self.jobs, used, known)
 
     @cached_property
     def edits(self) -> dict[str, EditCount]:
@@ -307,7 +310,7 @@ def make_report(
             left_out=left_out(checkpoint),
         ),
         scores=[
-            ScoreReport(kind=item.spec.kind, language=language, sequences=size.sequences, tokens=size.tokens)
+            ScoreReport(kind=item.score.kind, language=language, sequences=size.sequences, tokens=size.tokens)
             for item in run.scores
             for language, size in item.samples.items()
         ],
@@ -356,7 +359,9 @@ def unchanged_report(out: Path, report: Report, manifest: Mapping[str, Any]) -> 
     ):
         return None
     named = {**manifest.get("outputs", {}), **manifest.get("report", {})}
-    intact = all((out / name).is_file() and stored_hash(out / name) == digest for name, digest in named.items())
+    intact = all(
+        inside.is_plain_file(out, name) and stored_hash(out / name) == digest for name, digest in named.items()
+    )
     return earlier if named and intact else None
 
 

@@ -17,7 +17,7 @@ import yaml
 
 import surgeon
 import surgeon.checkpoint.storage
-import surgeon.scores.scoring
+import surgeon.scoring.scoring
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.region.region import Region
 from surgeon.report.data import Report
@@ -110,18 +110,19 @@ def test_scores_follow_the_text_and_the_weights(
 ) -> None:
     from surgeon.api import plan_recipe
     from surgeon.scores.cache import score_path
-    from surgeon.scores.settings import ScoreSettings
+    from surgeon.scores.grad_param import GradParam
 
-    settings = ScoreSettings(4, 32, 4, "signed", "float32")
+    score = GradParam(kind="grad_param", languages=["de"], samples=4, sequence_length=32)
+    smaller = score.model_copy(update={"batch_size": 2})
     made = plan_recipe(recipe())
     tensors = made.scored_tensors(made.scores()[0])
-    one = score_path(made.checkpoint, tensors, "a", settings, 1)
+    one = score_path(made.checkpoint, tensors, "a", score, "float32", 1)
     other = Checkpoint.open(make_model("llama", seed=5))
-    assert one == score_path(made.checkpoint, tensors, "a", settings, 1)
-    assert one != score_path(made.checkpoint, tensors, "b", settings, 1)
-    assert one != score_path(other, tensors, "a", settings, 1)
-    assert one != score_path(made.checkpoint, tensors[1:], "a", settings, 1)
-    assert one != score_path(made.checkpoint, tensors, "a", ScoreSettings(4, 32, 2, "signed", "float32"), 1)
+    assert one == score_path(made.checkpoint, tensors, "a", score, "float32", 1)
+    assert one != score_path(made.checkpoint, tensors, "b", score, "float32", 1)
+    assert one != score_path(other, tensors, "a", score, "float32", 1)
+    assert one != score_path(made.checkpoint, tensors[1:], "a", score, "float32", 1)
+    assert one != score_path(made.checkpoint, tensors, "a", smaller, "float32", 1)
 
 
 def test_resharding_does_not_score_again(recipe: RecipeMaker, make_model: Callable[..., Path]) -> None:

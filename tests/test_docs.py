@@ -22,7 +22,6 @@ from surgeon.cli import app
 from surgeon.hub.rebuild import is_published
 from surgeon.recipe.reading import load_recipe
 from surgeon.recipe.schema import Recipe
-from surgeon.recipe.score_specs import SampledScore
 from surgeon.recipe.written import recipe_schema
 
 ROOT = Path(__file__).parent.parent
@@ -118,7 +117,7 @@ def on_little_text(recipe: Recipe) -> list[str]:
     changes = [
         f"regions.{name}.score.samples=2"
         for name, region in recipe.regions.items()
-        if isinstance(region.score, SampledScore)
+        if region.score is not None and region.score.on_text is not None
     ]
     if recipe.verify is not None:
         changes += ["verify.tokens=16", "verify.expect=[]"]

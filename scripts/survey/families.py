@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 # Lists of layers' numbers and the like, where there are two layers.
 LISTS: dict[str, Any] = {
@@ -113,15 +113,32 @@ def _takes(kind: str, class_name: str) -> bool:
     return own is wanted or wanted not in (getattr(own, "sub_configs", None) or {}).values()
 
 
-def families() -> dict[str, tuple[str, str]]:
-    """Return every case by name, as a model type and the name of a class; the classes of causal models first."""
+class Case(NamedTuple):
+    """A type of model, the class that its checkpoints are loaded with, and the heading of docs/models.md."""
+
+    kind: str
+    class_name: str
+    group: str
+
+
+GROUPS = {
+    "Causal language models": ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",),
+    "Image and text to text": ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",),
+    "Encoder-decoders and speech": (
+        "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+        "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+    ),
+}
+
+
+def families() -> dict[str, Case]:
+    """Return every case by name: mostly the type; where a type has another class in a later group, that is added."""
     from transformers.models.auto import modeling_auto
 
-    found: dict[str, tuple[str, str]] = {}
-    for kind, name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
-        if _takes(kind, name):
-            found[kind] = (kind, name)
-    for kind, name in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items():
-        if found.get(kind, ("", ""))[1] != name:
-            found[kind if kind not in found else f"{kind} (image)"] = (kind, name)
+    found: dict[str, Case] = {}
+    for group, mappings in GROUPS.items():
+        for kind, name in [pair for mapping in mappings for pair in getattr(modeling_auto, mapping).items()]:
+            if not _takes(kind, name) or name in {case.class_name for case in found.values() if case.kind == kind}:
+                continue
+            found[kind if kind not in found else f"{kind} ({name})"] = Case(kind, name, group)
     return found

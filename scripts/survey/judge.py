@@ -16,7 +16,7 @@ from typing import Any
 import reference as plain
 import torch
 
-SAMPLES, LENGTH, TOKENS, WINDOW, FRACTION = 4, 32, 96, 32, 0.1
+SAMPLES, LENGTH, TOKENS, WINDOW, FRACTION = 4, 32, 88, 32, 0.1  # the last window is shorter
 SENTENCES = {
     "de": "Alle Menschen sind frei und gleich an Würde und Rechten geboren. ",
     "fr": "Tous les êtres humains naissent libres et égaux en dignité et en droits. ",
@@ -48,6 +48,7 @@ regions:
     select: {{top: {fraction}}}
     exclude: [norm]
   bottom: {{control: {{of: core, draw: bottom}}}}
+  rows: {{from: core, select: {{top: {fraction}, scope: output}}, exclude: [norm]}}
   drawn: {{select: {{random: {fraction}}}}}
 variants:
   cut: {{operations: [{{zero: core}}]}}
@@ -138,6 +139,7 @@ def judge(name: str, class_name: str, model: Path, folder: Path, arrange: plain.
         return found
     report = json.loads((folder / "out" / "report.json").read_text("utf-8"))
     _compare_cut(found, expected, model, folder / "out", said + applied.out + applied.err + json.dumps(report))
+    _compare_rows(found, expected, folder / "out")
     _compare_drawn(found, expected, model, folder / "out")
     _compare_perplexity(found, "base", expected.perplexity, report)
     cut, told_of_cut = plain.load(class_name, folder / "out" / "variants" / "cut")
@@ -270,6 +272,21 @@ def _compare_cut(found: Found, expected: plain.Reference, model: Path, out: Path
     found.wrong += [f"counts: {', '.join(sorted(set(many)))}"] if many else []
 
 
+def _compare_rows(found: Found, expected: plain.Reference, out: Path) -> None:
+    """Compare a region that takes a share of the entries behind each output of a matrix."""
+    from surgeon.region.region import Region
+
+    region = Region.load(out / "regions" / "rows.region.safetensors")
+    wrong = set()
+    for name in region:
+        axis = expected.axes.get(name)
+        if axis is not None and expected.kinds.get(name) == plain.MATRIX:
+            mask = torch.from_numpy(region.mask(name)).movedim(axis, -1)
+            if bool((mask.sum(dim=-2) != int(FRACTION * mask.shape[-2])).any()):
+                wrong.add(_kind(name))
+    found.wrong += [f"outputs on another axis: {', '.join(sorted(wrong))}"] if wrong else []
+
+
 def _compare_drawn(found: Found, expected: plain.Reference, model: Path, out: Path) -> None:
     """Compare the variant of a region without a score: parameters of the layers, and nothing beside."""
     changed, _ = _changes(model, out / "variants" / "random")
@@ -302,7 +319,7 @@ def one(name: str, folder: Path) -> Found:
     os.environ["SURGEON_CACHE"] = str(folder / "cache")
     (folder / "cache").mkdir()
     model, layout = folder / "model", LAYOUTS.get(name)
-    kind, class_name = (layout.kind, layout.class_name) if layout is not None else families()[name]
+    kind, class_name = (layout.kind, layout.class_name) if layout is not None else families()[name][:2]
     try:
         made = make(kind, class_name, model, layout.config if layout is not None else ())
         if layout is not None:

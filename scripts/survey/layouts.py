@@ -116,6 +116,7 @@ LAYOUTS: dict[str, Layout] = {
     "llama, tied and both stored": Layout(
         "llama", "LlamaForCausalLM", arrange=_both_tied, config=(("tie_word_embeddings", True),)
     ),
+    "bert, an encoder": Layout("bert", "BertLMHeadModel", config=(("is_decoder", False),)),
     "llama, in bfloat16": Layout("llama", "LlamaForCausalLM", dtype=torch.bfloat16),
     "llama, in shards": Layout("llama", "LlamaForCausalLM", shards=3),
 }

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from families import families
+from families import GROUPS, families
 from judge import Found
 from layouts import LAYOUTS
 
@@ -19,13 +19,11 @@ _HEAD = """\
 
 <!-- Written by `make survey`; run that, do not change this page. -->
 
-Every model type that transformers {version} lists for causal language models ({causal}) or for image and text to text
-({images} more), and released layouts that `save_pretrained` does not write ({layouts}). Each is made tiny and random,
-planned, scored on two languages, cut by a tenth, measured, and compared with plain transformers, by a script that takes
-nothing of what it expects from surgeon. {date}.
+Every model type that transformers {version} lists for causal language models, for image and text to text, and for
+sequence to sequence and speech, and released layouts that `save_pretrained` does not write. Each is made tiny and
+random, planned, scored on two languages, cut by a tenth, measured, and compared with plain transformers, by a script
+that takes nothing of what it expects from surgeon. {date}.
 
-| | types | layouts |
-|---|--:|--:|
 {counts}
 
 **Right** means: the variant loads as the model does, with no name missing or unexpected; of each matrix of the layers
@@ -47,45 +45,33 @@ def read(results: Path) -> dict[str, Found]:
 
 def page(results: dict[str, Found], version: str, date: datetime.date) -> str:
     """Return the page."""
-    cases = families()
-    found = {name: results[name] for name in (*cases, *LAYOUTS) if name in results}
-    causal = _causal()
-    order = ("right", "refused", "partial", "wrong", "traceback", "not judged", "not made")
-    words = {
-        "partial": "part of the layers left out without a word", "wrong": "wrong", "traceback": "ended in a traceback",
-        "not judged": "no result", "not made": "could not be made tiny here",
-    }  # fmt: skip
-    counts = []
-    for verdict in order:
-        numbers = [
-            sum(it.verdict == verdict and (name in LAYOUTS) == lay for name, it in found.items()) for lay in (0, 1)
-        ]
-        if any(numbers):
-            counts.append(f"| {words.get(verdict, verdict)} | {numbers[0]} | {numbers[1] or ''} |")
-    parts = [_HEAD.format(
-        version=version, causal=sum(name in causal for name in cases), images=sum(name not in causal for name in cases),
-        layouts=len(LAYOUTS), date=f"{date:%d %B %Y}", counts="\n".join(counts),
-    )]  # fmt: skip
-    for title, chosen in (
-        ("Causal language models", [name for name in cases if name in causal]),
-        ("Image and text to text", [name for name in cases if name not in causal]),
-        ("Released layouts", list(LAYOUTS)),
-    ):
-        right = [found[name] for name in chosen if name in found and found[name].verdict == "right"]
+    groups = {group: [name for name, case in families().items() if case.group == group] for group in GROUPS}
+    groups["Released layouts"] = list(LAYOUTS)
+    found = {name: results[name] for names in groups.values() for name in names if name in results}
+    parts = [_HEAD.format(version=version, date=f"{date:%d %B %Y}", counts=_counts(groups, found))]
+    for title, names in groups.items():
+        right = [found[name] for name in names if name in found and found[name].verdict == "right"]
         parts.append(f"## {title}\n\n" + _table(right))
     parts.append("## Refused\n\n" + _reasons(it for it in found.values() if it.verdict == "refused"))
-    odd = [it for it in found.values() if it.verdict in order[2:]]
+    odd = [it for it in found.values() if it.verdict not in ("right", "refused")]
     if odd:
         parts.append("## Neither\n\n" + _reasons(odd))
     return "\n".join(parts)
 
 
-def _causal() -> set[str]:
-    from transformers.models.auto import modeling_auto
+_VERDICTS = {
+    "right": "right", "refused": "refused", "partial": "part of the layers left out without a word", "wrong": "wrong",
+    "traceback": "ended in a traceback", "not judged": "no result", "not made": "could not be made tiny here",
+}  # fmt: skip
 
-    return {
-        name for name, case in families().items() if case in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
-    }
+
+def _counts(groups: dict[str, list[str]], found: dict[str, Found]) -> str:
+    lines = [f"| | {' | '.join(title.lower() for title in groups)} |", f"|---|{'--:|' * len(groups)}"]
+    for verdict, words in _VERDICTS.items():
+        counts = [sum(name in found and found[name].verdict == verdict for name in names) for names in groups.values()]
+        if any(counts):
+            lines.append(f"| {words} | {' | '.join(str(count or '') for count in counts)} |")
+    return "\n".join(lines)
 
 
 _OUTER = {"embed", "head", "final_norm", "outside", "norm", "buffer"}

@@ -24,10 +24,12 @@ Arrange = Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], dict[str,
 
 @dataclass(frozen=True)
 class Reference:
-    """Names on disk; kinds of parameters by these; scores of all languages together; perplexity by language."""
+    """Names on disk; by these, kinds of parameters, and a matrix's axis of outputs where that is certain; scores of all
+    languages together; perplexity by language."""
 
     stored: frozenset[str]
     kinds: dict[str, float]
+    axes: dict[str, int]
     scores: dict[str, torch.Tensor]
     perplexity: dict[str, float]
 
@@ -103,18 +105,50 @@ def decoder_of(model: Any) -> Any:
     return found if isinstance(found, torch.nn.Module) else model
 
 
+_DOWN, _UP = ("down", "w2", "fc2", "output_linear"), ("up", "gate", "w1", "w3", "v1", "fc1", "input_linear")
+
+
+def outputs_of(model: Any, hidden: int) -> dict[int, torch.Tensor]:
+    """Number the outputs of matrices, from 1, along the axis that they lie on; zero where that is not certain.
+
+    Of a linear layer and of GPT-2's transposed one the class says it; of stacked experts, whose down projections give
+    `hidden` outputs and whose others take as many inputs, the shape, if no other axis is as long.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    found = {id(parameter): torch.zeros_like(parameter) for parameter in model.parameters()}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            axis = None
+            if isinstance(module, torch.nn.Linear | Conv1D) and parameter.dim() == 2:
+                axis = 1 if isinstance(module, Conv1D) else 0
+            elif "expert" in f"{path}.{name}" and "bias" not in name and list(parameter.shape[-2:]).count(hidden) == 1:
+                first = parameter.dim() - 2  # of the two axes that are inputs and outputs
+                wide = list(parameter.shape[-2:]).index(hidden)
+                last = f"{path.rpartition('.')[2]}.{name}"
+                if any(word in last for word in (*_DOWN, *_UP)):
+                    axis = first + (wide if any(word in last for word in _DOWN) else 1 - wide)
+            if axis is not None:
+                shape = [-1 if at == axis else 1 for at in range(parameter.dim())]
+                numbers = torch.arange(1.0, parameter.shape[axis] + 1).view(shape)
+                found[id(parameter)] = numbers.expand(parameter.shape).contiguous()
+    return found
+
+
+def _axis(numbers: torch.Tensor) -> int | None:
+    """Return the axis along which numbers grow, if they do along one."""
+    if not bool((numbers > 0).all()):
+        return None
+    grows = [axis for axis in range(numbers.dim()) if bool((numbers.diff(dim=axis) != 0).any())]
+    return grows[0] if len(grows) == 1 else None
+
+
 def kinds_of(model: Any) -> dict[int, float]:
     """Say of each parameter, by its id, whether it is a matrix, a norm or another vector of a layer, or outside."""
     config = model.config.get_text_config(decoder=True)
     counts = {getattr(config, name, None) for name in ("num_hidden_layers", "decoder_layers", "num_layers")}
     found = {id(parameter): OUTSIDE for parameter in model.parameters()}
-    lists = [
-        module
-        for root in (decoder_of(model), model)
-        for path, module in root.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) in counts and not _other_tower(path)
-        and any(parameter.dim() > 1 for parameter in module.parameters())
-    ]  # fmt: skip
+    lists = _lists(decoder_of(model), counts) or _lists(model, counts)
     for module in lists:
         for path, part in module.named_modules():
             for name, parameter in part.named_parameters(recurse=False):
@@ -123,6 +157,16 @@ def kinds_of(model: Any) -> dict[int, float]:
                     kind = NORM
                 found[id(parameter)] = kind
     return found
+
+
+def _lists(root: Any, counts: set[Any]) -> list[Any]:
+    """Return the lists of as many modules as the text has layers, but not of other towers."""
+    return [
+        module
+        for path, module in root.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) in counts and not _other_tower(path)
+        and any(parameter.dim() > 1 for parameter in module.parameters())
+    ]  # fmt: skip
 
 
 def _other_tower(path: str) -> bool:
@@ -163,9 +207,11 @@ def reference(
     none = {id(parameter): torch.full_like(parameter, -1.0) for parameter in model.parameters()}
     scored = {key: none[key] if score is None else score for key, score in found.items()}
     scores = on_disk(model, scored, arrange)
+    numbered = on_disk(model, outputs_of(model, model.get_input_embeddings().weight.shape[1]), arrange)
+    axes = {name: axis for name, numbers in numbered.items() if (axis := _axis(numbers)) is not None}
     measured = perplexity(model, tokenizer, texts, tokens, window)
     found_kinds = {name: float(mark.flatten()[0]) for name, mark in stored.items() if mark.numel()}
-    return Reference(frozenset(stored), found_kinds, scores, measured)
+    return Reference(frozenset(stored), found_kinds, axes, scores, measured)
 
 
 def top(score: torch.Tensor, fraction: float) -> torch.Tensor:

@@ -28,7 +28,7 @@ _NUMBERS: tuple[tuple[str, int], ...] = (
     (r"rotary_dim", 4),
     (r"(\w+_)?(head_dim|headdim|d_head|dim_head|head_size|kv_channels|d_kv|qk_nope_head_dim|qk_rope_head_dim)", 8),
     (r"(q|kv|o)_lora_rank|adapter_rank|laurel_rank|gated_norm_rank|d_rel|hc_lowrank", 8),
-    (r"moe_intermediate_size|expert_ffn_hidden_size|(moe_)?shared_experts?_intermediate_size|share_expert_dim", 16),
+    (r"moe_intermediate_size|expert_ffn_hidden_size|(moe_)?shared_experts?_intermediate_size|share_expert_dim", 12),
     (r"(\w+_)?(intermediate_size|ffn_dim|d_ff|dff|ffn_hidden_size|d_inner|mlp_dim|feed_forward_size|dim_ff)", 48),
     (r"intermediate_size_mlp|dense_intermediate_size|shared_intermediate_size", 48),
     (r"hidden_size_per_layer_input|ple_embed_dim|router_hidden_size", 8),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash
 from surgeon.checkpoint.remembered import stored_hash
@@ -131,5 +132,5 @@ def _as_written(path: Path, written: Mapping[str, str]) -> Region:
 
 def _file(out: Path, recipe: Recipe, region: str) -> Path | None:
     same = [region, *(name for name, spec in recipe.regions.items() if spec == recipe.regions[region])]
-    paths = (out / REGIONS / f"{name}.region.safetensors" for name in same)
-    return next((path for path in paths if path.is_file()), None)
+    names = (f"{REGIONS}/{name}.region.safetensors" for name in same)
+    return next((out / name for name in names if inside.is_plain_file(out, name)), None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -59,8 +60,13 @@ def read_json(path: Path, longest: int = LONGEST, unique: bool = True) -> Any:
         NotPlain: see `parse_json`.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with open(path, "rb", opener=_without_waiting) as file:
         return parse_json(file.read(longest + 1), longest, unique)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe of that name is empty, and is not waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_object(path: Path, longest: int = LONGEST, unique: bool = True) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,14 +25,18 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon import inside
 from surgeon.checkpoint.hashing import CHANGED, Stamp, file_stamp, is_settled
 from surgeon.checkpoint.plain_json import LONGEST, NotPlain, as_object, as_shape, as_size, as_texts, parse_json
 from surgeon.checkpoint.remote import RemoteFile, read_range, stream_range
 from surgeon.errors import CheckpointError
+from surgeon.locks import held, is_still, lock
 from surgeon.mapped import remember
 
 _FIRST_READ = 1 << 16  # of a file on the Hub; holds the header of a shard of some five hundred tensors
 _PIECE = 1 << 20
+# Names of files that are being written, see `replacing` and `write_stream`.
+_PART = re.compile(r"(\..+\.\d+(?:-[0-9a-f]{8})?\.part)(?:\.body\d+)?")
 
 # Bits per element of every dtype that safetensors knows.
 DTYPE_BITS: Mapping[str, int] = {
@@ -297,7 +302,7 @@ def allocate_file(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str
     """Create a file whose tensors are all zero, its blocks reserved, ready to be mapped `shared`."""
     header = header_bytes(specs, metadata)
     data = sum(math.prod(shape) * DTYPE_BITS[dtype] // 8 for _, dtype, shape in specs)
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         file.write(header)
         file.flush()
         if data:  # a write to a mapped hole on a full disk kills the process, so reserve the blocks now
@@ -330,7 +335,7 @@ def write_stream(
             for name, dtype, data in pieces:
                 width = DTYPE_BITS[dtype]
                 if width not in open_bodies:
-                    open_bodies[width] = stack.enter_context(bodies[width].open("wb"))
+                    open_bodies[width] = stack.enter_context(BufferedWriter(inside.create(bodies[width])))
                 open_bodies[width].write(np.ascontiguousarray(data).view(np.uint8).data)
                 sizes[name, dtype] = sizes.get((name, dtype), 0) + data.size
         order = sorted(sizes, key=lambda key: -DTYPE_BITS[key[1]])  # stable: by arrival within a width
@@ -342,26 +347,52 @@ def write_stream(
                         shutil.copyfileobj(source, target, 1 << 20)
     finally:
         for body in bodies.values():
-            body.unlink(missing_ok=True)
+            inside.remove(body)
 
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a path to write beside `path`; flush it to disk and rename it when the block ends well.
 
-    What is not `durable` may be empty after a power cut. The name that it bears until then is like no other's, also not
-    of a process with the same number in another container.
+    What is not `durable` may be empty after a power cut. The file is there already, empty, and locked until it gets its
+    name or goes: so whoever clears up knows that somebody is writing it, see `remove_abandoned`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with naming(path):
+    with naming(path):
+        staged, descriptor = _begin(path)
+        try:
             yield staged
             if durable:
                 flush(staged)
-            os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
+            inside.rename(staged, path)
+        finally:
+            inside.remove(staged)
+            os.close(descriptor)
+
+
+def _begin(path: Path) -> tuple[Path, int]:
+    """Make and lock the file that is written; its name is like no other's, also not of a process elsewhere."""
+    while True:
+        staged = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+        descriptor = inside.open_file(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            ours = lock(descriptor)
+        except OSError:  # no locks on this file system, so nobody clears up there either
+            ours = True
+        if ours and is_still(descriptor, staged):
+            return staged, descriptor
+        os.close(descriptor)  # somebody who was clearing up was faster
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what was being written below a folder when its process was killed; nobody else gives these names."""
+    for path in sorted(folder.rglob(".*.part*")):  # before a file the bodies that it was to be made of
+        found = _PART.fullmatch(path.name)
+        if found is None or not inside.is_plain_file(folder, path.relative_to(folder)):
+            continue
+        whole = path.with_name(found[1])
+        with held(whole) as ours:
+            if ours or not whole.exists():
+                inside.remove(path)
 
 
 @contextmanager

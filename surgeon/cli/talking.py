@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from surgeon import inside
 from surgeon.cli.options import DeviceOption, JsonOption, VerboseOption
 from surgeon.console import print_json, progress_to, quiet_libraries, stdout
 from surgeon.ending import Interrupted
@@ -89,7 +90,7 @@ def _show(prompt: str, found: Mapping[str, Any]) -> None:
 def _serve(speakers: Speakers, page: Path, port: int) -> None:
     from surgeon.chat.server import LOOPBACK, make_server, page_with_box
 
-    if not page.is_file():
+    if not inside.is_plain_file(page.parent, page.name):
         raise InputError(f"{page}: no page there; `surgeon apply` writes it")
     server = make_server(page_with_box(page.read_text(encoding="utf-8")), speakers.answer, port)
     print(f"http://{LOOPBACK}:{server.server_port}/ ({', '.join(speakers.names)}); end with Ctrl-C", flush=True)

@@ -1,8 +1,8 @@
 """Keep a region's entries bit for bit while a trainer changes everything else.
 
 from surgeon.freeze import freeze
-frozen = freeze(model, "out/variants/frozen", optimizer)   # a folder, a Hub id, a Bundle or a Region
-...                                                        # train as always
+frozen = freeze(model, "out/variants/frozen")   # a folder, a Hub id, a Bundle or a Region; before or after optimizers
+...                                             # train as always
 frozen.verify()
 
 Needs torch, numpy, safetensors and ml_dtypes only. docs/freezing.md shows each trainer, docs/freeze-format.md
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from surgeon.freeze.peft import merge
     from surgeon.freeze.saved import verify_saved
     from surgeon.freeze.trainer import FreezeCallback
+    from surgeon.freeze.watch import release
 
 __all__ = [
     "Bundle", "FreezeCallback", "FreezeError", "Frozen", "LightningFreeze",
-    "freeze", "merge", "verify_saved", "write_bundle",
+    "freeze", "merge", "release", "verify_saved", "write_bundle",
 ]  # fmt: skip
 
 # Resolved on first use: reading a bundle needs no torch, and only the adapters need their trainers.
@@ -37,6 +38,7 @@ _HOMES = {
     "LightningFreeze": "surgeon.freeze.lightning",
     "freeze": "surgeon.freeze.frozen",
     "merge": "surgeon.freeze.peft",
+    "release": "surgeon.freeze.watch",
     "verify_saved": "surgeon.freeze.saved",
     "write_bundle": "surgeon.freeze.bundle",
 }

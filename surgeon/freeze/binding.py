@@ -9,17 +9,21 @@ one prefix, the same for every tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.nn import Parameter
 
 from surgeon.errors import FreezeError
-from surgeon.freeze.bundle import Bundle, aliases
+from surgeon.freeze.bundle import Bundle, aliases, enlarged_rows
 from surgeon.freeze.layout import is_plain, shape_of
 
-# Inserted by torch.compile, activation checkpointing and PEFT; `base_layer` holds the weight that LoRA adds to.
-_INSERTED = {"_orig_mod", "_checkpoint_wrapped_module", "base_layer", "original_module"}
+# Inserted by torch.compile, activation checkpointing and PEFT: `base_layer` holds the weight that LoRA adds to, and
+# beside `original_module`, which no longer trains, `modules_to_save.ADAPTER` is what does.
+_INSERTED = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|base_layer|original_module|modules_to_save\.[^.]+)\."
+)
 _Prefix = tuple[str, str]  # what to drop, what to add
 
 
@@ -36,7 +40,8 @@ def bind(bundle: Bundle, parameters: Mapping[str, Parameter]) -> tuple[dict[str,
     """Find each tensor of the bundle in the model; returns the places, and the reasons for tensors without any.
 
     A tensor with tied names is bound to every distinct parameter that bears one of them, so that it stays
-    frozen also in a model that unties them.
+    frozen also in a model that unties them; the same holds for a module that PEFT copied to train it. A parameter may
+    have more rows than the bundle's, as an enlarged vocabulary makes: the rows beyond are no part of the bundle.
 
     Raises:
         FreezeError: the names fit several parts of the model equally well.
@@ -44,10 +49,11 @@ def bind(bundle: Bundle, parameters: Mapping[str, Parameter]) -> tuple[dict[str,
     places = _places(bundle, parameters)
     chosen: dict[str, list[Bound]] = {}
     misfits: dict[str, str] = {}
+    grown = _grown(bundle, [place for found in places.values() for place in found])
     for name in bundle.names():
-        found = [places[alias] for alias in aliases(bundle.ties, name) if alias in places]
+        found = [place for alias in aliases(bundle.ties, name) for place in places.get(alias, ())]
         distinct = list({id(place.parameter): place for place in found}.values())
-        odd = next((place for place in distinct if shape_of(place.parameter) != place.shape), None)
+        odd = next((place for place in distinct if shape_of(place.parameter) not in (place.shape, grown(place))), None)
         if not distinct:
             misfits[name] = "the model has no parameter of that name"
         elif odd is not None:
@@ -64,32 +70,57 @@ def bind(bundle: Bundle, parameters: Mapping[str, Parameter]) -> tuple[dict[str,
     return chosen, misfits
 
 
-def _places(bundle: Bundle, parameters: Mapping[str, Parameter]) -> dict[str, Bound]:
+def _grown(bundle: Bundle, places: Sequence[Bound]) -> Callable[[Bound], tuple[int, ...] | None]:
+    """Return which shape a place may have instead of its own: more rows, the same number of them in all that have more.
+
+    A bare region has no hashes to tell an enlarged model from another one, so that there nothing may.
+    """
+    pairs = [(place.shape, shape_of(place.parameter)) for place in places if place.offset == 0]
+    rows = enlarged_rows(pairs) if bundle.tensors else None
+    if rows is None:
+        return lambda place: None
+    few, many = rows
+    return lambda place: (many, *place.shape[1:]) if place.offset == 0 and place.shape[:1] == (few,) else None
+
+
+def _places(bundle: Bundle, parameters: Mapping[str, Parameter]) -> dict[str, list[Bound]]:
     """Bind every name of the bundle, tied ones included: as the model class names it, else as it is on disk."""
     shapes = {alias: bundle.region.shapes[name] for name in bundle.names() for alias in aliases(bundle.ties, name)}
     in_class = {name: tensor.model_name for name, tensor in bundle.tensors.items() if tensor.model_name}
-    places = {}
-    for name, partner in match_names(sorted(shapes), parameters, in_class).items():
+    places: dict[str, list[Bound]] = {}
+    for name, partners in match_all(sorted(shapes), parameters, in_class).items():
         tensor = bundle.tensors.get(name)
-        if tensor is None or not tensor.model_name or tensor.model_shape is None:
-            places[name] = Bound(parameters[partner], shapes[name])
-        else:
-            places[name] = Bound(parameters[partner], tensor.model_shape, tensor.model_offset)
+        shape, offset = shapes[name], 0
+        if tensor is not None and tensor.model_name and tensor.model_shape is not None:
+            shape, offset = tensor.model_shape, tensor.model_offset
+        places[name] = [Bound(parameters[partner], shape, offset) for partner in partners]
     renamed = sorted(name for name in shapes if name not in places and in_class.get(name, name) != name)
-    for name, partner in match_names(renamed, parameters, {}).items():
-        places[name] = Bound(parameters[partner], shapes[name])
+    for name, partners in match_all(renamed, parameters, {}).items():
+        places[name] = [Bound(parameters[partner], shapes[name]) for partner in partners]
     return places
 
 
 def match_names(stored: Iterable[str], model: Iterable[str], hints: Mapping[str, str]) -> dict[str, str]:
-    """Map names on disk to names in the model; a name without a partner is left out.
-
-    `hints` gives the name in the model class where a bundle knows it to differ from the one on disk.
+    """Map names on disk to names in the model, one each; see `match_all`.
 
     Raises:
         FreezeError: two prefixes fit equally well, as in a module that holds a student and a teacher.
     """
-    plain: dict[str | None, str] = {_plain(name): name for name in model}
+    return {name: partners[-1] for name, partners in match_all(stored, model, hints).items()}
+
+
+def match_all(stored: Iterable[str], model: Iterable[str], hints: Mapping[str, str]) -> dict[str, list[str]]:
+    """Map names on disk to all names in the model that are the same but for what wrappers insert.
+
+    A name without a partner is left out. `hints` gives the name in the model class where a bundle knows it to differ
+    from the one on disk.
+
+    Raises:
+        FreezeError: two prefixes fit equally well, as in a module that holds a student and a teacher.
+    """
+    plain: dict[str | None, list[str]] = {}
+    for name in model:
+        plain.setdefault(_INSERTED.sub("", name), []).append(name)
     wanted = {name: hints.get(name, name) for name in stored}
     fits = {
         prefix: [name for name, hint in wanted.items() if _shift(hint, prefix) in plain]
@@ -103,10 +134,6 @@ def match_names(stored: Iterable[str], model: Iterable[str], hints: Mapping[str,
             f"the model holds the tensors to freeze more than once, under {shown}; pass the submodule that is trained"
         )
     return {name: plain[_shift(wanted[name], winners[0])] for name in fits[winners[0]]}
-
-
-def _plain(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _INSERTED)
 
 
 def _shift(name: str, prefix: _Prefix) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,8 @@ class Bundle:
 
     Without a manifest (a bare region) `tensors` is empty, and only names and shapes can be checked. `ties`
     are groups of names that are one parameter; an entry frozen under one of them is frozen under all. `trained` is the
-    complement of `region` where the bundle was made to say which entries train, and all others are frozen.
+    complement of `region` where the bundle was made to say which entries train, and all others are frozen. `folder` is
+    where its files lie.
     """
 
     region: Region
@@ -78,6 +80,7 @@ class Bundle:
     base: Mapping[str, Any] | None = None
     source: str = "region"
     trained: Region | None = None
+    folder: Path | None = None
 
     @classmethod
     def load(cls, source: str | Path, revision: str | None = None) -> Bundle:
@@ -104,7 +107,24 @@ class Bundle:
                 raise FreezeError(f"{folder / MANIFEST}: does not describe tensor '{name}' of its region file")
         trained = region if data["polarity"] == TRAINED else None
         frozen = region if trained is None else ~region
-        return cls(frozen, tensors, tuple(map(tuple, data["ties"])), data["base"], str(source), trained)
+        return cls(frozen, tensors, tuple(map(tuple, data["ties"])), data["base"], str(source), trained, folder)
+
+    def copy_to(self, checkpoint: Path) -> None:
+        """Put the bundle beside a checkpoint that goes on from its own; does nothing without a manifest, or if it is
+        there.
+
+        The hashes of whole tensors in it stay those of the checkpoint that it was made for.
+        """
+        target = checkpoint / FOLDER
+        if self.folder is None or (
+            (target / MANIFEST).exists() and (target / MANIFEST).samefile(self.folder / MANIFEST)
+        ):
+            return
+        target.mkdir(parents=True, exist_ok=True)
+        region = str(_read_manifest(self.folder / MANIFEST)["region"]["file"])
+        for name in (region, MANIFEST):
+            with replacing(target / name) as staged:
+                shutil.copyfile(self.folder / name, staged)
 
     def names(self) -> list[str]:
         """Return the tensors that have frozen entries."""
@@ -281,18 +301,41 @@ def _in_model(place: ModelPlace | None) -> dict[str, Any]:
 
 
 def stored_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Return the tensors of all safetensors files that lie directly in a folder, or of one file.
+    """Return the tensors of a checkpoint's safetensors files, or of one file; of all that are there a name's last.
+
+    Raises:
+        FreezeError: there is none, or one is damaged.
+    """
+    return {name: copies[-1] for name, copies in stored_copies(folder).items()}
+
+
+def stored_copies(folder: Path) -> dict[str, list[TensorInfo]]:
+    """Return all tensors by name in the files of a checkpoint that a loader reads: an index's, or `model.safetensors`.
+
+    Where a folder has neither, all its safetensors files count, and a name may be there more than once.
 
     Raises:
         FreezeError: there is none, or one is damaged.
     """
     files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FreezeError(f"{folder}: no safetensors file in this folder")
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     try:
-        return {name: info for file in files for name, info in read_header(file).tensors.items()}
+        if index.is_file() and not single.is_file():
+            names = set(as_object(read_object(index).get("weight_map"), "its weight map").values())
+            files = [file for file in files if file.name in names] or files
+        elif single.is_file():
+            files = [single]
+        if not files:
+            raise FreezeError(f"{folder}: no safetensors file in this folder")
+        copies: dict[str, list[TensorInfo]] = {}
+        for file in files:
+            for name, info in read_header(file).tensors.items():
+                copies.setdefault(name, []).append(info)
     except CheckpointError as error:
         raise FreezeError(str(error)) from None
+    except (OSError, NotPlain) as error:
+        raise FreezeError(f"{index}: not read ({error})") from None
+    return copies
 
 
 def fitting(folder: Path, stored: Mapping[str, TensorInfo], name: str, shape: tuple[int, ...]) -> TensorInfo:
@@ -309,6 +352,15 @@ def fitting(folder: Path, stored: Mapping[str, TensorInfo], name: str, shape: tu
             "the region belongs to another model"
         )
     return stored[name]
+
+
+def enlarged_rows(pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> tuple[int, int] | None:
+    """Return old and new number of rows if tensors of these shapes, each then and now, are of an enlarged vocabulary.
+
+    They are if all that have more rows now have the same number of them, and had so then.
+    """
+    rows = {(then[0], now[0]) for then, now in pairs if then and now[1:] == then[1:] and now[0] > then[0]}
+    return rows.pop() if len(rows) == 1 else None
 
 
 def aliases(ties: Iterable[Sequence[str]], name: str) -> tuple[str, ...]:

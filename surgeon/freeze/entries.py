@@ -1,8 +1,7 @@
-"""A set of flat indices kept small, and what is done to a flat tensor at these places.
+"""A set of a tensor's entries kept small, and what is done to a flat tensor at these places.
 
-Five forms: a span; whole rows, columns or their crossings; a short list of indices; gaps between successive
-indices; a mask of one bit an entry. Torch wants int64 indices: only a short list keeps them, since there what is
-done in a step counts, not memory; gaps and masks make them anew for each use, a piece of the tensor at a time.
+Two encodings: numbers (int32, of entries, or of whole rows where the set is made of whole rows) and, for dense sets,
+one bit per entry of the tensor. Bits become indices anew for each use, a piece of the tensor at a time.
 """
 
 from __future__ import annotations
@@ -19,12 +18,10 @@ from surgeon.region.region import Indices
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ARE_BITS = frozenset(INTEGERS.values())
-SHORT = 1024  # indices, so that no tensor keeps more than 8 KiB of them
+_DENSE = 8  # from one entry in eight on, bits are both smaller than numbers and not slower
 # Bytes of a mask that are taken at a time: the indices that they make stay in a processor's cache, or in small memory.
 _PIECES = {"cpu": 1 << 14}
 _PIECE = 1 << 22
-_DENSE = 8  # from one entry in eight on, a bit per entry of the tensor is smaller than a byte per index
-_GAP_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -34,159 +31,74 @@ def bits(tensor: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class Entries:
-    """Flat indices into a tensor of one dimension, in ascending order; `count` says how many."""
+    """Flat indices into a tensor, in ascending order.
 
-    device: torch.device
+    `kept` holds numbers of units of `unit` successive entries (1, or the length of a row), or packed bits in the order
+    of `numpy.packbits`, as `is_packed` says. `count` is the number of entries.
+    """
+
     count: int
+    kept: Tensor
+    unit: int = 1
+    is_packed: bool = False
 
     def indices(self) -> Tensor:
         """Return them as int64."""
-        raise NotImplementedError
+        if self.is_packed:
+            return _places(self.kept)
+        numbers = self.kept.long()
+        if self.unit == 1:
+            return numbers
+        return (numbers[:, None] * self.unit + torch.arange(self.unit, device=numbers.device)).view(-1)
 
     def select(self, flat: Tensor) -> Tensor:
         """Return the entries of `flat` at these places, in memory of their own."""
-        return flat.index_select(0, self.indices())
+        if self.is_packed:
+            found = [piece.index_select(0, _places(packed)) for piece, packed in self._pieces(flat)]
+            return torch.cat(found).view(flat.dtype)
+        return self._units(flat).index_select(0, self.kept).view(-1).view(flat.dtype)
 
     def write(self, flat: Tensor, values: Tensor) -> None:
         """Write values, of the dtype of `flat`, at these places, bit by bit."""
-        bits(flat).scatter_(0, self.indices(), bits(values))
-
-    def clear(self, flat: Tensor) -> None:
-        """Set the entries at these places to positive zero."""
-        target = bits(flat)
-        target.scatter_(0, self.indices(), target.new_zeros(self.count))  # on a CPU much faster than index_fill_
-
-    def tensors(self) -> list[Tensor]:
-        """Return what is kept in memory."""
-        return [value for value in vars(self).values() if isinstance(value, Tensor)]
-
-    def to(self, device: torch.device) -> None:
-        """Move what is kept to a device."""
-        if device == self.device:
+        source = bits(values)
+        if not self.is_packed:
+            numbers = self.kept.long()
+            if self.unit == 1:
+                bits(flat).scatter_(0, numbers, source)
+            else:
+                self._units(flat).index_copy_(0, numbers, source.view(-1, self.unit))
             return
-        self.device = device
-        for name, value in list(vars(self).items()):
-            if isinstance(value, Tensor):
-                setattr(self, name, value.to(device))
-
-
-@dataclass(eq=False)
-class Span(Entries):
-    """The entries from `start` on."""
-
-    start: int
-
-    def indices(self) -> Tensor:
-        """Return them as int64."""
-        return torch.arange(self.start, self.start + self.count, device=self.device)
-
-    def select(self, flat: Tensor) -> Tensor:
-        """Return the entries at these places."""
-        return flat.narrow(0, self.start, self.count).clone()
-
-    def write(self, flat: Tensor, values: Tensor) -> None:
-        """Write values at these places."""
-        bits(flat).narrow(0, self.start, self.count).copy_(bits(values))
-
-    def clear(self, flat: Tensor) -> None:
-        """Zero these places."""
-        bits(flat).narrow(0, self.start, self.count).zero_()
-
-
-Axis = slice | Tensor  # successive rows or columns, or their numbers
-
-
-@dataclass(eq=False)
-class Grid(Entries):
-    """The crossings of some rows and some columns of a matrix."""
-
-    shape: tuple[int, int]
-    rows: Axis
-    columns: Axis
-
-    def indices(self) -> Tensor:
-        """Return them as int64."""
-        rows, columns = (
-            torch.arange(axis.start, axis.stop, device=self.device) if isinstance(axis, slice) else axis
-            for axis in (self.rows, self.columns)
-        )
-        return (rows[:, None] * self.shape[1] + columns).view(-1)
-
-    def _key(self) -> tuple[Axis, Axis]:
-        both = isinstance(self.rows, Tensor) and isinstance(self.columns, Tensor)
-        return (self.rows[:, None] if both else self.rows), self.columns  # type: ignore[index]
-
-    def select(self, flat: Tensor) -> Tensor:
-        """Return the entries at these places."""
-        chosen = bits(flat).view(self.shape)[self._key()]
-        return chosen.clone(memory_format=torch.contiguous_format).view(-1).view(flat.dtype)
-
-    def write(self, flat: Tensor, values: Tensor) -> None:
-        """Write values at these places."""
-        axis = self.columns
-        width = axis.stop - axis.start if isinstance(axis, slice) else axis.numel()
-        bits(flat).view(self.shape)[self._key()] = bits(values).view(-1, width)
-
-    def clear(self, flat: Tensor) -> None:
-        """Zero these places."""
-        bits(flat).view(self.shape)[self._key()] = 0
-
-
-@dataclass(eq=False)
-class Listed(Entries):
-    """A few indices as they are used."""
-
-    listed: Tensor
-
-    def indices(self) -> Tensor:
-        """Return them as int64."""
-        return self.listed
-
-
-@dataclass(eq=False)
-class Gaps(Entries):
-    """Differences between successive indices, the first one from 0, in the narrowest type that holds them."""
-
-    gaps: Tensor
-
-    def indices(self) -> Tensor:
-        """Return them as int64."""
-        return torch.cumsum(self.gaps, 0, dtype=torch.int64)
-
-
-@dataclass(eq=False)
-class Bits(Entries):
-    """One bit per entry of the tensor, in the order of `numpy.packbits`."""
-
-    packed: Tensor
-
-    def indices(self) -> Tensor:
-        """Return them as int64."""
-        return _places(self.packed)
-
-    def select(self, flat: Tensor) -> Tensor:
-        """Return the entries at these places."""
-        found = [piece.index_select(0, _places(packed)) for piece, packed in self._pieces(flat)]
-        return torch.cat(found).view(flat.dtype)
-
-    def write(self, flat: Tensor, values: Tensor) -> None:
-        """Write values at these places."""
-        source, done = bits(values), 0
+        done = 0
         for piece, packed in self._pieces(flat):
             places = _places(packed)
             piece.scatter_(0, places, source[done : done + places.numel()])
             done += places.numel()
 
     def clear(self, flat: Tensor) -> None:
-        """Zero these places: multiply integers by 0 there and by 1 elsewhere, which needs no indices."""
-        for piece, packed in self._pieces(flat):
-            piece.mul_(_unpacked(~packed)[: piece.numel()])
+        """Set the entries at these places to positive zero."""
+        if self.is_packed:  # integers times 0 there and 1 elsewhere, which needs no indices
+            for piece, packed in self._pieces(flat):
+                piece.mul_(_unpacked(~packed)[: piece.numel()])
+        elif self.unit == 1:
+            target = bits(flat)
+            target.scatter_(0, self.kept.long(), target.new_zeros(self.count))  # much faster than index_fill_
+        else:
+            self._units(flat).index_fill_(0, self.kept.long(), 0)
+
+    def to(self, device: torch.device) -> None:
+        """Move what is kept to a device."""
+        if self.kept.device != device:
+            self.kept = self.kept.to(device)
+
+    def _units(self, flat: Tensor) -> Tensor:
+        whole = bits(flat)
+        return whole if self.unit == 1 else whole.view(-1, self.unit)
 
     def _pieces(self, flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield parts of `flat`, as integers, with their parts of the mask."""
         target, step = bits(flat), _PIECES.get(flat.device.type, _PIECE)
-        for start in range(0, self.packed.numel(), step):
-            yield target[8 * start : 8 * (start + step)], self.packed[start : start + step]
+        for start in range(0, self.kept.numel(), step):
+            yield target[8 * start : 8 * (start + step)], self.kept[start : start + step]
 
 
 def _unpacked(packed: Tensor) -> Tensor:
@@ -205,38 +117,24 @@ def _places(packed: Tensor) -> Tensor:
 
 
 def encode(indices: Indices, shape: tuple[int, ...], device: torch.device) -> Entries:
-    """Keep sorted, distinct flat indices into a tensor of some shape in the smallest form that fits them."""
-    count = int(indices.size)
-    if not count or int(indices[-1] - indices[0]) == count - 1:
-        return Span(device, count, int(indices[0]) if count else 0)
-    grid = _as_grid(indices, shape, device)
-    if grid is not None:
-        return grid
-    if count <= SHORT:
-        return Listed(device, count, torch.from_numpy(np.array(indices, dtype=np.int64)).to(device))
-    if count * _DENSE >= math.prod(shape):
-        mask = np.zeros(math.prod(shape), dtype=np.bool_)
+    """Keep sorted, distinct flat indices into a tensor of some shape in the encoding that fits them."""
+    count, size = int(indices.size), math.prod(shape)
+    width = shape[-1] if len(shape) > 1 else 1
+    rows = _whole_rows(indices, width) if width > 1 else None
+    if rows is None and count * _DENSE >= size > 0:
+        mask = np.zeros(size, dtype=np.bool_)
         mask[indices] = True
-        return Bits(device, count, torch.from_numpy(np.packbits(mask)).to(device))
-    gaps = np.diff(indices, prepend=np.int64(0))
-    narrow = next(kind for kind in _GAP_TYPES if gaps.max() <= torch.iinfo(kind).max)
-    return Gaps(device, count, torch.from_numpy(gaps).to(narrow).to(device))
+        return Entries(count, torch.from_numpy(np.packbits(mask)).to(device), is_packed=True)
+    numbers, unit = (indices, 1) if rows is None else (rows, width)
+    narrow = np.int32 if size <= np.iinfo(np.int32).max else np.int64
+    return Entries(count, torch.from_numpy(numbers.astype(narrow)).to(device), unit)
 
 
-def _as_grid(indices: Indices, shape: tuple[int, ...], device: torch.device) -> Grid | None:
-    """Return the crossings of rows and columns that these indices are, if they are: all of those they touch."""
-    if len(shape) < 2:
+def _whole_rows(indices: Indices, width: int) -> Indices | None:
+    """Return the numbers of the rows that the indices are all entries of; None if some row is there in part."""
+    if indices.size % width or not indices.size:
         return None
-    width = shape[-1]
-    height = math.prod(shape) // width
-    rows = np.flatnonzero(np.bincount(indices // width, minlength=height))
-    columns = np.flatnonzero(np.bincount(indices % width, minlength=width))
-    if rows.size * columns.size != indices.size:
+    first, last = indices[::width], indices[width - 1 :: width]
+    if (first % width).any() or (last - first != width - 1).any():
         return None
-    return Grid(device, indices.size, (height, width), _axis(rows, device), _axis(columns, device))
-
-
-def _axis(numbers: Indices, device: torch.device) -> Axis:
-    first, last = int(numbers[0]), int(numbers[-1])
-    successive = last - first == numbers.size - 1
-    return slice(first, last + 1) if successive else torch.from_numpy(numbers).to(device)
+    return np.asarray(first // width)

@@ -1,59 +1,61 @@
-"""Whether a model, its values and its optimizer are such that they can be frozen; and taking hold of the entries."""
+"""Whether a model, its values and an optimizer are such that they can be frozen; and taking hold of the entries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from surgeon.checkpoint.hashing import sha256
 from surgeon.errors import FreezeError
 from surgeon.freeze.binding import Bound
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.entries import bits
-from surgeon.freeze.held import Held, Owner
+from surgeon.freeze.held import Held
+from surgeon.freeze.hooks import kind_of
 from surgeon.freeze.layout import TORCH_DTYPES, whole_flat
 from surgeon.freeze.trained import MOST, TrainedEntries
 from surgeon.region.region import united
 
 
-def hold(bundle: Bundle, model: torch.nn.Module, chosen: Mapping[str, list[Bound]]) -> list[Held]:
+def hold(bundle: Bundle, chosen: Mapping[str, list[Bound]]) -> list[Held]:
     """Save the frozen values; a parameter that holds several tensors gets the union of their entries.
 
     Where at most a tenth of the entries train, it is these that are held instead.
     """
-    by_parameter: dict[int, tuple[int, Parameter, dict[str, int]]] = {}
+    by_parameter: dict[int, tuple[int, Parameter, dict[str, Bound]]] = {}
     for name, places in chosen.items():
         for copy, place in enumerate(places):
             entry = by_parameter.setdefault(id(place.parameter), (copy, place.parameter, {}))
-            entry[2][name] = place.offset
-    owners: dict[int, list[Owner]] = {}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if id(parameter) in by_parameter:
-                owners.setdefault(id(parameter), []).append((module, name))
+            entry[2][name] = place
     few = _few_train(bundle, [parameter for _, parameter, _ in by_parameter.values()])
     region = bundle.trained if few and bundle.trained is not None else bundle.region
     held: list[Held] = []
-    for copy, parameter, offsets in by_parameter.values():
-        parts = [region.indices(name) + offset for name, offset in offsets.items()]
-        kind = TrainedEntries if few else Held
-        held.append(kind(next(iter(offsets)), parameter, united(parts), copy, tuple(owners.get(id(parameter), ()))))
+    for copy, parameter, places_of in by_parameter.values():
+        parts = [region.indices(name) + place.offset for name, place in places_of.items()]
+        name, place = next(iter(places_of.items()))
+        if few:
+            if parameter.numel() > np.prod(place.shape, dtype=np.int64):  # rows that the bundle does not know
+                parts.append(np.arange(np.prod(place.shape, dtype=np.int64), parameter.numel(), dtype=np.int64))
+            held.append(TrainedEntries(name, parameter, united(parts), copy))
+        else:
+            held.append(Held(name, parameter, united(parts), copy))
     return held
 
 
 def _few_train(bundle: Bundle, parameters: list[Parameter]) -> bool:
-    """True if gradients and moments can be kept for the trained entries alone: few, and in one process."""
+    """True if gradients and moments can be kept for the trained entries alone: few, of parameters that are whole "
+    "here."""
     if bundle.trained is None:
-        return False
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         return False
     if any(hasattr(parameter, mark) for parameter in parameters for mark in ("to_local", "ds_id", "_hp_mapping")):
         return False
-    return bundle.trained.entries <= MOST * sum(parameter.numel() for parameter in parameters)
+    whole = sum(parameter.numel() for parameter in parameters)
+    known = sum(tensor.entries for tensor in bundle.tensors.values()) + bundle.trained.entries
+    return bundle.trained.entries + max(0, whole - known) <= MOST * whole
 
 
 def other_values(bundle: Bundle, name: str, place: Bound) -> str | None:
@@ -94,21 +96,57 @@ def refusal(bundle: Bundle, misfits: Mapping[str, str]) -> str:
     return f"{bundle.source}: tensor '{name}': {reason}{others}"
 
 
-def stepping(optimizer: Any) -> Optimizer:
-    """Return an optimizer whose steps can be followed.
+def source_of(model: torch.nn.Module) -> Bundle:
+    """Load the bundle of the checkpoint that a model was loaded from, by its `name_or_path`.
 
     Raises:
-        FreezeError: they cannot.
+        FreezeError: the model does not say where it is from, or there is no bundle there.
     """
-    kind = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
-    if not isinstance(optimizer, Optimizer):
+    for module in model.modules():
+        name = getattr(module, "name_or_path", None)
+        if isinstance(name, str) and name:
+            return Bundle.load(name, getattr(getattr(module, "config", None), "_commit_hash", None))
+    raise FreezeError("the model does not say from which checkpoint it was loaded: give freeze(model, BUNDLE)")
+
+
+def inside(optimizer: Any) -> Iterator[Any]:
+    """Yield the optimizers that one wraps, however deep."""
+    known = vars(optimizer) if hasattr(optimizer, "__dict__") else {}
+    several = known.get("optimizers", ())
+    several = several if isinstance(several, list | tuple) else ()
+    for each in (*(known.get(name) for name in ("optimizer", "_optimizer", "base_optimizer", "optim")), *several):
+        if each is not None and each is not optimizer:
+            yield each
+            yield from inside(each)
+
+
+def refuse_optimizer(optimizer: Any) -> None:
+    """Refuse an optimizer of whose steps nothing is heard, or that moves weights between them.
+
+    Raises:
+        FreezeError: it is one.
+    """
+    if any(hasattr(each, "param_groups") for each in inside(optimizer)):
+        return
+    kind = kind_of(optimizer)
+    if not isinstance(optimizer, torch.optim.Optimizer):
         raise FreezeError(f"{kind} is no torch.optim.Optimizer, so its steps cannot be followed")
+    if not getattr(type(optimizer).step, "hooked", False):
+        raise FreezeError(f"{kind} did not call torch.optim.Optimizer.__init__, so its steps cannot be followed")
+    refuse_swapping(optimizer)
+
+
+def refuse_swapping(optimizer: Any) -> None:
+    """Refuse a schedule-free optimizer.
+
+    Raises:
+        FreezeError: it is one.
+    """
     if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):
         raise FreezeError(
-            f"{kind} swaps the weights between training and evaluation (schedule-free), outside of its steps; "
-            "use an optimizer that leaves the weights alone between steps"
+            f"{kind_of(optimizer)} swaps the weights between training and evaluation (schedule-free), outside of its "
+            "steps; use an optimizer that leaves the weights alone between steps"
         )
-    return optimizer
 
 
 def refuse_flat_parameters(model: torch.nn.Module) -> None:

@@ -1,10 +1,10 @@
 """`freeze` a model's entries, and the `Frozen` object that keeps and proves the promise.
 
-The promise: after every step of an attached optimizer the frozen entries of the master weights hold their
-original bits. Two hooks keep it. As soon as a parameter's gradient is accumulated, its frozen entries are set
-to zero, so that they neither inflate the norm that gradients are clipped by nor enter the moments. After the
-step the saved values are written back, because weight decay, momentum and stochastic rounding move entries
-that have no gradient. Whatever would break the promise otherwise is looked for, and is an error.
+The promise: after every step of an optimizer the frozen entries of the weights that it changes hold their original
+bits. Nothing is attached. A pair of hooks around every step of every optimizer of the process looks before it at
+those frozen parameters that the optimizer holds, and writes the saved values back after it, because weight decay,
+momentum and stochastic rounding move entries that have no gradient. The gradients of frozen entries are set to zero
+when a backward pass is through, so that they do not inflate the norm that gradients are clipped by.
 """
 
 from __future__ import annotations
@@ -19,23 +19,36 @@ import torch
 from torch.optim import Optimizer
 
 from surgeon.errors import FreezeError, shorten
-from surgeon.freeze.binding import bind
+from surgeon.freeze.binding import Bound, bind
 from surgeon.freeze.bundle import Bundle
-from surgeon.freeze.deepspeed import hold_master, is_deepspeed
-from surgeon.freeze.fitting import hold, other_values, refusal, refuse_flat_parameters, stepping
+from surgeon.freeze.deepspeed import is_elsewhere, refuse_without_masters, with_master
+from surgeon.freeze.entries import bits
+from surgeon.freeze.fitting import (
+    hold,
+    inside,
+    other_values,
+    refusal,
+    refuse_flat_parameters,
+    refuse_optimizer,
+    refuse_swapping,
+    source_of,
+)
 from surgeon.freeze.gradients import Gradients
 from surgeon.freeze.held import Held
-from surgeon.freeze.steps import Follower
-from surgeon.freeze.trained import TrainedEntries
-from surgeon.freeze.watch import Part, Watch, refuse_stranger, release, unwatch_steps, watch_steps
+from surgeon.freeze.hooks import kind_of, tell, tell_no_more
+from surgeon.freeze.layout import is_distributed
+from surgeon.freeze.trained import TrainedEntries, swap_in, swap_out
+from surgeon.freeze.watch import Watch, find_twins, judge, release
 from surgeon.region.region import Region
 
 logger = logging.getLogger(__name__)
+EVERY = 16  # steps of a parameter within which all its frozen entries are compared once
+_FIRST_STEPS = 2  # in which they are compared each time
 
 
 def freeze(
     model: torch.nn.Module,
-    source: str | Path | Bundle | Region,
+    source: str | Path | Bundle | Region | None = None,
     optimizer: Any = None,
     *,
     strict: bool = True,
@@ -43,10 +56,10 @@ def freeze(
 ) -> Frozen:
     """Freeze the entries of a region in a model, at the values that they have now.
 
-    Call it when the parameters are those that the optimizer holds: after `accelerator.prepare`, `fully_shard`
-    or `deepspeed.initialize`. `source` is a checkpoint folder with a `freeze/` bundle, a Hub id, a region file,
-    or a `Bundle` or `Region` in memory. `optimizer` (or a list of them) is attached; without one,
-    `Frozen.attach` must be called before the first backward pass.
+    Call it before or after optimizers, trainers and wrappers are made. `source` is a checkpoint folder with a `freeze/`
+    bundle, a Hub id, a region file, or a `Bundle` or `Region` in memory; without one, the checkpoint that the model was
+    loaded from. An `optimizer` (or a list of them) need not be given: one that is, is refused at once if it cannot be
+    followed.
 
     `strict=False` freezes the tensors that fit and lists the others in `Frozen.skipped`. With
     `check_values=False` entries may hold other values than the bundle's base.
@@ -57,13 +70,20 @@ def freeze(
     """
     if isinstance(source, Region):
         bundle = Bundle(source, {})
+    elif source is None:
+        bundle = source_of(model)
     else:
         bundle = source if isinstance(source, Bundle) else Bundle.load(source)
     refuse_flat_parameters(model)
+    refuse_all(optimizer)
+    for earlier in _frozen_in(model):
+        if earlier.bundle.source == bundle.source and earlier.bundle.region == bundle.region:
+            earlier.remove()  # the same again, as in a cell of a notebook that is run twice
     chosen, skipped = bind(bundle, dict(model.named_parameters(remove_duplicate=False)))
     if check_values and bundle.tensors:
         for name in list(chosen):
-            reason = other_values(bundle, name, chosen[name][0])
+            reasons = [other_values(bundle, name, place) for place in chosen[name]]
+            reason = next((reason for reason in reasons if reason is not None), None)
             if reason is not None:
                 skipped[name] = reason
                 del chosen[name]
@@ -71,21 +91,14 @@ def freeze(
         raise FreezeError(refusal(bundle, skipped))
     if skipped:
         logger.warning("not frozen: %s", refusal(bundle, skipped))
-    frozen = Frozen(bundle, model, hold(bundle, model, chosen), list(chosen), skipped)
-    if optimizer is not None:
-        try:
-            frozen.attach(*(optimizer if isinstance(optimizer, list | tuple) else [optimizer]))
-        except FreezeError:
-            frozen.remove()
-            raise
-    return frozen
+    return Frozen(bundle, model, hold(bundle, chosen), list(chosen), skipped)
 
 
 class Frozen:
-    """The frozen entries of a model; made by `freeze`.
+    """The frozen entries of a model; made by `freeze`. It lives as long as the model, whether anybody keeps it or not.
 
     `tensors` names, as in the bundle, the tensors that have frozen entries; `skipped` maps those that could not be
-    frozen (with `strict=False`) to the reason.
+    frozen (with `strict=False`) to the reason. `held` has an item per parameter, `copies` the watches of copies.
     """
 
     def __init__(
@@ -96,86 +109,70 @@ class Frozen:
         tensors: Sequence[str],
         skipped: Mapping[str, str],
     ) -> None:
-        self.bundle = bundle
-        self.tensors = list(tensors)
-        self.skipped = dict(skipped)
-        self.copies: weakref.WeakSet[Watch] = weakref.WeakSet()  # of the model, as far as they are known
+        self.bundle, self.held = bundle, [with_master(item) for item in held]
+        self.tensors, self.skipped = list(tensors), dict(skipped)
+        self.copies: weakref.WeakSet[Watch] = weakref.WeakSet()
         self._model = model
-        self._held = held
-        self._handles: list[Any] = []
-        self._gradients = Gradients()
-        self._followers: list[Follower] = []
-        self._seen: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] = weakref.WeakKeyDictionary()
-        for item in held:
-            if item.parameter.requires_grad:
-                self._hook_gradient(item)
+        self._is_on = True
+        self._gradients = Gradients(self._look_after_pass)
+        self._watches: dict[torch.nn.Module, Watch] = {}
+        self._mended: set[str] = set()  # tensors whose entries had moved when a part of the model was saved
+        self._open: dict[int, list[Held]] = {}  # by id of the optimizer whose step is under way
+        self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that stepped on a few entries only
+        self._known: dict[int, weakref.ref[torch.Tensor]] = {}  # other parameters that optimizers hold
+        self._steps = [0] * len(held)
+        self._looked_for_twins = False
+        self._passes_moved = 0  # backward passes in a row, without a step, that found entries moved
         release(model)
-        self._watches = [Watch(self, module, parts) for module, parts in _by_owner(held).items()]
-        watch_steps(self)
+        for item in self.held:
+            if item.parameter.requires_grad:
+                self._gradients.hook(item)
+        self._index()
+        tell(self)
 
     @property
     def entries(self) -> int:
         """Number of entries frozen in this process; under sharding, its share."""
-        return sum(item.count for item in self._held)
+        return sum(item.count for item in self.held)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory taken in this process: the saved values, and where they belong."""
-        return sum(item.nbytes for item in self._held)
+        return sum(item.nbytes for item in self.held)
 
     def attach(self, *optimizers: Any) -> Frozen:
-        """Restore the entries after every step of these optimizers; give all that train the model at once.
-
-        Wrappers (accelerate, Lightning) are looked through; under DeepSpeed give `engine.optimizer`.
+        """Do nothing but refuse optimizers that cannot be followed; all others are, without being attached.
 
         Raises:
-            FreezeError: a frozen parameter is in none of them, or an optimizer is of a kind whose steps cannot
-                be followed.
+            FreezeError: an optimizer is of a kind whose steps cannot be followed.
         """
-        inner = [each for optimizer in optimizers for each in _innermost(optimizer)]
-        if any(is_deepspeed(optimizer) for optimizer in inner):
-            self._held = [hold_master(item, inner[0]) for item in self._held]
-            self._follow(stepping(inner[0].optimizer), flat_copies=True)
-            return self
-        followed = [stepping(optimizer) for optimizer in inner]
-        for item in self._held:
-            if isinstance(item, TrainedEntries):
-                for optimizer in followed:
-                    item.take_over(optimizer)
-        self._refuse_uncovered(followed)
-        for optimizer in followed:
-            if not any(follower.optimizer is optimizer for follower in self._followers):
-                self._follow(optimizer, flat_copies=False)
+        refuse_all(list(optimizers))
         return self
 
     def verify(self, model: torch.nn.Module | None = None) -> int:
         """Check that every frozen entry holds its original bits; returns how many were checked.
 
-        Looks at the weights that the optimizer changes and that the model has now, or at those of `model` (another
-        wrapper of it, or a checkpoint that was saved and loaded again; its dtype may be narrower). Where parameters
-        are sharded, every process must call it; entries that several processes hold are counted once.
+        Looks at the weights that the model has now, or at those of `model` (another wrapper of it, or a checkpoint that
+        was saved and loaded again; its dtype may be narrower). Where parameters are sharded, every process must call
+        it; entries that several processes hold are counted once.
 
         Raises:
-            FreezeError: entries have moved, or the model has other parameters than those that were frozen.
+            FreezeError: entries have moved, or the model has no parameters any more that they could be in.
         """
-        replaced: list[str] = []
         with torch.no_grad():
             if model is None:
-                replaced = self._replaced()
-                moved = [_moved_now(item) for item in self._held]
+                self.follow_model()
+                moved = [item.moved() for item in self.held]
             else:
                 moved = [item.moved_in(parameter) for item, parameter in self._partners(model)]
-        checked = self.entries
-        if any(item.is_partial for item in self._held):
-            moved, checked = _sum_over_processes(self._held, moved)
-        names = [item.name for item, count in zip(self._held, moved, strict=True) if count]
+        mended = [int(item.name in self._mended) for item in self.held]
+        moved, checked = [max(pair) for pair in zip(moved, mended, strict=True)], self.entries
+        if any(item.is_partial for item in self.held):
+            moved, checked = _sum_over_processes(self.held, moved)
+        self._mended.clear()
+        names = [item.name for item, count in zip(self.held, moved, strict=True) if count]
         if names:
             raise FreezeError(f"{sum(moved)} of {checked} frozen entries have moved, in {shorten(names)}")
-        if replaced and self._handles:
-            raise FreezeError(
-                f"the model no longer has the parameters that were frozen in {shorten(replaced)}: they were replaced "
-                "after freeze(), and nothing holds the new ones; freeze after that"
-            )
         return checked
 
     def restore(self, model: torch.nn.Module | None = None) -> int:
@@ -188,11 +185,12 @@ class Frozen:
             FreezeError: `model` lacks one of the tensors, or is sharded in another way; or nothing was saved, since
                 only a few entries train (`train_only`).
         """
-        if model is None and any(isinstance(item, TrainedEntries) for item in self._held):
+        if model is None and any(item.is_short for item in self.held):
             raise FreezeError("where only a few entries train, the frozen ones are not kept: load the base instead")
         with torch.no_grad():
             if model is None:
-                for item in self._held:
+                self.follow_model()
+                for item in self.held:
                     item.write()
             else:
                 for item, parameter in self._partners(model):
@@ -207,131 +205,284 @@ class Frozen:
         Raises:
             FreezeError: `copy` is no copy of the model.
         """
-        partners = {id(parameter): item for item, parameter in self._partners(copy)}
-        self.release(copy)
+        slots = {id(item): slot for slot, item in enumerate(self.held)}
+        partners = {id(parameter): slots[id(item)] for item, parameter in self._partners(copy)}
+        release(copy)
         self.restore(copy)
         for module in copy.modules():
-            parts = [(partners[id(p)], name) for name, p in module._parameters.items() if id(p) in partners]
+            parts = {name: partners[id(p)] for name, p in module._parameters.items() if id(p) in partners}
             if parts:
-                watch = Watch(self, module, parts, is_copy=True, puts_back=True)
-                self._watches.append(watch)
-                self.copies.add(watch)
+                self.copies.add(Watch(self, module, parts, "followed"))
 
     def restore_copies(self) -> None:
         """Write the saved values into every copy that is followed."""
         for watch in list(self.copies):
             module = None if watch.module is None else watch.module()
-            if watch.puts_back and module is not None:
+            if watch.role == "followed" and module is not None:
                 watch.put_back(module)
 
     def release(self, copy: torch.nn.Module) -> None:
-        """Let a deep copy of the model be trained and saved as if it were no copy."""
+        """Let a copy of the model be trained and saved as if it were no copy."""
         release(copy)
 
     def remove(self) -> None:
         """Take all hooks off; the entries train again. `verify` and `restore` keep working."""
-        for handle in self._handles:
-            handle.remove()
-        for watch in [*self._watches, *self.copies]:
+        self._is_on = False
+        tell_no_more(self)
+        for item in self.held:
+            if item.gradient_hook is not None:
+                item.gradient_hook.remove()
+                item.gradient_hook = None
+        for watch in [*self._watches.values(), *self.copies]:
             watch.let_go()
-        for item in self._held:
-            item.gradient_hook = None
-            if isinstance(item, TrainedEntries):
-                item.let_go([follower.optimizer for follower in self._followers])
-        self._handles.clear()
-        self._followers.clear()
         self._watches.clear()
-        unwatch_steps(self)
+        for short in _short(self.held):
+            short.let_go(self._optimizers)
 
-    def see_step(self, optimizer: Optimizer) -> None:
-        """Refuse the step of an optimizer that trains frozen parameters, or copies of them, without being attached."""
-        attached = {id(follower.optimizer) for follower in self._followers}
-        if id(optimizer) in attached or attached.intersection(map(id, _inside(optimizer))):
+    def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
+        """Find out whether the promise was broken since the last step, and make the gradients clean.
+
+        Raises:
+            FreezeError: it was, or this optimizer breaks it.
+        """
+        swap_out(optimizer, _short(self._open.pop(id(optimizer), [])))  # of a step that failed
+        mine = self._held_by(optimizer)
+        if not mine:
             return
-        known = sum(len(group["params"]) for group in optimizer.param_groups), len(self.copies)
-        if self._seen.get(optimizer) == known:
-            return
-        current = {id(p): item.name for watch in self._watches for p, (item, _) in watch.current() if not watch.is_copy}
-        originals = {**{id(item.parameter): item.name for item in self._held}, **current}
-        refuse_stranger(optimizer, originals, {id(p) for watch in self.copies for p, _ in watch.current()})
-        self._seen[optimizer] = known
-
-    def _hook_gradient(self, item: Held) -> None:
-        self._handles.append(self._gradients.hook(item))
-
-    def _refuse_uncovered(self, optimizers: list[Optimizer]) -> None:
-        covered = {id(parameter) for o in optimizers for group in o.param_groups for parameter in group["params"]}
-        trained = [item for item in self._held if item.parameter.requires_grad]
-        for item in trained:
-            if getattr(item.parameter, "_in_backward_optimizers", None):
+        refuse_swapping(optimizer)
+        with torch.no_grad():
+            if not self._looked_for_twins:
+                self._find_twins()
+            moved = self._first_that_moved(mine)
+            if moved is not None:
                 raise FreezeError(
-                    f"tensor '{item.name}': its optimizer steps inside the backward pass, where it cannot be followed; "
-                    "use an ordinary optimizer step"
+                    f"tensor '{moved.name}': something other than an optimizer's step has changed frozen entries "
+                    "since the "
+                    "last step (a hook, clamping or another write to the weights, a perturbation, an average that "
+                    "was put "
+                    "in); write to the weights before freeze() or not at all, or call frozen.restore() after it"
                 )
-        missing = [item.name for item in trained if id(item.stepped) not in covered]
-        if missing:
+            for item in mine:
+                if item.gradient_hook is None and item.parameter.requires_grad:  # it was switched on late
+                    self._gradients.hook(item)
+                if not item.gradient_is_clean:
+                    item.zero_gradient()  # it was assigned, not accumulated by a backward pass
+            if not any(hasattr(each, "param_groups") for each in inside(optimizer)):
+                swap_in(optimizer, _short(mine), has_closure)
+                self._optimizers.add(optimizer)
+        self._open[id(optimizer)] = mine
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Put the entries back into what the optimizer has changed."""
+        mine = self._open.pop(id(optimizer), None)
+        if mine is None:
+            return
+        swap_out(optimizer, _short(mine))
+        with torch.no_grad():
+            for item in mine:
+                item.write()
+                item.gradient_is_clean = False
+        self._gradients.stepped = True
+
+    def follow_model(self, trained: Sequence[torch.Tensor] | None = None) -> bool:
+        """Hold the entries in what has taken a frozen parameter's place, such as its shards; True if anything has.
+
+        Raises:
+            FreezeError: nothing has that could hold them, and the model is what is asked about, or what is `trained`.
+        """
+        present = {id(parameter) for parameter in self._model.parameters()}
+        is_asked_about = trained is None or any(id(parameter) in present for parameter in trained)
+        slots = [
+            slot
+            for slot, item in enumerate(self.held)
+            if id(item.parameter) not in present or (is_elsewhere(item.parameter) and not item.is_partial)
+        ]
+        if not slots:
+            return False
+        chosen, _ = bind(self.bundle, dict(self._model.named_parameters(remove_duplicate=False)))
+        changed = False
+        for slot in slots:
+            item = self.held[slot]
+            found = chosen.get(item.name)
+            if found is None and not is_asked_about:
+                continue
+            if found is None:
+                raise FreezeError(
+                    f"the model no longer has the parameter that was frozen in '{item.name}', nor one that could "
+                    "hold the "
+                    "frozen entries: it was replaced after freeze() by another library; freeze after that"
+                )
+            new = found[min(item.copy, len(found) - 1)]
+            gathered = is_distributed(item.parameter) and not is_distributed(new.parameter)  # by FSDP2, for a while
+            if gathered or new.parameter.device.type == "meta":
+                continue
+            self.held[slot], changed = self._moved_over(item, new), True
+        if changed:
+            self._index()
+        return changed
+
+    def mend_at_save(self, item: Held) -> bool:
+        """Put an item's values back where raising in one process would leave the others waiting; `verify` raises "
+        "then."""
+        if not item.is_partial:
+            return False
+        logger.error("tensor '%s': frozen entries had moved, and were put back before saving", item.name)
+        self._mended.add(item.name)
+        item.write()
+        return True
+
+    def _moved_over(self, item: Held, new: Bound) -> Held:
+        fits = lambda parameter: (  # noqa: E731
+            other_values(self.bundle, item.name, Bound(parameter, new.shape, new.offset))
+            if self.bundle.tensors
+            else "was replaced after freeze(), and a bare region has no hashes to compare it by; freeze after that"
+        )
+        hooked = item.gradient_hook is not None
+        if hooked:
+            item.gradient_hook.remove()
+        held = with_master(item if new.parameter is item.parameter else item.in_place_of(new.parameter, fits))
+        if self._is_on and (hooked or held.parameter.requires_grad):
+            self._gradients.hook(held)
+        return held
+
+    def _index(self) -> None:
+        """Note which parameters are frozen now, and watch the modules that hold them."""
+        self._by_id = {id(item.parameter): slot for slot, item in enumerate(self.held)}
+        self._elsewhere = [item for item in self.held if is_elsewhere(item.parameter)]
+        self._known.clear()
+        self._steps = [0] * len(self.held)
+        owners, watches = (self._owners() if self._is_on else {}), dict(self._watches)
+        for module in watches.keys() - owners.keys():
+            watches.pop(module).let_go()
+        for module, slots in owners.items():
+            if module in watches:  # whose hooks may be running
+                watches[module].slots = slots
+            else:
+                watches[module] = Watch(self, module, slots, "model")
+        self._watches = watches
+
+    def _owners(self) -> dict[torch.nn.Module, dict[str, int]]:
+        owners: dict[torch.nn.Module, dict[str, int]] = {}
+        for module in self._model.modules():
+            for name, parameter in module._parameters.items():
+                if id(parameter) in self._by_id:
+                    owners.setdefault(module, {})[name] = self._by_id[id(parameter)]
+        return owners
+
+    def _held_by(self, optimizer: Optimizer) -> list[Held]:
+        """Return the items whose parameters an optimizer holds; others that it holds are looked at once."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        new = [p for p in parameters if id(p) not in self._by_id and p.requires_grad and not self._is_known(p)]
+        if new:
+            if self.follow_model(new):
+                new = [p for p in new if id(p) not in self._by_id]
+            judge(new, self.copies, kind_of(optimizer))
+            self._known.update((id(p), weakref.ref(p)) for p in new)
+        slots = dict.fromkeys(self._by_id[id(p)] for p in parameters if id(p) in self._by_id)
+        mine = [self.held[slot] for slot in slots if self.held[slot] not in self._elsewhere]
+        return mine + self._elsewhere
+
+    def _is_known(self, parameter: torch.Tensor) -> bool:
+        known = self._known.get(id(parameter))
+        return known is not None and known() is parameter
+
+    def _first_that_moved(self, mine: Sequence[Held]) -> Held | None:
+        """Compare all entries where something is new or was written to, and in turn; a few entries everywhere."""
+        for item in mine:
+            slot = self._by_id[id(item.parameter)]
+            steps = self._steps[slot]
+            self._steps[slot] += 1
+            closely = steps < _FIRST_STEPS or (steps + slot) % EVERY == 0 or item.was_touched()
+            if closely and item.seems_moved():
+                return item
+        return _first_that_differs(mine)
+
+    def _look_after_pass(self, passed: Sequence[Held]) -> None:
+        """Look at what a backward pass has passed though no step came before it.
+
+        Weights that are perturbed for a pass (SAM) are seen in one of them, and hold the same numbers at frozen
+        entries.
+
+        Raises:
+            FreezeError: frozen entries have changed without a step, and in two passes or with the gradients taken away.
+        """
+        if any(is_elsewhere(item.parameter) and not item.is_partial for item in passed):
+            self.follow_model()  # DeepSpeed has taken the model over since freeze()
+            return
+        with torch.no_grad():
+            moved = _first_that_differs(passed, by_value=True)
+        self._passes_moved = 0 if moved is None else self._passes_moved + 1
+        taken = any(item.parameter.grad is None for item in passed if item not in self._elsewhere)
+        if moved is not None and (taken or self._passes_moved > 1):
             raise FreezeError(
-                f"no attached optimizer holds {shorten(missing)}. Either another optimizer trains it (attach all of "
-                "them at once), or the parameters were replaced after freeze() (call it after prepare or fully_shard), "
-                "or the optimizer keeps master weights elsewhere, which is not supported"
+                f"tensor '{moved.name}': frozen entries have changed although no step of a torch optimizer took "
+                "place: an "
+                "optimizer that steps inside the backward pass by itself (LOMO), that keeps master weights "
+                "elsewhere, or "
+                "that does not call torch.optim.Optimizer.__init__; use one whose step() torch knows of"
             )
 
-    def _follow(self, optimizer: Optimizer, flat_copies: bool) -> None:
-        follower = Follower(optimizer, self._held, flat_copies, self._hook_gradient)
-        self._followers.append(follower)
-        self._gradients.attached = True
-        self._handles += follower.hooks()
-
-    def _replaced(self) -> list[str]:
-        """Name the tensors whose frozen parameter the model no longer has anywhere."""
-        present = {id(parameter) for parameter in self._model.parameters()}
-        return [item.name for item in self._held if id(item.parameter) not in present]
+    def _find_twins(self) -> None:
+        self._looked_for_twins = True
+        trained = {number for number, known in self._known.items() if known() is not None}
+        if not any(item.is_partial for item in self.held):
+            self.copies.update(find_twins(self, self._model, self._owners(), trained))
 
     def _partners(self, model: torch.nn.Module) -> list[tuple[Held, torch.nn.Parameter]]:
         chosen, misfits = bind(self.bundle, dict(model.named_parameters(remove_duplicate=False)))
-        for item in self._held:
+        for item in self.held:
             if item.name not in chosen:
                 raise FreezeError(f"tensor '{item.name}': {misfits[item.name]}")
-        copies = [chosen[item.name] for item in self._held]
+        copies = [chosen[item.name] for item in self.held]
         return [
             (item, found[min(item.copy, len(found) - 1)].parameter)
-            for item, found in zip(self._held, copies, strict=True)
+            for item, found in zip(self.held, copies, strict=True)
         ]
 
 
-def _by_owner(held: Sequence[Held]) -> dict[torch.nn.Module, list[Part]]:
-    owners: dict[torch.nn.Module, list[Part]] = {}
-    for item in held:
-        for module, name in item.owners:
-            owners.setdefault(module, []).append((item, name))
-    return owners
+def refuse_all(optimizers: Any) -> None:
+    """Refuse, of one optimizer, a list of them or none, those that cannot be followed.
+
+    Raises:
+        FreezeError: one cannot.
+    """
+    for optimizer in optimizers if isinstance(optimizers, list | tuple) else [optimizers]:
+        if optimizer is not None and not refuse_without_masters(optimizer):
+            refuse_optimizer(optimizer)
 
 
-def _moved_now(item: Held) -> int:
-    """Count moved entries where the optimizer works, and in what has taken the parameter's place, if it is alike."""
-    moved = item.moved()
-    for module, name in item.owners:
-        now = module._parameters.get(name)
-        if now is None or now is item.parameter or type(now) is not type(item.parameter):
-            continue
-        if now.shape == item.parameter.shape and now.is_floating_point():
-            moved = max(moved, item.moved_in(now))
-    return moved
+def _frozen_in(model: torch.nn.Module) -> list[Frozen]:
+    """Return the `Frozen` objects that watch a model now."""
+    hooks = [hook for module in model.modules() for hook in module._state_dict_pre_hooks.values()]
+    watches = [watch for hook in hooks if isinstance(watch := getattr(hook, "__self__", None), Watch)]
+    owners = [watch.frozen for watch in watches if watch.role == "model"]
+    return list({id(owner): owner for owner in owners if isinstance(owner, Frozen)}.values())
 
 
-def _innermost(optimizer: Any) -> list[Any]:
-    """Look through wrappers, whose own step hooks may not run; stop at DeepSpeed's, which owns flat copies."""
-    while not is_deepspeed(optimizer) and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    several = getattr(optimizer, "optimizers", None)  # torchtitan's container
-    return list(several) if isinstance(several, list | tuple) and several else [optimizer]
+def _short(items: Sequence[Held]) -> list[TrainedEntries]:
+    return [item for item in items if isinstance(item, TrainedEntries)]
 
 
-def _inside(optimizer: Any) -> list[Any]:
-    """Return the optimizers that one wraps."""
-    single = [getattr(optimizer, name, None) for name in ("optimizer", "base_optimizer")]
-    found = [*(each for each in single if each is not None), *getattr(optimizer, "optimizers", ())]
-    return [*found, *(inner for each in found if each is not optimizer for inner in _inside(each))]
+def _first_that_differs(items: Sequence[Held], by_value: bool = False) -> Held | None:
+    """Return a parameter whose looked-at entries have other bits, or values; one comparison per dtype and device."""
+
+    def equal(now: torch.Tensor, then: torch.Tensor) -> bool:
+        return (
+            torch.allclose(now.float(), then.float(), 0, 0, equal_nan=True)
+            if by_value
+            else torch.equal(bits(now), bits(then))
+        )
+
+    looks: dict[tuple[Any, Any], list[tuple[Held, torch.Tensor, torch.Tensor]]] = {}
+    for item in items:
+        seen = item.look()
+        if seen is not None:
+            looks.setdefault((seen[0].dtype, seen[0].device), []).append((item, *seen))
+    for group in looks.values():
+        found, expected = (torch.cat([each[i] for each in group]) for i in (1, 2))  # type: ignore[misc]
+        if not equal(found, expected):
+            return next(item for item, now, then in group if not equal(now, then))
+    return None
 
 
 def _sum_over_processes(held: Sequence[Held], moved: list[int]) -> tuple[list[int], int]:

@@ -6,39 +6,40 @@ of a layer drives everything that is needed for it out of the processor's caches
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from surgeon.errors import FreezeError
 from surgeon.freeze.held import Held
 
 
 class Gradients:
-    """The gradients that have been accumulated, and are not clean yet."""
+    """The gradients that have been accumulated, and are not clean yet.
 
-    def __init__(self) -> None:
-        self.attached = False  # whether an optimizer is there whose steps are followed
-        self._waiting: dict[int, Held] = {}
-        self._pass = -1  # number of the backward pass at whose end they are cleaned
+    At the end of every pass before which no step took place, `look` is called with the parameters that were passed:
+    what changes weights in other ways than by steps is seen there.
+    """
+
+    def __init__(self, look: Callable[[Sequence[Held]], None]) -> None:
+        self.look = look
+        self.stepped = True
+        self._passed: dict[int, Held] = {}
+        self._pass = -1  # number of the backward pass that is under way
 
     def hook(self, item: Held) -> Any:
         """Clean a parameter's gradient whenever one has been accumulated; returns the handle."""
 
         def accumulated(parameter: Tensor) -> None:
-            if not self.attached:
-                raise FreezeError(
-                    "a backward pass through a frozen model, but no optimizer is attached: "
-                    "call frozen.attach(optimizer)"
-                )
             number = torch._C._current_graph_task_id()
+            item.gradient_is_clean = False  # and stays so if the pass fails
             # DDP, FSDP2 and DeepSpeed take the gradient in the same pass; outside of one there is no end to wait for.
             if number < 0 or item.cleans_at_once or torch.distributed.is_initialized():
                 item.zero_gradient()
+            if number < 0:
                 return
-            item.gradient_is_clean = False  # and stays so if the pass fails
-            self._waiting[id(item)] = item
+            self._passed[id(item)] = item
             if number != self._pass:
                 self._pass = number
                 engine: Any = torch.autograd.Variable._execution_engine
@@ -46,10 +47,16 @@ class Gradients:
 
         register: Any = item.parameter.register_post_accumulate_grad_hook
         item.gradient_hook = register(accumulated)
+        hooks: Any = item.parameter._post_accumulate_grad_hooks
+        hooks.move_to_end(item.gradient_hook.id, last=False)  # before whoever steps in one, or takes the gradient away
         return item.gradient_hook
 
     def clean(self) -> None:
-        """Clean all that wait."""
-        waiting, self._waiting = self._waiting, {}
-        for item in waiting.values():
-            item.zero_gradient()
+        """Clean all that wait, at the end of a pass."""
+        passed, self._passed = list(self._passed.values()), {}
+        for item in passed:
+            if not item.gradient_is_clean:
+                item.zero_gradient()
+        stepped, self.stepped = self.stepped, False
+        if not stepped:
+            self.look(passed)

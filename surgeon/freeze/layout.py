@@ -1,13 +1,13 @@
-"""How a parameter lies in memory and over processes: what of it is here, and which flat indices that makes."""
+"""How a parameter lies in memory and over processes: what of it is here, and which of some entries those are."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from surgeon.errors import FreezeError
@@ -21,12 +21,23 @@ def shape_of(parameter: Tensor) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
+def is_distributed(tensor: Tensor) -> bool:
+    """True for a DTensor."""
+    return type(tensor) not in PLAIN and hasattr(tensor, "to_local")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor, without autograd."""
+    if not is_distributed(tensor):
+        return tensor.detach()
+    with torch.no_grad():
+        here: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+        return here.detach()
+
+
 def is_plain(tensor: Tensor) -> bool:
     """True if a tensor's entries are stored one by one: no subclass that quantizes or packs them."""
-    if hasattr(tensor, "to_local"):
-        with torch.no_grad():
-            tensor = tensor.to_local()
-    return type(tensor) in (Tensor, torch.nn.Parameter, torch.nn.Buffer) or hasattr(tensor, "ds_id")
+    return type(local(tensor)) in (Tensor, torch.nn.Parameter, torch.nn.Buffer) or hasattr(tensor, "ds_id")
 
 
 def local_flat(tensor: Tensor, what: str) -> Tensor:
@@ -35,21 +46,18 @@ def local_flat(tensor: Tensor, what: str) -> Tensor:
     Raises:
         FreezeError: it is not contiguous, so that no flat index names its entries.
     """
-    local = tensor
-    if type(tensor) not in PLAIN and hasattr(tensor, "to_local"):
-        with torch.no_grad():
-            local = tensor.to_local()
-    if not local.is_contiguous():
+    here = local(tensor)
+    if not here.is_contiguous():
         raise FreezeError(f"{what}: not contiguous in memory; call .contiguous() on it before freezing")
-    return local.detach().view(-1)
+    return here.view(-1)
 
 
 @contextmanager
 def whole_flat(parameter: Tensor) -> Iterator[Tensor]:
     """Yield the whole parameter as one dimension; every process of a sharded one must enter together."""
-    if hasattr(parameter, "full_tensor"):
+    if is_distributed(parameter):
         with torch.no_grad():
-            yield parameter.full_tensor().contiguous().view(-1)
+            yield parameter.full_tensor().contiguous().view(-1)  # type: ignore[attr-defined]
     elif hasattr(parameter, "ds_id"):
         import deepspeed
 
@@ -59,53 +67,41 @@ def whole_flat(parameter: Tensor) -> Iterator[Tensor]:
         yield parameter.detach().reshape(-1)
 
 
-def local_shape(parameter: Tensor) -> tuple[int, ...]:
-    """Return the shape of what this process holds."""
-    if hasattr(parameter, "to_local"):
-        with torch.no_grad():
-            return tuple(parameter.to_local().shape)
-    return shape_of(parameter)
+def part_here(parameter: Tensor, indices: Indices, what: str) -> tuple[Indices, NDArray[np.int64] | None]:
+    """Say which of some entries of a parameter this process holds.
 
-
-def local_indices(parameter: Tensor, indices: Indices, what: str) -> Indices:
-    """Return the flat indices, inside what this process holds, of those given entries that it holds; sorted.
+    Returns their flat indices in what it holds, ascending, and their positions among `indices`; None for all of them.
 
     Raises:
         FreezeError: the parameter is distributed in a way that is not understood.
     """
-    if not hasattr(parameter, "to_local"):
-        return indices
-    from torch.distributed.tensor import Replicate, Shard
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+    if not is_distributed(parameter):
+        return indices, None
+    from torch.distributed.tensor import distribute_tensor
 
-    placements = parameter.placements  # type: ignore[attr-defined]
-    if not all(type(placement) in (Replicate, Shard) for placement in placements):
-        raise FreezeError(f"{what}: distributed as {placements}; freezing knows plain shards and replicas only")
-    shape = tuple(parameter.shape)
-    here, offset = compute_local_shape_and_global_offset(shape, parameter.device_mesh, placements)  # type: ignore[attr-defined]
-    if not math.prod(here):
-        return np.empty(0, dtype=np.int64)
-    coordinates = np.unravel_index(indices, shape)
-    inside = np.ones(indices.size, dtype=np.bool_)
-    moved = []
-    for coordinate, start, length in zip(coordinates, offset, here, strict=True):
-        inside &= (coordinate >= start) & (coordinate < start + length)
-        moved.append(coordinate - start)
-    kept = np.ravel_multi_index([axis[inside] for axis in moved], tuple(here))
-    return np.asarray(kept, dtype=np.int64)
+    ordinals = torch.zeros(parameter.numel(), dtype=torch.int64)
+    ordinals[torch.from_numpy(indices)] = torch.arange(1, indices.size + 1)
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    try:  # every process has them all, so that nothing is sent
+        spread = distribute_tensor(
+            ordinals.view(parameter.shape).to(parameter.device), mesh, placements, src_data_rank=None
+        )
+        mine = spread.to_local().reshape(-1).cpu().numpy()
+    except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
+        raise FreezeError(f"{what}: distributed as {placements}, which freezing does not know ({error})") from None
+    if mine.size != local(parameter).numel():
+        raise FreezeError(f"{what}: distributed as {placements}, of which this process holds an unexpected part")
+    here = np.flatnonzero(mine)
+    return here, mine[here] - 1
 
 
 def is_first_replica(parameter: Tensor) -> bool:
     """True in one of the processes that hold the same part of a parameter; there its entries are counted."""
-    if hasattr(parameter, "to_local"):
-        from torch.distributed.tensor import Replicate
-
+    if is_distributed(parameter):
         coordinate = parameter.device_mesh.get_coordinate()  # type: ignore[attr-defined]
         placements = parameter.placements  # type: ignore[attr-defined]
-        return not any(
-            isinstance(placement, Replicate) and position
-            for placement, position in zip(placements, coordinate or (), strict=True)
-        )
+        pairs = zip(placements, coordinate or (), strict=True)
+        return not any(placement.is_replicate() and position for placement, position in pairs)
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 

@@ -27,7 +27,7 @@ class LightningFreeze(Callback):
     the entries are put back in between.
     """
 
-    def __init__(self, source: str | Path | Bundle | Region, **options: Any) -> None:
+    def __init__(self, source: str | Path | Bundle | Region | None = None, **options: Any) -> None:
         self.source = source
         self.options = options
         self.frozen: Frozen | None = None

@@ -14,7 +14,7 @@ from surgeon.region.region import Region
 logger = logging.getLogger(__name__)
 
 
-def merge(model: Any, source: str | Path | Bundle | Region, **options: Any) -> Any:
+def merge(model: Any, source: str | Path | Bundle | Region | None = None, **options: Any) -> Any:
     """Merge a PEFT model's adapter with the mask honoured, `W + (1 - M) * dW`; returns the plain model.
 
     The adapter is trained as ever: it never writes to the base weights, which hold their bits until the merge.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.plain_json import NotPlain
-from surgeon.checkpoint.storage import NUMPY_DTYPES, map_bytes, view
+from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo, map_bytes, view
 from surgeon.checkpoint.torch_files import load_plain, refuse_repeated
 from surgeon.errors import FreezeError, shorten
-from surgeon.freeze.bundle import Bundle, aliases, entries_of, fitting, stored_tensors
+from surgeon.freeze.bundle import Bundle, aliases, enlarged_rows, entries_of, fitting, stored_copies
 
 TORCH_FILES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 _INSIDE = ("state_dict", "model_state_dict", "module", "model")  # where trainers put the weights in their own files
@@ -71,14 +72,33 @@ def frozen_hash(values: NDArray[Any], dtype: str) -> str | None:
 
 
 def _from_safetensors(path: Path, bundle: Bundle) -> dict[str, list[_Read]]:
-    stored = stored_tensors(path)
+    """Read every tensor that bears one of a name's aliases, in every file of the checkpoint that has it."""
+    stored = stored_copies(path)
+    known = {name: [alias for alias in aliases(bundle.ties, name) if alias in stored] for name in bundle.names()}
+    pairs = [
+        (bundle.tensors[name].shape, info.shape)
+        for name, found in known.items()
+        for alias in found
+        for info in stored[alias]
+    ]
+    rows = enlarged_rows(pairs)
 
-    def reader(name: str) -> _Read:
-        known_as = next((alias for alias in aliases(bundle.ties, name) if alias in stored), name)
-        info = fitting(path, stored, known_as, bundle.tensors[name].shape)
-        return lambda: entries_of(view(map_bytes(info.path), info), bundle.region[name])
+    def reader(name: str, known_as: str, info: TensorInfo) -> _Read:
+        shape = bundle.tensors[name].shape
+        grown = (rows[1], *shape[1:]) if rows is not None and shape[:1] == rows[:1] else shape
+        fitting(path, {known_as: info}, known_as, grown if info.shape == grown else shape)
+        return lambda: entries_of(_first(view(map_bytes(info.path), info), math.prod(shape)), bundle.region[name])
 
-    return {name: [reader(name)] for name in bundle.names()}
+    for name, found in known.items():
+        if not found:
+            fitting(path, {}, name, bundle.tensors[name].shape)
+    return {
+        name: [reader(name, alias, info) for alias in found for info in stored[alias]] for name, found in known.items()
+    }
+
+
+def _first(array: NDArray[Any], count: int) -> NDArray[Any]:
+    return array.reshape(-1)[:count]
 
 
 def _from_torch(path: Path, files: list[Path], bundle: Bundle) -> dict[str, list[_Read]]:

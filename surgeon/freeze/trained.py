@@ -1,33 +1,83 @@
 """Train a few entries only: gradients and moments exist for these alone.
 
-The optimizer is given a short vector instead of the parameter. As soon as a gradient is accumulated, what belongs to
-the trained entries is added to the vector's gradient and the rest is dropped; after the step the vector's values are
-written into the parameter. Nothing else ever writes to the parameter, so no frozen value is saved; a hash of them
+While an optimizer steps it holds a short vector instead of the parameter; before and after, its groups and its state
+are those of the parameter. The gradient of the parameter keeps what belongs to the trained entries, and the rest is
+dropped as soon as it is there. No frozen value is saved, since nothing else writes to the parameter; a hash of them
 proves it.
-
-The vector is registered beside its parameter, so that whoever clips `model.parameters()` clips it; it is left out of
-`state_dict()`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from surgeon.checkpoint.hashing import sha256
 from surgeon.errors import FreezeError
-from surgeon.freeze.entries import bits, encode
-from surgeon.freeze.held import Held, Owner
-from surgeon.freeze.layout import local_flat
+from surgeon.freeze.entries import Entries, bits, encode
+from surgeon.freeze.held import Held, refuse_sparse
+from surgeon.freeze.layout import is_distributed, local_flat
 from surgeon.region.region import Indices
 
-SUFFIX = "_trained_entries"
 MOST = 0.1  # share of trained entries up to which this is done
 _PIECE = 1 << 22  # entries that are hashed or compared at a time
+# Optimizers whose step is about a matrix as a whole; so is one that calls the model itself.
+_NEEDS_MATRIX = ("muon", "shampoo", "soap", "dion", "lbfgs")
+
+
+class ShortGradient(Tensor):
+    """A gradient of the parameter's shape of which some entries are kept, the others being zero.
+
+    Norms, scaling, zeroing and accumulating work on the kept ones; any other operation is given the dense tensor.
+    """
+
+    kept: Tensor
+    entries: Entries
+
+    @staticmethod
+    def __new__(cls, kept: Tensor, entries: Entries, like: Tensor) -> ShortGradient:
+        """Make one of the shape of `like`."""
+        make: Any = Tensor._make_wrapper_subclass
+        made: ShortGradient = make(cls, like.shape, dtype=kept.dtype, device=kept.device)
+        made.kept, made.entries = kept, entries
+        return made
+
+    def dense(self) -> Tensor:
+        """Return all entries."""
+        flat = torch.zeros(self.numel(), dtype=self.dtype, device=self.device)
+        self.entries.write(flat, self.kept)
+        return flat.view(self.shape)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        """Do what can be done on the kept entries there, and all else on the dense tensor."""
+        name, first = func._schema.name, args[0]
+        if name == "aten::detach":
+            return cls(first.kept, first.entries, first)
+        if name == "aten::add_" and type(first) is cls and type(args[1]) is Tensor and args[1].shape == first.shape:
+            first.kept.add_(first.entries.select(args[1].reshape(-1)), **(kwargs or {}))
+            return first
+        scaled = name in ("aten::mul_", "aten::div_") and getattr(args[1], "ndim", 0) == 0
+        alike = name in ("aten::linalg_vector_norm", "aten::zero_", "aten::_amp_foreach_non_finite_check_and_unscale_")
+        result = func(*tree_map(_kept if scaled or alike else _dense, args), **tree_map(_dense, kwargs or {}))
+        if name.endswith("_") and type(first) is cls:
+            if not scaled and not alike:
+                first.kept.copy_(first.entries.select(result.reshape(-1)))
+            return first
+        return result
+
+
+def _kept(value: Any) -> Any:
+    return value.kept if type(value) is ShortGradient else value
+
+
+def _dense(value: Any) -> Any:
+    return value.dense() if type(value) is ShortGradient else value
 
 
 class TrainedEntries(Held):
@@ -36,34 +86,24 @@ class TrainedEntries(Held):
     `vector` is what the optimizer steps on: the trained entries in ascending flat index, shape (trained,).
     """
 
-    def __init__(
-        self, name: str, parameter: torch.nn.Parameter, trained: Indices, copy: int, owners: tuple[Owner, ...]
-    ) -> None:
-        self.name, self.copy, self.parameter, self.owners = name, copy, parameter, owners
+    cleans_at_once = True  # the whole gradient is dropped before the next one is there
+    is_short = True
+
+    def __init__(self, name: str, parameter: torch.nn.Parameter, trained: Indices, copy: int = 0) -> None:
+        self.name, self.copy, self.parameter = name, copy, parameter
         self.part = slice(None)
-        self.gradient_is_clean = False
-        self.gradient_hook = None
+        self.gradient_is_clean, self.gradient_hook = False, None
         self.trained = encode(trained, tuple(parameter.shape), parameter.device)
         flat = self.master()
-        self.vector = torch.nn.Parameter(self.trained.select(flat), requires_grad=parameter.requires_grad)
-        self.entries = self.here = encode(
-            self._some_frozen(trained, parameter.numel()), tuple(parameter.shape), parameter.device
-        )
+        self.vector = torch.nn.Parameter(self.trained.select(flat))
+        self._entered = self.vector.detach().clone()
+        self._whole: Tensor | None = None  # the parameter before a step that is taken on all of it
+        self._stepping = False
+        some = np.unique(np.linspace(0, parameter.numel() - 1, min(parameter.numel(), 64)).astype(np.int64))
+        some = np.asarray(np.setdiff1d(some, trained, assume_unique=True))
+        self.entries = self.here = encode(some, tuple(parameter.shape), parameter.device)
         self._keep(self.here.select(flat))
-        self.sha256 = self._hash()
-        self.total = self._sum()
-        self.stamp = self._stamp()
-        self._handles = [handle for module, key in owners for handle in self._register(module, key)]
-
-    @property
-    def cleans_at_once(self) -> bool:
-        """True: the whole gradient is dropped before the next one is there."""
-        return True
-
-    @property
-    def stepped(self) -> Tensor:
-        """The vector that the optimizer holds."""
-        return self.vector
+        self.sha256, self.total = self._hash(), self._sum()
 
     @property
     def count(self) -> int:
@@ -73,12 +113,17 @@ class TrainedEntries(Held):
     @property
     def nbytes(self) -> int:
         """Bytes of memory taken, the vector's values included."""
-        return super().nbytes + sum(tensor.nbytes for tensor in (*self.trained.tensors(), self.vector))
+        return super().nbytes + sum(tensor.nbytes for tensor in (self.trained.kept, self.vector, self._entered))
 
     def write(self) -> None:
-        """Write the trained values into the parameter."""
+        """Write the trained values into the parameter, all others being what they were before the step."""
         target = self.master()
-        self._follow(target)
+        if self._whole is not None:
+            self.vector.data.copy_(self.trained.select(target))
+            bits(target).copy_(bits(self._whole))
+            self._whole = None
+        elif torch.equal(bits(self.vector.data), bits(self._entered)):
+            return  # this step was about something else: it may have been taken on another process
         self.trained.write(target, self.vector.detach())
         self.stamp = self._stamp()
 
@@ -88,93 +133,111 @@ class TrainedEntries(Held):
 
     def seems_moved(self) -> bool:
         """True if the sum of the frozen entries' bits is another: much faster than the hash."""
+        if self.master().dtype != self.vector.dtype:
+            raise FreezeError(f"tensor '{self.name}': was converted after freeze(), of which the hash is then another")
         return self._sum() != self.total
 
     def moved_in(self, parameter: Tensor) -> int:
         """Return how many frozen entries differ in another copy of the parameter, which may be narrower."""
-        self._require_same_shards(parameter)
+        self.require_same_shards(parameter)
         mine, other = self.master(), local_flat(parameter.data, f"tensor '{self.name}'")
-        differs = bits(mine.to(other)) != bits(other)
-        differs[self.trained.indices().to(differs.device)] = False
+        shared = min(mine.numel(), other.numel())
+        differs = bits(mine[:shared].to(other)) != bits(other[:shared])
+        trained = self.trained.indices().to(differs.device)
+        differs[trained[trained < shared]] = False
         return int(differs.sum())
 
     def write_to(self, parameter: Tensor) -> None:
         """Put the frozen values into another copy of the parameter."""
-        self._require_same_shards(parameter)
+        self.require_same_shards(parameter)
         target = local_flat(parameter.data, f"tensor '{self.name}'")
-        indices = self.trained.indices().to(target.device)
-        kept = target.index_select(0, indices)
+        self.trained.to(target.device)
+        kept = self.trained.select(target)
         bits(target).copy_(bits(self.master().to(target)))
-        bits(target).scatter_(0, indices, bits(kept))
+        self.trained.write(target, kept)
+
+    def in_place_of(self, parameter: torch.nn.Parameter, fits: Any) -> Held:
+        """Return the same entries held in a parameter that has taken this one's place.
+
+        Raises:
+            FreezeError: its frozen entries are others, or cannot be compared.
+        """
+        trained = self.trained.indices().cpu().numpy()
+        if not is_distributed(parameter) and not hasattr(parameter, "ds_id") and parameter.dtype == self.vector.dtype:
+            made = TrainedEntries(self.name, parameter, trained, self.copy)
+            if made.sha256 == self.sha256:
+                return made
+        reason = fits(parameter)
+        if reason is not None:
+            raise FreezeError(f"tensor '{self.name}': {reason}")
+        frozen = np.delete(np.arange(parameter.numel(), dtype=np.int64), trained)
+        return Held(self.name, parameter, frozen, self.copy)
 
     def zero_gradient(self) -> None:
-        """Take what belongs to the trained entries, and drop the gradient.
+        """Take what belongs to the trained entries, and drop the rest of the gradient.
 
         Raises:
             FreezeError: the gradient is sparse.
         """
         gradient = self.parameter.grad
-        if gradient is None:
-            return
-        if gradient.is_sparse:
-            raise FreezeError(f"tensor '{self.name}': its gradient is sparse; make the embedding with sparse=False")
-        taken = self.trained.select(local_flat(gradient, f"the gradient of tensor '{self.name}'"))
-        self.vector.grad = taken if self.vector.grad is None else self.vector.grad.add_(taken)
-        self.parameter.grad = None
         self.gradient_is_clean = True
+        if gradient is None or type(gradient) is ShortGradient:
+            return
+        refuse_sparse(self.name, gradient)
+        flat = local_flat(gradient, f"the gradient of tensor '{self.name}'")
+        self.trained.to(flat.device)
+        taken = self.trained.select(flat)
+        if self._stepping:  # the optimizer, which calls the model itself, looks at the vector
+            self.vector.grad = taken if self.vector.grad is None else self.vector.grad.add_(taken)
+            self.parameter.grad = None
+        elif torch.distributed.is_initialized() or self._whole is not None:  # someone wants it whole
+            gradient.zero_()
+            self.trained.write(flat, taken)
+        else:
+            self.parameter.grad = ShortGradient(taken, self.trained, self.parameter)
 
-    def look_at_gradient(self) -> Tensor | None:
-        """Return nothing: no frozen entry has a gradient."""
-        return None
+    def enter(self, whole: bool) -> None:
+        """Prepare the vector for a step, or else the parameter if the optimizer needs it `whole`."""
+        if self._stepping:
+            return
+        flat, gradient = self.master(), self.parameter.grad
+        if self.vector.device != flat.device or self.vector.dtype != flat.dtype:
+            self.vector.data = self.vector.data.to(flat)
+            self.trained.to(flat.device)
+        if whole:
+            self._whole = flat.clone()
+            if type(gradient) is ShortGradient:
+                self.parameter.grad = gradient.dense()
+            return
+        self.vector.data.copy_(self.trained.select(flat))
+        self._entered = self.vector.detach().clone()
+        if gradient is not None and type(gradient) is not ShortGradient:
+            gradient = ShortGradient(self.trained.select(gradient.reshape(-1)), self.trained, self.parameter)
+        self.vector.grad = gradient.kept if isinstance(gradient, ShortGradient) else None
+        self.parameter.grad, self._stepping = None, True
 
-    def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Return nothing: no frozen entry has a state."""
-        return {}
+    def leave(self) -> None:
+        """Give the gradient back after a step."""
+        if self._stepping and self.vector.grad is not None:
+            self.parameter.grad = ShortGradient(self.vector.grad, self.trained, self.parameter)
+        self.vector.grad, self._stepping = None, False
 
-    def take_over(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give an optimizer the vector instead of the parameter, and what it knows of it so far."""
-        for group in optimizer.param_groups:
-            group["params"] = [self.vector if p is self.parameter else p for p in group["params"]]
-        known = optimizer.state.pop(self.parameter, None)
-        if known:
-            optimizer.state[self.vector] = {key: self._taken(value) for key, value in known.items()}
-        self.zero_gradient()
-
-    def let_go(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-        """Take the vector out of the model and the optimizers again; its state is dropped."""
+    def let_go(self, optimizers: Iterable[Optimizer]) -> None:
+        """Drop the gradient and what optimizers know of the trained entries alone."""
+        if type(self.parameter.grad) is ShortGradient:
+            self.parameter.grad = None
         for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["params"] = [self.parameter if p is self.vector else p for p in group["params"]]
-            optimizer.state.pop(self.vector, None)
-        for handle in self._handles:
-            handle.remove()
-        for module, key in self.owners:
-            module._parameters.pop(key + SUFFIX, None)
+            known = optimizer.state.get(self.parameter, {})
+            if any(isinstance(value, Tensor) and value.shape == self.vector.shape for value in known.values()):
+                del optimizer.state[self.parameter]
 
-    def _taken(self, value: Any) -> Any:
-        whole = isinstance(value, Tensor) and value.shape == self.parameter.shape
-        return self.trained.select(value.reshape(-1)) if whole else value
-
-    def _register(self, module: torch.nn.Module, key: str) -> list[Any]:
-        """Put the vector beside its parameter, unseen by `state_dict` and refreshed by `load_state_dict`."""
-        module.register_parameter(key + SUFFIX, self.vector)
-
-        def leave_out(_: torch.nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-            state.pop(prefix + key + SUFFIX, None)
-
-        def refresh(_: torch.nn.Module, found: Any) -> None:
-            found.missing_keys[:] = [name for name in found.missing_keys if not name.endswith(key + SUFFIX)]
-            with torch.no_grad():
-                self.vector.copy_(self.trained.select(self.master()))
-
-        owner: Any = module
-        return [owner._register_state_dict_hook(leave_out), owner.register_load_state_dict_post_hook(refresh)]
-
-    @staticmethod
-    def _some_frozen(trained: Indices, numel: int) -> Indices:
-        """Return a few frozen entries, to look at before every step."""
-        some = np.unique(np.linspace(0, numel - 1, min(numel, 64)).astype(np.int64))
-        return np.asarray(np.setdiff1d(some, trained, assume_unique=True))
+    def state_of_vector(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an optimizer's state of the parameter as one of the vector."""
+        shape = self.parameter.shape
+        return {
+            key: self.trained.select(value.reshape(-1)) if isinstance(value, Tensor) and value.shape == shape else value
+            for key, value in state.items()
+        }
 
     def _sum(self) -> int:
         flat = bits(self.master())
@@ -192,3 +255,34 @@ class TrainedEntries(Held):
             keep[(trained[first:last] - start).numpy()] = False
             hashes.append(sha256(piece.numpy()[keep].tobytes()))
         return sha256("".join(hashes).encode())
+
+
+def swap_in(optimizer: Optimizer, items: Sequence[TrainedEntries], has_closure: bool) -> None:
+    """Give an optimizer the vectors instead of the parameters, and what it knows of these, if it can step on "
+    "vectors."""
+    whole = any(word in type(optimizer).__name__.lower() for word in _NEEDS_MATRIX)
+    whole = whole or (has_closure and torch.distributed.is_initialized())
+    for item in items:
+        item.enter(whole)
+    if whole:
+        return
+    _exchange(optimizer, {id(item.parameter): item.vector for item in items})
+    for item in items:
+        known = optimizer.state.pop(item.parameter, None)
+        if known:
+            optimizer.state[item.vector] = item.state_of_vector(known)
+
+
+def swap_out(optimizer: Optimizer, items: Sequence[TrainedEntries]) -> None:
+    """Undo `swap_in`; what the optimizer knows of a vector is then known of its parameter."""
+    _exchange(optimizer, {id(item.vector): item.parameter for item in items})
+    for item in items:
+        known = optimizer.state.pop(item.vector, None)
+        if known:
+            optimizer.state[item.parameter] = known
+        item.leave()
+
+
+def _exchange(optimizer: Optimizer, others: Mapping[int, Tensor]) -> None:
+    for group in optimizer.param_groups:
+        group["params"][:] = [others.get(id(parameter), parameter) for parameter in group["params"]]

@@ -8,7 +8,6 @@ from typing import Any
 
 import transformers
 
-from surgeon.errors import FreezeError
 from surgeon.freeze.bundle import Bundle, stored_tensors
 from surgeon.freeze.frozen import Frozen, freeze
 from surgeon.freeze.saved import torch_files, verify_saved
@@ -20,27 +19,31 @@ logger = logging.getLogger(__name__)
 class FreezeCallback(transformers.TrainerCallback):
     """Freeze a bundle's entries while a Trainer trains; verify them in every checkpoint and when it ends.
 
-    It binds when training begins, since the Trainer wraps and shards the model only then. `frozen` is the
-    `Frozen` object from that moment on. `options` go to `freeze`.
+    `frozen` is the `Frozen` object from the beginning of training on. It stays on the model after the end, since what
+    becomes of the model then (an average put in by another callback, `save_model`) is looked at when it is saved;
+    `frozen.remove()` lets it go. Without a `source` the bundle is that of the checkpoint that the model was loaded
+    from. `options` go to `freeze`.
     """
 
-    def __init__(self, source: str | Path | Bundle | Region, **options: Any) -> None:
+    def __init__(self, source: str | Path | Bundle | Region | None = None, **options: Any) -> None:
         self.source = source
         self.options = options
         self.frozen: Frozen | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Freeze the model and follow the optimizer.
+        """Freeze the model.
 
         Raises:
-            FreezeError: the bundle does not fit the model.
+            FreezeError: the bundle does not fit the model, or the optimizer is one that cannot be followed.
         """
-        if kwargs.get("optimizer") is None:
-            raise FreezeError("the Trainer has no optimizer yet when training begins, so nothing can be frozen")
-        self.frozen = freeze(kwargs["model"], self.source, kwargs["optimizer"], **self.options)
+        if self.frozen is not None:
+            self.frozen.remove()
+        self.frozen = freeze(kwargs["model"], self.source, kwargs.get("optimizer"), **self.options)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Verify the checkpoint that was just written, if it holds the model's weights (an adapter's does not).
+
+        The bundle is put beside it, so that training can go on from there.
 
         Raises:
             FreezeError: frozen entries have changed in it.
@@ -49,17 +52,19 @@ class FreezeCallback(transformers.TrainerCallback):
         if self.frozen is None or not args.should_save or not _holds_weights(folder, self.frozen.bundle):
             return
         checked = verify_saved(folder, self.frozen.bundle)
+        self.frozen.bundle.copy_to(folder)
         logger.info("%s: %d frozen entries hold their original bits", folder, checked)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Verify the entries and take the hooks off.
+        """Verify the entries, and put the bundle where `save_model` writes by default.
 
         Raises:
             FreezeError: entries have moved.
         """
         if self.frozen is not None:
             checked = self.frozen.verify()
-            self.frozen.remove()
+            if args.should_save:
+                self.frozen.bundle.copy_to(Path(args.output_dir))
             logger.info("%d frozen entries hold their original bits", checked)
 
 

@@ -1,14 +1,15 @@
-"""What is noticed away from an attached optimizer's steps: saving, loading, deep copies, other optimizers' steps.
+"""What is noticed when a module is saved, loaded or copied: the frozen model's modules, and those of its copies.
 
 A watch sits in the state-dict hooks of every module that holds frozen parameters. What is saved through
-`state_dict()` is compared first, what `load_state_dict` has brought is compared after. A deep copy of the module,
-as weight averaging makes, copies the watch too, and that is how copies are known.
+`state_dict()` is compared first, what `load_state_dict` has brought is compared after. A deep copy of the module, as
+weight averaging makes, copies the watch too, and that is how copies are known; so does a pickled one.
 """
 
 from __future__ import annotations
 
+import gc
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,45 +17,42 @@ from torch import Tensor
 
 from surgeon.errors import FreezeError, shorten
 from surgeon.freeze.held import Held
+from surgeon.freeze.hooks import kind_of, tell, tell_no_more
 
 
-class Stepping(Protocol):
-    """What a watch needs of a `Frozen`: the copies it knows of, and its look at an optimizer about to step."""
+class Owner(Protocol):
+    """What a watch needs of a `Frozen`."""
 
+    held: list[Held]
     copies: weakref.WeakSet[Watch]
 
-    def see_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse the step if it would break the promise."""
+    def follow_model(self) -> bool:
+        """Hold the entries in what has taken a frozen parameter's place."""
+
+    def mend_at_save(self, item: Held) -> bool:
+        """Write an item's values back if raising would leave other processes waiting; False to raise."""
 
 
-Part = tuple[Held, str]  # a frozen parameter, and its name in the module
-
-_frozen: weakref.WeakSet[Stepping] = weakref.WeakSet()  # those whose hooks are on
-_hook: list[Any] = []
+Slots = Mapping[str, int]  # name of a parameter in a module, and where in `Owner.held` its entries are
 
 
 class Watch:
     """Watches one module that holds frozen parameters, or a copy of it.
 
-    In a copy (`is_copy`) the parameters are others, at the same names; `puts_back` says that they are to be made to
-    hold the frozen values before they are saved. Without `frozen` (pickled, or let go) it does nothing.
+    In a copy the parameters are others, at the same names. `role` is "model"; "copy" for a deep copy; "twin" for
+    another model of the same values that was there already; "followed" for a copy that is made to hold the frozen
+    values before it is saved. Without `frozen` (pickled, or let go) nothing is compared.
     """
 
-    def __init__(
-        self, frozen: Stepping | None, module: torch.nn.Module | None, parts: Sequence[Part], **roles: bool
-    ) -> None:
-        self.frozen = frozen
+    def __init__(self, frozen: Owner | None, module: Any, slots: Slots, role: str) -> None:
+        self.frozen, self.slots, self.role = frozen, dict(slots), role
         self.module = None if module is None else weakref.ref(module)
-        self.parts = list(parts)
-        self.is_copy = roles.get("is_copy", False)
-        self.puts_back = roles.get("puts_back", False)
-        self.handles = [] if module is None or (self.is_copy and not self.puts_back) else self._register(module)
-
-    def _register(self, module: Any) -> list[Any]:
-        return [
-            module.register_state_dict_pre_hook(self.saving),
-            module.register_load_state_dict_post_hook(self.loaded),
-        ]
+        self.handles: list[Any] = []
+        if module is not None and role != "copy":  # whose hooks were copied with it
+            self.handles = [
+                module.register_state_dict_pre_hook(self.saving),
+                module.register_load_state_dict_post_hook(self.loaded),
+            ]
 
     def saving(self, module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
         """Compare what `state_dict()` is about to return.
@@ -62,27 +60,30 @@ class Watch:
         Raises:
             FreezeError: frozen entries hold other values.
         """
-        if self.frozen is None:
-            return
-        if self.puts_back:
+        if self.role == "followed":
             self.put_back(module)
         moved = self._moved(module)
-        if moved and self.is_copy:
+        if moved and self.role != "model":
+            what = (
+                "a deep copy of a frozen model" if self.role == "copy" else "a model that was equal to the frozen one"
+            )
             raise FreezeError(
-                f"a deep copy of a frozen model holds other values in {shorten(moved)}, as averaging leaves them; "
-                "frozen.follow(copy) keeps them in it, frozen.restore(copy) writes them once, frozen.release(copy) "
-                "lets it go"
+                f"{what} holds other values in {shorten(moved)}, as averaging leaves them; frozen.follow(copy) "
+                "keeps them "
+                "in it, frozen.restore(copy) writes them once, frozen.release(copy) lets it go"
             )
         if moved:
             raise FreezeError(f"not saved: frozen entries have moved, in {shorten(moved)}")
 
     def loaded(self, module: torch.nn.Module, incompatible: Any) -> None:
-        """Compare what `load_state_dict` has brought.
+        """Compare what `load_state_dict` has brought; a twin that is given other weights is none any more.
 
         Raises:
             FreezeError: other values for frozen entries.
         """
-        if self.frozen is None or self.is_copy:
+        if self.role == "twin" and self.frozen is not None:
+            self.let_go()
+        if self.role != "model":
             return
         moved = self._moved(module)
         if moved:
@@ -91,42 +92,64 @@ class Watch:
                 "freeze(), or call frozen.remove() first and frozen.restore() after"
             )
 
-    def current(self) -> list[tuple[Tensor, Part]]:
+    def parameters(self) -> list[Tensor]:
         """Return the parameters at the frozen names, as the module has them now."""
         module = None if self.module is None else self.module()
-        found = [] if module is None else [(module._parameters.get(part[1]), part) for part in self.parts]
-        return [(parameter, part) for parameter, part in found if parameter is not None]
+        found = [] if module is None else [module._parameters.get(name) for name in self.slots]
+        return [parameter for parameter in found if parameter is not None]
+
+    def before_step(self, optimizer: torch.optim.Optimizer, has_closure: bool) -> None:
+        """Refuse to train a model that was frozen when it was pickled.
+
+        Raises:
+            FreezeError: the optimizer holds parameters of it.
+        """
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        judge([parameter for parameter in parameters if parameter.requires_grad], [self], kind_of(optimizer))
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Do nothing."""
 
     def let_go(self) -> None:
         """Do nothing from now on."""
         for handle in self.handles:
             handle.remove()
+        if self.frozen is not None:
+            self.frozen.copies.discard(self)
+        tell_no_more(self)
         self.handles.clear()
+        self.slots.clear()
         self.frozen = None
-        self.parts.clear()
 
     def put_back(self, module: torch.nn.Module) -> None:
         """Write the frozen values into the module's parameters."""
         with torch.no_grad():
-            for item, name in self.parts:
+            for name, slot in self.slots.items():
                 parameter = module._parameters.get(name)
-                if parameter is not None:
-                    item.write_to(parameter)
+                if parameter is not None and self.frozen is not None:
+                    self.frozen.held[slot].write_to(parameter)
 
     def _moved(self, module: torch.nn.Module) -> list[str]:
+        frozen = self.frozen
+        if frozen is None:
+            return []
+        names = []
         with torch.no_grad():
-            return [item.name for item, name in self.parts if self._differs(item, module._parameters.get(name))]
-
-    def _differs(self, item: Held, parameter: Tensor | None) -> bool:
-        if parameter is item.parameter:
-            return bool(item.moved())
-        if not self.is_copy:
-            return True  # replaced: nothing holds it
-        return parameter is not None and parameter.device.type != "meta" and bool(item.moved_in(parameter))
+            for name, slot in self.slots.items():
+                parameter = module._parameters.get(name)
+                if self.role == "model" and parameter is not frozen.held[slot].parameter:
+                    frozen.follow_model()
+                if parameter is None or parameter.device.type == "meta":
+                    continue
+                item = frozen.held[slot]
+                moved = item.moved() if parameter is item.parameter else item.moved_in(parameter)
+                if moved and not (self.role == "model" and frozen.mend_at_save(item)):
+                    names.append(item.name)
+        return names
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Watch:
         module = None if self.module is None else memo.get(id(self.module()))
-        copied = Watch(self.frozen, None, self.parts, is_copy=True)
+        copied = Watch(self.frozen, None, self.slots, "copy")
         copied.module = None if module is None else weakref.ref(module)
         memo[id(self)] = copied
         if self.frozen is not None:
@@ -134,57 +157,89 @@ class Watch:
         return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Watch, (None, None, ())
+        module = None if self.frozen is None or self.module is None else self.module()
+        return _unpickled, (module, list(self.slots))
+
+
+def _unpickled(module: torch.nn.Module | None, names: Sequence[str]) -> Watch:
+    """Make the watch of a model that was pickled while it was frozen: it says so when it is trained."""
+    watch = Watch(None, None, dict.fromkeys(names, 0), "copy")
+    if module is not None:
+        watch.module = weakref.ref(module)
+        tell(watch)
+    return watch
 
 
 def release(copy: torch.nn.Module) -> None:
-    """Let a deep copy of a frozen model be a model of its own."""
+    """Let a copy of a frozen model, deep or pickled, be a model of its own."""
     for module in copy.modules():
         for hook in list(module._state_dict_pre_hooks.values()):
             watch = getattr(hook, "__self__", None)
-            if isinstance(watch, Watch) and watch.is_copy:
-                if watch.frozen is not None:
-                    watch.frozen.copies.discard(watch)
+            if isinstance(watch, Watch) and watch.role != "model":
                 watch.let_go()
 
 
-def watch_steps(frozen: Stepping) -> None:
-    """Have every optimizer's step looked at while `frozen` has its hooks on."""
-    _frozen.add(frozen)
-    if not _hook:
-        from torch.optim.optimizer import register_optimizer_step_pre_hook
-
-        _hook.append(register_optimizer_step_pre_hook(_before_any_step))
-
-
-def unwatch_steps(frozen: Stepping) -> None:
-    """Look no more on its behalf."""
-    _frozen.discard(frozen)
-    if not _frozen and _hook:
-        _hook.pop().remove()
-
-
-def _before_any_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    for frozen in list(_frozen):
-        frozen.see_step(optimizer)
-
-
-def refuse_stranger(optimizer: torch.optim.Optimizer, originals: Mapping[int, str], copies: set[int]) -> None:
-    """Refuse a step of an optimizer that is not attached if it trains a frozen parameter, or a copy of one.
+def judge(parameters: Iterable[Tensor], copies: Iterable[Watch], kind: str) -> None:
+    """Refuse to train a copy in which nothing is frozen; a twin that is trained is a model of its own.
 
     Raises:
-        FreezeError: it does.
+        FreezeError: one of the parameters belongs to a deep copy or an unpickled one.
     """
-    kind = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
-    ids = [id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    trained = [originals[number] for number in ids if number in originals]
-    if trained:
-        raise FreezeError(
-            f"{kind} is about to change {shorten(trained)}, which is frozen, and is not attached: attach every "
-            "optimizer that trains the model, the one inside a wrapper such as SAM too, before the first step"
-        )
-    if copies.intersection(ids):
-        raise FreezeError(
-            f"{kind} is about to train a deep copy of a frozen model, in which nothing is frozen: freeze the copy too, "
-            "or call frozen.release(copy)"
-        )
+    ids = {id(parameter) for parameter in parameters}
+    for watch in list(copies):
+        if ids.isdisjoint(map(id, watch.parameters())):
+            continue
+        if watch.role == "twin":
+            watch.let_go()
+        elif watch.role == "copy":
+            how = "a copy that was pickled" if watch.frozen is None else "a deep copy"
+            raise FreezeError(
+                f"{kind} is about to train {how} of a frozen model, in which nothing is frozen: freeze the copy too, "
+                "or call surgeon.freeze.release(copy)"
+            )
+
+
+def find_twins(
+    frozen: Owner, model: torch.nn.Module, watched: Mapping[torch.nn.Module, Slots], trained: set[int]
+) -> list[Watch]:
+    """Watch other models of this process that hold the same frozen values now, such as averages made before freezing.
+
+    They are found by their class, names and shapes. Those with parameters that are `trained` (ids) by an optimizer of
+    their own are left alone.
+    """
+    root, inside = _smallest(model, watched), set(model.modules())
+    paths = {path: watched[module] for path, module in root.named_modules() if module in watched}
+    found = []
+    for other in [each for each in gc.get_objects() if type(each) is type(root)]:
+        if other in inside or not trained.isdisjoint(map(id, other.parameters())):
+            continue
+        modules = dict(other.named_modules())
+        pairs = [(modules[path], slots) for path, slots in paths.items() if path in modules]
+        if len(pairs) == len(paths) and all(_same(frozen, module, slots) for module, slots in pairs):
+            found += [Watch(frozen, module, slots, "twin") for module, slots in pairs]
+    return found
+
+
+def _smallest(model: torch.nn.Module, watched: Mapping[torch.nn.Module, Slots]) -> torch.nn.Module:
+    """Return the smallest part of a model that has all modules with frozen parameters: what wrappers wrap."""
+    wanted = set(watched)
+    while True:
+        inner = next((child for child in model.children() if wanted <= set(child.modules())), None)
+        if inner is None or model in wanted:
+            return model
+        model = inner
+
+
+def _same(frozen: Owner, module: torch.nn.Module, slots: Slots) -> bool:
+    for name, slot in slots.items():
+        item, parameter = frozen.held[slot], module._parameters.get(name)
+        if parameter is None or parameter is item.parameter or type(parameter) is not type(item.parameter):
+            return False
+        if parameter.shape != item.parameter.shape or parameter.device.type == "meta":
+            return False
+        if any(isinstance(getattr(hook, "__self__", None), Watch) for hook in module._state_dict_pre_hooks.values()):
+            return False
+        with torch.no_grad():
+            if not parameter.is_floating_point() or item.moved_in(parameter):
+                return False
+    return True

@@ -13,6 +13,7 @@ the rest         weights, config, tokenizer, freeze/: left out with `weights: fa
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import damaged
 from surgeon.checkpoint.hashing import file_hash, sha256
@@ -30,7 +32,6 @@ from surgeon.report.words import size
 from surgeon.visible import visible, visible_lines
 from surgeon.write.integrity import CARD, FIGURES, MANIFEST, RECIPE, REGIONS, is_made_anew, run_manifest
 from surgeon.write.marker import MARKER, Marker
-from surgeon.write.staging import files_below
 
 _DESCRIBING = (f"{FIGURES}/", f"{RESULTS}/")
 
@@ -84,6 +85,9 @@ def pack(folder: Path, address: str, *, weights: bool = True, jobs: int = 2) -> 
             "from where `surgeon apply` wrote it, such as out/NAME/variants/VARIANT"
         )
     outputs = dict(run["outputs"])
+    links = [name for name in outputs if os.path.lexists(folder / name) and not inside.is_own_file(folder, name)]
+    if links:
+        raise CheckpointError(f"{folder / links[0]}: a link, and only files of the variant's own folder are published")
     named = {name: digest for name, digest in outputs.items() if not is_made_anew(name)}
     wrong = damaged(folder, named | marker.files, jobs)
     if wrong:
@@ -105,7 +109,7 @@ def pack(folder: Path, address: str, *, weights: bool = True, jobs: int = 2) -> 
     manifest["outputs"] = dict(sorted(outputs.items()))
     items += [text_item(MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"), text_item(CARD, card)]
     sent = {item.path for item in items}
-    there = (path.relative_to(folder).as_posix() for path in files_below(folder))
+    there = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not inside.is_folder(path))
     behind = tuple(name for name in there if name not in sent and name not in named)
     return Parcel(folder, tuple(sorted(items, key=lambda item: item.path)), card, origin, behind)
 
@@ -121,7 +125,7 @@ def _regions(folder: Path, marker: Marker) -> Iterator[Item]:
     for label, expected in marker.regions.items():
         for root in (folder, folder.resolve().parent.parent):
             path = root / region_path(label)
-            if path.is_file() and file_hash(path) == expected:
+            if inside.is_own_file(root, region_path(label)) and file_hash(path) == expected:
                 yield Item(region_path(label), path, path.stat().st_size, expected)
                 break
 
@@ -152,6 +156,8 @@ def _refuse_unless_rebuildable(folder: Path, marker: Marker, regions: bool, orig
 
 def _card(folder: Path, marker: Marker, address: str, weights: bool, rebuildable: bool, origin: Any) -> str:
     """Return the card with the command that rebuilds the variant, now that its address is known."""
+    if os.path.lexists(folder / CARD) and not inside.is_own_file(folder, CARD):
+        raise CheckpointError(f"{folder / CARD}: a link, and only files of the variant's own folder are published")
     try:
         card = (folder / CARD).read_text(encoding="utf-8")
     except OSError:

@@ -9,18 +9,23 @@ manifest.json            that run's manifest, of which only the patch is left as
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from surgeon import inside
 from surgeon.checkpoint.hashing import file_hash
+from surgeon.checkpoint.sources import builtin_names
 from surgeon.errors import CheckpointError, InputError
 from surgeon.hub.parcel import Item, Parcel, text_item
 from surgeon.region.patch import Patch, is_patch_file
-from surgeon.report.card import base_model, code
+from surgeon.report.card import base_model
+from surgeon.report.escaping import markdown, markdown_code, quoted, yaml_text
 from surgeon.report.words import count, percent, size
 from surgeon.write.integrity import CARD, MANIFEST, RECIPE, VARIANTS, read_object
 
 ENDING = ".patch.safetensors"
+_REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,100}", re.ASCII)
 
 
 def is_patch(path: Path) -> bool:
@@ -49,6 +54,8 @@ def pack_patch(path: Path, address: str) -> Parcel:
     if digest != expected:
         raise CheckpointError(f"{path}: not the file that was written; run `surgeon apply` again")
     told = {**{key: value for key, value in manifest.items() if key != "report"}, "outputs": {path.name: digest}}
+    if not inside.is_plain_file(run, RECIPE):
+        raise CheckpointError(f"{run / RECIPE}: no plain file there; run `surgeon apply` again")
     recipe = (run / RECIPE).read_text(encoding="utf-8")
     card = _card(patch, path.name, address)
     items = [
@@ -62,38 +69,40 @@ def pack_patch(path: Path, address: str) -> Parcel:
 
 def _card(patch: Patch, file: str, address: str) -> str:
     made: dict[str, Any] = patch.region.metadata
-    source = str(made.get("model", "the base"))
-    revision = made.get("revision")
-    if base_model(source) is None and not source.startswith("builtin:"):
+    source, revision = str(made.get("model", "the base")), made.get("revision")
+    if base_model(source) is None and source not in {f"builtin:{name}" for name in builtin_names()}:
         raise InputError(f"{patch.path}: was made for {source}, which others do not have: nobody could use it")
+    if revision is not None and not (isinstance(revision, str) and _REVISION.fullmatch(revision)):
+        raise InputError(f"{patch.path}: says that it was made for the revision {str(revision)[:100]!r}, which is none")
     entries = sum(tensor.entries for tensor in patch.tensors.values())
     share = entries / max(patch.region.numel, 1)
     pinned = f"hf://{base_model(source)}@{revision}" if revision and base_model(source) else source
+    vllm = f"surgeon.region.vllm.weight_patches({quoted(file)})"
     return f"""---
 {_front_matter(source)}
 ---
 
-# {made.get("recipe", "surgery")}: {made.get("variant", file)}
+# {markdown(str(made.get("recipe", "surgery")))}: {markdown(str(made.get("variant", file)))}
 
 > **This patch damages a model on purpose.** It is meant for research on what its parameters do, not for use.
 
-`{file}` ({size(patch.path.stat().st_size)}) holds {entries:,} new values, bit for bit, of
-{count(len(patch.tensors), "tensor")} of {code(pinned)}: {percent(share)} of their entries. It names the SHA-256 of
-every tensor it was made for, and is refused on any other.
+{markdown_code(file)} ({size(patch.path.stat().st_size)}) holds {entries:,} new values, bit for bit, of
+{count(len(patch.tensors), "tensor")} of {markdown_code(pinned)}: {percent(share)} of their entries. It names the
+SHA-256 of every tensor it was made for, and is refused on any other.
 
 ## How to use it
 
 In a recipe of surgeon, which writes the patched checkpoint:
 
 ```yaml
-model: {pinned}
+model: {yaml_text(pinned)}
 regions:
-  changed: {{file: {address}/{file}}}
+  changed: {{file: {yaml_text(f"{address}/{file}")}}}
 variants:
-  patched: {{operations: [{{restore: changed, from: {address}/{file}}}]}}
+  patched: {{operations: [{{restore: changed, from: {yaml_text(f"{address}/{file}")}}}]}}
 ```
 
-In a running vLLM, whose patches have the same fields: `surgeon.region.vllm.weight_patches("{file}")`.
+In a running vLLM, whose patches have the same fields: {markdown_code(vllm)}.
 
 `recipe.yaml` is the recipe that made it, `manifest.json` the versions and hashes.
 """

@@ -7,27 +7,27 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from surgeon import ranks
+from surgeon import inside, ranks
 from surgeon.checkpoint.address import model_address
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.hub_downloads import fetch_snapshot
 from surgeon.checkpoint.hub_errors import hub_errors
+from surgeon.checkpoint.storage import replacing
 from surgeon.errors import CheckpointError, InputError
 from surgeon.hub.parcel import region_path
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VariantSpec
 from surgeon.region.region import Region
-from surgeon.report.card import base_model
-from surgeon.write.integrity import CARD, MANIFEST, RECIPE, REGIONS, VARIANTS, outputs_of, read_object
+from surgeon.report.card import RESULTS, base_model
+from surgeon.write.integrity import CARD, FIGURES, MANIFEST, RECIPE, REGIONS, VARIANTS, outputs_of, read_object
 from surgeon.write.marker import MARKER, Marker
 from surgeon.write.output import output_lock
 from surgeon.write.patches import donor_hash
@@ -35,8 +35,9 @@ from surgeon.write.shards import copy_small
 from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
-_DESCRIBED = (f"{REGIONS}/", "figures/", ".eval_results/")
-_PUBLISHED = (MARKER, CARD, RECIPE, MANIFEST, f"{REGIONS}/*", "figures/*", ".eval_results/*")
+_DESCRIBED = (f"{REGIONS}/", f"{FIGURES}/", f"{RESULTS}/")
+_SHOWN = re.compile(rf"{FIGURES}/\w[\w.-]*\.(svg|png)|{re.escape(RESULTS)}/\w[\w.-]*\.yaml")
+_PUBLISHED = (MARKER, CARD, RECIPE, MANIFEST, *(f"{folder}*" for folder in _DESCRIBED))
 
 
 def is_published(name: str) -> bool:
@@ -107,8 +108,8 @@ def rebuild(
             advance=advance,
         )
         _check(name, staged, hashes)
-        if not staged.reused:
-            _copy_described(folder, staged.folder, hashes)
+        for left_out in () if staged.reused else _copy_described(folder, staged.folder, marker, hashes):
+            progress.note(f"{folder / left_out}: not a file that was published with the variant, so it is left out")
         return publish(staged)
 
 
@@ -149,7 +150,7 @@ def _regions(folder: Path, name: str, marker: Marker) -> dict[str, Region]:
     result = {}
     for label, expected in marker.regions.items():
         path = folder / region_path(label)
-        if not _NAME.fullmatch(label) or not path.is_file():
+        if not _NAME.fullmatch(label) or not inside.is_own_file(folder, region_path(label)):
             raise InputError(f"{name}: the file of region '{label}' is missing, so it cannot be rebuilt")
         if file_hash(path) != expected:
             raise CheckpointError(f"{path}: not the region that the variant was made with (its SHA-256 is another)")
@@ -179,17 +180,31 @@ def _check(name: str, staged: Staged, expected: Mapping[str, str]) -> None:
     wrong = [file for file, digest in expected.items() if _is_weight(file) and found.get(file) != digest]
     if wrong:
         if not staged.reused:
-            shutil.rmtree(staged.folder, ignore_errors=True)
+            inside.remove_folder(staged.folder)
         raise CheckpointError(
             f"{name}: {wrong[0]} came out other than its manifest says, so nothing was written; was the source "
             "stored in other shards, or the manifest changed?"
         )
 
 
-def _copy_described(folder: Path, stage: Path, expected: Mapping[str, str]) -> None:
-    """Put beside the staged weights what was published to describe them."""
-    described = [CARD, MANIFEST, *(path for path in expected if path == RECIPE or path.startswith(_DESCRIBED))]
-    for path in described:
-        if ".." not in Path(path).parts and (folder / path).is_file():
-            (stage / path).parent.mkdir(parents=True, exist_ok=True)
-            copy_small(folder / path, stage / path)
+def _copy_described(folder: Path, stage: Path, marker: Marker, expected: Mapping[str, str]) -> list[str]:
+    """Put beside the staged weights what was published to describe them; returns what is left out.
+
+    A manifest may name any file, and a folder hold links to any. What a push could have sent comes along: plain files
+    of those names, with the hash that the manifest says. (The card is its owner's to edit, the manifest names itself
+    not.)
+    """
+    regions = {region_path(label) for label in marker.regions}
+    described = [path for path in expected if path == RECIPE or path in regions or _SHOWN.fullmatch(path)]
+    others = [path for path in expected if path.startswith(_DESCRIBED) and path not in described]
+    left_out = []
+    for path in [CARD, MANIFEST, *described, *others]:
+        if not os.path.lexists(folder / path):
+            continue
+        plain = path not in others and inside.is_own_file(folder, path)
+        if plain and (path in (CARD, MANIFEST) or file_hash(folder / path) == expected[path]):
+            with replacing(stage / path) as part:
+                copy_small(folder / path, part)
+        else:
+            left_out.append(path)
+    return left_out

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
-from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.scratch import own_scratch
 from surgeon.model import budgets
 from surgeon.model.batches import enter_all, head_chunks, hidden_layout
 from surgeon.model.editing import Variant, edited
@@ -115,10 +113,8 @@ def _states(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, rows: int) ->
     if bytes_needed(shapes, rows, dtype) <= budgets.HIDDEN_BYTES:
         yield States(shapes, dtype, None)
         return
-    root = cache_folder() / "scratch"
-    root.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=root) as folder:
-        yield States(shapes, dtype, Path(folder))
+    with own_scratch() as folder:
+        yield States(shapes, dtype, folder)
 
 
 def _enter(

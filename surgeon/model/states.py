@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from surgeon.checkpoint.storage import reserve
+from surgeon.checkpoint.storage import naming, reserve
 
 Shape = tuple[int, ...]
 
@@ -68,7 +68,7 @@ class States:
 
     def _open(self, row: int, make: bool) -> torch.Tensor:
         path = self._path(row)
-        with path.open("w+b" if make and not path.exists() else "r+b") as file:
+        with naming(path), path.open("w+b" if make and not path.exists() else "r+b") as file:
             if make and path.stat().st_size != self._bytes:
                 reserve(file.fileno(), 0, self._bytes)  # a write to a mapped hole on a full disk would kill the process
             self._maps[row] = mmap.mmap(file.fileno(), self._bytes)

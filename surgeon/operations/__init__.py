@@ -7,10 +7,13 @@ An operation is a pydantic model with one key that names it and holds the region
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeAlias
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import Discriminator, Tag
 
+from surgeon.kinds import kinds
 from surgeon.operations.add import Add
 from surgeon.operations.base import Operation, Target, rounded
 from surgeon.operations.donors import open_donor
@@ -39,9 +42,7 @@ __all__ = [
     "rounded",
 ]
 
-OPERATIONS: Mapping[str, type[Operation]] = {
-    operation.kind: operation for operation in (Zero, Scale, Fill, Noise, Shuffle, Restore, Add, Slerp)
-}
+OPERATIONS: Mapping[str, type[Operation]] = kinds("surgeon.operations")
 
 
 def _kind(value: Any) -> str | None:
@@ -50,14 +51,9 @@ def _kind(value: Any) -> str | None:
     return next((key for key in value if key in OPERATIONS), None) if isinstance(value, dict) else None
 
 
-AnyOperation: TypeAlias = Annotated[
-    Annotated[Zero, Tag("zero")]
-    | Annotated[Scale, Tag("scale")]
-    | Annotated[Fill, Tag("fill")]
-    | Annotated[Noise, Tag("noise")]
-    | Annotated[Shuffle, Tag("shuffle")]
-    | Annotated[Restore, Tag("restore")]
-    | Annotated[Add, Tag("add")]
-    | Annotated[Slerp, Tag("slerp")],
-    Discriminator(_kind),
-]
+if TYPE_CHECKING:
+    AnyOperation: TypeAlias = Operation
+else:
+    AnyOperation = Annotated[
+        reduce(or_, (Annotated[operation, Tag(name)] for name, operation in OPERATIONS.items())), Discriminator(_kind)
+    ]

@@ -17,12 +17,12 @@ from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Prob
 from surgeon.operations import open_donor
 from surgeon.operations.edits import check_donor, check_patch_base
 from surgeon.plan.plan import Plan
-from surgeon.plan.regions import RegionPlan, no_masks
 from surgeon.recipe.lines import KeyPath
 from surgeon.recipe.reading import RecipeFile
-from surgeon.recipe.score_specs import DeltaScore, SampledScore
 from surgeon.region.patch import Patch
 from surgeon.region.region import Region
+from surgeon.regions.base import RegionPlan, no_masks
+from surgeon.scores.base import Score
 from surgeon.text.corpora import Corpus
 from surgeon.text.documents import FileLocation
 
@@ -104,8 +104,8 @@ def check_length(checkpoint: Checkpoint, tokens: int) -> str | None:
 def _length_problems(file: RecipeFile, checkpoint: Checkpoint) -> Iterator[Problem]:
     lengths: dict[KeyPath, int] = {}
     for name, spec in file.recipe.regions.items():
-        if isinstance(spec.score, SampledScore):
-            lengths["regions", name, "score", "sequence_length"] = spec.score.sequence_length
+        if spec.score is not None and spec.score.on_text is not None:
+            lengths["regions", name, "score", "sequence_length"] = spec.score.on_text.sequence_length
     verify = file.recipe.verify
     if verify is not None:
         lengths["verify", "window"] = min(verify.window, verify.tokens)
@@ -154,7 +154,8 @@ def _language_problems(file: RecipeFile, corpus: Corpus) -> Iterator[Problem]:
                 yield file.problem(("corpus", language), f"no such text file: {where}")
     known = corpus.languages
     for name, spec in recipe.regions.items():
-        for i, language in enumerate(spec.score.languages if isinstance(spec.score, SampledScore) else ()):
+        scored = spec.score.on_text if spec.score is not None else None
+        for i, language in enumerate(scored.languages if scored is not None else ()):
             if language not in known:
                 what = f"the corpus has no text for language '{language}'{did_you_mean(language, known)}"
                 yield file.problem(("regions", name, "score", "languages", i), what)
@@ -183,18 +184,14 @@ def _donor_problems(file: RecipeFile, checkpoint: Checkpoint, regions: Mapping[s
                     key = "base" if donor == getattr(operation, "base", None) else "from"
                     yield file.problem(("variants", name, "operations", i, key), str(error))
     for name, spec in file.recipe.regions.items():
-        if isinstance(spec.score, DeltaScore):
+        if spec.score is not None:
             yield from _compared_problems(file, checkpoint, regions[name], spec.score)
 
 
-def _compared_problems(
-    file: RecipeFile, checkpoint: Checkpoint, region: RegionPlan, score: DeltaScore
-) -> Iterator[Problem]:
+def _compared_problems(file: RecipeFile, checkpoint: Checkpoint, region: RegionPlan, score: Score) -> Iterator[Problem]:
     """Find what is wrong with the models that a region's score compares with."""
     shapes = {info.name: info.shape for info in region.tensors}
-    for key, other in (("other", score.other), ("merged", score.merged)):
-        if other is None:
-            continue
+    for key, other in score.compared_with.items():
         try:
             check_donor(checkpoint, other, Region(shapes, no_masks))
             patch = isinstance(open_donor(other), Patch)

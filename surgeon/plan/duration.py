@@ -20,7 +20,7 @@ from surgeon.plan.estimates import Shape, edited_entries, shape_of
 from surgeon.plan.plan import Plan
 from surgeon.progress import Step
 from surgeon.recipe.schema import VerifySpec
-from surgeon.recipe.score_specs import GradParamScore, SampledScore
+from surgeon.scores.base import SampledScore
 from surgeon.text.corpora import Corpus
 from surgeon.text.documents import FileLocation
 
@@ -49,11 +49,10 @@ def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] 
     rate = _REACHED * (speed or tried_speed)(shape, device) if plan.runs_model else 1.0
     active = active_entries(plan.checkpoint)
     head = shape.hidden * shape.vocabulary
-    for score in plan.scores():
-        if isinstance(score, SampledScore):
-            per_weight = _BOTH_WAYS if isinstance(score, GradParamScore) else _FORWARD
-            tokens = _scored_tokens(plan.corpus, score)
-            result.append(Step("score ", per_weight * tokens * (active + head) / rate))
+    for score in plan.sampled_scores():
+        per_weight = _BOTH_WAYS if score.backward else _FORWARD
+        tokens = _scored_tokens(plan.corpus, score)
+        result.append(Step("score ", per_weight * tokens * (active + head) / rate))
     for name, variant in plan.variants.items():
         if variant.write:
             result.append(Step(f"write {name}", variant.bytes_to_write / _DISK))

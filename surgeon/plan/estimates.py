@@ -21,9 +21,10 @@ from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
 from surgeon.model import budgets
 from surgeon.operations import Add, Slerp
 from surgeon.plan.plan import Plan
-from surgeon.plan.regions import RegionPlan
 from surgeon.recipe.schema import VerifySpec
-from surgeon.recipe.score_specs import ActivationScore, DeltaScore, GradParamScore, SampledScore, ScoreSpec, WandaScore
+from surgeon.regions.base import RegionPlan
+from surgeon.regions.outlines import drawn_apart
+from surgeon.scores.base import SampledScore, Score
 
 _BASELINE_BYTES = 60_000_000  # the interpreter with numpy
 _TORCH_BYTES = 350_000_000  # torch, transformers and a tokenizer loaded
@@ -101,11 +102,7 @@ def peak_memory(plan: Plan) -> int:
     shape = shape_of(checkpoint)
     stays = 4 * shape.total <= budgets.RESIDENT_BYTES
     resident = 0 if shape.mapped else 4 * shape.total if stays or shape.whole else None
-    running = [
-        _scoring(plan, shape, score, resident)
-        for score in plan.scores()
-        if isinstance(score, GradParamScore | WandaScore | ActivationScore)
-    ]
+    running = [_scoring(plan, shape, score, resident) for score in plan.sampled_scores()]
     if recipe.verify is not None:
         running.append(_verifying(shape, recipe.verify, len(plan.verify_languages), 1 + len(plan.variants), resident))
         if recipe.verify.prompts and resident is None:
@@ -134,28 +131,25 @@ def _editing(plan: Plan) -> int:
     return int(largest * densest) * (80 if merging else 40) + fetched
 
 
-def _selecting(plan: Plan, score: ScoreSpec) -> int:
+def _selecting(plan: Plan, score: Score) -> int:
     """Return what cuts and draws from one score take beside the scores themselves."""
     largest = max((info.numel for info in plan.scored_tensors(score)), default=0)
-    controls = [region.spec.control for region in plan.regions.values() if region.spec.control is not None]
-    drawn = max((largest * (32 if spec.matched == "count" else 56) for spec in controls), default=0)
-    compared = 48 * largest if isinstance(score, DeltaScore) else 0  # in float64
+    drawn = max((region.kind.bytes_to_make(largest) for region in plan.regions.values()), default=0)
+    compared = score.bytes_per_entry * largest
     summed = any(region.score == score and region.parts for region in plan.regions.values())
     return min(24 * largest, _PIECES) + 2 * largest + max(drawn, compared, 8 * largest if summed else 0)
 
 
-def _scoring(
-    plan: Plan, shape: Shape, score: GradParamScore | WandaScore | ActivationScore, resident: int | None
-) -> int:
+def _scoring(plan: Plan, shape: Shape, score: SampledScore, resident: int | None) -> int:
     """A layer with its gradients and the scores of the language before; or the head with a chunk of its logits.
 
     On the way forward there is the next layer, which is read ahead. Where scores are not kept there are also their
     sums over several languages.
     """
-    tokens, backward = score.batch_size * score.sequence_length, isinstance(score, GradParamScore)
+    tokens, backward = score.batch_size * score.sequence_length, score.backward
     unit = 4 * (shape.total if shape.whole else shape.layer)
     widened = resident if resident is not None else unit
-    summed = len(score.languages) > 1 and not keeps(score_bytes(plan.scored_tensors(score), score))
+    summed = len(score.languages) > 1 and not keeps_scores(plan, score)
     layer = max(widened + unit, widened + (1 + backward + summed) * unit) + _activations(shape, tokens, backward)
     return max(layer, _head(shape, tokens, 4 if backward else 3, resident)) + _hidden(shape, score)
 
@@ -192,7 +186,7 @@ def scratch_bytes(shape: Shape, score: SampledScore) -> int:
     if shape.whole:
         return 0
     tokens = len(dict.fromkeys(score.languages)) * score.samples * score.sequence_length
-    rows = shape.layers + 3 if isinstance(score, GradParamScore) else 2
+    rows = shape.layers + 3 if score.backward else 2
     return 4 * rows * tokens * shape.hidden
 
 
@@ -201,8 +195,18 @@ def score_bytes(tensors: Iterable[TensorInfo], score: SampledScore) -> int:
     return 4 * len(dict.fromkeys(score.languages)) * sum(info.numel for info in tensors)
 
 
-def keeps(size: int) -> bool:
-    """True if scores of so many bytes are kept: if they are small beside what is free where the cache lies."""
+def keeps_scores(plan: Plan, score: SampledScore) -> bool:
+    """True if a score is kept in files: if it is small beside what is free where the cache lies.
+
+    So is one, whatever its size, that a region needs again after the pass in which it is computed.
+    """
+    drawn = (region for region in plan.regions.values() if region.score == score)
+    return any(drawn_apart(plan.regions, region) for region in drawn) or _fits(
+        score_bytes(plan.scored_tensors(score), score)
+    )
+
+
+def _fits(size: int) -> bool:
     folder = cache_folder()
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     return size <= SHARE_OF_DISK * shutil.disk_usage(there).free
@@ -219,12 +223,13 @@ class Stores:
 
 def stores(plan: Plan) -> Stores:
     """Say what scoring puts on the disk, in bytes; hidden states that fit into memory are not counted."""
-    sampled = [score for score in plan.scores() if isinstance(score, SampledScore)]
-    sizes = [score_bytes(plan.scored_tensors(score), score) for score in sampled]
-    kept = sum(size for size in sizes if keeps(size))
+    sampled = plan.sampled_scores()
+    sizes = {keeps_scores(plan, score): 0 for score in sampled}
+    for score in sampled:
+        sizes[keeps_scores(plan, score)] += score_bytes(plan.scored_tensors(score), score)
     shape = shape_of(plan.checkpoint)
     scratch = max((scratch_bytes(shape, score) for score in sampled), default=0)
-    return Stores(kept, sum(sizes) - kept, scratch if scratch > budgets.HIDDEN_BYTES else 0)
+    return Stores(sizes.get(True, 0), sizes.get(False, 0), scratch if scratch > budgets.HIDDEN_BYTES else 0)
 
 
 def disk_needed(plan: Plan) -> int:

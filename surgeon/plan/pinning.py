@@ -49,7 +49,7 @@ def pinned(plan: Plan) -> Recipe:
             for language, text in corpus.items()
         }
     regions = {
-        name: region.model_copy(update={"file": pinned_file(region.file)}) if region.file is not None else region
+        name: region.model_copy(update={region.kind.key: region.kind.pinned()})
         for name, region in recipe.regions.items()
     }
     return recipe.model_copy(

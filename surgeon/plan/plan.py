@@ -12,10 +12,11 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import natural_key
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.storage import TensorInfo
-from surgeon.plan.regions import RegionPlan, scorable
 from surgeon.recipe.reading import RecipeFile
 from surgeon.recipe.schema import Recipe
-from surgeon.recipe.score_specs import SampledScore, ScoreSpec
+from surgeon.regions.base import Provenance, RegionPlan
+from surgeon.regions.kept import provenance_of
+from surgeon.scores.base import SampledScore, Score
 from surgeon.text.corpora import Corpus
 
 
@@ -60,7 +61,7 @@ class Plan:
     @property
     def runs_model(self) -> bool:
         """True if the model is run: measured, or scored on text."""
-        return self.recipe.verify is not None or any(isinstance(score, SampledScore) for score in self.scores())
+        return self.recipe.verify is not None or bool(self.sampled_scores())
 
     @property
     def bytes_to_download(self) -> int:
@@ -69,19 +70,27 @@ class Plan:
             return 0
         return sum(header.file_size for header in self.checkpoint.headers if isinstance(header.path, RemoteFile))
 
-    def scored_tensors(self, score: ScoreSpec) -> tuple[TensorInfo, ...]:
+    def scored_tensors(self, score: Score) -> tuple[TensorInfo, ...]:
         """Tensors to score: all decoder-layer parameters, so that recipes share scores, and what regions add."""
         reach = scope(self.checkpoint)
-        chosen = {info.name: info for info in reach.tensors if scorable(score, info, reach.places[info.name])}
+        chosen = {info.name: info for info in reach.tensors if score.can_score(info, reach.places[info.name])}
         for region in self.regions.values():
             if region.score == score:
                 chosen |= {info.name: info for info in region.tensors}
         return tuple(chosen[name] for name in sorted(chosen, key=natural_key))
 
-    def scores(self) -> list[ScoreSpec]:
+    def scores(self) -> list[Score]:
         """The distinct scores that the regions need."""
-        distinct: list[ScoreSpec] = []
+        distinct: list[Score] = []
         for region in self.regions.values():
             if region.score is not None and region.score not in distinct:
                 distinct.append(region.score)
         return distinct
+
+    def sampled_scores(self) -> list[SampledScore]:
+        """Those of them that are made on text."""
+        return [score.on_text for score in self.scores() if score.on_text is not None]
+
+    def provenance(self, jobs: int) -> Provenance:
+        """Return what the files of the regions may say of where they come from."""
+        return provenance_of(self.checkpoint, self.corpus.name, self.regions, jobs)

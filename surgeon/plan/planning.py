@@ -18,10 +18,11 @@ from surgeon.operations.edits import touched_tensors
 from surgeon.plan.check import check
 from surgeon.plan.estimates import bytes_to_write, disk_needed, peak_memory
 from surgeon.plan.plan import Plan, VariantPlan
-from surgeon.plan.regions import RegionPlan, no_masks, plan_regions
 from surgeon.recipe.reading import RecipeFile
 from surgeon.recipe.schema import Recipe, TextSpec
 from surgeon.region.region import Region
+from surgeon.regions.base import RegionPlan, no_masks
+from surgeon.regions.outlines import plan_regions
 from surgeon.text.corpora import Corpus, Location, builtin_corpus
 from surgeon.text.documents import DatasetLocation, FileLocation
 from surgeon.text.languages import language

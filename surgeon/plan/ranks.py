@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from surgeon.plan.estimates import peak_memory, scratch_bytes, shape_of
 from surgeon.plan.plan import Plan
 from surgeon.progress import Step
-from surgeon.recipe.score_specs import GradParamScore, SampledScore
 
 _ROWS_BEHIND = 3  # of hidden states, that are kept longer where ranks must be able to go on together
 _SHARED = ("score", "write", "perplexity")  # how the steps begin whose work is spread over ranks
@@ -34,12 +33,12 @@ def rank_needs(plan: Plan, ranks: int, expected: Sequence[Step] = ()) -> RankNee
     """Say what each of some ranks takes; `expected` are the steps with their seconds on one."""
     shape = shape_of(plan.checkpoint)
     memory, sent, read = peak_memory(plan), 0, 0
-    sampled = [score for score in plan.scores() if isinstance(score, SampledScore)]
+    sampled = plan.sampled_scores()
     largest = max((scratch_bytes(shape, score) for score in sampled), default=0)
     for score in sampled:
         languages = len(dict.fromkeys(score.languages))
         entries = sum(info.numel for info in plan.scored_tensors(score))
-        read += plan.checkpoint.data_bytes * (1 + isinstance(score, GradParamScore))
+        read += plan.checkpoint.data_bytes * (1 + score.backward)
         if ranks > 1:
             # A rank's batches lie next to one another; of each of their languages it sends the sum once, done or not.
             sent += 4 * entries * min(languages, -(-languages // ranks) + 1)

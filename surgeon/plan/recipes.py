@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,7 +79,9 @@ def copy_recipe(name: str, target: str | Path) -> Path:
     if name not in shipped:
         raise InputError(f"no shipped recipe '{name}'{did_you_mean(name, shipped)}")
     destination = Path(target) / shipped[name].name
-    if destination.exists():
-        raise InputError(f"{destination} exists already; remove it or copy elsewhere with --output")
-    shutil.copyfile(shipped[name], destination)
+    try:
+        with destination.open("xb") as file:  # also a link that leads nowhere is something that is there
+            file.write(shipped[name].read_bytes())
+    except FileExistsError:
+        raise InputError(f"{destination} exists already; remove it or copy elsewhere with --output") from None
     return destination

@@ -8,7 +8,7 @@ from surgeon.errors import InputError
 from surgeon.model.token_counts import TokenCounts
 from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import VerifySpec
-from surgeon.recipe.score_specs import SampledScore
+from surgeon.scores.base import SampledScore
 from surgeon.text.corpora import Text
 from surgeon.text.windows import no_room, predicted
 
@@ -23,7 +23,7 @@ def check_supply(plan: Plan, tokens: TokenCounts) -> list[str]:
     problems: list[str] = []
     texts = _read(plan, problems)
     notes = []
-    for spec in _on_text(plan):
+    for spec in plan.sampled_scores():
         short = list(_short_to_score(spec, tokens, texts, problems))
         if short and "samples" in spec.model_fields_set:  # the default says "at most", and a shipped text is short
             notes.append(
@@ -43,15 +43,11 @@ def check_supply(plan: Plan, tokens: TokenCounts) -> list[str]:
 
 def needs_text(plan: Plan) -> bool:
     """True if the model is to be scored or measured on text."""
-    return bool(_on_text(plan)) or plan.recipe.verify is not None
-
-
-def _on_text(plan: Plan) -> list[SampledScore]:
-    return [spec for spec in plan.scores() if isinstance(spec, SampledScore)]
+    return bool(plan.sampled_scores()) or plan.recipe.verify is not None
 
 
 def _read(plan: Plan, problems: list[str]) -> dict[str, Text]:
-    languages = [language for spec in _on_text(plan) for language in spec.languages]
+    languages = [language for spec in plan.sampled_scores() for language in spec.languages]
     texts = {}
     for language in dict.fromkeys([*languages, *plan.verify_languages]):
         try:

@@ -11,9 +11,9 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from surgeon.errors import did_you_mean
+from surgeon.kinds import kinds
 from surgeon.operations import OPERATIONS
 from surgeon.recipe.lines import KeyPath
-from surgeon.region.algebra import parse
 
 LONGEST_CHAIN = 32  # of regions, each made from the next or with the next one's score
 _MOST_CIRCLES = 10  # that are told apart
@@ -48,17 +48,8 @@ def dangling(data: Mapping[str, Any], added: Collection[KeyPath], points_known: 
 
 def mentions(region: Mapping[str, Any]) -> Found:
     """Names of the regions that a region is made from, and under which key they stand."""
-    combine = region.get("combine")
-    if isinstance(combine, str):
-        try:
-            yield from ((("combine",), name) for name in parse(combine).names())
-        except ValueError:
-            return  # the schema says what is wrong with it
-    for key in ("dimensions", "control"):
-        holder = region.get(key)
-        of = holder.get("of") if isinstance(holder, dict) else None
-        if isinstance(of, str):
-            yield (key, "of"), of
+    for key, kind in kinds("surgeon.regions").items():
+        yield from (((key, *below), name) for below, name in kind.mentioned(region.get(key)))
 
 
 def _region(name: str, region: Mapping[str, Any], regions: Mapping[str, Any]) -> Found:
@@ -77,7 +68,8 @@ def _region(name: str, region: Mapping[str, Any], regions: Mapping[str, Any]) ->
         if isinstance(language, str):
             score = _mapping(_origin(regions, name) or {}, "score")
             scored = [code for code in _list(score.get("languages")) if isinstance(code, str)]
-            if score.get("kind") in ("magnitude", "delta", "random"):
+            kind = kinds("surgeon.scores").get(str(score.get("kind")))
+            if kind is not None and "languages" not in kind.model_fields:
                 what = f"this score knows no languages: {chosen} needs one on text, such as grad_param"
                 yield ("regions", name, "select", chosen), what
             if scored and language not in scored:

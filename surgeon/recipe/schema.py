@@ -2,160 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
+from surgeon.kinds import kinds
 from surgeon.operations import AnyOperation
-from surgeon.recipe.score_specs import Count, Fraction, Model, ScoreSpec
-from surgeon.region.algebra import parse
-from surgeon.region.units import Aggregate, Unit
+from surgeon.recipe.fields import Count, Model
 
-SELECTS = ("top", "bottom", "random", "count", "at_least")
-ORIGINS = ("file", "neurons", "combine", "entries", "dimensions", "control")  # of a region that selects by no score
+if TYPE_CHECKING:
+    from surgeon.regions.base import RegionKind
+    from surgeon.regions.share import Share
+    from surgeon.scores.base import Score
 
+_REGIONS = kinds("surgeon.regions")
 
-class SelectSpec(Model):
-    """Which entries or units of the scored tensors form the region: by one of top, bottom, random, count, at_least."""
-
-    top: Fraction | None = Field(None, description="share of the entries, or units, those of highest score")
-    bottom: Fraction | None = Field(None, description="share, those of lowest score")
-    random: Fraction | None = Field(None, description="share, drawn at random; needs no score")
-    count: Count | None = Field(None, description="so many of highest score, instead of a share")
-    at_least: Annotated[float, Field(gt=0)] | None = Field(None, description="all whose score is so high")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of `random`")
-    scope: Literal["tensor", "layer", "global", "output"] = Field(
-        "tensor",
-        description="the share is taken of every tensor, of every layer, of all tensors together, or of the entries "
-        "behind each output of a matrix, as Wanda compares them",
-    )
-    unit: Unit = Field(
-        "entry", description="what is selected as a whole, and counted by shares; `docs/method.md` says what each is"
-    )
-    by: Aggregate = Field("mean", description="what the scores of a unit's entries become: its own score")
-    monolingual: str | None = Field(None, description="a scored language: its top entries minus every other language's")
-    specific: str | None = Field(
-        None,
-        description="a scored language: of the `top` units by how unlike the languages are (LAPE), those high in it",
-    )
-
-    @property
-    def given(self) -> list[str]:
-        """Which of `SELECTS` are given."""
-        return [name for name in SELECTS if getattr(self, name) is not None]
-
-    @property
-    def kind(self) -> Literal["top", "bottom", "random"]:
-        """The end that is selected from, or chance."""
-        return "random" if self.random is not None else "bottom" if self.bottom is not None else "top"
-
-    @property
-    def fraction(self) -> float | None:
-        """The share to select; None if it is no share."""
-        return next((value for value in (self.top, self.bottom, self.random) if value is not None), None)
-
-    @property
-    def amount(self) -> str:
-        """How much is selected of what, in words: `1 %`, `50 % of the columns`, `the 3`, `all from 0.5`."""
-        whole = "" if self.unit == "entry" else f" of the {self.unit}s"
-        if self.at_least is not None:
-            return f"all{whole} from {self.at_least:g}"
-        if self.count is not None:
-            return f"the {self.count}{whole}"
-        return f"{100 * (self.fraction or 0.0):g} %{whole}"
-
-    def wanted(self, total: int) -> int:
-        """Return how many of `total` entries or units are selected, or at most, if that depends on their scores."""
-        if self.at_least is not None:
-            return total
-        return min(self.count, total) if self.count is not None else int((self.fraction or 0.0) * total)
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> SelectSpec:
-        given = self.given
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(SELECTS)} (given: {', '.join(given) or 'none'})")
-        if self.monolingual is not None and given != ["top"]:
-            raise ValueError("monolingual goes with top")
-        if self.scope == "output" and given not in (["top"], ["bottom"]):
-            raise ValueError("scope output goes with top or bottom")
-        if self.scope == "output" and self.unit != "entry":
-            raise ValueError("scope output selects entries, and no units")
-        if self.by != "mean" and self.unit == "entry":
-            raise ValueError("by goes with a unit, such as `unit: column`")
-        if self.specific is not None and (given != ["top"] or self.unit == "entry" or self.monolingual is not None):
-            raise ValueError("specific goes with top and a unit, such as `unit: neuron`, and without monolingual")
-        return self
+if TYPE_CHECKING:
+    ScoreSpec: TypeAlias = Score
+else:
+    ScoreSpec = Annotated[reduce(or_, kinds("surgeon.scores").values()), Field(discriminator="kind")]
 
 
-class EntriesSpec(Model):
-    """Entries given by their place: one entry, or whole rows and columns, of every tensor that `tensor` names."""
+class RegionBase(Model):
+    """A region, by exactly one kind of `surgeon.regions`; `RegionSpec` has a key for each of them."""
 
-    tensor: str = Field(description="a role, a tensor's name, or a pattern of names")
-    index: Annotated[list[int], Field(min_length=1)] | None = Field(None, description="one entry, an index per axis")
-    rows: list[int] = Field([], description="indices of all axes but the last; a vector has one entry per row")
-    columns: list[int] = Field([], description="indices of the last axis")
-
-    @model_validator(mode="after")
-    def _one_place(self) -> EntriesSpec:
-        if (self.index is None) == (not self.rows and not self.columns):
-            raise ValueError("give either index, or rows and columns")
-        return self
-
-
-class DimensionsSpec(Model):
-    """The fullest rows and columns of each tensor of a region, or its fullest residual dimensions."""
-
-    of: str = Field(description="the region whose entries are counted")
-    rows: Annotated[int, Field(ge=0)] = Field(0, description="rows per tensor")
-    columns: Annotated[int, Field(ge=0)] = Field(0, description="columns per tensor")
-    residual: Annotated[int, Field(ge=0)] = Field(0, description="residual dimensions, the same in all tensors")
-    random: bool = Field(False, description="as many others at random instead: the control")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of `random`")
-
-    @model_validator(mode="after")
-    def _some(self) -> DimensionsSpec:
-        if bool(self.residual) == bool(self.rows or self.columns):
-            raise ValueError("give either residual, or rows and columns")
-        return self
-
-
-class ControlSpec(Model):
-    """As many entries as another region has in each tensor, drawn from those that are not zero: what it must beat."""
-
-    of: str = Field(description="the region that is compared with")
-    draw: Literal["random", "bottom", "magnitude"] = Field(
-        "random", description="at random, those of the lowest score, or the largest by absolute value"
-    )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of `draw: random`")
-    matched: Literal["count", "l2"] = Field(
-        "count", description="as many entries in each tensor, or as many as have the same L2 norm together"
-    )
-
-
-class NeuronsSpec(Model):
-    """The feed-forward neurons that a file of the LAPE project lists for one language."""
-
-    file: str = Field(description="such as `LLaMA-2-7B.neuron.pth`")
-    language: Annotated[int, Field(ge=0)] = Field(description="which of the file's languages, counted from 0")
-
-
-class RegionSpec(Model):
-    """A region, by exactly one of: select, file, neurons, combine, entries, dimensions, control."""
-
-    file: str | None = Field(None, description="a region file, or a folder of boolean masks `TENSOR.pt`")
-    neurons: NeuronsSpec | None = Field(None, description="language-specific neurons from a file")
-    combine: str | None = Field(None, description="other regions, with & | - ~ and parentheses: `core - norms`")
-    entries: Annotated[list[EntriesSpec], Field(min_length=1)] | None = Field(
-        None, description="entries by their place"
-    )
-    dimensions: DimensionsSpec | None = Field(None, description="the fullest rows, columns or dimensions of a region")
-    control: ControlSpec | None = Field(None, description="as many entries of another region's tensors")
-    score: Annotated[ScoreSpec, Field(discriminator="kind")] | None = Field(
-        None, description="what to select by; `select: {random: …}` needs none"
-    )
+    score: ScoreSpec | None = Field(None, description="what to select by; `select: {random: …}` needs none")
     from_: str | None = Field(None, alias="from", description="another region whose score to use")
-    select: SelectSpec | None = Field(None, description="how many entries, and which")
     include: list[str] = Field(
         [],
         description="roles or tensor name patterns; empty: all of the decoder layers, or of what the region is made of",
@@ -165,12 +39,14 @@ class RegionSpec(Model):
         None, description="first and last layer, counted from 0; `[0, 3]` are the first four"
     )
 
-    @field_validator("combine")
-    @classmethod
-    def _reads(cls, text: str | None) -> str | None:
-        if text is not None:
-            parse(text)
-        return text
+    if TYPE_CHECKING:
+        select: Share | None
+
+    @property
+    def kind(self) -> RegionKind:
+        """How the region is made: what stands under the key of its kind."""
+        found: RegionKind = next(value for key in _REGIONS if (value := getattr(self, key)) is not None)
+        return found
 
     @field_validator("layers")
     @classmethod
@@ -180,22 +56,35 @@ class RegionSpec(Model):
         return layers
 
     @model_validator(mode="after")
-    def _one_origin(self) -> RegionSpec:
-        for origin in ORIGINS:
-            if getattr(self, origin) is not None:
+    def _one_kind(self) -> RegionBase:
+        others = [key for key in _REGIONS if key != "select"]
+        for key in others:
+            if getattr(self, key) is not None:
                 # What is as if left out may stand there, as it does in a recipe with its defaults filled in.
                 defaults = {name: field.default for name, field in type(self).model_fields.items()}
-                others = defaults.keys() - {origin, "include", "exclude", "layers"}
-                if any(getattr(self, name) != defaults[name] for name in others):
-                    raise ValueError(f"a region given by {origin} takes no other keys but include, exclude, layers")
+                rest = defaults.keys() - {key, "include", "exclude", "layers"}
+                if any(getattr(self, name) != defaults[name] for name in rest):
+                    raise ValueError(f"a region given by {key} takes no other keys but include, exclude, layers")
                 return self
         if self.select is None:
-            raise ValueError(f"needs `select: {{top: 0.01}}` (or bottom, random), or one of {', '.join(ORIGINS)}")
+            raise ValueError(f"needs `select: {{top: 0.01}}` (or bottom, random), or one of {', '.join(others)}")
         if self.score is not None and self.from_ is not None:
             raise ValueError("give either score or from, not both")
-        if self.select.kind != "random" and self.score is None and self.from_ is None:
-            raise ValueError(f"select {self.select.kind} needs a score: add `score:` or `from: REGION`")
+        if self.select.random is None and self.score is None and self.from_ is None:
+            raise ValueError(f"select {self.kind.origin} needs a score: add `score:` or `from: REGION`")
         return self
+
+
+if TYPE_CHECKING:
+    RegionSpec: TypeAlias = RegionBase
+else:
+    RegionSpec = create_model(
+        "RegionSpec",
+        __base__=RegionBase,
+        __module__=__name__,
+        __doc__=f"A region, by exactly one of: {', '.join(_REGIONS)}.",
+        **{key: (kind | None, Field(None, description=kind.description)) for key, kind in _REGIONS.items()},
+    )
 
 
 class AxisSpec(Model):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from surgeon.kinds import kinds
 from surgeon.recipe.lines import KeyPath, Node, plain, replaced, size
 from surgeon.recipe.references import LONGEST_CHAIN, mentions
-from surgeon.region.algebra import renamed
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,8 @@ class RegionsAtPoint:
 
 def _parts_of(spec: Node) -> list[str]:
     """Return the regions that a region is made from."""
-    data = plain(
-        Node({key: child for key in ("combine", "dimensions", "control") if (child := spec.child(key))}, spec.where)
-    )
+    keys = kinds("surgeon.regions")
+    data = plain(Node({key: child for key in keys if (child := spec.child(key))}, spec.where))
     return [name for _, name in mentions(data)]
 
 
@@ -138,13 +137,18 @@ def _text_at(node: Node, key: str) -> str | None:
 
 def _renamed(spec: Node, names: Mapping[str, str]) -> Node:
     """Give the regions that a region is made from their names at a point."""
-    combine = spec.child("combine")
-    if combine is not None and isinstance(combine.value, str):
-        spec = replaced(spec, ("combine",), Node(renamed(combine.value, names), combine.where)) or spec
-    for key in (("dimensions", "of"), ("control", "of"), ("from",)):
-        holder = spec
-        for part in key:
-            holder = holder.child(part) or Node(None, spec.where)
-        if isinstance(holder.value, str) and holder.value in names:
-            spec = replaced(spec, key, Node(names[holder.value], holder.where)) or spec
+    for key, kind in kinds("surgeon.regions").items():
+        child = spec.child(key)
+        for below in {below for below, _ in kind.mentioned(plain(child))} if child is not None else ():
+            node = _below(spec, (key, *below))
+            spec = replaced(spec, (key, *below), Node(kind.renamed(node.value, names), node.where)) or spec
+    origin = _text_at(spec, "from")
+    if origin is not None and origin in names:
+        spec = replaced(spec, ("from",), Node(names[origin], _below(spec, ("from",)).where)) or spec
     return spec
+
+
+def _below(node: Node, path: KeyPath) -> Node:
+    for key in path:
+        node = node.child(key) or Node(None, node.where)
+    return node

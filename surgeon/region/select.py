@@ -59,15 +59,16 @@ def select_in_outputs(
 ) -> Indices:
     """Return the sorted flat indices of the `int(fraction * inputs)` highest or lowest scores of each output.
 
-    `scores` has the tensor's shape; `output_axis` is the one of its last two axes that runs over the outputs (axes
-    before them hold experts). A vector, whose axis is None, gets one cut as a whole.
+    `scores` has the tensor's shape; `output_axis` runs over the outputs. It is one of the last two axes (those before
+    them hold experts), or the first of more than two: a convolution's, where all other axes are inputs. A vector, whose
+    axis is None, gets one cut as a whole.
 
     Raises:
         InputError: a score is not a number.
     """
-    shape = (1, 1, scores.size) if output_axis is None else (-1, *scores.shape[-2:])
-    rows = keys_of(name, scores).reshape(shape)
-    places = np.arange(scores.size, dtype=np.int64).reshape(shape)
+    shape = _matrices(scores.shape, output_axis)
+    rows: NDArray[np.uint32] = keys_of(name, scores).reshape(shape)
+    places: Indices = np.arange(scores.size, dtype=np.int64).reshape(shape)
     if output_axis is not None and output_axis == scores.ndim - 1:
         rows, places = rows.swapaxes(1, 2), places.swapaxes(1, 2)
     rows, places = rows.reshape(-1, rows.shape[-1]), places.reshape(-1, rows.shape[-1])
@@ -162,5 +163,15 @@ def entry_count_in_outputs(shape: tuple[int, ...], fraction: float, output_axis:
     """Return how many entries `select_in_outputs` selects."""
     if output_axis is None:
         return entry_count([shape], fraction)
-    inputs = shape[2 * len(shape) - 3 - output_axis]  # the other one of the last two axes
+    _, first, last = _matrices(shape, output_axis)
+    inputs = first if output_axis == len(shape) - 1 else last
     return math.prod(shape) // inputs * int(fraction * inputs) if inputs else 0
+
+
+def _matrices(shape: tuple[int, ...], output_axis: int | None) -> tuple[int, int, int]:
+    """Return a shape as matrices, one after the other, of whose axes one runs over outputs, the other over inputs."""
+    if output_axis is None:
+        return 1, 1, math.prod(shape)
+    if output_axis < len(shape) - 2:
+        return 1, math.prod(shape[: output_axis + 1]), math.prod(shape[output_axis + 1 :])
+    return math.prod(shape[:-2]), shape[-2], shape[-1]

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ from surgeon.recipe.plain_yaml import read_yaml
 from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.drawing import svg, write_pictures
+from surgeon.report.escaping import markdown, markdown_code
 from surgeon.report.figures import variant_figures
 from surgeon.report.story import caveat, sentence, tell
 from surgeon.report.tables import languages_table
 from surgeon.report.templates import rendered
 from surgeon.text.documents import DatasetLocation
-from surgeon.visible import visible
 
 FIGURES, RESULTS = "figures", ".eval_results"
 # Where `surgeon push` says how to rebuild the variant; only then is the repository's name known.
@@ -45,9 +46,6 @@ _FORMS = {
     "license_link": re.compile(r"https?://[\w.~:/?#@!$&()*+,;=%-]{1,300}|\w[\w./-]{0,100}", re.ASCII),
     "pipeline_tag": re.compile(r"[a-z0-9-]{1,64}"),
 }
-_SCOPES = {
-    "tensor": "every tensor", "layer": "every layer", "global": "all tensors together", "output": "every output",
-}  # fmt: skip
 _CONTROLS = 8  # other variants of the run that are set beside
 _LANGUAGE = re.compile(r"[A-Za-z0-9-]{2,20}")
 
@@ -97,8 +95,9 @@ def model_card(plan: Plan, variant: str, regions: Mapping[str, Region], report: 
     inherited, source = SourceCard.read(plan.checkpoint.folder), plan.checkpoint.source
     return rendered(
         "card.md",
-        code=code,
-        text=_text,
+        code=markdown_code,
+        text=markdown,
+        html=escape,
         front_matter=_front_matter(plan, variant, inherited, report),
         plan=plan,
         spec=plan.recipe.variants[variant],
@@ -225,49 +224,9 @@ def _why(plan: Plan, region: str) -> str:
     spec, named = plan.recipe.regions.get(region), plan.corpus.language
     if spec is None:
         return ""
-    parts = []
-    if spec.select is not None:
-        share, of = spec.select.amount, f"of {_SCOPES[spec.select.scope]}"
-        score = plan.recipe.score_of(region)
-        if spec.select.kind == "random" or score is None:
-            parts.append(f"{share} {of} at random, seed {spec.select.seed}")
-        else:
-            languages = getattr(score, "languages", ())
-            scored = f" on {', '.join(named(code).name for code in languages)}" if languages else ""
-            most = "highest" if spec.select.kind == "top" else "lowest"
-            parts.append(f"the {share} {of} with the {most} score ({score.kind}){scored}")
-        if spec.select.specific is not None:
-            parts.append(f"only units that are active in {named(spec.select.specific).name} and in few others")
-        if spec.select.monolingual is not None:
-            parts.append(f"only those of {named(spec.select.monolingual).name} and of no other language")
-    elif spec.control is not None:
-        how = {"random": "at random", "bottom": "of the lowest score", "magnitude": "of the largest size"}
-        matched = "as many entries" if spec.control.matched == "count" else "entries of the same norm"
-        drawn = f"{matched} in each tensor, of those that are not zero, {how[spec.control.draw]}"
-        parts.append(f"control of the region {spec.control.of}: {drawn}")
-    elif spec.dimensions is not None:
-        fullest = "as many random dimensions as are fullest" if spec.dimensions.random else "the fullest dimensions"
-        parts.append(f"{fullest} in the region {spec.dimensions.of}")
-    elif spec.combine is not None:
-        parts.append(spec.combine)
-    elif region in plan.regions:
-        parts.append(plan.regions[region].origin)
+    parts = spec.kind.described(plan.recipe.score_of(region), lambda code: named(code).name)
     limits = [("in", spec.include), ("without", spec.exclude)]
     parts += [f"{word} {', '.join(names)}" for word, names in limits if names]
     if spec.layers is not None:
         parts.append(f"in layers {spec.layers[0]} to {spec.layers[1]}")
     return "; ".join(parts)
-
-
-def code(text: str) -> str:
-    """Return text as inline code, whatever it holds."""
-    text = visible(text)
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * (longest + 1)
-    pad = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{pad}{text}{pad}{fence}".replace("|", "\\|")
-
-
-def _text(text: str) -> str:
-    """Return text on one line, with nothing that Markdown or HTML would take for its own."""
-    return re.sub(r"([\\`*_{}\[\]<>#|!&~$])", r"\\\1", visible(text))

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import replacing
+from surgeon.report.escaping import svg_id
 from surgeon.report.png import repacked
 
 # Name, on light ground, on dark ground. Text and marks keep a contrast of 4.5 to the ground in both.
@@ -173,7 +174,7 @@ def svg(figure: Figure) -> str:
     drawn = re.sub(r' (?:aria-[a-z]+|role)="[^"]*"', "", drawn)
     # Ids are numbered through a process; here they begin anew, so that a picture does not depend on those before it.
     for number, name in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', drawn))):
-        own = f"{figure.name}-{number}"
+        own = f"{svg_id(figure.name)}-{number}"
         drawn = drawn.replace(f'id="{name}"', f'id="{own}"').replace(f"url(#{name})", f"url(#{own})")
     return drawn.replace("<svg ", f'<svg role="img" aria-label="{escape(figure.title)}" ', 1)
 

@@ -12,7 +12,6 @@ from typing import Any
 from surgeon.checkpoint.fingerprint import source_file_hashes
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.plan.plan import Plan
-from surgeon.recipe.score_specs import SampledScore
 from surgeon.text.corpora import Corpus
 
 _PACKAGES = ("model-surgeon", "torch", "transformers", "safetensors", "numpy", "ml-dtypes", "tokenizers", "datasets")
@@ -89,7 +88,7 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _languages(plan: Plan) -> list[str]:
-    scored = [language for spec in plan.scores() if isinstance(spec, SampledScore) for language in spec.languages]
+    scored = [language for spec in plan.sampled_scores() for language in spec.languages]
     return sorted({*scored, *plan.verify_languages})
 
 

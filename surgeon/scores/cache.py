@@ -7,7 +7,7 @@ that a damaged one is made again and not believed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_ve
 from surgeon.checkpoint.sealed import is_sealed
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import TensorInfo, allocate_file, map_bytes, read_header, view
-from surgeon.scores.settings import ScoreSettings
+from surgeon.scores.base import SampledScore
 
 SCORE_VERSION = 3  # raise it when the same settings would give other scores
 
@@ -40,7 +40,8 @@ def score_path(
     checkpoint: Checkpoint,
     tensors: Sequence[TensorInfo],
     text_hash: str,
-    settings: ScoreSettings,
+    score: SampledScore,
+    precision: str,
     jobs: int,
     device: str = "cpu",
 ) -> Path:
@@ -51,7 +52,7 @@ def score_path(
         config=checkpoint.config,
         tokenizer=tokenizer_hashes(checkpoint.folder),
         text=text_hash,
-        settings=asdict(settings),
+        settings={**score.settings, "precision": precision},
         tensors=tuple(info.name for info in tensors),
         device=device.partition(":")[0],
         libraries=library_versions(),

@@ -7,20 +7,16 @@ hidden states are too large for memory; `progress.json` in it is written after w
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from surgeon.checkpoint.plain_json import read_object
-from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.scratch import PROGRESS, named_scratch, own_scratch
 from surgeon.checkpoint.storage import replacing
-from surgeon.scores.grad_param import Kept, Progressed
+from surgeon.scores.backward import Kept, Progressed
 
-_PROGRESS = "progress.json"
 _DONE = "done-"  # before the number of a layer
 
 
@@ -48,14 +44,14 @@ class Scratch:
     def progress(self) -> Progressed:
         """Return how far an earlier process came here."""
         try:
-            found = read_object(self.folder / _PROGRESS)
+            found = read_object(self.folder / PROGRESS)
             return Progressed(int(found["forward"]), None if found["left"] is None else int(found["left"]))
         except (OSError, ValueError, KeyError, TypeError):
             return Progressed()
 
     def forget(self) -> None:
         """Forget how far any process came."""
-        for path in [self.folder / _PROGRESS, *self.folder.glob(f"{_DONE}*")]:
+        for path in [self.folder / PROGRESS, *self.folder.glob(f"{_DONE}*")]:
             path.unlink(missing_ok=True)
 
     def note(self, progressed: Progressed, kept: Kept) -> None:
@@ -64,40 +60,13 @@ class Scratch:
             row = progressed.forward if progressed.left is None else progressed.left
             kept.hidden.flush(row)
             kept.gradients.flush(row)
-            with replacing(self.folder / _PROGRESS) as staged:
+            with replacing(self.folder / PROGRESS) as staged:
                 staged.write_text(json.dumps(asdict(progressed)), encoding="utf-8")
 
 
 @contextmanager
 def scratch_folder(key: str, resumes: bool) -> Iterator[Scratch]:
     """Yield a sweep's scratch folder, deleted when the block ends well; one that another process uses is not shared."""
-    root = cache_folder() / "scratch"
-    root.mkdir(parents=True, exist_ok=True)
-    folder = root / key
-    if not resumes:
-        with tempfile.TemporaryDirectory(dir=root) as own:
-            yield Scratch(Path(own), False)
-        return
-    folder.mkdir(exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if not _locked(descriptor):
-            with tempfile.TemporaryDirectory(dir=root) as own:
-                yield Scratch(Path(own), False)
-            return
-        yield Scratch(folder, True)
-        shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        return True  # no advisory locks on this platform
-    except OSError:
-        return False
-    return True
+    with ExitStack() as stack:
+        folder = stack.enter_context(named_scratch(key)) if resumes else None
+        yield Scratch(folder or stack.enter_context(own_scratch()), folder is not None)

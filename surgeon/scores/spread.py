@@ -18,7 +18,7 @@ import torch
 from surgeon import ranks
 from surgeon.ending import or_end
 from surgeon.model.states import Shape, States
-from surgeon.scores.grad_param import Progressed
+from surgeon.scores.backward import Progressed
 from surgeon.scores.sample import Scores
 
 Made = tuple[int, str, Scores]  # layer, language, scores by name on disk

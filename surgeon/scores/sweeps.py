@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +20,14 @@ from surgeon.model import budgets
 from surgeon.model.batches import hidden_layout
 from surgeon.model.stack import Stack
 from surgeon.model.states import States, bytes_needed
-from surgeon.plan.regions import RegionPlan
 from surgeon.progress import Progress
-from surgeon.region.region import Region
-from surgeon.scores import grad_param, products
-from surgeon.scores.activation import Activations
-from surgeon.scores.grad_param import Kept, Progressed
+from surgeon.scores import backward, forward
+from surgeon.scores.backward import Kept, Progressed
+from surgeon.scores.base import BackwardScore, ForwardScore, SampledScore
+from surgeon.scores.noted import Noted
 from surgeon.scores.sample import Sample, last_ranks, make_sample, part_of, units
 from surgeon.scores.scratch import Scratch, scratch_folder
-from surgeon.scores.selection import Draw, StreamedSelection
-from surgeon.scores.settings import ScoreSettings
 from surgeon.scores.spread import Behind, LateStates, Made, Spread, agreed_start, exchange
-from surgeon.scores.wanda import InputNorms
 
 Arrays = Mapping[str, NDArray[np.float32]]
 Flush = Callable[[], None]
@@ -48,7 +44,7 @@ class Sweep:
     stack: Stack
     sequences: Mapping[str, Sequence[Sequence[int]]]
     tensors: Sequence[TensorInfo]
-    settings: ScoreSettings
+    score: SampledScore
     progress: Progress
     selecting: Sequence[int] = (0,)
     begun: int = 0
@@ -56,7 +52,7 @@ class Sweep:
     @cached_property
     def sample(self) -> Sample:
         """The sequences in batches."""
-        return make_sample(self.sequences, self.settings.batch_size, self.begun)
+        return make_sample(self.sequences, self.score.batch_size, self.begun)
 
     @cached_property
     def slots(self) -> dict[str, Slot]:
@@ -112,33 +108,6 @@ class Sweep:
             scratch.note_done(layer)
             ranks.announce(f"{scratch.key}/{layer}")
 
-    def select(
-        self, regions: Sequence[RegionPlan], controls: Sequence[tuple[RegionPlan, Draw]], key: str
-    ) -> dict[str, Region]:
-        """Compute the scores and keep only the regions that are selected by them, and their controls.
-
-        Of several ranks the first one returns them.
-        """
-        streamed = StreamedSelection(regions, list(self.sequences), controls)
-        of_layer = {
-            number: [info for info in self.tensors if info.name in names]
-            for number, names in units(self.stack, self.slots).items()
-        }
-        with self.scratch(key) as scratch:
-            # A cut over all tensors holds its candidates in memory only, so that such a sweep begins anew.
-            start = Progressed() if streamed.is_global else self.start(scratch)
-            for layer in of_layer if ranks.world() == 1 else self._spread.own():
-                for name in streamed.names if start.left is not None and layer >= start.left else ():
-                    streamed.restore(name, Region.load(_part(scratch, layer, name)))
-            for layer in streamed.take(self.run(scratch, start)):
-                for name in streamed.names if scratch.resumes else ():
-                    streamed.found(of_layer[layer], name).save(_part(scratch, layer, name))
-                self.done(scratch, layer)
-            found = ranks.gather(streamed.masks)
-            for masks in found[1:]:
-                streamed.take_over(masks)
-        return streamed.finish() if ranks.rank() == 0 else {}
-
     def _engine(self, scratch: Scratch, start: Progressed, flush: Flush) -> Iterator[Made]:
         kept = self._kept(scratch, start)
 
@@ -148,22 +117,22 @@ class Sweep:
                     flush()
                 scratch.note(progressed, kept)
 
-        stack, sample, slots, reduction = self.stack, self._own, self.slots, self.settings.reduction
-        total = products.work(stack, sample, slots) if reduction is None else grad_param.work(stack, sample, slots)
+        stack, sample, slots, score = self.stack, self._own, self.slots, self.score
+        pass_through = backward if score.backward else forward
+        total = pass_through.work(stack, sample, slots)
         with self.progress.task(f"score {', '.join(self.sequences)}", total) as advance:
-            yield from (
-                products.sweep(stack, sample, slots, kept.hidden, advance, self._watch)
-                if reduction is None
-                else grad_param.sweep(stack, sample, slots, reduction, kept, advance, start, note)
-            )
+            if score.backward:
+                found = backward.sweep(stack, sample, slots, cast(BackwardScore, score), kept, advance, start, note)
+            else:
+                found = forward.sweep(stack, sample, slots, kept.hidden, advance, self._watch)
+            yield from found
 
-    def _watch(self, slots: Mapping[str, Slot]) -> products.Products:
-        settings, config = self.settings, self.stack.loaded.checkpoint.config
-        if settings.measure is None:
-            return InputNorms(slots, settings.power)
-        found = anatomy_of(self.stack.loaded.checkpoint).places
-        places = {info.name: found[info.name] for info in self.tensors}
-        return Activations(slots, settings.measure, places, config)
+    def _watch(self, slots: Mapping[str, Slot]) -> forward.Watching:
+        score, checkpoint = cast(ForwardScore, self.score), self.stack.loaded.checkpoint
+        found = anatomy_of(checkpoint).places
+        return forward.Watching(
+            score, Noted(score.kind, slots, {name: found[name] for name in slots}, checkpoint.config)
+        )
 
     def _kept(self, scratch: Scratch, start: Progressed) -> Kept:
         shapes, dtype = hidden_layout(self.stack, self._own.all())
@@ -177,6 +146,20 @@ class Sweep:
     def _left(self, layers: Sequence[int], start: Progressed) -> list[int]:
         return [layer for layer in layers if start.left is None or layer < start.left]
 
+    @property
+    def own_layers(self) -> list[int]:
+        """The layers that this rank selects in, or what is outside, -1: of one rank all that are scored."""
+        return list(units(self.stack, self.slots)) if ranks.world() == 1 else self._spread.own()
+
+    @property
+    def shapes(self) -> dict[int, dict[str, tuple[int, ...]]]:
+        """The shapes of what is scored in each layer."""
+        names = units(self.stack, self.slots)
+        return {
+            layer: {info.name: info.shape for info in self.tensors if info.name in inside}
+            for layer, inside in names.items()
+        }
+
     @cached_property
     def _own(self) -> Sample:
         """The batches of this rank."""
@@ -187,16 +170,12 @@ class Sweep:
         """What each rank does. Gradients begin at the last layer, activations at the first; what is outside is last."""
         shapes = {info.name: info.shape for info in self.tensors}
         found = units(self.stack, self.slots)
-        order = sorted(found, key=lambda layer: (layer < 0, layer if self.settings.reduction is None else -layer))
+        order = sorted(found, key=lambda layer: (layer < 0, -layer if self.score.backward else layer))
         layers = {layer: {name: shapes[name] for name in found[layer]} for layer in order}
         return Spread(layers, list(self.sequences), last_ranks(self.sample, ranks.world()), self.selecting)
 
     @cached_property
     def _goes_to_disk(self) -> bool:
         shapes, dtype = hidden_layout(self.stack, self.sample.all())
-        rows = 2 if self.settings.reduction is None else len(self.stack.layers) + 3
+        rows = len(self.stack.layers) + 3 if self.score.backward else 2
         return bytes_needed(shapes, rows, dtype) > budgets.HIDDEN_BYTES * ranks.world()
-
-
-def _part(scratch: Scratch, layer: int, region: str) -> Path:
-    return scratch.folder / f"{layer}-{region}.region.safetensors"

@@ -8,52 +8,48 @@ ranks columns by (arXiv 2512.04844), up to a factor that is the same in the whol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
-import torch
+from pydantic import Field
 
-from surgeon.anatomy.slots import Slot
-from surgeon.errors import InputError
-from surgeon.scores.products import Products
-from surgeon.scores.sample import Scores
+from surgeon.checkpoint.naming import Place
+from surgeon.checkpoint.storage import TensorInfo
+from surgeon.scores.base import ForwardScore
+from surgeon.scores.notes import Note
+
+if TYPE_CHECKING:
+    import torch
+
+    from surgeon.scores.noted import Noted
 
 
-class InputNorms(Products):
-    """Sums the squares of the inputs of each matrix."""
+class Wanda(ForwardScore):
+    """|weight| x norm of the input it is multiplied with, over the sample; matrices of linear layers only."""
 
-    def __init__(self, slots: Mapping[str, Slot], power: int = 1) -> None:
-        super().__init__(slots)
-        self._power = power
+    kind: Literal["wanda"] = Field(description="the score: the weight times the norm of its input")
+    power: Literal[1, 2] = Field(1, description="of the norm; 2 with `unit: column, by: l2` is SSU's score")
 
-    def note(self, address: int, axis: int, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        """Add the squares of the inputs, in float64."""
-        squares = inputs.double().square().sum(0)
-        self.noted[address, axis, "squares"] = self.noted.get((address, axis, "squares"), 0) + squares
+    def can_score(self, info: TensorInfo, where: Place) -> bool:
+        """True for matrices that multiply inputs."""
+        return len(info.shape) > 1 and where.matrix and where.role != "embed"
 
-    def scores(self) -> Scores:
-        """Return the weights' sizes times the norms of their inputs.
+    @property
+    def limits(self) -> str:
+        """Say which tensors it scores."""
+        return "wanda scores the matrices of linear layers only"
 
-        An expert that the router never chose has scores of zero.
+    def notes(self, inputs: torch.Tensor, outputs: torch.Tensor) -> Iterator[Note]:
+        """Yield the sums of the squares of the inputs."""
+        yield Note("squares", "inputs", "sum", inputs.double().square().sum(0))
 
-        Raises:
-            InputError: a tensor is not the matrix of any linear layer, or the activations are not finite.
-        """
+    def scores(self, noted: Noted) -> dict[str, torch.Tensor]:
+        """Return the weights' sizes times the norms of their inputs; zeros for an expert that no router chose."""
         result = {}
-        for name, slot in self.slots.items():
-            norms = self._norms(name, slot.parameter).float().expand_as(slot.parameter)
-            result[name] = (slot.values().float().abs() * slot.of(norms)).cpu()
+        for name, slot in noted.slots.items():
+            norms = noted.expanded(name, "squares", self._norms)
+            result[name] = (slot.values().float().abs() * norms).cpu()
         return result
 
-    def _norms(self, name: str, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """Return the norms of a parameter's inputs, shaped so that they expand to the parameter's shape."""
-        found = self.of(parameter, "squares")
-        if found is None:
-            raise InputError(
-                f"tensor '{name}' has no Wanda score: the model multiplies no inputs with it as the matrix of a linear "
-                "layer; exclude it, or use grad_param"
-            )
-        axis, squares = found
-        if not bool(torch.isfinite(squares).all()):
-            raise InputError(f"the inputs of tensor '{name}' are not finite: the model is broken")
-        norms = (squares if self._power == 2 else squares.sqrt()).unsqueeze(2 - axis)
-        return norms if parameter.dim() == 3 else norms[0]
+    def _norms(self, squares: torch.Tensor) -> torch.Tensor:
+        return (squares if self.power == 2 else squares.sqrt()).float()

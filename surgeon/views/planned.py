@@ -15,7 +15,6 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.ranks import rank_needs
 from surgeon.plan.regions import excludes_nothing
 from surgeon.progress import Step, duration
-from surgeon.recipe.score_specs import DeltaScore, GradParamScore, MagnitudeScore, RandomScore, ScoreSpec
 from surgeon.report.words import percent, size
 from surgeon.views.terminal import table, told
 
@@ -28,13 +27,10 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
     regions = table("Regions", "region", "selects", "tensors", "entries", "of", words=["selects"])
     for name in plan.file.as_written.regions:
         region = plan.regions[name]
-        how = f"by {region.origin}"
-        if region.select is not None:
-            how = f"{region.select.kind} {region.select.amount} per {region.select.scope}"
-            own = region.select.monolingual or region.select.specific
-            how += f", only {own}" if own else ""
         most = "" if region.exact else "<= "
-        regions.add_row(name, how, str(len(region.tensors)), f"{most}{region.entries:,}", f"{region.numel:,}")
+        regions.add_row(
+            name, region.kind.selects(), str(len(region.tensors)), f"{most}{region.entries:,}", f"{region.numel:,}"
+        )
     heads = ("variant", "operations", "tensors", "entries", "shards", "writes")
     variants = table("Variants", *heads, words=["operations"])
     for variant in plan.variants.values():
@@ -49,7 +45,7 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
         f"{len(plan.checkpoint.headers)} file(s), {size(plan.checkpoint.data_bytes)}{_fetched(plan)}",
         f"corpus  {plan.corpus.name}: {len(plan.corpus.languages)} languages",
     ]
-    lines += [f"score   {_score_words(spec)}" for spec in plan.scores()]
+    lines += [f"score   {score.described()}" for score in plan.scores()]
     lines += _run_words(plan)
     unknown = unknown_kinds(plan.checkpoint)
     if unknown:
@@ -88,18 +84,6 @@ def _time_words(expected: Sequence[Step]) -> str:
 
 
 _STEPS = {"score ": "scoring", "perplexity": "measuring perplexity", "page": "drawing the report"}
-
-
-def _score_words(spec: ScoreSpec) -> str:
-    if isinstance(spec, MagnitudeScore):
-        return "magnitude, from the weights alone"
-    if isinstance(spec, RandomScore):
-        return f"random, seed {spec.seed}"
-    if isinstance(spec, DeltaScore):
-        return f"difference from {spec.other}, from the weights alone"
-    kind = f"{spec.kind} ({spec.reduction})" if isinstance(spec, GradParamScore) else spec.kind
-    sample = f"at most {spec.samples} sequences of {spec.sequence_length} tokens each"
-    return f"{kind} on {', '.join(spec.languages)}: {sample}"
 
 
 def _run_words(plan: Plan) -> list[str]:

@@ -74,6 +74,5 @@ def copy_companions(checkpoint: Checkpoint, target: Path) -> dict[str, Copied]:
     """Copy the companion files; returns what was copied, by path in the variant."""
     copied = {}
     for relative in companions(checkpoint)[0]:
-        (target / relative).parent.mkdir(parents=True, exist_ok=True)
         copied[relative.as_posix()] = copy_small(checkpoint.folder / relative, target / relative)
     return copied

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from surgeon import ranks
+from surgeon import inside, ranks
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.storage import Header, flush, naming
 from surgeon.model.together import Models
@@ -45,10 +45,11 @@ def copy_all(
     together = ranks.world() > 1 and len(checkpoint.headers) > 1
     if together:
         token = secrets.token_hex(8)
-        (folder / _TOKEN).write_text(token)
+        with inside.create(folder / _TOKEN) as file:
+            file.write(token.encode())
         ranks.share(Copying(str(checkpoint.folder), str(folder.absolute()), token, list(operations)))
         able = [rank for rank, can in enumerate(ranks.gather(True)) if can]
-        (folder / _TOKEN).unlink()
+        inside.remove(folder / _TOKEN)
         shares = ranks.share(_by_size(checkpoint.headers, able))
         mine = _named(checkpoint, shares[0])
         share_regions({"": regions})

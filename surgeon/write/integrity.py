@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from surgeon import inside
 from surgeon.checkpoint.fingerprint import damaged
 from surgeon.checkpoint.plain_json import NotPlain
 from surgeon.checkpoint.plain_json import read_object as read_json_object
@@ -53,9 +54,9 @@ def is_made_anew(name: str) -> bool:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object that surgeon wrote; {} if it is missing or damaged."""
+    """Read a JSON object that surgeon wrote; {} if it is missing, damaged, or a link out of its folder."""
     try:
-        return read_json_object(path)
+        return read_json_object(path) if inside.is_own_file(path.parent, path.name) else {}
     except (OSError, NotPlain):
         return {}
 

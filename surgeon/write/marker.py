@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from surgeon import inside
 from surgeon.checkpoint.fingerprint import damaged
 from surgeon.checkpoint.plain_json import NotPlain, read_object
 from surgeon.errors import InputError
@@ -84,5 +85,9 @@ class Marker(BaseModel):
         return self.model_dump(mode="json", exclude={"tensors", "entries", "edits", "files"})
 
     def intact(self, folder: Path, jobs: int) -> bool:
-        """True if every file in `folder` is as it was written; those of a variant that names none are not known."""
-        return bool(self.files) and not damaged(folder, self.files, jobs)
+        """True if every file in `folder` is as it was written; those of a variant that names none are not known.
+
+        A link is not what was written, wherever it leads.
+        """
+        whole = bool(self.files) and not damaged(folder, self.files, jobs)
+        return whole and all(inside.is_plain_file(folder, name) for name in self.files)

@@ -1,6 +1,7 @@
 """The output folder: whose it is, one process in it at a time, and what earlier runs left behind there.
 
-Nothing that surgeon did not write is ever removed, and nothing is written among it unless the user insists.
+Nothing that surgeon did not write is ever removed, and nothing is written among it unless the user insists. What the
+folder's own files say of others is believed only where a run could have said it, and no link in it is followed.
 """
 
 from __future__ import annotations
@@ -9,22 +10,24 @@ import errno
 import json
 import os
 import re
-import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from surgeon import inside
 from surgeon.checkpoint.remembered import stored_hash
-from surgeon.checkpoint.sources import cache_folder
-from surgeon.checkpoint.storage import naming
+from surgeon.checkpoint.storage import naming, remove_abandoned
 from surgeon.errors import EnvironmentFailure, InputError
+from surgeon.locks import lock
 from surgeon.write.integrity import FIGURES, MANIFEST, REGIONS, VARIANTS, read_object
 from surgeon.write.marker import MARKER
 from surgeon.write.staging import old_folder, staging_folder
 
 LOCK = ".surgeon.lock"
-# Names of files that are being written, see `storage.replacing` and `storage.write_stream`.
-_PART = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.part(\.body\d+)?")
+# What a run writes beside its variants' folders and does not write each time; a manifest may name anything.
+_MADE = re.compile(
+    rf"{REGIONS}/\w[\w.-]*\.region\.safetensors|{FIGURES}/\w[\w.-]*\.(svg|png)|{VARIANTS}/\w[\w.-]*\.patch\.safetensors"
+)
 _FOLDERS = (VARIANTS, REGIONS, FIGURES)
 # By these the system says that there can be no folder of that name.
 _NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
@@ -48,20 +51,34 @@ def output_lock(output: Path, owner: str, overwrite: bool = False) -> Iterator[N
         raise EnvironmentFailure(f"output {output}: {error.strerror}") from None
     if there and not overwrite:
         _refuse_others(output, owner, there)
-    descriptor = os.open(output / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    with inside.no_links_below(output):
+        for name in _FOLDERS:
+            inside.refuse_link(output / name)
+        descriptor = inside.open_file(output / LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            _lock(descriptor, output)
+            with naming(output / LOCK):
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, json.dumps({"recipe": owner}).encode(), 0)
+            remove_abandoned(output)
+            _put_back(output / VARIANTS)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, output: Path) -> None:
+    if os.fstat(descriptor).st_nlink > 1:  # it is written to where it is
+        raise InputError(f"{output / LOCK}: a file that has other names too; remove it, or choose another --output")
     try:
-        if not _locked(descriptor):
-            raise EnvironmentFailure(
-                f"{output}: another surgeon is writing here; wait for it or choose another --output"
-            )
-        with naming(output / LOCK):
-            os.truncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps({"recipe": owner}).encode(), 0)
-        _clear_parts(output)
-        _put_back(output / VARIANTS)
-        yield
-    finally:
-        os.close(descriptor)
+        ours = lock(descriptor)
+    except OSError as error:
+        raise EnvironmentFailure(
+            f"{output}: this file system gives no locks ({error.strerror}), so nothing keeps two runs apart; choose "
+            "another --output"
+        ) from None
+    if not ours:
+        raise EnvironmentFailure(f"{output}: another surgeon is writing here; wait for it or choose another --output")
 
 
 def _counts(path: Path) -> bool:
@@ -71,7 +88,7 @@ def _counts(path: Path) -> bool:
 
 def _refuse_others(output: Path, owner: str, there: Collection[str]) -> None:
     before = _owner(output)
-    if before is None and not (output / LOCK).exists():
+    if before is None and not inside.is_plain_file(output, LOCK):
         raise InputError(
             f"output {output}: holds {sorted(there)[0]}, which surgeon did not write; choose another --output, or "
             "insist with --overwrite (what surgeon did not write stays)"
@@ -86,62 +103,33 @@ def _refuse_others(output: Path, owner: str, there: Collection[str]) -> None:
 def _owner(output: Path) -> str | None:
     """Return the name of the recipe whose run the folder holds."""
     for name, key in ((LOCK, "recipe"), (MANIFEST, "name")):
-        found = read_object(output / name).get(key)
+        found = read_object(output / name).get(key) if inside.is_plain_file(output, name) else None
         if isinstance(found, str):
             return found
     return None
 
 
-def _locked(descriptor: int, shared: bool = False) -> bool:
-    try:
-        import fcntl
-    except ImportError:
-        return True  # no advisory locks on this platform
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _clear_parts(folder: Path) -> None:
-    """Remove what was being written when a run was killed; these names are given by nobody else."""
-    for path in folder.rglob(".*"):
-        if _PART.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-            path.unlink()
-
-
 def _put_back(variants: Path) -> None:
     """Give an older variant its name again, if the run that was about to replace it was killed just then."""
-    for old in variants.glob(f".*{old_folder(Path('x')).suffix}"):
+    for old in _folders_of(variants, old_folder):
         destination = old.with_name(old.name[1 : -len(old.suffix)])
-        if destination.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        elif (old / MARKER).is_file():
-            os.rename(old, destination)
+        if os.path.lexists(destination):
+            inside.remove_folder(old)
+        elif inside.is_plain_file(old, MARKER):
+            inside.rename(old, destination)
 
 
 def clear_staging(output: Path, wanted: Collection[str]) -> None:
     """Remove what was staged for variants that are not among the wanted ones."""
     keep = {staging_folder(output / VARIANTS / name) for name in wanted}
-    for path in (output / VARIANTS).glob(f".*{staging_folder(Path('x')).suffix}"):
+    for path in _folders_of(output / VARIANTS, staging_folder):
         if path not in keep:
-            shutil.rmtree(path, ignore_errors=True)
+            inside.remove_folder(path)
 
 
-@contextmanager
-def cache_in_use() -> Iterator[None]:
-    """Hold the cache together with other processes; whoever finds nobody in it removes what killed ones left."""
-    cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(cache / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if _locked(descriptor):
-            _clear_parts(cache)
-        _locked(descriptor, shared=True)
-        yield
-    finally:
-        os.close(descriptor)
+def _folders_of(variants: Path, hidden: Callable[[Path], Path]) -> list[Path]:
+    """Return the hidden folders of one kind that are there."""
+    return [path for path in variants.glob(f".*{hidden(Path('x')).suffix}") if inside.is_folder(path)]
 
 
 def remove_old(
@@ -149,28 +137,25 @@ def remove_old(
 ) -> list[str]:
     """Remove regions, figures and patches of the run before that this one did not make again; say what is old.
 
-    `before` and `now` are the files by their manifests, `variants` the names of those now. What was changed since is
+    `before` and `now` are the files by their manifests, `variants` the names of those now. The manifest of a folder
+    that somebody else made may name any file of this machine, with its hash: only what a run could have made below
+    `output` is removed, and nothing to which a link leads. What was changed since is
     not removed but named in the result, relative to `output`; so is a whole variant, unless another recipe's run was
     `replaced`.
     """
     old = []
     for name in sorted(set(before) - set(now)):
-        path = output / name
-        if ".." in path.parts or not path.is_file() or _is_in_variant(name):
+        if not _MADE.fullmatch(name) or not inside.is_plain_file(output, name):
             continue
-        if stored_hash(path) == before[name]:
-            path.unlink()
+        if stored_hash(output / name) == before[name]:
+            inside.remove(output / name)
         else:
             old.append(name)
     for path in sorted((output / VARIANTS).glob("*")):
-        if path.name in variants or not (path / MARKER).is_file():
+        if path.name in variants or not inside.is_folder(path) or not inside.is_plain_file(path, MARKER):
             continue
         if replaced:
-            shutil.rmtree(path)
+            inside.remove_folder(path)
         else:
             old.append(f"{VARIANTS}/{path.name}")
     return old
-
-
-def _is_in_variant(name: str) -> bool:
-    return name.startswith(f"{VARIANTS}/") and name.count("/") > 1

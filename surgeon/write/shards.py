@@ -18,6 +18,7 @@ from threading import Event
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.hashing import CHANGED, Stamp, file_stamp
 from surgeon.checkpoint.remembered import FileDigest, hashes_of, known_hashes
@@ -66,7 +67,7 @@ def copy_shard(
         EnvironmentFailure: `stopping` was set.
     """
     path = on_disk(header.path)
-    with naming(target), path.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
+    with naming(target), path.open("rb", buffering=0) as reader, inside.create(target) as writer:
         if file_stamp(os.fstat(reader.fileno())) != header.stamp:
             raise CheckpointError(f"{path}: {CHANGED}")
         if not names:
@@ -178,7 +179,7 @@ def copy_small(source: Path, target: Path) -> Copied:
         before = file_stamp(os.fstat(reader.fileno()))
         piece = reader.read(1 << 20)
         digest = hashlib.sha256()
-        with naming(target), target.open("wb", buffering=0) as writer:
+        with naming(target), inside.create(target) as writer:
             while piece:
                 digest.update(piece)
                 _write_fully(writer, np.frombuffer(piece, np.uint8))

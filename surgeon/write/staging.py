@@ -14,13 +14,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash, file_hashes, refuse_changed
 from surgeon.checkpoint.hashing import Stamp, file_hash, file_stamp
 from surgeon.checkpoint.quantized import refuse_quantized
 from surgeon.checkpoint.remembered import remember_file
 from surgeon.checkpoint.sources import refuse_output_inside
-from surgeon.checkpoint.storage import naming, on_disk
+from surgeon.checkpoint.storage import naming, on_disk, replacing
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
 from surgeon.freeze.bundle import write_bundle
@@ -122,7 +123,8 @@ def write_variant(
     folder = Path(os.path.expanduser(destination))
     staged = stage_variant(checkpoint, operations, regions, folder, marker=marker, jobs=jobs, advance=advance)
     if card is not None:
-        (staged.folder / CARD).write_text(card, encoding="utf-8")
+        with replacing(staged.folder / CARD) as part:
+            part.write_text(card, encoding="utf-8")
     return publish(staged)
 
 
@@ -150,20 +152,18 @@ def stage_variant(
     if found is not None:
         advance(checkpoint.data_bytes)
         return found
-    destination.parent.mkdir(parents=True, exist_ok=True)
     folder = staging_folder(destination)
-    shutil.rmtree(folder, ignore_errors=True)
-    _require_space(destination, checkpoint)
-    folder.mkdir()
+    inside.new_folder(folder)
     try:
+        _require_space(destination, checkpoint)
         copied, flushing = copy_all(checkpoint, operations, regions, folder, jobs, advance)
         marker = _with_content(marker or _plain_marker(checkpoint, destination.name, operations), checkpoint, jobs)
         complete(folder, marker)
         marker = _filled(marker, folder, copied, len(touched_tensors(checkpoint, operations, regions)))
-        with naming(folder / MARKER):
-            (folder / MARKER).write_text(marker.text(), encoding="utf-8")
+        with naming(folder / MARKER), inside.create(folder / MARKER) as file:
+            file.write(marker.text().encode("utf-8"))
     except Exception:
-        shutil.rmtree(folder, ignore_errors=True)  # half of it is of no use, and may be what fills the disk
+        inside.remove_folder(folder)  # half of it is of no use, and may be what fills the disk
         raise
     stamps = {name: item.stamp for name, item in copied.items()}
     return Staged(checkpoint, folder, destination, marker, stamps, flushing)
@@ -206,14 +206,15 @@ def _with_content(marker: Marker, checkpoint: Checkpoint, jobs: int) -> Marker:
 
 
 def _refuse_foreign(destination: Path) -> None:
-    if destination.exists() and not (destination / MARKER).is_file():
+    inside.refuse_link(destination)
+    if destination.exists() and not inside.is_plain_file(destination, MARKER):
         raise InputError(f"{destination} exists and was not written by surgeon (no {MARKER}); choose another --output")
 
 
 def _finished(checkpoint: Checkpoint, destination: Path, marker: Marker, jobs: int) -> Staged | None:
     """Return the wanted variant if an earlier run finished or staged it, and all of it is still there."""
     for folder in (destination, staging_folder(destination)):
-        if not (folder / MARKER).is_file():
+        if not inside.is_folder(folder) or not inside.is_plain_file(folder, MARKER):
             continue
         try:
             found = Marker.read(folder)
@@ -264,7 +265,8 @@ def publish(staged: Staged) -> Written:
     for future in staged.flushing:
         future.result()
     for path in sorted(staged.folder.rglob("*")):  # what is on disk already costs nothing
-        flush_file(path)
+        if inside.is_folder(path) or inside.is_plain_file(path.parent, path.name):
+            flush_file(path)
     flush_file(staged.folder)
     refuse_changed(staged.checkpoint)
     if not staged.reused:
@@ -283,18 +285,18 @@ def _published(staged: Staged) -> Iterator[Path]:
     figures = (path for path in files_below(staged.destination / FIGURES) if not path.name.startswith("."))
     own = [CARD, MARKER, *(path.relative_to(staged.destination).as_posix() for path in figures)]
     for name in sorted({*staged.marker.files, *own}):
-        if (staged.destination / name).is_file():
+        if inside.is_plain_file(staged.destination, name):
             yield staged.destination / name
 
 
 def _rename(folder: Path, destination: Path) -> None:
     old = old_folder(destination)
-    shutil.rmtree(old, ignore_errors=True)
+    inside.remove_folder(old)
     if destination.exists():
-        os.rename(destination, old)
-    os.rename(folder, destination)
+        inside.rename(destination, old)
+    inside.rename(folder, destination)
     flush_file(destination.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    inside.remove_folder(old)
 
 
 def write_freeze(checkpoint: Checkpoint, region: Region | None, stage: Path, marker: Marker) -> None:
@@ -316,5 +318,5 @@ def write_freeze(checkpoint: Checkpoint, region: Region | None, stage: Path, mar
 
 
 def files_below(folder: Path) -> tuple[Path, ...]:
-    """Return all files of a folder and of the folders in it."""
-    return tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
+    """Return all files of a folder and of the folders in it; links are none."""
+    return tuple(sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()))

@@ -6,6 +6,8 @@ import http.client
 import json
 import re
 import signal
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from surgeon.chat.server import LONGEST, make_server, page_with_box
+from surgeon.chat import server
+from surgeon.chat.server import LONGEST, MOST, make_server, page_with_box
 from surgeon.chat.speakers import open_output
 from surgeon.cli.talking import _serve
 from surgeon.ending import _interrupt
@@ -36,11 +39,11 @@ def served() -> Iterator[tuple[Any, list[str]]]:
             raise InputError("too long")
         return {"base": Continuation(prompt, prompt[::-1], 3, "length")}
 
-    server = make_server("<p>page", answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server, asked
-    server.shutdown()
-    server.server_close()
+    one = make_server("<p>page", answer)
+    threading.Thread(target=one.serve_forever, daemon=True).start()
+    yield one, asked
+    one.shutdown()
+    one.server_close()
 
 
 @pytest.fixture
@@ -88,6 +91,85 @@ def test_nobody_else_is_answered(request_it: Ask, served: tuple[Any, list[str]])
     assert all("Access-Control-Allow-Origin" not in headers for _, _, headers in refused)
 
 
+def opened(port: int, said: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.sendall(said)
+    return connection
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x", b"POST /ask HTTP/1.1\r\nContent-Length: 99\r\n\r\n{"]
+)
+def test_a_visitor_that_drips_is_left(
+    said: bytes, served: tuple[Any, list[str]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 0.5)
+    connection, began = opened(served[0].server_port, said), time.monotonic()
+    left = False
+    while not left and time.monotonic() - began < 5:  # a byte now and then, so that no single wait is long
+        try:
+            connection.sendall(b"x")
+            connection.settimeout(0.1)
+            left = connection.recv(1000) == b""
+        except TimeoutError:
+            pass
+        except ConnectionError:
+            left = True
+    connection.close()
+    assert left
+    assert capfd.readouterr().err == ""
+
+
+def test_a_visitor_that_takes_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 0.3)
+    monkeypatch.setattr(server, "MOST", 1)
+    one = make_server("x" * 30_000_000, lambda prompt: {})  # more than the system keeps of it
+    threading.Thread(target=one.serve_forever, daemon=True).start()
+    waiting = opened(one.server_port, f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{one.server_port}\r\n\r\n".encode())
+    for _ in range(100):
+        time.sleep(0.05)
+        connection = http.client.HTTPConnection("127.0.0.1", one.server_port, timeout=10)
+        connection.request("HEAD", "/", headers={"Connection": "close"})
+        if connection.getresponse().status != 503:
+            break
+    else:
+        pytest.fail("its place was never free again")
+    waiting.close()
+    one.shutdown()
+    one.server_close()
+    assert capfd.readouterr().err == ""
+
+
+def test_no_more_than_a_few_are_answered_at_a_time(
+    request_it: Ask, served: tuple[Any, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 2.0)
+    before = threading.active_count()
+    idle = [opened(served[0].server_port) for _ in range(MOST + 4)]
+    time.sleep(0.2)
+    there, refused = threading.active_count() - before, request_it("GET", "/")[0]
+    assert (there <= MOST, refused) == (True, 503)
+    time.sleep(2.2)
+    for connection in idle:
+        connection.close()
+    assert request_it("GET", "/")[0] == 200  # who was slow has made room
+
+
+def test_who_leaves_leaves_no_traceback(served: tuple[Any, list[str]], capfd: pytest.CaptureFixture[str]) -> None:
+    port = served[0].server_port
+    head = (
+        f"POST /ask HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n"
+    )
+    for said in (b"", b"GET", head.encode(), head.encode() + b'{"prompt": "a"}'):
+        connection = opened(port, said)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset, and no goodbye
+        connection.close()
+    time.sleep(0.5)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_port_that_is_taken_is_our_error(served: tuple[Any, list[str]]) -> None:
     with pytest.raises(InputError, match="choose another"):
         make_server("", lambda prompt: {}, served[0].server_port)
@@ -101,14 +183,14 @@ def test_a_page_of_another_kind_is_refused() -> None:
 @pytest.mark.slow
 def test_in_a_browser_one_types_and_reads(small_run: Path, browser: Any) -> None:
     speakers = open_output(small_run, ["cut"], new_tokens=6)
-    server = make_server(page_with_box((small_run / "report.html").read_text(encoding="utf-8")), speakers.answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    served = make_server(page_with_box((small_run / "report.html").read_text(encoding="utf-8")), speakers.answer)
+    threading.Thread(target=served.serve_forever, daemon=True).start()
     complaints: list[str] = []
     for width in (1280, 390):
         page = browser.new_page(viewport={"width": width, "height": 900})
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.goto(f"http://127.0.0.1:{served.server_port}/")
         page.get_by_label("Prompt").fill("Alle <b>Menschen")
         page.get_by_label("Prompt").press("Enter")
         page.wait_for_selector("#chat dl")
@@ -124,8 +206,8 @@ def test_in_a_browser_one_types_and_reads(small_run: Path, browser: Any) -> None
         page.get_by_role("button", name="Ask").click()
         page.get_by_role("status").filter(has_text="positions").wait_for()
         page.close()
-    server.shutdown()
-    server.server_close()
+    served.shutdown()
+    served.server_close()
     assert [text for text in complaints if "400" not in text] == []
 
 

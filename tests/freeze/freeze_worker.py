@@ -124,11 +124,7 @@ def train_deepspeed(setup: str, base: Path, output: Path) -> None:
     import deepspeed
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    from surgeon.freeze.deepspeed import FragmentHeld
-
-    # Moments are not cleaned here, so that only masked gradients can keep them clean.
-    FragmentHeld.state = lambda self, optimizer: {}  # type: ignore[method-assign]
-    stage, half_precision = int(setup[4]), setup.endswith("fp16")
+    stage, half_precision, early = int(setup[4]), setup.endswith("fp16"), setup.endswith("early")
     precision: dict[str, Any] = {"bf16": {"enabled": True}}
     if half_precision:  # the first scale is far too large, so that steps are skipped
         precision = {"fp16": {"enabled": True, "initial_scale_power": 20, "hysteresis": 1}}
@@ -139,12 +135,14 @@ def train_deepspeed(setup: str, base: Path, output: Path) -> None:
     }  # fmt: skip
     model = load(base, torch.float16 if half_precision else torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    frozen = freeze(model, base) if early else None
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    frozen = freeze(engine.module, base, engine.optimizer)
+    frozen = frozen or freeze(engine.module, base, engine.optimizer)
     for batch in own_batches(2 * STEPS * (8 if half_precision else 1)):
         engine.backward(engine(**batch).loss)
         engine.step()
     frozen.verify(engine.module)
+    engine.save_checkpoint(str(output / "checkpoint"))
     named = dict(engine.module.named_parameters())
     save({name: whole_master(parameter) for name, parameter in named.items()}, output / "model.safetensors")
     dirty = trained = 0
@@ -165,41 +163,32 @@ def train_deepspeed(setup: str, base: Path, output: Path) -> None:
     save(half, output / "half" / "model.safetensors")
 
 
-def train_too_early(setup: str, base: Path, output: Path) -> None:
-    """Freeze first and distribute then: nothing of it may pass for frozen."""
+def train_fsdp2_early(setup: str, base: Path, output: Path) -> None:
+    """Freeze first and distribute then, an optimizer made last; one process meddles, and both must know and go on."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.fsdp import fully_shard
 
     model = load(base, torch.float32)
+    frozen = freeze(model, base)
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    frozen = freeze(model, base, optimizer)
-    said = {}
-    if setup == "zero-too-early":
-        import deepspeed
-
-        config = {
-            "train_micro_batch_size_per_gpu": 2, "bf16": {"enabled": True}, "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": 2},
-        }  # fmt: skip
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-        try:
-            engine.backward(engine(**own_batches(1)[0]).loss)
-            engine.step()
-        except FreezeError as error:
-            said["step"] = str(error)
-    else:
-        fully_shard(model)
-        try:
-            frozen.verify()
-        except FreezeError as error:
-            said["verify"] = str(error)
-        for attached in (torch.optim.AdamW(model.parameters(), lr=1e-2), optimizer):
-            attached.param_groups[0]["params"] = list(model.parameters())
-            model(**own_batches(1)[0]).loss.backward()
-            try:
-                attached.step()
-            except FreezeError as error:
-                said["step" if attached is optimizer else "other"] = str(error)
-    (output / f"rank{rank()}.json").write_text(json.dumps(said))
+    for batch in own_batches(STEPS):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    entries, checked, said = frozen.entries, frozen.verify(), ""
+    if rank() == 0:
+        for parameter in model.parameters():
+            parameter.to_local().data.mul_(1.5)
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    try:
+        frozen.verify()
+    except FreezeError as error:
+        said = str(error)
+    save(whole, output / "model.safetensors")
+    report(frozen, output, said=said, before=checked, share=entries)
 
 
 def train_tensor_parallel(setup: str, base: Path, output: Path) -> None:
@@ -253,12 +242,8 @@ def train_powersgd(setup: str, base: Path, output: Path) -> None:
         dense += int((gradient[torch.from_numpy(frozen.bundle.region.indices("lm_head.weight"))] != 0).sum())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    dirty = 0
-    for name, parameter in model.named_parameters():
-        moment = optimizer.state[parameter]["exp_avg"].flatten()
-        dirty += int((moment[torch.from_numpy(frozen.bundle.region.indices(name))] != 0).sum())
     save(model.state_dict(), output / "model.safetensors")
-    report(frozen, output, dirty_moments=dirty, gradients=dense)
+    report(frozen, output, gradients=dense)
 
 
 def train_trainer(setup: str, base: Path, output: Path) -> None:
@@ -286,8 +271,9 @@ SETUPS = {
     "accelerate-fsdp2": train_accelerate,
     "fsdp2-mixed": train_fsdp2_mixed,
     "trainer-ddp": train_trainer,
-    "fsdp2-too-early": train_too_early,
-    "zero-too-early": train_too_early,
+    "fsdp2-early": train_fsdp2_early,
+    "zero2-early": train_deepspeed,
+    "zero3-early": train_deepspeed,
     "tensor-parallel": train_tensor_parallel,
     "powersgd": train_powersgd,
     "zero1": train_deepspeed,
@@ -300,7 +286,7 @@ SETUPS = {
 
 
 def train(setup: str, base: Path, output: Path) -> None:
-    if setup in ("fsdp2-mixed", "fsdp2-too-early", "tensor-parallel", "powersgd"):
+    if setup in ("fsdp2-mixed", "fsdp2-early", "tensor-parallel", "powersgd"):
         distributed.init_process_group("gloo")
     SETUPS[setup](setup, base, output)
     distributed.barrier()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from hub_server import LoopbackHub
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
 import surgeon
@@ -21,6 +24,7 @@ from surgeon.hub.patch_parcel import pack_patch
 from surgeon.hub.push import Target, push
 from surgeon.operations import Zero
 from surgeon.region.region import Region
+from surgeon.visible import visible
 from surgeon.write.patches import write_variant_patch
 
 RECIPE = """\
@@ -47,6 +51,63 @@ def run(folder: Path, model: str, more: str = "") -> Path:
     (folder / "r.yaml").write_text(RECIPE.replace("MODEL", model).replace("OUT", str(folder / "out")) + more)
     surgeon.apply(folder / "r.yaml")
     return folder / "out" / "variants" / "cut.patch.safetensors"
+
+
+def saying(patch: Path, folder: Path, name: str = "cut.patch.safetensors", **provenance: Any) -> Path:
+    """A copy of a patch and its run, in which the patch says something else of where it comes from."""
+    shutil.copytree(patch.parent.parent, folder)
+    data = patch.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    said = header["__metadata__"]
+    said["provenance"] = json.dumps({**json.loads(said["provenance"]), **provenance})
+    text = json.dumps(header).encode()
+    (folder / "variants" / patch.name).unlink()
+    copy = folder / "variants" / name
+    copy.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["outputs"][f"variants/{patch.name}"]
+    manifest["outputs"][f"variants/{name}"] = file_hash(copy)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+HOSTILE = (
+    "<script>alert(1)</script>", "x\n\n# Heading", "x\n---\nlicense: mit\n---\n", "![x](http://evil.example/x.png)",
+    "[x](javascript:alert(1))", "`x` <img src=x onerror=alert(1)>", "x\r# y", "| a | b |", "x\n```\n<b>", "1. x", "- x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_what_a_patch_says_of_itself_is_text_in_the_card(hostile: str, patch: Path, tmp_path: Path) -> None:
+    one = saying(patch, tmp_path / "run", recipe=hostile, variant=hostile)
+    plain = saying(patch, tmp_path / "plain", recipe="r", variant="v")
+    card, expected = (pack_patch(path, "hf://you/patches").card for path in (one, plain))
+    assert yaml.safe_load(card.split("---\n")[1]) == yaml.safe_load(expected.split("---\n")[1])
+    body, wanted = (MarkdownIt().parse(text.split("---\n", 2)[2]) for text in (card, expected))
+    assert [token.type for token in body] == [token.type for token in wanted]  # as many headings, lists, paragraphs
+    heading = next(token for token in body if token.type == "inline")
+    assert {child.type for child in heading.children or ()} <= {"text", "text_special"}  # no markup, no HTML
+    assert heading.children
+    assert "".join(child.content for child in heading.children) == f"{visible(hostile)}: {visible(hostile)}"
+
+
+@pytest.mark.parametrize(
+    "name", ["a'b.patch.safetensors", "a: b.patch.safetensors", "`.patch.safetensors", "}.patch.safetensors"]
+)
+def test_the_recipe_in_the_card_is_one_whatever_the_file_is_called(name: str, patch: Path, tmp_path: Path) -> None:
+    card = pack_patch(saying(patch, tmp_path / "run", name), "hf://you/patches").card
+    recipe = yaml.safe_load(card.split("```yaml\n")[1].split("```\n")[0])
+    assert recipe["regions"]["changed"]["file"] == f"hf://you/patches/{name}"
+    assert recipe["variants"]["patched"]["operations"] == [{"restore": "changed", "from": f"hf://you/patches/{name}"}]
+
+
+@pytest.mark.parametrize("revision", ["x\n```\n<script>", 3, ["a"], "../x y", "`"])
+def test_a_revision_that_is_none_is_refused(revision: Any, patch: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="which is none"):
+        pack_patch(saying(patch, tmp_path / "run", revision=revision), "hf://you/patches")
+    with pytest.raises(InputError, match="which others do not have"):
+        pack_patch(saying(patch, tmp_path / "other", model="builtin:x\n```\n<script>"), "hf://you/patches")
 
 
 def test_it_comes_back_and_makes_the_variant(hub_here: LoopbackHub, llama: Path, tmp_path: Path) -> None:

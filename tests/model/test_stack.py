@@ -25,7 +25,7 @@ from surgeon.operations import Zero
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
-from surgeon.scores.settings import ScoreSettings
+from surgeon.scores.grad_param import GradParam
 from surgeon.scores.sweeps import Sweep
 from surgeon.text.corpora import Corpus
 
@@ -66,7 +66,10 @@ def our_scores(
     stack: Stack, reduction: str | None, include: tuple[str, ...] = ()
 ) -> dict[str, dict[str, torch.Tensor]]:
     tensors = scope(stack.loaded.checkpoint, include).tensors
-    sweep = Sweep(stack, LANGUAGES, tensors, ScoreSettings(9, 24, 2, reduction, "float32"), Progress())  # type: ignore[arg-type]
+    score = GradParam.model_validate(
+        {"kind": "grad_param", "languages": ["de"], "sequence_length": 24, "batch_size": 2, "reduction": reduction}
+    )
+    sweep = Sweep(stack, LANGUAGES, tensors, score, Progress())
     found: dict[str, dict[str, torch.Tensor]] = {language: {} for language in LANGUAGES}
     with sweep.scratch("test") as scratch:
         for _, language, scores in sweep.run(scratch, scratch.progress()):

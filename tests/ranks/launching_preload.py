@@ -15,7 +15,7 @@ import surgeon.model.continuations
 import surgeon.model.model
 import surgeon.model.verification
 import surgeon.report.figures
-import surgeon.scores.shared
+import surgeon.scoring.shared
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.model.model import load_model
 

@@ -143,10 +143,10 @@ def test_one_process_imports_nothing_of_torch_distributed(
     """What other libraries import is theirs."""
     asked, real = [], builtins.__import__
 
-    def watched(name: str, namespace: Any = None, *rest: Any) -> Any:
+    def watched(name: str, namespace: Any = None, *rest: Any, **more: Any) -> Any:
         if name.startswith("torch.distributed") and (namespace or {}).get("__name__", "").startswith("surgeon"):
             asked.append(name)
-        return real(name, namespace, *rest)
+        return real(name, namespace, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", watched)
     surgeon.score(write_recipe(tmp_path, make_model("llama"), texts), output=tmp_path / "out")

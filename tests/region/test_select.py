@@ -24,6 +24,15 @@ few_values = hnp.arrays(np.float32, st.integers(1, 60), elements=LEVELS)
 fractions = st.floats(0.01, 1.0)
 
 
+def test_behind_an_output_of_a_convolution_are_all_its_channels_and_places() -> None:
+    """State space models have weights of shape (channels, 1, width): the first axis of three runs over outputs."""
+    scores = np.random.default_rng(0).random((6, 2, 5), dtype=np.float32)
+    chosen = select_in_outputs("t", scores, 0.3, "top", 0)
+    expected = [row * 10 + i for row in range(6) for i in brute_force(scores[row].reshape(-1), 3, "top")]
+    assert chosen.tolist() == expected
+    assert entry_count_in_outputs(scores.shape, 0.3, 0) == len(expected)
+
+
 def brute_force(scores: np.ndarray, k: int, kind: str) -> list[int]:
     """Sort by score, then by index, and take the first k."""
     order = sorted(range(scores.size), key=lambda i: (-scores[i] if kind == "top" else scores[i], i))

@@ -17,11 +17,9 @@ from surgeon.checkpoint.naming import place
 from surgeon.errors import InputError
 from surgeon.model.model import load_model
 from surgeon.model.stack import make_stack
-from surgeon.plan.regions import scorable
 from surgeon.progress import Progress
-from surgeon.recipe.score_specs import ActivationScore, Measure
 from surgeon.region.units import parts_of
-from surgeon.scores.settings import ScoreSettings
+from surgeon.scores.activation import Activation, Measure
 from surgeon.scores.sweeps import Sweep
 from surgeon.text.windows import scoring_sequences, tokenize
 
@@ -36,12 +34,11 @@ def rows_of(folder: Path) -> list[list[int]]:
 
 def ours(folder: Path, measure: Measure, batch: int = 2) -> dict[str, np.ndarray]:
     checkpoint = Checkpoint.open(folder)
-    spec = ActivationScore(kind="activation", measure=measure, languages=["de"])
-    tensors = [i for i in scope(checkpoint).tensors if scorable(spec, i, place(i, checkpoint.config))]
+    spec = Activation(kind="activation", measure=measure, languages=["de"], batch_size=batch)
+    tensors = [i for i in scope(checkpoint).tensors if spec.can_score(i, place(i, checkpoint.config))]
     stack = make_stack(load_model(checkpoint, "float32"))
     sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), (), 6, 32)
-    settings = ScoreSettings(6, 32, batch, None, "float32", measure=measure)
-    sweep = Sweep(stack, {"de": sequences}, tensors, settings, Progress())
+    sweep = Sweep(stack, {"de": sequences}, tensors, spec, Progress())
     found: dict[str, np.ndarray] = {}
     with sweep.scratch("test") as scratch:
         for _, _, scores in sweep.run(scratch, scratch.progress()):

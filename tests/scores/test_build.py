@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from surgeon.api import plan_recipe
 from surgeon.plan.plan import Plan
 from surgeon.region.coordinates import fullest_lines, residual_dimensions
 from surgeon.region.region import Region
-from surgeon.scores import build
-from surgeon.scores.build import build_regions
-from surgeon.scores.scoring import ScoreSet
+from surgeon.regions import cut
+from surgeon.regions.control import Control
+from surgeon.regions.make import Scored, make_regions
+from surgeon.regions.streams import stream_of
 
 RecipeMaker = Callable[..., Path]
 MORE = """\
@@ -40,10 +41,15 @@ def plan(light_recipe: RecipeMaker) -> Plan:
     return plan_recipe(light_recipe(**{"variants:\n": MORE}))
 
 
-def scored(plan: Plan, **changes: Any) -> ScoreSet:
+def scored(plan: Plan, reader: Callable[[str], Any] | None = None, **given: Any) -> Scored:
     """Scores as a run hands them over: here those of magnitude, by plain numpy."""
-    (spec,) = plan.scores()
-    return ScoreSet(spec, **{"readers": {"": lambda name: np.abs(plan.checkpoint.array(name))}, **changes})
+    (score,) = plan.scores()
+    readers = {"": reader or (lambda name: np.abs(plan.checkpoint.array(name)))}
+    return Scored(score, **{"stream": lambda plans: stream_of(readers, plans), **given})
+
+
+def made(plan: Plan, scored: Scored, names: list[str], known: Mapping[str, Region] | None = None) -> dict[str, Region]:
+    return make_regions(plan.provenance(1), [scored], 1, names, known or {})
 
 
 def largest(plan: Plan, names: list[str], share: float) -> dict[str, list[int]]:
@@ -62,7 +68,7 @@ def indices(region: Region) -> dict[str, list[int]]:
 
 
 def test_selected_regions_are_those_of_a_plain_sort_tensor_by_tensor_or_layer_by_layer(plan: Plan) -> None:
-    found = build_regions(plan, [scored(plan)], 1, ["by-layer", "core"], {})
+    found = made(plan, scored(plan), ["by-layer", "core"])
     assert list(found) == ["by-layer", "core"]
     names = [info.name for info in plan.regions["core"].tensors]
     assert indices(found["core"]) == {name: largest(plan, [name], 0.05)[name] for name in names}
@@ -73,7 +79,7 @@ def test_selected_regions_are_those_of_a_plain_sort_tensor_by_tensor_or_layer_by
 
 
 def test_what_is_derived_is_made_of_its_parts_and_says_of_what(plan: Plan) -> None:
-    found = build_regions(plan, [scored(plan)], 1, list(plan.regions), {})
+    found = made(plan, scored(plan), list(plan.regions))
     core, bottom, config = found["core"], found["bottom"], plan.checkpoint.config
     assert found["both"] == core | bottom
     assert found["again"] == (core | bottom) - core
@@ -94,7 +100,7 @@ def test_what_is_derived_is_made_of_its_parts_and_says_of_what(plan: Plan) -> No
 
 
 def test_controls_have_as_many_entries_and_the_lowest_go_by_the_score(plan: Plan) -> None:
-    found = build_regions(plan, [scored(plan)], 1, list(plan.regions), {})
+    found = made(plan, scored(plan), list(plan.regions))
     for control, of in (("drawn", "core"), ("lowest", "core"), ("of-random", "random"), ("of-both", "both")):
         counts = {name: found[of][name].entries for name in found[of]}
         assert {name: found[control][name].entries for name in found[control]} == counts
@@ -109,36 +115,37 @@ def test_what_is_known_is_taken_as_it_is_also_as_a_part(plan: Plan) -> None:
     tensors = plan.regions["core"].tensors
     shapes = {info.name: info.shape for info in tensors}
     known = Region.from_indices({name: np.array([5]) for name in shapes}, shapes)
-    found = build_regions(plan, [scored(plan)], 1, ["both", "core"], {"core": known})
+    found = made(plan, scored(plan), ["both", "core"], {"core": known})
     assert found["core"] is known
     assert all(5 in found["both"].indices(name) for name in shapes)
-    bottom = build_regions(plan, [scored(plan)], 1, ["bottom"], {})["bottom"]
+    bottom = made(plan, scored(plan), ["bottom"])["bottom"]
     assert found["both"].entries == (known | bottom).entries
 
 
 def test_what_was_selected_or_drawn_before_needs_no_scores(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = ["core", "bottom", "random", "drawn", "lowest", "of-random", "by-layer"]
-    first = build_regions(plan, [scored(plan)], 1, kept, {})
+    first = made(plan, scored(plan), kept)
 
     def fail(*_: Any) -> Any:
         pytest.fail("was made again")
 
-    monkeypatch.setattr(build, "_select", fail)
-    monkeypatch.setattr(build, "draw_like", fail)
-    again = build_regions(plan, [scored(plan, readers={"": fail})], 2, kept, {})
+    monkeypatch.setattr(cut, "Cut", fail)
+    monkeypatch.setattr(Control, "indices", fail)
+    monkeypatch.setattr(plan.regions["random"].kind.__class__, "_draw", fail)
+    again = make_regions(plan.provenance(2), [scored(plan, fail)], 2, kept, {})
     assert {name: indices(region) for name, region in again.items()} == {
         name: indices(region) for name, region in first.items()
     }
 
 
 def test_other_scores_or_another_control_are_not_found_in_the_cache(plan: Plan, light_recipe: RecipeMaker) -> None:
-    build_regions(plan, [scored(plan)], 1, ["core", "drawn", "lowest"], {})
+    made(plan, scored(plan), ["core", "drawn", "lowest"])
 
     def turned(name: str) -> np.ndarray:  # the ranks by magnitude, the largest first
         values = plan.checkpoint.array(name)
         return np.argsort(np.argsort(-np.abs(values), axis=None)).astype(np.float32).reshape(values.shape)
 
-    other = build_regions(plan, [scored(plan, readers={"": turned}, keys={"de": "f" * 64})], 1, ["core", "lowest"], {})
+    other = made(plan, scored(plan, turned, keys={"de": "f" * 64}), ["core", "lowest"])
     name = next(iter(other["core"]))
     values = np.abs(plan.checkpoint.array(name).reshape(-1))
     count = other["core"][name].entries
@@ -148,14 +155,14 @@ def test_other_scores_or_another_control_are_not_found_in_the_cache(plan: Plan, 
 
 def test_regions_that_a_sweep_has_selected_already_are_taken_and_kept(plan: Plan) -> None:
     tensors = plan.regions["core"].tensors
-    made = {
+    ready = {
         label: Region.from_indices(
             {info.name: np.array([i]) for info in tensors}, {info.name: info.shape for info in tensors}
         )
         for i, label in enumerate(("core", "lowest"))
     }
-    for scores in (scored(plan, readers={}, regions=made), scored(plan)):  # the second time from the cache
-        found = build_regions(plan, [scores], 1, ["core", "lowest"], {})
+    for scores in (scored(plan, stream=None, regions=ready), scored(plan)):  # the second time from the cache
+        found = made(plan, scores, ["core", "lowest"])
         assert {label: indices(region) for label, region in found.items()} == {
-            label: indices(region) for label, region in made.items()
+            label: indices(region) for label, region in ready.items()
         }

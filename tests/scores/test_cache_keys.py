@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,24 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.sealed import seal
 from surgeon.errors import CheckpointError
 from surgeon.region.region import Region
-from surgeon.scores import cache, region_cache
+from surgeon.regions import kept as kept_regions
+from surgeon.regions.kept import keep_region, load_region
+from surgeon.scores import cache
+from surgeon.scores.activation import Activation
+from surgeon.scores.base import SampledScore
 from surgeon.scores.cache import allocate_score, load_score, score_path, writable
-from surgeon.scores.region_cache import keep_region, load_region
-from surgeon.scores.settings import ScoreSettings
+from surgeon.scores.grad_param import GradParam
+from surgeon.scores.wanda import Wanda
 
 RecipeMaker = Callable[..., Path]
 NAME = "model.layers.0.mlp.up_proj.weight"
-SETTINGS = ScoreSettings(4, 32, 2, "signed", "float32")
-OTHER_SETTINGS: dict[str, Any] = {
-    "samples": 5, "sequence_length": 31, "batch_size": 3, "reduction": "absolute", "precision": "native", "power": 2,
-    "measure": "mean",
+SCORES: list[SampledScore] = [
+    GradParam(kind="grad_param", languages=["de"], samples=4, sequence_length=32, batch_size=2),
+    Wanda(kind="wanda", languages=["de"], samples=4, sequence_length=32, batch_size=2),
+    Activation(kind="activation", languages=["de"], samples=4, sequence_length=32, batch_size=2, measure="spike"),
+]
+OTHER: dict[str, Any] = {
+    "samples": 5, "sequence_length": 31, "batch_size": 3, "reduction": "absolute", "power": 2, "measure": "mean",
 }  # fmt: skip
 
 
@@ -55,15 +61,33 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 def name_of_scores(checkpoint: Checkpoint, **changes: Any) -> Path:
     tensors = [info for name, info in sorted(checkpoint.tensors.items()) if ".mlp." in name]
-    given = {"tensors": tensors, "text_hash": "a" * 64, "settings": SETTINGS, "jobs": 1, "device": "cpu", **changes}
+    given = {
+        "tensors": tensors,
+        "text_hash": "a" * 64,
+        "score": SCORES[0],
+        "precision": "float32",
+        "jobs": 1,
+        "device": "cpu",
+        **changes,
+    }
     return score_path(checkpoint, **given)
 
 
-@pytest.mark.parametrize("setting", [item.name for item in fields(ScoreSettings)])
-def test_every_setting_gives_scores_another_name(setting: str, llama: Path) -> None:
+def test_every_setting_gives_scores_another_name(llama: Path) -> None:
     checkpoint = Checkpoint.open(llama)
-    settings = replace(SETTINGS, **{setting: OTHER_SETTINGS[setting]})
-    assert name_of_scores(checkpoint, settings=settings) != name_of_scores(checkpoint)
+    found = [name_of_scores(checkpoint, precision="native")]
+    for score in SCORES:
+        found.append(name_of_scores(checkpoint, score=score))
+        for setting in type(score).model_fields.keys() - {"kind", "languages", "dtype"}:
+            other = score.model_copy(update={setting: OTHER[setting]})
+            found.append(name_of_scores(checkpoint, score=other))
+    assert len(found) == len(set(found)) == 16
+
+
+def test_languages_share_score_files_whatever_else_is_scored(llama: Path) -> None:
+    checkpoint = Checkpoint.open(llama)
+    more = SCORES[0].model_copy(update={"languages": ["fr", "de"], "dtype": "float32"})
+    assert name_of_scores(checkpoint, score=more) == name_of_scores(checkpoint)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -129,7 +153,7 @@ SELECTIONS = {
 
 def name_of_region(path: Path, name: str = "core", keys: dict[str, str] = KEYS) -> Path:
     made = plan_recipe(path)
-    return region_cache._path(made, made.regions[name], keys, 1)
+    return kept_regions._path(made.provenance(1), made.regions[name], keys, 1)
 
 
 def test_every_way_to_select_gives_a_region_another_name(recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +177,7 @@ def test_every_way_to_select_gives_a_region_another_name(recipe: RecipeMaker, mo
         "  random: {select: {random: 0.05, seed: 7}, exclude: [norm]}\n": "  drawn: {control: {of: core}}\n",
     })  # fmt: skip
     found.append(name_of_region(other, "drawn"))  # of another region under the same name
-    monkeypatch.setattr(region_cache, "REGION_VERSION", region_cache.REGION_VERSION + 1)
+    monkeypatch.setattr(kept_regions, "REGION_VERSION", kept_regions.REGION_VERSION + 1)
     found.append(name_of_region(recipe()))
     assert len(set(found)) == len(found)
 
@@ -178,11 +202,11 @@ def test_regions_follow_the_weights_and_the_heads_of_a_model_and_not_the_recipes
 def test_a_kept_region_is_the_one_that_was_kept_with_its_provenance(recipe: RecipeMaker, tmp_path: Path) -> None:
     made = plan_recipe(recipe())
     core = made.regions["core"]
-    assert load_region(made, core, KEYS, 1) is None
+    assert load_region(made.provenance(1), core, KEYS, 1) is None
     chosen = {info.name: np.array([0, info.numel - 1]) for info in core.tensors}
     selected = Region.from_indices(chosen, {info.name: info.shape for info in core.tensors})
-    kept = keep_region(made, core, KEYS, 1, selected)
-    found = load_region(made, core, KEYS, 1)
+    kept = keep_region(made.provenance(1), core, KEYS, 1, selected)
+    found = load_region(made.provenance(1), core, KEYS, 1)
     assert found is not None
     for region in (kept, found):
         assert {name: region.indices(name).tolist() for name in region} == {
@@ -193,10 +217,10 @@ def test_a_kept_region_is_the_one_that_was_kept_with_its_provenance(recipe: Reci
         assert region.metadata["corpus"] == made.corpus.name
         assert set(region.metadata["source_sha256"]) == set(chosen)
         assert (region.metadata["model_type"], region.metadata["revision"]) == ("llama", None)
-    assert load_region(made, core, {**KEYS, "fr": "3" * 64}, 1) is None
-    path = region_cache._path(made, core, KEYS, 1)
+    assert load_region(made.provenance(1), core, {**KEYS, "fr": "3" * 64}, 1) is None
+    path = kept_regions._path(made.provenance(1), core, KEYS, 1)
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
-    assert load_region(made, core, KEYS, 1) is None
+    assert load_region(made.provenance(1), core, KEYS, 1) is None
 
 
 def test_a_region_selected_from_what_has_changed_meanwhile_is_not_kept(
@@ -206,8 +230,8 @@ def test_a_region_selected_from_what_has_changed_meanwhile_is_not_kept(
     made = plan_recipe(recipe(**{f"model: {llama}": f"model: {tmp_path / 'model'}"}))
     core = made.regions["core"]
     selected = Region.from_indices({NAME: np.array([1])}, {NAME: made.checkpoint.tensors[NAME].shape})
-    region_cache._path(made, core, KEYS, 1)  # its hashes are known from now on
+    kept_regions._path(made.provenance(1), core, KEYS, 1)  # its hashes are known from now on
     one_entry(tmp_path / "model")
     with pytest.raises(CheckpointError):
-        keep_region(made, core, KEYS, 1, selected)
-    assert not list((region_cache.cache_folder() / "regions").glob("*.sha256"))
+        keep_region(made.provenance(1), core, KEYS, 1, selected)
+    assert not list((kept_regions.cache_folder() / "regions").glob("*.sha256"))

@@ -23,8 +23,8 @@ from surgeon.model.model import load_model
 from surgeon.model.stack import make_stack
 from surgeon.progress import Progress
 from surgeon.region.region import Region
-from surgeon.scores.settings import ScoreSettings
 from surgeon.scores.sweeps import Sweep
+from surgeon.scores.wanda import Wanda
 from surgeon.text.windows import scoring_sequences, tokenize
 
 TEXT = "Alle Menschen sind frei und gleich an Würde und Rechten geboren. " * 4
@@ -78,7 +78,9 @@ def our_wanda(folder: Path, batch: int = 6) -> dict[str, np.ndarray]:
     tensors = [info for info in scope(checkpoint).tensors if len(info.shape) > 1]
     stack = make_stack(load_model(checkpoint, "float32"))
     sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), (), 6, 32)
-    sweep = Sweep(stack, {"de": sequences}, tensors, ScoreSettings(6, 32, batch, None, "float32"), Progress())
+    sweep = Sweep(
+        stack, {"de": sequences}, tensors, Wanda(kind="wanda", languages=["de"], batch_size=batch), Progress()
+    )
     found: dict[str, np.ndarray] = {}
     with sweep.scratch("test") as scratch:
         for _, _, scores in sweep.run(scratch, scratch.progress()):
@@ -110,7 +112,7 @@ def test_wanda_refuses_what_multiplies_no_input(tmp_path: Path) -> None:
     )
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    with pytest.raises(InputError, match=r"backbone.layers.0.mixer.A_log' has no Wanda score: .*exclude it"):
+    with pytest.raises(InputError, match=r"backbone.layers.0.mixer.A_log' has no wanda score: .*exclude it"):
         our_wanda(tmp_path / "model")
 
 

@@ -22,7 +22,7 @@ from surgeon.model.model import load_model
 from surgeon.model.stack import make_stack
 from surgeon.progress import Progress
 from surgeon.region.region import Region
-from surgeon.scores.settings import ScoreSettings
+from surgeon.scores.grad_param import GradParam
 from surgeon.scores.sweeps import Sweep
 from surgeon.text.windows import Tokens, beginning, scoring_sequences, tokenize
 
@@ -63,12 +63,14 @@ def plain_scores(
 
 def our_scores(folder: Path, batch: int, reduction: str, precision: str = "float32") -> dict[str, np.ndarray]:
     checkpoint = Checkpoint.open(folder)
-    settings = ScoreSettings(6, 32, batch, reduction, precision)  # type: ignore[arg-type]
+    score = GradParam.model_validate(
+        {"kind": "grad_param", "languages": ["de"], "batch_size": batch, "reduction": reduction}
+    )
     stack = make_stack(load_model(checkpoint, precision))  # type: ignore[arg-type]
     begin = beginning(stack.loaded.tokenizer)
     sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), begin, 6, 32)
     assert len(sequences) == 6
-    sweep = Sweep(stack, {"de": sequences}, scope(checkpoint).tensors, settings, Progress(), begun=len(begin))
+    sweep = Sweep(stack, {"de": sequences}, scope(checkpoint).tensors, score, Progress(), begun=len(begin))
     found: dict[str, np.ndarray] = {}
     with sweep.scratch("test") as scratch:
         for _, _, scores in sweep.run(scratch, scratch.progress()):

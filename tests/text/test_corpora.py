@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import surgeon
-import surgeon.scores.scoring
+import surgeon.scoring.scoring
 from surgeon.errors import InputError, RecipeError
 from surgeon.progress import Progress
 from surgeon.text.corpora import Corpus

@@ -190,7 +190,8 @@ def main() -> None:
         elif (now := tree(out)) != whole:
             differ = sorted(name for name in {*now, *whole} if now.get(name) != whole.get(name))
             problems.append(f"{where}: came out otherwise: {differ}")
-        left = [str(path.relative_to(STATE)) for path in STATE.rglob(".*.part*")]
+        left = [*STATE.rglob(".*.part*"), *(STATE / "cache" / "scratch").glob("*")]
+        left = [str(path.relative_to(STATE)) for path in left]
         if left:
             problems.append(f"{where}: left behind: {left}")
     seconds = round(time.monotonic() - started, 1)

@@ -66,6 +66,7 @@ ssize_t copy_file_range(int in, off64_t *a, int out, off64_t *b, size_t size, un
 int unlink(const char *path) { REAL(unlink); CALL(REMOVE, 1, -1, path); }
 int unlinkat(int fd, const char *path, int flags) { REAL(unlinkat); CALL(REMOVE, 1, -1, fd, path, flags); }
 int rmdir(const char *path) { REAL(rmdir); CALL(REMOVE, 1, -1, path); }
+int mkdirat(int fd, const char *path, mode_t mode) { REAL(mkdirat); CALL(MKDIR, 1, -1, fd, path, mode); }
 int mkdir(const char *path, mode_t mode) { REAL(mkdir); CALL(MKDIR, 1, -1, path, mode); }
 int ftruncate64(int fd, off64_t size) { REAL(ftruncate64); CALL(SIZE, 1, -1, fd, size); }
 int truncate64(const char *path, off64_t size) { REAL(truncate64); CALL(SIZE, 1, -1, path, size); }
@@ -80,4 +81,12 @@ int open64(const char *path, int flags, ...) {
     mode_t mode = va_arg(rest, mode_t);
     va_end(rest);
     CALL(OPEN, flags & (O_WRONLY | O_RDWR | O_CREAT), -1, path, flags, mode);
+}
+int openat64(int fd, const char *path, int flags, ...) {
+    REAL(openat64);
+    va_list rest;
+    va_start(rest, flags);
+    mode_t mode = va_arg(rest, mode_t);
+    va_end(rest);
+    CALL(OPEN, flags & (O_WRONLY | O_RDWR | O_CREAT), -1, fd, path, flags, mode);
 }

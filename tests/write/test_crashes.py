@@ -21,11 +21,17 @@ RECIPE = """\
 version: 1
 name: crash
 model: {model}
+corpus: {{de: {de}, fr: {fr}}}
 regions:
   r: {{select: {{random: {fraction}, seed: 0}}, layers: [0, 0]}}
+  s:
+    score: {{kind: grad_param, languages: [de, fr], samples: 2, sequence_length: 16}}
+    select: {{top: {fraction}}}
+    layers: [0, 0]
+  c: {{control: {{of: s, draw: bottom}}}}
 variants:
   a: {{operations: [{{zero: r}}]}}
-  b: {{operations: [{{scale: r, by: 2.0}}]}}
+  b: {{operations: [{{scale: s, by: 2.0}}]}}
   p: {{operations: [{{zero: r}}], write: patch}}
 output: out
 """
@@ -47,7 +53,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [("kill", "empty", 8), ("kill", "older run", 4), ("fail", "empty", 10), ("fail", "older run", 10)],
 )
 def test_whatever_call_a_run_dies_at_the_same_command_finishes_it(
-    scenario: str, start: str, runs: int, shim: Path, make_model: ModelMaker, tmp_path: Path
+    scenario: str, start: str, runs: int, shim: Path, make_model: ModelMaker, texts: dict[str, str], tmp_path: Path
 ) -> None:
     model = make_model("llama", dtype="bfloat16", shard="20KB")
     before = {path.name: path.read_bytes() for path in model.iterdir()}
@@ -55,10 +61,10 @@ def test_whatever_call_a_run_dies_at_the_same_command_finishes_it(
     work.mkdir()
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "SURGEON_CACHE": str(work / "before" / "cache")}
     if start == "older run":
-        recipe.write_text(RECIPE.format(model=model, fraction=0.02))
+        recipe.write_text(RECIPE.format(model=model, fraction=0.02, **texts))
         command = [sys.executable, "-m", "surgeon", "apply", recipe, "--output", work / "before" / "out"]
         subprocess.run(command, check=True, capture_output=True, env=environment)
-    recipe.write_text(RECIPE.format(model=model, fraction=0.01))
+    recipe.write_text(RECIPE.format(model=model, fraction=0.01, **texts))
     runs = int(os.environ.get("SURGEON_CRASHES", runs))
     result = subprocess.run(
         [sys.executable, HERE / "crashing.py", work, recipe, scenario, str(runs)],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -12,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import surgeon
-from surgeon.errors import InputError
-from surgeon.write.output import cache_in_use, clear_staging
+from surgeon.errors import EnvironmentFailure, InputError
+from surgeon.write.output import clear_staging
 
 RecipeMaker = Callable[..., Path]
 
@@ -131,25 +133,57 @@ def test_what_killed_runs_left_goes_with_the_next_run(light_recipe: RecipeMaker,
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
 
 
-def test_files_that_another_run_is_writing_in_the_cache_are_left_to_it(tmp_path: Path) -> None:
-    cache = Path(os.environ["SURGEON_CACHE"])
-    other = "import sys\nfrom surgeon.write.output import cache_in_use\n"
-    other += "with cache_in_use():\n print(1, flush=True)\n sys.stdin.read()\n"
-    process = subprocess.Popen(
-        [sys.executable, "-c", other], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ}
-    )
-    assert process.stdout is not None
-    assert process.stdin is not None
-    assert process.stdout.readline() == b"1\n"
-    part = cache / ".x.9-89abcdef.part"
-    part.write_text("being written")
-    with cache_in_use():
-        assert part.exists()
-    process.stdin.close()
-    process.wait()
-    process.stdout.close()
-    with cache_in_use():
-        assert not part.exists()
+WRITES = """
+import sys
+from pathlib import Path
+from numpy import zeros
+from surgeon.checkpoint.storage import replacing, write_stream
+def pieces():
+    yield "a", "U8", zeros(3, "u1")
+    print(1, flush=True)
+    sys.stdin.read()
+    yield "a", "U8", zeros(3, "u1")
+with replacing(Path(sys.argv[1])) as part:
+    write_stream(part, pieces())
+"""
+
+
+@pytest.mark.parametrize("where", ["cache", "out"])
+def test_what_another_process_is_writing_is_left_to_it(where: str, light_recipe: RecipeMaker, tmp_path: Path) -> None:
+    folder = Path(os.environ["SURGEON_CACHE"]) / "regions" if where == "cache" else tmp_path / "out" / "own"
+    ends = []
+    for kill in (True, False):
+        command = [sys.executable, "-c", WRITES, folder / "x.safetensors"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout.readline() == b"1\n"
+            surgeon.apply(light_recipe())  # begins, and ends, while the other one writes
+            assert len(list(folder.glob("*.part"))) == len(list(folder.glob("*.body8"))) == 1
+            if kill:
+                process.kill()
+            process.stdin.close()
+            ends.append(process.wait())
+        if kill:
+            assert list(folder.glob(".x.*"))
+            surgeon.apply(light_recipe())
+            assert not list(folder.glob(".x.*"))
+    assert ends == [-9, 0]
+    assert [path.name for path in folder.glob("*x.*")] == ["x.safetensors"]
+
+
+@pytest.mark.parametrize("reason", ["none", "taken"])
+def test_a_lock_that_is_not_got_is_said_with_its_reason(
+    reason: str, light_recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, how: int) -> None:  # as a file system that is mounted without locks does
+        raise BlockingIOError if reason == "taken" else OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    said = "another surgeon is writing here" if reason == "taken" else "gives no locks .No locks available.*--output"
+    with pytest.raises(EnvironmentFailure, match=said):
+        surgeon.apply(light_recipe())
+    assert not (tmp_path / "out" / "regions").exists()
 
 
 def test_an_older_variant_that_had_stepped_aside_gets_its_name_back(light_recipe: RecipeMaker, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from surgeon import ranks
 from surgeon.checkpoint.checkpoint import Checkpoint
@@ -24,33 +24,15 @@ from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.model.precision import resolve_precision
 from surgeon.model.token_counts import TokenCounts
 from surgeon.model.tokenizer import load_tokenizer
-from surgeon.plan.estimates import keeps, score_bytes
+from surgeon.plan.estimates import keeps_scores
 from surgeon.plan.plan import Plan
 from surgeon.progress import Progress
-from surgeon.recipe.score_specs import (
-    ActivationScore,
-    DeltaScore,
-    GradParamScore,
-    RandomScore,
-    SampledScore,
-    ScoreSpec,
-    WandaScore,
-)
-from surgeon.region.region import Region
-from surgeon.region.select import Scores
-from surgeon.scores.cache import (
-    ScoreFile,
-    allocate_score,
-    load_score,
-    score_path,
-    writable,
-)
-from surgeon.scores.controls import is_drawn_within, ranked_controls
-from surgeon.scores.delta import delta
-from surgeon.scores.magnitude import magnitude
-from surgeon.scores.random import random_scores
-from surgeon.scores.region_cache import load_region
-from surgeon.scores.settings import ScoreSettings
+from surgeon.regions.base import RegionPlan, Stream
+from surgeon.regions.kept import load_region
+from surgeon.regions.make import Scored
+from surgeon.regions.streams import stream_of
+from surgeon.scores.base import SampledScore, WeightScore
+from surgeon.scores.cache import ScoreFile, allocate_score, load_score, score_path, writable
 from surgeon.text.windows import beginning, predicted, scoring_lengths, scoring_sequences, tokenize
 
 if TYPE_CHECKING:
@@ -69,19 +51,10 @@ class SampleSize:
 
 
 @dataclass(frozen=True)
-class ScoreSet:
-    """The scores of one `score:` of the recipe.
+class ScoreSet(Scored):
+    """A score of the recipe, what came of it, and the size of each language's sample."""
 
-    `readers` give a tensor's scores by its name, for each language in the recipe's order; a score that reads no
-    text has one reader, under the empty name, and computes when asked. Where scores on text were not kept there are
-    no readers, and `regions` holds what was selected by them. `keys` name what each language's scores depend on.
-    """
-
-    spec: ScoreSpec
-    readers: Mapping[str, Scores]
-    keys: Mapping[str, str] = field(default_factory=dict)
     samples: Mapping[str, SampleSize] = field(default_factory=dict)
-    regions: Mapping[str, Region] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,97 +78,72 @@ def run_scores(run: Scoring) -> list[ScoreSet]:
         EnvironmentFailure: scores that are to be kept do not fit the disk.
     """
     result = []
-    for spec in run.plan.scores():
-        if isinstance(spec, GradParamScore | WandaScore | ActivationScore):
-            result.append(_on_text(run, spec))
+    for score in run.plan.scores():
+        if score.on_text is not None:
+            result.append(_on_text(run, score.on_text))
         else:
-            result.append(ScoreSet(spec, {"": _from_weights(run.plan, spec)}, _others(spec, run.jobs)))
+            result.append(_from_weights(run, cast(WeightScore, score)))
     return result
 
 
-def _others(spec: ScoreSpec, jobs: int) -> dict[str, str]:
-    """Return what tells the models that a score from weights compares with, so that none stands in for another."""
-    names = [name for name in (spec.other, spec.merged) if name is not None] if isinstance(spec, DeltaScore) else []
-    return {name: identity(Checkpoint.open(name), jobs) for name in names}
+def _from_weights(run: Scoring, score: WeightScore) -> ScoreSet:
+    """Return a score that is computed when it is cut; its keys tell the models that it compares with apart."""
+    keys = {name: identity(Checkpoint.open(name), run.jobs) for name in score.compared_with.values()}
+    return ScoreSet(score, keys, lambda plans: stream_of({"": score.reader(run.plan.checkpoint)}, plans))
 
 
-def _from_weights(plan: Plan, spec: ScoreSpec) -> Scores:
-    """Return the reader of a score that needs neither text nor a running model."""
-    checkpoint = plan.checkpoint
-    if isinstance(spec, RandomScore):
-        return lambda name: random_scores(name, checkpoint.info(name).shape, spec.seed)
-    if isinstance(spec, DeltaScore):
-        other = Checkpoint.open(spec.other)
-        merged = Checkpoint.open(spec.merged) if spec.merged is not None else None
-        return lambda name: delta(
-            checkpoint.array(name), other.array(name), merged.array(name) if merged is not None else None
-        )
-    return lambda name: magnitude(checkpoint.array(name))
+def _on_text(run: Scoring, score: SampledScore) -> ScoreSet:
+    plan, languages = run.plan, score.labels
+    tensors, precision = plan.scored_tensors(score), resolve_precision(score.dtype, run.device)
 
+    def path_of(language: str) -> Path:
+        text = plan.corpus.text(language).score_hash
+        return score_path(plan.checkpoint, tensors, text, score, precision, run.jobs, run.device)
 
-def _on_text(run: Scoring, spec: GradParamScore | WandaScore | ActivationScore) -> ScoreSet:
-    plan = run.plan
-    tensors = plan.scored_tensors(spec)
-    settings = _settings(spec, run.device)
-    languages = list(dict.fromkeys(spec.languages))
-    paths = {
-        language: score_path(
-            plan.checkpoint, tensors, plan.corpus.text(language).score_hash, settings, run.jobs, run.device
-        )
-        for language in languages
-    }
+    paths = {language: path_of(language) for language in languages}
     keys = {language: path.stem for language, path in paths.items()}
-    samples = {language: _sample_size(run, spec, language) for language in languages}
-    files = {language: load_score(path, language) for language, path in paths.items()}
-    known = {language: file for language, file in files.items() if file is not None}
+    samples = {language: _sample_size(run, score, language) for language in languages}
+    known = {language for language, path in paths.items() if load_score(path, language) is not None}
     if len(known) == len(paths):
-        return ScoreSet(spec, {language: known[language].reader() for language in languages}, keys, samples)
-    controls = ranked_controls(plan, spec)
-    regions = [region for region in plan.regions.values() if region.score == spec and region.select is not None]
-    streams = all(is_drawn_within(plan, control) for control in controls)
-    cached = {region.name: load_region(plan, region, keys, run.jobs) for region in (*regions, *controls)}
-    selected = {name: region for name, region in cached.items() if region is not None}
-    if streams and len(selected) == len(cached) and not run.keep:
-        return ScoreSet(spec, {}, keys, samples, selected)
-    kept = run.keep or not streams or keeps(score_bytes(tensors, spec))
+        return ScoreSet(score, keys, _stream_of_files(paths), samples=samples)
+    plans = {name: region for name, region in plan.regions.items() if region.score == score}
+    kept = run.keep or keeps_scores(plan, score)
+    cached = {name: load_region(plan.provenance(run.jobs), region, keys, run.jobs) for name, region in plans.items()}
+    if not kept and all(region is not None for region in cached.values()):
+        return ScoreSet(
+            score, keys, regions={name: region for name, region in cached.items() if region}, samples=samples
+        )
     missing = _with_texts_of_their_own([name for name in languages if name not in known], paths) if kept else languages
     from surgeon.model.vocabulary import check_ids
-    from surgeon.scores.shared import SharedSweep  # torch is imported where it is needed
+    from surgeon.scoring.shared import SharedSweep  # torch is imported where it is needed
 
     key = sha256("".join(sorted(keys[language] for language in missing)).encode())[:32]
-    central = kept or any(region.select is not None and region.select.scope == "global" for region in regions)
-    sequences, begun = _sequences(plan, spec, missing, load_tokenizer(plan.checkpoint))
+    central = kept or any(region.select is not None and region.select.scoped.spans_layers for region in plans.values())
+    sequences, begun = _sequences(plan, score, missing, load_tokenizer(plan.checkpoint))
     shared = SharedSweep(
         str(plan.checkpoint.folder),
         sequences,
         begun,
         tensors,
-        settings,
+        score,
+        precision,
         (0,) if central else tuple(range(ranks.world())),
-        None if kept else (regions, controls),
+        {} if kept else plans,
         key,
     )
-    stack = run.load(resolve_precision(spec.dtype, run.device))
+    stack = run.load(precision)
     check_ids(stack.loaded.model, stack.loaded.tokenizer, (ids for found in sequences.values() for ids in found))
     ranks.share(shared)
     sweep = shared.sweep(stack, run.progress)
     if kept:
         _keep(sweep, key, {language: paths[language] for language in missing}, tensors)
-        readers = {language: ScoreFile(path, language).reader() for language, path in paths.items()}
-        return ScoreSet(spec, readers, keys, samples)
-    return ScoreSet(spec, {}, keys, samples, shared.select(sweep))
+        return ScoreSet(score, keys, _stream_of_files(paths), samples=samples)
+    return ScoreSet(score, keys, regions=shared.select(sweep), samples=samples)
 
 
-def _settings(spec: GradParamScore | WandaScore | ActivationScore, device: str) -> ScoreSettings:
-    return ScoreSettings(
-        spec.samples,
-        spec.sequence_length,
-        spec.batch_size,
-        spec.reduction if isinstance(spec, GradParamScore) else None,
-        resolve_precision(spec.dtype, device),
-        spec.power if isinstance(spec, WandaScore) else 1,
-        spec.measure if isinstance(spec, ActivationScore) else None,
-    )
+def _stream_of_files(paths: Mapping[str, Path]) -> Callable[[Sequence[RegionPlan]], Stream]:
+    readers = {language: ScoreFile(path, language).reader() for language, path in paths.items()}
+    return lambda plans: stream_of(readers, plans)
 
 
 def _sample_size(run: Scoring, spec: SampledScore, language: str) -> SampleSize:

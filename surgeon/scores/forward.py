@@ -1,4 +1,4 @@
-"""A sweep forward that watches every product of inputs with a matrix: what Wanda and activation scores are made from.
+"""The pass forward of a score: every product of inputs with a matrix is watched, and noted as the score says.
 
 Which input meets which weight is not guessed from module classes: while the model runs, every matrix product whose
 second factor is a parameter's own memory, or its transpose, is noted. That covers torch's Linear, transformers'
@@ -7,7 +7,6 @@ Conv1D, fused projections, routers, and experts held in one fused parameter, eac
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +19,8 @@ from surgeon.anatomy.slots import Slot
 from surgeon.model.batches import head_chunks
 from surgeon.model.stack import Stack
 from surgeon.model.states import States
+from surgeon.scores.base import ForwardScore
+from surgeon.scores.noted import Noted
 from surgeon.scores.sample import Advance, Link, Sample, Scores, enter_sample, parameters_of, units
 
 # Functions that multiply inputs with a matrix: the positions of both, and the matrix's axis that meets the inputs.
@@ -31,56 +32,37 @@ _PRODUCTS: dict[Any, tuple[int, int, int]] = {
 }
 
 
-class Products(TorchFunctionMode):
-    """While active, lets `note` see the products of inputs with each matrix: a parameter, or one expert's part of it.
+class Watching(TorchFunctionMode):
+    """While active, has `score` note the products of inputs with each matrix of a layer, in one language.
 
-    What is noted stands in `noted`, by a matrix's address, the axis of it that meets the inputs, and a word; a rank
-    goes on with what the rank before it has noted of the same language.
+    A rank goes on with what the rank before it has noted of the same language.
     """
 
-    def __init__(self, slots: Mapping[str, Slot]) -> None:
+    def __init__(self, score: ForwardScore, noted: Noted) -> None:
         super().__init__()
-        self.slots = slots
-        self._matrices = {matrix.data_ptr(): matrix for p in parameters_of(slots) for matrix in matrices_of(p)}
-        self.noted: dict[tuple[int, int, str], torch.Tensor] = {}
+        self._score, self._noted = score, noted
+        self._numbers = {matrix.data_ptr(): number for number, matrix in enumerate(noted.matrices)}
 
-    @abstractmethod
-    def note(self, address: int, axis: int, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        """Take in one product: inputs (tokens, inputs) and outputs (tokens, outputs)."""
-
-    @abstractmethod
     def scores(self) -> Scores:
-        """Return the scores of the slots."""
+        """Return the scores of the layer's tensors in this language."""
+        return self._score.scores(self._noted)
 
     def go_on(self, link: Link) -> None:
         """Begin with what the batches of the language that another rank has before gave."""
-        if link.before is None or not self._matrices:
+        if link.before is None or not self._noted.matrices:
             return
-        found = ranks.receive_value(link.before, ranks.CHAIN)
-        addresses = list(self._matrices)
-        for (i, axis, word), value in found.items():
-            self.noted[addresses[i], axis, word] = value.to(self._matrices[addresses[i]].device)
+        values, self._noted.along = ranks.receive_value(link.before, ranks.CHAIN)
+        for key, value in values.items():
+            self._noted.values[key] = value.to(self._noted.matrices[key[0]].device)
 
     def handed_on(self, link: Link) -> bool:
         """Hand what was noted to the rank that has the language's next batches, if there is one."""
         if link.after is None:
             return False
-        numbers = {address: i for i, address in enumerate(self._matrices)}  # addresses are each process's own
-        if self._matrices:
-            found = {(numbers[address], axis, word): value.cpu() for (address, axis, word), value in self.noted.items()}
-            ranks.send_value(found, link.after, ranks.CHAIN)
+        if self._noted.matrices:
+            values = {key: value.cpu() for key, value in self._noted.values.items()}
+            ranks.send_value((values, self._noted.along), link.after, ranks.CHAIN)
         return True
-
-    def of(self, parameter: torch.nn.Parameter, word: str) -> tuple[int, torch.Tensor] | None:
-        """Return what was noted of a parameter's matrices, zeros for those that met no input, stacked; and the axis."""
-        matrices = matrices_of(parameter)
-        for axis in (0, 1):
-            found = [self.noted.get((matrix.data_ptr(), axis, word)) for matrix in matrices]
-            some = next((value for value in found if value is not None), None)
-            if some is not None:
-                nothing = torch.zeros_like(some)
-                return axis, torch.stack([nothing if value is None else value for value in found])
-        return None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -93,15 +75,17 @@ class Products(TorchFunctionMode):
         return result
 
     def _meet(self, inputs: torch.Tensor, weight: torch.Tensor, axis: int, outputs: torch.Tensor) -> None:
-        matrix = self._matrices.get(weight.data_ptr())
-        if matrix is None:
+        number = self._numbers.get(weight.data_ptr())
+        if number is None:
             return
+        matrix = self._noted.matrices[number]
         if (weight.shape, weight.stride()) != (matrix.shape, matrix.stride()):
             if (weight.shape, weight.stride()) != (matrix.T.shape, matrix.T.stride()):
                 return  # a part of the matrix, which is then missed and refused by name
             axis = 1 - axis
         flat = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (inputs, outputs))
-        self.note(weight.data_ptr(), axis, *flat)
+        for note in self._score.notes(*flat):
+            self._noted.take(number, axis, note)
 
 
 def sweep(
@@ -110,12 +94,12 @@ def sweep(
     slots: Mapping[str, Slot],
     hidden: States,
     advance: Advance,
-    watch: Callable[[Mapping[str, Slot]], Products],
+    watch: Callable[[Mapping[str, Slot]], Watching],
 ) -> Iterator[tuple[int, str, Scores]]:
     """Yield (layer, language, scores), the first layer first, all languages of a layer in a row; -1 is what is outside.
 
-    `watch` makes what watches the products with some slots' matrices in one language. The hidden states of one layer
-    are kept in `hidden`. `advance` is called with units of work, see `work`.
+    `watch` makes what watches the products with the matrices of some slots in one language. The hidden states of one
+    layer are kept in `hidden`. `advance` is called with units of work, see `work`.
 
     Raises:
         InputError: what `scores` of the watching object says.
@@ -125,14 +109,15 @@ def sweep(
     for number in range(len(stack.layers)):
         with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
             for language, batches, link in sample.turns():
-                with _watching(stack.loaded.model, watch(wanted.get(number, {}))) as products:
-                    products.go_on(link)
+                mine = wanted.get(number, {})
+                with _watching(stack.loaded.model, mine, watch(mine)) as watching:
+                    watching.go_on(link)
                     for batch, _ in batches:
                         before = hidden.get(number, batch, stack.loaded.device)
                         hidden.put(number + 1, batch, stack.layer(number, before, arguments[batch][number]))
                         advance(1)
-                if number in wanted and not products.handed_on(link):
-                    yield number, language, products.scores()
+                if number in wanted and not watching.handed_on(link):
+                    yield number, language, watching.scores()
         hidden.drop(number)
     if -1 in wanted:
         for language, scores in _outside(stack, sample, wanted[-1], hidden, advance, watch):
@@ -144,24 +129,18 @@ def work(stack: Stack, sample: Sample, slots: Mapping[str, Slot]) -> int:
     return len(sample.all()) * (len(stack.layers) + (-1 in units(stack, slots)))
 
 
-def matrices_of(parameter: torch.nn.Parameter) -> list[torch.Tensor]:
-    """Return a parameter's matrices: itself, or each expert's; nothing if it has none."""
-    detached = parameter.detach()
-    return list(detached) if detached.dim() == 3 else [detached] if detached.dim() == 2 else []
-
-
 def _outside(
     stack: Stack,
     sample: Sample,
     slots: Mapping[str, Slot],
     hidden: States,
     advance: Advance,
-    watch: Callable[[Mapping[str, Slot]], Products],
+    watch: Callable[[Mapping[str, Slot]], Watching],
 ) -> Iterator[tuple[str, Scores]]:
     with stack.loaded.weights.resident(stack.outer("out")):
         for language, batches, link in sample.turns():
-            with _watching(stack.loaded.model, watch(slots)) as products:
-                products.go_on(link)
+            with _watching(stack.loaded.model, slots, watch(slots)) as watching:
+                watching.go_on(link)
                 for batch, ids in batches:
                     if not stack.layers:
                         stack.whole(ids)
@@ -170,14 +149,14 @@ def _outside(
                         for rows, positions in head_chunks(stack, ids):
                             stack.head(last[rows, positions])
                     advance(1)
-            if not products.handed_on(link):
-                yield language, products.scores()
+            if not watching.handed_on(link):
+                yield language, watching.scores()
 
 
 @contextmanager
-def _watching(model: Any, products: Products) -> Iterator[Products]:
-    with torch.no_grad(), _plain_experts(model, parameters_of(products.slots)), products:
-        yield products
+def _watching(model: Any, slots: Mapping[str, Slot], watching: Watching) -> Iterator[Watching]:
+    with torch.no_grad(), _plain_experts(model, parameters_of(slots)), watching:
+        yield watching
 
 
 @contextmanager

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.storage import TensorInfo
-from surgeon.plan.regions import RegionPlan
 from surgeon.region.region import Indices
 from surgeon.region.select import keys_of, select_count, select_random
 from surgeon.region.unit_scores import UnitScores, least_shared
-from surgeon.region.units import unit_sizes
+from surgeon.region.units import Parts, unit_sizes
+
+if TYPE_CHECKING:
+    from surgeon.regions.share import Share
 
 Chosen = dict[str, NDArray[np.bool_]]  # which units, by group of units
 
@@ -20,9 +23,9 @@ Chosen = dict[str, NDArray[np.bool_]]  # which units, by group of units
 class UnitCut:
     """Takes the scores of a region's tensors, by label: a language, or "" for their sum; `choose` cuts a group."""
 
-    def __init__(self, region: RegionPlan) -> None:
-        assert region.select is not None
-        self._region, self._select = region, region.select
+    def __init__(self, select: Share, parts: Mapping[str, Parts]) -> None:
+        """`parts` are those of units in the region's tensors."""
+        self._select, self._parts = select, parts
         self._scores: dict[str, UnitScores] = {}
 
     def add(self, label: str, name: str, scores: NDArray[np.float32]) -> None:
@@ -32,11 +35,11 @@ class UnitCut:
             InputError: a score is negative or not a number.
         """
         keys_of(name, scores)
-        self._scores.setdefault(label, UnitScores(self._select.by)).add(self._region.parts[name], scores)
+        self._scores.setdefault(label, UnitScores(self._select.by)).add(self._parts[name], scores)
 
     def choose(self, group: Sequence[TensorInfo]) -> dict[str, Indices]:
         """Return the entries of the units chosen of a group of tensors that share one cut, all of which were added."""
-        parts = {info.name: self._region.parts[info.name] for info in group}
+        parts = {info.name: self._parts[info.name] for info in group}
         there = {label: sizes > 0 for label, sizes in unit_sizes(parts.values()).items()}
         chosen = self._chosen(there)
         return {name: part.entries(chosen[part.group]) for name, part in parts.items()}
@@ -45,7 +48,7 @@ class UnitCut:
         """Choose of the units that are there."""
         select = self._select
         counts = [(group, int(np.count_nonzero(units))) for group, units in there.items()]
-        if select.kind == "random":
+        if select.random is not None:
             return _spread(there, select_random(counts, select.random or 0.0, select.seed))
         scores = {
             label: {group: found.values(group)[units] for group, units in there.items()}
@@ -67,9 +70,7 @@ class UnitCut:
         if least is not None:
             return _spread(there, {group: np.flatnonzero(scores(group) >= least) for group in there})
         wanted = self._select.wanted(sum(count for _, count in counts))
-        return _spread(
-            there, select_count(scores, counts, wanted, "bottom" if self._select.kind == "bottom" else "top")
-        )
+        return _spread(there, select_count(scores, counts, wanted, self._select.end))
 
 
 def _spread(there: Chosen, chosen: Mapping[str, Indices]) -> Chosen:

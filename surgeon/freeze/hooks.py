@@ -1,0 +1,61 @@
+"""The pair of hooks around every optimizer's step in this process, and the frozen models that they serve."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any, Protocol
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+
+class Stepping(Protocol):
+    """What is told of every optimizer's step."""
+
+    def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
+        """Look at what the optimizer holds, and refuse the step if the promise was broken since the last one."""
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Write the frozen values back into what the optimizer has changed."""
+
+
+_told: weakref.WeakValueDictionary[int, Stepping] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+_hooks: list[Any] = []
+
+
+def tell(frozen: Stepping) -> None:
+    """Tell a frozen model of every step from now on, for as long as it lives.
+
+    The hooks stay in the process: they do nothing where nothing is frozen.
+    """
+    _told[next(_numbers)] = frozen
+    if not _hooks:  # outside of what torch.compile makes of a step
+        outside: Any = torch.compiler.disable
+        _hooks.append(register_optimizer_step_pre_hook(outside(_before)))
+        _hooks.append(register_optimizer_step_post_hook(outside(_after)))
+
+
+def tell_no_more(frozen: Stepping) -> None:
+    """Tell it of no further step."""
+    for number, other in list(_told.items()):
+        if other is frozen:
+            del _told[number]
+
+
+def _before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    has_closure = kwargs.get("closure") is not None or any(callable(value) for value in args[1:])
+    for _, frozen in sorted(_told.items()):
+        frozen.before_step(optimizer, has_closure)
+
+
+def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for _, frozen in sorted(_told.items()):
+        frozen.after_step(optimizer)
+
+
+def kind_of(optimizer: Any) -> str:
+    """Name an optimizer's class for a message."""
+    return f"{type(optimizer).__module__}.{type(optimizer).__name__}"

@@ -1,0 +1,77 @@
+"""What can be added from outside: kinds of scores, regions, selection scopes, operations and measurements.
+
+A kind is a class in a file of its own that knows everything about itself. The package's own kinds are named here, by
+module and class, and loaded when they are first asked for. An installed package adds its kinds by entry points in the
+group of the same name (docs/extending.md); it cannot take a name that is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from surgeon.errors import EnvironmentFailure
+
+OWN: Mapping[str, Mapping[str, str]] = {
+    "surgeon.scores": {
+        "grad_param": "surgeon.scores.grad_param:GradParam",
+        "wanda": "surgeon.scores.wanda:Wanda",
+        "activation": "surgeon.scores.activation:Activation",
+        "magnitude": "surgeon.scores.magnitude:Magnitude",
+        "delta": "surgeon.scores.delta:Delta",
+        "random": "surgeon.scores.random:Random",
+    },
+    "surgeon.scopes": {
+        "tensor": "surgeon.regions.scopes:PerTensor",
+        "layer": "surgeon.regions.scopes:PerLayer",
+        "global": "surgeon.regions.scopes:AllTensors",
+        "output": "surgeon.regions.scopes:PerOutput",
+    },
+    "surgeon.regions": {
+        "select": "surgeon.regions.selected:Select",
+        "file": "surgeon.regions.file:File",
+        "neurons": "surgeon.regions.neurons:Neurons",
+        "combine": "surgeon.regions.combined:Combine",
+        "entries": "surgeon.regions.entries:Entries",
+        "dimensions": "surgeon.regions.dimensions:Dimensions",
+        "control": "surgeon.regions.control:Control",
+    },
+    "surgeon.operations": {
+        "zero": "surgeon.operations.zero:Zero",
+        "scale": "surgeon.operations.scale:Scale",
+        "fill": "surgeon.operations.fill:Fill",
+        "noise": "surgeon.operations.noise:Noise",
+        "shuffle": "surgeon.operations.shuffle:Shuffle",
+        "restore": "surgeon.operations.restore:Restore",
+        "add": "surgeon.operations.add:Add",
+        "slerp": "surgeon.operations.slerp:Slerp",
+    },
+}
+
+
+@lru_cache
+def kinds(group: str) -> Mapping[str, type[Any]]:
+    """Return the kinds of a group by the names that recipes use for them.
+
+    Raises:
+        EnvironmentFailure: an installed package's entry point cannot be loaded, or takes a name that is taken.
+    """
+    found = {name: _load(where) for name, where in OWN[group].items()}
+    for point in entry_points(group=group):
+        origin = f"entry point '{point.name}' in group {group} ({point.value})"
+        if point.name in found:
+            raise EnvironmentFailure(f"{origin}: the name is taken; rename it, or uninstall the package")
+        try:
+            found[point.name] = point.load()
+        except Exception as error:  # code of another package
+            said = f"{type(error).__name__}: {error}"
+            raise EnvironmentFailure(f"{origin} cannot be loaded ({said}); mend or uninstall the package") from error
+    return found
+
+
+def _load(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,233 @@
+"""From a stream of scores to regions: one pass makes all regions that are selected by one score, and their controls.
+
+A stream yields (unit, language, scores by tensor): all languages of a unit in a row, in the recipe's order, each unit
+once. A unit is a layer, what is outside the layers, or less. It comes from a pass through a model, which makes the
+scores, from score files, or from weights; a cut is the same. The languages' scores are added up in float32 in their
+order, and every cut is exact (`region.select`, `region.streaming`). What stays is the sum over languages in one unit,
+the cuts of single languages in it, and finished masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.checkpoint.storage import TensorInfo
+from surgeon.region.region import Indices, Mask, Region, encode_indices
+from surgeon.region.streaming import StreamingCut
+from surgeon.regions.base import SUM, Drawing, RegionPlan, Scores, Stream
+from surgeon.regions.share import Share
+from surgeon.regions.unit_cut import UnitCut
+
+
+class RegionCut:
+    """Cuts one region while scores come by, unit by unit.
+
+    Of a selection by a language's own entries each language is cut by itself; of every other one the sum.
+    """
+
+    def __init__(self, plan: RegionPlan, languages: Sequence[str]) -> None:
+        assert plan.select is not None
+        self.plan, self._select, self._scope = plan, plan.select, plan.select.scoped
+        self.labels = [SUM] if self._select.own is None else list(languages)
+        self.masks: dict[str, Mask] = {}
+        self._order = {info.name: i for i, info in enumerate(plan.tensors)}
+        self._units = UnitCut(self._select, plan.parts) if plan.parts else None
+        self._cuts: dict[str, dict[str, Indices]] = {}  # of this unit, by label
+        self._spanning: list[_Spanning] = []  # groups of tensors in several units that share one cut
+        if self._scope.spans_layers and self._units is None and self._select.at_least is None:
+            self._spanning = [_Spanning(self._select, group, self.labels) for group in plan.groups()]
+        self._spanned = {name: spanning for spanning in self._spanning for name in spanning.names}
+
+    def take(self, label: str, scores: Scores) -> None:
+        """Take the scores of a unit's tensors, of one language or their sum."""
+        mine = self._mine(scores)
+        if self._units is not None:
+            for info in mine:
+                self._units.add(label, info.name, scores[info.name])
+        elif self._spanned:
+            for info in mine:
+                self._spanned[info.name].streams[label].take(info.name, scores[info.name])
+        else:
+            cuts = self._cuts.setdefault(label, {})
+            for group in self.plan.groups(mine):
+                cuts |= self._scope.cut(self._select, group, scores.__getitem__, self.plan.places)
+
+    def end_unit(self, names: Iterable[str]) -> None:
+        """Make the masks of a unit's tensors, now that all languages have come."""
+        if self._units is not None and not self._scope.spans_layers:
+            for group in self.plan.groups(self._mine(names)):
+                self._encode(self._units.choose(group))
+            self._units = UnitCut(self._select, self.plan.parts)
+        elif self._cuts:
+            self._encode(self._without_others(self._cuts))
+            self._cuts = {}
+
+    def finish(self) -> Region:
+        """Return the region, now that every unit has come by."""
+        if self._units is not None and self._scope.spans_layers:
+            for group in self.plan.groups():
+                self._encode(self._units.choose(group))
+        for spanning in self._spanning:
+            cuts = {label: stream.finish(spanning.names) for label, stream in spanning.streams.items()}
+            self._encode(self._without_others(cuts))
+        return region_of(self.plan, self.masks)
+
+    def _mine(self, names: Iterable[str]) -> list[TensorInfo]:
+        """Return those of some tensors that are the region's, in its order, which decides between equal scores."""
+        return [self.plan.tensors[i] for i in sorted(self._order[name] for name in names if name in self._order)]
+
+    def _without_others(self, cuts: Mapping[str, Mapping[str, Indices]]) -> Mapping[str, Indices]:
+        """Return the entries of the sum, or of one language those that no other language has."""
+        if self._select.monolingual is None:
+            return cuts[SUM]
+        chosen = dict(cuts[self._select.monolingual])
+        for language, cut in cuts.items():
+            if language != self._select.monolingual:
+                chosen = {name: np.setdiff1d(chosen[name], cut[name], assume_unique=True) for name in chosen}
+        return chosen
+
+    def _encode(self, chosen: Mapping[str, Indices]) -> None:
+        shapes = {info.name: info.shape for info in self.plan.tensors}
+        self.masks |= {name: encode_indices(indices, shapes[name]) for name, indices in chosen.items()}
+
+
+class _Spanning:
+    """Tensors of several units that share one cut, which is made in a stream of each label."""
+
+    def __init__(self, select: Share, group: Sequence[TensorInfo], labels: Iterable[str]) -> None:
+        wanted = select.wanted(sum(info.numel for info in group))
+        self.names = [info.name for info in group]
+        self.streams = {label: StreamingCut(wanted, select.end) for label in labels}
+
+
+class Cut:
+    """Makes regions from a stream of the scores that they select by, and controls that are drawn in the same pass."""
+
+    def __init__(
+        self, regions: Iterable[RegionPlan], languages: Sequence[str], drawings: Iterable[Drawing] = ()
+    ) -> None:
+        """`drawings` are controls of some of these regions."""
+        self._cuts = {plan.name: RegionCut(plan, languages) for plan in regions}
+        self._languages, self._drawings = list(languages), list(drawings)
+        self._drawn: dict[str, dict[str, Mask]] = {drawing.plan.name: {} for drawing in self._drawings}
+        labelled = [(cut.plan, cut.labels) for cut in self._cuts.values()]
+        labelled += [(drawing.plan, [drawing.label]) for drawing in self._drawings]
+        self._summed = {info.name for plan, labels in labelled if SUM in labels for info in plan.tensors}
+        self._ranked = {drawing.label for drawing in self._drawings} - {SUM}
+
+    @property
+    def names(self) -> list[str]:
+        """The regions that are made."""
+        return [*self._cuts, *self._drawn]
+
+    @property
+    def spans_layers(self) -> bool:
+        """True if a region is known only when all scores have come by."""
+        selects = [cut.plan.select for cut in self._cuts.values()]
+        return any(select is not None and select.scoped.spans_layers for select in selects)
+
+    def take(self, stream: Stream) -> Iterator[int]:
+        """Take a stream of scores; yields each unit when its masks are made.
+
+        Scores are used up: an array may be changed, and is not looked at again after the unit's last language.
+        """
+        total = _Total(self._summed, len(self._languages))
+        own: dict[str, Scores] = {}
+        for unit, language, scores in stream:
+            if language == self._languages[0]:
+                total, own = _Total(self._summed, len(self._languages)), {}
+            total.add(scores)
+            if language in self._ranked:
+                own[language] = scores
+            for cut in self._cuts.values():
+                if language in cut.labels and language != SUM:
+                    cut.take(language, scores)
+            if language == self._languages[-1]:
+                for cut in self._cuts.values():
+                    if SUM in cut.labels:
+                        cut.take(SUM, total.scores)
+                    cut.end_unit(scores)
+                self._draw({SUM: total.scores, **own})
+                yield unit
+
+    def finish(self) -> dict[str, Region]:
+        """Return the regions, now that every unit has come by."""
+        made = {name: cut.finish() for name, cut in self._cuts.items()}
+        return made | {one.plan.name: region_of(one.plan, self._drawn[one.plan.name]) for one in self._drawings}
+
+    @property
+    def masks(self) -> dict[str, dict[str, Mask]]:
+        """What has been selected of each region so far, by tensor."""
+        return {name: cut.masks for name, cut in self._cuts.items()} | self._drawn
+
+    def found(self, shapes: Mapping[str, tuple[int, ...]], name: str) -> Region:
+        """Return what has been selected of a region in some tensors, to be kept against a crash."""
+        masks = self.masks[name]
+        return Region({tensor: shape for tensor, shape in shapes.items() if tensor in masks}, masks.__getitem__)
+
+    def take_over(self, masks: Mapping[str, Mapping[str, Mask]]) -> None:
+        """Take over what an earlier process, or another one, has selected in other units."""
+        for name, found in masks.items():
+            self.masks[name].update(found)
+
+    def _draw(self, scores: Mapping[str, Scores]) -> None:
+        for drawing in self._drawings:
+            of, ranking = self._cuts[drawing.of], scores[drawing.label]
+            for info in drawing.plan.tensors:
+                if info.name in ranking:
+                    region = Region({info.name: info.shape}, of.masks.__getitem__)
+                    drawn = drawing.draw(region, info.name, ranking[info.name])
+                    self._drawn[drawing.plan.name][info.name] = encode_indices(drawn, info.shape)
+
+
+class _Total:
+    """The sum over languages of a unit's scores of some tensors, in float32."""
+
+    def __init__(self, names: set[str], languages: int) -> None:
+        self._names, self._alone = names, languages == 1
+        self._sums: dict[str, NDArray[np.float32]] = {}
+        self.scores: Scores = self._sums
+
+    def add(self, scores: Scores) -> None:
+        """Add one language's scores; those of the only language are taken as they are, unread."""
+        if self._alone:
+            self.scores = scores
+            return
+        for name in self._names & scores.keys():
+            if name in self._sums:
+                self._sums[name] += scores[name]
+            else:
+                self._sums[name] = np.array(scores[name], dtype=np.float32)
+
+
+def select_from(stream: Stream, plans: Sequence[RegionPlan], languages: Sequence[str]) -> dict[str, Region]:
+    """Return the regions that are selected by one score."""
+    cut = Cut(plans, languages)
+    for _ in cut.take(stream):
+        pass
+    return cut.finish()
+
+
+def draw_from(stream: Stream, drawing: Drawing, of: Region, languages: Sequence[str]) -> Region:
+    """Return the control of a region that is made already."""
+    masks: dict[str, Mask] = {}
+    names = {info.name for info in drawing.plan.tensors}
+    total = _Total(names, len(languages))
+    for _, language, scores in stream:
+        if language == languages[0]:
+            total = _Total(names, len(languages))
+        total.add(scores)
+        ranking = scores if language == drawing.label else total.scores
+        if language == drawing.label or (drawing.label == SUM and language == languages[-1]):
+            for name in names & scores.keys():
+                masks[name] = encode_indices(drawing.draw(of, name, ranking[name]), of.shapes[name])
+    return region_of(drawing.plan, masks)
+
+
+def region_of(plan: RegionPlan, masks: Mapping[str, Mask]) -> Region:
+    """Return a planned region with its masks; tensors that share a cut follow one another."""
+    order = [info for group in plan.groups() for info in group]
+    return Region({info.name: info.shape for info in order}, masks.__getitem__)

@@ -1,0 +1,102 @@
+"""What a forward score has noted of the products with a layer's matrices, in one language."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from surgeon.anatomy.slots import Slot
+from surgeon.checkpoint.naming import Place
+from surgeon.errors import InputError
+from surgeon.scores.notes import Note
+
+Key = tuple[int, int, str]  # the number of a matrix, the axis of it that meets the inputs, and a note's word
+
+
+@dataclass
+class Noted:
+    """Running sums and maxima of the matrices that `slots` are parts of.
+
+    A matrix is a parameter, or one expert's part of it. `places` and `config` say what the slots' tensors are.
+    """
+
+    kind: str
+    slots: Mapping[str, Slot]
+    places: Mapping[str, Place]
+    config: Mapping[str, Any]
+    values: dict[Key, torch.Tensor] = field(default_factory=dict)
+    along: dict[str, str] = field(default_factory=dict)  # by word: see `Note`
+    matrices: list[torch.Tensor] = field(default_factory=list)
+    _numbers: dict[int, range] = field(default_factory=dict)  # by a parameter's id, those of its matrices
+
+    def __post_init__(self) -> None:
+        for parameter in {id(slot.parameter): slot.parameter for slot in self.slots.values()}.values():
+            found = matrices_of(parameter)
+            self._numbers[id(parameter)] = range(len(self.matrices), len(self.matrices) + len(found))
+            self.matrices += found
+
+    def take(self, matrix: int, axis: int, note: Note) -> None:
+        """Add what one product gives."""
+        key, self.along[note.word] = (matrix, axis, note.word), note.along
+        known = self.values.get(key)
+        if known is None:
+            self.values[key] = note.values
+        elif note.how == "sum":
+            self.values[key] = known + note.values
+        else:
+            self.values[key] = torch.maximum(known, note.values)
+
+    def expanded(
+        self, name: str, word: str, change: Callable[[torch.Tensor], torch.Tensor] = lambda values: values
+    ) -> torch.Tensor:
+        """Return for every entry of a tensor what was noted of its input or output, in the shape on disk.
+
+        `change` is applied to what was noted before it is spread over the entries. A matrix that met no input, such as
+        that of an expert that no router chose, has zeros.
+
+        Raises:
+            InputError: the model multiplies nothing with the tensor, or what was noted is not finite.
+        """
+        return self._expanded(name, word, change)[0]
+
+    def vector(self, name: str, word: str) -> torch.Tensor:
+        """Return what was noted of each input or output of a tensor with two axes, float64 on the CPU."""
+        whole, axis = self._expanded(name, word, lambda values: values)
+        return whole.select(1 - axis, 0).cpu()
+
+    def _expanded(
+        self, name: str, word: str, change: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, int]:
+        slot = self.slots[name]
+        found = self._of(slot.parameter, word)
+        if found is None:
+            raise InputError(
+                f"tensor '{name}' has no {self.kind} score: the model multiplies no inputs with it as the matrix of a "
+                "linear layer; exclude it, or use grad_param"
+            )
+        inner, values = found
+        if not bool(torch.isfinite(values).all()):
+            raise InputError(f"the activations at tensor '{name}' are not finite: the model is broken")
+        axis = 1 - inner if self.along[word] == "outputs" else inner
+        whole = change(values).unsqueeze(2 - axis)
+        whole = (whole if slot.parameter.dim() == 3 else whole[0]).expand_as(slot.parameter)
+        return slot.of(whole), axis
+
+    def _of(self, parameter: torch.nn.Parameter, word: str) -> tuple[int, torch.Tensor] | None:
+        """Return the axis that meets the inputs, and what was noted of a parameter's matrices, stacked."""
+        for axis in (0, 1):
+            found = [self.values.get((number, axis, word)) for number in self._numbers[id(parameter)]]
+            some = next((value for value in found if value is not None), None)
+            if some is not None:
+                nothing = torch.zeros_like(some)
+                return axis, torch.stack([nothing if value is None else value for value in found])
+        return None
+
+
+def matrices_of(parameter: torch.nn.Parameter) -> list[torch.Tensor]:
+    """Return a parameter's matrices: itself, or each expert's; nothing if it has none."""
+    detached = parameter.detach()
+    return list(detached) if detached.dim() == 3 else [detached] if detached.dim() == 2 else []

@@ -1,0 +1,24 @@
+"""What a score of a pass forward notes of one matrix product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+Side = Literal["inputs", "outputs"]  # of a matrix
+
+
+@dataclass(frozen=True)
+class Note:
+    """What one product of inputs (tokens, inputs) with a matrix gives to a running sum or maximum, float64.
+
+    `along` says which side of the matrix the values belong to: one for each input or output, or one for all of them.
+    """
+
+    word: str
+    along: Side
+    how: Literal["sum", "maximum"]
+    values: torch.Tensor

@@ -1,0 +1,45 @@
+"""Regions that are cut in the very pass in which their scores are made, so that no score needs a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from surgeon import ranks
+from surgeon.region.region import Region
+from surgeon.regions.base import RegionPlan
+from surgeon.regions.cut import Cut
+from surgeon.scores.backward import Progressed
+from surgeon.scores.scratch import Scratch
+from surgeon.scores.sweeps import Sweep
+
+
+def select_in_pass(sweep: Sweep, plans: Mapping[str, RegionPlan], key: str) -> dict[str, Region]:
+    """Compute the scores and keep only the regions that are selected, or drawn, by them.
+
+    A pass that was killed goes on: what had been made in a layer lies beside its hidden states. Of several ranks the
+    first one returns the regions.
+    """
+    checkpoint = sweep.stack.loaded.checkpoint
+    drawings = [plan.kind.drawing(checkpoint, plan, plans) for plan in plans.values()]
+    selected = [plan for plan in plans.values() if plan.select is not None]
+    cut = Cut(selected, list(sweep.sequences), [drawing for drawing in drawings if drawing is not None])
+    shapes = sweep.shapes
+    with sweep.scratch(key) as scratch:
+        # A cut that spans layers holds its candidates in memory only, so that such a pass begins anew.
+        start = Progressed() if cut.spans_layers else sweep.start(scratch)
+        for layer in sweep.own_layers:
+            for name in cut.names if start.left is not None and layer >= start.left else ():
+                found = Region.load(_part(scratch, layer, name))
+                cut.take_over({name: {tensor: found[tensor] for tensor in found}})
+        for layer in cut.take(sweep.run(scratch, start)):
+            for name in cut.names if scratch.resumes else ():
+                cut.found(shapes[layer], name).save(_part(scratch, layer, name))
+            sweep.done(scratch, layer)
+        for masks in ranks.gather(cut.masks)[1:]:
+            cut.take_over(masks)
+    return cut.finish() if ranks.rank() == 0 else {}
+
+
+def _part(scratch: Scratch, layer: int, region: str) -> Path:
+    return scratch.folder / f"{layer}-{region}.region.safetensors"
