@@ -164,7 +164,9 @@ def _buffer(model: Any, candidates: Iterable[str], buffers: set[str]) -> bool:
 def _output_axis(owner: Any, info: TensorInfo) -> int | None:
     if not 1 < len(info.shape) < 4:
         return None
-    return 1 if type(owner).__name__ == _CONV1D or len(info.shape) == 3 else 0
+    if len(info.shape) == 3:  # a convolution, or as many matrices as there are experts
+        return 0 if isinstance(owner, torch.nn.Conv1d) else 1
+    return 1 if type(owner).__name__ == _CONV1D else 0
 
 
 def _is_matrix(owner: Any, role: str) -> bool:

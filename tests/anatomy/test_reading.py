@@ -17,6 +17,7 @@ from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.scope import left_out, scope
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import Place
+from surgeon.errors import RecipeError
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -246,7 +247,7 @@ def test_what_convolves_is_no_matrix_and_has_an_output_of_each_channel(make_tiny
                        num_experts_per_tok=2, shared_intermediate_size=16)  # fmt: skip
     found = places(folder)
     convolution = found["model.layers.0.mamba.conv1d.weight"]
-    assert (convolution.output_axis, convolution.matrix) == (1, False)
+    assert (convolution.output_axis, convolution.matrix) == (0, False)
     assert found["model.layers.0.mamba.in_proj.weight"].matrix
     assert not found["model.layers.0.mamba.D"].matrix
 
@@ -269,8 +270,8 @@ regions:
 output: {tmp_path / "out"}
 """)
     console = Console(width=200, file=io.StringIO())
-    console.print(plan_view(surgeon.plan(recipe)))
+    console.print(plan_view(surgeon.plan_recipe(recipe)))
     assert "region 'some' excludes norm, of which the model has none" in console.file.getvalue()
     recipe.write_text(recipe.read_text().replace("exclude: [norm]", "exclude: [nrom]"))
-    with pytest.raises(surgeon.RecipeError, match="'nrom' names no role and no tensor"):
-        surgeon.plan(recipe)
+    with pytest.raises(RecipeError, match="'nrom' names no role and no tensor"):
+        surgeon.plan_recipe(recipe)
