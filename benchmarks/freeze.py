@@ -76,14 +76,14 @@ def step(model: Any, optimizer: torch.optim.Optimizer, tokens: torch.Tensor) -> 
 
 
 class Meter:
-    """Processor time spent inside all that freezing has put on a model and its optimizer."""
+    """Processor time spent inside all that freezing does for a model, between its first step and the last."""
 
-    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, frozen: Frozen) -> None:
+    def __init__(self, model: Any, frozen: Frozen) -> None:
         self.seconds = 0.0
         for parameter in model.parameters():
             self._wrap(parameter._post_accumulate_grad_hooks or {})
-        self._wrap(optimizer._optimizer_step_pre_hooks)
-        self._wrap(optimizer._optimizer_step_post_hooks)
+        frozen.before_step = self._timed(frozen.before_step)  # type: ignore[method-assign]
+        frozen.after_step = self._timed(frozen.after_step)  # type: ignore[method-assign]
         frozen._gradients.clean = self._timed(frozen._gradients.clean)  # type: ignore[method-assign]
 
     def _wrap(self, hooks: dict[int, Callable[..., Any]]) -> None:
@@ -113,8 +113,8 @@ def measure(models: list[Any], region: Region, arguments: argparse.Namespace) ->
     taken: list[float] = []
     checked = 0
     for half in (0, 1):
-        frozen = freeze(models[half], region, optimizers[half])
-        meter = Meter(models[half], optimizers[half], frozen)
+        frozen = freeze(models[half], region)
+        meter = Meter(models[half], frozen)
         for number in range(SETTLING + arguments.pairs // 2):
             shape = arguments.tokens // arguments.length, arguments.length
             tokens = torch.randint(0, models[0].config.vocab_size, shape)

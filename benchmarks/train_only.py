@@ -61,11 +61,12 @@ def child(fraction: float) -> None:
         optimizer.zero_grad()
         tokens = torch.randint(0, model.config.vocab_size, (1, 128))
         model(input_ids=tokens, labels=tokens).loss.backward()
-        gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+        kept = [getattr(p.grad, "kept", p.grad) for p in model.parameters() if p.grad is not None]
+        gradients = sum(gradient.nbytes for gradient in kept)
         optimizer.step()
     states = [value for state in optimizer.state.values() for value in state.values()]
     state = sum(value.nbytes for value in states if isinstance(value, torch.Tensor))
-    weights = sum(parameter.nbytes for name, parameter in model.named_parameters() if "_trained_entries" not in name)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
     found = {"weights": weights, "above_loaded": peak() - before, "gradients": gradients, "state": state}
     print(json.dumps({key: round(value / 2**20, 1) for key, value in found.items()}))
 

@@ -19,11 +19,13 @@ from surgeon.errors import FreezeError
 from surgeon.freeze.bundle import Bundle, aliases, enlarged_rows
 from surgeon.freeze.layout import is_plain, shape_of
 
-# Inserted by torch.compile, activation checkpointing and PEFT: `base_layer` holds the weight that LoRA adds to, and
-# beside `original_module`, which no longer trains, `modules_to_save.ADAPTER` is what does.
-_INSERTED = re.compile(
-    r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|base_layer|original_module|modules_to_save\.[^.]+)\."
-)
+# Inserted by torch.compile, activation checkpointing, Fabric and PEFT: `base_layer` holds the weight that LoRA adds to,
+# and beside `original_module`, which no longer trains, `modules_to_save.ADAPTER` is what does.
+_SEGMENTS = (
+    "_orig_mod", "_checkpoint_wrapped_module", "_forward_module", "_original_module", "base_layer", "original_module",
+    r"modules_to_save\.[^.]+",
+)  # fmt: skip
+_INSERTED = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(_SEGMENTS)})\.")
 _Prefix = tuple[str, str]  # what to drop, what to add
 
 

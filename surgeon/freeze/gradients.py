@@ -6,6 +6,7 @@ of a layer drives everything that is needed for it out of the processor's caches
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,9 +30,16 @@ class Gradients:
         self._pass = -1  # number of the backward pass that is under way
 
     def hook(self, item: Held) -> Any:
-        """Clean a parameter's gradient whenever one has been accumulated; returns the handle."""
+        """Clean a parameter's gradient whenever one has been accumulated; returns the handle.
+
+        The hook keeps neither alive: no collector of garbage sees what a tensor's hooks hold.
+        """
+        known_item, known_self = weakref.ref(item), weakref.ref(self)
 
         def accumulated(parameter: Tensor) -> None:
+            item, self = known_item(), known_self()
+            if item is None or self is None:
+                return
             number = torch._C._current_graph_task_id()
             item.gradient_is_clean = False  # and stays so if the pass fails
             # DDP, FSDP2 and DeepSpeed take the gradient in the same pass; outside of one there is no end to wait for.

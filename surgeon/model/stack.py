@@ -21,6 +21,7 @@ import torch
 
 from surgeon import ranks
 from surgeon.anatomy.reading import decoder_layers
+from surgeon.errors import CheckpointError
 from surgeon.model.model import LoadedModel
 
 _PROBE = 5  # tokens on which it is found out whether a model is a plain stack
@@ -98,9 +99,26 @@ class Stack:
         return logits
 
     def whole(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return logits from token ids by the model's own forward; all parameters must be resident."""
-        logits: torch.Tensor = self.loaded.model(input_ids=ids.to(self.loaded.device), use_cache=False).logits
+        """Return logits from token ids by the model's own forward; all parameters must be resident.
+
+        Raises:
+            CheckpointError: the model wants more than a text, such as a picture, or what an encoder reads.
+        """
+        model = self.loaded.model
+        try:
+            logits: torch.Tensor = model(input_ids=ids.to(self.loaded.device), use_cache=False).logits
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+            raise self._not_text(next(iter(str(error).splitlines()), type(error).__name__)) from error
+        if logits.shape[:2] != ids.shape:
+            raise self._not_text(f"it gives {logits.shape[1]} outputs for {ids.shape[1]} tokens")
         return logits
+
+    def _not_text(self, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.loaded.checkpoint.folder}: {type(self.loaded.model).__name__} cannot be run on a text alone "
+            f"({reason}), so nothing can be scored or measured. Regions from a file, or random ones, still apply "
+            "without running it"
+        )
 
 
 def make_stack(loaded: LoadedModel) -> Stack:
@@ -138,7 +156,10 @@ def is_whole_model(stack: Stack) -> bool:
     if not stack.layers or not loaded.weights.stays or ranks.world() > 1:
         return True
     rows = int(loaded.model.get_input_embeddings().weight.shape[0])
-    ids = torch.randint(0, rows, (1, _COMPARED), generator=torch.Generator().manual_seed(0))
+    config = loaded.model.config.get_text_config()
+    positions = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    tokens = min([_COMPARED, *(count for count in positions if type(count) is int and count > 0)])
+    ids = torch.randint(0, rows, (1, tokens), generator=torch.Generator().manual_seed(0))
     with loaded.weights.resident(list(loaded.model.parameters())), torch.no_grad():
         other = stack.whole(ids).float()
         try:
