@@ -164,7 +164,7 @@ def is_whole_model(stack: Stack) -> bool:
         other = stack.whole(ids).float()
         try:
             one = _through(stack, ids).float()
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
+        except (_NotPlain, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
             return False  # what the layers and the head hand on is something else than it seemed to be
     if one.shape != other.shape:
         return False
@@ -176,7 +176,8 @@ def is_whole_model(stack: Stack) -> bool:
 def _through(stack: Stack, ids: torch.Tensor) -> torch.Tensor:
     call = stack.enter(ids)
     hidden = call.hidden
-    assert hidden is not None
+    if hidden is None:
+        raise _NotPlain
     for number, arguments in enumerate(call.arguments):
         hidden = stack.layer(number, hidden, arguments)
     return stack.head(hidden)
