@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="families; all if none are given")
     parser.add_argument("--results", type=Path, required=True, help="file that a line per family is added to")
     parser.add_argument("--jobs", type=int, default=2, help="families at a time")
-    parser.add_argument("--seconds", type=float, default=90, help="time that a family may take")
+    parser.add_argument("--seconds", type=float, default=180, help="time that a family may take")
     parser.add_argument("--again", help="run only families whose last verdict in the results is in this list, a,b,c")
     parser.add_argument("--page", action="store_true", help="write docs/models.md from the results, and run nothing")
     wanted = parser.parse_args()

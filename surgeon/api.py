@@ -12,9 +12,11 @@ from typing import cast
 from surgeon import ranks
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed
+from surgeon.checkpoint.remarks import remarks
 from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.scratch import reclaim_cache
 from surgeon.errors import InputError
+from surgeon.memory import require_room_for_figures, require_room_for_torch
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Verification
 from surgeon.model.together import End, assist, load_stack
@@ -112,7 +114,10 @@ def _apply(
     run, out = Run(the_plan, device, jobs, progress), the_plan.output
     if push and the_plan.recipe.push is None:
         raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
+    for line in the_plan.remarks:
+        run.progress.note(line)
     check_ready(the_plan, device, run.jobs)
+    require_room_for_figures()  # now, and not after an hour
     run.check_texts()
     ahead = run.progress.steps(steps(the_plan, device) if run.progress.console is not None else [])
     with output_lock(out, the_plan.recipe.name, overwrite), ahead:
@@ -120,8 +125,9 @@ def _apply(
         run.token_counts.keep()
         before = read_object(out / MANIFEST)
         repeated = read_object(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
+        run.refuse_changed()  # from here on donors stay what they are, too
         region_files = save_regions(run)
-        assert run.edits is not None  # found not to be empty before anything is written
+        run.count_unwritten()
         staged = stage_variants(run, region_files)
         found, method = verify_variants(run)  # meanwhile the disk takes what was staged
         with run.progress.task("page", 1):
@@ -196,6 +202,8 @@ def score(
             return cast(dict[str, Path], assist(own, jobs or os.cpu_count() or 1))
         own = chosen_device(own)
         run = Run(_plan_to_run(recipe, output, overrides), own, jobs, progress, keep=True)
+        for line in remarks(run.plan.checkpoint):
+            run.progress.note(line)
         check_ready(run.plan, own, run.jobs)
         run.check_texts()
         with output_lock(run.plan.output, run.plan.recipe.name, overwrite):
@@ -238,6 +246,7 @@ def _verify(
     device: str,
     progress: Progress,
 ) -> Verification:
+    require_room_for_torch()
     from surgeon.model.editing import Variant
     from surgeon.model.verification import verify
 
@@ -249,6 +258,8 @@ def _verify(
     named = [("base", base)] if base is not None else []
     named += variants.items() if variants else [("checkpoint", checkpoint)]
     opened = [(label, Checkpoint.open(source).downloaded()) for label, source in named]
+    for line in dict.fromkeys(line for _, item in opened for line in remarks(item)):
+        progress.note(line)
     lacking = check_device(device)
     if lacking is not None:
         raise lacking

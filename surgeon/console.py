@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from surgeon import ranks
@@ -38,7 +40,12 @@ def print_json(data: Any) -> None:
 
 def print_json_text(text: str) -> None:
     """Print JSON text, with escapes for what a terminal would obey; it stands for the same data."""
-    print("\n".join(json_escaped(line) for line in text.split("\n")))
+    text = "\n".join(json_escaped(line) for line in text.split("\n"))
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:  # what the stream cannot hold stands as JSON's own escapes
+        text = "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
+    print(text)
 
 
 def stdout() -> Console:

@@ -16,6 +16,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Found = TypeVar("Found")
+
+_LONGEST_REASON = 1000  # characters
 
 
 class SurgeonError(Exception):
@@ -70,6 +75,17 @@ class RecipeError(InputError):
         super().__init__(*self.problems)
 
 
+def present(value: Found | None) -> Found:
+    """Return a value that must be there by what was checked before; unlike `assert`, also under `python -O`.
+
+    Raises:
+        TypeError: it is None, which is a defect of surgeon.
+    """
+    if value is None:
+        raise TypeError("None where something was checked to be: a defect of surgeon")
+    return value
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the nearest known word, else the list of known words."""
     names = sorted(set(known))
@@ -80,6 +96,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         return ""
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"; known: {shown}"
+
+
+def reason(error: BaseException) -> str:
+    """Return all that a library says of an error, on one line; its name where it says nothing, or one word only."""
+    said = " ".join(str(error).split())
+    named = said if " " in said else f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return named[:_LONGEST_REASON] + (" ..." if len(named) > _LONGEST_REASON else "")
 
 
 def shorten(names: Sequence[str], shown: int = 3) -> str:

@@ -34,7 +34,10 @@ def load_config(folder: Path) -> Any:
     settings, _ = transformers.PreTrainedConfig.get_config_dict(folder, local_files_only=True)
     if settings.get("auto_map") and settings.get("model_type") not in transformers.CONFIG_MAPPING:
         raise ForeignCode("the architecture is code inside the repository")
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    # The dtype is the caller's to choose, whatever the config says of it: `auto` from a script is no dtype of torch.
+    config = transformers.AutoConfig.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True, dtype="float32"
+    )
     for part in _parts(config):
         if part._attn_implementation not in _OWN_ATTENTION:
             part._attn_implementation = None

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from surgeon.errors import InputError, RegionError, shorten
 from surgeon.model.results import Measure
@@ -18,7 +20,7 @@ from surgeon.plan.check import POSITION_TABLES
 from surgeon.plan.planning import open_corpus
 from surgeon.recipe.schema import TextSpec, VerifySpec
 from surgeon.region.region import Region
-from surgeon.text.corpora import Corpus
+from surgeon.text.corpora import Corpus, given_corpus
 
 if TYPE_CHECKING:
     import torch
@@ -110,8 +112,8 @@ def perplexity(
     model: Any,
     tokenizer: Any,
     *,
-    corpus: Corpus | str | Mapping[str, str | TextSpec] = "builtin:udhr30",
-    languages: Sequence[str] | Literal["all"] = "all",
+    corpus: Corpus | str | Mapping[str, str | Sequence[str] | TextSpec | Mapping[str, Any]] = "builtin:udhr30",
+    languages: Sequence[str] | str = "all",
     tokens: int = 512,
     window: int = 256,
     stride: int | None = None,
@@ -122,8 +124,9 @@ def perplexity(
     Args:
         model: a transformers model, or a module that wraps one; it is in evaluation mode meanwhile.
         tokenizer: its tokenizer.
-        corpus: what a recipe's `corpus` may be: `builtin:udhr30`, or files by language code.
-        languages: which of the corpus.
+        corpus: what a recipe's `corpus` may be: `builtin:udhr30`, or files and datasets by language code, of which the
+            half is measured that is not scored on. A list of documents, or a text of several lines, is measured whole.
+        languages: which of the corpus, by code; one, a list, or `all`.
         tokens: per language, at most.
         window: tokens that the model sees at a time.
         stride: new tokens per window; the window itself if not given.
@@ -141,8 +144,9 @@ def perplexity(
     from surgeon.model.vocabulary import check_ids
 
     inner = _inner(model)
-    texts = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
-    chosen = texts.languages if languages == "all" else list(dict.fromkeys(languages))
+    texts = _corpus(corpus)
+    listed = [languages] if isinstance(languages, str) else languages
+    chosen = texts.languages if languages == "all" else list(dict.fromkeys(listed))
     spec = VerifySpec(tokens=tokens, window=window, stride=stride, batch_size=batch_size)
     windows = evaluation_texts(tokenizer, texts, chosen, spec)
     if inner.get_output_embeddings() is None:
@@ -159,6 +163,30 @@ def perplexity(
     finally:
         for module in training:
             module.training = True
+
+
+def _corpus(said: Corpus | str | Mapping[str, str | Sequence[str] | TextSpec | Mapping[str, Any]]) -> Corpus:
+    """Open a corpus that may also be given as documents, or as text: a string with a line break is no path."""
+    if isinstance(said, Corpus):
+        return said
+    if isinstance(said, str):
+        return open_corpus(said)
+    given: dict[str, Sequence[str]] = {}
+    others: dict[str, str | TextSpec] = {}
+    for code, text in said.items():
+        if isinstance(text, str) and "\n" in text:
+            given[code] = [text]
+        elif isinstance(text, str | TextSpec):
+            others[code] = text
+        elif isinstance(text, Mapping):
+            try:
+                others[code] = TextSpec.model_validate(dict(text))
+            except ValidationError as error:
+                what = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise InputError(f"corpus, '{code}': {what}") from None
+        else:
+            given[code] = list(text)
+    return given_corpus(given, open_corpus(others))
 
 
 def _inner(model: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,7 +18,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgeon.errors import EnvironmentFailure
+from surgeon.errors import EnvironmentFailure, InputError, present
+from surgeon.memory import require_room_for_torch
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +28,8 @@ VALUES, CHAIN, SCORES, WEIGHTS = 0, 1, 2, 3  # tags: what goes between two ranks
 ENGINE = "engine"  # the name of the thread that runs the model while the main one selects
 TIMEOUT = "SURGEON_RANK_TIMEOUT"  # seconds that one rank waits for another
 _PATIENCE = 7200  # a rank may select in a layer of billions of entries, or write a shard, while another waits
-_MEETING = timedelta(seconds=300)  # until all processes of one start are there
+_COMING = 60  # seconds in which another process of the same start comes, after the last one that did
+_MEETING = timedelta(seconds=300)  # until they have connected to one another, once all have come
 _PIECE = 1 << 24
 _CLOSED = ("closed by peer", "Connection reset", "Broken pipe")  # what the library says of a process that has ended
 _SERVED_BY = {VALUES: "main", CHAIN: ENGINE}  # the thread that a rank is waited for; of scores see `_thread_of`
@@ -38,6 +41,8 @@ class RankLost(EnvironmentFailure):
 
 _met = 0, 1  # rank and world, once all have met
 _store: Any = None  # what all ranks can look at from then on
+_first = 0  # the rank that speaks before they met
+_meetings = 0  # how often this process has come to meet others
 _waiter: ThreadPoolExecutor | None = None
 
 
@@ -82,10 +87,10 @@ def joined(device: str) -> Iterator[None]:
     if size == 1 or _store is not None:
         yield
         return
+    require_room_for_torch()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what is lost is ours to say, and once
     import torch
     import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
 
     if dist.is_initialized():
         yield
@@ -93,7 +98,8 @@ def joined(device: str) -> Iterator[None]:
     if device.startswith("cuda"):
         torch.cuda.set_device(own_device(device))
     try:
-        store, _, _ = next(rendezvous("env://", timeout=_MEETING))
+        store = _meeting_place(number, size)
+        _wait_for_all(store, number, size)
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=_MEETING)
     except RuntimeError as error:
@@ -103,6 +109,65 @@ def joined(device: str) -> Iterator[None]:
     _met, _store = (0, 1), None  # after an error they stay, for `speaks`
     with suppress(RuntimeError):
         dist.destroy_process_group()
+
+
+def _meeting_place(number: int, size: int) -> Any:
+    """Return what all ranks of this start look at; rank 0 keeps it, or the launcher does.
+
+    Raises:
+        RankLost: whoever keeps it is not there.
+    """
+    import torch.distributed as dist
+
+    global _first
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    except (KeyError, ValueError):
+        raise InputError("MASTER_ADDR and MASTER_PORT must say where the ranks meet; torchrun sets both") from None
+    by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    patience = timedelta(seconds=_coming())
+    try:
+        return dist.TCPStore(  # type: ignore[attr-defined]
+            address, port, size, number == 0 and not by_launcher, timeout=patience, wait_for_workers=False
+        )
+    except RuntimeError as error:
+        _first = min(1, size - 1) if number > 0 else 0
+        kept = "the launcher" if by_launcher else "rank 0"
+        raise RankLost(
+            f"rank {number} of {size}: {kept} is missing, nobody answers at {address}:{port} ({_first_line(error)}); "
+            f"see what it says, and start all ranks again ({TIMEOUT} sets how long they wait)"
+        ) from None
+
+
+def _wait_for_all(store: Any, number: int, size: int) -> None:
+    """Wait until every rank has said that it is here; as long as others keep coming, patience begins anew.
+
+    Raises:
+        RankLost: some do not come; the message names them.
+    """
+    global _first, _meetings
+    _meetings += 1
+    place = f"here/{_meetings}"
+    store.set(f"{place}/{number}", "1")
+    missing, since = list(range(size)), time.monotonic()
+    while missing:
+        still = [other for other in missing if not store.check([f"{place}/{other}"])]
+        since = time.monotonic() if len(still) < len(missing) else since
+        missing = still
+        if missing and time.monotonic() - since > _coming():
+            _first = next(other for other in range(size) if other not in missing)
+            names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing[:8]))}"
+            more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+            raise RankLost(
+                f"{names}{more} of {size} did not come within {_coming():.0f} s, as rank {_first} found: not started, "
+                f"or killed, as the system does where memory is out; start all ranks again ({TIMEOUT} sets the time)"
+            )
+        if missing:
+            time.sleep(0.05)
+
+
+def _coming() -> float:
+    return float(os.environ.get(TIMEOUT, _COMING))
 
 
 def share(value: Any = None, patience: timedelta | None = None) -> Any:
@@ -200,8 +265,7 @@ def receive(tensors: Sequence[torch.Tensor], source: int, tag: int, patience: ti
 
     def wait() -> None:
         for tensor in tensors:
-            work = dist.irecv(tensor, source, tag=tag)
-            assert work is not None
+            work = present(dist.irecv(tensor, source, tag=tag))
             work.wait(patience or _patience())
 
     _wait_for(source, tag, wait)
@@ -231,7 +295,7 @@ def announced(what: str) -> bool:
 def speaks() -> bool:
     """True for the first rank that asks, which then says why all of them end; always True where there is one rank."""
     if _store is None:  # before they met each has found the same
-        return started()[0] == 0
+        return started()[0] == _first
     try:
         return int(_store.add("said", 1)) == 1
     except RuntimeError:  # whoever kept the store is gone, rank 0 where it is not the launcher

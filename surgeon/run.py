@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from surgeon import inside
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.scope import left_out
+from surgeon.checkpoint.companions import companions
 from surgeon.checkpoint.fingerprint import content_hash, refuse_changed
-from surgeon.checkpoint.hashing import file_hash
-from surgeon.checkpoint.remembered import stored_hash
+from surgeon.checkpoint.hashing import CHANGED, file_hash
+from surgeon.checkpoint.remarks import notes_on
+from surgeon.checkpoint.remembered import read_hash, stored_hash
 from surgeon.checkpoint.storage import replacing
-from surgeon.errors import RegionError, SurgeonError
+from surgeon.errors import CheckpointError, RegionError, SurgeonError
 from surgeon.json_text import to_json
 from surgeon.memory import give_memory_back
 from surgeon.model.intervals import LEVEL, RESAMPLES, SEED
@@ -52,9 +54,8 @@ from surgeon.report.measured import check_expectations, perplexities, summarize,
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
 from surgeon.text.windows import new_tokens
-from surgeon.write.companions import companions
 from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, outputs_of
-from surgeon.write.marker import MarkedModel, Marker
+from surgeon.write.marker import MARKER, MarkedModel, Marker
 from surgeon.write.output import clear_staging, remove_old
 from surgeon.write.patches import donor_hash, write_as_patch
 from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
@@ -73,6 +74,7 @@ class Run:
         self.jobs, self.progress = jobs or os.cpu_count() or 1, progress or Progress()
         self.timings: dict[str, float] = {}
         self._stacks: dict[str, Stack] = {}
+        self.edits: dict[str, EditCount] = {}
 
     def check_texts(self) -> None:
         """Read every text before anything is scored or written, and say where there is too little of it."""
@@ -129,24 +131,40 @@ class Run:
             return make_regions(self.plan.provenance(self.jobs), scores, self.jobs, used, known)
 
     @cached_property
-    def edits(self) -> dict[str, EditCount]:
-        """What each variant changes that is not written as a checkpoint; writing one counts what it changes.
+    def donors(self) -> dict[str, str]:
+        """What tells each donor from all others, as it is when this is first asked for."""
+        operations = [item for variant in self.plan.recipe.variants.values() for item in variant.operations]
+        names = dict.fromkeys(donor for operation in operations for donor in operation.donors)
+        return {name: donor_hash(name, self.jobs) for name in names}
+
+    def refuse_changed(self) -> None:
+        """Refuse a source, or donors, that are no longer what they were when they were opened, or first came here.
 
         Raises:
-            RegionError: a region that any variant uses turned out to be empty; all such at once.
+            CheckpointError: one was written to, replaced or removed meanwhile.
         """
-        counts, problems = {}, []
+        refuse_changed(self.plan.checkpoint)
+        for name, before in self.donors.items():
+            if donor_hash(name, self.jobs) != before:
+                raise CheckpointError(f"{name}: {CHANGED}")
+
+    def count_unwritten(self) -> None:
+        """Fill `edits`: what each variant changes that is not written as a checkpoint; writing one counts that itself.
+
+        Raises:
+            RegionError: a region that any variant uses, written or not, turned out to be empty; all such at once.
+            InputError: see `make_edit`.
+        """
+        problems = []
         for name, variant in self.plan.recipe.variants.items():
-            regions = self.regions_of(name)
-            empty = [label for label, region in regions.items() if not region.entries]
+            empty = [label for label, region in self.regions_of(name).items() if not region.entries]
             problems += [
                 f"region '{label}' turned out to be empty, so that '{name}' would do nothing" for label in empty
             ]
             if variant.write is not True and not problems:
-                counts[name] = self.count(name)
+                self.edits[name] = self.count(name)
         if problems:
             raise RegionError(*problems)
-        return counts
 
     def count(self, variant: str) -> EditCount:
         """Count what a variant changes, in a pass over what it touches."""
@@ -175,10 +193,6 @@ def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Stag
     staged: dict[str, Staged | Written] = {}
     wanted = [name for name, variant in run.plan.variants.items() if variant.write]
     clear_staging(run.plan.output, wanted)
-    for path in companions(run.plan.checkpoint)[1] if wanted else ():
-        run.progress.note(
-            f"{path}: a link that leads out of {run.plan.checkpoint.folder}, so it is left out of variants"
-        )
     for name in wanted:
         spec, used = run.plan.recipe.variants[name], run.regions_of(name)
         if spec.write == "patch":
@@ -224,11 +238,14 @@ def _recipe_data(recipe: Recipe, without: set[str]) -> dict[str, Any]:
 def publish_variants(run: Run, staged: Mapping[str, Staged | Written], report: Report | None) -> dict[str, Written]:
     """Put the card beside each variant, with what was measured, and give it its name; without a report, no card."""
     written = {}
+    run.refuse_changed()
     for name, item in staged.items():
         if isinstance(item, Written):  # a patch is a file
             written[name] = item
             continue
         if report is not None:
+            with replacing(item.folder / MARKER) as part:  # of one that is reused, the recipe may be another
+                part.write_text(item.marker.text(), encoding="utf-8")
             write_card(item.folder, model_card(run.plan, name, run.regions_of(name), report), report, name)
             write_results(run.plan, name, report, item.folder)
         written[name] = publish(item)
@@ -268,7 +285,7 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
 
 
 def _kept_path(run: Run, name: str, operations: Sequence[Operation], spec: VerifySpec, precision: Precision) -> Path:
-    donors = {donor: donor_hash(donor, run.jobs) for item in operations for donor in item.donors}
+    donors = {donor: run.donors[donor] for item in operations for donor in item.donors}
     texts = {language: run.plan.corpus.text(language).evaluate_hash for language in run.plan.verify_languages}
     regions = run.regions_of(name) if name != "base" else {}
     checkpoint = run.plan.checkpoint
@@ -308,6 +325,8 @@ def make_report(
             bytes=checkpoint.data_bytes,
             content_sha256=None if checkpoint.is_remote else content_hash(checkpoint, run.jobs),
             left_out=left_out(checkpoint),
+            files_left_out=dict(companions(checkpoint).left_out),
+            notes=notes_on(checkpoint),
         ),
         scores=[
             ScoreReport(kind=item.score.kind, language=language, sequences=size.sequences, tokens=size.tokens)
@@ -359,8 +378,10 @@ def unchanged_report(out: Path, report: Report, manifest: Mapping[str, Any]) -> 
     ):
         return None
     named = {**manifest.get("outputs", {}), **manifest.get("report", {})}
+    # The files of variants were read when these were taken up, a moment ago.
+    hashed = {name: stored_hash if name.startswith(f"{VARIANTS}/") else read_hash for name in named}
     intact = all(
-        inside.is_plain_file(out, name) and stored_hash(out / name) == digest for name, digest in named.items()
+        inside.is_plain_file(out, name) and hashed[name](out / name) == digest for name, digest in named.items()
     )
     return earlier if named and intact else None
 
@@ -379,7 +400,7 @@ def seal(run: Run, report: Report, outputs: Mapping[Path, str], before: Mapping[
     `outputs` are regions and variants with their SHA-256, `before` the manifest of the run before. Returns the new one.
     """
     out = run.plan.output
-    refuse_changed(run.plan.checkpoint)  # also where nothing was written of it: what was measured is published
+    run.refuse_changed()  # also where nothing was written of it: what was measured is published
     with replacing(out / RECIPE) as part:
         part.write_text(resolved_yaml(pinned(run.plan)), encoding="utf-8")
     with replacing(out / "report.json") as part:

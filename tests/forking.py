@@ -4,7 +4,8 @@
 
 Each case is JSON: `arguments` of the command; `environment` that it has; and `strike`, if something happens meanwhile:
 when `owner.name` is called for the `nth` time, before or after that call, the file `path` becomes `shorter`, `other` or
-`gone`. Each result has the exit code, negative for a signal, and what was printed.
+`gone`. With `memory`, so many MB can be had beyond what the forked process has, by the limit `of`.
+Each result has the exit code, negative for a signal, and what was printed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -73,6 +75,11 @@ def run(case: Case, log: Path) -> dict[str, Any]:
         code: Any = 99
         try:
             os.environ.update(case.get("environment", {}))
+            if "memory" in case:
+                name = {"RLIMIT_AS": "VmSize:", "RLIMIT_DATA": "VmData:"}[case["of"]]
+                said = Path("/proc/self/status").read_text().split()
+                most = (int(said[said.index(name) + 1]) << 10) + (case["memory"] << 20)
+                resource.setrlimit(getattr(resource, case["of"]), (most, most))
             if "strike" in case:
                 arm(**case["strike"])
             sys.argv = ["surgeon", *case["arguments"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,6 +194,38 @@ def test_perplexity_is_that_of_verify(llama: Path, texts: dict[str, str]) -> Non
     with surgeon.cut(model, some_of(llama, share=0.5)):
         cut = surgeon.perplexity(model, tokenizer, corpus=texts, tokens=100, window=32, stride=16)
     assert abs(cut["de"].log_perplexity - found["de"].log_perplexity) > 0.01
+
+
+def test_documents_at_hand_are_measured_whole(llama: Path, texts: dict[str, str], tmp_path: Path) -> None:
+    model, tokenizer = load(llama), transformers.AutoTokenizer.from_pretrained(llama)
+    documents = ["Alle Menschen sind frei.", "", "Und gleich."]
+    text = "Alle Menschen sind frei.\nUnd gleich.\n"
+    few: dict[str, Any] = {"tokens": 200, "window": 64}
+    corpus: dict[str, Any] = {"list": documents, "lines": text, "file": texts["de"], "spec": {"file": texts["fr"]}}
+    found = surgeon.perplexity(model, tokenizer, corpus=corpus, **few)
+    assert set(found) == set(corpus)
+    assert found["list"] == found["lines"]
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        expected = float(model(ids, labels=ids).loss)  # as the model itself has it
+    assert found["list"].tokens == ids.shape[1] - 1
+    assert found["list"].bytes == len(text.encode()) - 1  # the first token, one byte, is not predicted
+    assert found["list"].log_perplexity == pytest.approx(expected, rel=1e-5)
+    assert found["file"] == surgeon.perplexity(model, tokenizer, corpus=texts, languages="de", **few)["de"]
+
+
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [
+        ({"de": ["", " "]}, "the documents given for 'de' hold no text"),
+        ({"de": ["a", 7]}, "the documents given for 'de' are not all text"),
+        ({"de": {"field": "x"}}, "corpus, 'de': give either file or dataset"),
+        ({"de": "no/such.txt"}, "no such text file"),
+    ],
+)
+def test_what_is_no_text_is_told(corpus: Any, message: str, llama: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        surgeon.perplexity(load(llama), transformers.AutoTokenizer.from_pretrained(llama), corpus=corpus)
 
 
 def test_a_window_beyond_the_positions_is_refused(make_model: Maker, texts: dict[str, str]) -> None:

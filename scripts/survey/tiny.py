@@ -16,6 +16,8 @@ HIDDEN = 32
 _NUMBERS: tuple[tuple[str, int], ...] = (
     (r"vocab_size|decoder_vocab_size|vocab_size_per_layer_input|image_vocab_size|src_vocab_size", VOCABULARY),
     (r"(\w+_)?vocab_size", 40),
+    (r"base_channels", 32),
+    (r"codebook_size|num_embeddings", 64),
     (r"num_nextn_predict_layers|num_mem_blocks|num_kv_shared_layers|first_k_dense_replace|num_dense_layers", 1),
     (r"interleave_moe_layer_step|moe_layer_interval|moe_layer_freq|decoder_sparse_step|moe_layer_start_index", 1),
     (r"moe_layer_end_index", 1),

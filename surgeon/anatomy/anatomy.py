@@ -12,11 +12,9 @@ from typing import Any
 
 from surgeon.anatomy.plain import plain_places
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.naming import Place, place
-from surgeon.checkpoint.plain_json import read_object
-from surgeon.checkpoint.sources import cache_folder
-from surgeon.checkpoint.storage import replacing
+from surgeon.checkpoint.store import place as place_of
+from surgeon.checkpoint.store import recall, remember
 from surgeon.errors import CheckpointError
 
 _VERSION = 1  # raise it when the same model would be read otherwise
@@ -54,7 +52,7 @@ def _read(checkpoint: Checkpoint, key: str) -> Anatomy:
         return Anatomy(plain)
     if not checkpoint.config.get("model_type"):
         return Anatomy(_by_names(checkpoint), f"{checkpoint.where}: no config.json that names a model type")
-    kept = cache_folder() / "anatomy" / f"{key[:32]}.json"
+    kept = place_of("anatomy", key, ".json")
     known = _recall(kept, checkpoint)
     if known is not None:
         return Anatomy(known)
@@ -100,16 +98,14 @@ def _keep(path: Path, places: Mapping[str, Place]) -> None:
         "places": [astuple(where) for where in distinct],
         "tensors": {name: numbers[where] for name, where in places.items()},
     }
-    data["check"] = sha256(json.dumps([data["places"], data["tensors"]]).encode())
-    with replacing(path, durable=False) as staged:
-        staged.write_text(json.dumps(data), encoding="utf-8")
+    remember(path, data)
 
 
 def _recall(path: Path, checkpoint: Checkpoint) -> dict[str, Place] | None:
     """Return what is kept; None if that is nothing, or damaged."""
     try:
-        found = read_object(path, _LONGEST)
-        if sha256(json.dumps([found["places"], found["tensors"]]).encode()) != found["check"]:
+        found = recall(path, _LONGEST)
+        if found is None:
             return None
         distinct = [Place(*fields) for fields in found["places"]]
         places = {name: distinct[number] for name, number in found["tensors"].items()}

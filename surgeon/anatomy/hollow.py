@@ -9,7 +9,7 @@ from typing import Any
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import LAYERS, whole_number
-from surgeon.errors import CheckpointError, SurgeonError
+from surgeon.errors import CheckpointError, SurgeonError, reason
 from surgeon.foreign import ForeignCode, load_config, model_classes
 
 _MANY_LAYERS = 200  # that any config may ask for
@@ -40,7 +40,7 @@ def architecture(checkpoint: Checkpoint) -> Architecture:
         raise CheckpointError(f"{checkpoint.folder}: no config.json, so the model cannot be built")
     _refuse_layers(checkpoint)
     try:
-        return _chosen(checkpoint, load_config(checkpoint.folder))
+        config = load_config(checkpoint.folder)
     except (MemoryError, OSError):
         raise
     except ForeignCode as error:
@@ -49,19 +49,34 @@ def architecture(checkpoint: Checkpoint) -> Architecture:
             "file, or random ones, still apply without running it"
         ) from None
     except Exception as error:  # what the library makes of a damaged config is not told beforehand
-        kind = checkpoint.config.get("model_type", "(none)")
+        raise CheckpointError(_words(checkpoint, error)) from None
+    chosen = _chosen(checkpoint, config)
+    if chosen is None:
         raise CheckpointError(
-            f"{checkpoint.folder}: model_type '{kind}' has no causal language model in transformers "
-            f"{transformers.__version__} ({next(iter(str(error).splitlines()), type(error).__name__)})"
-        ) from None
+            f"{checkpoint.folder}: model_type '{config.model_type}' has no causal language model in transformers "
+            f"{transformers.__version__}"
+        )
+    return chosen
 
 
-def _chosen(checkpoint: Checkpoint, config: Any) -> Architecture:
+def _words(checkpoint: Checkpoint, error: Exception) -> str:
+    """Say why there is no config: the family is unknown, or what stands in the file is not what it must be."""
+    import transformers
+
+    kind, version = checkpoint.config.get("model_type"), transformers.__version__
+    if kind is None:
+        return f"{checkpoint.folder}: config.json has no model_type, so the model cannot be built"
+    if kind not in transformers.CONFIG_MAPPING:
+        return f"{checkpoint.folder}: model_type '{kind}' is none that transformers {version} has"
+    return f"{checkpoint.folder / 'config.json'}: transformers {version} does not take it: {reason(error)}"
+
+
+def _chosen(checkpoint: Checkpoint, config: Any) -> Architecture | None:
     """Choose between the two kinds of models by the class that the config names; else what is causal comes first."""
     text = config.get_text_config() is config
     found = [Architecture(auto, model_class, config, text) for auto, model_class in model_classes(config)]
     if not found:
-        raise KeyError(type(config).__name__)
+        return None
     named = checkpoint.config.get("architectures") or []
     chosen = next((item for item in found if item.model_class.__name__ in named), found[0])
     if chosen.model_class.config_class == config.sub_configs.get("text_config"):
@@ -93,9 +108,8 @@ def building(checkpoint: Checkpoint) -> Iterator[None]:
     except (MemoryError, OSError, SurgeonError):
         raise
     except Exception as error:  # of any kind: sizes that do not divide, are negative, or are more than memory
-        said = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise CheckpointError(
-            f"{checkpoint.folder}: config.json describes no model that can be built ({said})"
+            f"{checkpoint.folder}: config.json describes no model that can be built ({reason(error)})"
         ) from None
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from surgeon.errors import CheckpointError
+from surgeon.errors import CheckpointError, present
+from surgeon.memory import memory_error
 
 ReadTensor = Callable[[str], torch.Tensor]  # from a name on disk to the tensor
 
@@ -81,7 +82,7 @@ def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
     A tensor that the model does not have, or has in another shape, is left out.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     conversions = get_model_conversion_mapping(model)
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
@@ -89,8 +90,10 @@ def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     state = model.state_dict()
     origins: dict[str, Origin] = {}
-    for name in sorted(shapes, key=dot_natural_key):
+    for name in sorted(shapes, key=_natural):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if target not in state and name in state:  # a name of the class, which a renaming fits by accident
+            target, pattern = rename_source_key(name, [], [], model.base_model_prefix, state)
         if pattern is None:
             if target in state and tuple(state[target].shape) == tuple(shapes[name]):
                 origins[target] = Origin(target, None, [("", name)])
@@ -115,7 +118,9 @@ def _outputs(
         return [origin.target]
     try:
         converted = origin.values(lambda name: torch.empty(shapes[name], device="meta"), model)
-    except Exception:  # a conversion that the stored tensors do not fit: what it would make is missing then
+    except Exception as error:  # a conversion that the stored tensors do not fit: what it would make is missing then
+        if memory_error(error) is not None:
+            raise
         return []
     return [name for name, value in converted.items() if name in state and state[name].shape == value.shape]
 
@@ -147,8 +152,7 @@ _Block = tuple[tuple[int, ...], tuple[int, ...]]  # where a tensor begins in the
 
 def _blocks(origin: Origin, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Block] | None:
     """Follow each tensor through stacking and concatenation; None if a converter does anything else."""
-    converter = origin.converter
-    assert converter is not None
+    converter = present(origin.converter)
     lists: dict[str, list[dict[str, _Block]]] = {}
     for pattern, name in origin.parts:
         shape = tuple(shapes[name])
@@ -211,3 +215,13 @@ def check_slots(origin: Origin, slots: Mapping[str, Slot], made: torch.Tensor, r
                 f"tensor '{name}' does not lie in the model as one run of '{origin.target}', as transformers converts "
                 "it: exclude it, or use regions from a file, without scores or verification"
             )
+
+
+def _natural(name: str) -> list[Any]:
+    """Return transformers' key of order; of a name whose digits it takes for numbers that they are not, the letters."""
+    from transformers.core_model_loading import dot_natural_key
+
+    try:
+        return list(dot_natural_key(name))
+    except ValueError:  # such as a superscript two, or thousands of digits
+        return [(1, name)]

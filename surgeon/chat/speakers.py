@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash
-from surgeon.checkpoint.remembered import stored_hash
+from surgeon.checkpoint.remembered import read_hash
 from surgeon.errors import InputError, did_you_mean
+from surgeon.memory import require_room_for_torch
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Continuation
 from surgeon.progress import Progress
@@ -88,6 +89,7 @@ def open_output(
         InputError: it is no output folder, a variant is not there, or the model is another one now.
         SurgeonError: the model cannot be loaded.
     """
+    require_room_for_torch()
     from surgeon.model.model import load_model
     from surgeon.model.stack import make_stack
 
@@ -125,7 +127,7 @@ def _variants(
 
 
 def _as_written(path: Path, written: Mapping[str, str]) -> Region:
-    if written.get(f"{REGIONS}/{path.name}") != stored_hash(path):
+    if written.get(f"{REGIONS}/{path.name}") != read_hash(path):
         raise InputError(f"{path}: not the region that was measured; run `surgeon apply` again")
     return Region.load(path)
 

@@ -1,13 +1,12 @@
 """The read side: a checkpoint's headers now, its tensors on demand.
 
-A checkpoint is one safetensors file, an index with its shards, or a complete shard set without an index,
-together with its `config.json`. Opening reads headers only and checks them against each other, so that a
-missing, truncated or doubled shard is found before anything else happens.
+A checkpoint is its weight files (`weight_files.py` says which) together with its `config.json`. Opening reads headers
+only and checks them against each other and the index, so that a missing, truncated or doubled shard is found before
+anything else happens.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.config import read_config
 from surgeon.checkpoint.hashing import CHANGED
-from surgeon.checkpoint.plain_json import NotPlain, as_texts, read_object
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.sources import Source, download, locate
 from surgeon.checkpoint.storage import (
@@ -36,6 +34,7 @@ from surgeon.checkpoint.storage import (
     view,
 )
 from surgeon.checkpoint.ties import tied_groups
+from surgeon.checkpoint.weight_files import check_index, find_weights
 from surgeon.errors import CheckpointError, did_you_mean
 from surgeon.notebook import table
 
@@ -44,9 +43,6 @@ if TYPE_CHECKING:
 
 _FETCHED_BYTES = 1 << 26  # of tensors on the Hub, kept in memory; a larger one is kept alone
 _HEADERS_AT_ONCE = 8  # requests for headers that wait for the Hub side by side
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-_SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5,})-of-(?P<count>\d{5,})\.safetensors$")
 _PIECE_BYTES = 1 << 22
 
 
@@ -54,6 +50,8 @@ _PIECE_BYTES = 1 << 22
 class Checkpoint:
     """A checkpoint whose headers have been read and agree; see `Checkpoint.open`.
 
+    `left_out` are weight files beside those that are read, each with why it is not. `notes` say where an index and
+    headers differ without harm.
     Of one on the Hub a tensor's bytes are fetched when it is asked for, and only its own; the last few are kept.
     """
 
@@ -62,6 +60,8 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any]
     index: Path | None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     _maps: dict[tuple[Path, MapMode], NDArray[np.uint8]] = field(default_factory=dict, repr=False, compare=False)
     _fetched: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -78,23 +78,22 @@ class Checkpoint:
         """
         if not isinstance(source, Source):
             source = locate(str(source))
-        files: list[File]
-        folder, index = (source.path.parent if source.path.is_file() else source.path), None
-        if source.path.is_file():
-            files = [source.path]
-        else:
-            files, index = _shard_files(source)
+        folder = source.path.parent if source.path.is_file() else source.path
+        config = read_config(folder)
+        found = find_weights(source, config)
         with ThreadPoolExecutor(_HEADERS_AT_ONCE if source.remote else 1) as pool:
-            headers = tuple(pool.map(read_header, files))
+            headers = tuple(pool.map(read_header, found.files))
         tensors: dict[str, TensorInfo] = {}
         for header in headers:
             for name, info in header.tensors.items():
                 if name in tensors:
-                    raise CheckpointError(f"tensor '{name}' is in both {tensors[name].path} and {info.path}")
+                    raise CheckpointError(
+                        f"tensor '{name}' is in both {tensors[name].path} and {info.path}; keep it in one of them"
+                    )
                 tensors[name] = info
-        if index is not None:
-            _check_index(index, _weight_map(index), tensors)
-        return cls(source, headers, tensors, read_config(folder), index)
+        beside = [folder / name for name in found.left_out if name.endswith(".safetensors") and name[0] != "."]
+        notes = check_index(found, tensors, config, [path for path in beside if path.is_file()])
+        return cls(source, headers, tensors, config, found.index, found.left_out, tuple(notes))
 
     def __repr__(self) -> str:
         entries = sum(info.numel for info in self.tensors.values())
@@ -223,77 +222,3 @@ class Checkpoint:
         left, right = (self._mapped(info.path, "read")[info.offset : info.offset + info.nbytes] for info in infos)
         pieces = range(0, left.size, _PIECE_BYTES)
         return all(np.array_equal(left[at : at + _PIECE_BYTES], right[at : at + _PIECE_BYTES]) for at in pieces)
-
-
-def _shard_files(source: Source) -> tuple[list[File], Path | None]:
-    """Return the weight files of a folder or repository, and its index if it has one."""
-    folder = source.path
-    there: dict[str, File] = {path.name: path for path in folder.glob("*") if path.is_file()} | dict(source.remote)
-    index = folder / INDEX_NAME
-    if index.is_file():
-        return _indexed_files(index, there), index
-    if SINGLE_NAME in there:
-        return [there[SINGLE_NAME]], None
-    found = [there[name] for name in sorted(there) if name.endswith(".safetensors")]
-    sets: dict[tuple[str, int], set[int]] = {}
-    for path in found:
-        match = _SHARD.match(path.name)
-        if match:
-            sets.setdefault((match["stem"], int(match["count"])), set()).add(int(match["number"]))
-    if len(sets) == 1:
-        ((stem, count), numbers) = next(iter(sets.items()))
-        missing = sorted(set(range(1, count + 1)) - numbers)
-        if missing:
-            raise CheckpointError(
-                f"{source.name}: shard {missing[0]} of {count} is missing "
-                f"({stem}-{missing[0]:05d}-of-{count:05d}.safetensors); fetch the checkpoint again"
-            )
-        return [path for path in found if _SHARD.match(path.name)], None
-    if len(found) == 1:
-        return found, None
-    if found:
-        names = ", ".join(path.name for path in found[:4])
-        raise CheckpointError(
-            f"{source.name}: several safetensors files and no {INDEX_NAME} ({names}); name one of them"
-        )
-    other = [name for name in sorted(there) if name.endswith((".bin", ".pt", ".pth", ".gguf"))]
-    if other:
-        raise CheckpointError(
-            f"{source.name}: holds {other[0]} but no safetensors; load it in transformers and `save_pretrained` it "
-            "first"
-        )
-    if (folder / "surgeon.json").is_file():  # what a push without weights leaves out
-        address = source.name if source.name.startswith("hf://") or source.revision is None else f"hf://{source.name}"
-        raise CheckpointError(
-            f"{source.name}: holds a variant without its weights; `surgeon apply {address}` makes them"
-        )
-    raise CheckpointError(f"{source.name}: no safetensors file in this {'repository' if source.revision else 'folder'}")
-
-
-def _indexed_files(index: Path, there: Mapping[str, File]) -> list[File]:
-    names = set(_weight_map(index).values())
-    for name in sorted(names):
-        if Path(name).name != name or "\0" in name:
-            raise CheckpointError(f"{index}: shard name {name!r} is not a plain file name")
-        if name not in there:
-            raise CheckpointError(f"{index}: names the shard {name}, which is missing; fetch the checkpoint again")
-    return [there[name] for name in sorted(names)]
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    """Return the file of each tensor, by an index."""
-    try:
-        return as_texts(read_object(index).get("weight_map"), "its weight_map")
-    except NotPlain as error:
-        raise CheckpointError(f"{index}: not a safetensors index ({error}); fetch the file again") from None
-
-
-def _check_index(index: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
-    for name, file in weight_map.items():
-        if name not in tensors:
-            raise CheckpointError(f"{index}: names tensor '{name}' in {file}, which does not hold it")
-        if tensors[name].path.name != file:
-            raise CheckpointError(f"{index}: places tensor '{name}' in {file}; it is in {tensors[name].path.name}")
-    for name, info in tensors.items():
-        if name not in weight_map:
-            raise CheckpointError(f"{info.path}: holds tensor '{name}', which {index.name} does not name")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.hashing import CHANGED, file_hash, file_stamp, sha256
-from surgeon.checkpoint.remembered import hashes_of, remote_hashes, stored_hash
+from surgeon.checkpoint.remembered import hashes_of, read_hash, remote_hashes, stored_hash
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.storage import File, Header, TensorInfo, on_disk, read_pieces
 from surgeon.errors import CheckpointError, InputError
@@ -60,14 +60,20 @@ def library_versions() -> dict[str, str]:
 
 
 def file_hashes(paths: Iterable[Path], jobs: int) -> dict[Path, str]:
-    """Return the SHA-256 of files, hashed side by side; those of large ones are remembered."""
+    """Return the SHA-256 of files, hashed side by side; those of large ones are recalled."""
+    return _hashed(stored_hash, paths, jobs)
+
+
+def _hashed(one: Callable[[Path], str], paths: Iterable[Path], jobs: int) -> dict[Path, str]:
     paths = list(paths)
     with ThreadPoolExecutor(jobs) as pool:
-        return dict(zip(paths, pool.map(stored_hash, paths), strict=True))
+        return dict(zip(paths, pool.map(one, paths), strict=True))
 
 
 def damaged(folder: Path, files: Mapping[str, str], jobs: int) -> list[str]:
     """Say of each file below `folder` that is missing, or has not the SHA-256 given for it, what is wrong with it.
+
+    Every byte is read: a disk that gives other bytes than it was given moves no stamp.
 
     Raises:
         InputError: a path leads out of the folder.
@@ -76,7 +82,7 @@ def damaged(folder: Path, files: Mapping[str, str], jobs: int) -> list[str]:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise InputError(f"{folder}: names the file {name!r}, which lies outside of it")
     present = {name: folder / name for name in files if (folder / name).is_file()}
-    found = file_hashes(present.values(), jobs)
+    found = _hashed(read_hash, present.values(), jobs)
     problems = []
     for name, expected in files.items():
         if name not in present:

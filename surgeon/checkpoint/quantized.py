@@ -1,38 +1,93 @@
-"""Checkpoints whose weights a quantizer packed: a flat index then names no parameter, so surgery refuses them."""
+"""Checkpoints whose weights a quantizer packed: a flat index then names no parameter, so surgery refuses them.
+
+The tensors decide. A config may still speak of a quantizer whose work was undone, or not of the one that packed the
+weights; its words count where the tensors leave open what they are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.plain_json import NotPlain, read_object
 from surgeon.errors import CheckpointError
 
-# Last parts of tensor names that only quantizers write, for checkpoints whose config says nothing.
+# Last parts of tensor names that only quantizers write. What comes first tells more.
 _TRACES = {
+    "weight_scale_2": "nvfp4", "weight_global_scale": "nvfp4",
     "qweight": "gptq or awq", "qzeros": "gptq or awq",
-    "absmax": "bitsandbytes", "SCB": "bitsandbytes",
-    "weight_scale_inv": "fp8", "weight_scale": "fp8", "weight_packed": "compressed-tensors",
+    "bitsandbytes__nf4": "bitsandbytes", "bitsandbytes__fp4": "bitsandbytes", "absmax": "bitsandbytes",
+    "SCB": "bitsandbytes",
+    "weight_packed": "compressed-tensors",
+    "weight_scale_inv": "fp8", "weight_scale": "fp8",
 }  # fmt: skip
+_BLOCKS, _SCALES = "_blocks", "_scales"  # of MXFP4, behind a parameter's name
+# Packed codes; and eight-bit floats, which without scales are the values themselves, unless the config says otherwise.
+_PACKED = {"U8", "I8", "U16", "I16", "I32", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2"}
+_BROAD = ("modelopt", "compressed-tensors", "quark", "auto-round")  # one name for formats of several kinds
+# Formats that transformers writes back as plain weights, by the name in the config, with what they are loaded with.
+# Without a config that tells, transformers takes the codes for the values.
 _LOADED_WITH = {
     "fp8": "FineGrainedFP8Config(dequantize=True)",
     "mxfp4": "Mxfp4Config(dequantize=True)",
     "compressed-tensors": "CompressedTensorsConfig(dequantize=True)",
 }
+_SETTINGS = "hf_quant_config.json"  # where ModelOpt says what config.json may not
 
 
 def quantization(checkpoint: Checkpoint) -> str | None:
-    """Return the quantizer's name as the config or the tensors' names tell it; None if nothing is quantized."""
+    """Return how the weights are quantized, `fp8` or `nvfp4 of modelopt`; None if they are plain, whatever is said."""
+    kind, said = _by_tensors(checkpoint), said_quantizer(checkpoint)
+    if kind is None:
+        return said if said is not None and _holds_codes(checkpoint) else None
+    if said is None or said == kind:
+        return kind
+    if said in _BROAD:
+        return f"{kind} of {said}"
+    return said if said in kind else kind
+
+
+def is_code(dtype: str) -> bool:
+    """True for dtypes in which quantizers keep codes: lengths of such tensors are no widths of the model."""
+    return dtype in _PACKED
+
+
+def _by_tensors(checkpoint: Checkpoint) -> str | None:
+    tensors = checkpoint.tensors
+    endings = {name.rpartition(".")[2]: name for name in tensors}
+    if any(name.endswith(_BLOCKS) and name.removesuffix(_BLOCKS) + _SCALES in tensors for name in tensors):
+        return "mxfp4"
+    found = next((ending for ending in _TRACES if ending in endings), None)
+    if found == "weight_scale":  # of a weight in which codes?
+        weight = tensors.get(endings[found].removesuffix("_scale"))
+        return "int8" if weight is not None and weight.dtype == "I8" else "fp8"
+    return None if found is None else _TRACES[found]
+
+
+def _holds_codes(checkpoint: Checkpoint) -> bool:
+    return any(len(info.shape) > 1 and is_code(info.dtype) for info in checkpoint.tensors.values())
+
+
+def said_quantizer(checkpoint: Checkpoint) -> str | None:
+    """Return the quantizer that the config names, or the file beside it; of plain weights that is stale."""
     config = checkpoint.config
     for place in (config, config.get("text_config") or {}):
         found: Any = place.get("quantization_config") or place.get("compression_config")
         if found:
             return str(found.get("quant_method", "unknown") if isinstance(found, dict) else found)
-    endings = (name.rpartition(".")[2] for name in checkpoint.tensors)
-    return next((_TRACES[ending] for ending in endings if ending in _TRACES), None)
+    path = checkpoint.folder / _SETTINGS
+    if not path.is_file():
+        return None
+    try:
+        producer = read_object(path, unique=False).get("producer")
+    except (NotPlain, OSError):
+        return None
+    return str(producer.get("name", "modelopt")) if isinstance(producer, Mapping) else "modelopt"
 
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint whose weights are quantized.
+    """Refuse a checkpoint whose weights are quantized; a remedy is named where transformers can undo it.
 
     Raises:
         CheckpointError: they are.
@@ -41,10 +96,18 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
     if method is None:
         return
     remedy = "name the original repository"
-    if method == "bitsandbytes":
-        remedy = "load it in transformers, call `model.dequantize()` and `save_pretrained` it, or " + remedy
-    elif method in _LOADED_WITH:
-        remedy = f"load it in transformers with {_LOADED_WITH[method]} and `save_pretrained` it, or {remedy}"
+    said = said_quantizer(checkpoint)
+    undone = _LOADED_WITH.get(str(said)) if str(said) in method and "nvfp4" not in method else None
+    if undone is not None:
+        remedy = (
+            f"load it in transformers with `quantization_config={undone}`, call "
+            f"`save_pretrained(FOLDER, save_original_format=False)` and name that folder, or {remedy}"
+        )
+    elif method == "bitsandbytes" and said is not None:
+        remedy = (
+            "load it in transformers, call `model.dequantize()` and "
+            f"`save_pretrained(FOLDER, save_original_format=False)` and name that folder, or {remedy}"
+        )
     raise CheckpointError(
-        f"{checkpoint.where}: the weights are quantized ({method}); surgery needs the unquantized checkpoint: {remedy}"
+        f"{checkpoint.where}: the weights are quantized ({method}); surgeon needs the unquantized checkpoint: {remedy}"
     )

@@ -1,22 +1,21 @@
 """Hashes of files, remembered as long as the file's stamp stays the same: size, times and inode.
 
 A weight file is read once for its own hash and those of all its tensors. What is remembered carries a checksum;
-damaged, it is made again.
+damaged, it is made again. A bit that rots below the file system leaves the stamp as it was, so what is verified,
+reused or published is read (`read_hash`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from surgeon.checkpoint.hashing import CHANGED, Stamp, file_hash, file_stamp, is_settled, sha256
-from surgeon.checkpoint.plain_json import read_object
 from surgeon.checkpoint.remote import RemoteFile
-from surgeon.checkpoint.sources import cache_folder
-from surgeon.checkpoint.storage import Header, on_disk, replacing
+from surgeon.checkpoint.storage import Header, on_disk
+from surgeon.checkpoint.store import place, recall, remember
 from surgeon.errors import CheckpointError
 
 _TENSOR = "tensor "  # before a tensor's name, where hashes are kept
@@ -88,11 +87,18 @@ def hashes_of(header: Header) -> FileHashes:
 
 
 def stored_hash(path: Path) -> str:
-    """Return the SHA-256 of any file; that of a large one is remembered as long as its stamp stays the same."""
+    """Return the SHA-256 of any file; that of a large one is recalled as long as its stamp stays the same.
+
+    A stamp tells who wrote to the file, not whether the disk still has what was written: for that see `read_hash`.
+    """
     stamp = file_stamp(path.stat())
     known = _recall(stamp) if stamp[2] >= _LARGE else {}
-    if "file" in known:
-        return known["file"]
+    return known["file"] if "file" in known else read_hash(path)
+
+
+def read_hash(path: Path) -> str:
+    """Return the SHA-256 of any file as it is read now, whatever is remembered of it, and remember that."""
+    stamp = file_stamp(path.stat())
     settled = is_settled(stamp)
     digest = file_hash(path)
     if settled:
@@ -121,21 +127,14 @@ def _keys(hashes: Mapping[str, str]) -> dict[str, str]:
 
 
 def _place(stamp: Stamp | str) -> Path:
-    return cache_folder() / "hashes" / f"{sha256(str(stamp).encode())[:32]}.json"
+    return place("hashes", sha256(str(stamp).encode()), ".json")
 
 
 def _recall(stamp: Stamp | str) -> dict[str, str]:
     """Return what is remembered of a file; {} if that is nothing, or damaged."""
-    try:
-        found = read_object(_place(stamp))
-        hashes, check = found["hashes"], found["check"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return dict(hashes) if sha256(json.dumps(hashes).encode()) == check else {}
+    return recall(_place(stamp)) or {}
 
 
 def _remember(stamp: Stamp | str, hashes: Mapping[str, str]) -> None:
-    """Keep hashes of a file, beside what is known of it. Not flushed, since what is damaged is made again."""
-    known = _recall(stamp) | dict(hashes)
-    with replacing(_place(stamp), durable=False) as staged:
-        staged.write_text(json.dumps({"hashes": known, "check": sha256(json.dumps(known).encode())}), encoding="utf-8")
+    """Remember hashes of a file, beside what is known of it."""
+    remember(_place(stamp), _recall(stamp) | dict(hashes))

@@ -54,12 +54,15 @@ def named_scratch(name: str) -> Iterator[Path | None]:
         os.close(descriptor)
 
 
-def reclaim_cache() -> None:
-    """Remove from the cache what killed processes left there: files that were being written, and scratch folders."""
+def reclaim_cache(also_unfinished: bool = False) -> None:
+    """Remove from the cache what killed processes left there: files that were being written, and scratch folders.
+
+    Those with which a command could go on stay, but for `also_unfinished`; those in use stay always.
+    """
     cache_folder().mkdir(parents=True, exist_ok=True)
     remove_abandoned(cache_folder())
     for folder in sorted(_root().glob("*")):
-        if not inside.is_folder(folder) or _may_go_on(folder):
+        if not inside.is_folder(folder) or (_may_go_on(folder) and not also_unfinished):
             continue
         with suppress(OSError):
             (folder / LOCK).touch()  # of a process killed before it had its lock, or of an older surgeon

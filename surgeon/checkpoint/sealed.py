@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from surgeon.checkpoint.hashing import file_hash
-from surgeon.checkpoint.remembered import stored_hash
+from surgeon.checkpoint.remembered import read_hash
 from surgeon.checkpoint.storage import replacing
 
 
@@ -26,7 +26,7 @@ def publish_sealed(made: Path, path: Path) -> None:
 def is_sealed(path: Path) -> bool:
     """True if the file is there and is the one that was sealed."""
     try:
-        return _seal_of(path).read_text(encoding="ascii").strip() == stored_hash(path)
+        return _seal_of(path).read_text(encoding="ascii").strip() == read_hash(path)
     except (OSError, ValueError):
         return False
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 from surgeon.checkpoint.address import file_address, model_address
 from surgeon.checkpoint.hub_downloads import fetch_file, fetch_snapshot, refuse_other
 from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.checkpoint.remote import RemoteFile, look_up
-from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, did_you_mean
+from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, did_you_mean, present
 
+_fetched: dict[str, Path] = {}  # files on the Hub by the names that were looked up since `look_again`
+_looked = 0  # how often `look_again` was called
 ASSETS = Path(__file__).parent.parent / "assets"
 
 # What tells of the weights, and of what made them; small, and fetched when a repository is looked up.
@@ -62,6 +63,8 @@ def locate(name: str) -> Source:
         InputError: the Hub refuses it.
         EnvironmentFailure: the Hub could not be reached, and its cache does not hold the files.
     """
+    if not _is_utf8(name):
+        raise CheckpointError(f"{name}: this name is not UTF-8 text; call the folder otherwise, or make a link to it")
     if name.startswith("builtin:"):
         short = name.removeprefix("builtin:")
         if short not in builtin_names():
@@ -127,8 +130,7 @@ def download(source: Source) -> Source:
     """
     if not source.remote:
         return source
-    match = model_address(source.name)
-    assert match is not None
+    match = present(model_address(source.name))
     with hub_errors(source.name):
         # Under the name that the user gave, so that the cache can tell without the Hub which commit it stands for.
         folder = fetch_snapshot(match.repository, match.revision, HUB_PATTERNS)
@@ -145,7 +147,7 @@ def is_hub_file(name: str | Path) -> bool:
 
 
 def local_file(name: str | Path) -> Path:
-    """Return the path of a file; one on the Hub is fetched into the Hub's cache, at one commit throughout a run.
+    """Return the path of a file; one on the Hub is fetched into the Hub's cache, at one commit until `look_again`.
 
     Raises:
         InputError: the Hub refuses it.
@@ -163,12 +165,26 @@ def pinned_file(name: str) -> str:
     return f"hf://{match.repository}@{parts[parts.index('snapshots') + 1]}/{match.file}"
 
 
-@lru_cache(maxsize=64)
+def look_again() -> None:
+    """Forget which commits names on the Hub stood for: whoever begins something new calls this."""
+    global _looked
+    _looked += 1
+    _fetched.clear()
+
+
+def times_looked() -> int:
+    """Return a number that another call of `look_again` changes."""
+    return _looked
+
+
 def _fetch_file(name: str) -> Path:
     match = file_address(name)
-    assert match is not None
-    with hub_errors(name):
-        return fetch_file(match.repository, match.file, match.revision)
+    if match is None:
+        raise InputError(f"{name}: a file on the Hub has the form hf://org/name/path or hf://org/name@revision/path")
+    if name not in _fetched:
+        with hub_errors(name):
+            _fetched[name] = fetch_file(match.repository, match.file, match.revision)
+    return _fetched[name]
 
 
 def hub_caches() -> list[Path]:
@@ -184,11 +200,23 @@ def refuse_output_inside(output: Path, source: Path) -> None:
     Raises:
         InputError: it does.
     """
+    if not _is_utf8(str(output)):
+        raise InputError(
+            f"output {output}: this name is not UTF-8 text, as names in recipes and reports are; choose another"
+        )
     resolved = Path(os.path.realpath(os.path.expanduser(output)))
     folder = source if source.is_dir() else source.parent
     for forbidden, what in [(folder.resolve(), "the source checkpoint"), *((c, "a Hub cache") for c in hub_caches())]:
         if resolved == forbidden or forbidden in resolved.parents:
             raise InputError(f"output {output} lies inside {what} ({forbidden}); choose a folder elsewhere")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def cache_folder() -> Path:

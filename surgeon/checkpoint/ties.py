@@ -52,8 +52,7 @@ def tied_groups(
     head are stored. A tied head that is not stored yields a group of one: the embedding alone.
     """
     names = list(names)
-    embeddings = [name for name in names if _ends_in(name, _EMBEDDINGS)]
-    heads = [name for name in names if name in _HEADS_OF_SOME or _ends_in(name, _HEADS)]
+    embeddings, heads = embeddings_among(names), heads_among(names)
     if not embeddings or not _ties(config, bool(heads)):
         return ()
     first, *others = [*heads, *embeddings]
@@ -61,6 +60,21 @@ def tied_groups(
     if heads and len(same) == 1:
         return ()
     return (tuple(name for name in (*embeddings, *heads) if name in same),)
+
+
+def embeddings_among(names: Iterable[str]) -> list[str]:
+    """Return the names of token embeddings."""
+    return [name for name in names if _ends_in(name, _EMBEDDINGS)]
+
+
+def heads_among(names: Iterable[str]) -> list[str]:
+    """Return the names of output heads."""
+    return [name for name in names if name in _HEADS_OF_SOME or _ends_in(name, _HEADS)]
+
+
+def ties_stored_head(config: Mapping[str, Any]) -> bool:
+    """True if a head that is stored is no parameter of its own, by what config and family say."""
+    return _ties(config, True)
 
 
 def stored_copies(ties: Ties, name: str) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ COMMANDS: tuple[tuple[Callable[..., Any], str], ...] = (
     (sharing.push, "surgeon push out/variants/core-zeroed org/core-zeroed --dry-run"),
     (shipped.recipes, "surgeon recipes zero_core --copy"),
     (shipped.languages, "surgeon languages"),
+    (shipped.cache, "surgeon cache --clear"),
     (shipped.schema, "surgeon schema > recipe.schema.json"),
 )
 for _command, _example in COMMANDS:

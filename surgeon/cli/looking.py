@@ -11,6 +11,7 @@ import typer
 
 from surgeon.cli.options import PROCESSORS, DeviceOption, JobsOption, JsonOption, VerboseOption, listed
 from surgeon.console import print_json, progress_to, quiet_libraries, stdout
+from surgeon.errors import present
 
 if TYPE_CHECKING:
     from surgeon.text.corpora import Corpus
@@ -115,10 +116,11 @@ def diff(
     if found.checkpoints is not None:
         view = diff_view(found.checkpoints, found.overlap, details, found.patch)
         data, differ = diff_data(found.checkpoints, found.overlap, found.patch), found.checkpoints.differs
+        data["notes"] = list(found.remarks)
     else:
-        assert found.overlap is not None
-        view = overlap_view(found.overlap, found.names, details)
-        data, differ = overlap_data(found.overlap), not found.overlap.identical
+        overlap = present(found.overlap)
+        view = overlap_view(overlap, found.names, details)
+        data, differ = overlap_data(overlap), not overlap.identical
     if as_json:
         print_json(data)
     else:

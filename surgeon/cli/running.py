@@ -167,15 +167,17 @@ def _show_plan(
     ranks: int | None = None,
 ) -> None:
     from surgeon.plan.recipes import expected_steps, plan_recipe
+    from surgeon.plan.texts import open_datasets, short_texts
     from surgeon.views.planned import plan_data, plan_view
     from surgeon.views.terminal import render
 
     made = plan_recipe(recipe, output=output, overrides=overrides or (), device=device)
+    notes = [*open_datasets(made), *short_texts(made)]
     expected = expected_steps(made, device)
     if as_json:
-        print_json(plan_data(made, expected, ranks))
+        print_json(plan_data(made, expected, ranks, notes))
     else:
-        render(stdout(), plan_view(made, expected, ranks))
+        render(stdout(), plan_view(made, expected, ranks, notes))
 
 
 def score(

@@ -1,4 +1,4 @@
-"""The commands that show what comes with the package: recipes, languages, schema."""
+"""The commands that show what comes with the package, or lies in the cache: recipes, languages, cache, schema."""
 
 from __future__ import annotations
 
@@ -55,6 +55,39 @@ def languages(as_json: JsonOption = False) -> None:
     for code, it in known.items():
         rows.add_row(code, it.name, it.script, it.family)
     render(stdout(), rows)
+
+
+def cache(
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove all of it, but for what a run holds just now.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is kept between runs, where, and how large it is; with --clear, remove it."""
+    from surgeon.checkpoint import store
+    from surgeon.checkpoint.scratch import reclaim_cache
+    from surgeon.checkpoint.sources import cache_folder
+    from surgeon.report.words import size
+    from surgeon.views.terminal import render, table, told
+
+    before = store.contents()
+    if clear:
+        store.clear()
+        reclaim_cache(also_unfinished=True)
+    found = store.contents()
+    kept, freed = (sum(shelf.bytes for shelf in shelves) for shelves in (found, before))
+    freed -= kept
+    if as_json:
+        data = {shelf.name: {"holds": shelf.holds, "files": shelf.files, "bytes": shelf.bytes} for shelf in found}
+        print_json({"folder": str(cache_folder()), "bytes": kept, "freed": freed, "kept": data})
+        return
+    rows = table(f"Kept in {cache_folder()}", "folder", "holds", "files", "size", words=["folder", "holds"])
+    for shelf in found:
+        rows.add_row(shelf.name, shelf.holds, f"{shelf.files:,}", size(shelf.bytes))
+    rows.add_row("all", "", f"{sum(shelf.files for shelf in found):,}", size(kept))
+    render(stdout(), rows)
+    if clear:
+        render(stdout(), told(f"{size(freed)} freed"))
 
 
 def schema() -> None:

@@ -89,10 +89,11 @@ def _show(prompt: str, found: Mapping[str, Any]) -> None:
 
 def _serve(speakers: Speakers, page: Path, port: int) -> None:
     from surgeon.chat.server import LOOPBACK, make_server, page_with_box
+    from surgeon.write.integrity import read_own_text
 
     if not inside.is_plain_file(page.parent, page.name):
         raise InputError(f"{page}: no page there; `surgeon apply` writes it")
-    server = make_server(page_with_box(page.read_text(encoding="utf-8")), speakers.answer, port)
+    server = make_server(page_with_box(read_own_text(page, "the page")), speakers.answer, port)
     print(f"http://{LOOPBACK}:{server.server_port}/ ({', '.join(speakers.names)}); end with Ctrl-C", flush=True)
     with server, suppress(Interrupted):  # that is how it is meant to end
         server.serve_forever()

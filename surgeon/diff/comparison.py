@@ -9,10 +9,12 @@ from pathlib import Path
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed
-from surgeon.checkpoint.sources import is_hub_file, local_file
+from surgeon.checkpoint.quantized import quantization
+from surgeon.checkpoint.remarks import remarks
+from surgeon.checkpoint.sources import is_hub_file, local_file, look_again
 from surgeon.checkpoint.storage import TensorInfo, read_header
 from surgeon.diff.diff import BYTEWISE, Diff, TensorDiff, chunks, compare_checkpoints
-from surgeon.errors import InputError, RegionError, shorten
+from surgeon.errors import InputError, RegionError, present, shorten
 from surgeon.progress import Progress
 from surgeon.region.overlap import Overlap, overlap
 from surgeon.region.patch import Patch, Piece, write_patch
@@ -22,12 +24,16 @@ from surgeon.region.tables import VALUES
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found between two checkpoints, and between two regions, whichever were given."""
+    """What was found between two checkpoints, and between two regions, whichever were given.
+
+    `remarks` say what should be known of the checkpoints' files, and where what differs are codes and no values.
+    """
 
     names: tuple[str, ...]
     checkpoints: Diff | None
     overlap: Overlap | None
     patch: Patch | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def compare(
@@ -55,6 +61,7 @@ def compare(
         InputError: the arguments make no pair.
         SurgeonError: a checkpoint or a region cannot be read, or they do not belong together.
     """
+    look_again()
     files = [local_file(path) for path in regions]
     sides = [local_file(path) if is_hub_file(path) else path for path in (before, after) if path is not None]
     if len(sides) == 2 and all(is_region_file(path) for path in sides):
@@ -75,6 +82,9 @@ def compare(
     if not sides:
         return Comparison(names, None, both)
     left, right = (Checkpoint.open(path) for path in sides)
+    said = _remarks(left, right)
+    for line in said:
+        (progress or Progress()).note(line)
     total = sum(info.numel for info in left.tensors.values())
     with (progress or Progress()).task("compare", total) as advance:
         found = compare_checkpoints(left, right, opened, jobs=jobs, advance=advance)
@@ -85,7 +95,7 @@ def compare(
     patch = (
         None if save_patch is None else _save_patch(found, Path(os.path.expanduser(save_patch)), progress or Progress())
     )
-    return Comparison(names, found, both, patch)
+    return Comparison(names, found, both, patch, said)
 
 
 def _labels(files: Sequence[Path]) -> tuple[str, ...]:
@@ -99,6 +109,19 @@ def _save(found: Diff, path: Path) -> None:
     if not len(region):
         raise RegionError(f"{path}: not written, since no entry differs")
     region.save(path)
+
+
+def _remarks(*sides: Checkpoint) -> tuple[str, ...]:
+    """Say of each checkpoint what its files are not, and where what differs are codes and no values."""
+    lines = [line for side in sides for line in remarks(side)]
+    for side in sides:
+        method = quantization(side)
+        if method is not None:
+            lines.append(
+                f"{side.source.name}: the weights are quantized ({method}); what differs is counted and measured in "
+                "their codes, without the scales, and says little of the weights"
+            )
+    return tuple(dict.fromkeys(lines))
 
 
 def _save_patch(found: Diff, path: Path, progress: Progress) -> Patch:
@@ -119,9 +142,7 @@ def _save_patch(found: Diff, path: Path, progress: Progress) -> Patch:
 
 
 def _pieces(tensor: TensorDiff, advance: Callable[[int], None]) -> tuple[TensorInfo, Iterator[Piece]]:
-    before, after = tensor.before, tensor.after
-    assert before is not None
-    assert after is not None
+    before, after = present(tensor.before), present(tensor.after)
 
     def read() -> Iterator[Piece]:
         for _, left, right, _ in chunks(before, after):

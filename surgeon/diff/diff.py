@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import Place, natural_key
+from surgeon.checkpoint.quantized import is_code
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo, read_pieces
 from surgeon.checkpoint.ties import stored_copies
 from surgeon.diff.renaming import find_renamed
+from surgeon.errors import present
 from surgeon.operations.edits import check_regions_fit
 from surgeon.region.dimensions import along, hidden_size, residual_axis
 from surgeon.region.region import Indices, Mask, Region, encode_packed
@@ -102,9 +104,7 @@ class TensorDiff:
     @property
     def name(self) -> str:
         """The name in the first checkpoint, or in the second for an extra tensor."""
-        info = self.before or self.after
-        assert info is not None
-        return info.name
+        return present(self.before or self.after).name
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def compare_checkpoints(
     """
     regions = dict(regions or {})
     check_regions_fit(before, regions)
-    shapes = {name: info.shape for name, info in before.tensors.items()}
+    shapes = {name: info.shape for name, info in before.tensors.items() if not is_code(info.dtype)}
     hidden = hidden_size(shapes, anatomy_of(before).places)
 
     def job(pair: TensorDiff) -> TensorDiff:
@@ -272,9 +272,7 @@ def _named(pair: TensorDiff) -> TensorDiff:
 
 
 def _infos(pair: TensorDiff) -> tuple[TensorInfo, TensorInfo]:
-    assert pair.before is not None
-    assert pair.after is not None
-    return pair.before, pair.after
+    return present(pair.before), present(pair.after)
 
 
 def _mask_of(region: Region, name: str) -> Mask | None:

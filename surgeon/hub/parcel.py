@@ -30,7 +30,7 @@ from surgeon.errors import CheckpointError, InputError
 from surgeon.report.card import REBUILD, RESULTS, base_model
 from surgeon.report.words import size
 from surgeon.visible import visible, visible_lines
-from surgeon.write.integrity import CARD, FIGURES, MANIFEST, RECIPE, REGIONS, is_made_anew, run_manifest
+from surgeon.write.integrity import CARD, FIGURES, MANIFEST, RECIPE, REGIONS, is_made_anew, read_own_text, run_manifest
 from surgeon.write.marker import MARKER, Marker
 
 _DESCRIBING = (f"{FIGURES}/", f"{RESULTS}/")
@@ -158,10 +158,7 @@ def _card(folder: Path, marker: Marker, address: str, weights: bool, rebuildable
     """Return the card with the command that rebuilds the variant, now that its address is known."""
     if os.path.lexists(folder / CARD) and not inside.is_own_file(folder, CARD):
         raise CheckpointError(f"{folder / CARD}: a link, and only files of the variant's own folder are published")
-    try:
-        card = (folder / CARD).read_text(encoding="utf-8")
-    except OSError:
-        raise CheckpointError(f"{folder / CARD}: the model card is missing; run `surgeon apply` again") from None
+    card = read_own_text(folder / CARD, "the model card")
     model = "" if origin is not None or marker.model.source.startswith("builtin:") else " --set model=SOURCE"
     command = (
         f"`recipe.yaml` is in this repository. To make these very weights from the source and the regions beside it, "

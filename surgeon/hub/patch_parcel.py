@@ -22,7 +22,7 @@ from surgeon.region.patch import Patch, is_patch_file
 from surgeon.report.card import base_model
 from surgeon.report.escaping import markdown, markdown_code, quoted, yaml_text
 from surgeon.report.words import count, percent, size
-from surgeon.write.integrity import CARD, MANIFEST, RECIPE, VARIANTS, read_object
+from surgeon.write.integrity import CARD, MANIFEST, RECIPE, VARIANTS, outputs_of, read_object, read_own_text
 
 ENDING = ".patch.safetensors"
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,100}", re.ASCII)
@@ -44,7 +44,7 @@ def pack_patch(path: Path, address: str) -> Parcel:
     if not path.name.endswith(ENDING):
         raise InputError(f"{path}: call it NAME{ENDING}, so that others see what it is")
     manifest = read_object(run / MANIFEST)
-    expected = dict(manifest.get("outputs", {})).get(f"{VARIANTS}/{path.name}")
+    expected = outputs_of(manifest).get(f"{VARIANTS}/{path.name}")
     if expected is None:
         raise CheckpointError(
             f"{path}: no {MANIFEST} of the run that wrote it; push it from where `surgeon apply` wrote it, such as "
@@ -56,7 +56,7 @@ def pack_patch(path: Path, address: str) -> Parcel:
     told = {**{key: value for key, value in manifest.items() if key != "report"}, "outputs": {path.name: digest}}
     if not inside.is_plain_file(run, RECIPE):
         raise CheckpointError(f"{run / RECIPE}: no plain file there; run `surgeon apply` again")
-    recipe = (run / RECIPE).read_text(encoding="utf-8")
+    recipe = read_own_text(run / RECIPE, "the recipe of the run")
     card = _card(patch, path.name, address)
     items = [
         Item(path.name, path, path.stat().st_size, digest),

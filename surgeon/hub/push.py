@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from surgeon.checkpoint.hub_downloads import fetch_file
 from surgeon.checkpoint.hub_errors import explain, hub_errors
 from surgeon.checkpoint.plain_json import NotPlain, as_object, read_object
-from surgeon.errors import EnvironmentFailure, InputError
+from surgeon.errors import EnvironmentFailure, InputError, present
 from surgeon.hub.parcel import Item, Parcel, pack
 from surgeon.hub.patch_parcel import ENDING, pack_patch
 from surgeon.progress import Progress
@@ -131,8 +131,7 @@ def push_variants(recipe: Recipe, output: Path, jobs: int, progress: Progress) -
     Raises:
         SurgeonError: see `pack` and `push`.
     """
-    spec, parcels = recipe.push, {}
-    assert spec is not None
+    spec, parcels = present(recipe.push), {}
     for name in recipe.pushed_variants():
         repo, revision = spec.place(name)
         target, folder = Target(repo, revision, spec.private, spec.create_pr), output / "variants"

@@ -20,6 +20,7 @@ from surgeon.checkpoint.fingerprint import content_hash
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.hub_downloads import fetch_snapshot
 from surgeon.checkpoint.hub_errors import hub_errors
+from surgeon.checkpoint.sources import look_again
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import CheckpointError, InputError
 from surgeon.hub.parcel import region_path
@@ -70,6 +71,7 @@ def rebuild(
     """
     if ranks.started()[1] > 1:
         raise InputError(f"{name}: a published variant is made again by one process; leave torchrun out")
+    look_again()
     model = _model_override(overrides)
     folder = _fetch(name)
     marker, hashes = Marker.read(folder), _hashes(folder, name)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from surgeon.errors import present
 from surgeon.model.budgets import chunk_tokens
 from surgeon.model.stack import Arguments, Stack
 from surgeon.model.states import States
@@ -49,8 +50,7 @@ def hidden_layout(stack: Stack, batches: Sequence[torch.Tensor]) -> tuple[list[t
     if not stack.layers or not batches:
         return [(0,) for _ in batches], torch.float32
     with stack.loaded.weights.resident(stack.outer("in")), torch.no_grad():
-        hidden = stack.enter(batches[0][:1, :2]).hidden
-    assert hidden is not None
+        hidden = present(stack.enter(batches[0][:1, :2]).hidden)
     return [(*ids.shape, *hidden.shape[2:]) for ids in batches], hidden.dtype
 
 

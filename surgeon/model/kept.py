@@ -11,10 +11,7 @@ from typing import Any
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_versions, tokenizer_hashes
 from surgeon.checkpoint.hashing import sha256
-from surgeon.checkpoint.plain_json import NotPlain, read_object
-from surgeon.checkpoint.sealed import is_sealed, seal
-from surgeon.checkpoint.sources import cache_folder
-from surgeon.checkpoint.storage import replacing
+from surgeon.checkpoint.store import place, recall, remember
 from surgeon.model.precision import Precision
 from surgeon.model.results import Continuation, Measure, Verification
 from surgeon.operations import Operation
@@ -57,16 +54,13 @@ def kept_path(
         device=device.partition(":")[0],
         libraries=library_versions(),
     )
-    return cache_folder() / "measures" / f"{made.key()[:32]}.json"
+    return place("measures", made.key(), ".json")
 
 
 def load_kept(path: Path, name: str) -> Verification | None:
     """Return what was found of a model under a name, or None if nothing was, or the file is damaged."""
-    if not is_sealed(path):
-        return None
-    try:
-        data = read_object(path)
-    except NotPlain:  # larger than what is read
+    data = recall(path)
+    if data is None:
         return None
     measures = {
         language: Measure(**{**item, "windows": tuple((nll, count) for nll, count in item["windows"])})
@@ -82,6 +76,4 @@ def keep(path: Path, name: str, found: Verification) -> None:
         "measures": {language: asdict(measure) for language, measure in found.measures[name].items()},
         "continuations": [asdict(item) for item in found.continuations.get(name, ())],
     }
-    with replacing(path) as staged:
-        staged.write_text(json.dumps(data), encoding="utf-8")
-    seal(path)
+    remember(path, data)

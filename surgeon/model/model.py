@@ -18,6 +18,7 @@ import torch
 from surgeon.anatomy.hollow import architecture, building, meta_model
 from surgeon.anatomy.slots import Names, ReadTensor, Slot, map_names
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.quantized import refuse_quantized
 from surgeon.errors import CheckpointError
 from surgeon.foreign import build_model
 from surgeon.freeze.bundle import ModelPlace
@@ -60,8 +61,10 @@ def load_model(
     always in the same order.
 
     Raises:
-        CheckpointError: the architecture is unknown to transformers, or tensors are missing or of another shape.
+        CheckpointError: the weights are quantized, the architecture is unknown to transformers, or tensors are missing
+            or of another shape.
     """
+    refuse_quantized(checkpoint)
     found = architecture(checkpoint)
     _ask_for_logits_alone(found.config)
     dtype = torch.float32 if precision == "float32" else _stored_dtype(checkpoint)

@@ -7,6 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+# Predicted tokens of a language below which nothing is said of it in a sentence. The paired difference of two models
+# varies by some 2 nats from token to token, so that the mean of n tokens is sure to about 2 / sqrt(n): at 64 tokens to
+# a quarter of a nat, a factor of 1.3 in perplexity; with fewer a harmless cut and a harmful one look alike.
+FEWEST_TOKENS = 64
 Stopped = Literal["length", "end", "nan"]
 
 

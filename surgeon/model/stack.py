@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from surgeon.errors import CheckpointError
 from surgeon.model.model import LoadedModel
 
 _PROBE = 5  # tokens on which it is found out whether a model is a plain stack
@@ -93,9 +94,26 @@ class Stack:
         return logits
 
     def whole(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return logits from token ids by the model's own forward; all parameters must be resident."""
-        logits: torch.Tensor = self.loaded.model(input_ids=ids.to(self.loaded.device), use_cache=False).logits
+        """Return logits from token ids by the model's own forward; all parameters must be resident.
+
+        Raises:
+            CheckpointError: the model wants more than a text, such as a picture, or what an encoder reads.
+        """
+        model = self.loaded.model
+        try:
+            logits: torch.Tensor = model(input_ids=ids.to(self.loaded.device), use_cache=False).logits
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+            raise self._not_text(next(iter(str(error).splitlines()), type(error).__name__)) from error
+        if logits.shape[:2] != ids.shape:
+            raise self._not_text(f"it gives {logits.shape[1]} outputs for {ids.shape[1]} tokens")
         return logits
+
+    def _not_text(self, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.loaded.checkpoint.folder}: {type(self.loaded.model).__name__} cannot be run on a text alone "
+            f"({reason}), so nothing can be scored or measured. Regions from a file, or random ones, still apply "
+            "without running it"
+        )
 
 
 def make_stack(loaded: LoadedModel) -> Stack:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from surgeon.checkpoint.storage import naming, reserve
+from surgeon.errors import present
 
 Shape = tuple[int, ...]
 
@@ -54,8 +55,7 @@ class States:
             self._maps[row].flush()
 
     def _path(self, row: int) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{self._label}-{row:05d}.bin"
+        return present(self._folder) / f"{self._label}-{row:05d}.bin"
 
     def _place(self, row: int, batch: int) -> torch.Tensor:
         start, stop = self._starts[batch], self._starts[batch + 1]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from surgeon import ranks
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError
+from surgeon.memory import require_room_for_torch
 from surgeon.model.precision import Precision
 from surgeon.model.supply import Supply, make_stand_in, stand_in_for
 
@@ -65,6 +66,7 @@ class Models:
 
 def load_stack(checkpoint: Checkpoint, precision: Precision, device: str) -> Stack:
     """Build a model on this rank, the first, and on all others."""
+    require_room_for_torch()
     if ranks.world() == 1:
         return _build(checkpoint, precision, device, None)
     sizes = {header.path.name: header.file_size for header in checkpoint.headers}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -10,10 +9,7 @@ from typing import Any
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, library_versions, tokenizer_hashes
 from surgeon.checkpoint.hashing import sha256
-from surgeon.checkpoint.plain_json import read_object
-from surgeon.checkpoint.sealed import is_sealed, seal
-from surgeon.checkpoint.sources import cache_folder
-from surgeon.checkpoint.storage import replacing
+from surgeon.checkpoint.store import place, recall, remember
 from surgeon.text.windows import beginning, tokenize
 
 _VERSION = 2  # raise it when the same tokenizer would give other counts
@@ -32,8 +28,8 @@ class TokenCounts:
             tokenizer=tokenizer_hashes(checkpoint.folder),
             libraries=library_versions(),
         )
-        self._path = cache_folder() / "tokens" / f"{made.key()[:32]}.json"
-        self._kept: dict[str, int] = read_object(self._path) if is_sealed(self._path) else {}
+        self._path = place("tokens", made.key(), ".json")
+        self._kept: dict[str, int] = recall(self._path) or {}
         self._known: dict[str, int] = dict(self._kept)
 
     def begun(self) -> int:
@@ -52,7 +48,5 @@ class TokenCounts:
     def keep(self) -> None:
         """Write down what was counted, for the next run."""
         if self._known != self._kept:
-            with replacing(self._path) as part:
-                part.write_text(json.dumps(self._known, indent=0), encoding="ascii")
-            seal(self._path)
+            remember(self._path, self._known)
             self._kept = dict(self._known)

@@ -14,9 +14,11 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
 from surgeon.checkpoint.fingerprint import tensor_hashes
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, did_you_mean
+from surgeon.memory import require_room_for_torch
 from surgeon.operations import open_donor
 from surgeon.operations.edits import check_donor, check_patch_base
 from surgeon.plan.plan import Plan
+from surgeon.plan.texts import file_problems
 from surgeon.recipe.lines import KeyPath
 from surgeon.recipe.reading import RecipeFile
 from surgeon.region.patch import Patch
@@ -24,15 +26,16 @@ from surgeon.region.region import Region
 from surgeon.regions.base import RegionPlan, no_masks
 from surgeon.scores.base import Score
 from surgeon.text.corpora import Corpus
-from surgeon.text.documents import FileLocation
+from surgeon.text.languages import code_meant
 
 POSITION_TABLES = ("wpe.weight", "embed_positions.weight")
 
 
 def check(plan: Plan) -> list[Problem]:
-    """Return what in the recipe does not fit the model or the corpus, beside its regions; nothing is read for it."""
+    """Return what in the recipe does not fit the model or the corpus, beside its regions; texts are looked at."""
     return [
         *_language_problems(plan.file, plan.corpus),
+        *file_problems(plan),
         *_length_problems(plan.file, plan.checkpoint),
         *_donor_problems(plan.file, plan.checkpoint, plan.regions),
         *_push_problems(plan.file),
@@ -61,6 +64,7 @@ def check_device(device: str) -> InputError | None:
     """Return what is wrong with a device, such as that it is not there."""
     if device == "cpu":  # always there, and no reason to load torch
         return None
+    require_room_for_torch()
     import torch
 
     try:
@@ -74,6 +78,7 @@ def chosen_device(device: str) -> str:
     """Return the device that `auto` stands for: an accelerator if there is one, else the CPU; others as they are."""
     if device != "auto":
         return device
+    require_room_for_torch()
     import torch
 
     if torch.cuda.is_available():
@@ -148,28 +153,23 @@ def _require_space(plan: Plan) -> None:
 
 def _language_problems(file: RecipeFile, corpus: Corpus) -> Iterator[Problem]:
     recipe = file.recipe
-    if isinstance(recipe.corpus, dict):
-        for language, where in corpus.locations.items():
-            if isinstance(where, FileLocation) and not where.path.is_file():
-                yield file.problem(("corpus", language), f"no such text file: {where}")
     known = corpus.languages
     for name, spec in recipe.regions.items():
         scored = spec.score.on_text if spec.score is not None else None
         for i, language in enumerate(scored.languages if scored is not None else ()):
             if language not in known:
-                what = f"the corpus has no text for language '{language}'{did_you_mean(language, known)}"
+                what = f"the corpus has no text for language '{language}'{code_meant(language, known, corpus.language)}"
                 yield file.problem(("regions", name, "score", "languages", i), what)
     if recipe.verify is not None:
         for i, language in enumerate(recipe.verify.languages if recipe.verify.languages != "all" else ()):
             if language not in known:
-                what = f"the corpus has no text for language '{language}'{did_you_mean(language, known)}"
+                what = f"the corpus has no text for language '{language}'{code_meant(language, known, corpus.language)}"
                 yield file.problem(("verify", "languages", i), what)
         measured = known if recipe.verify.languages == "all" else recipe.verify.languages
         for i, expectation in enumerate(recipe.verify.expect):
             if expectation.language is not None and expectation.language not in measured:
-                what = (
-                    f"language '{expectation.language}' is not measured{did_you_mean(expectation.language, measured)}"
-                )
+                meant = code_meant(expectation.language, measured, corpus.language)
+                what = f"language '{expectation.language}' is not measured{meant}"
                 yield file.problem(("verify", "expect", i, "language"), what)
 
 

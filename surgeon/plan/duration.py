@@ -18,17 +18,18 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.model import budgets
 from surgeon.plan.estimates import Shape, edited_entries, shape_of
 from surgeon.plan.plan import Plan
+from surgeon.plan.texts import BYTES_PER_TOKEN
 from surgeon.progress import Step
 from surgeon.recipe.schema import VerifySpec
 from surgeon.scores.base import SampledScore
 from surgeon.text.corpora import Corpus
 from surgeon.text.documents import FileLocation
+from surgeon.text.unpacked import PACKED
 
 _REACHED = 0.35  # of the best speed of matrix products alone
 _TRIED = 0.05  # seconds
 _ROWS = 1024  # of the matrices: tokens of a batch
 _FORWARD, _BOTH_WAYS = 2, 8  # operations per weight and token: the way back does the way there once more
-_BYTES_PER_TOKEN = 3  # of text, at a guess
 _DISK = 3e8  # bytes a second, copied and hashed
 _PAGE = 7.0  # seconds for the figures, none of which is kept from before
 _PER_READ = 4e-9  # seconds an entry of the weights, read and widened
@@ -77,10 +78,10 @@ def _scored_tokens(corpus: Corpus, score: SampledScore) -> int:
 def _supply(corpus: Corpus, language: str, asked: int) -> int:
     where = corpus.locations.get(language)
     path = where.path if isinstance(where, FileLocation) else where
-    if not isinstance(path, Path) or not path.is_file():
+    if not isinstance(path, Path) or not path.is_file() or path.suffix.lower() in PACKED:
         return asked
     halves = 1 if path.parent.name == "score" else 2
-    return path.stat().st_size // (halves * _BYTES_PER_TOKEN)
+    return path.stat().st_size // (halves * BYTES_PER_TOKEN)
 
 
 def _continuations(verify: VerifySpec, models: int, shape: Shape, active: float, rate: float, edits: int) -> float:
@@ -89,7 +90,7 @@ def _continuations(verify: VerifySpec, models: int, shape: Shape, active: float,
 
     The head is asked for the last token alone. A model that ends its text early takes less.
     """
-    given = sum(len(prompt.encode()) // _BYTES_PER_TOKEN for prompt in verify.prompts)
+    given = sum(len(prompt.encode()) // BYTES_PER_TOKEN for prompt in verify.prompts)
     added = verify.new_tokens * len(verify.prompts)
     stays = 4 * shape.total <= budgets.RESIDENT_BYTES
     tokens = given + added if stays else verify.new_tokens * (given + added // 2)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.errors import InputError, did_you_mean
+from surgeon.errors import InputError
 from surgeon.plan.check import most_positions
 from surgeon.plan.estimates import Shape, shape_of
+from surgeon.text.languages import code_meant
 
 RECIPE = "zero_core"
 LANGUAGES = ("ar", "es", "ru", "zh", "ko", "vi")  # that the paper scores on
@@ -43,7 +44,7 @@ class FirstCut:
         """
         for language in self.languages:
             if language not in known:
-                raise InputError(f"--languages: no text for '{language}'{did_you_mean(language, known)}")
+                raise InputError(f"--languages: no text for '{language}'{code_meant(language, known)}")
         if not 0 < self.top < 1:
             raise InputError(f"--top {self.top:g}: a share between 0 and 1, such as 0.01 for one percent")
         last = self.model.removeprefix("builtin:").partition("@")[0].rstrip("/").rpartition("/")[2]

@@ -9,7 +9,9 @@ from typing import Literal
 
 from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.companions import companions
 from surgeon.checkpoint.naming import natural_key
+from surgeon.checkpoint.remarks import notes_on, remarks
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.recipe.reading import RecipeFile
@@ -51,6 +53,14 @@ class Plan:
     def recipe(self) -> Recipe:
         """The recipe."""
         return self.file.recipe
+
+    @property
+    def remarks(self) -> list[str]:
+        """Lines that say where the source's files are not what one would think, and which do not come into variants."""
+        written = any(variant.write is True for variant in self.variants.values())
+        if not written:
+            return remarks(self.checkpoint)
+        return [*notes_on(self.checkpoint), *companions(self.checkpoint).notes]
 
     @property
     def needs_all_weights(self) -> bool:

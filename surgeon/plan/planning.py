@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.companions import check_companions
 from surgeon.checkpoint.quantized import refuse_quantized
 from surgeon.checkpoint.sources import refuse_output_inside
 from surgeon.errors import InputError, Problem, RecipeError
@@ -35,12 +36,14 @@ def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
 
     Raises:
         RecipeError: the recipe does not fit the model or the corpus; all misfits at once.
-        CheckpointError: the checkpoint is quantized.
+        CheckpointError: the checkpoint is quantized, or its variants would not load.
         InputError: the output lies inside the source or a hub cache, or the corpus does not exist.
     """
     recipe = file.recipe
     refuse_output_inside(output, checkpoint.source.path)
     refuse_quantized(checkpoint)
+    if any(variant.write is True for variant in recipe.variants.values()):
+        check_companions(checkpoint)
     corpus = open_corpus(recipe.corpus)
     problems: list[Problem] = []
     regions = plan_regions(file, checkpoint, problems)

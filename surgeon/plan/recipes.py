@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.sources import look_again
 from surgeon.errors import InputError, did_you_mean
 from surgeon.plan.check import check_device, chosen_device
 from surgeon.plan.duration import steps
@@ -55,6 +56,7 @@ def plan_recipe(
     Raises:
         SurgeonError: the recipe, the model, the corpus or the device cannot be used.
     """
+    look_again()
     file = load_recipe(find_recipe(recipe), overrides)
     checkpoint = Checkpoint.open(file.recipe.model)
     made = make_plan(file, checkpoint, Path(output if output is not None else file.recipe.output))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from surgeon.errors import InputError
+from surgeon.model.results import FEWEST_TOKENS
 from surgeon.model.token_counts import TokenCounts
 from surgeon.plan.plan import Plan
+from surgeon.plan.texts import needed_languages
 from surgeon.recipe.schema import VerifySpec
 from surgeon.scores.base import SampledScore
 from surgeon.text.corpora import Text
-from surgeon.text.windows import no_room, predicted
+from surgeon.text.windows import new_tokens, no_room, predicted
 
 
 def check_supply(plan: Plan, tokens: TokenCounts) -> list[str]:
@@ -36,6 +38,7 @@ def check_supply(plan: Plan, tokens: TokenCounts) -> list[str]:
         if short:
             wanted = plan.recipe.verify.tokens
             notes.append(f"measured on fewer than {wanted} tokens, since the text is short: " + ", ".join(short))
+        notes += _too_little_to_tell(plan.recipe.verify, tokens, verified)
     if problems:
         raise InputError(*dict.fromkeys(problems))
     return notes
@@ -47,13 +50,13 @@ def needs_text(plan: Plan) -> bool:
 
 
 def _read(plan: Plan, problems: list[str]) -> dict[str, Text]:
-    languages = [language for spec in plan.sampled_scores() for language in spec.languages]
     texts = {}
-    for language in dict.fromkeys([*languages, *plan.verify_languages]):
+    for language in needed_languages(plan):
         try:
             texts[language] = plan.corpus.text(language)
         except InputError as error:
-            problems.append(str(error))
+            own = isinstance(plan.recipe.corpus, dict)
+            problems += [str(plan.file.problem(("corpus", language), what)) if own else what for what in error.said]
     return texts
 
 
@@ -89,6 +92,29 @@ def _short_to_verify(
             problems.append(_too_short(language, "evaluate on", found))
         elif counted < spec.tokens:
             yield f"{language} {counted:,}"
+
+
+def _too_little_to_tell(spec: VerifySpec, tokens: TokenCounts, texts: dict[str, Text]) -> Iterator[str]:
+    """Yield what the report will not be able to say of some languages, and what would help."""
+    begun = tokens.begun()
+    found = {code: predicted(tokens.count(text.evaluate) + begun, begun) for code, text in texts.items()}
+    counts = {code: min(count, spec.tokens) for code, count in found.items()}
+    if spec.window < begun or not all(counts.values()):
+        return  # which is said as a mistake
+    few = [f"{code} {count}" for code, count in counts.items() if count < FEWEST_TOKENS]
+    if few:
+        yield (
+            f"too little text to tell what came out, with fewer than {FEWEST_TOKENS} tokens ({', '.join(few)}): set "
+            "verify.tokens to more, or give longer texts"
+        )
+    a_window = new_tokens(begun, spec.window, spec.stride or spec.window)
+    single = [code for code, count in counts.items() if count <= a_window]
+    if single:
+        least = max(min(counts[code] for code in single) // 4, begun + 1)
+        yield (
+            f"one window only, so that no interval can be given ({', '.join(single)}): set verify.window to {least} or "
+            "less, or measure on more text"
+        )
 
 
 def _too_short(language: str, purpose: str, found: int) -> str:

@@ -14,6 +14,7 @@ from surgeon.errors import did_you_mean
 from surgeon.kinds import kinds
 from surgeon.operations import OPERATIONS
 from surgeon.recipe.lines import KeyPath
+from surgeon.text.languages import code_meant
 
 LONGEST_CHAIN = 32  # of regions, each made from the next or with the next one's score
 _MOST_CIRCLES = 10  # that are told apart
@@ -73,7 +74,7 @@ def _region(name: str, region: Mapping[str, Any], regions: Mapping[str, Any]) ->
                 what = f"this score knows no languages: {chosen} needs one on text, such as grad_param"
                 yield ("regions", name, "select", chosen), what
             if scored and language not in scored:
-                what = f"'{language}' is not scored{did_you_mean(language, scored)}"
+                what = f"'{language}' is not scored{code_meant(language, scored)}"
                 yield ("regions", name, "select", chosen), what
 
 

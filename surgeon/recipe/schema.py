@@ -99,7 +99,7 @@ class AxisSpec(Model):
 class VariantSpec(Model):
     """Operations in the order in which they are done, a region to freeze, and whether the result is written."""
 
-    operations: list[AnyOperation] = Field([], description="what to do to which region, in this order")
+    operations: list[AnyOperation] = Field([], max_length=1000, description="what to do to which region, in this order")
     freeze: str | None = Field(None, description="a region whose entries trainers shall keep; writes `freeze/` beside")
     train_only: str | None = Field(
         None, description="a region whose entries alone trainers shall change; writes `freeze/` beside"

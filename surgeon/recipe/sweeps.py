@@ -162,14 +162,14 @@ class _Grids:
     def _add_point(self, name: str, point: str, template: Node, choices: Sequence[Choice]) -> bool:
         """Add the variant at one point, with the regions that it uses; False if a swept key has no place."""
         regions = self.regions.at_point(choices, name)
-        made: Node | None = template
+        made = template
         for choice in choices:
-            if choice.key[0] == "operations" and made is not None:
-                made = replaced(made, choice.key, choice.value)
-                if made is None:
+            if choice.key[0] == "operations":
+                changed = replaced(made, choice.key, choice.value)
+                if changed is None:
                     self._problem(choice.given, f"the recipe has no such place as {choice.dotted}")
                     return False
-        assert made is not None
+                made = changed
         for key, region in list(_uses(made)):
             made = replaced(made, key, Node(regions.name_of(str(region.value)), region.where)) or made
         if regions.misplaced is not None:
@@ -197,8 +197,8 @@ class _Grids:
 
 def _without_sweep(variant: Node) -> Node:
     """Return what is the same at all points, which are only measured unless it says otherwise."""
-    assert isinstance(variant.value, Mapping)
-    rest = {key: value for key, value in variant.value.items() if key != "sweep"}
+    entries = variant.value if isinstance(variant.value, Mapping) else {}  # what has a sweep is a mapping
+    rest = {key: value for key, value in entries.items() if key != "sweep"}
     return Node({"write": Node(False, variant.where), **rest}, variant.where)
 
 

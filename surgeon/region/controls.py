@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.errors import present
 from surgeon.region.region import Indices, Region
 from surgeon.region.select import select_count, select_evenly
 from surgeon.seeds import generator
@@ -76,8 +77,7 @@ def _keys(
 ) -> NDArray[np.float32]:
     if draw == "magnitude":
         return np.abs(values[candidates].astype(np.float32))
-    assert scores is not None
-    return scores.reshape(-1)[candidates]
+    return present(scores).reshape(-1)[candidates]
 
 
 def _nearest(sums: NDArray[np.float64], target: float) -> int:

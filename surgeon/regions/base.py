@@ -189,20 +189,21 @@ class RegionKind:
     def outline(self, planning: Planning, name: str, spec: RegionSpec, plans: Mapping[str, RegionPlan]) -> RegionPlan:
         """Return what the region will be, from headers alone; `plans` has those that it is made from."""
 
-    @abstractmethod
     def make(self, making: Making, plan: RegionPlan) -> Region:
-        """Return the region."""
+        """Return the region; here one that is known already."""
+        assert plan.known is not None
+        return plan.known
 
-    @abstractmethod
     def selects(self) -> str:
         """Return what it selects, in the words of a plan's table."""
+        return f"by {self.key}"
 
-    @abstractmethod
     def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
         """Return how its entries were chosen, in the words of a model card.
 
         `score` is what it selects by, `named` returns a language's name by its code.
         """
+        return [self.key]
 
     def drawing(self, checkpoint: Checkpoint, plan: RegionPlan, plans: Mapping[str, RegionPlan]) -> Drawing | None:
         """Return how it is drawn by the scores of another region; None if it is not."""

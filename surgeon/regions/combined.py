@@ -57,10 +57,6 @@ class Combine(RootModel[str], RegionKind):
         """Evaluate the expression."""
         return parse(self.root).evaluate({part: making.part(part) for part in self.parents})
 
-    def selects(self) -> str:
-        """Return how it is made."""
-        return f"by {self.key}"
-
     def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
         """Return the expression."""
         return [self.root]

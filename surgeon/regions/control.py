@@ -102,10 +102,6 @@ class Control(Model, RegionKind):
         """Return the memory of a draw: more where norms are matched."""
         return largest * (32 if self.matched == "count" else 56)
 
-    def selects(self) -> str:
-        """Return how it is made."""
-        return f"by {self.key}"
-
     def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
         """Return what is drawn, and how."""
         matched = "as many entries" if self.matched == "count" else "entries of the same norm"

@@ -82,10 +82,6 @@ class Dimensions(Model, RegionKind):
             return residual_dimensions(region, self.residual, checkpoint.config, self.drawn_with, places)
         return fullest_lines(region, self.rows, self.columns, self.drawn_with)
 
-    def selects(self) -> str:
-        """Return how it is made."""
-        return f"by {self.key}"
-
     def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
         """Return which dimensions they are."""
         fullest = "as many random dimensions as are fullest" if self.random else "the fullest dimensions"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
@@ -13,12 +13,11 @@ from surgeon.checkpoint.storage import TensorInfo
 from surgeon.recipe.fields import Model
 from surgeon.region.coordinates import entry, lines
 from surgeon.region.region import Indices, Mask, Region, encode_indices
-from surgeon.regions.base import Making, Planning, RegionKind, RegionPlan, shapes_of
+from surgeon.regions.base import Planning, RegionKind, RegionPlan, shapes_of
 from surgeon.regions.narrowing import unmatched
 
 if TYPE_CHECKING:
     from surgeon.recipe.schema import RegionSpec
-    from surgeon.scores.base import Score
 
 
 class EntriesOf(Model):
@@ -75,16 +74,3 @@ class Entries(RootModel[Annotated[list[EntriesOf], Field(min_length=1)]], Region
 
         region = Region(shapes_of(checkpoint.info(tensor) for tensor in items), mask)
         return planning.whole(name, spec, region)
-
-    def make(self, making: Making, plan: RegionPlan) -> Region:
-        """Return the region of the plan."""
-        assert plan.known is not None
-        return plan.known
-
-    def selects(self) -> str:
-        """Return how it is made."""
-        return f"by {self.key}"
-
-    def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
-        """Return how it is made."""
-        return [self.key]

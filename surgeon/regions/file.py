@@ -13,11 +13,10 @@ from surgeon.errors import RegionError
 from surgeon.operations.edits import check_regions_fit
 from surgeon.region.importers import load_masks
 from surgeon.region.region import Region
-from surgeon.regions.base import Making, Planning, RegionKind, RegionPlan, no_masks
+from surgeon.regions.base import Planning, RegionKind, RegionPlan, no_masks
 
 if TYPE_CHECKING:
     from surgeon.recipe.schema import RegionSpec
-    from surgeon.scores.base import Score
 
 
 class File(RootModel[str], RegionKind):
@@ -32,11 +31,6 @@ class File(RootModel[str], RegionKind):
         """Read the file."""
         return read(planning, name, spec, self.key, self._load)
 
-    def make(self, making: Making, plan: RegionPlan) -> Region:
-        """Return the region as it was read, without what is not in its scope."""
-        assert plan.known is not None
-        return plan.known
-
     def _load(self, checkpoint: Checkpoint) -> Region:
         path = local_file(self.root)
         return load_masks(path) if path.is_dir() else Region.load(path)
@@ -44,14 +38,6 @@ class File(RootModel[str], RegionKind):
     def pinned(self) -> File:
         """Return it with the revision of a file on the Hub."""
         return File(pinned_file(self.root))
-
-    def selects(self) -> str:
-        """Return where it comes from."""
-        return f"by {self.key}"
-
-    def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
-        """Return where it comes from."""
-        return [self.key]
 
 
 def read(planning: Planning, name: str, spec: RegionSpec, key: str, load: Callable[[Checkpoint], Region]) -> RegionPlan:

@@ -8,8 +8,8 @@ from pathlib import Path
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, identity, refuse_changed, tensor_hashes
 from surgeon.checkpoint.sealed import is_sealed, seal
-from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import TensorInfo
+from surgeon.checkpoint.store import place
 from surgeon.region.region import Region
 from surgeon.regions.base import Provenance, RegionPlan
 
@@ -58,4 +58,4 @@ def _path(source: Provenance, plan: RegionPlan, keys: Mapping[str, str], jobs: i
         },
         tensors=tuple(info.name for info in plan.tensors),
     )
-    return cache_folder() / "regions" / f"{made.key()[:32]}.region.safetensors"
+    return place("regions", made.key(), ".region.safetensors")

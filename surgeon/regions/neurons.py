@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
@@ -12,12 +12,11 @@ from surgeon.checkpoint.sources import local_file
 from surgeon.recipe.fields import Model
 from surgeon.region.importers import load_neurons
 from surgeon.region.region import Region
-from surgeon.regions.base import Making, Planning, RegionKind, RegionPlan, shapes_of
+from surgeon.regions.base import Planning, RegionKind, RegionPlan, shapes_of
 from surgeon.regions.file import read
 
 if TYPE_CHECKING:
     from surgeon.recipe.schema import RegionSpec
-    from surgeon.scores.base import Score
 
 
 class Neurons(Model, RegionKind):
@@ -33,19 +32,6 @@ class Neurons(Model, RegionKind):
         """Read the file."""
         return read(planning, name, spec, self.key, self._load)
 
-    def make(self, making: Making, plan: RegionPlan) -> Region:
-        """Return the region as it was read, without what is not in its scope."""
-        assert plan.known is not None
-        return plan.known
-
     def _load(self, checkpoint: Checkpoint) -> Region:
         chosen = load_neurons(local_file(self.file), self.language, checkpoint)
         return Region.from_indices(chosen, shapes_of(checkpoint.info(name) for name in chosen))
-
-    def selects(self) -> str:
-        """Return where they come from."""
-        return f"by {self.key}"
-
-    def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
-        """Return where they come from."""
-        return [self.key]

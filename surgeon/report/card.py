@@ -28,7 +28,7 @@ from surgeon.report.data import Report
 from surgeon.report.drawing import svg, write_pictures
 from surgeon.report.escaping import markdown, markdown_code
 from surgeon.report.figures import variant_figures
-from surgeon.report.story import caveat, sentence, tell
+from surgeon.report.story import caveat, no_intervals, sentence, tell
 from surgeon.report.tables import languages_table
 from surgeon.report.templates import rendered
 from surgeon.text.documents import DatasetLocation
@@ -122,6 +122,7 @@ def _measured(variant: str, report: Report | None) -> dict[str, Any]:
         "report": report,
         "sentence": sentence(report, tell(report, variant)),
         "caveat": caveat(report),
+        "unsure": no_intervals(found, report.language),
         "before": report.summary["base"],
         "after": report.summary[variant],
         "others": [name for name in report.summary if name not in found][:_CONTROLS],

@@ -23,6 +23,7 @@ from surgeon.text.languages import Language, language
 
 SCHEMA_VERSION = 1
 MOST_COLUMNS = 600  # of a scan
+_MOST_ROWS = 100_000  # roles times layers
 _COLUMNS = (
     "variant", "language", "name", "script", "family", "nll", "tokens", "bytes", "perplexity", "bits_per_byte", "ratio",
     "low", "high",
@@ -57,9 +58,26 @@ class Scan(Model):
 
     def shares(self) -> NDArray[np.float64]:
         """Return the shares: float64 of shape (rows, columns), exact to about 1/255 of their square root."""
-        levels = np.frombuffer(zlib.decompress(base64.b64decode(self.levels)), dtype=np.uint8)
+        levels = np.frombuffer(self._unpacked(), dtype=np.uint8)
         shares: NDArray[np.float64] = np.square(levels / 255.0).reshape(len(self.rows), self.columns)
         return shares
+
+    def _unpacked(self) -> bytes:
+        """Return a byte per cell; what would unpack to more is not unpacked."""
+        cells = len(self.rows) * self.columns
+        return zlib.decompressobj().decompress(base64.b64decode(self.levels), cells + 1)
+
+    @model_validator(mode="after")
+    def _levels_are_whole(self) -> Scan:
+        if not 0 < self.columns <= MOST_COLUMNS or len(self.rows) > _MOST_ROWS:
+            raise ValueError("a scan has too many rows or columns")
+        try:
+            whole = len(self._unpacked()) == len(self.rows) * self.columns
+        except (ValueError, zlib.error):
+            whole = False
+        if not whole:
+            raise ValueError("the levels of a scan do not fit its rows and columns")
+        return self
 
 
 class RegionReport(Model):
@@ -205,6 +223,8 @@ class ModelReport(Model):
     """The source model. `content_sha256` is None if only parts of it were fetched from the Hub.
 
     `left_out` says which of its tensors are no weights of the text model, and so were left as they are.
+    `files_left_out` says of files beside its weights why they are not read, or do not travel with variants; `notes`
+    where its index or its config says other things than its weights.
     """
 
     name: str
@@ -216,6 +236,8 @@ class ModelReport(Model):
     bytes: int
     content_sha256: str | None
     left_out: list[str] = []
+    files_left_out: dict[str, str] = {}
+    notes: list[str] = []
 
 
 class ScoreReport(Model):

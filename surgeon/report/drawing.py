@@ -6,7 +6,6 @@ setting, in a file they are filled in for one of the two.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -18,8 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.storage import replacing
+from surgeon.checkpoint.store import keep_value, place, value
 from surgeon.report.escaping import svg_id
 from surgeon.report.png import repacked
 
@@ -183,18 +183,15 @@ def _kept(kind: str, source: str, make: Callable[[str], bytes]) -> bytes:
     """Return what was made of the same source before, out of the cache folder; else make it, and keep it there.
 
     A run's page and cards show the same pictures, and the next run mostly shows them again; making the first takes
-    seconds. A file begins with the SHA-256 of what follows; of the drawings the latest are kept.
+    seconds. Of the drawings the latest are kept.
     """
     made_by = f"{version('vl-convert-python')} {kind}\n{source}"
-    path = cache_folder() / "page" / f"{hashlib.sha256(made_by.encode('utf-8')).hexdigest()}.{kind}"
-    held = b""
-    with suppress(FileNotFoundError):
-        held = path.read_bytes()
-    if held[:32] == hashlib.sha256(held[32:]).digest():
-        return held[32:]
+    path = place("page", sha256(made_by.encode()), f".{kind}")
+    held = value(path)
+    if held is not None:
+        return held
     content = make(source)
-    with replacing(path) as staged:
-        staged.write_bytes(hashlib.sha256(content).digest() + content)
+    keep_value(path, content)
     with suppress(OSError):  # another process may be clearing up, too
         drawings = [file for file in path.parent.iterdir() if file.suffix in (".svg", ".png")]
         for file in sorted(drawings, key=lambda file: file.stat().st_mtime)[:-_MOST_KEPT]:

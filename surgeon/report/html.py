@@ -18,7 +18,7 @@ from surgeon.report import tables
 from surgeon.report.data import Report
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
 from surgeon.report.figures import ORDERS, figures, places
-from surgeon.report.story import caveat, sentence, tell
+from surgeon.report.story import caveat, no_intervals, sentence, tell
 from surgeon.report.templates import HERE, rendered
 from surgeon.report.words import number
 
@@ -53,6 +53,7 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         story=story,
         sentence=sentence(report, story),
         caveat=caveat(report),
+        unsure=no_intervals(report.perplexity, report.language),
         figures={figure.name: (figure, Markup(picture)) for figure, picture in drawn},
         tables=tables,
         languages=lambda variants: _languages(report, variants),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from surgeon.model.results import exponential
-from surgeon.report.data import Report
+from surgeon.model.results import FEWEST_TOKENS, exponential
+from surgeon.report.data import Perplexity, Report
 from surgeon.report.words import count, number, percent, roles_in_order
+from surgeon.text.languages import Language, language
 
+Named = Callable[[str], Language]  # what is known of a language, by its code
 SAME = 0.01  # a ratio to the base's that differs from 1 by less is no effect
 CONTROLS = 3  # at most, beside the cut
+_HELD = {"freeze": "keep {} as they are", "train only": "change {}, and nothing else"}  # what trainers are told
 
 # What must be known of a model before its figures are read.
 _CAVEATS = {
@@ -56,6 +59,7 @@ def tell(report: Report, about: str | None = None) -> Story:
     measured = [*([about] if about is not None else []), *(name for name in report.measured_alone if name != about)]
     used = {name: regions_of(report, name) for name in report.variants}
     cuts = [name for name in measured if not all(is_control(report, region) for region in used[name])]
+    cuts.sort(key=lambda name: not _steps(report, name)[0])  # one that only tells trainers something changes nothing
     cut = about or next(iter(cuts or measured), None)
     controls = [name for name in measured if name not in cuts and name != cut]
     if cut is not None:
@@ -71,8 +75,21 @@ def tell(report: Report, about: str | None = None) -> Story:
 
 
 def regions_of(report: Report, variant: str) -> list[str]:
-    """Return the regions that a variant's operations act on."""
-    return [region for _, _, region in (line.partition(" ") for line in report.variants[variant].operations) if region]
+    """Return the regions that a variant's operations act on; of one without any, the region that trainers heed."""
+    done, held = _steps(report, variant)
+    return [region for _, region in done or held]
+
+
+def _steps(report: Report, variant: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return what is done to a variant's weights, and what trainers are told: each a kind, and a region."""
+    done, held = [], []
+    for line in report.variants[variant].operations:
+        kind = next((kind for kind in _HELD if line.startswith(f"{kind} ")), None)
+        if kind is not None:
+            held.append((kind, line.removeprefix(f"{kind} ")))
+        elif " " in line:
+            done.append((line.partition(" ")[0], line.partition(" ")[2]))
+    return done, held
 
 
 def drawn(report: Report, region: str) -> str | None:
@@ -119,9 +136,14 @@ def ratio(report: Report, variant: str, code: str) -> float:
 
 
 def sentence(report: Report, story: Story) -> str:
-    """Say in one sentence what came out."""
+    """Say in one sentence what came out, or that there was too little text to tell."""
+    little = too_little_text(report.perplexity, report.language)
+    if little is not None and (story.cut is None or _steps(report, story.cut)[0]):
+        return little
     if story.cut is None:
         return _of_a_sweep(report) if report.sweeps and report.perplexity else _of_a_region(report, story)
+    if not _steps(report, story.cut)[0]:
+        return _of_a_bundle(report, story.cut)
     doing = _doing(report, story.cut)
     if len(story.own) > 1:
         mine = [ratio(report, name, code) for name, code in story.own.items() if code in report.perplexity[name]]
@@ -143,6 +165,37 @@ def caveat(report: Report) -> str | None:
     return _CAVEATS.get(report.model.name)
 
 
+def too_little_text(perplexity: Mapping[str, Mapping[str, Perplexity]], named: Named = language) -> str | None:
+    """Say so if in some language too few tokens were predicted for a sentence about it; None if there are enough."""
+    found = {code: item.tokens for by_language in perplexity.values() for code, item in by_language.items()}
+    short = {code: tokens for code, tokens in found.items() if tokens < FEWEST_TOKENS}
+    if not short:
+        return None
+    code = min(short, key=lambda code: short[code])
+    few = f"{_languages(named, list(short), len(found))} measured on fewer than {FEWEST_TOKENS} tokens"
+    fewest = f"{named(code).name}: {short[code]}"
+    return f"Too little text to tell: {few} ({fewest}). Set verify.tokens to more, or give longer texts."
+
+
+def no_intervals(
+    perplexity: Mapping[str, Mapping[str, Perplexity]], named: Named = language, base: str = "base"
+) -> str | None:
+    """Say why there is no interval, and what gives one; None if every ratio to the base has its interval."""
+    without = {
+        code: item.tokens
+        for name, by_language in perplexity.items() if name != base
+        for code, item in by_language.items() if item.low is None
+    }  # fmt: skip
+    if not without or base not in perplexity:
+        return None
+    which = _languages(named, list(without), len(perplexity[base]))
+    window = max(min(without.values()) // 4, 1)
+    return (
+        f"No interval can be given for {which}: the text makes one window only, which cannot vary. Set verify.window "
+        f"to {window} or less, or measure on more text (verify.tokens)."
+    )
+
+
 def _beside(report: Report, story: Story, cut: str) -> list[str]:
     """Say what the controls did, those of one kind together."""
     by_kind: dict[str, list[float]] = {}
@@ -160,17 +213,18 @@ def _effect(report: Report, ratios: dict[str, float]) -> str:
     better = [value for value in ratios.values() if value <= 1 - SAME]
     parts = []
     if broken:
-        parts.append(f"breaks {_languages(report, broken, len(ratios))} beyond numbers")
+        parts.append(f"breaks {_languages(report.language, broken, len(ratios))} beyond numbers")
     if worse:
-        parts.append(f"makes {_languages(report, list(worse), len(ratios))} {_worse(list(worse.values()))}")
-    if better and not worse:
-        parts.append(f"makes {count(len(better), 'language')} up to {100 * (1 - min(better)):.2g}\u00a0% better")
+        parts.append(f"makes {_languages(report.language, list(worse), len(ratios))} {_worse(list(worse.values()))}")
+    if better:
+        which = f"all {len(ratios)} languages" if len(better) == len(ratios) > 1 else count(len(better), "language")
+        parts.append(f"makes {which} up to {100 * (1 - min(better)):.2g}\u00a0% better")
     return " and ".join(parts) or f"changes none of {count(len(ratios), 'language')} by 1\u00a0% or more"
 
 
-def _languages(report: Report, codes: Sequence[str], of: int) -> str:
+def _languages(named: Named, codes: Sequence[str], of: int) -> str:
     if len(codes) == 1:
-        return report.language(codes[0]).name
+        return named(codes[0]).name
     return f"all {of} languages" if len(codes) == of else f"{len(codes)} of {of} languages"
 
 
@@ -203,23 +257,39 @@ def _change(value: float) -> str:
 
 
 def _doing(report: Report, variant: str) -> str:
-    operations = report.variants[variant].operations
-    kinds = list(dict.fromkeys(line.partition(" ")[0] for line in operations))
+    kinds = list(dict.fromkeys(kind for kind, _ in _steps(report, variant)[0]))
     verb = _DOING.get(kinds[0], kinds[0]) if len(kinds) == 1 else "Changing"
     return f"{verb} {_amount(report, variant)}"
 
 
+def _of_a_bundle(report: Report, variant: str) -> str:
+    """Say of a variant that no operation acts on what it is for."""
+    kind, name = _steps(report, variant)[1][0]
+    region = report.regions.get(name)
+    return (
+        f"The weights are the source's, byte for byte; a trainer that heeds freeze/ will "
+        f"{_HELD[kind].format(_share(report, name, region.entries if region is not None else 0))}."
+    )
+
+
 def _amount(report: Report, variant: str) -> str:
     entries, used = report.variants[variant].entries, regions_of(report, variant)
+    if len(used) == 1:
+        return _share(report, used[0], entries)
+    return "a single weight" if entries == 1 else f"{entries:,} weights"
+
+
+def _share(report: Report, name: str, entries: int) -> str:
+    """Say how much a region is, as a share of what could have been chosen."""
     if entries == 1:
         return "a single weight"
-    region = report.regions.get(used[0]) if len(used) == 1 else None
+    region = report.regions.get(name)
     if region is None or not region.numel:
-        return f"{entries:,} weights"
+        return f"{entries:,} weights" if entries else f"the region {name}"
     roles = roles_in_order(region.roles)
     whole = "mlp.down" in roles and ("attn.q" in roles or "attn.qkv" in roles)
     where = "the decoder's weights" if whole else f"the weights in {' and '.join(roles)}"
-    layers = _spec(report, used[0]).get("layers")
+    layers = _spec(report, name).get("layers")
     where += f", layers {layers[0]} to {layers[1]}," if layers else ""
     return f"{percent(float(f'{region.fraction:.2g}'))} of {where}".replace(" %", "\u00a0%")
 

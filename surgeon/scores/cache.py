@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_versions, tokenizer_hashes
 from surgeon.checkpoint.sealed import is_sealed
-from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import TensorInfo, allocate_file, map_bytes, read_header, view
+from surgeon.checkpoint.store import place
 from surgeon.scores.base import SampledScore
 
 SCORE_VERSION = 3  # raise it when the same settings would give other scores
@@ -57,7 +57,7 @@ def score_path(
         device=device.partition(":")[0],
         libraries=library_versions(),
     )
-    return cache_folder() / "scores" / f"{made.key()[:32]}.safetensors"
+    return place("scores", made.key(), ".safetensors")
 
 
 def load_score(path: Path, language: str) -> ScoreFile | None:

@@ -7,7 +7,7 @@ paragraphs (lines of a file, documents of a dataset).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.sources import ASSETS
 from surgeon.errors import InputError, did_you_mean
 from surgeon.text.documents import DatasetLocation, FileLocation, read_documents
-from surgeon.text.languages import Language, language
+from surgeon.text.languages import Language, code_meant, language
 
 Location = Path | FileLocation | DatasetLocation
 
@@ -73,10 +73,15 @@ class Corpus:
             EnvironmentFailure: a dataset could not be reached.
         """
         if language not in self.locations:
-            raise InputError(f"corpus {self.name} has no text for '{language}'{did_you_mean(language, self.locations)}")
+            meant = code_meant(language, self.locations, self.language)
+            raise InputError(f"corpus {self.name} has no text for '{language}'{meant}")
         if language not in self._texts:
             self._texts[language] = self._read(language)
         return self._texts[language]
+
+    def is_read(self, language: str) -> bool:
+        """True if a language's text has been read already."""
+        return language in self._texts
 
     def revision(self, language: str) -> str | None:
         """Return the commit that a language's text was drawn from; None if it was not read, or is not from the Hub."""
@@ -98,6 +103,23 @@ class Corpus:
             )
         score, evaluate_on = ("\n".join(half) + "\n" for half in (paragraphs[::2], paragraphs[1::2]))
         return Text(language, score, evaluate_on, str(where), drawn.revision)
+
+
+def given_corpus(texts: Mapping[str, Sequence[str]], others: Corpus) -> Corpus:
+    """Return a corpus of documents by language that are at hand, to be measured whole, beside another corpus's.
+
+    Raises:
+        InputError: something given is no text, or none of a language's documents has any.
+    """
+    found = {}
+    for code, documents in texts.items():
+        if not all(isinstance(document, str) for document in documents):
+            raise InputError(f"the documents given for '{code}' are not all text")
+        if not any(document.strip() for document in documents):
+            raise InputError(f"the documents given for '{code}' hold no text")
+        found[code] = Text(code, "", "\n".join(text.rstrip("\n") for text in documents if text.strip()) + "\n", "given")
+    nowhere = dict.fromkeys(found, Path("given"))
+    return Corpus("given", {**others.locations, **nowhere}, others.named, found)
 
 
 def builtin_corpora() -> list[str]:

@@ -124,7 +124,11 @@ def _configurations(card: bytes) -> dict[str, dict[str, Any]]:
     if len(card) > LONGEST_CARD:
         raise NoSuchFiles(f"{CARD} is longer than {LONGEST_CARD:,} bytes")
     try:
-        data = vars(RepoCard(card.decode("utf-8"), ignore_metadata_errors=True).data) if card else {}
+        data = (
+            vars(RepoCard(card.decode("utf-8"), ignore_metadata_errors=True).data)
+            if card.lstrip().startswith(b"---")
+            else {}
+        )
         found = MetadataConfigs.from_dataset_card_data(DatasetCardData(**data))
         return {str(name): dict(values) for name, values in found.items()}
     except Exception as error:  # of any kind: the library looks at no type before it uses it

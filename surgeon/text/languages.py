@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+
+from surgeon.errors import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,14 @@ def language(code: str, said: Mapping[str, object] | None = None) -> Language:
     known = LANGUAGES.get(code, Language(code, "other", "other"))
     own = [str((said or {}).get(key) or getattr(known, key)) for key in ("name", "script", "family")]
     return Language(*own)
+
+
+def code_meant(word: str, codes: Iterable[str], named: Callable[[str], Language] = language) -> str:
+    """Return `"; did you mean 'ar' (Arabic)?"` for a language's name or a locale, else what `did_you_mean` says."""
+    places = {code.lower(): code for code in codes}
+    names = {named(code).name.lower(): code for code in places.values()}
+    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.8)
+    code = names[close[0]] if close else places.get(re.split("[-_]", word.lower())[0])
+    if code is None:
+        return did_you_mean(word, places.values())
+    return f"; did you mean '{code}' ({named(code).name})?"

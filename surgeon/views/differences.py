@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from surgeon.diff.diff import KINDS, Change, Diff, Kind, TensorDiff
-from surgeon.errors import shorten
+from surgeon.errors import present, shorten
 from surgeon.region.overlap import Overlap, TensorOverlap
 from surgeon.region.patch import Patch
 from surgeon.report.words import percent, roles_in_order
@@ -173,9 +173,8 @@ def _fullest(counts: tuple[tuple[int, int], ...]) -> str:
 
 def _odd_line(tensor: TensorDiff) -> Text:
     """Say of a tensor that is not simply the same or changed what is the matter with it."""
-    before, after, change = tensor.before or tensor.after, tensor.after or tensor.before, tensor.change
-    assert before is not None
-    assert after is not None
+    change = tensor.change
+    before, after = present(tensor.before or tensor.after), present(tensor.after or tensor.before)
     what = {
         "missing": "only in the first",
         "extra": "only in the second",

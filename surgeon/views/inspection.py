@@ -16,8 +16,9 @@ from rich.text import Text
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.scope import left_out, scope, unknown_kinds
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.quantized import quantization
-from surgeon.checkpoint.sources import local_file
+from surgeon.checkpoint.quantized import is_code, quantization
+from surgeon.checkpoint.remarks import notes_on
+from surgeon.checkpoint.sources import local_file, look_again
 from surgeon.checkpoint.storage import DTYPE_BITS
 from surgeon.errors import shorten
 from surgeon.freeze.bundle import FOLDER, MANIFEST, REGION, Bundle
@@ -42,6 +43,7 @@ def look_at(target: str) -> dict[str, Any]:
     Raises:
         SurgeonError: nothing readable is there.
     """
+    look_again()
     path = local_file(target)
     if is_patch_file(path):
         return _patch(path)
@@ -136,7 +138,9 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "model_type": checkpoint.config.get("model_type"),
         "quantization": quantization(checkpoint),
         "layers": len({where.layer for where in places.values() if where.layer is not None}),
-        "hidden_size": hidden_size({name: info.shape for name, info in checkpoint.tensors.items()}, places),
+        "hidden_size": hidden_size(
+            {name: info.shape for name, info in checkpoint.tensors.items() if not is_code(info.dtype)}, places
+        ),
         "parameters": sum(info.numel for info in checkpoint.tensors.values()),
         "tensors": len(checkpoint.tensors),
         "shards": len(checkpoint.headers),
@@ -147,6 +151,8 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "roles": roles,
         "unknown_kinds": unknown_kinds(checkpoint),
         "left_out": left_out(checkpoint),
+        "files_left_out": dict(checkpoint.left_out),
+        "notes": notes_on(checkpoint),
     }
 
 
@@ -300,6 +306,8 @@ def _checkpoint_view(found: Mapping[str, Any]) -> Group:
         ("freezes", _frozen_line(found)),
         ("unknown", "; ".join(found["unknown_kinds"])),
         ("left out", "; ".join(found["left_out"])),
+        ("notes", "; ".join(found["notes"])),
+        ("not read", "; ".join(f"{name} ({why})" for name, why in found["files_left_out"].items())),
         ("surgery", quantized or f"reaches {reach['numel']:,} parameters in {reach['tensors']} decoder tensors"),
     ]
     roles = table("Roles", "role", "tensors", "parameters", "share")

@@ -18,10 +18,10 @@ from surgeon.report.words import percent, size
 from surgeon.views.terminal import table, told
 
 
-def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = None) -> Group:
+def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = None, notes: Sequence[str] = ()) -> Group:
     """Show a plan: regions, variants, and what they need; `expected` are the steps with the time they may take.
 
-    With `ranks` also what each of so many processes takes.
+    `notes` are on the texts. With `ranks` also what each of so many processes takes.
     """
     regions = table("Regions", "region", "selects", "tensors", "entries", "of", words=["selects"])
     for name in plan.file.as_written.regions:
@@ -44,6 +44,8 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
         f"{len(plan.checkpoint.headers)} file(s), {size(plan.checkpoint.data_bytes)}{_fetched(plan)}",
         f"corpus  {plan.corpus.name}: {len(plan.corpus.languages)} languages",
     ]
+    lines += [f"files   {line}" for line in plan.remarks]
+    lines += [f"text    {note}" for note in notes]
     lines += [f"score   {score.described()}" for score in plan.scores()]
     lines += _run_words(plan)
     unknown = unknown_kinds(plan.checkpoint)
@@ -120,12 +122,14 @@ def _fetched(plan: Plan) -> str:
     return ", on the Hub; only the tensors that change are fetched"
 
 
-def plan_data(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = None) -> dict[str, Any]:
+def plan_data(
+    plan: Plan, expected: Sequence[Step] = (), ranks: int | None = None, notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return a plan as plain data, for `--json`; `seconds` is what the `expected` steps may take.
 
     With `ranks` also what each of so many processes takes.
     """
-    data = _plan_data(plan, expected)
+    data = _plan_data(plan, expected) | {"text_notes": list(notes)}
     if ranks is not None:
         data["per_rank"] = asdict(rank_needs(plan, ranks, expected))
     return data
@@ -137,6 +141,7 @@ def _plan_data(plan: Plan, expected: Sequence[Step]) -> dict[str, Any]:
         "revision": plan.checkpoint.source.revision,
         "bytes_to_download": plan.bytes_to_download,
         "output": str(plan.output),
+        "remarks": plan.remarks,
         "regions": {
             name: {"tensors": len(r.tensors), "numel": r.numel, "entries": r.entries, "exact": r.exact}
             for name, r in plan.regions.items()

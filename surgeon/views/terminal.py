@@ -17,7 +17,7 @@ from rich.text import Text
 
 from surgeon.model.results import Continuation, Stopped
 from surgeon.report.data import Expectation, Perplexity, PushReport, Report
-from surgeon.report.story import caveat, sentence, tell
+from surgeon.report.story import caveat, no_intervals, sentence, tell, too_little_text
 from surgeon.report.tables import (
     CROWDS,
     EDITS,
@@ -223,7 +223,9 @@ def measures_view(
 ) -> Group:
     """Show what `verify` found: perplexity per language, bits per byte of the checkpoint, and continuations."""
     rows = grid_table(languages_table(found, list(found)[-1], named=named).columns(*range(2 + len(found))))
-    return Group(rows, generations_view(said, list(said))) if said else Group(rows)
+    little = too_little_text(found, named)
+    parts: list[RenderableType] = [rows] if little is None else [rows, told(little, style="bold")]
+    return Group(*parts, generations_view(said, list(said))) if said else Group(*parts)
 
 
 def expectation_line(item: Expectation, named: Callable[[str], Language] = language) -> Text:
@@ -242,6 +244,8 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
     parts: list[RenderableType] = []
     if report.perplexity and report.variants:
         parts += [Text(sentence(report, tell(report)), style="bold"), Text(caveat(report) or "", style="dim")]
+        if (unsure := no_intervals(report.perplexity, report.language)) is not None:
+            parts.append(told(unsure, style="dim"))
     parts.append(grid_table(regions_table(report.regions).columns(*CROWDS)))
     if (variants := variants_table(report)).rows:
         parts.append(grid_table(variants.columns(*EDITS)))

@@ -13,6 +13,7 @@ from surgeon.checkpoint.plain_json import read_object as read_json_object
 from surgeon.errors import CheckpointError
 from surgeon.write.marker import MARKER, Marker
 
+_LONGEST_TEXT = 1 << 26  # bytes; pages of hundreds of languages have some ten megabytes
 MANIFEST, RECIPE = "manifest.json", "recipe.yaml"
 VARIANTS, REGIONS = "variants", "regions"
 CARD, FIGURES = "README.md", "figures"
@@ -51,6 +52,24 @@ def is_output(folder: Path) -> bool:
 def is_made_anew(name: str) -> bool:
     """True for files of a variant that a push makes anew, or that are the user's to edit, as the card is."""
     return name in (CARD, RECIPE, MANIFEST) or name.startswith(f"{REGIONS}/")
+
+
+def read_own_text(path: Path, what: str) -> str:
+    """Read a file of text that surgeon wrote: a card, a recipe, a page; `what` says which.
+
+    Raises:
+        CheckpointError: it is missing, not UTF-8, or longer than surgeon writes any.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LONGEST_TEXT + 1)
+        if len(data) > _LONGEST_TEXT:
+            raise CheckpointError(f"{path}: {what} is longer than {_LONGEST_TEXT:,} bytes; run `surgeon apply` again")
+        return data.decode("utf-8")
+    except OSError:
+        raise CheckpointError(f"{path}: {what} is missing; run `surgeon apply` again") from None
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: {what} is not UTF-8 text; run `surgeon apply` again") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:

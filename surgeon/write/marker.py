@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from surgeon import inside
 from surgeon.checkpoint.fingerprint import damaged
@@ -14,6 +14,7 @@ from surgeon.errors import InputError
 from surgeon.operations.edits import EditCount
 
 MARKER = "surgeon.json"
+MOST_OPERATIONS = 1000  # each is looked at, and shown
 
 
 class MarkedModel(BaseModel):
@@ -38,7 +39,7 @@ class Marker(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="strings")
 
     variant: str
-    operations: list[dict[str, Any]]
+    operations: Annotated[list[dict[str, Any]], Field(max_length=MOST_OPERATIONS)]
     donors: dict[str, str] = {}
     freeze: str | None = None
     train_only: str | None = None
@@ -78,11 +79,15 @@ class Marker(BaseModel):
         return self.model_dump_json(indent=2) + "\n"
 
     def matches(self, other: Marker) -> bool:
-        """True if both say that the same was done to the same; what came out is not compared."""
+        """True if both say that the same was done to the same.
+
+        What came out is not compared, nor is the rest of the recipe: other variants, or how they are measured, make
+        no other bytes here.
+        """
         return self._asked() == other._asked()
 
     def _asked(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"tensors", "entries", "edits", "files"})
+        return self.model_dump(mode="json", exclude={"recipe", "tensors", "entries", "edits", "files"})
 
     def intact(self, folder: Path, jobs: int) -> bool:
         """True if every file in `folder` is as it was written; those of a variant that names none are not known.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import identity, refuse_changed
 from surgeon.checkpoint.hashing import file_hash
+from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.sources import refuse_output_inside
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.operations import Operation, open_donor
@@ -28,7 +29,7 @@ _PIECE_ENTRIES = 1 << 20
 def donor_hash(name: str, jobs: int) -> str:
     """Return what tells a donor from all others: the SHA-256 of a patch file, or a checkpoint's `identity`."""
     donor = open_donor(name)
-    return file_hash(donor.path) if isinstance(donor, Patch) else identity(donor, jobs)
+    return stored_hash(donor.path) if isinstance(donor, Patch) else identity(donor, jobs)
 
 
 def write_as_patch(plan: Plan, variant: str, regions: Mapping[str, Region], progress: Progress) -> Written:

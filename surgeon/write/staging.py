@@ -16,8 +16,9 @@ from pathlib import Path
 
 from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.companions import check_companions, companions
 from surgeon.checkpoint.fingerprint import content_hash, file_hashes, refuse_changed
-from surgeon.checkpoint.hashing import Stamp, file_hash, file_stamp
+from surgeon.checkpoint.hashing import Stamp, file_hash, file_stamp, sha256
 from surgeon.checkpoint.quantized import refuse_quantized
 from surgeon.checkpoint.remembered import remember_file
 from surgeon.checkpoint.sources import refuse_output_inside
@@ -28,7 +29,6 @@ from surgeon.freeze.bundle import write_bundle
 from surgeon.operations import Operation
 from surgeon.operations.edits import EditCount, check_regions_fit, touched_tensors
 from surgeon.region.region import Region
-from surgeon.write.companions import companions
 from surgeon.write.copying import copy_all, flush_file
 from surgeon.write.integrity import CARD, FIGURES
 from surgeon.write.marker import MARKER, MarkedModel, Marker
@@ -116,7 +116,7 @@ def write_variant(
 
     Raises:
         InputError: the output lies inside the source or a hub cache, or is a folder that surgeon did not write.
-        CheckpointError: the source changed meanwhile.
+        CheckpointError: the source changed meanwhile, or a file that variants need is a link out of its folder.
         RegionError: a region does not fit the checkpoint.
         EnvironmentFailure: not enough disk.
     """
@@ -146,6 +146,7 @@ def stage_variant(
     """
     refuse_output_inside(destination, checkpoint.source.path)
     refuse_quantized(checkpoint)
+    check_companions(checkpoint)
     check_regions_fit(checkpoint, regions)
     _refuse_foreign(destination)
     found = _finished(checkpoint, destination, marker, jobs) if marker is not None else None
@@ -222,18 +223,21 @@ def _finished(checkpoint: Checkpoint, destination: Path, marker: Marker, jobs: i
             continue
         wanted = _with_content(marker, checkpoint, jobs)
         if found.matches(wanted) and found.intact(folder, jobs) and _has_form_of(checkpoint, folder, found, jobs):
-            return Staged(checkpoint, folder, destination, found)
+            return Staged(checkpoint, folder, destination, found.model_copy(update={"recipe": marker.recipe}))
     return None
 
 
 def _has_form_of(checkpoint: Checkpoint, folder: Path, marker: Marker, jobs: int) -> bool:
     """True if what is beside the tensors is that of the source as it is now: companions, shards, their headers."""
-    beside = {path.as_posix(): checkpoint.folder / path for path in companions(checkpoint)[0]}
+    wanted = companions(checkpoint)
+    beside = {path.as_posix(): checkpoint.folder / path for path in wanted.kept}
     hashes = file_hashes(beside.values(), jobs)
+    made = {name: sha256(content) for name, content in wanted.made.items()}
     sizes = {header.path.name: header.data_start for header in checkpoint.headers}
     others = {name: digest for name, digest in marker.files.items() if name not in sizes}
     if {name: digest for name, digest in others.items() if not name.startswith(f"{FREEZE_FOLDER}/")} != {
-        name: hashes[path] for name, path in beside.items()
+        **{name: hashes[path] for name, path in beside.items()},
+        **made,
     }:
         return False
     return len(others) + len(sizes) == len(marker.files) and all(

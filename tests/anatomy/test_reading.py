@@ -17,6 +17,7 @@ from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.scope import left_out, scope
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import Place
+from surgeon.checkpoint.sources import cache_folder
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -176,10 +177,12 @@ def test_a_damaged_anatomy_is_read_again(deepseek: Path, monkeypatch: pytest.Mon
     checkpoint = Checkpoint.open(deepseek)
     monkeypatch.setattr(anatomy, "_known", {})
     first = anatomy_of(checkpoint)
-    kept = next((anatomy.cache_folder() / "anatomy").glob("*.json"))
-    data = json.loads(kept.read_text())
-    data["tensors"][next(iter(data["tensors"]))] = 1
-    kept.write_text(json.dumps(data))
+    kept = next((cache_folder() / "anatomy").glob("*.json"))
+    data = bytearray(kept.read_bytes())
+    at = data.index(b'"tensors"')
+    number = data.index(b": 0", at)
+    data[number + 2 : number + 3] = b"1"  # of a tensor another place
+    kept.write_bytes(data)
     monkeypatch.setattr(anatomy, "_known", {})
     assert anatomy_of(checkpoint) == first
 

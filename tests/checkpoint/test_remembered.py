@@ -17,6 +17,7 @@ from surgeon.checkpoint.fingerprint import content_hash, source_file_hashes, ten
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.remembered import known_hashes, stored_hash
 from surgeon.checkpoint.sealed import is_sealed, seal
+from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import allocate_file, map_bytes
 
 
@@ -91,11 +92,11 @@ def test_a_file_that_changed_a_moment_ago_is_not_remembered(tmp_path: Path) -> N
 def test_a_damaged_memory_is_made_again(model: Path, damage: str) -> None:
     checkpoint = Checkpoint.open(model)
     before = content_hash(checkpoint, 1)
-    for memory in (remembered.cache_folder() / "hashes").glob("*.json"):
-        text = memory.read_text()
-        at = text.index('": "') + 4
-        flipped = text[:at] + ("0" if text[at] != "0" else "1") + text[at + 1 :]
-        memory.write_text(flipped if damage == "flip" else damage)
+    for memory in (cache_folder() / "hashes").glob("*.json"):
+        data = bytearray(memory.read_bytes())
+        at = data.index(b'": "') + 4
+        data[at : at + 1] = b"0" if data[at : at + 1] != b"0" else b"1"
+        memory.write_bytes(data if damage == "flip" else damage.encode())
     assert known_hashes(checkpoint.headers[0]) is None
     assert content_hash(checkpoint, 1) == before
     assert known_hashes(checkpoint.headers[0]) is not None

@@ -34,7 +34,7 @@ MOST_UNGUIDED = 150_000
 DOORS = (
     "header", "plan", "difference", "index", "config", "region", "overlap", "patch", "bundle", "marker", "report",
     "manifest", "masks", "neurons", "saved", "lines", "parquet", "recipe", "override", "card",
-    "model", "rebuild",
+    "model", "rebuild", "dataset",
 )  # fmt: skip
 
 

@@ -12,8 +12,9 @@ from wholes import CARD, CONFIG, RECIPE, SHAPES, weights
 
 import surgeon
 from surgeon.api import plan_recipe
-from surgeon.checkpoint.checkpoint import INDEX_NAME, Checkpoint
+from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.hashing import file_hash
+from surgeon.checkpoint.weight_files import INDEX_NAME
 from surgeon.diff.comparison import compare
 from surgeon.errors import CheckpointError
 from surgeon.freeze.bundle import Bundle, write_bundle
@@ -27,6 +28,7 @@ from surgeon.region.region import Region
 from surgeon.report.card import SourceCard
 from surgeon.report.manifest import differences
 from surgeon.text.corpora import Corpus
+from surgeon.text.dataset_files import NoSuchFiles, split_files
 from surgeon.text.documents import FileLocation
 from surgeon.views.differences import diff_data, diff_view, overlap_data, overlap_view
 from surgeon.views.planned import plan_data, plan_view
@@ -79,7 +81,7 @@ class Workshop:
             self._overlap(), self._patch(), self._bundle(), self._marker(), self._report(), self._manifest(),
             self._masks(), self._neurons(), self._saved(), self._lines(), self._parquet(), self._recipe(),
             self._override(), self._card(), self._model(),
-            self._rebuild(),
+            self._rebuild(), self._dataset(),
         ]  # fmt: skip
         return {door.name: door for door in made}
 
@@ -355,6 +357,17 @@ class Workshop:
 
         return Door("model", "json", (json.dumps(CONFIG).encode(),), self._replaced(folder / "config.json", act))
 
+    def _dataset(self) -> Door:
+        def act(data: bytes) -> None:
+            for config in (None, "de", "fr"):
+                try:
+                    found = split_files(DATASET_FILES, data, config, "train")
+                except NoSuchFiles:
+                    continue
+                assert set(found.names) <= set(DATASET_FILES)
+
+        return Door("dataset", "text", (DATASET_CARD.encode(), b""), act)
+
     def _rebuild(self) -> Door:
         recipe, made = self.folder / "rebuild.yaml", self.folder / "made"
         recipe.write_text(RECIPE.format(model=self.model, text=self.folder / "de.txt", output=made))
@@ -373,6 +386,21 @@ class Workshop:
 
         seed = (folder / MARKER).read_bytes()
         return Door("rebuild", "json", (seed,), self._replaced(folder / MARKER, act))
+
+
+DATASET_CARD = """---
+configs:
+- config_name: de
+  default: true
+  data_files:
+  - {split: train, path: [de/*.jsonl, "de/x[12].csv"]}
+  - {split: test, path: "**/y.parquet"}
+  sep: ";"
+- config_name: fr
+  data_dir: fr
+---
+"""
+DATASET_FILES = ("README.md", "de/a.jsonl", "de/x1.csv", "de/y.parquet", "fr/train.txt", "fr/.hidden/a.txt", "z.tar")
 
 
 def _nothing(_: object) -> None:

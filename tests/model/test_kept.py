@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.sealed import seal
+from surgeon.checkpoint.store import keep_value
 from surgeon.model import kept
 from surgeon.model.kept import keep, kept_path, load_kept
 from surgeon.model.results import Continuation, Measure, Verification
@@ -137,11 +137,10 @@ def test_figures_that_are_damaged_or_gone_are_measured_again(tmp_path: Path, mon
     path = tmp_path / "x.json"
     assert load_kept(path, "cut") is None
     keep(path, "cut", Verification({"cut": {"de": Measure(1.0, 1, 1)}}))
-    whole = path.read_text()
-    path.write_text(whole.replace("1.0", "1.5"))
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"1.0", b"1.5"))
     assert load_kept(path, "cut") is None
-    path.write_text(whole)
+    path.write_bytes(whole)
     assert load_kept(path, "cut") is not None
-    path.write_text("[" * 1000)  # sealed, and still nothing that is read
-    seal(path)
+    keep_value(path, b"[" * 1000)  # as it was written, and still nothing that is read
     assert load_kept(path, "cut") is None

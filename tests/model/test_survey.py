@@ -12,8 +12,9 @@ import pytest
 SURVEY = Path(__file__).parent.parent.parent / "scripts" / "survey"
 
 SAMPLE = [
-    "falcon_mamba", "jamba", "granitemoehybrid", "deepseek_v2", "gemma3n_text", "llama4_text", "qwen3_next",
-    "mixtral, experts stacked", "gpt2, as published", "llama, tied and both stored",
+    "jamba", "nemotron_h", "deepseek_v3, with its MTP layer", "qwen3_next, with its MTP layer", "gemma3n_text",
+    "gemma4", "gpt_oss", "qwen3_vl", "llava, language_model inside", "mixtral, experts stacked", "gpt2, as published",
+    "llama, tied and both stored",
 ]  # fmt: skip
 
 
@@ -43,6 +44,15 @@ def test_a_family_is_cut_and_measured_as_plain_transformers_would(name: str, sur
 
     found = one(name, tmp_path)
     assert (found.verdict, found.wrong, found.message) == ("right", [], "")
+
+
+@pytest.mark.parametrize("name", ["t5", "bart (BartForConditionalGeneration)", "blip", "florence2"])
+def test_what_cannot_be_run_on_a_text_alone_is_refused(name: str, survey: None, tmp_path: Path) -> None:
+    from judge import one
+
+    found = one(name, tmp_path)
+    assert (found.verdict, found.wrong) == ("refused", [])
+    assert found.message
 
 
 def test_the_survey_sees_what_is_wrong(survey: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jobs
 import pytest
 from conftest import ModelMaker
-from launching import Rank, Ranks, run_ranks
+from launching import Rank, Ranks, free_port, run_ranks
 from test_ranks import found, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -100,3 +100,26 @@ def test_a_mistake_is_told_once(recipe: Path, tmp_path: Path) -> None:
     assert ended[0].code == 2
     assert len(messages(ended)) == 1, messages(ended)
     assert "no such recipe file" in messages(ended)[0]
+
+
+@pytest.mark.parametrize(("victims", "by_launcher"), [((1,), True), ((0, 2), True), ((2,), False), ((0,), False)])
+def test_ranks_that_are_killed_before_they_met_are_named_soon(
+    victims: tuple[int, ...], by_launcher: bool, tmp_path: Path
+) -> None:
+    """With nobody to end the others, as under srun, and whether or not the launcher keeps what ranks look at."""
+    environment = {"SURGEON_RANK_TIMEOUT": "3"}
+    if not by_launcher:
+        environment |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(free_port())}
+    running = Ranks(3, jobs.meet_without, *victims, folder=tmp_path, environment=environment)
+    for process in running.processes:
+        process.join(60)
+    ended = running.wait()
+    left = [number for number in range(3) if number not in victims]
+    assert [ended[number].code for number in left] == [3] * len(left), ended
+    said = messages(ended)
+    assert len(said) == 1, said
+    if by_launcher or 0 not in victims:
+        names = ", ".join(map(str, victims))
+        assert said[0].startswith(f"error: rank{'s' if len(victims) > 1 else ''} {names} of 3 did not come within 3 s")
+    else:
+        assert "rank 0 is missing" in said[0]

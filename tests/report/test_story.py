@@ -10,8 +10,8 @@ from reports import make_report
 
 from surgeon.model.results import Measure
 from surgeon.report.data import Report, SweepReport, VariantReport
-from surgeon.report.measured import perplexity, summarize
-from surgeon.report.story import sentence, tell
+from surgeon.report.measured import perplexities, perplexity, summarize
+from surgeon.report.story import no_intervals, sentence, tell
 
 BASE = {"ar": 3.0, "en": 3.1, "zh": 3.2}
 
@@ -81,6 +81,8 @@ def test_what_was_in_reach_is_said() -> None:
         ((1.0, 1.5, 1.2), "makes 2 of 3 languages 20 to 50\u00a0% worse"),
         ((1.0, 1.0, 3.0), "makes Chinese 3.0 times worse"),
         ((0.8, 1.0, 1.0), "makes 1 language up to 20\u00a0% better"),
+        ((1.02, 0.8, 0.7), "makes Arabic 2\u00a0% worse and makes 2 languages up to 30\u00a0% better"),
+        ((0.9, 0.8, 0.7), "makes all 3 languages up to 30\u00a0% better"),
         ((math.nan, 4.0, 4.0), "breaks Arabic beyond numbers and makes 2 of 3 languages 4.0 times worse"),
         ((math.inf, math.inf, math.inf), "breaks all 3 languages beyond numbers"),
         ((1234.0, 2e6, 7.0), "makes all 3 languages 7.0 to 2.0e6 times worse"),
@@ -148,3 +150,57 @@ def test_a_model_that_was_made_for_showing_says_so_wherever_its_figures_are_told
         console.print(report_view(report, "out"))
         assert ("says nothing about other models" in console.export_text()) is said
         assert ("says nothing about other models" in page(report)) is said
+
+
+@pytest.mark.parametrize(
+    ("held", "does"),
+    [
+        ("freeze core", "keep 1\u00a0% of the decoder's weights as they are"),
+        ("train only core", "change 1\u00a0% of the decoder's weights, and nothing else"),
+    ],
+)
+def test_what_only_trainers_are_told_is_no_operation(held: str, does: str) -> None:
+    report = report_of({"kept": (held, dict.fromkeys(BASE, 1.0))}, REGIONS)
+    kept = report.variants["kept"].model_copy(update={"entries": 0})
+    report = report.model_copy(update={"variants": {"kept": kept}})
+    story = tell(report)
+    assert (story.cut, story.region) == ("kept", "core")
+    expected = f"The weights are the source's, byte for byte; a trainer that heeds freeze/ will {does}."
+    assert sentence(report, story) == expected
+
+
+@pytest.mark.parametrize("held", ["freeze low", "train only core"])
+def test_a_cut_that_trainers_are_told_something_of_is_told_as_the_cut(held: str) -> None:
+    cut = {"core-cut": ("zero core", dict.fromkeys(BASE, 3.0))}
+    report = report_of({"kept": (held, dict.fromkeys(BASE, 1.0))} | cut, REGIONS)
+    assert tell(report).cut == "core-cut"
+    both = report.variants["core-cut"].model_copy(update={"operations": ["zero core", held]})
+    report = report.model_copy(update={"variants": {**report.variants, "core-cut": both}})
+    told = sentence(report, tell(report))
+    assert told.startswith("Zeroing 1\u00a0% of the decoder's weights makes all 3 languages 3.0 times worse")
+
+
+def test_of_a_few_tokens_nothing_is_told() -> None:
+    report = report_of({"core-cut": ("zero core", dict.fromkeys(BASE, 3.0))}, REGIONS)
+    for tokens, enough in ((63, False), (64, True)):
+        rows = {
+            name: row | {"en": row["en"].model_copy(update={"tokens": tokens})}
+            for name, row in report.perplexity.items()
+        }
+        told = sentence(report.model_copy(update={"perplexity": rows}), tell(report))
+        assert told.startswith("Zeroing") == enough
+        if not enough:
+            assert told.startswith("Too little text to tell: English measured on fewer than 64 tokens (English: 63).")
+            assert "verify.tokens" in told
+
+
+def test_where_no_interval_can_be_given_it_is_said() -> None:
+    windows = ((200.0, 50), (100.0, 50))
+    report = report_of({"core-cut": ("zero core", dict.fromkeys(BASE, 3.0))}, REGIONS)  # of one window each
+    told = no_intervals(report.perplexity)
+    assert told is not None
+    assert "No interval can be given for all 3 languages" in told
+    assert "Set verify.window to 25 or less" in told
+    measures = {name: {code: Measure(300, 100, 400, windows) for code in BASE} for name in ("base", "core-cut")}
+    assert no_intervals(perplexities(measures)) is None
+    assert no_intervals({}) is None

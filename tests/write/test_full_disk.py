@@ -39,7 +39,7 @@ def disk(place: Path, size: int) -> Iterator[None]:
 
 
 def whole(out: Path) -> dict[str, object]:
-    """What a run leaves but for times, what it reused, and the page, which shows both."""
+    """What a run leaves but for times, where it lies, what it reused, and the page, which shows all that."""
     found: dict[str, object] = {}
     for path in out.rglob("*"):
         if path.is_file() and path.name != "report.html":
@@ -48,7 +48,7 @@ def whole(out: Path) -> dict[str, object]:
         data = json.loads((out / name).read_bytes())
         data.pop(timed)
         for variant in data.get("variants", {}).values():
-            variant.pop("reused")
+            del variant["reused"], variant["path"]
         found[name] = data
     return found
 
@@ -111,7 +111,8 @@ def test_a_disk_that_fills_is_one_message_and_with_room_the_same_command_finishe
             assert str(place) in said[0]
             assert half_done(place / "out", wanted) == []
             subprocess.run(["mount", "-o", f"remount,size={1 << 28}", place], check=True)
-        for place, result in zip(places, run_forked([case(place) for place in places]), strict=True):
+        again = places[::3]  # the crashes beside do this at every call
+        for place, result in zip(again, run_forked([case(place) for place in again]), strict=True):
             assert result["code"] == 0, result["said"]
             assert whole(place / "out") == wanted
             left = [*place.rglob(".*.part*"), *place.rglob(".*.staging"), *place.glob("cache/scratch/*")]

@@ -1,0 +1,186 @@
+"""The files that make weights a usable model, and nothing else: config, tokenizer, templates, code, licence.
+
+Known by name, and by where transformers looks for them: whatever else lies in a source's folder may hold the very
+weights that were cut, in some format or other, a trainer's state, or what its owner never meant to publish. What is
+left out is told, file by file, each with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.own_code import own_code
+from surgeon.checkpoint.remote import RemoteFile
+from surgeon.checkpoint.weight_files import INDEX_NAME, SINGLE_NAME, index_for
+from surgeon.errors import CheckpointError
+
+_NAMES = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "image_processor_config.json", "video_preprocessor_config.json", "audio_tokenizer_config.json",
+    "chat_template*.json", "*.jinja", "LICENSE*", "LICENCE*", "License*", "COPYING*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+_VOCABULARIES = (
+    "tekken.json", "normalizer.json", "*.tiktoken", "*.bpe", "*.spm", "*.model", "*.model.v[0-9]*", "bpe.codes",
+    "byte_maps.json", "dict.txt", "emoji.json", "entity_vocab.json", "prophetnet.tokenizer", "target_vocab.json",
+    "word_pronunciation.json", "word_shape.json",
+)  # fmt: skip
+_TEXTS = (".json", ".txt", ".jsonl", ".model", ".vocab")  # in which tokenizers are kept
+_TOKENIZERS = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "sentencepiece", "spiece")
+# Folders in which transformers looks, and what it takes there.
+_FOLDERS = {"additional_chat_templates": ("*.jinja",), "custom_generate": ("*.py", "requirements.txt")}
+# Without these a model does not load, or has no tokenizer.
+_NEEDED = frozenset({
+    "config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt",
+    "merges.txt",
+})  # fmt: skip
+_SENTENCEPIECE = b"\n"  # a serialised model begins with its first piece; pickles, archives and tensors do not
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # a token in base64, and its rank
+# What surgeon puts into a variant, at once or when it is pushed; a variant of a variant gets its own.
+_MARKER, _CARD, _FREEZE = "surgeon.json", "README.md", "freeze"
+_OWN = ("figures", "regions", "recipe.yaml", "manifest.json", ".eval_results", _MARKER)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What travels with the weights, relative to the source's folder, and why what else lies there does not.
+
+    `made` are files that the source lacks and a variant needs, with their content.
+    """
+
+    kept: tuple[Path, ...]
+    left_out: Mapping[str, str]
+    made: Mapping[str, bytes]
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines that say what is left out, one for each reason."""
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.left_out.items():
+            reasons.setdefault(reason, []).append(name)
+        return [f"left out of variants: {', '.join(names)} ({reason})" for reason, names in reasons.items()]
+
+
+def companions(checkpoint: Checkpoint) -> Companions:
+    """Sort the files beside the weights into what travels and what does not; of a file, those of its folder."""
+    root, whole = checkpoint.folder, not checkpoint.source.path.is_file()
+    taken = {header.path.name for header in checkpoint.headers}
+    variant = (root / _MARKER).is_file()
+    code = own_code(root)
+    kept: list[Path] = []
+    left_out: dict[str, str] = dict(checkpoint.left_out)
+    homes = {header.path.resolve().parent for header in checkpoint.headers if not isinstance(header.path, RemoteFile)}
+    for path in _beside(checkpoint):
+        relative = path.relative_to(root)
+        name = relative.as_posix()
+        if name in taken or name in left_out or (relative.parts[0] in _OWN and (variant or name == _MARKER)):
+            continue
+        if name == _CARD or (name.startswith(".") and not name.startswith("._")):
+            continue
+        reason = _obstacle(checkpoint, path, relative, code, homes)
+        if reason is None:
+            kept.append(relative)
+        else:
+            left_out[name + ("/" if path.is_dir() else "")] = reason
+    made = {}
+    if not checkpoint.index and taken != {SINGLE_NAME} and checkpoint.config.get("transformers_weights") not in taken:
+        made[INDEX_NAME] = (json.dumps(index_for(checkpoint.headers), indent=2) + "\n").encode()
+    return Companions(tuple(sorted(kept)), left_out if whole else {}, made)
+
+
+def _beside(checkpoint: Checkpoint) -> list[Path]:
+    """Return the files and folders of the source's folder, those on the Hub only too, and those in some folders."""
+    root = checkpoint.folder
+    found = {*root.iterdir(), *(root / name for name in checkpoint.source.remote)} if root.is_dir() else set()
+    code = own_code(root)
+    for folder in {*_FOLDERS, *(path.parts[0] for path in code if len(path.parts) > 1)}:
+        if (root / folder).is_dir() and not (root / folder).is_symlink():
+            found |= {path for path in (root / folder).iterdir() if path.is_file()}
+            found.discard(root / folder)
+    found |= {root / path for path in code}
+    return sorted(found)
+
+
+def _obstacle(
+    checkpoint: Checkpoint, path: Path, relative: Path, code: frozenset[Path], homes: Iterable[Path]
+) -> str | None:
+    """Return why a file does not travel; None if it does."""
+    name, root = relative.name, checkpoint.folder
+    if name.startswith("._"):
+        return "notes that macOS keeps beside files"
+    if path.is_dir():
+        speaks = relative.parts[0] == _FREEZE
+        return "it speaks of the source's weights" if speaks else "a folder in which transformers looks for nothing"
+    if relative.suffix == ".py" and relative.parts[0] not in _FOLDERS and relative not in code:
+        return "code in which the configs name no class"
+    if relative not in code and not _is_companion(checkpoint, relative):
+        return "nothing that transformers loads"
+    if relative.as_posix() in checkpoint.source.remote:
+        return None
+    if not path.is_file():
+        return "a link that leads nowhere, or no plain file"
+    if not _stays_inside(path, root, homes):
+        return "a link that leads out of the folder"
+    return (
+        None
+        if ".model" not in path.suffixes or vocabulary_kind(path) is not None
+        else "no vocabulary, by its first bytes"
+    )
+
+
+def _is_companion(checkpoint: Checkpoint, relative: Path) -> bool:
+    name = relative.name
+    if len(relative.parts) > 1:
+        return any(fnmatchcase(name, pattern) for pattern in _FOLDERS.get(relative.parts[0], ()))
+    if checkpoint.index is not None and name == checkpoint.index.name:
+        return True
+    if any(fnmatchcase(name, pattern) for pattern in _NAMES):
+        return True
+    return is_tokenizers(name)
+
+
+def is_tokenizers(name: str) -> bool:
+    """True for the name of a file in which tokenizers are kept."""
+    if name.startswith(_TOKENIZERS) and Path(name).suffix in _TEXTS and not name.endswith(".index.json"):
+        return True
+    return any(fnmatchcase(name, pattern) for pattern in _VOCABULARIES)
+
+
+def vocabulary_kind(path: Path) -> str | None:
+    """Return `sentencepiece` or `tiktoken` for what these write, by its first bytes; None for anything else."""
+    with path.open("rb") as file:
+        start = file.read(1 << 12)
+    return "sentencepiece" if start.startswith(_SENTENCEPIECE) else "tiktoken" if _TIKTOKEN.match(start) else None
+
+
+def _stays_inside(path: Path, root: Path, homes: Iterable[Path]) -> bool:
+    """True if what a path leads to lies in the folder, or where its weights lie: in a store of models, the Hub's cache.
+
+    A link to anywhere else may lead to what was never meant to be published.
+    """
+    real, home = path.resolve(), root.resolve()
+    if home in real.parents or real.parent in homes:
+        return True
+    blobs = home.parent.parent / "blobs"
+    return home.parent.name == "snapshots" and real.parent == blobs
+
+
+def check_companions(checkpoint: Checkpoint) -> Companions:
+    """Return the companions of a checkpoint whose variants would load.
+
+    Raises:
+        CheckpointError: they would not, since a file that they need is a link that is not followed.
+    """
+    found = companions(checkpoint)
+    lost = sorted(name for name in found.left_out if name in _NEEDED)
+    if lost:
+        raise CheckpointError(
+            f"{checkpoint.folder / lost[0]}: {found.left_out[lost[0]]}, so it is not copied, and without it a variant "
+            "would not load; put the file itself there"
+        )
+    return found

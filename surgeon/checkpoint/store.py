@@ -1,0 +1,110 @@
+"""What is kept between runs, by content: one folder, one way to name it, one check, and what lies there.
+
+A *value* is small: its file begins with the SHA-256 of what follows, so that a damaged one is as good as none. Scores
+and regions are read as mapped files, so that their SHA-256 stands beside them instead (`sealed`). Both are named by
+the SHA-256 of all that they depend on, so that nothing that is found was made from anything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgeon import inside
+from surgeon.checkpoint.plain_json import LONGEST, NotPlain, as_object, parse_json
+from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.storage import replacing
+
+SCRATCH = "scratch"  # see `scratch`
+SHELVES: Mapping[str, str] = {
+    "scores": "scores of one language each, float32",
+    "regions": "regions that were selected",
+    "measures": "what was measured of a model or variant",
+    "tokens": "how many tokens texts have",
+    "hashes": "SHA-256 of files and tensors",
+    "anatomy": "what each tensor of a checkpoint is",
+    "page": "drawings of reports",
+    SCRATCH: "scores and hidden states in the making",
+}
+_DIGEST = 32  # bytes of a SHA-256
+# What `place` names, and its seal: so that clearing removes nothing of anybody else's, wherever the cache is put.
+_OURS = re.compile(r"[0-9a-f]{32,64}\.(json|safetensors|region\.safetensors|svg|png)(\.sha256)?")
+
+
+def place(shelf: str, key: str, suffix: str) -> Path:
+    """Return where something is kept under a key, the SHA-256 of all that it depends on."""
+    return cache_folder() / shelf / f"{key[:32]}{suffix}"
+
+
+def value(path: Path) -> bytes | None:
+    """Return a value that is kept; None if it is not there, or not as it was written."""
+    try:
+        held = path.read_bytes()
+    except OSError:
+        return None
+    return held[_DIGEST:] if held[:_DIGEST] == hashlib.sha256(held[_DIGEST:]).digest() else None
+
+
+def keep_value(path: Path, content: bytes) -> None:
+    """Keep a value. It is not flushed to the disk: one that a power cut damages is made again."""
+    with replacing(path, durable=False) as staged:
+        staged.write_bytes(hashlib.sha256(content).digest() + content)
+
+
+def recall(path: Path, longest: int = LONGEST) -> dict[str, Any] | None:
+    """Return a kept object of plain data; None if there is none, or it is damaged, or larger than `longest` bytes."""
+    content = value(path)
+    if content is None:
+        return None
+    try:
+        return as_object(parse_json(content, longest), "what is kept")
+    except NotPlain:
+        return None
+
+
+def remember(path: Path, data: Mapping[str, Any]) -> None:
+    """Keep an object of plain data; nan and infinities stay what they are."""
+    keep_value(path, json.dumps(data).encode())
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What lies in one folder of the cache: `holds` says what it is, in words; bytes are those of all files."""
+
+    name: str
+    holds: str
+    files: int
+    bytes: int
+
+
+def contents() -> list[Shelf]:
+    """Return what is kept, shelf by shelf."""
+    found = []
+    for name, holds in SHELVES.items():
+        sizes = [path.lstat().st_size for path in _files(name)]
+        found.append(Shelf(name, holds, len(sizes), sum(sizes)))
+    return found
+
+
+def clear() -> None:
+    """Remove what is kept, and nothing else that lies in the folder; scratch is for `scratch.reclaim_cache`.
+
+    A run that is at work meanwhile makes again what it misses.
+    """
+    for name in SHELVES.keys() - {SCRATCH}:
+        for path in _files(name):
+            with suppress(OSError):
+                inside.remove(path)
+
+
+def _files(shelf: str) -> list[Path]:
+    folder = cache_folder() / shelf
+    found = sorted(folder.rglob("*") if shelf == SCRATCH else folder.glob("*"))
+    ours = [path for path in found if shelf == SCRATCH or _OURS.fullmatch(path.name)]
+    return [path for path in ours if path.is_file() and not path.is_symlink()]
