@@ -8,8 +8,8 @@
 A tiny Llama trains for some steps with 5 % of every tensor frozen, a negative zero and a denormal among them. The
 trained weights are compared with the base by this script's own means: raw integers, and indices that were chosen
 before the bundle was written. Columns: frozen entries that changed, frozen entries, the share of all others that
-changed, frozen places at which the optimizer's moments are not zero, and whether `Frozen.verify` and `verify_saved`
-say the same. A setting whose package is missing, or does not run here, is listed with the reason.
+changed, whether `Frozen.verify` and `verify_saved` say the same, and, where the promise was broken on purpose, when
+that was told. A setting whose package is missing, or does not run here, is listed with the reason.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 import transformers
-from freeze_settings import average, few, lightning, loop, make_base, merge, spread, trainer
+from freeze_settings import average, few, lightning, loop, make_base, merge, order, sharpness, spread, told, trainer
 
 from surgeon.freeze import Bundle
 
@@ -74,13 +74,27 @@ def settings() -> dict[str, tuple[str, Callable[[Path, Path], dict[str, Any]]]]:
         for label, (package, module, name, options) in others.items()
     }
     fused = of("torch.optim", "AdamW", lr=1e-2, weight_decay=0.1)
-    two = ["DDP", "DDP with PowerSGD", "FSDP2", "tensor parallel"]
+    two = ["DDP", "DDP with PowerSGD", "FSDP2", "FSDP2, frozen before", "tensor parallel"]
     return {
         **plain,
         **low,
         "loop, torch.compile": ("torch", functools.partial(loop, fused, compiled=True)),
         "loop, EMA (`swa_utils.AveragedModel`)": ("torch", average),
         "loop, train_only": ("torch", few),
+        **{
+            f"two optimizers, one made late; {label}": ("torch", functools.partial(order, kind))
+            for kind, label in {
+                "first": "frozen before them",
+                "run twice": "frozen twice",
+                "replaced": "`load_state_dict(assign=True)`",
+                "enlarged": "vocabulary enlarged",
+                "converted": "saved in bfloat16",
+            }.items()
+        },
+        "loop, SAM": ("torch", sharpness),
+        "broken: average made before, saved": ("torch", functools.partial(told, "average")),
+        "broken: steps in the backward pass (LOMO)": ("torch", functools.partial(told, "in backward")),
+        "broken: weights clamped before step 2": ("torch", functools.partial(told, "clamped")),
         **{
             f"Trainer, {optim}": ("transformers", functools.partial(trainer, optim=optim))
             for optim in ("adamw_torch_fused", "adafactor", "adamw_torch_8bit", "adamw_torch_4bit")
@@ -108,10 +122,10 @@ def row(name: str, package: str, run: Callable[[Path, Path], dict[str, Any]], ba
     except Exception as error:
         traceback.print_exc()
         return f"| {name} | {label} | does not run here: {' '.join(str(error).split())[:90]} | | | | |"
-    state = "not read" if found["state"] is None else f"{found['state']}"
     proof = "agrees" if found["proof"] else "DISAGREES"
+    when = found.get("told", "nothing to tell")
     share = f"{100 * found['trained']:.0f} %"
-    return f"| {name} | {label} | {found['changed']} | {found['frozen']:,} | {share} | {state} | {proof} |"
+    return f"| {name} | {label} | {found['changed']} | {found['frozen']:,} | {share} | {proof} | {when} |"
 
 
 def elsewhere(python: str) -> str:
@@ -132,7 +146,7 @@ def main() -> None:
     torch.set_num_threads(1)
     python = ".".join(map(str, sys.version_info[:3]))
     head = f"Python {python}, torch {torch.__version__}, transformers {transformers.__version__}, on a CPU.\n\n"
-    head += "| setting | package | changed | frozen | others trained | moments not zero | proof |\n" + "|---" * 7 + "|"
+    head += "| setting | package | changed | frozen | others trained | proof | told |\n" + "|---" * 7 + "|"
     lines = [head]
     print(head)
     with tempfile.TemporaryDirectory() as folder:

@@ -19,12 +19,12 @@ import torch.distributed as distributed
 import transformers
 from safetensors.torch import load_file, save_file
 
+from surgeon.errors import FreezeError
 from surgeon.freeze import FreezeCallback, freeze, verify_saved, write_bundle
 from surgeon.region.region import Region
 
 STEPS = 4
 INTEGERS = {2: torch.int16, 4: torch.int32}
-MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "prev", "acc_delta")
 
 
 def make_base(folder: Path) -> None:
@@ -81,17 +81,6 @@ def compare(base: Path, state: dict[str, torch.Tensor], few: bool = False) -> di
     return {"changed": changed, "frozen": frozen, "trained": moved / others}
 
 
-def dirty(base: Path, model: Any, optimizer: Any) -> int:
-    chosen, count = np.load(base / "indices.npz"), 0
-    for name, parameter in model.named_parameters():
-        state = optimizer.state.get(parameter, {})
-        found = [state[key] for key in MOMENTS if key in state and state[key].shape == parameter.shape]
-        found = [value.full_tensor() if hasattr(value, "full_tensor") else value for value in found]
-        plain = [value for value in found if type(value) in (torch.Tensor, torch.nn.Parameter)]
-        count += sum(int((value.reshape(-1)[torch.from_numpy(chosen[name])] != 0).sum()) for value in plain)
-    return count
-
-
 def save(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     folder.mkdir(exist_ok=True)
     state = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
@@ -99,16 +88,16 @@ def save(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def result(base: Path, output: Path, model: Any, optimizer: Any, frozen: Any) -> dict[str, Any]:
+def result(base: Path, output: Path, model: Any, frozen: Any) -> dict[str, Any]:
     found = compare(base, save(model, output / "saved"))
     proof = frozen.verify() == verify_saved(output / "saved", base) == found["frozen"]
-    return {**found, "state": dirty(base, model, optimizer), "proof": proof}
+    return {**found, "proof": proof}
 
 
 def loop(make: Callable[[Any], Any], base: Path, output: Path, compiled: bool = False) -> dict[str, Any]:
     model = load(base)
     optimizer = make(model.parameters())
-    frozen = freeze(model, base, optimizer)
+    frozen = freeze(model, base)
     runs = torch.compile(model, backend="aot_eager") if compiled else model
     for batch in batches(STEPS):
 
@@ -124,20 +113,20 @@ def loop(make: Callable[[Any], Any], base: Path, output: Path, compiled: bool = 
             closure()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-    return result(base, output, model, optimizer, frozen)
+    return result(base, output, model, frozen)
 
 
 def few(base: Path, output: Path) -> dict[str, Any]:
     model = load(base)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    frozen = freeze(model, base / "few", optimizer)
+    frozen = freeze(model, base / "few")
     for batch in batches(STEPS):
         optimizer.zero_grad()
         model(**batch).loss.backward()
         optimizer.step()
     found = compare(base, save(model, output / "saved"), few=True)
     proof = frozen.verify() == verify_saved(output / "saved", base / "few") == found["frozen"]
-    return {**found, "state": 0, "proof": proof}
+    return {**found, "proof": proof}
 
 
 def average(base: Path, output: Path) -> dict[str, Any]:
@@ -146,14 +135,100 @@ def average(base: Path, output: Path) -> dict[str, Any]:
     model = load(base)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    frozen = freeze(model, base, optimizer)
+    frozen = freeze(model, base)
     frozen.follow(averaged)
     for batch in batches(STEPS):
         optimizer.zero_grad()
         model(**batch).loss.backward()
         optimizer.step()
         averaged.update_parameters(model)
-    return result(base, output, averaged.module, optimizer, frozen)
+    return result(base, output, averaged.module, frozen)
+
+
+def order(kind: str, base: Path, output: Path) -> dict[str, Any]:
+    """Train with several optimizers, one of them made late, in some order of freezing and of what else is done."""
+    model = load(base)
+    frozen = freeze(model, base)
+    if kind == "run twice":
+        frozen = freeze(model, base)
+    if kind == "replaced":
+        model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
+    if kind == "enlarged":
+        model.resize_token_embeddings(72)
+    half = list(model.parameters())[::2]
+    rest = [parameter for parameter in model.parameters() if not any(parameter is each for each in half)]
+    optimizers = [torch.optim.SGD(half, lr=0.1, momentum=0.9, weight_decay=0.1)]
+    for batch in batches(STEPS):
+        model.zero_grad()
+        model(**batch).loss.backward()
+        if len(optimizers) == 1:
+            optimizers.append(torch.optim.AdamW(rest, lr=1e-2, weight_decay=0.1))
+        for optimizer in optimizers:
+            optimizer.step()
+    if kind == "converted":
+        model.bfloat16()
+    state = save(model, output / "saved")
+    found = compare(base, {name: tensor[:66] if len(tensor) == 72 else tensor for name, tensor in state.items()})
+    return {**found, "proof": frozen.verify() == verify_saved(output / "saved", base) == found["frozen"]}
+
+
+def sharpness(base: Path, output: Path) -> dict[str, Any]:
+    """Climb along the gradient, take it there, go back and step."""
+    model = load(base)
+    frozen = freeze(model, base)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    for batch in batches(STEPS):
+        model(**batch).loss.backward()
+        before = [parameter.data.clone() for parameter in model.parameters()]
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * parameter.grad)  # type: ignore[operator]
+        model.zero_grad()
+        model(**batch).loss.backward()
+        for parameter, values in zip(model.parameters(), before, strict=True):
+            parameter.data = values
+        optimizer.step()
+        model.zero_grad()
+    return result(base, output, model, frozen)
+
+
+def told(kind: str, base: Path, output: Path) -> dict[str, Any]:
+    """Break the promise; what is changed is counted when it is told."""
+    from torch.optim.swa_utils import AveragedModel
+
+    model = load(base)
+    averaged = AveragedModel(model, avg_fn=lambda average, now, _: 0.9 * average + 0.1 * now)
+    freeze(model, base)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+
+    def lomo(_: Any) -> None:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.data.mul_(0.99).add_(parameter.grad, alpha=-0.1)
+                parameter.grad = None
+
+    if kind == "in backward":
+        for parameter in model.parameters():
+            parameter.register_hook(lomo)
+    counted, at = (averaged.module if kind == "average" else model), "never"
+    try:
+        for number, batch in enumerate(batches(STEPS), 1):
+            at = f"in step {number}"
+            model(**batch).loss.backward()
+            if kind == "clamped" and number == 2:
+                for parameter in model.parameters():
+                    parameter.data.clamp_(-0.1, 0.1)
+            if kind != "in backward":
+                optimizer.step()
+            optimizer.zero_grad()
+            averaged.update_parameters(model)
+        at = "at the save"
+        counted.state_dict()
+        at = "never"
+    except FreezeError:
+        pass
+    found = compare(base, {name: parameter.detach() for name, parameter in counted.named_parameters()})
+    return {**found, "proof": at != "never", "told": at}
 
 
 def trainer(base: Path, output: Path, kind: str = "Trainer", **changes: Any) -> dict[str, Any]:
@@ -169,11 +244,10 @@ def trainer(base: Path, output: Path, kind: str = "Trainer", **changes: Any) -> 
     else:
         made = _trl(kind, model, options, callback)
     made.train()
-    optimizer = getattr(made.optimizer, "optimizer", made.optimizer)
     found = compare(base, load_file(output / f"checkpoint-{STEPS}" / "model.safetensors"))
     assert callback.frozen is not None
     checked = verify_saved(output / f"checkpoint-{STEPS}", base)
-    return {**found, "state": dirty(base, model, optimizer), "proof": callback.frozen.verify() == checked}
+    return {**found, "proof": callback.frozen.verify() == checked}
 
 
 def _trl(kind: str, model: Any, options: dict[str, Any], callback: Any) -> Any:
@@ -228,7 +302,7 @@ def lightning(base: Path, output: Path, averaging: str | None = None) -> dict[st
     saved = torch.load(output / "last.ckpt", weights_only=False)["state_dict"]
     found = compare(base, {name.removeprefix("net."): tensor for name, tensor in saved.items()})
     proof = verify_saved(output / "last.ckpt", base) == found["frozen"]
-    return {**found, "state": dirty(base, module.net, fitted.optimizers[0]), "proof": proof}
+    return {**found, "proof": proof}
 
 
 def merge(base: Path, output: Path) -> dict[str, Any]:
@@ -239,7 +313,7 @@ def merge(base: Path, output: Path) -> dict[str, Any]:
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     merged = merge_adapter(peft.get_peft_model(load(base), config), base)
     found = compare(base, save(merged, output / "saved"))
-    return {**found, "state": 0, "proof": verify_saved(output / "saved", base) == found["frozen"]}
+    return {**found, "proof": verify_saved(output / "saved", base) == found["frozen"]}
 
 
 def spread(kind: str, base: Path, output: Path) -> dict[str, Any]:
@@ -252,48 +326,44 @@ def spread(kind: str, base: Path, output: Path) -> dict[str, Any]:
         raise RuntimeError(next((line for line in done.stderr.splitlines() if "Error" in line), "failed")[:200])
     found = compare(base, load_file(output / "saved" / "model.safetensors"))
     reports = [json.loads((output / f"rank{rank}.json").read_text()) for rank in (0, 1)]
-    proof = {checked for checked, _ in reports} == {verify_saved(output / "saved", base)} == {found["frozen"]}
-    return {**found, "state": max(dirty for _, dirty in reports), "proof": proof}
+    proof = set(reports) == {verify_saved(output / "saved", base)} == {found["frozen"]}
+    return {**found, "proof": proof}
 
 
 def work(kind: str, base: Path, output: Path) -> None:
     """Train in one of the processes; the first one saves the weights, each reports what it has verified."""
     distributed.init_process_group("gloo")
     run = _deepspeed if kind.startswith("ZeRO") else _distributed
-    frozen, state, moments = run(kind, base)
+    frozen, state = run(kind, base)
     whole = {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for name, tensor in state.items()}
     checked = frozen.verify()
     if distributed.get_rank() == 0:
         (output / "saved").mkdir()
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in whole.items()}
         save_file(tensors, output / "saved" / "model.safetensors")
-    (output / f"rank{distributed.get_rank()}.json").write_text(json.dumps([checked, moments]))
+    (output / f"rank{distributed.get_rank()}.json").write_text(json.dumps(checked))
     distributed.barrier()
     distributed.destroy_process_group()
 
 
-def _deepspeed(kind: str, base: Path) -> tuple[Any, dict[str, Any], int]:
+def _deepspeed(kind: str, base: Path) -> tuple[Any, dict[str, Any]]:
     import deepspeed
 
     config = {
         "train_micro_batch_size_per_gpu": 2, "bf16": {"enabled": True}, "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": int(kind[-1]), "stage3_param_persistence_threshold": 0},
     }  # fmt: skip
-    model, chosen = load(base), np.load(base / "indices.npz")
+    model = load(base)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    frozen = freeze(engine.module, base, engine.optimizer)
+    frozen = freeze(engine.module, base)
     for batch in batches(STEPS, seed=distributed.get_rank()):
         engine.backward(engine(**batch).loss)
         engine.step()
     named = list(engine.module.named_parameters())
     state = {name: _whole_master(parameter) for name, parameter in named}
-    moments = [
-        deepspeed.utils.safe_get_full_optimizer_state(parameter, key).reshape(-1)[torch.from_numpy(chosen[name])]
-        for name, parameter in named
-        for key in ("exp_avg", "exp_avg_sq")
-    ]
-    return frozen, state, sum(int((values != 0).sum()) for values in moments)
+    engine.save_checkpoint(str(base / kind), tag="last")
+    return frozen, state
 
 
 def _whole_master(parameter: Any) -> torch.Tensor:
@@ -311,8 +381,9 @@ def _whole_master(parameter: Any) -> torch.Tensor:
     return whole.view(torch.float32).view(parameter.shape)
 
 
-def _distributed(kind: str, base: Path) -> tuple[Any, dict[str, Any], int]:
+def _distributed(kind: str, base: Path) -> tuple[Any, dict[str, Any]]:
     model = load(base)
+    early = freeze(model, base) if kind.endswith("frozen before") else None
     runs: Any = model
     if kind.startswith("DDP"):
         from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
@@ -321,7 +392,7 @@ def _distributed(kind: str, base: Path) -> tuple[Any, dict[str, Any], int]:
         if "PowerSGD" in kind:
             hook = powerSGD_hook.PowerSGDState(None, start_powerSGD_iter=2, min_compression_rate=1)
             runs.register_comm_hook(hook, powerSGD_hook.powerSGD_hook)
-    elif kind == "FSDP2":
+    elif kind.startswith("FSDP2"):
         from torch.distributed.fsdp import fully_shard
 
         for layer in model.model.layers:
@@ -335,13 +406,13 @@ def _distributed(kind: str, base: Path) -> tuple[Any, dict[str, Any], int]:
         for layer in model.model.layers:
             parallelize_module(layer.self_attn, init_device_mesh("cpu", (2,)), plan)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, foreach=False)
-    frozen = freeze(model, base, optimizer)
+    frozen = early or freeze(model, base)
     seed = 1 if kind == "tensor parallel" else distributed.get_rank()
     for batch in batches(STEPS, seed):
         optimizer.zero_grad()
         runs(**batch).loss.backward()
         optimizer.step()
-    return frozen, model.state_dict(), dirty(base, model, optimizer)
+    return frozen, model.state_dict()
 
 
 if __name__ == "__main__":

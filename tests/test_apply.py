@@ -178,7 +178,7 @@ def test_a_failed_expectation_exits_with_1_and_keeps_the_work(recipe: RecipeMake
 BAD = {
     "missing model": ("model: {llama}", "model: /nowhere/at/all", "/nowhere/at/all: no such file or folder"),
     "wrong tensor name": ("exclude: [norm]}}", "exclude: [model.layers.0.upproj]}}", "names no role and no tensor"),
-    "wrong role": ("exclude: [norm]}}", "exclude: [router]}}", "has no tensor of role 'router'"),
+    "wrong role": ("exclude: [norm]}}", "include: [router]}}", "has no tensor of role 'router'"),
     "language without text": ("languages: [de, fr]", "languages: [de, xx]", "no text for language 'xx'"),
     "layers": ("exclude: [norm]}}", "exclude: [norm], layers: [1, 0]}}", "the first layer, 1, comes after the last, 0"),
     "missing text": ("corpus: {{de: ", "corpus: {{en: /no/such.txt, de: ", "no such text file: /no/such.txt"),

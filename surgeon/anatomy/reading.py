@@ -43,7 +43,7 @@ def read_places(checkpoint: Checkpoint) -> dict[str, Place]:
     """
     model = meta_model(checkpoint)
     whole = _Model(
-        model, dict(model.named_modules()), *_decoder_layers(model), _hidden(model), architecture(checkpoint).text_alone
+        model, dict(model.named_modules()), *decoder_layers(model), _hidden(model), architecture(checkpoint).text_alone
     )
     names = map_names(model, {name: info.shape for name, info in checkpoint.tensors.items()})
     _refuse_other_models(checkpoint, model, names)
@@ -91,7 +91,7 @@ def _parameter(whole: _Model, path: str, info: TensorInfo, made: Iterable[str]) 
     mixer = role.startswith("attn.")
     return Place(
         layer, role, axis, branch=branch(way) if role.startswith("mlp.") else None,  # type: ignore[arg-type]
-        heads=_heads(whole, inside, way) if mixer else None,
+        heads=_heads(whole, inside, way) if mixer else None, matrix=_is_matrix(owner, role),
     )  # fmt: skip
 
 
@@ -162,9 +162,18 @@ def _buffer(model: Any, candidates: Iterable[str], buffers: set[str]) -> bool:
 
 
 def _output_axis(owner: Any, info: TensorInfo) -> int | None:
-    if len(info.shape) < 2:
+    if not 1 < len(info.shape) < 4:
         return None
+    if len(info.shape) == 3:  # a convolution, or as many matrices as there are experts
+        return 0 if isinstance(owner, torch.nn.Conv1d) else 1
     return 1 if type(owner).__name__ == _CONV1D else 0
+
+
+def _is_matrix(owner: Any, role: str) -> bool:
+    """True unless a parameter multiplies no inputs: it convolves, looks up, or stands beside the projections."""
+    if isinstance(owner, torch.nn.Linear) or type(owner).__name__ == _CONV1D:
+        return True
+    return not isinstance(owner, (torch.nn.Conv1d, torch.nn.Embedding)) and not role.endswith("other")
 
 
 def _expert_axis(owner: Any, info: TensorInfo, role: str, hidden: int) -> int:
@@ -201,7 +210,7 @@ def _hidden(model: Any) -> int:
     return int(getattr(config, "hidden_size", 0) or getattr(config, "n_embd", 0) or 0)
 
 
-def _decoder_layers(model: Any) -> tuple[dict[str, int], str]:
+def decoder_layers(model: Any) -> tuple[dict[str, int], str]:
     """Return the paths of the text decoder's layers with their numbers, and the path of the decoder."""
     paths = {id(module): path for path, module in model.named_modules()}
     held = model.get_decoder()

@@ -80,7 +80,8 @@ class Place:
 
     `kind` tells parameters from buffers, which are computed or counted and have no gradient, and from what is absent
     from the model as transformers builds it. `heads` are the key-value heads of this layer, where it has any. `movable`
-    is False where transformers splits or transposes the tensor, so that it is no one run of a parameter.
+    is False where transformers splits or transposes the tensor, so that it is no one run of a parameter; `matrix` where
+    it multiplies no inputs, as convolutions and scales do not.
     """
 
     layer: int | None
@@ -90,6 +91,7 @@ class Place:
     branch: Branch | None = None
     heads: int | None = None
     movable: bool = True
+    matrix: bool = True
 
     @property
     def in_decoder(self) -> bool:
@@ -135,7 +137,7 @@ def _layers(config: Mapping[str, Any]) -> int:
 
 
 def _output_axis(info: TensorInfo, family: str) -> int | None:
-    if len(info.shape) < 2:
+    if not 1 < len(info.shape) < 4:
         return None
     if len(info.shape) == 3:
         return 2 if family in _TRANSPOSED_EXPERTS else 1

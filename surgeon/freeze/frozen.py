@@ -413,7 +413,7 @@ class Frozen:
             moved = _first_that_differs(passed, by_value=True)
         self._passes_moved = 0 if moved is None else self._passes_moved + 1
         taken = any(item.parameter.grad is None for item in passed if item not in self._elsewhere)
-        if moved is not None and (taken or self._passes_moved > 1):
+        if moved is not None and (taken or self._passes_moved >= EVERY):
             raise FreezeError(
                 f"tensor '{moved.name}': frozen entries have changed although no step of a torch optimizer took "
                 "place: an "

@@ -43,7 +43,9 @@ class Gradients:
             number = torch._C._current_graph_task_id()
             item.gradient_is_clean = False  # and stays so if the pass fails
             # DDP, FSDP2 and DeepSpeed take the gradient in the same pass; outside of one there is no end to wait for.
-            if number < 0 or item.cleans_at_once or torch.distributed.is_initialized():
+            # So may hooks on gradients that step by themselves.
+            used = item.cleans_at_once or bool(parameter._backward_hooks)
+            if number < 0 or used or torch.distributed.is_initialized():
                 item.zero_gradient()
             if number < 0:
                 return

@@ -178,6 +178,11 @@ def _refuse_missing(checkpoint: Checkpoint, model: Any, names: Names) -> None:
         return
     state = model.state_dict()
     there = next((name for name in checkpoint.tensors if name in absent), None)
+    if there is not None and tuple(checkpoint.tensors[there].shape) == tuple(state[there].shape):
+        raise CheckpointError(
+            f"{checkpoint.folder}: transformers takes tensor '{there}' for another one of the model and so finds none "
+            f"for '{there}' ({len(absent)} in all): it cannot load these files itself"
+        )
     if there is not None:
         shapes = f"{list(checkpoint.tensors[there].shape)} instead of {list(state[there].shape)}"
         raise CheckpointError(

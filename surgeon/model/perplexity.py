@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def evaluation_texts(
 
 @dataclass(frozen=True)
 class _Batch:
-    """Some windows of a language: inputs and labels of shape (windows, longest), labels where outputs are counted."""
+    """Some windows of a language: inputs and labels of shape (windows, tokens), labels where outputs are counted."""
 
     language: str
     inputs: torch.Tensor
@@ -73,11 +74,7 @@ def measure_variants(
 
     Of several ranks each measures some of the windows, and the first one returns what all found.
     """
-    every = [
-        _batch(language, text.windows[start : start + batch_size])
-        for language, text in texts.items()
-        for start in range(0, len(text.windows), batch_size)
-    ]
+    every = _batches(texts, batch_size)
     batches = every[ranks.own_run(len(every))]
     sums = [[torch.zeros(len(batch.inputs), dtype=torch.float64) for batch in batches] for _ in variants]
 
@@ -107,11 +104,7 @@ def measure_variants(
 
 def measure_loaded(model: Any, texts: Mapping[str, EvaluationText], batch_size: int) -> dict[str, Measure]:
     """Measure a transformers model as it is in memory, on its own device and in its own arithmetic."""
-    batches = [
-        _batch(language, text.windows[start : start + batch_size])
-        for language, text in texts.items()
-        for start in range(0, len(text.windows), batch_size)
-    ]
+    batches = _batches(texts, batch_size)
     device = model.get_input_embeddings().weight.device
     sums = []
     for batch in batches:
@@ -124,15 +117,24 @@ def measure_loaded(model: Any, texts: Mapping[str, EvaluationText], batch_size: 
     return {language: _measure(language, text, batches, sums) for language, text in texts.items()}
 
 
+def _batches(texts: Mapping[str, EvaluationText], batch_size: int) -> list[_Batch]:
+    """Cut each language's windows into batches of one length, in their order.
+
+    Nothing is padded, as not every attention is blind to what follows.
+    """
+    return [
+        _batch(language, alike[start : start + batch_size])
+        for language, text in texts.items()
+        for alike in (list(group) for _, group in groupby(text.windows, lambda window: len(window.inputs)))
+        for start in range(0, len(alike), batch_size)
+    ]
+
+
 def _batch(language: str, windows: Sequence[Window]) -> _Batch:
-    """Pad windows on the right, where causal attention cannot see it from a counted position."""
-    width = max(len(window.inputs) for window in windows)
-    inputs = torch.zeros(len(windows), width, dtype=torch.long)
+    inputs = torch.tensor([window.inputs for window in windows], dtype=torch.long)
     labels = torch.full_like(inputs, _UNCOUNTED)
     for row, window in enumerate(windows):
-        stop = len(window.inputs)
-        inputs[row, :stop] = torch.tensor(window.inputs)
-        labels[row, stop - len(window.labels) : stop] = torch.tensor(window.labels)
+        labels[row, len(window.inputs) - len(window.labels) :] = torch.tensor(window.labels)
     return _Batch(language, inputs, labels)
 
 

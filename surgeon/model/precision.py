@@ -8,7 +8,5 @@ Precision = Literal["float32", "native"]
 
 
 def resolve_precision(dtype: Literal["auto", "float32", "native"], device: str) -> Precision:
-    """Turn `auto` into float32 on a CPU, where it is both faster and more exact, and native elsewhere."""
-    if dtype == "auto":
-        return "float32" if device == "cpu" else "native"
-    return dtype
+    """Turn `auto` into float32, on every device: what is found shall not depend on where it was computed."""
+    return "float32" if dtype == "auto" else dtype

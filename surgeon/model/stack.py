@@ -19,10 +19,15 @@ from typing import Any
 
 import torch
 
+from surgeon import ranks
+from surgeon.anatomy.reading import decoder_layers
 from surgeon.errors import CheckpointError
 from surgeon.model.model import LoadedModel
 
 _PROBE = 5  # tokens on which it is found out whether a model is a plain stack
+_COMPARED = 40  # tokens on which the stack is compared with the model's own forward
+_ALIKE = 1e-4  # of the largest logit, in float32; in shorter formats roundings differ by more
+_ALIKE_IN_SHORT = 3e-2
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a layer's forward, without the hidden state
@@ -74,7 +79,7 @@ class Stack:
         """Run one layer, whose parameters must be resident; returns the hidden state after it, of the same shape."""
         positional, named = arguments
         output = self.layers[number](hidden, *positional, **named)
-        after: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        after: torch.Tensor = output[0] if isinstance(output, (tuple, list)) else output
         return after
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -117,30 +122,103 @@ class Stack:
 
 
 def make_stack(loaded: LoadedModel) -> Stack:
-    """Find the layers of a model, and make sure by a few tokens that it is a plain stack of them."""
-    model = loaded.model
+    """Find the layers of a model, and make sure that it is a plain stack of them."""
+    stack = Stack(loaded, *plain_layers(loaded.model))
+    return stack if is_whole_model(stack) else Stack(loaded, (), False)
+
+
+def plain_layers(model: Any) -> tuple[tuple[torch.nn.Module, ...], bool]:
+    """Return the layers of a model that is a plain stack of them, and whether each returns a tuple; else none.
+
+    No weight is looked at: it is found out on a few tokens, with constants in place of what is outside the layers. They
+    pass twice, the second time with layers whose outputs are disturbed: what a layer is given beside the hidden state
+    must not have changed.
+    """
     layers = _layers(model)
-    ids = torch.arange(_PROBE, device=loaded.device)[None] % int(model.get_input_embeddings().weight.shape[0])
     if layers:
-        with loaded.weights.resident(_outer(model, layers, "in")), torch.no_grad():
+        embedding = model.get_input_embeddings().weight
+        ids = torch.arange(_PROBE, device=embedding.device)[None] % int(embedding.shape[0])
+        with _constants(_outer(model, layers, "all")), torch.no_grad():
             for wraps in (False, True):
                 try:
-                    _record(model, layers, ids, wraps)
+                    undisturbed = _record(model, layers, ids, wraps)
+                    disturbed = _record(model, layers, ids, wraps, disturbed=True)
                 except _NotPlain:
                     continue
-                return Stack(loaded, layers, wraps)
-    return Stack(loaded, (), False)
+                if _same(undisturbed.arguments, disturbed.arguments):
+                    return layers, wraps
+    return (), False
+
+
+def is_whole_model(stack: Stack) -> bool:
+    """Compare the stack with the model's own forward on a few tokens, where all the weights stay in memory."""
+    loaded = stack.loaded
+    if not stack.layers or not loaded.weights.stays or ranks.world() > 1:
+        return True
+    rows = int(loaded.model.get_input_embeddings().weight.shape[0])
+    config = loaded.model.config.get_text_config()
+    positions = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    tokens = min([_COMPARED, *(count for count in positions if type(count) is int and count > 0)])
+    ids = torch.randint(0, rows, (1, tokens), generator=torch.Generator().manual_seed(0))
+    with loaded.weights.resident(list(loaded.model.parameters())), torch.no_grad():
+        other = stack.whole(ids).float()
+        try:
+            one = _through(stack, ids).float()
+        except (_NotPlain, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
+            return False  # what the layers and the head hand on is something else than it seemed to be
+    if one.shape != other.shape:
+        return False
+    share = _ALIKE if loaded.precision == "float32" else _ALIKE_IN_SHORT
+    close = torch.isclose(one, other, rtol=0, atol=share * float(other.abs().nan_to_num().max()), equal_nan=True)
+    return bool(close.all())
+
+
+def _through(stack: Stack, ids: torch.Tensor) -> torch.Tensor:
+    call = stack.enter(ids)
+    hidden = call.hidden
+    if hidden is None:
+        raise _NotPlain
+    for number, arguments in enumerate(call.arguments):
+        hidden = stack.layer(number, hidden, arguments)
+    return stack.head(hidden)
 
 
 def _layers(model: Any) -> tuple[torch.nn.Module, ...]:
-    """Return the modules of the longest list of as many as the config says that there are layers."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    count = getattr(config, "num_hidden_layers", None)
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
-    if len(lists) != 1:
+    """Return the layers of the text decoder, if they are one list and share no parameter."""
+    paths, _ = decoder_layers(model)
+    modules = dict(model.named_modules())
+    if len({path.rpartition(".")[0] for path in paths}) != 1:
         return ()
-    uses = Counter(id(parameter) for layer in lists[0] for parameter in layer.parameters())
-    return tuple(lists[0]) if all(count == 1 for count in uses.values()) else ()
+    layers = tuple(modules[path] for path in paths)
+    uses = Counter(id(parameter) for layer in layers for parameter in layer.parameters())
+    return layers if all(count == 1 for count in uses.values()) else ()
+
+
+@contextmanager
+def _constants(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """Have each parameter hold one value everywhere meanwhile, which takes no memory."""
+    before = [parameter.data for parameter in parameters]
+    for parameter in parameters:
+        value = torch.full((), 0.01, dtype=parameter.dtype, device=parameter.device)
+        parameter.data = value.expand(parameter.shape)
+    try:
+        yield
+    finally:
+        for parameter, data in zip(parameters, before, strict=True):
+            parameter.data = data
+
+
+def _same(one: Any, other: Any) -> bool:
+    """True if two arguments are alike; not a number counts as alike with itself."""
+    if isinstance(one, torch.Tensor):
+        if not isinstance(other, torch.Tensor) or one.shape != other.shape:
+            return False
+        return bool(torch.isclose(one.float(), other.float(), equal_nan=True).all())
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    return bool(one == other)
 
 
 def _outer(model: Any, layers: Sequence[torch.nn.Module], part: str) -> list[torch.nn.Parameter]:
@@ -167,18 +245,22 @@ def _replaced(layers: Sequence[torch.nn.Module], forwards: Sequence[Any]) -> Ite
             del layer.forward  # what the class has comes to light again
 
 
-def _record(model: Any, layers: Sequence[torch.nn.Module], ids: torch.Tensor, wraps: bool) -> Call:
+def _record(
+    model: Any, layers: Sequence[torch.nn.Module], ids: torch.Tensor, wraps: bool, disturbed: bool = False
+) -> Call:
     noted: list[tuple[torch.Tensor, Arguments]] = []
+    handed: list[torch.Tensor] = []
 
     def recorder(number: int) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
             hidden = args[0] if args else kwargs.pop("hidden_states")
-            if len(noted) != number or not isinstance(hidden, torch.Tensor) or (noted and hidden is not noted[0][0]):
+            if len(noted) != number or not isinstance(hidden, torch.Tensor) or (handed and hidden is not handed[-1]):
                 raise _NotPlain
             noted.append((hidden, (args[1:], kwargs)))
             if number + 1 == len(layers):
                 raise _Reached
-            return (hidden,) if wraps else hidden
+            handed.append(hidden * (number + 2) + 1 if disturbed else hidden)
+            return (handed[-1],) if wraps else handed[-1]
 
         return forward
 

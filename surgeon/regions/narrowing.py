@@ -35,9 +35,15 @@ def misnamed(planning: Planning, name: str, spec: RegionSpec, chosen: Scope) -> 
     """Find the selectors of include and exclude that name nothing."""
     for key, selectors in (("include", spec.include), ("exclude", spec.exclude)):
         for i, selector in enumerate(selectors):
-            if selector in chosen.unmatched:
+            if selector in chosen.unmatched and not (key == "exclude" and selector in SELECTORS):
                 what = unmatched(planning.checkpoint, selector)
                 yield planning.file.problem(("regions", name, key, i), what)
+
+
+def excludes_nothing(checkpoint: Checkpoint, spec: RegionSpec) -> list[str]:
+    """Return the roles that a region excludes and that the model does not have, which changes nothing."""
+    found = scope(checkpoint, spec.include, spec.exclude, spec.layers).unmatched if spec.exclude else ()
+    return [selector for selector in spec.exclude if selector in found and selector in SELECTORS]
 
 
 def unmatched(checkpoint: Checkpoint, selector: str) -> str:

@@ -89,7 +89,7 @@ class SampledScore(Score):
     sequence_length: Annotated[int, Field(ge=2)] = Field(256, description="in tokens")
     batch_size: Count = Field(4, description="sequences per step; summed over if `reduction` is absolute")
     dtype: Literal["auto", "float32", "native"] = Field(
-        "auto", description="arithmetic: float32, or the weights' own dtype; auto is float32 on a CPU, else native"
+        "auto", description="arithmetic: float32, or the weights' own dtype; auto is float32 on every device"
     )
 
     version: ClassVar[int] = 1  # of the kind's arithmetic: raise it when the same settings give other scores

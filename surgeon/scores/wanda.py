@@ -32,7 +32,7 @@ class Wanda(ForwardScore):
 
     def can_score(self, info: TensorInfo, where: Place) -> bool:
         """True for matrices that multiply inputs."""
-        return len(info.shape) > 1 and where.role != "embed"
+        return len(info.shape) > 1 and where.matrix and where.role != "embed"
 
     @property
     def limits(self) -> str:

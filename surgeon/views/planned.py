@@ -14,6 +14,7 @@ from surgeon.plan.estimates import SHARE_OF_DISK, shape_of, stores
 from surgeon.plan.plan import Plan
 from surgeon.plan.ranks import rank_needs
 from surgeon.progress import Step, duration
+from surgeon.regions.narrowing import excludes_nothing
 from surgeon.report.words import percent, size
 from surgeon.views.terminal import table, told
 
@@ -52,6 +53,9 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
     if unknown:
         lines.append(f"unknown {', '.join(unknown)}: roles not told; name them in include or exclude by such patterns")
     lines += [f"left    {line}" for line in left_out(plan.checkpoint)]
+    for name in plan.file.as_written.regions:
+        for role in excludes_nothing(plan.checkpoint, plan.regions[name].spec):
+            lines.append(f"note    region '{name}' excludes {role}, of which the model has none")
     if plan.verify_languages:
         lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
         prompts = plan.recipe.verify.prompts if plan.recipe.verify else []

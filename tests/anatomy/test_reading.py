@@ -18,6 +18,7 @@ from surgeon.anatomy.scope import left_out, scope
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.sources import cache_folder
+from surgeon.errors import RecipeError
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -242,3 +243,38 @@ output: {tmp_path / "out"}
     card = (tmp_path / "out/variants/cut/README.md").read_text("utf-8")
     assert "trained by no gradient" in card
     assert "predicting several tokens" in (tmp_path / "out/report.html").read_text("utf-8")
+
+
+def test_what_convolves_is_no_matrix_and_has_an_output_of_each_channel(make_tiny: Callable[..., Path]) -> None:
+    folder = make_tiny("granitemoehybrid", **MAMBA, layer_types=["mamba", "attention"], num_local_experts=4,
+                       num_experts_per_tok=2, shared_intermediate_size=16)  # fmt: skip
+    found = places(folder)
+    convolution = found["model.layers.0.mamba.conv1d.weight"]
+    assert (convolution.output_axis, convolution.matrix) == (0, False)
+    assert found["model.layers.0.mamba.in_proj.weight"].matrix
+    assert not found["model.layers.0.mamba.D"].matrix
+
+
+def test_a_plan_without_norms_to_exclude_says_so_and_goes_on(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
+    import io
+
+    from rich.console import Console
+
+    import surgeon
+    from surgeon.views.planned import plan_view
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"""\
+version: 1
+name: test
+model: {make_tiny("olmo")}
+regions:
+  some: {{score: {{kind: magnitude}}, select: {{top: 0.1, scope: output}}, exclude: [norm]}}
+output: {tmp_path / "out"}
+""")
+    console = Console(width=200, file=io.StringIO())
+    console.print(plan_view(surgeon.plan_recipe(recipe)))
+    assert "region 'some' excludes norm, of which the model has none" in console.file.getvalue()
+    recipe.write_text(recipe.read_text().replace("exclude: [norm]", "exclude: [nrom]"))
+    with pytest.raises(RecipeError, match="'nrom' names no role and no tensor"):
+        surgeon.plan_recipe(recipe)

@@ -177,19 +177,19 @@ def test_every_variant_measures_as_the_whole_model_with_its_edit(
 
 
 def whole_nlls(model: torch.nn.Module, windows) -> list[float]:  # type: ignore[no-untyped-def]
-    result = []
-    for start in range(0, len(windows), 3):
-        some = windows[start : start + 3]
-        width = max(len(window.inputs) for window in some)
-        ids = torch.tensor([window.inputs + (0,) * (width - len(window.inputs)) for window in some])
+    """Losses of windows by the whole model, three of one length at a time, in their order."""
+    result: list[float] = []
+    while len(result) < len(windows):
+        some = windows[len(result) : len(result) + 3]
+        some = [window for window in some if len(window.inputs) == len(some[0].inputs)]
         with torch.inference_mode():
-            logits = model(input_ids=ids, use_cache=False).logits
+            logits = model(input_ids=torch.tensor([window.inputs for window in some]), use_cache=False).logits
         for row, window in enumerate(some):
-            stop = len(window.inputs)
-            counted = logits[row, stop - len(window.labels) : stop]
-            losses = torch.nn.functional.cross_entropy(counted, torch.tensor(window.labels), reduction="none")
-            padded = torch.zeros(width, dtype=torch.float64)
-            padded[stop - len(window.labels) : stop] = losses.double()
+            losses = torch.nn.functional.cross_entropy(
+                logits[row, -len(window.labels) :], torch.tensor(window.labels), reduction="none"
+            )
+            padded = torch.zeros(len(window.inputs), dtype=torch.float64)
+            padded[-len(window.labels) :] = losses.double()
             result.append(float(padded.sum()))
     return result
 
