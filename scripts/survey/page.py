@@ -105,7 +105,7 @@ def _reasons(chosen: Iterable[Found]) -> str:
 
 
 def _plain(text: str) -> str:
-    short = re.sub(r"\s+", " ", text)
+    short = re.sub(r"/\S*/(site-packages/|(?=surgeon/))", "", re.sub(r"[\s^]+", " ", text))
     short = f"{short[:300]} ..." if len(short) > 300 else short
     return re.sub(r"([|*<>_\[\]`])", r"\\\1", short)
 
