@@ -14,7 +14,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.companions import check_companions
 from surgeon.checkpoint.quantized import refuse_quantized
 from surgeon.checkpoint.sources import refuse_output_inside
-from surgeon.errors import InputError, Problem, RecipeError
+from surgeon.errors import CheckpointError, InputError, Problem, RecipeError
 from surgeon.operations.edits import touched_tensors
 from surgeon.plan.check import check
 from surgeon.plan.estimates import bytes_to_write, disk_needed, peak_memory
@@ -36,12 +36,13 @@ def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
 
     Raises:
         RecipeError: the recipe does not fit the model or the corpus; all misfits at once.
-        CheckpointError: the checkpoint is quantized, or its variants would not load.
+        CheckpointError: the checkpoint is quantized, no decoder alone, or its variants would not load.
         InputError: the output lies inside the source or a hub cache, or the corpus does not exist.
     """
     recipe = file.recipe
     refuse_output_inside(output, checkpoint.source.path)
     refuse_quantized(checkpoint)
+    _refuse_encoders(checkpoint)
     if any(variant.write is True for variant in recipe.variants.values()):
         check_companions(checkpoint)
     corpus = open_corpus(recipe.corpus)
@@ -57,6 +58,19 @@ def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
     if problems:
         raise RecipeError(problems)
     return replace(plan, peak_memory=peak_memory(plan), disk_needed=disk_needed(plan))
+
+
+def _refuse_encoders(checkpoint: Checkpoint) -> None:
+    """Refuse models whose text has an encoder: half of them would be cut, or their perplexity would mean nothing."""
+    config, name = checkpoint.config, checkpoint.source.name
+    works = "surgeon works on text decoders, those of vision-language models included (docs/models.md)"
+    if config.get("is_encoder_decoder") is True:
+        raise CheckpointError(f"{name}: an encoder-decoder (model type {config.get('model_type')!r}); {works}")
+    architectures = config.get("architectures")
+    named = architectures if isinstance(architectures, list) else []
+    masked = [word for word in named if isinstance(word, str) and word.endswith("ForMaskedLM")]
+    if masked and config.get("is_decoder") is not True:
+        raise CheckpointError(f"{name}: {masked[0]} sees later tokens, so that it has no perplexity; {works}")
 
 
 def open_corpus(said: str | Mapping[str, str | TextSpec]) -> Corpus:
