@@ -21,7 +21,7 @@ _SAID = (
     "can't start new thread", "failed to map segment", "unable to mmap", "memory allocation of",
 )  # fmt: skip
 _FOR_TORCH = 700 << 20  # bytes of addresses that torch's libraries take
-_FOR_FIGURES = 66 << 30, 640 << 20  # addresses, and of them such as could be written to, that V8 reserves to draw in
+_FOR_FIGURES = 66 << 30, 1 << 30  # addresses, and of them such as could be written to, that drawing takes at its height
 HELP = (
     "end other programs or raise the limit (`ulimit -v`, a container's), or ask for less at a time: a smaller "
     "`batch_size` or `sequence_length` of scores, a smaller `verify.batch_size` or `verify.window`, --jobs 1; `surgeon "
