@@ -21,7 +21,7 @@ _SAID = (
     "can't start new thread", "failed to map segment", "unable to mmap", "memory allocation of",
 )  # fmt: skip
 _FOR_TORCH = 700 << 20  # bytes of addresses that torch's libraries take
-_FOR_FIGURES = 66 << 30  # that V8 reserves to draw in; of memory it takes some 80 MB
+_FOR_FIGURES = 66 << 30, 1 << 30  # addresses, and of them such as could be written to, that drawing takes at its height
 HELP = (
     "end other programs or raise the limit (`ulimit -v`, a container's), or ask for less at a time: a smaller "
     "`batch_size` or `sequence_length` of scores, a smaller `verify.batch_size` or `verify.window`, --jobs 1; `surgeon "
@@ -78,7 +78,7 @@ def require_room_for_torch() -> None:
 def require_room_for_figures() -> None:
     """Refuse to draw where there is no room for it; see `require_room`."""
     if "vl_convert" not in sys.modules:
-        require_room("drawing figures", _FOR_FIGURES, 128 << 20)
+        require_room("drawing figures", *_FOR_FIGURES)
 
 
 def _left(kind: str, name: str) -> int | None:

@@ -18,7 +18,7 @@ from surgeon.memory import memory_error
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of addresses are Linux's here")
 
 STEPS = (0, 4, 8, 16, 32, 48, 64, 96, 128, 1024)  # MB beyond what a process with all libraries loaded has
-DRAWING = (0, 64, 144, 160, 176, 192, 224, 256, 320, 1024)  # the same, where what is drawn with has to have room
+DRAWING = (0, 64, 512, 1000, 1040, 1056, 1080, 1120, 1200, 2048)  # the same, where what is drawn with has to have room
 RECIPE = """\
 version: 1
 name: memory

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.storage import replacing
 from surgeon.checkpoint.store import keep_value, place, value
+from surgeon.memory import require_room_for_figures
 from surgeon.report.escaping import svg_id
 from surgeon.report.png import repacked
 
@@ -167,6 +168,7 @@ def svg(figure: Figure) -> str:
 
     To a screen reader it is one picture, under its title; the tables hold what its marks say.
     """
+    require_room_for_figures()
     import vl_convert
 
     spec = json.dumps(figure.spec, allow_nan=False)
@@ -209,6 +211,7 @@ def themed(drawn: str, dark: bool) -> str:
 
 def write_pictures(figure: Figure, drawn: str, folder: str | Path) -> list[Path]:
     """Write NAME.svg and NAME-dark.svg, and of the key figures both as PNG; return the files."""
+    require_room_for_figures()
     import vl_convert
 
     files = []
@@ -229,6 +232,7 @@ def write_pictures(figure: Figure, drawn: str, folder: str | Path) -> list[Path]
 
 def runtime() -> str:
     """Return the script that makes specifications live: Vega, Vega-Lite and Vega-Embed of the drawing library."""
+    require_room_for_figures()
     import vl_convert
 
     return _kept("js", _EXPOSE, lambda script: vl_convert.javascript_bundle(script).encode("utf-8")).decode("utf-8")
