@@ -14,7 +14,7 @@ from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
-from surgeon.errors import Problem
+from surgeon.errors import Problem, present
 from surgeon.recipe.lines import KeyPath
 from surgeon.region.region import Indices, Region
 from surgeon.region.units import Parts
@@ -191,8 +191,7 @@ class RegionKind:
 
     def make(self, making: Making, plan: RegionPlan) -> Region:
         """Return the region; here one that is known already."""
-        assert plan.known is not None
-        return plan.known
+        return present(plan.known)
 
     def selects(self) -> str:
         """Return what it selects, in the words of a plan's table."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.errors import present
 from surgeon.recipe.fields import Model
 from surgeon.recipe.lines import KeyPath
 from surgeon.region.controls import draw_control
@@ -83,8 +84,7 @@ class Control(Model, RegionKind):
         drawing = self.drawing(checkpoint, plan, making.plans)
         if drawing is None:
             return Region(of.shapes, lambda name: encode_indices(self.indices(checkpoint, of, name), of.shapes[name]))
-        assert plan.score is not None
-        return draw_from(making.stream(plan), drawing, of, plan.score.labels)
+        return draw_from(making.stream(plan), drawing, of, present(plan.score).labels)
 
     def indices(
         self, checkpoint: Checkpoint, of: Region, name: str, scores: NDArray[np.float32] | None = None

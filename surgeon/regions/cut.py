@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.storage import TensorInfo
+from surgeon.errors import present
 from surgeon.region.region import Indices, Mask, Region, encode_indices
 from surgeon.region.streaming import StreamingCut
 from surgeon.regions.base import SUM, Drawing, RegionPlan, Scores, Stream
@@ -29,8 +30,8 @@ class RegionCut:
     """
 
     def __init__(self, plan: RegionPlan, languages: Sequence[str]) -> None:
-        assert plan.select is not None
-        self.plan, self._select, self._scope = plan, plan.select, plan.select.scoped
+        self.plan, self._select = plan, present(plan.select)
+        self._scope = self._select.scoped
         self.labels = [SUM] if self._select.own is None else list(languages)
         self.masks: dict[str, Mask] = {}
         self._order = {info.name: i for i, info in enumerate(plan.tensors)}

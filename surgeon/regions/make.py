@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from surgeon.errors import present
 from surgeon.region.region import Region
 from surgeon.regions.base import Making, Provenance, RegionPlan, Stream, made_from
 from surgeon.regions.kept import keep_region, load_region
@@ -44,10 +45,7 @@ def make_regions(
         return before if before is not None else keep_region(source, plan, keys, jobs, make())
 
     def stream(plan: RegionPlan) -> Stream:
-        found = of(plan)
-        assert found is not None
-        assert found.stream is not None
-        return found.stream([plan])
+        return present(present(of(plan)).stream)([plan])
 
     def ahead(plan: RegionPlan) -> Region | None:
         found = of(plan)

@@ -14,6 +14,7 @@ from surgeon.anatomy.scope import unknown_kinds
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
+from surgeon.errors import present
 from surgeon.region.region import Indices, Mask, Region, encode_indices
 from surgeon.region.select import select_random
 from surgeon.region.units import Parts, most_entries, parts_of, unit_sizes
@@ -89,8 +90,7 @@ class Select(Share, RegionKind):
             return ahead
         if self.random is not None:
             return self._drawn(plan)
-        assert plan.score is not None
-        return select_from(making.stream(plan), [plan], plan.score.labels)[plan.name]
+        return select_from(making.stream(plan), [plan], present(plan.score).labels)[plan.name]
 
     def _drawn(self, plan: RegionPlan) -> Region:
         """Return a random selection, whose masks are made group by group as they are asked for."""

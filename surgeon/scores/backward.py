@@ -16,7 +16,7 @@ import torch
 
 from surgeon import ranks
 from surgeon.anatomy.slots import Slot
-from surgeon.errors import InputError
+from surgeon.errors import InputError, present
 from surgeon.model.batches import head_chunks
 from surgeon.model.stack import Arguments, Stack
 from surgeon.model.states import States
@@ -124,8 +124,7 @@ def _heads(run: _Pass) -> None:
             for batch, ids in batches:
                 hidden = run.kept.hidden.get(last, batch, stack.loaded.device).requires_grad_()
                 _backpropagate_head(stack, hidden, ids, run.sample, language)
-                assert hidden.grad is not None
-                run.kept.gradients.put(last, batch, hidden.grad)
+                run.kept.gradients.put(last, batch, present(hidden.grad))
                 run.advance(BACKWARD)
 
 
@@ -163,8 +162,7 @@ def _backward(
                 output = stack.layer(number, hidden, run.arguments[batch][number])
                 output.backward(kept.gradients.get(number + 1, batch, device))  # type: ignore[no-untyped-call]
                 if further:
-                    assert hidden.grad is not None
-                    kept.gradients.put(number, batch, hidden.grad)
+                    kept.gradients.put(number, batch, present(hidden.grad))
                 sums.take()
                 run.advance(BACKWARD)
             if slots and not sums.handed_on(link):
