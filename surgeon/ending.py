@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from surgeon import ranks
@@ -57,9 +57,10 @@ def _open_streams() -> None:
 
     What is printed is the least of a command: when its reader has gone, the work and its exit code are what they are.
     """
-    while (at := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass  # one that was closed: the next file that is opened would stand in its place, and be written to
-    os.close(at)
+    with suppress(OSError):  # where it cannot be opened, nothing else can either, and that is told
+        while (at := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass  # one that was closed: the next file that is opened would stand in its place, and be written to
+        os.close(at)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115

@@ -408,8 +408,9 @@ def naming(path: Path) -> Iterator[None]:
 
 def flush(path: Path) -> None:
     """Force a file or folder entry to disk, so that a rename never exposes unwritten data."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -19,7 +19,7 @@ from surgeon.recipe.schema import Recipe
 from surgeon.region.region import Region
 from surgeon.report.data import Report
 
-LITTLE = ["--set", "verify.tokens=32", "--set", "verify.languages=[ar, en]", "--set", "regions.core.score.samples=2"]
+LITTLE = ["--set", "verify.tokens=64", "--set", "verify.languages=[ar, en]", "--set", "regions.core.score.samples=2"]
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_a_damaged_file_is_made_again(llama: Path) -> None:
     length = first.count(TEXT)
     first.keep()
     for path in Path(os.environ["SURGEON_CACHE"], "tokens").glob("*.json"):
-        path.write_text(path.read_text().replace(str(length), str(length + 1)))
+        path.write_bytes(path.read_bytes().replace(str(length).encode(), str(length + 1).encode()))
     assert counts(llama, []).count(TEXT) == length
 
 

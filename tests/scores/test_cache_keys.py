@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from surgeon.api import plan_recipe
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.sealed import seal
+from surgeon.checkpoint.sources import cache_folder
 from surgeon.errors import CheckpointError
 from surgeon.region.region import Region
 from surgeon.regions import kept as kept_regions
@@ -234,4 +235,4 @@ def test_a_region_selected_from_what_has_changed_meanwhile_is_not_kept(
     one_entry(tmp_path / "model")
     with pytest.raises(CheckpointError):
         keep_region(made.provenance(1), core, KEYS, 1, selected)
-    assert not list((kept_regions.cache_folder() / "regions").glob("*.sha256"))
+    assert not list((cache_folder() / "regions").glob("*.sha256"))

@@ -115,8 +115,17 @@ def test_both_stored_copies_of_a_tied_weight_are_cut(make_model: ModelMaker, tmp
 def test_companions_come_along_and_other_weights_do_not(llama: Path, tmp_path: Path) -> None:
     folder = tmp_path / "source"
     shutil.copytree(llama, folder)
-    wanted = ["LICENSE", "chat_template.jinja", "modeling_own.py", "sub/vocab.txt"]
-    unwanted = ["pytorch_model.bin", "model.gguf", "pytorch_model.bin.index.json", ".git/config", "README.md", "old.pt"]
+    wanted = ["LICENSE", "chat_template.jinja", "vocab.txt"]
+    unwanted = [
+        "modeling_own.py",
+        "sub/vocab.txt",
+        "pytorch_model.bin",
+        "model.gguf",
+        "pytorch_model.bin.index.json",
+        ".git/config",
+        "README.md",
+        "old.pt",
+    ]
     for name in wanted + unwanted:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("x")
