@@ -29,6 +29,7 @@ SHELVES: Mapping[str, str] = {
     "tokens": "how many tokens texts have",
     "hashes": "SHA-256 of files and tensors",
     "anatomy": "what each tensor of a checkpoint is",
+    "prospects": "whether and how models can be run",
     "page": "drawings of reports",
     SCRATCH: "scores and hidden states in the making",
 }

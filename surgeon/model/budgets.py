@@ -9,9 +9,6 @@ EDITS_BYTES = 1 << 27  # of variants' edits, where a sweep for every token would
 EDIT_BYTES_PER_ENTRY = 16  # of an edit: its place, and its value before and after
 FEWEST_TOKENS = 64  # of a chunk: with fewer the projection's matrix is read more often than it is worth
 
-# Families (`model_type`) whose layers are no plain stack, and which are held as a whole; `model/stack.py` finds it out.
-WHOLE_FAMILIES = frozenset({"zamba", "zamba2", "gemma3n", "gemma3n_text"})
-
 
 def chunk_tokens(vocabulary: int) -> int:
     """Return how many tokens' logits are computed at a time."""

@@ -17,6 +17,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError
 from surgeon.memory import require_room_for_torch
 from surgeon.model.precision import Precision
+from surgeon.model.prospect import Prospect, keep_prospect
 from surgeon.model.supply import Supply, make_stand_in, stand_in_for
 
 if TYPE_CHECKING:
@@ -68,7 +69,10 @@ def load_stack(checkpoint: Checkpoint, precision: Precision, device: str) -> Sta
     """Build a model on this rank, the first, and on all others."""
     require_room_for_torch()
     if ranks.world() == 1:
-        return _build(checkpoint, precision, device, None)
+        stack = _build(checkpoint, precision, device, None)
+        if not stack.layers:  # which a plan could not know where only a comparison with the whole model shows it
+            keep_prospect(checkpoint, Prospect(whole=True))
+        return stack
     sizes = {header.path.name: header.file_size for header in checkpoint.headers}
     ranks.share(Loading(str(checkpoint.folder), precision, sizes))
     blind = [rank for rank, sees in enumerate(ranks.gather(True)) if not sees]

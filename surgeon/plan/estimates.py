@@ -19,6 +19,7 @@ from surgeon.checkpoint.config import whole_number
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
 from surgeon.model import budgets
+from surgeon.model.prospect import known_prospect
 from surgeon.operations import Add, Slerp
 from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import VerifySpec
@@ -63,7 +64,7 @@ def shape_of(checkpoint: Checkpoint) -> Shape:
             sizes[where.layer] += info.numel
         else:
             outside["head" if where.role == "head" else "rest"] += info.numel
-    hidden = whole_number(config, "hidden_size", "n_embd")
+    hidden, known = whole_number(config, "hidden_size", "n_embd"), known_prospect(checkpoint)
     return Shape(
         len(sizes),
         max(sizes.values(), default=0),
@@ -73,7 +74,7 @@ def shape_of(checkpoint: Checkpoint) -> Shape:
         hidden,
         whole_number(config, "intermediate_size", "n_inner") or 4 * hidden,
         whole_number(config, "vocab_size"),
-        str(checkpoint.config.get("model_type")) in budgets.WHOLE_FAMILIES or not sizes,
+        not sizes or (known is not None and known.whole),
     )
 
 

@@ -15,6 +15,7 @@ from surgeon.checkpoint.companions import check_companions
 from surgeon.checkpoint.quantized import refuse_quantized
 from surgeon.checkpoint.sources import refuse_output_inside
 from surgeon.errors import CheckpointError, InputError, Problem, RecipeError
+from surgeon.model.prospect import prospect_of
 from surgeon.operations.edits import touched_tensors
 from surgeon.plan.check import check
 from surgeon.plan.estimates import bytes_to_write, disk_needed, peak_memory
@@ -36,7 +37,8 @@ def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
 
     Raises:
         RecipeError: the recipe does not fit the model or the corpus; all misfits at once.
-        CheckpointError: the checkpoint is quantized, no decoder alone, or its variants would not load.
+        CheckpointError: the checkpoint is quantized, no decoder alone, its variants would not load, or the model is to
+            be run and transformers cannot build it.
         InputError: the output lies inside the source or a hub cache, or the corpus does not exist.
     """
     recipe = file.recipe
@@ -57,6 +59,10 @@ def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
     problems += check(plan)
     if problems:
         raise RecipeError(problems)
+    if plan.runs_model and not checkpoint.is_remote:  # of a remote one the files are here when it is run
+        refused = prospect_of(checkpoint).refused
+        if refused is not None:
+            raise CheckpointError(refused)
     return replace(plan, peak_memory=peak_memory(plan), disk_needed=disk_needed(plan))
 
 

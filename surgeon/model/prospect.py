@@ -1,0 +1,76 @@
+"""What a run of a model will meet, told before it: whether it can be built, and whether layer by layer or as a whole.
+
+Both are found out by the very functions that a run goes by, on the model that transformers builds hollow, and kept by
+content: a checkpoint is looked at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.fingerprint import Fingerprint, library_versions, tokenizer_hashes
+from surgeon.checkpoint.store import place, recall, remember
+from surgeon.errors import CheckpointError, InputError
+from surgeon.memory import require_room_for_torch
+
+_VERSION = 1  # raise it when the same model would be run in another way
+_FOLDER = "{folder}"  # in a kept message, in place of where the checkpoint lies
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """`refused` says why the model cannot be run, if so; `whole` that its layers are no plain stack."""
+
+    refused: str | None = None
+    whole: bool = False
+
+
+def prospect_of(checkpoint: Checkpoint) -> Prospect:
+    """Return what a run of the model will meet; the first time, transformers builds it hollow."""
+    known = known_prospect(checkpoint)
+    if known is not None:
+        return known
+    found = _look(checkpoint)
+    keep_prospect(checkpoint, found)
+    return found
+
+
+def keep_prospect(checkpoint: Checkpoint, found: Prospect) -> None:
+    """Keep what was found, for the next plan: also by a run, which compares the layers with the whole model."""
+    told = None if found.refused is None else found.refused.replace(str(checkpoint.folder), _FOLDER)
+    remember(_path(checkpoint), asdict(Prospect(told, found.whole)))
+
+
+def known_prospect(checkpoint: Checkpoint) -> Prospect | None:
+    """Return it if the checkpoint was looked at before."""
+    found = recall(_path(checkpoint))
+    if found is None:
+        return None
+    told = found.get("refused")
+    refused = told.replace(_FOLDER, str(checkpoint.folder)) if isinstance(told, str) else None
+    return Prospect(refused, found.get("whole") is True)
+
+
+def _look(checkpoint: Checkpoint) -> Prospect:
+    require_room_for_torch()
+    from surgeon.model.model import load_model
+    from surgeon.model.stack import plain_layers
+
+    try:
+        return Prospect(whole=not plain_layers(load_model(checkpoint, "float32").model)[0])
+    except (CheckpointError, InputError) as error:
+        return Prospect(str(error))
+
+
+def _path(checkpoint: Checkpoint) -> Path:
+    made = Fingerprint(
+        version=_VERSION,
+        model="",  # no weight has a say in it
+        config=checkpoint.config,
+        tokenizer=tokenizer_hashes(checkpoint.folder),
+        settings={name: [info.dtype, info.shape] for name, info in checkpoint.tensors.items()},
+        libraries=library_versions(),
+    )
+    return place("prospects", made.key(), ".json")
