@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import transformers
+from conftest import byte_tokenizer
 
 from surgeon.api import plan_recipe, shipped_recipes
 from surgeon.checkpoint.checkpoint import Checkpoint
@@ -96,6 +97,7 @@ def test_there_is_a_recipe_for_each() -> None:
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_the_recipe_fits_the_published_model(family: str, tmp_path: Path) -> None:
     folder = write_sparse(family, tmp_path / "model")
+    byte_tokenizer().save_pretrained(folder)
     checkpoint = Checkpoint.open(folder)
     entries = sum(info.numel for info in checkpoint.tensors.values())
     assert entries / 1e9 == pytest.approx(PUBLISHED[family][2], rel=0.001)

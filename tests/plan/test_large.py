@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import byte_tokenizer
 
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
@@ -50,6 +51,7 @@ def sparse_llama(folder: Path, layers: int, hidden: int, wide: int, heads: int, 
         "tie_word_embeddings": False,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
+    byte_tokenizer().save_pretrained(folder)
     return folder
 
 
