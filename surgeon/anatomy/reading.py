@@ -86,7 +86,7 @@ def _parameter(whole: _Model, path: str, info: TensorInfo, made: Iterable[str]) 
     by_name = place(info, {}).role  # where several tensors become one, as gate and up do, each has its own name
     if info.name not in (path, *made) and by_name.partition(".")[0] == role.partition(".")[0] and by_name != "other":
         role = by_name
-    if len(info.shape) == 3 and role.startswith("mlp."):
+    if role.startswith("mlp.") and (len(info.shape) == 3 or _is_stack_of_rows(owner, info)):
         axis = _expert_axis(owner, info, role, whole.hidden)
     mixer = role.startswith("attn.")
     return Place(
@@ -176,13 +176,18 @@ def _is_matrix(owner: Any, role: str) -> bool:
     return not isinstance(owner, (torch.nn.Conv1d, torch.nn.Embedding)) and not role.endswith("other")
 
 
+def _is_stack_of_rows(owner: Any, info: TensorInfo) -> bool:
+    """True for a matrix that is no layer's own: experts one below the other, as DBRX has them, all of one form."""
+    return len(info.shape) == 2 and not isinstance(owner, torch.nn.Linear) and type(owner).__name__ != _CONV1D
+
+
 def _expert_axis(owner: Any, info: TensorInfo, role: str, hidden: int) -> int:
     """Return the output axis of experts stacked in one tensor, by which of its last two axes is the hidden one."""
-    writes = role == "mlp.down"
-    lies = [axis for axis in (1, 2) if info.shape[axis] == hidden]
+    writes, first = role == "mlp.down", len(info.shape) - 2
+    lies = [axis for axis in (first, first + 1) if info.shape[axis] == hidden]
     if len(lies) == 1:
-        return lies[0] if writes else 3 - lies[0]
-    return 2 if getattr(owner, "is_transposed", False) else 1
+        return lies[0] if writes else 2 * first + 1 - lies[0]
+    return first + 1 if getattr(owner, "is_transposed", False) else first
 
 
 def _heads(whole: _Model, inside: str, way: Iterable[Held]) -> int | None:

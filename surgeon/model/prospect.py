@@ -12,7 +12,7 @@ from pathlib import Path
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, library_versions, tokenizer_hashes
 from surgeon.checkpoint.store import place, recall, remember
-from surgeon.errors import CheckpointError, InputError
+from surgeon.errors import CheckpointError, InputError, reason
 from surgeon.memory import require_room_for_torch
 
 _VERSION = 1  # raise it when the same model would be run in another way
@@ -62,6 +62,10 @@ def _look(checkpoint: Checkpoint) -> Prospect:
         return Prospect(whole=not plain_layers(load_model(checkpoint, "float32").model)[0])
     except (CheckpointError, InputError) as error:
         return Prospect(str(error))
+    except NotImplementedError as error:  # of a part that every language model has, such as its embedding
+        return Prospect(
+            f"{checkpoint.folder}: transformers does not run this model as a language model: {reason(error)}"
+        )
 
 
 def _path(checkpoint: Checkpoint) -> Path:

@@ -174,6 +174,18 @@ def test_roles_by_what_a_module_is(
     assert "other" not in {where.role for where in found.values()}
 
 
+def test_experts_one_below_the_other_have_their_outputs_on_the_hidden_axis(make_tiny) -> None:  # type: ignore[no-untyped-def]
+    """DBRX multiplies by w2 as it stands, and by w1 and v1 turned over."""
+    config = {
+        "d_model": 32, "n_heads": 4, "n_layers": 1, "max_seq_len": 64,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+    }  # fmt: skip
+    found = places(make_tiny("dbrx", **config))
+    axes = {name: found[f"transformer.blocks.0.ffn.experts.mlp.{name}"].output_axis for name in ("w1", "v1", "w2")}
+    assert axes == {"w1": 0, "v1": 0, "w2": 1}
+
+
 def test_a_damaged_anatomy_is_read_again(deepseek: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = Checkpoint.open(deepseek)
     monkeypatch.setattr(anatomy, "_known", {})
