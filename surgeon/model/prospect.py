@@ -6,17 +6,16 @@ content: a checkpoint is looked at once.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, library_versions, tokenizer_hashes
 from surgeon.checkpoint.store import place, recall, remember
 from surgeon.errors import CheckpointError, InputError, reason
-from surgeon.memory import require_room_for_torch
+from surgeon.memory import memory_error, require_room_for_torch
 
 _VERSION = 1  # raise it when the same model would be run in another way
-_FOLDER = "{folder}"  # in a kept message, in place of where the checkpoint lies
 
 
 @dataclass(frozen=True)
@@ -28,29 +27,28 @@ class Prospect:
 
 
 def prospect_of(checkpoint: Checkpoint) -> Prospect:
-    """Return what a run of the model will meet; the first time, transformers builds it hollow."""
+    """Return what a run of the model will meet; the first time, transformers builds it hollow.
+
+    A refusal is not kept, since its reason may go: a package that is missing, a file of the tokenizer.
+    """
     known = known_prospect(checkpoint)
     if known is not None:
         return known
     found = _look(checkpoint)
-    keep_prospect(checkpoint, found)
+    if found.refused is None:
+        keep_prospect(checkpoint, found.whole)
     return found
 
 
-def keep_prospect(checkpoint: Checkpoint, found: Prospect) -> None:
-    """Keep what was found, for the next plan: also by a run, which compares the layers with the whole model."""
-    told = None if found.refused is None else found.refused.replace(str(checkpoint.folder), _FOLDER)
-    remember(_path(checkpoint), asdict(Prospect(told, found.whole)))
+def keep_prospect(checkpoint: Checkpoint, whole: bool) -> None:
+    """Keep how a model is run, for the next plan: also by a run, which compares the layers with the whole model."""
+    remember(_path(checkpoint), {"whole": whole})
 
 
 def known_prospect(checkpoint: Checkpoint) -> Prospect | None:
     """Return it if the checkpoint was looked at before."""
     found = recall(_path(checkpoint))
-    if found is None:
-        return None
-    told = found.get("refused")
-    refused = told.replace(_FOLDER, str(checkpoint.folder)) if isinstance(told, str) else None
-    return Prospect(refused, found.get("whole") is True)
+    return None if found is None else Prospect(whole=found.get("whole") is True)
 
 
 def _look(checkpoint: Checkpoint) -> Prospect:
@@ -61,11 +59,11 @@ def _look(checkpoint: Checkpoint) -> Prospect:
     try:
         return Prospect(whole=not plain_layers(load_model(checkpoint, "float32").model)[0])
     except (CheckpointError, InputError) as error:
+        if memory_error(error) is not None:
+            raise
         return Prospect(str(error))
     except NotImplementedError as error:  # of a part that every language model has, such as its embedding
-        return Prospect(
-            f"{checkpoint.folder}: transformers does not run this model as a language model: {reason(error)}"
-        )
+        return Prospect(f"{checkpoint.folder}: transformers does not run it as a language model: {reason(error)}")
 
 
 def _path(checkpoint: Checkpoint) -> Path:

@@ -17,7 +17,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError
 from surgeon.memory import require_room_for_torch
 from surgeon.model.precision import Precision
-from surgeon.model.prospect import Prospect, keep_prospect
+from surgeon.model.prospect import keep_prospect
 from surgeon.model.supply import Supply, make_stand_in, stand_in_for
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def load_stack(checkpoint: Checkpoint, precision: Precision, device: str) -> Sta
     if ranks.world() == 1:
         stack = _build(checkpoint, precision, device, None)
         if not stack.layers:  # which a plan could not know where only a comparison with the whole model shows it
-            keep_prospect(checkpoint, Prospect(whole=True))
+            keep_prospect(checkpoint, whole=True)
         return stack
     sizes = {header.path.name: header.file_size for header in checkpoint.headers}
     ranks.share(Loading(str(checkpoint.folder), precision, sizes))

@@ -184,20 +184,20 @@ def test_every_way_to_select_gives_a_region_another_name(recipe: RecipeMaker, mo
 
 
 def test_regions_follow_the_weights_and_the_heads_of_a_model_and_not_the_recipes_name(
-    recipe: RecipeMaker, llama: Path, tmp_path: Path
+    light_recipe: RecipeMaker, llama: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(llama, folder)
     moved = {f"model: {llama}": f"model: {folder}"}
     by_head = {**moved, CORE: "select: {top: 0.5, unit: head}\n    include: [attn]"}
-    plain, heads = name_of_region(recipe(**moved)), name_of_region(recipe(**by_head))
-    assert name_of_region(recipe(**moved, **{"name: test": "name: other"})) == plain
+    plain, heads = name_of_region(light_recipe(**moved)), name_of_region(light_recipe(**by_head))
+    assert name_of_region(light_recipe(**moved, **{"name: test": "name: other"})) == plain
     data = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**data, "num_key_value_heads": 4}))
-    assert name_of_region(recipe(**by_head)) != heads
-    assert name_of_region(recipe(**moved)) == plain
+    assert name_of_region(light_recipe(**by_head)) != heads
+    assert name_of_region(light_recipe(**moved)) == plain
     one_entry(folder)
-    assert name_of_region(recipe(**moved)) != plain
+    assert name_of_region(light_recipe(**moved)) != plain
 
 
 def test_a_kept_region_is_the_one_that_was_kept_with_its_provenance(recipe: RecipeMaker, tmp_path: Path) -> None:
