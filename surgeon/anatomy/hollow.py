@@ -77,7 +77,8 @@ def _chosen(checkpoint: Checkpoint, config: Any) -> Architecture | None:
     found = [Architecture(auto, model_class, config, text) for auto, model_class in model_classes(config)]
     if not found:
         return None
-    named = checkpoint.config.get("architectures") or []
+    said = checkpoint.config.get("architectures")
+    named = said if isinstance(said, list) else []  # of any type in a damaged config
     chosen = next((item for item in found if item.model_class.__name__ in named), found[0])
     if chosen.model_class.config_class == config.sub_configs.get("text_config"):
         return Architecture(chosen.auto, chosen.model_class, config, True)
