@@ -271,7 +271,7 @@ def _verify(
     for _, item in opened:
         check_written(item.folder, os.cpu_count() or 1)
     for label, item in opened:
-        stack = load_stack(item, resolve_precision("auto", device), device)
+        stack = load_stack(item, resolve_precision("auto"), device)
         one = verify(stack, [Variant(label)], corpus, languages, spec, progress)
         found.measures.update(one.measures)
         found.continuations.update(one.continuations)

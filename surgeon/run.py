@@ -260,7 +260,7 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
     spec = run.plan.recipe.verify
     if spec is None:
         return Verification(), {}
-    precision = resolve_precision("auto", run.device)
+    precision = resolve_precision("auto")
     operations = {"base": [], **{name: item.operations for name, item in run.plan.recipe.variants.items()}}
     paths, found = {}, Verification()
     for name, done in operations.items():

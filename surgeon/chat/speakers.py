@@ -99,7 +99,7 @@ def open_output(
     checkpoint = Checkpoint.open(recipe.model).downloaded()
     if report.model.content_sha256 not in (None, content_hash(checkpoint, 2)):
         raise InputError(f"{recipe.model}: not the weights that {out} was made from; run `surgeon apply` again")
-    stack = make_stack(load_model(checkpoint, resolve_precision("auto", device), device))
+    stack = make_stack(load_model(checkpoint, resolve_precision("auto"), device))
     templated = not plain and bool(getattr(stack.loaded.tokenizer, "chat_template", None))
     return Speakers(stack, variants, new_tokens, templated)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -67,9 +68,7 @@ class Control(Model, RegionKind):
             return None
         of = plans[self.of].select
         label = of.own if of is not None else None
-        return Drawing(
-            plan, self.of, label or SUM, lambda region, name, scores: self.indices(checkpoint, region, name, scores)
-        )
+        return Drawing(plan, self.of, label or SUM, partial(self.indices, checkpoint))
 
     def make(self, making: Making, plan: RegionPlan) -> Region:
         """Draw the control, tensor by tensor; one of a selected region is kept as that is."""
@@ -78,9 +77,10 @@ class Control(Model, RegionKind):
         return making.kept(plan, lambda: self._made(making, plan))
 
     def _made(self, making: Making, plan: RegionPlan) -> Region:
-        ahead, of, checkpoint = making.ahead(plan), making.part(self.of), making.checkpoint
+        ahead = making.ahead(plan)
         if ahead is not None:
             return ahead
+        of, checkpoint = making.part(self.of), making.checkpoint
         drawing = self.drawing(checkpoint, plan, making.plans)
         if drawing is None:
             return Region(of.shapes, lambda name: encode_indices(self.indices(checkpoint, of, name), of.shapes[name]))

@@ -94,7 +94,7 @@ def _from_weights(run: Scoring, score: WeightScore) -> ScoreSet:
 
 def _on_text(run: Scoring, score: SampledScore) -> ScoreSet:
     plan, languages = run.plan, score.labels
-    tensors, precision = plan.scored_tensors(score), resolve_precision(score.dtype, run.device)
+    tensors, precision = plan.scored_tensors(score), resolve_precision(score.dtype)
 
     def path_of(language: str) -> Path:
         text = plan.corpus.text(language).score_hash
@@ -110,9 +110,8 @@ def _on_text(run: Scoring, score: SampledScore) -> ScoreSet:
     kept = run.keep or keeps_scores(plan, score)
     cached = {name: load_region(plan.provenance(run.jobs), region, keys, run.jobs) for name, region in plans.items()}
     if not kept and all(region is not None for region in cached.values()):
-        return ScoreSet(
-            score, keys, regions={name: region for name, region in cached.items() if region}, samples=samples
-        )
+        regions = {name: region for name, region in cached.items() if region is not None}
+        return ScoreSet(score, keys, regions=regions, samples=samples)
     missing = _with_texts_of_their_own([name for name in languages if name not in known], paths) if kept else languages
     from surgeon.model.vocabulary import check_ids
     from surgeon.scoring.shared import SharedSweep  # torch is imported where it is needed
