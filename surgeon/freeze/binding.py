@@ -102,15 +102,6 @@ def _places(bundle: Bundle, parameters: Mapping[str, Parameter]) -> dict[str, li
     return places
 
 
-def match_names(stored: Iterable[str], model: Iterable[str], hints: Mapping[str, str]) -> dict[str, str]:
-    """Map names on disk to names in the model, one each; see `match_all`.
-
-    Raises:
-        FreezeError: two prefixes fit equally well, as in a module that holds a student and a teacher.
-    """
-    return {name: partners[-1] for name, partners in match_all(stored, model, hints).items()}
-
-
 def match_all(stored: Iterable[str], model: Iterable[str], hints: Mapping[str, str]) -> dict[str, list[str]]:
     """Map names on disk to all names in the model that are the same but for what wrappers insert.
 

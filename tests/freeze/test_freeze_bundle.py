@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from surgeon.errors import EnvironmentFailure, FreezeError, RegionError
 from surgeon.freeze import Bundle, freeze, verify_saved, write_bundle
-from surgeon.freeze.binding import match_names
+from surgeon.freeze.binding import match_all
 from surgeon.region.region import Region
 
 
@@ -204,6 +204,13 @@ def test_bundle_of_a_sharded_checkpoint_and_an_empty_region(tmp_path: Path) -> N
         write_bundle(tmp_path, Region.from_indices({}, {"lm_head.weight": (64, 32)}), base={})
     with pytest.raises(FreezeError, match="has no tensor 'elsewhere'"):
         write_bundle(tmp_path, Region.from_indices({"elsewhere": np.array([0])}, {"elsewhere": (2,)}), base={})
+
+
+def match_names(stored: list[str], model: list[str], hints: dict[str, str]) -> dict[str, str]:
+    """Each name's partner in the model, where there is one alone."""
+    found = match_all(stored, model, hints)
+    assert all(len(partners) == 1 for partners in found.values())
+    return {name: partners[0] for name, partners in found.items()}
 
 
 @pytest.mark.parametrize(
