@@ -91,7 +91,7 @@ class Activation(ForwardScore):
             if part.group not in figures:
                 raise InputError(f"tensor '{name}' has no activation score: nothing in its layer tells of its neurons")
             of_entries = figures[part.group][torch.from_numpy(part.labels)][None, :, None].expand(part.view)
-            result[name] = of_entries.reshape(noted.slots[name].values().shape).contiguous()
+            result[name] = of_entries.reshape(noted.slots[name].shape).contiguous()
         return result
 
     def _sources(self, noted: Noted, parts: Mapping[str, Parts]) -> list[str]:
@@ -100,7 +100,7 @@ class Activation(ForwardScore):
         found: dict[str, str] = {}
         for role in roles:
             for name, part in parts.items():
-                if noted.places[name].role == role and noted.slots[name].values().dim() == 2:
+                if noted.places[name].role == role and len(noted.slots[name].shape) == 2:
                     found.setdefault(part.group, name)
         return list(found.values())
 
@@ -117,7 +117,7 @@ class Activation(ForwardScore):
 def _neurons(noted: Noted) -> dict[str, Parts]:
     """Return which part of which neuron each entry of a layer's tensors is."""
     found = {
-        name: parts_of("neuron", name, tuple(slot.values().shape), noted.places[name], noted.config)
+        name: parts_of("neuron", name, slot.shape, noted.places[name], noted.config)
         for name, slot in noted.slots.items()
     }
     return {name: part for name, part in found.items() if part is not None}
