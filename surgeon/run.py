@@ -24,17 +24,17 @@ from surgeon.errors import CheckpointError, RegionError, SurgeonError
 from surgeon.json_text import to_json
 from surgeon.memory import give_memory_back
 from surgeon.model.intervals import LEVEL, RESAMPLES, SEED
-from surgeon.model.kept import keep, kept_path, load_kept
 from surgeon.model.precision import Precision, resolve_precision
 from surgeon.model.results import Verification
 from surgeon.model.together import load_stack
 from surgeon.model.token_counts import TokenCounts
 from surgeon.model.tokenizer import load_tokenizer
+from surgeon.model.verification_cache import keep, kept_path, load_kept
 from surgeon.operations import Operation
 from surgeon.operations.edits import EditCount, count_edits
 from surgeon.plan.pinning import pinned, pinned_operations
 from surgeon.plan.plan import Plan
-from surgeon.plan.supply import check_supply, needs_text
+from surgeon.plan.text_supply import check_supply, needs_text
 from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe, VerifySpec
 from surgeon.recipe.written import resolved_yaml
@@ -61,7 +61,7 @@ from surgeon.write.patches import donor_hash, write_as_patch
 from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
 
 if TYPE_CHECKING:
-    from surgeon.model.stack import Stack
+    from surgeon.model.layer_stack import Stack
 
 
 class Run:
@@ -251,7 +251,7 @@ def publish_variants(run: Run, staged: Mapping[str, Staged | Written], report: R
 
 
 def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
-    """Measure the base and the variants, all in one sweep through the layers; also says how it was measured.
+    """Measure the base and the variants, all in one pass through the layers; also says how it was measured.
 
     What an earlier run measured of the very same models, texts and settings is taken from there.
     """

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from surgeon import ranks
 from surgeon.model.continuations import continue_prompts, cost, encode_prompts
 from surgeon.model.editing import Variant
+from surgeon.model.layer_stack import Stack
 from surgeon.model.perplexity import EvaluationText, evaluation_texts, measure_variants
 from surgeon.model.precision import Precision
 from surgeon.model.results import Continuation, Verification
-from surgeon.model.stack import Stack
 from surgeon.model.together import Models
 from surgeon.model.vocabulary import check_ids
 from surgeon.operations import Operation
