@@ -52,7 +52,7 @@ class Variant:
 
 
 def prepared(loaded: LoadedModel, variants: Sequence[Variant]) -> list[Variant]:
-    """Make the edits of variants beforehand, for models that are swept through many times, unless they are too many."""
+    """Make the edits of variants beforehand, for models that are run through many times, unless they are too many."""
     entries = sum(region.entries for variant in variants for region in (variant.regions or {}).values())
     if entries * budgets.EDIT_BYTES_PER_ENTRY > budgets.EDITS_BYTES:
         return list(variants)

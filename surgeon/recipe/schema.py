@@ -194,7 +194,10 @@ class VerifySpec(Model):
     stride: Count | None = Field(None, description="new tokens per window; the window itself when left out")
     batch_size: Count = Field(4, description="windows at a time; does not change the figures")
     expect: list[ExpectSpec] = Field([], description="bounds on what comes out; exit code 1 if one is missed")
-    prompts: list[Annotated[str, Field(min_length=1)]] = Field([], description="texts for each model to continue")
+    prompts: list[Annotated[str, Field(min_length=1)]] = Field([], description="texts for the models to continue")
+    continued_by: list[str] | None = Field(
+        None, description="the variants that continue them, beside the base; all when left out"
+    )
     new_tokens: Count = Field(20, description="per prompt, at most; always the likeliest token")
 
     @model_validator(mode="after")
@@ -204,6 +207,10 @@ class VerifySpec(Model):
                 f"stride {self.stride} is longer than the window of {self.window}: tokens would be skipped"
             )
         return self
+
+    def without_prompts(self) -> VerifySpec:
+        """Return what holds for a model that continues nothing."""
+        return self.model_copy(update={"prompts": [], "continued_by": None})
 
 
 class TextSpec(Model):

@@ -14,10 +14,10 @@ import torch
 
 from surgeon.checkpoint.scratch import own_scratch
 from surgeon.model import budgets
-from surgeon.model.batches import enter_all, head_chunks, hidden_layout
 from surgeon.model.editing import Variant, edited
-from surgeon.model.stack import Arguments, Stack
-from surgeon.model.states import States, bytes_needed
+from surgeon.model.embedding_and_head import enter_all, head_chunks, hidden_layout
+from surgeon.model.hidden_states import States, bytes_needed
+from surgeon.model.layer_stack import Arguments, Stack
 
 _OUTSIDE = -1
 Take = Callable[[int, int, slice, slice, torch.Tensor], None]  # variant, batch, its rows and positions, their logits
