@@ -7,7 +7,10 @@ machine and now. Both tell all they find at once.
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
 
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.checkpoint import Checkpoint
@@ -28,6 +31,7 @@ from surgeon.scores.base import Score
 from surgeon.text.corpora import Corpus
 from surgeon.text.languages import code_meant
 
+_ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")  # of CUDA, of that in WSL, of ROCm, of Jetson
 POSITION_TABLES = ("wpe.weight", "embed_positions.weight")
 
 
@@ -79,12 +83,21 @@ def chosen_device(device: str) -> str:
     """Return the device that `auto` stands for: an accelerator if there is one, else the CPU; others as they are."""
     if device != "auto":
         return device
+    if not may_accelerate():
+        return "cpu"
     require_room_for_torch()
     import torch
 
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def may_accelerate() -> bool:
+    """Say whether there may be an accelerator; where there surely is none, torch need not be loaded to ask."""
+    if not sys.platform.startswith("linux"):
+        return True
+    return not version("torch").endswith("+cpu") and any(Path(name).exists() for name in _ACCELERATORS)
 
 
 def most_positions(checkpoint: Checkpoint) -> int | None:
