@@ -39,6 +39,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "neurons": "surgeon.regions.neurons:Neurons",
         "combine": "surgeon.regions.combined:Combine",
         "entries": "surgeon.regions.entries:Entries",
+        "tokens": "surgeon.regions.tokens:Tokens",
         "dimensions": "surgeon.regions.dimensions:Dimensions",
         "control": "surgeon.regions.control:Control",
     },
