@@ -50,7 +50,7 @@ class ScaledBlocks(Codec):
 
     @abstractmethod
     def nearest(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[Any]:
-        """Return the codes of the nearest numbers, ties to even; `blocks` are those of the numbers, all of which fit."""
+        """Return the codes of the nearest numbers, ties to even, all of which fit; each has its block."""
 
     def fits(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.bool_]:
         """Tell which numbers round to a code of their block and which are too large."""
