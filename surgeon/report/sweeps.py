@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from surgeon.model.results import exponential
-from surgeon.report.data import Report
+from surgeon.report.data import Report, SweepReport
 from surgeon.report.drawing import (
     BROKEN,
     SERIES,
@@ -25,13 +25,19 @@ from surgeon.report.drawing import (
     tips,
     words,
 )
-from surgeon.report.words import coordinate, is_number, number
+from surgeon.report.ramps import RATIOS, cells, heads
+from surgeon.report.words import coordinate, is_lost, is_number, number
+
+_MOST_LINES = 6  # that one chart can hold; more become a map
 
 
 def sweep_figure(report: Report, name: str) -> Figure:
     """Draw a sweep: lines over its first axis of numbers, a line per value of the other axes; bars if there is none."""
     sweep, base = report.sweeps[name], report.summary["base"].log_geometric_mean_perplexity
     logs = {point: report.summary[point].log_geometric_mean_perplexity - base for point in sweep.points}
+    across_and_down = _axes_of_a_map(sweep)
+    if across_and_down is not None:
+        return _map(report, name, logs, *across_and_down)
     axis = next((axis for axis, values in sweep.axes.items() if len(values) > 1 and all(map(is_number, values))), None)
     along = axis or next(iter(sweep.axes))
     rows = _rows(name, sweep.points, list(sweep.axes).index(along), logs)
@@ -50,9 +56,50 @@ def sweep_figure(report: Report, name: str) -> Figure:
         "a multiple of the base's (the line at ×1), on a logarithmic scale. "
         f"Most at {worst}: ×{number(exponential(logs[worst]))}."
     )
-    key = list(sweep.axes) != ["seed"]  # the draws of one control are no picture for the first screen
     spec = finished({"data": {"values": rows}, **drawn})
-    return Figure(f"sweep-{name}", f"What {name} does, by {along}", caption, spec, True, key)
+    return Figure(f"sweep-{name}", f"What {name} does, by {along}", caption, spec, True, True)
+
+
+def _axes_of_a_map(sweep: SweepReport) -> tuple[str, str] | None:
+    """Return the axes across and down if a sweep is a grid of two: of numbers both, of names both, or of many names."""
+    long = [axis for axis, values in sweep.axes.items() if len(values) > 1]
+    if len(long) != 2 or "seed" in long:
+        return None
+    numbers = [all(map(is_number, sweep.axes[axis])) for axis in long]
+    many = any(len(sweep.axes[axis]) > _MOST_LINES for axis, counted in zip(long, numbers, strict=True) if not counted)
+    if numbers[0] != numbers[1] and not many:
+        return None
+    across = long[1] if numbers[1] or not numbers[0] else long[0]
+    return across, next(axis for axis in long if axis != across)
+
+
+def _map(report: Report, name: str, logs: Mapping[str, float], across: str, down: str) -> Figure:
+    """Draw a sweep over two axes as a map: each cell the multiple of the base's perplexity."""
+    sweep, guess, rows = report.sweeps[name], report.guessing(), []
+    places = [list(sweep.axes).index(axis) for axis in (across, down)]
+    for point, values in sweep.points.items():
+        times = exponential(logs[point])
+        rows.append({
+            "point": point, "across": coordinate(values[places[0]]), "down": coordinate(values[places[1]]),
+            "said": number(times), "times": f"×{number(times)}", **RATIOS.of(times, is_lost(logs[point], guess)),
+        })  # fmt: skip
+    columns, lines = (list(map(coordinate, sweep.axes[axis])) for axis in (across, down))
+    hover = tips(across=across, down=down, times="of the base's perplexity", point="variant")
+    narrow = len(columns) > 16
+    spec: Spec = {
+        "data": {"values": rows}, "width": {"step": 22 if narrow else 52}, "height": {"step": 24},
+        "encoding": {
+            "x": heads("across", columns, all(len(column) < 8 for column in columns) and not narrow),
+            "y": words("down", sort=lines, title=down, axis={"domain": False, "ticks": False}),
+        },
+        "layer": cells(rows, RATIOS, hover, not narrow),
+    }  # fmt: skip
+    spec["encoding"]["x"]["title"] = across
+    caption = (
+        f"Perplexity by {down} (down) and {across} (across): geometric mean over the languages, as a multiple of the "
+        "base's. The warmer the worse; grey is within 1 % of the base."
+    )
+    return Figure(f"sweep-{name}", f"What {name} does, by {down} and {across}", caption, finished(spec), key=True)
 
 
 def _rows(

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from surgeon.model.results import exponential
 from surgeon.report.data import OverSeeds, Perplexity, RegionReport, Report, Summary
 from surgeon.report.story import SAME, scored_languages
-from surgeon.report.words import coordinate, interval, is_number, number, percent, roles_in_order, size
+from surgeon.report.words import coordinate, interval, is_lost, is_number, number, percent, roles_in_order, size
 from surgeon.text.languages import Language, language
 
 TIMES = "×\u00a0base"
@@ -130,6 +130,11 @@ def variants_table(report: Report, folder: Path | None = None) -> Grid:
             rows.append(Row(_cells(*_over_seeds(report, name, group), *[""] * 4)))
     if rows and "base" in report.summary:
         rows.insert(0, Row(_cells("base", *[""] * 5, _summed(report.summary["base"])[0], *[""] * 3)))
+        guess = report.guessing()
+        if guess is not None and report.model.vocabulary:
+            alike = Cell(number(report.model.vocabulary), _order(math.log(report.model.vocabulary)))
+            ratio = Cell(number(exponential(guess)), _order(guess))
+            rows.insert(1, Row(_cells("guessing every token alike", *[""] * 3, ratio, "", alike, *[""] * 3)))
     note = "Perplexity is the geometric mean over the languages."
     return Grid("Variants", heads, rows, note, (INTERVAL, "operations", "written to"))
 
@@ -180,14 +185,20 @@ def languages_table(
         for item in (found[name][code] for name in others):
             log = item.log_perplexity - base.log_perplexity
             note = "" if item.low is None else f"interval {interval(item.low, item.high)}"
-            cells.append(_beside(number(item.perplexity), _times(exponential(log), log), note))
+            times = _times(exponential(log), log)
+            if report is not None and is_lost(log, report.guessing(code)):
+                times = replace(times, text=f"{times.text}°")
+            cells.append(_beside(number(item.perplexity), times, note))
         per_byte = found[bits][code].bits_per_byte
         data = {key.removeprefix("rank_"): at for key, at in (places or {}).get(code, {}).items() if "rank" in key}
         data["search"] = f"{known.name} {code} {known.script} {known.family}".lower()
         name, own = f"{'• ' if code in scored else ''}{known.name}", Cell(number(base.perplexity), base.log_perplexity)
         rows.append(Row(_cells(name, own, *cells, Cell(f"{per_byte:.3f}", per_byte), known.script, known.family), data))
-    heads = ("language", *found, f"{bits}, bits/byte", "script", "family")
+    label = report.label if report is not None else str
+    heads = ("language", *map(label, found), f"{bits}, bits/byte", "script", "family")
     note = "× is the multiple of the base's, by which its column sorts. • marks the languages that were scored."
+    if report is not None and report.guessing() is not None:
+        note += " ° is no better than guessing every token alike."
     rows.sort(key=lambda row: int(row.data.get("script", 0)))
     foot = None if report is None else _means([report.summary[name] for name in found])
     return Grid("Perplexity", heads, rows, note, ("script", "family"), foot)

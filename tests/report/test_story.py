@@ -43,7 +43,7 @@ CONTROL = {"low-cut": ("zero low", dict.fromkeys(BASE, 1.0)), "any-cut": ("zero 
 def test_a_cut_is_told_beside_its_controls_whatever_their_order() -> None:
     cut = {"core-cut": ("zero core", {"ar": 2.1, "en": 18.3, "zh": 5.0})}
     expected = (
-        "Zeroing 1\u00a0% of the decoder's weights makes all 3 languages 2.1 to 18 times worse; "
+        "Zeroing 1\u00a0% of the decoder's weights makes all 3 languages 2.10 to 18.3 times worse; "
         "as many at random: 2.0\u00a0%; as many of the lowest score: 0\u00a0%."
     )
     for variants in (cut | CONTROL, CONTROL | cut):
@@ -60,7 +60,7 @@ def test_the_largest_weights_are_told_and_drawn_beside_the_cut() -> None:
     story = tell(report)
     assert (story.cut, story.controls) == ("core-cut", ("any-cut", "big-cut", "low-cut"))
     assert story.beside == "any"
-    assert "; as many at random: 2.0\u00a0%; as many of the largest weights: 13 times; " in sentence(report, story)
+    assert "; as many at random: 2.0\u00a0%; as many of the largest weights: 13.0 times; " in sentence(report, story)
 
 
 def test_what_was_in_reach_is_said() -> None:
@@ -79,13 +79,13 @@ def test_what_was_in_reach_is_said() -> None:
         ((1.0, 1.004, 0.996), "changes none of 3 languages by 1\u00a0% or more"),
         ((1.03, 1.12, 1.05), "makes all 3 languages 3 to 12\u00a0% worse"),
         ((1.0, 1.5, 1.2), "makes 2 of 3 languages 20 to 50\u00a0% worse"),
-        ((1.0, 1.0, 3.0), "makes Chinese 3.0 times worse"),
+        ((1.0, 1.0, 3.0), "makes Chinese 3.00 times worse"),
         ((0.8, 1.0, 1.0), "makes 1 language up to 20\u00a0% better"),
         ((1.02, 0.8, 0.7), "makes Arabic 2\u00a0% worse and makes 2 languages up to 30\u00a0% better"),
         ((0.9, 0.8, 0.7), "makes all 3 languages up to 30\u00a0% better"),
-        ((math.nan, 4.0, 4.0), "breaks Arabic beyond numbers and makes 2 of 3 languages 4.0 times worse"),
+        ((math.nan, 4.0, 4.0), "breaks Arabic beyond numbers and makes 2 of 3 languages 4.00 times worse"),
         ((math.inf, math.inf, math.inf), "breaks all 3 languages beyond numbers"),
-        ((1234.0, 2e6, 7.0), "makes all 3 languages 7.0 to 2.0e6 times worse"),
+        ((1234.0, 2e6, 7.0), "makes all 3 languages 7.00 to 2.0e6 times worse"),
     ],
 )
 def test_an_effect_is_told_as_large_as_it_is(factors: tuple[float, ...], told: str) -> None:
@@ -102,7 +102,9 @@ def test_regions_of_single_languages_are_told_together() -> None:
     report = report_of(variants, regions)
     assert tell(report).own == {"ar-cut": "ar", "zh-cut": "zh"}
     told = sentence(report, tell(report))
-    assert "makes that language 1.5 to 3.0 times worse, every other language 0 to 20\u00a0% worse; 2 languages" in told
+    assert (
+        "makes that language 1.50 to 3.00 times worse, every other language 0 to 20\u00a0% worse; 2 languages" in told
+    )
 
 
 def test_a_card_tells_of_its_own_variant() -> None:
@@ -177,7 +179,7 @@ def test_a_cut_that_trainers_are_told_something_of_is_told_as_the_cut(held: str)
     both = report.variants["core-cut"].model_copy(update={"operations": ["zero core", held]})
     report = report.model_copy(update={"variants": {**report.variants, "core-cut": both}})
     told = sentence(report, tell(report))
-    assert told.startswith("Zeroing 1\u00a0% of the decoder's weights makes all 3 languages 3.0 times worse")
+    assert told.startswith("Zeroing 1\u00a0% of the decoder's weights makes all 3 languages 3.00 times worse")
 
 
 def test_of_a_few_tokens_nothing_is_told() -> None:
