@@ -28,7 +28,8 @@ import torch
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.freeze import Bundle, Frozen, freeze
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import EvaluationText, measure_loaded
+from surgeon.measure.measuring import measure_loaded
+from surgeon.measure.windows import EvaluationText
 from surgeon.model.stack import Stack, make_stack
 from surgeon.model.tokenizer import load_tokenizer
 from surgeon.text.corpora import builtin_corpus

@@ -17,7 +17,8 @@ from surgeon.api import plan_recipe, score
 from surgeon.checkpoint.naming import natural_key, place
 from surgeon.model.editing import Variant
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import evaluation_texts, measure_variants
+from surgeon.measure.measuring import measure_variants
+from surgeon.measure.windows import evaluation_texts
 from surgeon.model.results import Measure
 from surgeon.model.stack import make_stack
 from surgeon.operations import Scale

@@ -20,7 +20,7 @@ import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.model.editing import Variant
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import measure_variants
+from surgeon.measure.measuring import measure_variants
 from surgeon.model.stack import make_stack
 from surgeon.progress import Progress
 from surgeon.region.region import Region

@@ -19,7 +19,8 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.model import budgets, states
 from surgeon.model.editing import Variant
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import evaluation_texts, measure_variants
+from surgeon.measure.measuring import measure_variants
+from surgeon.measure.windows import evaluation_texts
 from surgeon.model.stack import Stack, make_stack
 from surgeon.operations import Zero
 from surgeon.progress import Progress

@@ -13,7 +13,7 @@ import transformers.models.mixtral.modeling_mixtral
 import surgeon.api
 import surgeon.model.continuations
 import surgeon.model.model
-import surgeon.model.verification
+import surgeon.measure.verification
 import surgeon.report.figures
 import surgeon.scoring.shared
 from surgeon.checkpoint.checkpoint import Checkpoint
