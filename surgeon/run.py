@@ -22,9 +22,9 @@ from surgeon.checkpoint.remembered import read_hash, stored_hash
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import CheckpointError, RegionError, SurgeonError
 from surgeon.json_text import to_json
-from surgeon.memory import give_memory_back
 from surgeon.measure.intervals import LEVEL, RESAMPLES, SEED
-from surgeon.model.kept import keep, kept_path, load_kept
+from surgeon.measure.verification_cache import keep, kept_path, load_kept
+from surgeon.memory import give_memory_back
 from surgeon.model.precision import Precision, resolve_precision
 from surgeon.model.results import CONTINUATIONS, Verification
 from surgeon.model.together import load_stack
@@ -34,7 +34,7 @@ from surgeon.operations import Operation
 from surgeon.operations.edits import EditCount, count_edits
 from surgeon.plan.pinning import pinned, pinned_operations
 from surgeon.plan.plan import Plan
-from surgeon.plan.supply import check_supply, needs_text
+from surgeon.plan.text_supply import check_supply, needs_text
 from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe, VerifySpec
 from surgeon.recipe.written import resolved_yaml
@@ -67,7 +67,7 @@ from surgeon.write.patches import donor_hash, write_as_patch
 from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
 
 if TYPE_CHECKING:
-    from surgeon.model.stack import Stack
+    from surgeon.model.layer_stack import Stack
 
 
 class Run:
@@ -259,7 +259,7 @@ def publish_variants(run: Run, staged: Mapping[str, Staged | Written], report: R
 
 
 def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
-    """Measure the base and the variants, all in one sweep through the layers; also says how it was measured.
+    """Measure the base and the variants, all in one pass through the layers; also says how it was measured.
 
     What an earlier run measured of the very same models, texts and settings is taken from there.
     """

@@ -15,9 +15,9 @@ from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Outputs, Pieces,
 from surgeon.measure.perplexity import Perplexity, as_measures
 from surgeon.measure.windows import EvaluationText, window_pieces
 from surgeon.model.editing import Variant
-from surgeon.model.forward import run_models, work
+from surgeon.model.layer_stack import Stack
 from surgeon.model.results import Figures, Measure
-from surgeon.model.stack import Stack
+from surgeon.model.variant_pass import run_models, work
 from surgeon.progress import Progress
 
 _Sums = dict[str, NDArray[np.float64]]  # by the name of a value, those of a batch's pieces or of all

@@ -13,9 +13,9 @@ from surgeon.measure.perplexity import as_measures
 from surgeon.measure.windows import evaluation_texts, window_pieces
 from surgeon.model.continuations import continue_prompts, cost, encode_prompts
 from surgeon.model.editing import Variant
+from surgeon.model.layer_stack import Stack
 from surgeon.model.precision import Precision
 from surgeon.model.results import Continuation, Verification
-from surgeon.model.stack import Stack
 from surgeon.model.together import Models
 from surgeon.model.vocabulary import check_ids
 from surgeon.operations import Operation

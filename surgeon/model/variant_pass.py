@@ -15,10 +15,10 @@ import torch
 
 from surgeon.checkpoint.scratch import own_scratch
 from surgeon.model import budgets
-from surgeon.model.batches import enter_all, head_chunks, hidden_layout
 from surgeon.model.editing import Variant, edited, prepared
-from surgeon.model.stack import Arguments, Stack
-from surgeon.model.states import States, bytes_needed
+from surgeon.model.embedding_and_head import enter_all, head_chunks, hidden_layout
+from surgeon.model.hidden_states import States, bytes_needed
+from surgeon.model.layer_stack import Arguments, Stack
 
 _OUTSIDE = -1
 Take = Callable[[int, int, slice, slice, torch.Tensor], None]  # variant, batch, its rows and positions, their logits
@@ -56,9 +56,9 @@ def run_models(
 ) -> None:
     """Run variants, the base among them, on batches of token ids, shape (rows, length).
 
-    `take` gets the logits chunk by chunk, of those parts of batches that are `wanted`: of each chunk those of one variant
-    after the other, in their order, of all that `use` the batch; so what compares variants with the first of them need
-    keep one chunk. `advance` is called with the number of batches that went through a layer or the head, see `work`.
+    `take` gets the logits chunk by chunk, of those parts of batches that are `wanted`: of each chunk those of all
+    variants that use the batch, one after the other in their order, so that what compares them with the first keeps one
+    chunk. `advance` is called with the number of batches that went through a layer or the head, see `work`.
 
     Raises:
         CheckpointError: a variant edits a tensor that is no parameter of the model.
