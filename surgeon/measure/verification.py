@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -79,7 +79,8 @@ def verify(
     ]
     prompts = encode_prompts(stack, spec.prompts, spec.new_tokens)
     asked = [variant for variant in variants if missing is None or "continuations" in missing.get(variant.name, ())]
-    check_ids(loaded.model, loaded.tokenizer, [*_ids([look.pieces for look in looks]), *(one.ids for one in prompts)])
+    looked_at = {id(pieces): pieces for pieces in (windows, *(look.pieces for look in looks))}
+    check_ids(loaded.model, loaded.tokenizer, [*_ids(looked_at.values()), *(one.ids for one in prompts)])
     if looks and ranks.world() > 1:
         operations = {variant.name: list(variant.operations) for variant in variants}
         ranks.share(Measuring(str(loaded.checkpoint.folder), loaded.precision, operations, looks))
@@ -115,7 +116,7 @@ def _models_of(
     return [name for name in names if name != BASE] if variants and variants[0].name == BASE else []
 
 
-def _ids(looked_at: Sequence[Pieces]) -> list[list[int]]:
+def _ids(looked_at: Iterable[Pieces]) -> list[list[int]]:
     """Return the token ids that are looked at, in and out."""
     found = []
     for pieces in looked_at:
