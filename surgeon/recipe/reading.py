@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from surgeon.errors import InputError, Problem, RecipeError, did_you_mean
 from surgeon.recipe.faults import faults
+from surgeon.recipe.inline_regions import named
 from surgeon.recipe.lines import KeyPath, Node, dotted_path, line_number, nearest, plain, replaced
 from surgeon.recipe.plain_yaml import DEEPEST, LONGEST, NotYaml, read_yaml
 from surgeon.recipe.references import dangling
@@ -57,7 +58,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
         raise RecipeError([Problem(f"{path}:1", "a recipe is a mapping that begins with `version: 1`")])
     for override in overrides:
         tree = _overridden(tree, override, problems)
-    expansion = expand(tree, problems)
+    expansion = expand(named(tree, problems), problems)
     data = plain(expansion.tree)
     found = islice(dangling(data, expansion.origins.keys(), expansion.complete), _MOST_PROBLEMS + 1)
     problems += [Problem(nearest(expansion.tree, key).where, what) for key, what in found]

@@ -53,8 +53,7 @@ def expand(tree: Node, problems: list[Problem]) -> Expansion:
     if not swept:
         return Expansion(tree, {}, {}, True)
     regions = SweptRegions(tree.mapping("regions"))
-    verify = tree.child("verify")
-    grids = _Grids(problems, regions, frozenset(variants), verify is not None and verify.value is not None)
+    grids = _Grids(problems, regions, frozenset(variants))
     sweeps = {name: grids.sweep(name, variant) for name, variant in swept.items()}
     for name, added in (("regions", regions.added), ("variants", grids.variants)):
         if added:
@@ -90,7 +89,6 @@ class _Grids:
     problems: list[Problem]
     regions: SweptRegions
     taken: frozenset[str]
-    measured: bool
     variants: dict[str, Node] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     values: int = 0  # of all variants added
@@ -100,9 +98,6 @@ class _Grids:
         sweep = variant.child("sweep") or variant
         axes = variant.mapping("sweep")
         template = _without_sweep(variant)
-        write = template.child("write")
-        if not (self.measured or (write is not None and write.value)):
-            self._problem(sweep, "nothing would come of it: add `verify:` to the recipe")
         grid = [self._axis(number, axis) for number, axis in enumerate(axes.values())]
         if not all(axis.values for axis in grid):
             return None
