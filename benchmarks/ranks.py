@@ -47,7 +47,7 @@ def worker(recipe: str, output: str, overrides: list[str]) -> None:
         return measured
 
     scoring._on_text = timed(scoring._on_text)
-    shared.SharedSweep.assist = timed(shared.SharedSweep.assist)  # type: ignore[method-assign]
+    shared.SharedScorePass.assist = timed(shared.SharedScorePass.assist)  # type: ignore[method-assign]
     verification.measure_variants = timed(verification.measure_variants)
     sent = {"chain": 0, "scores": 0, "values": 0}
     begin = ranks.begin_to_send

@@ -16,10 +16,10 @@ import numpy as np
 from surgeon.api import plan_recipe, score
 from surgeon.checkpoint.naming import natural_key, place
 from surgeon.model.editing import Variant
+from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model
 from surgeon.model.perplexity import evaluation_texts, measure_variants
 from surgeon.model.results import Measure
-from surgeon.model.stack import make_stack
 from surgeon.operations import Scale
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec

@@ -24,17 +24,17 @@ from surgeon.errors import CheckpointError, RegionError, SurgeonError
 from surgeon.json_text import to_json
 from surgeon.memory import give_memory_back
 from surgeon.model.intervals import LEVEL, RESAMPLES, SEED
-from surgeon.model.kept import keep, kept_path, load_kept
 from surgeon.model.precision import Precision, resolve_precision
 from surgeon.model.results import Verification
 from surgeon.model.together import load_stack
 from surgeon.model.token_counts import TokenCounts
 from surgeon.model.tokenizer import load_tokenizer
+from surgeon.model.verification_cache import keep, kept_path, load_kept
 from surgeon.operations import Operation
 from surgeon.operations.edits import EditCount, count_edits
 from surgeon.plan.pinning import pinned, pinned_operations
 from surgeon.plan.plan import Plan
-from surgeon.plan.supply import check_supply, needs_text
+from surgeon.plan.text_supply import check_supply, needs_text
 from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe, VerifySpec
 from surgeon.recipe.written import resolved_yaml
@@ -50,7 +50,7 @@ from surgeon.report.data import (
 )
 from surgeon.report.html import write_page
 from surgeon.report.manifest import environment, manifest
-from surgeon.report.measured import check_expectations, perplexities, summarize, sweep_report
+from surgeon.report.measured import check_expectations, first_finding, perplexities, summarize, sweep_report
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
 from surgeon.text.windows import new_tokens
@@ -61,7 +61,7 @@ from surgeon.write.patches import donor_hash, write_as_patch
 from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
 
 if TYPE_CHECKING:
-    from surgeon.model.stack import Stack
+    from surgeon.model.layer_stack import Stack
 
 
 class Run:
@@ -76,11 +76,9 @@ class Run:
         self._stacks: dict[str, Stack] = {}
         self.edits: dict[str, EditCount] = {}
 
-    def check_texts(self) -> None:
-        """Read every text before anything is scored or written, and say where there is too little of it."""
-        if needs_text(self.plan):
-            for note in check_supply(self.plan, self.token_counts):
-                self.progress.note(note)
+    def check_texts(self) -> list[str]:
+        """Read every text before anything is scored or written; returns notes on where there is too little of it."""
+        return check_supply(self.plan, self.token_counts) if needs_text(self.plan) else []
 
     @cached_property
     def token_counts(self) -> TokenCounts:
@@ -115,7 +113,7 @@ class Run:
     def regions(self) -> dict[str, Region]:
         """The regions that the recipe names."""
         scores = self.scores
-        with self.timed("select"):
+        with self.timed("select"), self.progress.task("select regions", 1):
             return make_regions(
                 self.plan.provenance(self.jobs), scores, self.jobs, self.plan.file.as_written.regions, {}
             )
@@ -253,7 +251,7 @@ def publish_variants(run: Run, staged: Mapping[str, Staged | Written], report: R
 
 
 def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
-    """Measure the base and the variants, all in one sweep through the layers; also says how it was measured.
+    """Measure the base and the variants, all in one pass through the layers; also says how it was measured.
 
     What an earlier run measured of the very same models, texts and settings is taken from there.
     """
@@ -264,7 +262,8 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
     operations = {"base": [], **{name: item.operations for name, item in run.plan.recipe.variants.items()}}
     paths, found = {}, Verification()
     for name, done in operations.items():
-        paths[name] = _kept_path(run, name, done, spec, precision)
+        asked = spec if name in run.plan.talkers else spec.without_prompts()
+        paths[name] = _kept_path(run, name, done, asked, precision)
         known = load_kept(paths[name], name)
         if known is not None:
             found = found.joined(known)
@@ -276,8 +275,13 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
         stack = run.stack(precision)
         regions = {name: run.regions_of(name) if name != "base" else {} for name in missing}
         variants = [Variant(name, operations[name], regions[name]) for name in missing]
+        known, languages = found, run.plan.verify_languages
+
+        def tell(new: Verification) -> None:
+            run.progress.found(first_finding(known.joined(new).ordered(operations).measures))
+
         with run.timed("verify"):
-            new = verify(stack, variants, run.plan.corpus, run.plan.verify_languages, spec, run.progress)
+            new = verify(stack, variants, run.plan.corpus, languages, spec, run.progress, run.plan.talkers, tell)
         for name in missing:
             keep(paths[name], name, new)
         found = found.joined(new)

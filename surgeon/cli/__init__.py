@@ -25,7 +25,7 @@ app = typer.Typer(
 # Every command, with an example that its help shows.
 COMMANDS: tuple[tuple[Callable[..., Any], str], ...] = (
     (running.apply, "surgeon apply zero_core --set model=./my-model --output out/mine"),
-    (running.cut, "surgeon cut ./my-model --top 0.03 --languages ar,en,zh"),
+    (running.cut, "surgeon cut ./my-model --quick"),
     (running.plan, "surgeon plan zero_core --set model=./my-model"),
     (running.score, "surgeon score scores --output out/scores"),
     (looking.verify, "surgeon verify out/variants/core-zeroed --base builtin:tiny30 --languages ar,en"),

@@ -52,7 +52,7 @@ class Variant:
 
 
 def prepared(loaded: LoadedModel, variants: Sequence[Variant]) -> list[Variant]:
-    """Make the edits of variants beforehand, for models that are swept through many times, unless they are too many."""
+    """Make the edits of variants beforehand, for models that are run through many times, unless they are too many."""
     entries = sum(region.entries for variant in variants for region in (variant.regions or {}).values())
     if entries * budgets.EDIT_BYTES_PER_ENTRY > budgets.EDITS_BYTES:
         return list(variants)
@@ -77,9 +77,7 @@ def edited(loaded: LoadedModel, variant: Variant, names: Iterable[str]) -> Itera
     names, regions = list(names), variant.regions or {}
 
     def poke(name: str, indices: Indices, values: NDArray[Any]) -> None:
-        parameter = loaded.parameters[name].values()
-        at = torch.from_numpy(indices).to(parameter.device)
-        parameter.view(-1)[at] = as_tensor(values).to(parameter.device, parameter.dtype)
+        loaded.parameters[name].set(torch.from_numpy(indices), as_tensor(values))
 
     done = []
     try:

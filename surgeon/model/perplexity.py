@@ -1,4 +1,4 @@
-"""Perplexity per language of a base and its variants, all of them in one sweep through the layers.
+"""Perplexity per language of a base and its variants, all of them in one pass through the layers.
 
 Token-weighted: exp(sum of negative log-likelihoods / number of predicted tokens), sums in float64. Bits per
 byte stand beside it, because perplexities of models with different tokenizers do not compare.
@@ -16,9 +16,9 @@ import torch
 from surgeon import ranks
 from surgeon.errors import InputError
 from surgeon.model.editing import Variant
-from surgeon.model.forward import run_models, work
+from surgeon.model.layer_stack import Stack
 from surgeon.model.results import Measure
-from surgeon.model.stack import Stack
+from surgeon.model.variant_pass import run_models, work
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.text.corpora import Corpus

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from surgeon import ranks
 from surgeon.model.continuations import continue_prompts, cost, encode_prompts
 from surgeon.model.editing import Variant
+from surgeon.model.layer_stack import Stack
 from surgeon.model.perplexity import EvaluationText, evaluation_texts, measure_variants
 from surgeon.model.precision import Precision
 from surgeon.model.results import Continuation, Verification
-from surgeon.model.stack import Stack
 from surgeon.model.together import Models
 from surgeon.model.vocabulary import check_ids
 from surgeon.operations import Operation
@@ -48,8 +48,20 @@ def verify(
     languages: Sequence[str],
     spec: VerifySpec,
     progress: Progress,
+    talkers: Collection[str] | None = None,
+    measured: Callable[[Verification], None] = lambda found: None,
 ) -> Verification:
     """Measure variants and let them continue the prompts, unless that would cost more than all the rest.
+
+    Args:
+        stack: the model.
+        variants: what is measured of it.
+        corpus: where the texts come from.
+        languages: codes of the languages to measure.
+        spec: how.
+        progress: where progress goes.
+        talkers: names of the variants that continue the prompts; all if None.
+        measured: told the perplexities as soon as they are there, before anything is continued.
 
     Raises:
         InputError: a text or prompt gives no token, or one without an embedding, or a prompt is too long.
@@ -65,14 +77,16 @@ def verify(
         ranks.share(Measuring(str(loaded.checkpoint.folder), loaded.precision, operations, texts, spec.batch_size))
         share_regions({variant.name: variant.regions or {} for variant in variants})
     measures = measure_variants(stack, variants, texts, spec.batch_size, progress)
+    measured(Verification(measures))
     continuations: dict[str, list[Continuation]] = {}
-    if prompts:
+    talking = [variant for variant in variants if talkers is None or variant.name in talkers]
+    if prompts and talking:
         tokens = sum(len(window.labels) for text in texts.values() for window in text.windows) * len(variants)
-        if not stack.loaded.weights.stays and cost(stack, prompts, len(variants), spec.new_tokens) > tokens:
+        if not stack.loaded.weights.stays and cost(stack, prompts, len(talking), spec.new_tokens) > tokens:
             progress.note(
                 f"no continuations: {spec.new_tokens} tokens after {len(prompts)} prompts would read the weights "
                 f"{spec.new_tokens} times, which costs more than all the rest; ask for fewer (verify.new_tokens)"
             )
         else:
-            continuations = continue_prompts(stack, variants, prompts, spec.new_tokens, progress)
+            continuations = continue_prompts(stack, talking, prompts, spec.new_tokens, progress)
     return Verification(measures, continuations)

@@ -64,7 +64,7 @@ def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] 
         result.append(Step("perplexity", _FORWARD * tokens * (active + head) / rate))
         if verify.prompts:
             edits = edited_entries(plan)
-            result.append(Step("continuations", _continuations(verify, models, shape, active, rate, edits)))
+            result.append(Step("continuations", _continuations(verify, len(plan.talkers), shape, active, rate, edits)))
     result.append(Step("page", _PAGE))
     return result
 

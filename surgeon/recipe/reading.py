@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from surgeon.errors import InputError, Problem, RecipeError, did_you_mean
 from surgeon.recipe.faults import faults
 from surgeon.recipe.fields import Model
+from surgeon.recipe.inline_regions import named
 from surgeon.recipe.lines import KeyPath, Node, dotted_path, line_number, nearest, plain, replaced
 from surgeon.recipe.plain_yaml import DEEPEST, LONGEST, NotYaml, read_yaml
 from surgeon.recipe.references import dangling, expectations
@@ -69,6 +70,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
         raise RecipeError([Problem(f"{path}:1", "a recipe is a mapping that begins with `version: 1`")])
     for override in overrides:
         tree = _overridden(tree, override, problems)
+    tree = named(tree, problems)
     written = _validated(Recipe, plain(tree), lambda key: nearest(tree, key).where, problems)
     return _expanded(written, tree)
 
@@ -76,7 +78,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
 def _expanded(written: Recipe, tree: Node) -> RecipeFile:
     """Add the points of sweeps, and look at the expectations, which may name them."""
     problems: list[Problem] = []
-    data, expansion = plain(tree), expand(tree, written.verify is not None, problems)
+    data, expansion = plain(tree), expand(tree, problems)
     file = RecipeFile(written, tree, written, expansion)
     if expansion.variants or problems:
         added = {"regions": {**data.get("regions", {}), **expansion.regions}, "variants": expansion.variants}

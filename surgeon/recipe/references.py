@@ -100,6 +100,9 @@ def named_regions(value: Any, key: KeyPath) -> Found:
 def expectations(data: Mapping[str, Any], variants: Collection[str]) -> Found:
     """Find expectations of a recipe that are of none of the variants."""
     known = frozenset(variants)
+    for i, variant in enumerate(_list(_mapping(data, "verify").get("continued_by"))):
+        if isinstance(variant, str) and variant not in known:
+            yield ("verify", "continued_by", i), _none("variant", variant, variants)
     for i, expectation in enumerate(_list(_mapping(data, "verify").get("expect"))):
         variant = expectation.get("variant") if isinstance(expectation, dict) else None
         if isinstance(variant, str) and variant not in known:

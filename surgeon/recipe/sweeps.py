@@ -66,18 +66,17 @@ class Expansion:
         self.values += _size(data)
 
 
-def expand(tree: Node, measured: bool, problems: list[Problem]) -> Expansion:
+def expand(tree: Node, problems: list[Problem]) -> Expansion:
     """Make the points of all sweeps of a recipe; `problems` gains what cannot be expanded.
 
     Args:
         tree: a recipe that the schema accepts.
-        measured: false if nothing is measured, so that points must be written to be of use.
         problems: of the recipe.
     """
     data, expansion = plain(tree), Expansion(problems)
     for name, variant in tree.mapping("variants").items():
         if variant.mapping("sweep"):
-            grid = _Grid(name, variant, data["variants"], data.get("regions") or {}, measured, expansion)
+            grid = _Grid(name, variant, data["variants"], data.get("regions") or {}, expansion)
             sweep = grid.expanded()
             if sweep is not None:
                 expansion.sweeps[name] = sweep
@@ -108,7 +107,6 @@ class _Grid:
     variant: Node
     variants: Mapping[str, Any]
     regions: Mapping[str, Any]
-    measured: bool
     expansion: Expansion
 
     def expanded(self) -> Sweep | None:
@@ -116,8 +114,6 @@ class _Grid:
         axes = self.variant.mapping("sweep")
         rest = {key: value for key, value in self.variants[self.name].items() if key != "sweep"}
         template = {"write": False, **rest}  # points are only measured unless it says otherwise
-        if not (self.measured or template["write"]):
-            self._problem("nothing would come of it: add `verify:` to the recipe")
         grid = [self._axis(number, axis) for number, axis in enumerate(axes.values())]
         if not all(axis.values for axis in grid):
             return None

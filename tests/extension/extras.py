@@ -18,14 +18,14 @@ from surgeon.region.region import Region
 from surgeon.regions.base import Making, Planning, RegionKind, RegionPlan, shapes_of
 from surgeon.regions.scopes import Scope
 from surgeon.scores.base import BackwardScore, ForwardScore, Reader, WeightScore
-from surgeon.scores.notes import Note
+from surgeon.scores.statistic import Statistic
 
 if TYPE_CHECKING:
     import torch
 
     from surgeon.recipe.schema import RegionSpec
     from surgeon.scores.base import Score
-    from surgeon.scores.noted import Noted
+    from surgeon.scores.running_statistics import RunningStatistics
 
 
 class Fisher(BackwardScore):
@@ -51,15 +51,15 @@ class Reach(ForwardScore):
         """True for matrices."""
         return len(info.shape) > 1
 
-    def notes(self, inputs: torch.Tensor, outputs: torch.Tensor) -> Iterator[Note]:
+    def statistics(self, inputs: torch.Tensor, outputs: torch.Tensor) -> Iterator[Statistic]:
         """Yield the largest sizes of the inputs."""
-        yield Note("largest", "inputs", "maximum", inputs.abs().amax(0).double())
+        yield Statistic("largest", "inputs", "maximum", inputs.abs().amax(0).double())
 
-    def scores(self, noted: Noted) -> dict[str, torch.Tensor]:
+    def scores(self, running: RunningStatistics) -> dict[str, torch.Tensor]:
         """Return the products."""
         return {
-            name: (slot.values().abs() * noted.expanded(name, "largest")).float().cpu()
-            for name, slot in noted.slots.items()
+            name: (slot.values().abs() * running.expanded(name, "largest")).float().cpu()
+            for name, slot in running.slots.items()
         }
 
 

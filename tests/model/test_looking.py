@@ -11,9 +11,9 @@ import torch
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.model.editing import Variant
+from surgeon.model.layer_stack import Stack, make_stack
 from surgeon.model.model import load_model
 from surgeon.model.perplexity import EvaluationText, measure_variants
-from surgeon.model.stack import Stack, make_stack
 from surgeon.progress import Progress
 from surgeon.text.windows import Window
 

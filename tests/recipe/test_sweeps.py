@@ -161,8 +161,6 @@ MISTAKES = {
     "operand": ("regions.core.select.top", "operations.0.zero", "recipe.yaml:19: variants.cut-0.001.operations.0"),
     "no effect": ("{zero: core}", "{zero: rest}", "recipe.yaml:16: cut-0.001 and cut-0.03 would be the same"),
     "name": ("  plain:", "  cut-0.03:", "recipe.yaml:15: 'cut-0.03' would be the name of two variants"),
-    "nothing to do": ("verify: {tokens: 8}\n", "", "recipe.yaml:15: nothing would come of it: add `verify:`"),
-    "nothing to do, with a word": ("verify: {tokens: 8}", "verify:", "nothing would come of it: add `verify:`"),
     "expectation": (
         "tokens: 8", "tokens: 8, expect: [{variant: cut-0.3, ratio_at_least: 2}]",
         "recipe.yaml:22: no variant 'cut-0.3'; did you mean 'cut-0.03'?",
@@ -181,11 +179,11 @@ def test_a_mistake_is_named_with_its_line(mistake: str, tmp_path: Path) -> None:
 
 
 def test_all_mistakes_come_at_once_and_those_of_a_sweep_next(tmp_path: Path) -> None:
-    of_a_sweep = {"verify: {tokens: 8}\n": "", "- 0.03": "- 3"}
+    of_a_sweep = {"- 0.001": "- 4", "- 0.03": "- 3"}
     found = problems(tmp_path, **of_a_sweep, **{"name: r": "nmae: r", "{zero: rest}": "{zero: rset}"})
     assert [line.split(": ", 1)[0] for line in found] == [f"recipe.yaml:{line}" for line in (1, 2, 21)]
     found = problems(tmp_path, **of_a_sweep)
-    assert [line.split(": ", 1)[0] for line in found] == [f"recipe.yaml:{line}" for line in (15, 20)]
+    assert [line.split(": ", 1)[0] for line in found] == [f"recipe.yaml:{line}" for line in (19, 20)]
 
 
 def test_a_mistake_at_all_points_is_named_once(tmp_path: Path) -> None:
@@ -356,15 +354,15 @@ def test_points_are_written_when_asked_for(recipe: RecipeMaker, llama: Path, tmp
 
 
 def test_a_sweep_scores_once(recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    from surgeon.scores.sweeps import Sweep
+    from surgeon.scores.score_pass import ScorePass
 
-    real, scored = Sweep.run, []
+    real, scored = ScorePass.run, []
 
     def counted(self, *rest):  # type: ignore[no-untyped-def]
         scored.append(list(self.sequences))
         return real(self, *rest)
 
-    monkeypatch.setattr(Sweep, "run", counted)
+    monkeypatch.setattr(ScorePass, "run", counted)
     surgeon.apply(recipe(**SWEPT))
     assert scored == [["de", "fr"]]
 
@@ -373,7 +371,7 @@ def test_the_regions_of_points_are_not_kept(recipe: RecipeMaker, monkeypatch: py
     """All points are measured together, and yet no mask of theirs stays in memory, however many points there are."""
     import gc
 
-    import surgeon.model.forward as forward
+    import surgeon.model.variant_pass as forward
 
     alive: list[int] = []
     real = forward.edited

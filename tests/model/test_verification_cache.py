@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.store import keep_value
-from surgeon.model import kept
-from surgeon.model.kept import keep, kept_path, load_kept
+from surgeon.model import verification_cache
 from surgeon.model.results import Continuation, Measure, Verification
+from surgeon.model.verification_cache import keep, kept_path, load_kept
 from surgeon.operations import Scale, Zero
 from surgeon.recipe.schema import ExpectSpec, VerifySpec
 from surgeon.region.region import Region
@@ -97,10 +97,10 @@ def test_figures_of_another_model_have_another_name(change: str, llama: Path, tm
 def test_versions_make_another_name(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint, before = Checkpoint.open(llama), kept_path(Checkpoint.open(llama), **GIVEN)
     with monkeypatch.context() as patched:
-        patched.setattr(kept, "KEPT_VERSION", kept.KEPT_VERSION + 1)
+        patched.setattr(verification_cache, "KEPT_VERSION", verification_cache.KEPT_VERSION + 1)
         assert kept_path(checkpoint, **GIVEN) != before
     with monkeypatch.context() as patched:
-        patched.setattr(kept, "library_versions", lambda: {"torch": "0.0"})
+        patched.setattr(verification_cache, "library_versions", lambda: {"torch": "0.0"})
         assert kept_path(checkpoint, **GIVEN) != before
 
 
