@@ -94,7 +94,8 @@ def prepare(folder: Path) -> None:
     (folder / "recipes").symlink_to(ROOT / "recipes")
     (folder / "texts").mkdir()
     for code, shipped in (("yo", "tr"), ("en", "en")):
-        shutil.copy(ROOT / "surgeon" / "assets" / "udhr30" / "eval" / f"{shipped}.txt", folder / "texts" / f"{code}.txt")
+        shipped_text = ROOT / "surgeon" / "assets" / "udhr30" / "eval" / f"{shipped}.txt"
+        shutil.copy(shipped_text, folder / "texts" / f"{code}.txt")
     trained = [f"out/stitch/{language}/trained/nothing-0.0003-0" for language in ("zh", "es")]
     for name in ("my-model", "A", "B", "checkpoint-500", "out/claim5/trained/nothing-0.0003-0", *trained):
         shutil.copytree(ROOT / "surgeon" / "assets" / "tiny30", folder / name)
