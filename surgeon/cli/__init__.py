@@ -30,6 +30,8 @@ COMMANDS: tuple[tuple[Callable[..., Any], str], ...] = (
     (running.score, "surgeon score scores --output out/scores"),
     (looking.verify, "surgeon verify out/variants/core-zeroed --base builtin:tiny30 --languages ar,en"),
     (looking.diff, "surgeon diff builtin:tiny30 out/variants/core-zeroed --region out/regions/core.region.safetensors"),
+    (looking.compare, "surgeon compare out/one out/other --output page"),
+    (looking.report, "surgeon report out --space my-space"),
     (looking.inspect, "surgeon inspect out/regions/core.region.safetensors"),
     (talking.chat, 'surgeon chat out --prompt "Everyone has the right to"'),
     (sharing.push, "surgeon push out/variants/core-zeroed org/core-zeroed --dry-run"),

@@ -54,6 +54,14 @@ class Overlap:
     only_right: Mapping[str, int]
 
     @property
+    def jaccard(self) -> float:
+        """Shared entries as a share of all that either selects, over all tensors; 1.0 where neither selects any."""
+        shared = sum(tensor.shared for tensor in self.tensors)
+        union = sum(tensor.left + tensor.right - tensor.shared for tensor in self.tensors)
+        union += sum(self.only_left.values()) + sum(self.only_right.values())
+        return shared / union if union else 1.0
+
+    @property
     def identical(self) -> bool:
         """True if both select the same entries."""
         only = sum(self.only_left.values()) + sum(self.only_right.values())

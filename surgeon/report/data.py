@@ -7,6 +7,7 @@ import math
 import os
 import zlib
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -328,6 +329,10 @@ class Report(Model):
         )
 
     __str__ = __repr__
+
+    def plot(self, name: str | None = None) -> Any:
+        """Return a figure, which a notebook shows: by name, such as `perplexity`, `ratios` or `scan`, or the first."""
+        return import_module("surgeon.report.shown").report_figure(self, name)  # figures are made of reports
 
     def _repr_html_(self) -> str:
         """Show the report in a notebook: what became of each variant."""
