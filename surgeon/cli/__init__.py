@@ -41,7 +41,9 @@ COMMANDS: tuple[tuple[Callable[..., Any], str], ...] = (
     (shipped.schema, "surgeon schema > recipe.schema.json"),
 )
 for _command, _example in COMMANDS:
-    app.command(epilog=f"Example: {_example}")(_command)
+    # The whole first line: what a parser makes of a docstring by itself ends in the middle.
+    _line = (_command.__doc__ or "").partition("\n")[0]
+    app.command(epilog=f"Example: {_example}", short_help=_line)(_command)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ class Comparison:
         if self.checkpoints is not None:
             told.append("differ" if self.checkpoints.differs else "no difference")
         if self.overlap is not None:
-            told.append(f"regions share Jaccard {self.overlap.jaccard:.3g}")
+            told.append(f"regions share Jaccard {self.overlap.total.jaccard:.3g}")
         return f"Comparison({' and '.join(self.names)}: {', '.join(told)})"
 
 

@@ -105,6 +105,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
         (["--top", "1"], "--top 1: a share between 0 and 1, such as 0.01"),
         (["--top", "0"], "--top 0: a share between 0 and 1"),
         (["--top", "one"], "--top one: write a share such as 0.01, or 1%"),
+        (["--device", "gpu"], "--device gpu: no such device; did you mean 'cuda'?"),
         (["--prompts", "4"], "--prompts 4: there are 3"),
         (["--languages", "ar,xx"], "--languages: no text for 'xx'"),
         (["--languages", "noo"], "did you mean 'no'?"),
