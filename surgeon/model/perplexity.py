@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from surgeon import ranks
 from surgeon.errors import InputError
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack
@@ -21,6 +20,7 @@ from surgeon.model.results import Measure
 from surgeon.model.variant_pass import run_models, work
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
+from surgeon.team import ALONE, Team
 from surgeon.text.corpora import Corpus
 from surgeon.text.windows import Window, beginning, evaluation_windows, tokenize
 
@@ -69,21 +69,42 @@ def measure_variants(
     texts: Mapping[str, EvaluationText],
     batch_size: int,
     progress: Progress,
+    team: Team = ALONE,
 ) -> dict[str, dict[str, Measure]]:
     """Measure each variant on each language; the sum of a broken model may be inf or nan and is returned as it is.
 
-    Of several ranks each measures some of the windows, and the first one returns what all found.
+    Each of a team measures some of the batches; where what they found does not come, nothing is returned.
     """
     every = _batches(texts, batch_size)
-    batches = every[ranks.own_run(len(every))]
-    sums = [[torch.zeros(len(batch.inputs), dtype=torch.float64) for batch in batches] for _ in variants]
+
+    def measured(share: Sequence[tuple[int, _Batch]]) -> dict[int, list[torch.Tensor]]:
+        found = _sums(stack, variants, [batch for _, batch in share], progress)
+        return {number: sums for (number, _), sums in zip(share, found, strict=True)}
+
+    found: dict[int, list[torch.Tensor]] = {}
+    for of_share in team.map(measured, team.divided(list(enumerate(every)))):
+        found |= of_share
+    return {
+        variant.name: {
+            language: _measure(language, text, every, [found[number][i] for number in range(len(every))])
+            for language, text in texts.items()
+        }
+        for i, variant in enumerate(variants if found else ())
+    }
+
+
+def _sums(
+    stack: Stack, variants: Sequence[Variant], batches: Sequence[_Batch], progress: Progress
+) -> list[list[torch.Tensor]]:
+    """Return, by batch and variant, the negative log-likelihood of each window, float64."""
+    sums = [[torch.zeros(len(batch.inputs), dtype=torch.float64) for _ in variants] for batch in batches]
 
     def take(variant: int, number: int, rows: slice, positions: slice, logits: torch.Tensor) -> None:
         labels = batches[number].labels[rows, positions].to(logits.device)
         losses = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), labels.flatten(), reduction="none", ignore_index=_UNCOUNTED
         )
-        sums[variant][number][rows] += losses.double().view(labels.shape).sum(dim=1).cpu()
+        sums[number][variant][rows] += losses.double().view(labels.shape).sum(dim=1).cpu()
 
     def wanted(number: int, rows: slice, positions: slice) -> bool:
         return bool((batches[number].labels[rows, positions] != _UNCOUNTED).any())
@@ -92,14 +113,7 @@ def measure_variants(
     with progress.task(label, work(stack, variants, len(batches))) as advance:
         inputs = [batch.inputs for batch in batches]
         run_models(stack, variants, inputs, take, wanted=wanted, advance=advance)
-    found = ranks.gather(sums)
-    return {
-        variant.name: {
-            language: _measure(language, text, every, [nll for of_rank in found for nll in of_rank[i]])
-            for language, text in texts.items()
-        }
-        for i, variant in enumerate(variants if found else ())
-    }
+    return sums
 
 
 def measure_loaded(model: Any, texts: Mapping[str, EvaluationText], batch_size: int) -> dict[str, Measure]:

@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
-from surgeon import ranks
 from surgeon.model.continuations import continue_prompts, cost, encode_prompts
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack
 from surgeon.model.perplexity import EvaluationText, evaluation_texts, measure_variants
 from surgeon.model.precision import Precision
 from surgeon.model.results import Continuation, Verification
-from surgeon.model.together import Models
 from surgeon.model.vocabulary import check_ids
-from surgeon.operations import Operation
+from surgeon.model.workplace import Workplace
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
-from surgeon.region.carried import receive_regions, share_regions
+from surgeon.team import ALONE, Team
 from surgeon.text.corpora import Corpus
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """A measurement of which every rank takes some of the windows (see `together.Part`)."""
+    """A measurement of which every process of a team takes some of the windows."""
 
     model: str
     precision: Precision
-    operations: Mapping[str, list[Operation]]
+    variants: Sequence[Variant]
     texts: Mapping[str, EvaluationText]
     batch_size: int
 
-    def assist(self, models: Models) -> None:
-        """Measure this rank's windows."""
-        with ExitStack() as open_files:
-            regions = receive_regions(open_files)
-            variants = [Variant(name, done, regions[name]) for name, done in self.operations.items()]
-            stack = models.stack(self.model, self.precision)
-            measure_variants(stack, variants, self.texts, self.batch_size, Progress())
+    def help(self, place: Workplace) -> None:
+        """Measure this process's windows."""
+        stack = place.stack(self.model, self.precision)
+        measure_variants(stack, self.variants, self.texts, self.batch_size, Progress(), place.team)
 
 
 def verify(
@@ -48,6 +42,7 @@ def verify(
     languages: Sequence[str],
     spec: VerifySpec,
     progress: Progress,
+    team: Team = ALONE,
 ) -> Verification:
     """Measure variants and let them continue the prompts, unless that would cost more than all the rest.
 
@@ -59,12 +54,9 @@ def verify(
     prompts = encode_prompts(stack, spec.prompts, spec.new_tokens)
     cut = [[*window.inputs, *window.labels] for text in texts.values() for window in text.windows]
     check_ids(stack.loaded.model, stack.loaded.tokenizer, [*cut, *(prompt.ids for prompt in prompts)])
-    if ranks.world() > 1:
-        operations = {variant.name: list(variant.operations) for variant in variants}
-        loaded = stack.loaded
-        ranks.share(Measuring(str(loaded.checkpoint.folder), loaded.precision, operations, texts, spec.batch_size))
-        share_regions({variant.name: variant.regions or {} for variant in variants})
-    measures = measure_variants(stack, variants, texts, spec.batch_size, progress)
+    loaded = stack.loaded
+    team.begin(Measuring(str(loaded.checkpoint.folder), loaded.precision, variants, texts, spec.batch_size))
+    measures = measure_variants(stack, variants, texts, spec.batch_size, progress, team)
     continuations: dict[str, list[Continuation]] = {}
     if prompts:
         tokens = sum(len(window.labels) for text in texts.values() for window in text.windows) * len(variants)

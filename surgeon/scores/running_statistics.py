@@ -11,9 +11,10 @@ import torch
 from surgeon.anatomy.slots import Slot
 from surgeon.checkpoint.naming import Place
 from surgeon.errors import InputError
-from surgeon.scores.statistic import Statistic
+from surgeon.scores.statistic import Side, Statistic
 
-Key = tuple[int, int, str]  # the number of a matrix, the axis of it that meets the inputs, and a note's word
+# By the number of a matrix, the axis of it that meets the inputs, and a statistic's word.
+Collected = dict[tuple[int, int, str], Statistic]
 
 
 @dataclass
@@ -27,8 +28,7 @@ class RunningStatistics:
     slots: Mapping[str, Slot]
     places: Mapping[str, Place]
     config: Mapping[str, Any]
-    values: dict[Key, torch.Tensor] = field(default_factory=dict)
-    along: dict[str, str] = field(default_factory=dict)  # by word: see `Statistic`
+    collected: Collected = field(default_factory=dict)
     matrices: list[torch.Tensor] = field(default_factory=list)
     _numbers: dict[int, range] = field(default_factory=dict)  # by a parameter's id, those of its matrices
 
@@ -40,14 +40,7 @@ class RunningStatistics:
 
     def take(self, matrix: int, axis: int, statistic: Statistic) -> None:
         """Add what one product gives."""
-        key, self.along[statistic.word] = (matrix, axis, statistic.word), statistic.along
-        known = self.values.get(key)
-        if known is None:
-            self.values[key] = statistic.values
-        elif statistic.how == "sum":
-            self.values[key] = known + statistic.values
-        else:
-            self.values[key] = torch.maximum(known, statistic.values)
+        merged(self.collected, {(matrix, axis, statistic.word): statistic})
 
     def expanded(
         self, name: str, word: str, change: Callable[[torch.Tensor], torch.Tensor] = lambda values: values
@@ -77,23 +70,32 @@ class RunningStatistics:
                 f"tensor '{name}' has no {self.kind} score: the model multiplies no inputs with it as the matrix of a "
                 "linear layer; exclude it, or use grad_param"
             )
-        inner, values = found
+        inner, values, side = found
         if not bool(torch.isfinite(values).all()):
             raise InputError(f"the activations at tensor '{name}' are not finite: the model is broken")
-        axis = 1 - inner if self.along[word] == "outputs" else inner
+        axis = 1 - inner if side == "outputs" else inner
         whole = change(values).unsqueeze(2 - axis)
         whole = (whole if slot.parameter.dim() == 3 else whole[0]).expand_as(slot.parameter)
         return slot.of(whole), axis
 
-    def _of(self, parameter: torch.nn.Parameter, word: str) -> tuple[int, torch.Tensor] | None:
-        """Return the axis that meets the inputs, and what was noted of a parameter's matrices, stacked."""
+    def _of(self, parameter: torch.nn.Parameter, word: str) -> tuple[int, torch.Tensor, Side] | None:
+        """Return the axis that meets the inputs, what was noted of a parameter's matrices, stacked, and its side."""
         for axis in (0, 1):
-            found = [self.values.get((number, axis, word)) for number in self._numbers[id(parameter)]]
-            some = next((value for value in found if value is not None), None)
+            found = [self.collected.get((number, axis, word)) for number in self._numbers[id(parameter)]]
+            some = next((statistic for statistic in found if statistic is not None), None)
             if some is not None:
-                nothing = torch.zeros_like(some)
-                return axis, torch.stack([nothing if value is None else value for value in found])
+                nothing = torch.zeros_like(some.values)
+                values = [nothing if statistic is None else statistic.values for statistic in found]
+                return axis, torch.stack(values), some.along
         return None
+
+
+def merged(known: Collected, new: Collected) -> Collected:
+    """Add statistics to those of the products before."""
+    for key, statistic in new.items():
+        before = known.get(key)
+        known[key] = statistic if before is None else before.and_then(statistic)
+    return known
 
 
 def matrices_of(parameter: torch.nn.Parameter) -> list[torch.Tensor]:
