@@ -50,7 +50,7 @@ from surgeon.report.data import (
 )
 from surgeon.report.html import write_page
 from surgeon.report.manifest import environment, manifest
-from surgeon.report.measured import check_expectations, perplexities, summarize, sweep_report
+from surgeon.report.measured import check_expectations, first_finding, perplexities, summarize, sweep_report
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
 from surgeon.team import ALONE, Team
@@ -87,11 +87,9 @@ class Run:
         self._place = Workplace(device, self.jobs, team)
         self.edits: dict[str, EditCount] = {}
 
-    def check_texts(self) -> None:
-        """Read every text before anything is scored or written, and say where there is too little of it."""
-        if needs_text(self.plan):
-            for note in check_supply(self.plan, self.token_counts):
-                self.progress.note(note)
+    def check_texts(self) -> list[str]:
+        """Read every text before anything is scored or written; returns notes on where there is too little of it."""
+        return check_supply(self.plan, self.token_counts) if needs_text(self.plan) else []
 
     @cached_property
     def token_counts(self) -> TokenCounts:
@@ -133,7 +131,7 @@ class Run:
     def regions(self) -> dict[str, Region]:
         """The regions that the recipe names."""
         scores = self.scores
-        with self.timed("select"):
+        with self.timed("select"), self.progress.task("select regions", 1):
             return make_regions(
                 self.plan.provenance(self.jobs), scores, self.jobs, self.plan.file.as_written.regions, {}
             )
@@ -283,7 +281,8 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
     operations = {"base": [], **{name: item.operations for name, item in run.plan.recipe.variants.items()}}
     paths, found = {}, Verification()
     for name, done in operations.items():
-        paths[name] = _kept_path(run, name, done, spec, precision)
+        asked = spec if name in run.plan.talkers else spec.without_prompts()
+        paths[name] = _kept_path(run, name, done, asked, precision)
         known = load_kept(paths[name], name)
         if known is not None:
             found = found.joined(known)
@@ -295,8 +294,15 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
         stack = run.stack(precision)
         regions = {name: run.regions_of(name) if name != "base" else {} for name in missing}
         variants = [Variant(name, operations[name], regions[name]) for name in missing]
+        known, languages = found, run.plan.verify_languages
+
+        def tell(new: Verification) -> None:
+            run.progress.found(first_finding(known.joined(new).ordered(operations).measures))
+
         with run.timed("verify"):
-            new = verify(stack, variants, run.plan.corpus, run.plan.verify_languages, spec, run.progress, run.team)
+            new = verify(
+                stack, variants, run.plan.corpus, languages, spec, run.progress, run.plan.talkers, tell, run.team
+            )
         for name in missing:
             keep(paths[name], name, new)
         found = found.joined(new)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from surgeon.model.continuations import continue_prompts, cost, encode_prompts
@@ -42,9 +42,21 @@ def verify(
     languages: Sequence[str],
     spec: VerifySpec,
     progress: Progress,
+    talkers: Collection[str] | None = None,
+    measured: Callable[[Verification], None] = lambda found: None,
     team: Team = ALONE,
 ) -> Verification:
     """Measure variants and let them continue the prompts, unless that would cost more than all the rest.
+
+    Args:
+        stack: the model.
+        variants: what is measured of it.
+        corpus: where the texts come from.
+        languages: codes of the languages to measure.
+        spec: how.
+        progress: where progress goes.
+        talkers: names of the variants that continue the prompts; all if None.
+        measured: told the perplexities as soon as they are there, before anything is continued.
 
     Raises:
         InputError: a text or prompt gives no token, or one without an embedding, or a prompt is too long.
@@ -57,14 +69,16 @@ def verify(
     loaded = stack.loaded
     team.begin(Measuring(str(loaded.checkpoint.folder), loaded.precision, variants, texts, spec.batch_size))
     measures = measure_variants(stack, variants, texts, spec.batch_size, progress, team)
+    measured(Verification(measures))
     continuations: dict[str, list[Continuation]] = {}
-    if prompts:
+    talking = [variant for variant in variants if talkers is None or variant.name in talkers]
+    if prompts and talking:
         tokens = sum(len(window.labels) for text in texts.values() for window in text.windows) * len(variants)
-        if not stack.loaded.weights.stays and cost(stack, prompts, len(variants), spec.new_tokens) > tokens:
+        if not stack.loaded.weights.stays and cost(stack, prompts, len(talking), spec.new_tokens) > tokens:
             progress.note(
                 f"no continuations: {spec.new_tokens} tokens after {len(prompts)} prompts would read the weights "
                 f"{spec.new_tokens} times, which costs more than all the rest; ask for fewer (verify.new_tokens)"
             )
         else:
-            continuations = continue_prompts(stack, variants, prompts, spec.new_tokens, progress)
+            continuations = continue_prompts(stack, talking, prompts, spec.new_tokens, progress)
     return Verification(measures, continuations)

@@ -37,7 +37,7 @@ def kept_path(
     `donors` are hashes of what values are taken from, `texts` those of the evaluation texts by language, in the order
     in which they are measured.
     """
-    settings: dict[str, Any] = spec.model_dump(mode="json", exclude={"expect", "languages"})
+    settings: dict[str, Any] = spec.model_dump(mode="json", exclude={"expect", "languages", "continued_by"})
     settings |= {
         "precision": precision,
         "operations": [operation.model_dump(mode="json", by_alias=True) for operation in operations],

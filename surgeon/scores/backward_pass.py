@@ -279,4 +279,4 @@ class _Sums:
         done = {}
         for parameter in reversed(self._parameters):
             done[id(parameter)] = self._score.score(parameter.detach().float(), totals.pop())
-        return {name: slot.of(done[id(slot.parameter)]).cpu() for name, slot in self._slots.items()}
+        return {name: slot.of(lambda parameter: done[id(parameter)]).cpu() for name, slot in self._slots.items()}

@@ -60,8 +60,8 @@ def _full(gradient: Any, parameter: Any) -> torch.Tensor:
 
 
 def _shard(layer: torch.nn.Module) -> None:
-    fully_shard(layer, mesh=init_device_mesh("cpu", (ranks.world(),)))
+    fully_shard(layer, mesh=init_device_mesh("cpu", (group.world(),)))
 
 
 def _parallel(layer: torch.nn.Module) -> None:
-    parallelize_module(layer, init_device_mesh("cpu", (ranks.world(),)), _PLAN)
+    parallelize_module(layer, init_device_mesh("cpu", (group.world(),)), _PLAN)
