@@ -10,6 +10,7 @@ import typer
 
 from surgeon.cli import looking, running, sharing, shipped, talking
 from surgeon.ending import run_to_its_end
+from surgeon.memory import hand_back_large_blocks
 
 app = typer.Typer(
     name="surgeon",
@@ -46,6 +47,7 @@ def main() -> None:
     # Torch's threads sleep while they wait for one another. By default they spin, which on a machine that is busy with
     # anything else takes ten times as long; it makes no difference to any figure.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    hand_back_large_blocks()
     run_to_its_end(app)
 
 

@@ -16,7 +16,7 @@ from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
 from surgeon.checkpoint.fingerprint import tensor_hashes
-from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, did_you_mean
+from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, did_you_mean, shorten
 from surgeon.memory import require_room_for_torch
 from surgeon.operations import open_donor
 from surgeon.operations.edits import check_donor, check_patch_base
@@ -41,6 +41,7 @@ def check(plan: Plan) -> list[Problem]:
         *_language_problems(plan.file, plan.corpus),
         *file_problems(plan),
         *_length_problems(plan.file, plan.checkpoint),
+        *_unfound_problems(plan),
         *_donor_problems(plan.file, plan.checkpoint, plan.regions),
         *_push_problems(plan.file),
     ]
@@ -131,6 +132,21 @@ def _length_problems(file: RecipeFile, checkpoint: Checkpoint) -> Iterator[Probl
         found = check_length(checkpoint, length)
         if found is not None:
             yield file.problem(key, found)
+
+
+def _unfound_problems(plan: Plan) -> Iterator[Problem]:
+    """Find regions of tensors that have no place in the model as it is run, though it is run for them."""
+    for name, region in plan.regions.items():
+        scored = region.score is not None and region.score.on_text is not None
+        measured = plan.recipe.verify is not None
+        names = [info.name for info in region.tensors if not region.places[info.name].movable]
+        if names and (scored or measured):
+            yield plan.file.problem(
+                ("regions", name),
+                f"{shorten(names)} in the scope of region '{name}' cannot be found again in the model that "
+                f"transformers builds, so that it cannot be {'scored' if scored else 'measured'} there: exclude it"
+                + ("" if scored else ", or leave out `verify` and measure what is written with `surgeon verify`"),
+            )
 
 
 def _wrong_bases(plan: Plan, jobs: int) -> CheckpointError | None:

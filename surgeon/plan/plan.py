@@ -99,7 +99,12 @@ class Plan:
     def scored_tensors(self, score: Score) -> tuple[TensorInfo, ...]:
         """Tensors to score: all decoder-layer parameters, so that recipes share scores, and what regions add."""
         reach = scope(self.checkpoint)
-        chosen = {info.name: info for info in reach.tensors if score.can_score(info, reach.places[info.name])}
+        on_text = score.on_text is not None
+        chosen = {
+            info.name: info
+            for info in reach.tensors
+            if score.can_score(info, reach.places[info.name]) and (reach.places[info.name].movable or not on_text)
+        }
         for region in self.regions.values():
             if region.score == score:
                 chosen |= {info.name: info for info in region.tensors}
