@@ -31,7 +31,7 @@ STEPS = ("score", "verify")
 def worker(recipe: str, output: str, overrides: list[str]) -> None:
     """Run `apply` as one rank, and write down what it sent."""
     import surgeon
-    from surgeon.model import verification
+    from surgeon.measure import verification
     from surgeon.ranks import group, messages
     from surgeon.scoring import scoring, shared
 
@@ -48,7 +48,7 @@ def worker(recipe: str, output: str, overrides: list[str]) -> None:
 
     scoring._on_text = timed(scoring._on_text)
     shared.SharedScorePass.help = timed(shared.SharedScorePass.help)  # type: ignore[method-assign]
-    verification.measure_variants = timed(verification.measure_variants)
+    verification.measure = timed(verification.measure)
     sent = {"sums": 0, "values": 0}
     sending = messages.Sending.__init__
 
