@@ -39,6 +39,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "neurons": "surgeon.regions.neurons:Neurons",
         "combine": "surgeon.regions.combined:Combine",
         "entries": "surgeon.regions.entries:Entries",
+        "tokens": "surgeon.regions.tokens:Tokens",
         "dimensions": "surgeon.regions.dimensions:Dimensions",
         "control": "surgeon.regions.control:Control",
     },
@@ -51,6 +52,11 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "restore": "surgeon.operations.restore:Restore",
         "add": "surgeon.operations.add:Add",
         "slerp": "surgeon.operations.slerp:Slerp",
+    },
+    "surgeon.measurements": {
+        "perplexity": "surgeon.measure.perplexity:Perplexity",
+        "divergence": "surgeon.measure.divergence:Divergence",
+        "choice": "surgeon.measure.choice:Choice",
     },
 }
 

@@ -163,8 +163,8 @@ def logical_dtype(config: Mapping[str, Any]) -> str:
     return "BF16"
 
 
-def require_scales(tensor: Coded, scales: NDArray[Any]) -> None:
-    """Refuse scales that are no finite positive numbers.
+def require_scales(tensor: Coded, info: TensorInfo, scales: NDArray[Any]) -> None:
+    """Refuse scales, those of the stored tensor `info`, that are no finite positive numbers.
 
     Raises:
         CheckpointError: one is not.
@@ -172,7 +172,6 @@ def require_scales(tensor: Coded, scales: NDArray[Any]) -> None:
     values = scales.astype(np.float64)
     wrong = ~(np.isfinite(values) & (values > 0))
     if wrong.any():
-        info = list(tensor.parts.values())[-1]
         raise CheckpointError(
             f"{info.path}: tensor '{info.name}' holds the scale {values[wrong][0]:g}, with which no weight of "
             f"'{tensor.name}' can be told; fetch the file again, or quantize the model again"
