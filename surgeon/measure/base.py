@@ -1,7 +1,7 @@
 """What a kind of measurement is: an observer of outputs, with the quantities that it tells.
 
 A model's outputs come by in chunks. For each predicted token an observer says some values; these are summed up by the
-pieces of text that it named beforehand (a sentence, a continuation, a task's question), on however many ranks. From
+pieces of text that it named beforehand (a sentence, a continuation, a task's question), on however many processes. From
 the sums of all pieces it makes its figures. Intervals, comparisons with the base, tables and the report are the same
 for all kinds, since each figure is a sum over independent pieces divided by the sum of their weights.
 """
@@ -145,6 +145,10 @@ class Measurement(Model):
     @abstractmethod
     def quantities(self) -> Sequence[Quantity]:
         """Return what it tells, the first of them first in every table."""
+
+    def tokens(self) -> int:
+        """Return about how many tokens of a language are run for it, beside those of perplexity; a plan counts them."""
+        return 0
 
     def pieces(self, subject: Subject) -> Pieces:
         """Return what it looks at; by default the windows of text that perplexity is measured in.
