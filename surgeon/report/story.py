@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -390,6 +391,34 @@ def _language_of(report: Report, regions: Sequence[str]) -> str | None:
     """Return the language whose own region a variant cuts, if it is one."""
     found = {own_language(report, region) for region in regions}
     return found.pop() if len(found) == 1 else None
+
+
+def own_cuts(report: Report) -> list[tuple[str, str, str]]:
+    """Return each variant that cuts one language's own region, or a control of it: variant, language, what it is."""
+    found = []
+    for name in report.measured_alone:
+        for region in regions_of(report, name) if name in report.variants else ():
+            code = own_language(report, region)
+            of = (_spec(report, region).get("control") or {}).get("of")
+            if code is None and isinstance(of, str):
+                code = own_language(report, of)
+            if code is not None and code in report.perplexity["base"]:
+                kind = {"random": "as many at random", "magnitude": "as many of the largest", "bottom": "lowest"}
+                found.append((name, code, kind.get(str(drawn(report, region)), "own region")))
+    return found
+
+
+def rise(report: Report, variant: str, code: str) -> tuple[float, float, float | None]:
+    """Return how a variant changes a language, and the median of the others: ratios, and what is between them.
+
+    The third is the logarithm of the first over that of the second; None where the others do not rise.
+    """
+    own = log_ratio(report, variant, code)
+    others = sorted(log_ratio(report, variant, other) for other in report.perplexity["base"] if other != code)
+    if not others or not all(map(math.isfinite, [own, *others])):
+        return exponential(own), math.nan, None
+    median = statistics.median(others)
+    return exponential(own), exponential(median), own / median if median > math.log(1 + SAME) else None
 
 
 def own_language(report: Report, region: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from surgeon.model.results import exponential
 from surgeon.report.data import Figure, OverSeeds, Perplexity, QuantityReport, RegionReport, Report, Summary
-from surgeon.report.story import SAME, scored_languages
+from surgeon.report.story import SAME, own_cuts, rise, scored_languages
 from surgeon.report.words import (
     coordinate,
     count,
@@ -148,6 +148,22 @@ def variants_table(report: Report, folder: Path | None = None) -> Grid:
             rows.insert(1, Row(_cells("guessing every token alike", *[""] * 3, ratio, "", alike, *[""] * 3)))
     note = " ".join(["Perplexity is the geometric mean over the languages.", *_encoding_words(report)])
     return Grid("Variants", heads, rows, note, (INTERVAL, "operations", "written to"))
+
+
+def own_table(report: Report) -> Grid:
+    """Show what cutting a language's own region does to it, beside the median of the others, and its controls."""
+    cuts = own_cuts(report)
+    many = len(report.perplexity.get("base", {})) > 2
+    order = list(dict.fromkeys(code for _, code, _ in cuts))
+    rows = []
+    for name, code, what in sorted(cuts, key=lambda cut: order.index(cut[1])) if many else ():
+        own, median, between = rise(report, name, code)
+        times = Cell("-") if between is None else Cell(f"{between:.1f}", between)
+        cells = _cells(report.language(code).name, what, _times(own, own), _times(median, median), times, name)
+        rows.append(Row(cells))
+    heads = ("language", "cut", "its own ×", "median of the others ×", "rise", "variant")
+    note = "Rise: how many times as much the logarithm of the own perplexity rises as the median of the others' does."
+    return Grid("A language's own region", heads, rows, note, (heads[1], "variant"))
 
 
 def _encoding_words(report: Report) -> list[str]:

@@ -24,6 +24,7 @@ from surgeon.report.tables import (
     Cell,
     Grid,
     languages_table,
+    own_table,
     regions_table,
     summary_table,
     sweep_table,
@@ -252,6 +253,8 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
     parts.append(grid_table(regions_table(report.regions).columns(*CROWDS)))
     if (variants := variants_table(report)).rows:
         parts.append(grid_table(variants.columns(*EDITS)))
+    if (own := own_table(report)).rows:
+        parts.append(grid_table(own))
     if report.scores:
         samples = (f"{item.language} {item.sequences} ({item.tokens:,} tokens)" for item in report.scores)
         sample = ", ".join(dict.fromkeys(samples))  # scores of two kinds mostly use the same text

@@ -11,7 +11,7 @@ from reports import make_report
 from surgeon.model.results import Measure
 from surgeon.report.data import Report, SweepReport, VariantReport
 from surgeon.report.measured import perplexities, perplexity, summarize
-from surgeon.report.story import no_intervals, sentence, tell
+from surgeon.report.story import evidence, headline, no_intervals, sentence, tell
 
 BASE = {"ar": 3.0, "en": 3.1, "zh": 3.2}
 
@@ -206,3 +206,40 @@ def test_where_no_interval_can_be_given_it_is_said() -> None:
     measures = {name: {code: Measure(300, 100, 400, windows) for code in BASE} for name in ("base", "core-cut")}
     assert no_intervals(perplexities(measures)) is None
     assert no_intervals({}) is None
+
+
+def test_the_rise_of_a_language_s_own_region_is_that_of_logarithms_beside_its_control() -> None:
+    from surgeon.report.tables import own_table
+
+    regions: dict[str, dict[str, Any]] = {
+        "ar": {"select": {"top": 0.01, "monolingual": "ar"}},
+        "ar-largest": {"control": {"of": "ar", "draw": "magnitude"}},
+    }  # fmt: skip
+    variants = {
+        "ar-cut": ("zero ar", {"ar": 4.0, "en": 2.0, "zh": 2.0}),
+        "big-cut": ("zero ar-largest", {"ar": 3.0, "en": 1.0, "zh": 1.0}),
+    }
+    rows = [[cell.text for cell in row.cells] for row in own_table(report_of(variants, regions)).rows]
+    assert rows == [
+        ["Arabic", "own region", "4.00", "2.00", "2.0", "ar-cut"],  # log 4 / log 2
+        ["Arabic", "as many of the largest", "3.00", "1.00", "-", "big-cut"],  # nothing to be a multiple of
+    ]
+
+
+def test_what_is_lost_is_said_and_evidence_has_unit_number_and_guessing() -> None:
+    cut = {"core-cut": ("zero core", {"ar": 500.0, "en": 18.3, "zh": 5.0})}
+    report = report_of(cut | CONTROL, REGIONS)
+    known = report.model_copy(
+        update={"model": report.model.model_copy(update={"vocabulary": 2000})}
+    )  # ar: exp(3) * 99.6
+    story = tell(known)
+    told = headline(known, story)
+    assert told == (
+        "Zeroing 1\u00a0% of the decoder's weights makes Arabic no better than guessing and makes 2 of 3 languages "
+        "5.00 to 18.3 times worse."
+    )
+    mean = (500 * 18.3 * 5) ** (1 / 3)
+    line = evidence(known, story)
+    assert line is not None
+    assert f"geometric mean of 3 languages: core-cut {mean:.1f}; any-cut 1.02; low-cut 1.00" in line
+    assert line.endswith(f"Guessing every token alike: {2000 / math.exp(3.1):.1f}.")
