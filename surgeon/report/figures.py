@@ -236,7 +236,10 @@ def perplexity_figure(report: Report, story: Story) -> Figure:
         )
     text += " • marks the languages on whose text importance was scored." if scored_languages(report) else ""
     text += " Bars are intervals of 95 %, or the range over seeds." if report.has_intervals else ""
-    return Figure("perplexity", "What it did, by language", text, finished(spec), True, len(story.own) < 2)
+    made = finished(spec)
+    longest = max(len(report.label(name)) for name in variants)
+    made["config"]["legend"]["columns"] = max(1, min(4, 520 // (7 * longest + 25)))
+    return Figure("perplexity", "What it did, by language", text, made, True, len(story.own) < 2)
 
 
 def series(variants: Sequence[str], story: Story) -> list[tuple[str, str]]:
