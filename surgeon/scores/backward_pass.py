@@ -16,10 +16,10 @@ import torch
 
 from surgeon import ranks
 from surgeon.anatomy.slots import Slot
-from surgeon.errors import InputError, present
+from surgeon.errors import CheckpointError, InputError, present
 from surgeon.model.embedding_and_head import head_chunks
 from surgeon.model.hidden_states import States
-from surgeon.model.layer_stack import Arguments, Stack
+from surgeon.model.layer_stack import Arguments, Stack, without_gradients
 from surgeon.scores.base import BackwardScore
 from surgeon.scores.sample import UNCOUNTED, Advance, Link, Sample, Scores, enter_sample, parameters_of, units
 
@@ -191,6 +191,9 @@ def _whole(
     stack: Stack, sample: Sample, slots: Mapping[str, Slot], score: BackwardScore, advance: Advance
 ) -> Iterator[tuple[int, str, Scores]]:
     """Score a model that is no plain stack, held as a whole."""
+    lacking = without_gradients(stack.loaded.model)
+    if lacking is not None:
+        raise CheckpointError(f"{stack.loaded.checkpoint.folder}: {lacking}")
     with stack.loaded.weights.resident(stack.outer()), _Sums(slots, score) as sums:
         for language, batches, link in sample.turns():
             sums.go_on(link)
