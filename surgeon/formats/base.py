@@ -91,6 +91,7 @@ class Codec(ABC):
     kind: ClassVar[str]  # its key among the formats, short, as `inspect` shows it
     zero_is_exact: ClassVar[bool] = True  # a code stands for zero, whatever the scale
     encodes: ClassVar[bool] = True  # False for formats that are only read
+    code_bits: ClassVar[int] = 8  # of one code; 4 where two share a byte
 
     @classmethod
     @abstractmethod
@@ -112,6 +113,10 @@ class Codec(ABC):
     @abstractmethod
     def words(self) -> str:
         """Say in some words how the weights are stored: `FP8 (E4M3), a scale per 128 x 128 block`."""
+
+    def blocks(self, tensor: Coded) -> int:
+        """Return how many blocks, each with a scale of its own, a tensor has; here the length of the part `scales`."""
+        return tensor.parts["scales"].numel if "scales" in tensor.parts else 1
 
     @abstractmethod
     def piece(self, tensor: Coded) -> int:
@@ -158,8 +163,8 @@ def logical_dtype(config: Mapping[str, Any]) -> str:
     return "BF16"
 
 
-def require_scales(tensor: Coded, scales: NDArray[Any]) -> None:
-    """Refuse scales that are no finite positive numbers.
+def require_scales(tensor: Coded, info: TensorInfo, scales: NDArray[Any]) -> None:
+    """Refuse scales, those of the stored tensor `info`, that are no finite positive numbers.
 
     Raises:
         CheckpointError: one is not.
@@ -167,7 +172,6 @@ def require_scales(tensor: Coded, scales: NDArray[Any]) -> None:
     values = scales.astype(np.float64)
     wrong = ~(np.isfinite(values) & (values > 0))
     if wrong.any():
-        info = list(tensor.parts.values())[-1]
         raise CheckpointError(
             f"{info.path}: tensor '{info.name}' holds the scale {values[wrong][0]:g}, with which no weight of "
             f"'{tensor.name}' can be told; fetch the file again, or quantize the model again"

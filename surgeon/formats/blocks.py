@@ -29,11 +29,11 @@ class ScaledBlocks(Codec):
     limit: ClassVar[float]  # the largest magnitude of a number that is rounded to a code: beyond, a scale is too small
 
     @abstractmethod
-    def locate(self, tensor: Coded, indices: Indices) -> tuple[Indices, Indices]:
+    def locate(self, tensor: Coded, read: Stored, indices: Indices) -> tuple[Indices, Indices]:
         """Return where the codes of logical entries are, and the numbers of their blocks; in the order given."""
 
     @abstractmethod
-    def members(self, tensor: Coded, blocks: Indices) -> Indices:
+    def members(self, tensor: Coded, read: Stored, blocks: Indices) -> Indices:
         """Return all logical entries of some blocks, sorted."""
 
     @abstractmethod
@@ -49,8 +49,29 @@ class ScaledBlocks(Codec):
         """Return the numbers that codes stand for, before the scale."""
 
     @abstractmethod
-    def nearest(self, numbers: NDArray[np.float64]) -> NDArray[Any]:
-        """Return the codes of the nearest numbers, ties to even; none is larger than `limit`."""
+    def nearest(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[Any]:
+        """Return the codes of the nearest numbers, ties to even, all of which fit; each has its block."""
+
+    def fits(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.bool_]:
+        """Tell which numbers round to a code of their block and which are too large."""
+        return np.abs(numbers) <= self.limit
+
+    def enlarged(
+        self,
+        tensor: Coded,
+        read: Stored,
+        blocks: Indices,
+        scales: NDArray[np.float64],
+        lowest: NDArray[np.float64],
+        highest: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Return scales in which the lowest and the highest value of each block fit: doubled until they do.
+
+        Raises:
+            InputError: none is large enough.
+        """
+        needed = np.maximum(-lowest, highest) / (self.limit * scales)
+        return scales * 2.0 ** np.maximum(0, np.ceil(np.log2(np.maximum(needed, 1.0))))
 
     @abstractmethod
     def scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
@@ -74,7 +95,7 @@ class ScaledBlocks(Codec):
 
     def entries(self, tensor: Coded, read: Stored, indices: Indices) -> NDArray[Any]:
         """Return codes times scales, multiplied in float32 and rounded to the logical dtype."""
-        at, blocks = self.locate(tensor, indices)
+        at, blocks = self.locate(tensor, read, indices)
         return self._values(tensor, self.codes(tensor, read, at), self._scales(tensor, read, blocks))
 
     def _values(self, tensor: Coded, codes: NDArray[Any], scales: NDArray[np.float32]) -> NDArray[Any]:
@@ -87,20 +108,20 @@ class ScaledBlocks(Codec):
 
     def encode(self, tensor: Coded, read: Stored, indices: Indices, values: NDArray[np.float64]) -> Encoded:
         """Encode with the stored scale of each block where the new values fit, else with a doubled one."""
-        at, blocks = self.locate(tensor, indices)
+        at, blocks = self.locate(tensor, read, indices)
         codes, scales = self.codes(tensor, read, at), self._scales(tensor, read, blocks)
         before = self._values(tensor, codes, scales)
         asked = _differ(before, values)
         if not asked.any():
             return Encoded({}, indices, before)
         self._require_codes(tensor, values[asked])
-        fits = np.abs(values) <= self.limit * scales.astype(np.float64)
+        fits = self.fits(tensor, read, values / scales, blocks)
         rescaled = np.unique(blocks[asked & ~fits])
         touched = np.unique(blocks[asked])
         there = np.isin(blocks, rescaled)
         kept = asked & ~there
         new = codes.copy()
-        new[kept] = self.nearest(values[kept] / scales[kept])
+        new[kept] = self.nearest(tensor, read, values[kept] / scales[kept], blocks[kept])
         after = self._values(tensor, new, scales)
         changed = Encoded(
             self.with_codes(tensor, read, at[kept], new[kept]) if kept.any() else {},
@@ -122,8 +143,8 @@ class ScaledBlocks(Codec):
         asked: NDArray[np.bool_],
     ) -> Encoded:
         """Make blocks anew with scales in which everything fits: entries that were asked for, and the others."""
-        every = self.members(tensor, blocks)
-        at, owner = self.locate(tensor, every)
+        every = self.members(tensor, read, blocks)
+        at, owner = self.locate(tensor, read, every)
         codes, scales = self.codes(tensor, read, at), self._scales(tensor, read, owner)
         before = self._values(tensor, codes, scales).astype(np.float64)
         values = self.numbers(codes).astype(np.float64) * scales
@@ -131,13 +152,13 @@ class ScaledBlocks(Codec):
         values[chosen] = wanted[asked]
         before[chosen] = wanted[asked]
         number = np.searchsorted(blocks, owner)
-        largest = np.zeros(blocks.size)
         finite = np.isfinite(values)
-        np.maximum.at(largest, number[finite], np.abs(values[finite]))
+        lowest, highest = np.zeros(blocks.size), np.zeros(blocks.size)
+        np.minimum.at(lowest, number[finite], values[finite])
+        np.maximum.at(highest, number[finite], values[finite])
         stored = self.scales(tensor, read, blocks).astype(np.float64)
-        doublings = np.maximum(0, np.ceil(np.log2(np.maximum(largest / (self.limit * stored), 1.0))))
-        scale = stored * 2.0**doublings
-        new = self.nearest(values / scale[number])
+        scale = self.enlarged(tensor, read, blocks, stored, lowest, highest)
+        new = self.nearest(tensor, read, values / scale[number], owner)
         with np.errstate(over="ignore"):
             after = self._values(tensor, new, scale.astype(np.float32)[number])
         edits = {**self.with_codes(tensor, read, at, new), **self.with_scales(tensor, blocks, scale)}

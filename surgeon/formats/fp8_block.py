@@ -121,12 +121,12 @@ class Fp8Block(ScaledBlocks):
         height = tensor.shape[-2]
         return rows // height * math.ceil(height / self.rows) + rows % height // self.rows
 
-    def locate(self, tensor: Coded, indices: Indices) -> tuple[Indices, Indices]:
+    def locate(self, tensor: Coded, read: Stored, indices: Indices) -> tuple[Indices, Indices]:
         """Codes lie as the entries do; blocks are the flat indices of scales."""
         row, column = np.divmod(indices, tensor.shape[-1])
         return indices, self._band(tensor, row) * math.ceil(tensor.shape[-1] / self.columns) + column // self.columns
 
-    def members(self, tensor: Coded, blocks: Indices) -> Indices:
+    def members(self, tensor: Coded, read: Stored, blocks: Indices) -> Indices:
         """Return the entries of blocks, the last ones of a row or column cut off."""
         height, width = tensor.shape[-2:]
         down, across = math.ceil(height / self.rows), math.ceil(width / self.columns)
@@ -152,7 +152,7 @@ class Fp8Block(ScaledBlocks):
         found: NDArray[np.float32] = _NUMBERS[codes]
         return found
 
-    def nearest(self, numbers: NDArray[np.float64]) -> NDArray[np.uint8]:
+    def nearest(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.uint8]:
         """Round to E4M3."""
         return nearest_float(numbers, _E4M3)
 
@@ -177,7 +177,7 @@ class Fp8Block(ScaledBlocks):
 
 def _as_float32(tensor: Coded, scales: NDArray[Any]) -> NDArray[np.float32]:
     values: NDArray[np.float32] = (scales.view(_E8M0) if scales.dtype == np.uint8 else scales).astype(np.float32)
-    require_scales(tensor, values)
+    require_scales(tensor, tensor.parts["scales"], values)
     return values
 
 

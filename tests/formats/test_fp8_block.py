@@ -72,7 +72,7 @@ def test_ragged_blocks_and_stacks_are_decoded_by_the_definition(plain: Path, tmp
     flat = expected.reshape(-1)
     for start, stop in ((0, 5), (30, 900), (777, 778), (0, 3 * 21 * 37)):
         assert torch.equal(as_tensor(opened.span(info, start, stop)), flat[start:stop])
-    every = np.concatenate([info.codec.members(info, np.array([block])) for block in range(18)])  # type: ignore[attr-defined]
+    every = np.concatenate([info.codec.members(info, opened, np.array([block])) for block in range(18)])  # type: ignore[attr-defined]
     assert np.array_equal(np.sort(every), np.arange(3 * 21 * 37))
 
 
