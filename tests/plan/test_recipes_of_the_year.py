@@ -141,7 +141,7 @@ def hollow(family: Published, short: bool) -> Any:
 
 
 def write_sparse(family: Published, folder: Path) -> Path:
-    """Store a few layers in bfloat16 under the names that are published, in a file that takes no disk."""
+    """Store a few layers in bfloat16 under the names that are published, in shards that take no disk."""
     from transformers.core_model_loading import revert_weight_conversion
 
     model = hollow(family, short=True)
@@ -151,9 +151,19 @@ def write_sparse(family: Published, folder: Path) -> Path:
         shapes.pop("lm_head.weight", None)
     shapes |= {name: shapes[like] for name, like in family.beside.items()}
     folder.mkdir()
-    header = header_bytes([(name, "BF16", shape) for name, shape in shapes.items()], {"format": "pt"})
-    (folder / "model.safetensors").write_bytes(header)
-    os.truncate(folder / "model.safetensors", len(header) + sum(2 * math.prod(shape) for shape in shapes.values()))
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    for name, shape in shapes.items():
+        if sum(2 * math.prod(other) for other in shards[-1].values()) > 4e9:
+            shards.append({})
+        shards[-1][name] = shape
+    placed = {}
+    for number, shard in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        header = header_bytes([(name, "BF16", shape) for name, shape in shard.items()], {"format": "pt"})
+        (folder / file).write_bytes(header)
+        os.truncate(folder / file, len(header) + sum(2 * math.prod(shape) for shape in shard.values()))
+        placed |= dict.fromkeys(shard, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}), encoding="utf-8")
     said = {**model.config.to_dict(), "architectures": [family.class_name]}
     (folder / "config.json").write_text(json.dumps(said), encoding="utf-8")
     byte_tokenizer().save_pretrained(folder)
