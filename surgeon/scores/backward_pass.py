@@ -138,6 +138,8 @@ def _backpropagate_head(stack: Stack, hidden: torch.Tensor, ids: torch.Tensor, s
 
 
 def _backpropagate(logits: torch.Tensor, labels: torch.Tensor, predicted: int, language: str) -> None:
+    if not logits.requires_grad:  # nothing that is scored takes part in them, as where only an embedding is scored
+        return
     counted = labels.flatten() != UNCOUNTED
     kept, targets = logits.flatten(0, 1)[counted].float(), labels.flatten()[counted]
     loss = torch.nn.functional.cross_entropy(kept, targets, reduction="sum")
