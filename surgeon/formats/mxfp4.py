@@ -117,7 +117,7 @@ class Mxfp4(ScaledBlocks):
             values = made.astype(NUMPY_DTYPES[tensor.dtype]).reshape(outputs, -1)
         return values[:, low - first * WIDE : high - first * WIDE]
 
-    def locate(self, tensor: Coded, indices: Indices) -> tuple[Indices, Indices]:
+    def locate(self, tensor: Coded, read: Stored, indices: Indices) -> tuple[Indices, Indices]:
         """Return places in the order (e, n, k), and blocks, which are runs of 32 of them."""
         _, inputs, outputs = tensor.shape
         row, output = np.divmod(indices, outputs)
@@ -125,7 +125,7 @@ class Mxfp4(ScaledBlocks):
         at = (expert * outputs + output) * inputs + of_input
         return at, at // WIDE
 
-    def members(self, tensor: Coded, blocks: Indices) -> Indices:
+    def members(self, tensor: Coded, read: Stored, blocks: Indices) -> Indices:
         """Return the entries of blocks."""
         _, inputs, outputs = tensor.shape
         at = (blocks[:, None] * WIDE + np.arange(WIDE)).reshape(-1)
@@ -152,7 +152,7 @@ class Mxfp4(ScaledBlocks):
         found: NDArray[np.float32] = _NUMBERS[codes]
         return found
 
-    def nearest(self, numbers: NDArray[np.float64]) -> NDArray[np.uint8]:
+    def nearest(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.uint8]:
         """Round to E2M1."""
         return nearest_float(numbers, _E2M1) & np.uint8(0x0F)
 
@@ -173,5 +173,5 @@ class Mxfp4(ScaledBlocks):
 
 def _as_float32(tensor: Coded, scales: NDArray[np.uint8]) -> NDArray[np.float32]:
     values: NDArray[np.float32] = np.ascontiguousarray(scales).view(_E8M0).astype(np.float32)
-    require_scales(tensor, values)
+    require_scales(tensor, tensor.parts["scales"], values)
     return values

@@ -66,7 +66,7 @@ def test_edits_change_halves_of_bytes_and_the_scales_of_blocks(folder: Path) -> 
     assert torch.equal(after, blocks.reshape(-1))
     assert list(made.stored) == [f"{NAME}_blocks"]
     assert made.rounding.rounded == 0
-    # twice everything in a block: a power of two, which codes of smaller numbers hold; too large for the block: its scale
+    # twice everything in a block is too large for it: its scale is doubled, and all stays exact
     whole = opened.array(NAME).astype(np.float64)
     block = np.array([np.ravel_multi_index((1, k, 7), info.shape) for k in range(32, 64)])
     made = info.codec.encode(info, opened, block, 2 * whole.reshape(-1)[block])
