@@ -32,7 +32,7 @@ def worker(recipe: str, output: str, overrides: list[str]) -> None:
     """Run `apply` as one rank, and write down what it sent."""
     import surgeon
     from surgeon import ranks
-    from surgeon.model import verification
+    from surgeon.measure import verification
     from surgeon.scoring import scoring, shared
 
     used = [0.0]
@@ -47,8 +47,8 @@ def worker(recipe: str, output: str, overrides: list[str]) -> None:
         return measured
 
     scoring._on_text = timed(scoring._on_text)
-    shared.SharedSweep.assist = timed(shared.SharedSweep.assist)  # type: ignore[method-assign]
-    verification.measure_variants = timed(verification.measure_variants)
+    shared.SharedScorePass.assist = timed(shared.SharedScorePass.assist)  # type: ignore[method-assign]
+    verification.measure = timed(verification.measure)
     sent = {"chain": 0, "scores": 0, "values": 0}
     begin = ranks.begin_to_send
 

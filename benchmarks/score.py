@@ -81,12 +81,12 @@ def ours(plan: Any, texts: dict[str, list[tuple[int, ...]]], select: bool) -> tu
     """Score, and select if wanted, by surgeon; also returns the processor seconds of the passes alone."""
     from surgeon.model.together import load_stack
     from surgeon.progress import Progress
-    from surgeon.scores.sweeps import Sweep
+    from surgeon.scores.score_pass import ScorePass
     from surgeon.scoring.select import select_in_pass
 
     score = plan.sampled_scores()[0]
     stack = load_stack(plan.checkpoint, "float32", "cpu")
-    sweep = Sweep(stack, texts, plan.scored_tensors(score), score, Progress())
+    sweep = ScorePass(stack, texts, plan.scored_tensors(score), score, Progress())
     started = time.process_time()
     if select:
         select_in_pass(sweep, plan.regions, "benchmark")

@@ -19,8 +19,8 @@ import torch
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.freeze import freeze
 from surgeon.freeze.bundle import Bundle
+from surgeon.model.layer_stack import Stack, make_stack
 from surgeon.model.model import load_model
-from surgeon.model.stack import Stack, make_stack
 from surgeon.text.corpora import builtin_corpus
 from surgeon.text.windows import tokenize
 

@@ -17,8 +17,8 @@ import torch
 import transformers
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model
-from surgeon.model.stack import make_stack
 from surgeon.text.corpora import builtin_corpus
 from surgeon.text.windows import tokenize
 

@@ -247,8 +247,8 @@ def _verify(
     progress: Progress,
 ) -> Verification:
     require_room_for_torch()
+    from surgeon.measure.verification import verify
     from surgeon.model.editing import Variant
-    from surgeon.model.verification import verify
 
     device = chosen_device(device)
     languages = corpus.languages if spec.languages == "all" else list(dict.fromkeys(spec.languages))
@@ -273,8 +273,7 @@ def _verify(
     for label, item in opened:
         stack = load_stack(item, resolve_precision("auto"), device)
         one = verify(stack, [Variant(label)], corpus, languages, spec, progress)
-        found.measures.update(one.measures)
-        found.continuations.update(one.continuations)
+        found = found.joined(one)
         refuse_changed(item)
     return found
 

@@ -49,6 +49,10 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "add": "surgeon.operations.add:Add",
         "slerp": "surgeon.operations.slerp:Slerp",
     },
+    "surgeon.measurements": {
+        "perplexity": "surgeon.measure.perplexity:Perplexity",
+        "divergence": "surgeon.measure.divergence:Divergence",
+    },
 }
 
 

@@ -22,11 +22,11 @@ from surgeon.checkpoint.remembered import read_hash, stored_hash
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import CheckpointError, RegionError, SurgeonError
 from surgeon.json_text import to_json
+from surgeon.measure.intervals import LEVEL, RESAMPLES, SEED
+from surgeon.measure.verification_cache import keep, kept_path, load_kept
 from surgeon.memory import give_memory_back
-from surgeon.model.intervals import LEVEL, RESAMPLES, SEED
-from surgeon.model.kept import keep, kept_path, load_kept
 from surgeon.model.precision import Precision, resolve_precision
-from surgeon.model.results import Verification
+from surgeon.model.results import CONTINUATIONS, Verification
 from surgeon.model.together import load_stack
 from surgeon.model.token_counts import TokenCounts
 from surgeon.model.tokenizer import load_tokenizer
@@ -34,7 +34,7 @@ from surgeon.operations import Operation
 from surgeon.operations.edits import EditCount, count_edits
 from surgeon.plan.pinning import pinned, pinned_operations
 from surgeon.plan.plan import Plan
-from surgeon.plan.supply import check_supply, needs_text
+from surgeon.plan.text_supply import check_supply, needs_text
 from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe, VerifySpec
 from surgeon.recipe.written import resolved_yaml
@@ -50,7 +50,13 @@ from surgeon.report.data import (
 )
 from surgeon.report.html import write_page
 from surgeon.report.manifest import environment, manifest
-from surgeon.report.measured import check_expectations, perplexities, summarize, sweep_report
+from surgeon.report.measured import (
+    check_expectations,
+    measurement_reports,
+    perplexities,
+    summarize,
+    sweep_report,
+)
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
 from surgeon.text.windows import new_tokens
@@ -61,7 +67,7 @@ from surgeon.write.patches import donor_hash, write_as_patch
 from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
 
 if TYPE_CHECKING:
-    from surgeon.model.stack import Stack
+    from surgeon.model.layer_stack import Stack
 
 
 class Run:
@@ -253,7 +259,7 @@ def publish_variants(run: Run, staged: Mapping[str, Staged | Written], report: R
 
 
 def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
-    """Measure the base and the variants, all in one sweep through the layers; also says how it was measured.
+    """Measure the base and the variants, all in one pass through the layers; also says how it was measured.
 
     What an earlier run measured of the very same models, texts and settings is taken from there.
     """
@@ -262,34 +268,47 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
         return Verification(), {}
     precision = resolve_precision("auto")
     operations = {"base": [], **{name: item.operations for name, item in run.plan.recipe.variants.items()}}
-    paths, found = {}, Verification()
-    for name, done in operations.items():
-        paths[name] = _kept_path(run, name, done, spec, precision)
-        known = load_kept(paths[name], name)
-        if known is not None:
-            found = found.joined(known)
-    missing = [name for name in operations if name not in found.measures]
+    found, missing = Verification(), {}
+    paths = {name: _kept_paths(run, name, done, spec, precision) for name, done in operations.items()}
+    for name, by_kind in paths.items():
+        known = {kind: load_kept(path, name, kind) for kind, path in by_kind.items()}
+        for one in known.values():
+            found = found.joined(one) if one is not None else found
+        if lacking := [kind for kind, one in known.items() if one is None]:
+            missing[name] = lacking
     if missing:
+        from surgeon.measure.verification import verify
         from surgeon.model.editing import Variant
-        from surgeon.model.verification import verify
 
+        compares = {item.kind for item in spec.measurements if item.compares}
+        names = list(missing)
+        if "base" not in missing and any(compares.intersection(kinds) for kinds in missing.values()):
+            names = ["base", *names]  # its outputs are needed once more
         stack = run.stack(precision)
-        regions = {name: run.regions_of(name) if name != "base" else {} for name in missing}
-        variants = [Variant(name, operations[name], regions[name]) for name in missing]
+        regions = {name: run.regions_of(name) if name != "base" else {} for name in names}
+        variants = [Variant(name, operations[name], regions[name]) for name in names]
         with run.timed("verify"):
-            new = verify(stack, variants, run.plan.corpus, run.plan.verify_languages, spec, run.progress)
-        for name in missing:
-            keep(paths[name], name, new)
+            new = verify(stack, variants, run.plan.corpus, run.plan.verify_languages, spec, run.progress, missing)
+        for name, lacking in missing.items():
+            for kind in lacking:
+                keep(paths[name][kind], name, new, kind)
         found = found.joined(new)
     return found.ordered(operations), _method(run, precision, spec)
 
 
-def _kept_path(run: Run, name: str, operations: Sequence[Operation], spec: VerifySpec, precision: Precision) -> Path:
+def _kept_paths(
+    run: Run, name: str, operations: Sequence[Operation], spec: VerifySpec, precision: Precision
+) -> dict[str, Path]:
+    """Return where the figures of a model are kept, by kind: those that are told of it, and its continuations."""
     donors = {donor: run.donors[donor] for item in operations for donor in item.donors}
     texts = {language: run.plan.corpus.text(language).evaluate_hash for language in run.plan.verify_languages}
     regions = run.regions_of(name) if name != "base" else {}
-    checkpoint = run.plan.checkpoint
-    return kept_path(checkpoint, list(operations), regions, donors, texts, spec, precision, run.device, run.jobs)
+    kinds = [item.kind for item in spec.measurements if name != "base" or not item.compares]
+    kinds += [CONTINUATIONS] if spec.prompts else []
+    of_model = partial(
+        kept_path, run.plan.checkpoint, list(operations), regions, donors, texts, spec, precision, run.device, run.jobs
+    )
+    return {kind: of_model(kind) for kind in kinds}
 
 
 def _method(run: Run, precision: Precision, spec: VerifySpec) -> dict[str, Any]:
@@ -340,6 +359,7 @@ def make_report(
         method=method,
         perplexity=perplexities(measures) if measures else {},
         summary=summary,
+        measurements=measurement_reports(found, recipe.verify.measurements) if recipe.verify else {},
         generations={name: list(items) for name, items in found.continuations.items()},
         expectations=check_expectations(recipe.verify.expect, measures) if recipe.verify else [],
         timings=run.timings,

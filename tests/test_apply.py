@@ -82,7 +82,7 @@ def test_a_second_recipe_on_the_same_model_scores_nothing_again(
     recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     surgeon.apply(recipe())
-    monkeypatch.setattr("surgeon.scores.sweeps.Sweep.run", lambda *args: pytest.fail("scored again"))
+    monkeypatch.setattr("surgeon.scores.score_pass.ScorePass.run", lambda *args: pytest.fail("scored again"))
     other = recipe(**{"top: 0.05": "top: 0.02", "name: test": "name: other"})
     report = surgeon.apply(other, output=tmp_path / "other")
     assert report.regions["core"].fraction == pytest.approx(0.02, abs=0.003)
@@ -91,15 +91,15 @@ def test_a_second_recipe_on_the_same_model_scores_nothing_again(
 def test_one_more_language_is_all_that_is_scored(
     recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from surgeon.scores.sweeps import Sweep
+    from surgeon.scores.score_pass import ScorePass
 
-    real, scored = Sweep.run, []
+    real, scored = ScorePass.run, []
 
     def noted(self, *rest):  # type: ignore[no-untyped-def]
         scored.append(list(self.sequences))
         return real(self, *rest)
 
-    monkeypatch.setattr(Sweep, "run", noted)
+    monkeypatch.setattr(ScorePass, "run", noted)
     surgeon.apply(recipe(**{"languages: [de, fr]": "languages: [de]"}))
     surgeon.apply(recipe(), output=tmp_path / "elsewhere")
     assert scored == [["de"], ["fr"]]

@@ -27,7 +27,7 @@ from surgeon.write.integrity import MANIFEST, RECIPE, REGIONS, outputs_of, read_
 
 if TYPE_CHECKING:
     from surgeon.model.continuations import Prompt
-    from surgeon.model.stack import Stack
+    from surgeon.model.layer_stack import Stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +90,8 @@ def open_output(
         SurgeonError: the model cannot be loaded.
     """
     require_room_for_torch()
+    from surgeon.model.layer_stack import make_stack
     from surgeon.model.model import load_model
-    from surgeon.model.stack import make_stack
 
     out = Path(os.path.expanduser(folder))
     report, recipe = Report.load(out), load_recipe(out / RECIPE).recipe

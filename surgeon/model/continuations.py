@@ -1,7 +1,7 @@
 """What a model says: greedy continuations of given prompts, so that one sees and not only measures what was cut.
 
 Where the whole model is in memory, each variant is made once and goes on token by token, its keys and values kept. Else
-all prompts of all variants advance together, a token per sweep through the layers, each from the whole text so far.
+all prompts of all variants advance together, a token per pass through the layers, each from the whole text so far.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 
 from surgeon.errors import InputError
 from surgeon.model.editing import Variant, edited, prepared
-from surgeon.model.forward import run_models
+from surgeon.model.layer_stack import Stack
 from surgeon.model.results import Continuation, Stopped
-from surgeon.model.stack import Stack
+from surgeon.model.variant_pass import run_models
 from surgeon.progress import Progress
 from surgeon.text.windows import beginning, tokenize
 
@@ -90,10 +90,10 @@ def continue_prompts(
         if stack.loaded.weights.stays:
             _go_on(stack, variants, texts, ends, new_tokens, advance)
         else:
-            swept = prepared(stack.loaded, variants)
+            edited_often = prepared(stack.loaded, variants)
             for _ in range(new_tokens):
                 if not all(text.done for of_variant in texts for text in of_variant):
-                    _add_token(stack, swept, texts, ends)
+                    _add_token(stack, edited_often, texts, ends)
                 advance(1)
     return {
         variant.name: [_continuation(stack.loaded.tokenizer, text) for text in of_variant]

@@ -53,8 +53,8 @@ def known_prospect(checkpoint: Checkpoint) -> Prospect | None:
 
 def _look(checkpoint: Checkpoint) -> Prospect:
     require_room_for_torch()
+    from surgeon.model.layer_stack import plain_layers
     from surgeon.model.model import load_model
-    from surgeon.model.stack import plain_layers
 
     try:
         return Prospect(whole=not plain_layers(load_model(checkpoint, "float32").model)[0])

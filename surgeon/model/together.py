@@ -21,7 +21,7 @@ from surgeon.model.prospect import keep_prospect
 from surgeon.model.supply import Supply, make_stand_in, stand_in_for
 
 if TYPE_CHECKING:
-    from surgeon.model.stack import Stack
+    from surgeon.model.layer_stack import Stack
 
 _UNTIL_THEN = timedelta(days=30)  # what rank 0 does by itself, such as an upload, takes as long as it takes
 
@@ -108,8 +108,8 @@ class Loading:
 
 
 def _build(checkpoint: Checkpoint, precision: Precision, device: str, supply: Supply | None) -> Stack:
+    from surgeon.model.layer_stack import make_stack
     from surgeon.model.model import load_model
-    from surgeon.model.stack import make_stack
 
     loaded = load_model(checkpoint, precision, device, None if supply is None else supply.read)
     if supply is not None:  # all ranks have to ask for the same tensors at the same time

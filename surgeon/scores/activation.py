@@ -22,12 +22,12 @@ from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import InputError
 from surgeon.region.units import Parts, parts_of
 from surgeon.scores.base import ForwardScore
-from surgeon.scores.notes import Note, Side
+from surgeon.scores.statistic import Side, Statistic
 
 if TYPE_CHECKING:
     import torch
 
-    from surgeon.scores.noted import Noted
+    from surgeon.scores.running_statistics import RunningStatistics
 
 Measure = Literal["frequency", "mean", "maximum", "spike"]
 
@@ -54,24 +54,24 @@ class Activation(ForwardScore):
         where = "down matrices" if self.measure == "spike" else "neurons of the feed-forward"
         return f"activation ({self.measure}) scores {where} only, one expert's tensors by themselves"
 
-    def notes(self, inputs: torch.Tensor, outputs: torch.Tensor) -> Iterator[Note]:
+    def statistics(self, inputs: torch.Tensor, outputs: torch.Tensor) -> Iterator[Statistic]:
         """Yield sums or maxima over the tokens of one product."""
         tokens = inputs.shape[0]
         if not tokens:
             return
         if self.measure == "frequency":
-            yield Note("positive", "outputs", "sum", (outputs > 0).sum(0).double())
+            yield Statistic("positive", "outputs", "sum", (outputs > 0).sum(0).double())
         elif self.measure == "mean":
-            yield Note("inputs", "inputs", "sum", inputs.double().abs().sum(0))
+            yield Statistic("inputs", "inputs", "sum", inputs.double().abs().sum(0))
         else:
-            yield Note("inputs", "inputs", "maximum", inputs.abs().amax(0).double())
+            yield Statistic("inputs", "inputs", "maximum", inputs.abs().amax(0).double())
         if self.measure == "spike":
-            yield Note("outputs", "outputs", "maximum", outputs.abs().amax(0).double())
+            yield Statistic("outputs", "outputs", "maximum", outputs.abs().amax(0).double())
         if self.measure in ("frequency", "mean"):
             side: Side = "outputs" if self.measure == "frequency" else "inputs"
-            yield Note("tokens", side, "sum", inputs.new_tensor([tokens]).double())
+            yield Statistic("tokens", side, "sum", inputs.new_tensor([tokens]).double())
 
-    def scores(self, noted: Noted) -> dict[str, torch.Tensor]:
+    def scores(self, running: RunningStatistics) -> dict[str, torch.Tensor]:
         """Return the neurons' figures, spread over their entries; of spikes those of the entries themselves.
 
         Raises:
@@ -79,45 +79,45 @@ class Activation(ForwardScore):
         """
         if self.measure == "spike":
             return {
-                name: (noted.expanded(name, "outputs") * noted.expanded(name, "inputs")).float().cpu()
-                for name in noted.slots
+                name: (running.expanded(name, "outputs") * running.expanded(name, "inputs")).float().cpu()
+                for name in running.slots
             }
         import torch
 
-        parts = _neurons(noted)
-        figures = {parts[name].group: self._figures(name, noted) for name in self._sources(noted, parts)}
+        parts = _neurons(running)
+        figures = {parts[name].group: self._figures(name, running) for name in self._sources(running, parts)}
         result = {}
         for name, part in parts.items():
             if part.group not in figures:
                 raise InputError(f"tensor '{name}' has no activation score: nothing in its layer tells of its neurons")
             of_entries = figures[part.group][torch.from_numpy(part.labels)][None, :, None].expand(part.view)
-            result[name] = of_entries.reshape(noted.slots[name].values().shape).contiguous()
+            result[name] = of_entries.reshape(running.slots[name].values().shape).contiguous()
         return result
 
-    def _sources(self, noted: Noted, parts: Mapping[str, Parts]) -> list[str]:
+    def _sources(self, running: RunningStatistics, parts: Mapping[str, Parts]) -> list[str]:
         """Return the matrix of each layer, or expert, that its neurons' figures are read off."""
         roles = ("mlp.gate", "mlp.gate_up", "mlp.up") if self.measure == "frequency" else ("mlp.down",)
         found: dict[str, str] = {}
         for role in roles:
             for name, part in parts.items():
-                if noted.places[name].role == role and noted.slots[name].values().dim() == 2:
+                if running.places[name].role == role and running.slots[name].values().dim() == 2:
                     found.setdefault(part.group, name)
         return list(found.values())
 
-    def _figures(self, name: str, noted: Noted) -> torch.Tensor:
+    def _figures(self, name: str, running: RunningStatistics) -> torch.Tensor:
         """Return a figure per neuron, float32 on the CPU."""
-        figures = noted.vector(name, "positive" if self.measure == "frequency" else "inputs")
+        figures = running.vector(name, "positive" if self.measure == "frequency" else "inputs")
         if self.measure in ("frequency", "mean"):
-            figures = figures / noted.vector(name, "tokens").clamp_min(1)
-        if noted.places[name].role == "mlp.gate_up":
+            figures = figures / running.vector(name, "tokens").clamp_min(1)
+        if running.places[name].role == "mlp.gate_up":
             figures = figures[: len(figures) // 2]
         return figures.float()
 
 
-def _neurons(noted: Noted) -> dict[str, Parts]:
+def _neurons(running: RunningStatistics) -> dict[str, Parts]:
     """Return which part of which neuron each entry of a layer's tensors is."""
     found = {
-        name: parts_of("neuron", name, tuple(slot.values().shape), noted.places[name], noted.config)
-        for name, slot in noted.slots.items()
+        name: parts_of("neuron", name, tuple(slot.values().shape), running.places[name], running.config)
+        for name, slot in running.slots.items()
     }
     return {name: part for name, part in found.items() if part is not None}

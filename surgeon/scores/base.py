@@ -23,12 +23,12 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.recipe.fields import Count, Model
-from surgeon.scores.notes import Note
+from surgeon.scores.statistic import Statistic
 
 if TYPE_CHECKING:
     import torch
 
-    from surgeon.scores.noted import Noted
+    from surgeon.scores.running_statistics import RunningStatistics
 
 Reader = Callable[[str], NDArray[np.float32]]  # from a tensor's name to its scores
 
@@ -124,11 +124,11 @@ class ForwardScore(SampledScore):
     """A score of what goes through the matrices in a pass forward."""
 
     @abstractmethod
-    def notes(self, inputs: torch.Tensor, outputs: torch.Tensor) -> Iterable[Note]:
+    def statistics(self, inputs: torch.Tensor, outputs: torch.Tensor) -> Iterable[Statistic]:
         """Return what is noted of one product: inputs (tokens, inputs) and outputs (tokens, outputs)."""
 
     @abstractmethod
-    def scores(self, noted: Noted) -> dict[str, torch.Tensor]:
+    def scores(self, running: RunningStatistics) -> dict[str, torch.Tensor]:
         """Return the scores of a layer's tensors in one language from all that was noted there, on the CPU."""
 
 

@@ -9,9 +9,9 @@ import torch
 
 from surgeon.anatomy.slots import Slot
 from surgeon.errors import InputError
-from surgeon.model.batches import enter_all
-from surgeon.model.stack import Arguments, Stack
-from surgeon.model.states import States
+from surgeon.model.embedding_and_head import enter_all
+from surgeon.model.hidden_states import States
+from surgeon.model.layer_stack import Arguments, Stack
 from surgeon.text.windows import predicted
 
 UNCOUNTED = -100  # in place of a label: nothing is predicted there

@@ -1,4 +1,4 @@
-"""A sweep on several ranks: each takes some of the batches through all layers, and selects in some of the layers.
+"""A pass on several ranks: each takes some of the batches through all layers, and selects in some of the layers.
 
 A language's sums pass from rank to rank in the order of its batches (`grad_param._Sums`), and the rank with the last
 one hands the scores to the rank that selects in that layer. While a thread runs the model, the main thread takes the
@@ -17,8 +17,8 @@ import torch
 
 from surgeon import ranks
 from surgeon.ending import or_end
-from surgeon.model.states import Shape, States
-from surgeon.scores.backward import Progressed
+from surgeon.model.hidden_states import Shape, States
+from surgeon.scores.backward_pass import Progressed
 from surgeon.scores.sample import Scores
 
 Made = tuple[int, str, Scores]  # layer, language, scores by name on disk
@@ -47,7 +47,7 @@ class Spread:
 
 
 def exchange(spread: Spread, made: Iterator[Made], layers: Sequence[int]) -> Iterator[Made]:
-    """Run this rank's part of a sweep, `made`, in a thread; yield what all ranks made of `layers`.
+    """Run this rank's part of a pass, `made`, in a thread; yield what all ranks made of `layers`.
 
     These are the layers that this rank selects in. All languages of a layer come in a row, in the recipe's order.
     """
@@ -109,7 +109,7 @@ class LateStates(States):
 
 
 def agreed_start(own: Progressed, done: Sequence[int], layers: Sequence[int]) -> Progressed | None:
-    """Agree with all ranks on where a sweep goes on: at the highest layer that is not done, or that a rank has to do.
+    """Agree with all ranks on where a pass goes on: at the highest layer that is not done, or that a rank has to do.
 
     None says that it has to begin anew, and nothing of before may be believed. `done` are those of `layers`, which are
     scored and come in this order, whose selection this rank has put on disk.

@@ -16,12 +16,12 @@ from pydantic import Field
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.scores.base import ForwardScore
-from surgeon.scores.notes import Note
+from surgeon.scores.statistic import Statistic
 
 if TYPE_CHECKING:
     import torch
 
-    from surgeon.scores.noted import Noted
+    from surgeon.scores.running_statistics import RunningStatistics
 
 
 class Wanda(ForwardScore):
@@ -39,15 +39,15 @@ class Wanda(ForwardScore):
         """Say which tensors it scores."""
         return "wanda scores the matrices of linear layers only"
 
-    def notes(self, inputs: torch.Tensor, outputs: torch.Tensor) -> Iterator[Note]:
+    def statistics(self, inputs: torch.Tensor, outputs: torch.Tensor) -> Iterator[Statistic]:
         """Yield the sums of the squares of the inputs."""
-        yield Note("squares", "inputs", "sum", inputs.double().square().sum(0))
+        yield Statistic("squares", "inputs", "sum", inputs.double().square().sum(0))
 
-    def scores(self, noted: Noted) -> dict[str, torch.Tensor]:
+    def scores(self, running: RunningStatistics) -> dict[str, torch.Tensor]:
         """Return the weights' sizes times the norms of their inputs; zeros for an expert that no router chose."""
         result = {}
-        for name, slot in noted.slots.items():
-            norms = noted.expanded(name, "squares", self._norms)
+        for name, slot in running.slots.items():
+            norms = running.expanded(name, "squares", self._norms)
             result[name] = (slot.values().float().abs() * norms).cpu()
         return result
 

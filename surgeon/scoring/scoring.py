@@ -36,8 +36,8 @@ from surgeon.scores.cache import ScoreFile, allocate_score, load_score, score_pa
 from surgeon.text.windows import beginning, predicted, scoring_lengths, scoring_sequences, tokenize
 
 if TYPE_CHECKING:
-    from surgeon.model.stack import Stack
-    from surgeon.scores.sweeps import Sweep
+    from surgeon.model.layer_stack import Stack
+    from surgeon.scores.score_pass import ScorePass
 
 StackLoader = Callable[[str], "Stack"]  # from precision to the model in that precision
 
@@ -114,12 +114,12 @@ def _on_text(run: Scoring, score: SampledScore) -> ScoreSet:
         return ScoreSet(score, keys, regions=regions, samples=samples)
     missing = _with_texts_of_their_own([name for name in languages if name not in known], paths) if kept else languages
     from surgeon.model.vocabulary import check_ids
-    from surgeon.scoring.shared import SharedSweep  # torch is imported where it is needed
+    from surgeon.scoring.shared import SharedScorePass  # torch is imported where it is needed
 
     key = sha256("".join(sorted(keys[language] for language in missing)).encode())[:32]
     central = kept or any(region.select is not None and region.select.scoped.spans_layers for region in plans.values())
     sequences, begun = _sequences(plan, score, missing, load_tokenizer(plan.checkpoint))
-    shared = SharedSweep(
+    shared = SharedScorePass(
         str(plan.checkpoint.folder),
         sequences,
         begun,
@@ -133,11 +133,11 @@ def _on_text(run: Scoring, score: SampledScore) -> ScoreSet:
     stack = run.load(precision)
     check_ids(stack.loaded.model, stack.loaded.tokenizer, (ids for found in sequences.values() for ids in found))
     ranks.share(shared)
-    sweep = shared.sweep(stack, run.progress)
+    score_pass = shared.score_pass(stack, run.progress)
     if kept:
-        _keep(sweep, key, {language: paths[language] for language in missing}, tensors)
+        _keep(score_pass, key, {language: paths[language] for language in missing}, tensors)
         return ScoreSet(score, keys, _stream_of_files(paths), samples=samples)
-    return ScoreSet(score, keys, regions=shared.select(sweep), samples=samples)
+    return ScoreSet(score, keys, regions=shared.select(score_pass), samples=samples)
 
 
 def _stream_of_files(paths: Mapping[str, Path]) -> Callable[[Sequence[RegionPlan]], Stream]:
@@ -172,8 +172,8 @@ def _with_texts_of_their_own(languages: Sequence[str], paths: Mapping[str, Path]
     return [name for i, name in enumerate(languages) if paths[name] not in [paths[other] for other in languages[:i]]]
 
 
-def _keep(sweep: Sweep, key: str, paths: Mapping[str, Path], tensors: Sequence[TensorInfo]) -> None:
-    """Write the languages' scores into the cache as the sweep makes them; they get names when all are complete."""
+def _keep(score_pass: ScorePass, key: str, paths: Mapping[str, Path], tensors: Sequence[TensorInfo]) -> None:
+    """Write the languages' scores into the cache as the pass makes them; they get names when all are complete."""
     size, folder = sum(info.numel for info in tensors) * 4 * len(paths), cache_folder() / "scores"
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -182,8 +182,11 @@ def _keep(sweep: Sweep, key: str, paths: Mapping[str, Path], tensors: Sequence[T
             f"{folder}: the scores of {len(paths)} languages take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
             "free; make room, or set SURGEON_CACHE to a folder elsewhere (`surgeon apply` does without them)"
         )
-    with sweep.scratch(key) as scratch:
-        made, start = {language: scratch.folder / path.name for language, path in paths.items()}, sweep.start(scratch)
+    with score_pass.scratch(key) as scratch:
+        made, start = (
+            {language: scratch.folder / path.name for language, path in paths.items()},
+            score_pass.start(scratch),
+        )
         for language, path in made.items() if start.left is None else ():
             allocate_score(path, tensors, language)
         arrays = {language: writable(path) for language, path in made.items()}
@@ -192,12 +195,12 @@ def _keep(sweep: Sweep, key: str, paths: Mapping[str, Path], tensors: Sequence[T
             for path in made.values():
                 flush(path)
 
-        for layer, language, scores in sweep.run(scratch, start, flush_all):
+        for layer, language, scores in score_pass.run(scratch, start, flush_all):
             for name, values in scores.items():
                 arrays[language][name][...] = values
             if ranks.world() > 1 and scratch.resumes and language == list(paths)[-1]:
                 flush_all()
-                sweep.done(scratch, layer)
+                score_pass.done(scratch, layer)
         flush_all()
         for language, path in made.items():
             publish_sealed(path, paths[language])

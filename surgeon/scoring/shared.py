@@ -1,4 +1,4 @@
-"""A sweep as all ranks are told of it: what is scored, on what, and what becomes of the scores."""
+"""A pass as all ranks are told of it: what is scored, on what, and what becomes of the scores."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from surgeon.checkpoint.storage import TensorInfo
+from surgeon.model.layer_stack import Stack
 from surgeon.model.precision import Precision
-from surgeon.model.stack import Stack
 from surgeon.model.together import Models
 from surgeon.progress import Progress
 from surgeon.region.region import Region
 from surgeon.regions.base import RegionPlan
 from surgeon.scores.base import SampledScore
-from surgeon.scores.sweeps import Sweep
+from surgeon.scores.score_pass import ScorePass
 from surgeon.scoring.select import select_in_pass
 
 
 @dataclass(frozen=True)
-class SharedSweep:
-    """A sweep of which every rank takes some of the batches (see `together.Part`).
+class SharedScorePass:
+    """A pass of which every rank takes some of the batches (see `together.Part`).
 
     `plans` are the regions that are made while it goes, those that they are drawn like among them; none if whole scores
     are kept. Of several ranks those in `selecting` take the scores, a layer each in turns. `begun` special tokens at
@@ -36,20 +36,20 @@ class SharedSweep:
     plans: Mapping[str, RegionPlan]
     key: str
 
-    def sweep(self, stack: Stack, progress: Progress) -> Sweep:
-        """Return the sweep over a model."""
-        return Sweep(stack, self.sequences, self.tensors, self.score, progress, self.selecting, self.begun)
+    def score_pass(self, stack: Stack, progress: Progress) -> ScorePass:
+        """Return the pass over a model."""
+        return ScorePass(stack, self.sequences, self.tensors, self.score, progress, self.selecting, self.begun)
 
-    def select(self, sweep: Sweep) -> dict[str, Region]:
+    def select(self, score_pass: ScorePass) -> dict[str, Region]:
         """Compute the scores and keep only the regions."""
-        return select_in_pass(sweep, self.plans, self.key)
+        return select_in_pass(score_pass, self.plans, self.key)
 
     def assist(self, models: Models) -> None:
         """Run this rank's batches, and select in its layers."""
-        sweep = self.sweep(models.stack(self.model, self.precision), Progress())
+        score_pass = self.score_pass(models.stack(self.model, self.precision), Progress())
         if self.plans:
-            self.select(sweep)
+            self.select(score_pass)
             return
-        with sweep.scratch(self.key) as scratch:
-            for _ in sweep.run(scratch, sweep.start(scratch)):
+        with score_pass.scratch(self.key) as scratch:
+            for _ in score_pass.run(scratch, score_pass.start(scratch)):
                 pass

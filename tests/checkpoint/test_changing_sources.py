@@ -47,8 +47,8 @@ CASES = [
 ]  # fmt: skip
 # What a run of this model imports, so that no fork has to.
 LIBRARIES = (
-    "surgeon.model.stack", "transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto",
-    "transformers.conversion_mapping",
+    "surgeon.model.layer_stack", "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.tokenization_auto", "transformers.conversion_mapping",
 )  # fmt: skip
 
 

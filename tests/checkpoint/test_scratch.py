@@ -13,7 +13,7 @@ import pytest
 
 import surgeon
 from surgeon.checkpoint.scratch import named_scratch, own_scratch, reclaim_cache
-from surgeon.scores.scratch import scratch_folder
+from surgeon.scores.pass_scratch import scratch_folder
 
 RecipeMaker = Callable[..., Path]
 SCORES = """

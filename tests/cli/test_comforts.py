@@ -113,7 +113,7 @@ def test_the_shipped_recipe_has_nothing_to_warn_of(monkeypatch: pytest.MonkeyPat
     from surgeon.api import plan_recipe
     from surgeon.model.token_counts import TokenCounts
     from surgeon.model.tokenizer import load_tokenizer
-    from surgeon.plan.supply import check_supply
+    from surgeon.plan.text_supply import check_supply
 
     made = plan_recipe("zero_core")
     tokens = TokenCounts(made.checkpoint, lambda: load_tokenizer(made.checkpoint))

@@ -25,9 +25,9 @@ from surgeon.errors import InputError, RecipeError
 from surgeon.model import budgets
 from surgeon.model.continuations import continue_prompts, encode_prompts
 from surgeon.model.editing import Variant
+from surgeon.model.layer_stack import Stack, make_stack
 from surgeon.model.model import load_model
 from surgeon.model.results import Continuation
-from surgeon.model.stack import Stack, make_stack
 from surgeon.operations import Zero
 from surgeon.operations.edits import Edit, make_edit
 from surgeon.progress import Progress

@@ -40,7 +40,9 @@ MONOLINGUAL = {
 
 @pytest.fixture
 def no_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surgeon.scores.sweeps.Sweep.run", lambda *args: pytest.fail("scored before the objection"))
+    monkeypatch.setattr(
+        "surgeon.scores.score_pass.ScorePass.run", lambda *args: pytest.fail("scored before the objection")
+    )
 
 
 def test_every_variant_reports_what_it_edits_and_not_what_the_plan_allowed(

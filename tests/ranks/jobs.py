@@ -46,7 +46,7 @@ def _counted() -> list[int]:
 
 def apply_and_die(recipe: str, output: str, hidden_bytes: int, share_of_disk: float, victim: int, moment: int) -> None:
     """Carry out a recipe; the rank `victim` is killed when it has noted for the `moment`th time how far it came."""
-    from surgeon.scores.scratch import Scratch
+    from surgeon.scores.pass_scratch import Scratch
 
     note, left = Scratch.note, [moment]
 
@@ -62,22 +62,22 @@ def apply_and_die(recipe: str, output: str, hidden_bytes: int, share_of_disk: fl
 
 def apply_and_tell(recipe: str, output: str, hidden_bytes: int, share_of_disk: float) -> None:
     """Carry out a recipe; each rank says on stderr where its sweep began."""
-    from surgeon.scores.sweeps import Sweep
+    from surgeon.scores.score_pass import ScorePass
 
-    start = Sweep.start
+    start = ScorePass.start
 
     def told(self: Any, scratch: Any) -> Any:
         found = start(self, scratch)
         print(f"began: {found.forward} {found.left}", file=sys.stderr)
         return found
 
-    Sweep.start = told
+    ScorePass.start = told
     apply(recipe, output, share_of_disk, hidden_bytes)
 
 
 def apply_and_stop(recipe: str, output: str, victim: int) -> None:
     """Carry out a recipe; the rank `victim` stands still in the middle of the sweep."""
-    from surgeon.model.stack import Stack
+    from surgeon.model.layer_stack import Stack
 
     layer, left = Stack.layer, [9]
 

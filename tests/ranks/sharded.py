@@ -12,8 +12,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from surgeon import ranks
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model
-from surgeon.model.stack import make_stack
 
 _PLAN = {
     **{f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"}, "self_attn.o_proj": RowwiseParallel(),

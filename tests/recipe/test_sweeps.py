@@ -347,15 +347,15 @@ def test_points_are_written_when_asked_for(recipe: RecipeMaker, llama: Path, tmp
 
 
 def test_a_sweep_scores_once(recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    from surgeon.scores.sweeps import Sweep
+    from surgeon.scores.score_pass import ScorePass
 
-    real, scored = Sweep.run, []
+    real, scored = ScorePass.run, []
 
     def counted(self, *rest):  # type: ignore[no-untyped-def]
         scored.append(list(self.sequences))
         return real(self, *rest)
 
-    monkeypatch.setattr(Sweep, "run", counted)
+    monkeypatch.setattr(ScorePass, "run", counted)
     surgeon.apply(recipe(**SWEPT))
     assert scored == [["de", "fr"]]
 
@@ -364,7 +364,7 @@ def test_the_regions_of_points_are_not_kept(recipe: RecipeMaker, monkeypatch: py
     """All points are measured together, and yet no mask of theirs stays in memory, however many points there are."""
     import gc
 
-    import surgeon.model.forward as forward
+    import surgeon.model.variant_pass as forward
 
     alive: list[int] = []
     real = forward.edited

@@ -15,12 +15,12 @@ from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import place
 from surgeon.errors import InputError
+from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model
-from surgeon.model.stack import make_stack
 from surgeon.progress import Progress
 from surgeon.region.units import parts_of
 from surgeon.scores.activation import Activation, Measure
-from surgeon.scores.sweeps import Sweep
+from surgeon.scores.score_pass import ScorePass
 from surgeon.text.windows import scoring_sequences, tokenize
 
 # Each one's own words for the activation function and the down matrix.
@@ -38,7 +38,7 @@ def ours(folder: Path, measure: Measure, batch: int = 2) -> dict[str, np.ndarray
     tensors = [i for i in scope(checkpoint).tensors if spec.can_score(i, place(i, checkpoint.config))]
     stack = make_stack(load_model(checkpoint, "float32"))
     sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), (), 6, 32)
-    sweep = Sweep(stack, {"de": sequences}, tensors, spec, Progress())
+    sweep = ScorePass(stack, {"de": sequences}, tensors, spec, Progress())
     found: dict[str, np.ndarray] = {}
     with sweep.scratch("test") as scratch:
         for _, _, scores in sweep.run(scratch, scratch.progress()):

@@ -19,11 +19,11 @@ from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import place
 from surgeon.errors import InputError, RecipeError
+from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model
-from surgeon.model.stack import make_stack
 from surgeon.progress import Progress
 from surgeon.region.region import Region
-from surgeon.scores.sweeps import Sweep
+from surgeon.scores.score_pass import ScorePass
 from surgeon.scores.wanda import Wanda
 from surgeon.text.windows import scoring_sequences, tokenize
 
@@ -78,7 +78,7 @@ def our_wanda(folder: Path, batch: int = 6) -> dict[str, np.ndarray]:
     tensors = [info for info in scope(checkpoint).tensors if len(info.shape) > 1]
     stack = make_stack(load_model(checkpoint, "float32"))
     sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), (), 6, 32)
-    sweep = Sweep(
+    sweep = ScorePass(
         stack, {"de": sequences}, tensors, Wanda(kind="wanda", languages=["de"], batch_size=batch), Progress()
     )
     found: dict[str, np.ndarray] = {}

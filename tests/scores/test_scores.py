@@ -18,12 +18,12 @@ from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.errors import InputError
+from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model
-from surgeon.model.stack import make_stack
 from surgeon.progress import Progress
 from surgeon.region.region import Region
 from surgeon.scores.grad_param import GradParam
-from surgeon.scores.sweeps import Sweep
+from surgeon.scores.score_pass import ScorePass
 from surgeon.text.windows import Tokens, beginning, scoring_sequences, tokenize
 
 SOME_FAMILIES = ("llama", "gpt2", "qwen2", "qwen3_moe")
@@ -70,7 +70,7 @@ def our_scores(folder: Path, batch: int, reduction: str, precision: str = "float
     begin = beginning(stack.loaded.tokenizer)
     sequences = scoring_sequences(tokenize(stack.loaded.tokenizer, TEXT), begin, 6, 32)
     assert len(sequences) == 6
-    sweep = Sweep(stack, {"de": sequences}, scope(checkpoint).tensors, score, Progress(), begun=len(begin))
+    sweep = ScorePass(stack, {"de": sequences}, scope(checkpoint).tensors, score, Progress(), begun=len(begin))
     found: dict[str, np.ndarray] = {}
     with sweep.scratch("test") as scratch:
         for _, _, scores in sweep.run(scratch, scratch.progress()):

@@ -108,20 +108,21 @@ def test_damaged_scores_and_regions_are_made_again(llama: Path, texts: dict[str,
 # One process imports the libraries; each run is a fork of it. Prints the runs' exit codes.
 KILLED = """
 import json, os, sys
-import torch, transformers, surgeon, surgeon.model.model, surgeon.model.stack, surgeon.run, surgeon.scores.sweeps
+import torch, transformers, surgeon, surgeon.model.model, surgeon.model.layer_stack, surgeon.run
+import surgeon.scores.score_pass
 from surgeon.model import budgets
 from surgeon.plan import estimates
-from surgeon.scores import scratch
+from surgeon.scores import pass_scratch
 recipe, share, runs = sys.argv[1], float(sys.argv[2]), json.loads(sys.argv[3])
 budgets.HIDDEN_BYTES = 0
 estimates.SHARE_OF_DISK = share
-note, left = scratch.Scratch.note, [0]
+note, left = pass_scratch.Scratch.note, [0]
 def counted(self, progressed, kept):
     note(self, progressed, kept)
     left[0] -= 1
     if left[0] == 0:
         os.kill(os.getpid(), 9)
-scratch.Scratch.note = counted
+pass_scratch.Scratch.note = counted
 surgeon.run.write_page = lambda report, output: []  # regions are what is looked at
 codes = []
 for output, cache, steps in runs:

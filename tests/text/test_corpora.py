@@ -153,7 +153,7 @@ def test_mistakes_in_a_recipe_are_named(spec: dict[str, str], message: str, reci
 def test_all_languages_that_have_too_little_text_are_said_before_scoring(
     recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("surgeon.scores.sweeps.Sweep.run", lambda *args: pytest.fail("scored"))
+    monkeypatch.setattr("surgeon.scores.score_pass.ScorePass.run", lambda *args: pytest.fail("scored"))
     corpus = {
         "de": str(write(tmp_path / "de.txt", ["a", "b"])),
         "fr": str(write(tmp_path / "fr.txt", ["only one"])),
@@ -173,7 +173,7 @@ def test_all_languages_that_have_too_little_text_are_said_before_scoring(
 def test_a_text_without_a_token_to_predict_is_refused(recipe: Callable[..., Path], tmp_path: Path) -> None:
     from surgeon.model.token_counts import TokenCounts
     from surgeon.model.tokenizer import load_tokenizer
-    from surgeon.plan.supply import check_supply
+    from surgeon.plan.text_supply import check_supply
 
     class Barren:
         """A tokenizer that knows one token a text."""

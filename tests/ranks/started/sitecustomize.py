@@ -10,11 +10,11 @@ import sys
 
 if "TORCHELASTIC_RESTART_COUNT" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
     from surgeon.model import budgets
-    from surgeon.scores.scratch import Scratch
-    from surgeon.scores.sweeps import Sweep
+    from surgeon.scores.pass_scratch import Scratch
+    from surgeon.scores.score_pass import ScorePass
 
     budgets.HIDDEN_BYTES = 0
-    _note, _start, _left = Scratch.note, Sweep.start, [8]
+    _note, _start, _left = Scratch.note, ScorePass.start, [8]
     _victim = (
         "SURGEON_RANK_KILLS" in os.environ
         and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
@@ -32,4 +32,4 @@ if "TORCHELASTIC_RESTART_COUNT" in os.environ and int(os.environ.get("WORLD_SIZE
         print(f"began: {found.forward} {found.left}", file=sys.stderr, flush=True)
         return found
 
-    Scratch.note, Sweep.start = _counted, _told
+    Scratch.note, ScorePass.start = _counted, _told

@@ -1,4 +1,4 @@
-"""What a score of a pass forward notes of one matrix product."""
+"""What one matrix product adds to a score of a pass forward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Side = Literal["inputs", "outputs"]  # of a matrix
 
 
 @dataclass(frozen=True)
-class Note:
+class Statistic:
     """What one product of inputs (tokens, inputs) with a matrix gives to a running sum or maximum, float64.
 
     `along` says which side of the matrix the values belong to: one for each input or output, or one for all of them.

@@ -11,13 +11,13 @@ import torch
 from surgeon.anatomy.slots import Slot
 from surgeon.checkpoint.naming import Place
 from surgeon.errors import InputError
-from surgeon.scores.notes import Note
+from surgeon.scores.statistic import Statistic
 
 Key = tuple[int, int, str]  # the number of a matrix, the axis of it that meets the inputs, and a note's word
 
 
 @dataclass
-class Noted:
+class RunningStatistics:
     """Running sums and maxima of the matrices that `slots` are parts of.
 
     A matrix is a parameter, or one expert's part of it. `places` and `config` say what the slots' tensors are.
@@ -28,7 +28,7 @@ class Noted:
     places: Mapping[str, Place]
     config: Mapping[str, Any]
     values: dict[Key, torch.Tensor] = field(default_factory=dict)
-    along: dict[str, str] = field(default_factory=dict)  # by word: see `Note`
+    along: dict[str, str] = field(default_factory=dict)  # by word: see `Statistic`
     matrices: list[torch.Tensor] = field(default_factory=list)
     _numbers: dict[int, range] = field(default_factory=dict)  # by a parameter's id, those of its matrices
 
@@ -38,16 +38,16 @@ class Noted:
             self._numbers[id(parameter)] = range(len(self.matrices), len(self.matrices) + len(found))
             self.matrices += found
 
-    def take(self, matrix: int, axis: int, note: Note) -> None:
+    def take(self, matrix: int, axis: int, statistic: Statistic) -> None:
         """Add what one product gives."""
-        key, self.along[note.word] = (matrix, axis, note.word), note.along
+        key, self.along[statistic.word] = (matrix, axis, statistic.word), statistic.along
         known = self.values.get(key)
         if known is None:
-            self.values[key] = note.values
-        elif note.how == "sum":
-            self.values[key] = known + note.values
+            self.values[key] = statistic.values
+        elif statistic.how == "sum":
+            self.values[key] = known + statistic.values
         else:
-            self.values[key] = torch.maximum(known, note.values)
+            self.values[key] = torch.maximum(known, statistic.values)
 
     def expanded(
         self, name: str, word: str, change: Callable[[torch.Tensor], torch.Tensor] = lambda values: values

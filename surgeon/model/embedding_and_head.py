@@ -9,8 +9,8 @@ import torch
 
 from surgeon.errors import present
 from surgeon.model.budgets import chunk_tokens
-from surgeon.model.stack import Arguments, Stack
-from surgeon.model.states import States
+from surgeon.model.hidden_states import States
+from surgeon.model.layer_stack import Arguments, Stack
 
 
 def enter_all(

@@ -1,4 +1,4 @@
-"""One sweep of a score on text through a model: what it keeps meanwhile and where, and what becomes of its scores."""
+"""One pass of a score on text through a model: what it keeps meanwhile and where, and what becomes of its scores."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from surgeon.anatomy.slots import Slot
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import InputError
 from surgeon.model import budgets
-from surgeon.model.batches import hidden_layout
-from surgeon.model.stack import Stack
-from surgeon.model.states import States, bytes_needed
+from surgeon.model.embedding_and_head import hidden_layout
+from surgeon.model.hidden_states import States, bytes_needed
+from surgeon.model.layer_stack import Stack
 from surgeon.progress import Progress
-from surgeon.scores import backward, forward
-from surgeon.scores.backward import Kept, Progressed
+from surgeon.scores import backward_pass, forward_pass
+from surgeon.scores.backward_pass import Kept, Progressed
 from surgeon.scores.base import BackwardScore, ForwardScore, SampledScore
-from surgeon.scores.noted import Noted
+from surgeon.scores.pass_scratch import Scratch, scratch_folder
+from surgeon.scores.running_statistics import RunningStatistics
 from surgeon.scores.sample import Sample, last_ranks, make_sample, part_of, units
-from surgeon.scores.scratch import Scratch, scratch_folder
 from surgeon.scores.spread import Behind, LateStates, Made, Spread, agreed_start, exchange
 
 Arrays = Mapping[str, NDArray[np.float32]]
@@ -34,7 +34,7 @@ Flush = Callable[[], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Sweep:
+class ScorePass:
     """A score to be computed of some tensors on sequences of token ids per language.
 
     `selecting` are the ranks that take the scores, a layer each in turns; `begun` special tokens at the beginning of
@@ -72,7 +72,7 @@ class Sweep:
 
     @contextmanager
     def scratch(self, key: str) -> Iterator[Scratch]:
-        """Yield the sweep's scratch folder, which a later process finds again only if hidden states go there."""
+        """Yield the pass's scratch folder, which a later process finds again only if hidden states go there."""
         own = key if ranks.world() == 1 else f"{key}-{ranks.rank()}-of-{ranks.world()}"
         with scratch_folder(own, resumes=self._goes_to_disk) as scratch:
             yield scratch
@@ -93,7 +93,7 @@ class Sweep:
     ) -> Iterator[tuple[int, str, Arrays]]:
         """Yield (layer, language, scores by name on disk), all languages of a layer in a row.
 
-        `flush` is called before it is noted how far the sweep came: what was made of the scores must be on disk then.
+        `flush` is called before it is noted how far the pass came: what was made of the scores must be on disk then.
         On one of several ranks these are the layers that it selects in, see `done`.
         """
         made = self._engine(scratch, start, flush)
@@ -118,20 +118,20 @@ class Sweep:
                 scratch.note(progressed, kept)
 
         stack, sample, slots, score = self.stack, self._own, self.slots, self.score
-        pass_through = backward if score.backward else forward
+        pass_through = backward_pass if score.backward else forward_pass
         total = pass_through.work(stack, sample, slots)
         with self.progress.task(f"score {', '.join(self.sequences)}", total) as advance:
             if score.backward:
-                found = backward.sweep(stack, sample, slots, cast(BackwardScore, score), kept, advance, start, note)
+                found = backward_pass.run(stack, sample, slots, cast(BackwardScore, score), kept, advance, start, note)
             else:
-                found = forward.sweep(stack, sample, slots, kept.hidden, advance, self._watch)
+                found = forward_pass.run(stack, sample, slots, kept.hidden, advance, self._watch)
             yield from found
 
-    def _watch(self, slots: Mapping[str, Slot]) -> forward.Watching:
+    def _watch(self, slots: Mapping[str, Slot]) -> forward_pass.Watching:
         score, checkpoint = cast(ForwardScore, self.score), self.stack.loaded.checkpoint
         found = anatomy_of(checkpoint).places
-        return forward.Watching(
-            score, Noted(score.kind, slots, {name: found[name] for name in slots}, checkpoint.config)
+        return forward_pass.Watching(
+            score, RunningStatistics(score.kind, slots, {name: found[name] for name in slots}, checkpoint.config)
         )
 
     def _kept(self, scratch: Scratch, start: Progressed) -> Kept:

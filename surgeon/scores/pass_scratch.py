@@ -1,6 +1,6 @@
-"""Where a sweep over a large model keeps its hidden states, and how far it came, so that a killed run goes on.
+"""Where a pass over a large model keeps its hidden states, and how far it came, so that a killed run goes on.
 
-A scratch folder lies in the cache under a name made from all that the sweep depends on. It is used only where the
+A scratch folder lies in the cache under a name made from all that the pass depends on. It is used only where the
 hidden states are too large for memory; `progress.json` in it is written after what it speaks of has reached the disk.
 """
 
@@ -15,25 +15,25 @@ from pathlib import Path
 from surgeon.checkpoint.plain_json import read_object
 from surgeon.checkpoint.scratch import PROGRESS, named_scratch, own_scratch
 from surgeon.checkpoint.storage import replacing
-from surgeon.scores.backward import Kept, Progressed
+from surgeon.scores.backward_pass import Kept, Progressed
 
 _DONE = "done-"  # before the number of a layer
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """A folder of one sweep, locked for this process. `resumes` is False for one that nobody will find again."""
+    """A folder of one pass, locked for this process. `resumes` is False for one that nobody will find again."""
 
     folder: Path
     resumes: bool
 
     @property
     def key(self) -> str:
-        """The name of the sweep: the same on all ranks."""
+        """The name of the pass: the same on all ranks."""
         return self.folder.name.partition("-")[0]
 
     def note_done(self, layer: int) -> None:
-        """Note that what was selected in a layer is on the disk, beside how far the sweep itself came."""
+        """Note that what was selected in a layer is on the disk, beside how far the pass itself came."""
         with replacing(self.folder / f"{_DONE}{layer}") as staged:
             staged.touch()
 
@@ -55,7 +55,7 @@ class Scratch:
             path.unlink(missing_ok=True)
 
     def note(self, progressed: Progressed, kept: Kept) -> None:
-        """Note how far the sweep came, once the states that it needs to go on are on the disk."""
+        """Note how far the pass came, once the states that it needs to go on are on the disk."""
         if self.resumes:
             row = progressed.forward if progressed.left is None else progressed.left
             kept.hidden.flush(row)
@@ -66,7 +66,7 @@ class Scratch:
 
 @contextmanager
 def scratch_folder(key: str, resumes: bool) -> Iterator[Scratch]:
-    """Yield a sweep's scratch folder, deleted when the block ends well; one that another process uses is not shared."""
+    """Yield a pass's scratch folder, deleted when the block ends well; one that another process uses is not shared."""
     with ExitStack() as stack:
         folder = stack.enter_context(named_scratch(key)) if resumes else None
         yield Scratch(folder or stack.enter_context(own_scratch()), folder is not None)

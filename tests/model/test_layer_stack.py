@@ -16,17 +16,18 @@ from safetensors.torch import load_file, save_file
 
 from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.model import budgets, states
+from surgeon.measure.measuring import measure_variants
+from surgeon.measure.windows import evaluation_texts
+from surgeon.model import budgets, hidden_states
 from surgeon.model.editing import Variant
+from surgeon.model.layer_stack import Stack, make_stack
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import evaluation_texts, measure_variants
-from surgeon.model.stack import Stack, make_stack
 from surgeon.operations import Zero
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
 from surgeon.scores.grad_param import GradParam
-from surgeon.scores.sweeps import Sweep
+from surgeon.scores.score_pass import ScorePass
 from surgeon.text.corpora import Corpus
 
 IDS = [[(7 * row + 3 * i) % 250 + 2 for i in range(24)] for row in range(7)]
@@ -69,7 +70,7 @@ def our_scores(
     score = GradParam.model_validate(
         {"kind": "grad_param", "languages": ["de"], "sequence_length": 24, "batch_size": 2, "reduction": reduction}
     )
-    sweep = Sweep(stack, LANGUAGES, tensors, score, Progress())
+    sweep = ScorePass(stack, LANGUAGES, tensors, score, Progress())
     found: dict[str, dict[str, torch.Tensor]] = {language: {} for language in LANGUAGES}
     with sweep.scratch("test") as scratch:
         for _, language, scores in sweep.run(scratch, scratch.progress()):
@@ -301,12 +302,12 @@ def test_a_model_that_is_no_plain_stack_is_run_as_a_whole(tmp_path: Path, texts:
 def test_states_in_files_are_those_in_memory(tmp_path: Path) -> None:
     shapes = [(2, 3), (1, 5)]
     for dtype in (torch.float32, torch.bfloat16):
-        memory, files = (states.States(shapes, dtype, folder) for folder in (None, tmp_path))
+        memory, files = (hidden_states.States(shapes, dtype, folder) for folder in (None, tmp_path))
         for row, batch in itertools.product(range(3), range(2)):
             value = torch.randn(shapes[batch]).to(dtype)
             for kept in (memory, files):
                 kept.put(row, batch, value)
-        again = states.States(shapes, dtype, tmp_path)
+        again = hidden_states.States(shapes, dtype, tmp_path)
         for row, batch in itertools.product(range(3), range(2)):
             assert torch.equal(memory.get(row, batch), files.get(row, batch))
             assert torch.equal(memory.get(row, batch), again.get(row, batch))

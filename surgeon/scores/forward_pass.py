@@ -16,11 +16,11 @@ from torch.overrides import TorchFunctionMode
 
 from surgeon import ranks
 from surgeon.anatomy.slots import Slot
-from surgeon.model.batches import head_chunks
-from surgeon.model.stack import Stack
-from surgeon.model.states import States
+from surgeon.model.embedding_and_head import head_chunks
+from surgeon.model.hidden_states import States
+from surgeon.model.layer_stack import Stack
 from surgeon.scores.base import ForwardScore
-from surgeon.scores.noted import Noted
+from surgeon.scores.running_statistics import RunningStatistics
 from surgeon.scores.sample import Advance, Link, Sample, Scores, enter_sample, parameters_of, units
 
 # Functions that multiply inputs with a matrix: the positions of both, and the matrix's axis that meets the inputs.
@@ -38,30 +38,30 @@ class Watching(TorchFunctionMode):
     A rank goes on with what the rank before it has noted of the same language.
     """
 
-    def __init__(self, score: ForwardScore, noted: Noted) -> None:
+    def __init__(self, score: ForwardScore, running: RunningStatistics) -> None:
         super().__init__()
-        self._score, self._noted = score, noted
-        self._numbers = {matrix.data_ptr(): number for number, matrix in enumerate(noted.matrices)}
+        self._score, self._running = score, running
+        self._numbers = {matrix.data_ptr(): number for number, matrix in enumerate(running.matrices)}
 
     def scores(self) -> Scores:
         """Return the scores of the layer's tensors in this language."""
-        return self._score.scores(self._noted)
+        return self._score.scores(self._running)
 
     def go_on(self, link: Link) -> None:
         """Begin with what the batches of the language that another rank has before gave."""
-        if link.before is None or not self._noted.matrices:
+        if link.before is None or not self._running.matrices:
             return
-        values, self._noted.along = ranks.receive_value(link.before, ranks.CHAIN)
+        values, self._running.along = ranks.receive_value(link.before, ranks.CHAIN)
         for key, value in values.items():
-            self._noted.values[key] = value.to(self._noted.matrices[key[0]].device)
+            self._running.values[key] = value.to(self._running.matrices[key[0]].device)
 
     def handed_on(self, link: Link) -> bool:
         """Hand what was noted to the rank that has the language's next batches, if there is one."""
         if link.after is None:
             return False
-        if self._noted.matrices:
-            values = {key: value.cpu() for key, value in self._noted.values.items()}
-            ranks.send_value((values, self._noted.along), link.after, ranks.CHAIN)
+        if self._running.matrices:
+            values = {key: value.cpu() for key, value in self._running.values.items()}
+            ranks.send_value((values, self._running.along), link.after, ranks.CHAIN)
         return True
 
     def __torch_function__(
@@ -78,17 +78,17 @@ class Watching(TorchFunctionMode):
         number = self._numbers.get(weight.data_ptr())
         if number is None:
             return
-        matrix = self._noted.matrices[number]
+        matrix = self._running.matrices[number]
         if (weight.shape, weight.stride()) != (matrix.shape, matrix.stride()):
             if (weight.shape, weight.stride()) != (matrix.T.shape, matrix.T.stride()):
                 return  # a part of the matrix, which is then missed and refused by name
             axis = 1 - axis
         flat = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (inputs, outputs))
-        for note in self._score.notes(*flat):
-            self._noted.take(number, axis, note)
+        for statistic in self._score.statistics(*flat):
+            self._running.take(number, axis, statistic)
 
 
-def sweep(
+def run(
     stack: Stack,
     sample: Sample,
     slots: Mapping[str, Slot],
@@ -125,7 +125,7 @@ def sweep(
 
 
 def work(stack: Stack, sample: Sample, slots: Mapping[str, Slot]) -> int:
-    """Return how many units `sweep` calls `advance` with."""
+    """Return how many units `run` calls `advance` with."""
     return len(sample.all()) * (len(stack.layers) + (-1 in units(stack, slots)))
 
 

@@ -17,9 +17,9 @@ import torch
 from surgeon import ranks
 from surgeon.anatomy.slots import Slot
 from surgeon.errors import InputError, present
-from surgeon.model.batches import head_chunks
-from surgeon.model.stack import Arguments, Stack
-from surgeon.model.states import States
+from surgeon.model.embedding_and_head import head_chunks
+from surgeon.model.hidden_states import States
+from surgeon.model.layer_stack import Arguments, Stack
 from surgeon.scores.base import BackwardScore
 from surgeon.scores.sample import UNCOUNTED, Advance, Link, Sample, Scores, enter_sample, parameters_of, units
 
@@ -36,7 +36,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Progressed:
-    """How far an earlier sweep over the same states came: layers forward, and, once it turned, layers left backward."""
+    """How far an earlier pass over the same states came: layers forward, and, once it turned, layers left backward."""
 
     forward: int = 0
     left: int | None = None
@@ -44,7 +44,7 @@ class Progressed:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What the parts of a sweep share; `arguments` are those of the layers, batch by batch."""
+    """What the parts of a pass share; `arguments` are those of the layers, batch by batch."""
 
     stack: Stack
     sample: Sample
@@ -53,7 +53,7 @@ class _Pass:
     arguments: Sequence[tuple[Arguments, ...]]
 
 
-def sweep(
+def run(
     stack: Stack,
     sample: Sample,
     slots: Mapping[str, Slot],
@@ -65,7 +65,7 @@ def sweep(
 ) -> Iterator[tuple[int, str, Scores]]:
     """Yield (layer, language, scores), the last layer first, all languages of a layer in a row; -1 is what is outside.
 
-    `slots` are the tensors to score. `advance` is called with units of work, see `work`. A sweep that was interrupted
+    `slots` are the tensors to score. `advance` is called with units of work, see `work`. A pass that was interrupted
     goes on over the same `kept` from `start`; `note` is called with what may become such a start.
 
     Raises:
@@ -95,7 +95,7 @@ def sweep(
 
 
 def work(stack: Stack, sample: Sample, slots: Mapping[str, Slot]) -> int:
-    """Return how many units `sweep` calls `advance` with: batches times layers, a layer backward counting more."""
+    """Return how many units `run` calls `advance` with: batches times layers, a layer backward counting more."""
     batches = len(sample.all())
     if not stack.layers:
         return batches
