@@ -52,6 +52,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
     "surgeon.measurements": {
         "perplexity": "surgeon.measure.perplexity:Perplexity",
         "divergence": "surgeon.measure.divergence:Divergence",
+        "tasks": "surgeon.measure.tasks:Tasks",
     },
 }
 

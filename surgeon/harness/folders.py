@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from surgeon.checkpoint.hashing import sha256
 from surgeon.errors import InputError
 
 _SKIPPED = {"__pycache__", ".ipynb_checkpoints"}  # as the harness does
@@ -20,8 +21,8 @@ _PLAIN = ("str", "int", "float", "bool", "null", "map", "seq", "merge", "timesta
 _READERS = ("json", "csv", "parquet", "text", "arrow")  # of datasets, for files that hold data alone
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REMEDY = (
-    "surgeon runs no code out of files. Take it out, or let the harness run it: "
-    "`python -m surgeon.harness run --model surgeon --model_args out=OUT,variant=NAME --include_path FOLDER --tasks NAME`"
+    "surgeon runs no code out of files. Take it out, or let the harness itself run it: `python -m surgeon.harness run "
+    "--model surgeon --model_args out=OUT,variant=NAME --include_path FOLDER --tasks NAME` (docs/tasks.md)"
 )
 
 
@@ -56,6 +57,54 @@ def refuse_code(place: Path, metrics: Collection[str]) -> None:
         left += [path.parent / os.path.expanduser(name) for name in _included(root)]
     if problems:
         raise InputError(*problems, _REMEDY)
+
+
+def content(name: str) -> str | None:
+    """Return a hash of a folder's tasks and of the files with their data; None if their data come from elsewhere."""
+    parts, left = [], task_files(Path(os.path.expanduser(name)))
+    seen: set[Path] = set()
+    while left:
+        path = left.pop(0).resolve()
+        if path in seen:
+            continue
+        seen.add(path)
+        root = _compose(path)
+        left += [path.parent / os.path.expanduser(name) for name in _included(root)]
+        parts.append(sha256(path.read_bytes()))
+        readers, files = [], []
+        for key, value in _pairs(root):
+            readers += [value.value] if key == "dataset_path" else []
+            files += _texts(value) if key == "data_files" else []
+        if any(reader not in _READERS for reader in readers) or not all(Path(file).is_file() for file in files):
+            return None
+        parts += [sha256(Path(file).read_bytes()) for file in files]
+    return sha256(" ".join(parts).encode())
+
+
+def _pairs(root: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the keys and values of all mappings below a node."""
+    import yaml
+
+    left, seen = [root], set()
+    while left:
+        node = left.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        for part in node.value:
+            if isinstance(node, yaml.MappingNode):
+                yield str(part[0].value), part[1]
+            left += part if isinstance(node, yaml.MappingNode) else [part]
+
+
+def _texts(node: Any) -> list[str]:
+    """Return a value that is a text, or those inside of it."""
+    import yaml
+
+    if isinstance(node, yaml.ScalarNode):
+        return [str(node.value)]
+    parts = [part[1] for part in node.value] if isinstance(node, yaml.MappingNode) else node.value
+    return [text for part in parts for text in _texts(part)]
 
 
 def _compose(path: Path) -> Any:
@@ -113,7 +162,7 @@ def _by_key(key: str, value: str | None, metrics: Collection[str]) -> str | None
         return "what models answer (`unsafe_code`)"
     if key in ("use_prompt", "class", "custom_dataset") and value not in ("null", ""):
         return f"what `{key}` names"
-    if key == "dataset_path" and value is not None and value not in _READERS:
-        if not _HUB_NAME.fullmatch(value) or Path(value).exists():
-            return f"a reader of datasets, '{value}'; of files here: {', '.join(_READERS)}"
+    elsewhere = value is not None and _HUB_NAME.fullmatch(value) and not Path(value).exists()
+    if key == "dataset_path" and value not in _READERS and not elsewhere:
+        return f"a reader of datasets, '{value}'; of files here: {', '.join(_READERS)}"
     return None

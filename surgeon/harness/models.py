@@ -1,7 +1,7 @@
 """Models as the harness sees them: one that notes what it is asked, one that hands answers back, one that speaks.
 
-All are the harness's own model for transformers, of which only the arithmetic is taken out, so that texts become tokens,
-and long ones are cut, exactly as they do there.
+All are the harness's own model for transformers, of which only the arithmetic is taken out, so that texts become
+tokens, and long ones are cut, exactly as they do there.
 """
 
 from __future__ import annotations
@@ -97,9 +97,7 @@ def _model(
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return speeches([speech(*request.args) for request in requests])
 
-    return Asked(
-        pretrained=_StandIn(config, torch.device("cpu")), backend="causal", tokenizer=copy.deepcopy(tokenizer)
-    )
+    return Asked(pretrained=_StandIn(config, torch.device("cpu")), backend="causal", tokenizer=copy.deepcopy(tokenizer))
 
 
 def _question(context: Sequence[int], end: Sequence[int], longest: int) -> Question:
@@ -112,6 +110,13 @@ def _question(context: Sequence[int], end: Sequence[int], longest: int) -> Quest
         what = "an empty text" if not context or not end else f"a text of {len(end)} tokens, where {longest} fit"
         raise InputError(f"a task asks for {what}")
     return tuple([*context, *end][-(longest + 1) :][:-1]), tuple(end)
+
+
+def instance(asked: Speech) -> Any:
+    """Return a text to continue as the harness's own request."""
+    from lm_eval.api.instance import Instance
+
+    return Instance("generate_until", {}, (asked[0], json.loads(asked[1])), 0)
 
 
 def speech(text: str, settings: Mapping[str, Any]) -> Speech:

@@ -119,7 +119,9 @@ def _loaded(manager: Any, names: list[str], foreign: bool) -> Any:
         except (MemoryError, SurgeonError):
             raise
         except (ConnectionError, TimeoutError, OSError) as error:
-            raise EnvironmentFailure(f"tasks {', '.join(names)}: their data could not be had ({reason(error)})") from None
+            raise EnvironmentFailure(
+                f"tasks {', '.join(names)}: their data could not be had ({reason(error)})"
+            ) from None
         except Exception as error:  # tasks and their datasets raise what they like
             raise InputError(f"tasks {', '.join(names)}: the harness cannot load them ({reason(error)})") from None
 
