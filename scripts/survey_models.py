@@ -11,6 +11,7 @@ one that has imported what is large.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -87,6 +88,8 @@ def _import_what_is_large() -> None:
     byte_tokenizer()
     for drawing, instead in NOT_DRAWN.items():
         setattr(vl_convert, drawing, instead)
+    gc.collect()
+    gc.freeze()  # or every child's first collection would copy all that is shared
 
 
 def _run(names: list[str], every: dict[str, str], work: Path, wanted: argparse.Namespace) -> None:

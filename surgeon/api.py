@@ -66,7 +66,7 @@ def apply(
     *,
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
-    device: str = "cpu",
+    device: str = "auto",
     jobs: int | None = None,
     progress: Progress | None = None,
     push: bool | None = None,
@@ -109,18 +109,24 @@ def _apply(
     overwrite: bool,
 ) -> Report:
     started = time.perf_counter()
-    path = find_recipe(recipe)
-    the_plan = _plan_to_run(path, output, overrides)
-    device = chosen_device(device) if the_plan.runs_model else "cpu" if device == "auto" else device
-    run, out = Run(the_plan, device, jobs, progress), the_plan.output
-    if push and the_plan.recipe.push is None:
-        raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
-    for line in the_plan.remarks:
-        run.progress.note(line)
-    check_ready(the_plan, device, run.jobs)
-    require_room_for_figures()  # now, and not after an hour
-    run.check_texts()
-    ahead = run.progress.steps(steps(the_plan, device) if run.progress.console is not None else [])
+    path, progress = find_recipe(recipe), progress or Progress()
+    with progress.task("plan, texts, libraries", 3) as advance:
+        the_plan = _plan_to_run(path, output, overrides)
+        advance(1)
+        device = chosen_device(device) if the_plan.runs_model else "cpu" if device == "auto" else device
+        run, out = Run(the_plan, device, jobs, progress), the_plan.output
+        if push and the_plan.recipe.push is None:
+            raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
+        check_ready(the_plan, device, run.jobs)
+        require_room_for_figures()  # now, and not after an hour
+        advance(1)
+        notes = run.check_texts()
+        expected = steps(the_plan, device) if progress.console is not None else []
+    for line in [*the_plan.remarks, *notes]:
+        progress.note(line)
+    if the_plan.idle:
+        progress.note(f"neither written nor measured, so that nothing comes of it: {', '.join(the_plan.idle)}")
+    ahead = progress.steps(expected)
     with output_lock(out, the_plan.recipe.name, overwrite), ahead:
         reclaim_cache()
         run.token_counts.keep()
@@ -193,7 +199,7 @@ def score(
     *,
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
-    device: str = "cpu",
+    device: str = "auto",
     jobs: int | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
@@ -207,7 +213,8 @@ def score(
         for line in remarks(run.plan.checkpoint):
             run.progress.note(line)
         check_ready(run.plan, own, run.jobs)
-        run.check_texts()
+        for line in run.check_texts():
+            run.progress.note(line)
         with output_lock(run.plan.output, run.plan.recipe.name, overwrite):
             reclaim_cache()
             files = save_regions(run)
@@ -221,7 +228,7 @@ def verify_checkpoint(
     base: str | Path | None = None,
     corpus: Corpus,
     spec: VerifySpec,
-    device: str = "cpu",
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> Verification:
     """Check a checkpoint's files, also against its marker and manifest, then measure it per language.

@@ -1,4 +1,4 @@
-"""What can be added from outside: kinds of scores, regions, selection scopes, operations and measurements.
+"""What can be added from outside: kinds of scores, regions, scopes, operations and formats of quantized weights.
 
 A kind is a class in a file of its own that knows everything about itself. The package's own kinds are named here, by
 module and class, and loaded when they are first asked for. An installed package adds its kinds by entry points in the
@@ -16,6 +16,9 @@ from typing import Any
 from surgeon.errors import EnvironmentFailure
 
 OWN: Mapping[str, Mapping[str, str]] = {
+    "surgeon.formats": {  # in the order in which they are asked
+        "fp8-block": "surgeon.formats.fp8_block:Fp8Block",
+    },
     "surgeon.scores": {
         "grad_param": "surgeon.scores.grad_param:GradParam",
         "wanda": "surgeon.scores.wanda:Wanda",
@@ -36,6 +39,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "neurons": "surgeon.regions.neurons:Neurons",
         "combine": "surgeon.regions.combined:Combine",
         "entries": "surgeon.regions.entries:Entries",
+        "tokens": "surgeon.regions.tokens:Tokens",
         "dimensions": "surgeon.regions.dimensions:Dimensions",
         "control": "surgeon.regions.control:Control",
     },

@@ -41,23 +41,21 @@ class _Cut:
     @property
     def parameters(self) -> frozenset[int]:
         """Which parameters it is made in."""
-        return frozenset(id(slot.parameter) for slot, _ in self.places)
+        return frozenset(id(parameter) for slot, _ in self.places for parameter in slot.parameters)
 
     def make(self) -> None:
         """Set the entries to zero; negative zeros stay what they are, as on disk."""
         for slot, at in self.places:
             values = slot.values()
-            index = _index(values, at)
-            before = values[index]
+            before = values[_index(values, at)]
             self.held.append(before)
-            values[index] = before.where(before == 0, 0)
+            slot.set(at, before.where(before == 0, 0))
 
     def undo(self) -> None:
         """Put back what the entries held, bit for bit."""
         # The last first: several tensors of a region may be one tied parameter.
         for (slot, at), before in reversed(list(zip(self.places, self.held, strict=False))):
-            values = slot.values()
-            values[_index(values, at)] = before.to(values.device, values.dtype)
+            slot.set(at, before)
         self.held = []
 
 
@@ -243,7 +241,7 @@ def _index(values: torch.Tensor, flat: torch.Tensor) -> tuple[torch.Tensor, ...]
 def _refuse_replaced(model: Any, done: _Cut) -> None:
     """A parameter that was exchanged for another meanwhile has not got its entries back."""
     there = {id(parameter) for parameter in model.parameters()}
-    if any(id(slot.parameter) not in there for slot, _ in done.places):
+    if not done.parameters <= there:
         raise InputError(
             "parameters of the model were replaced by others while a region was cut out of them, so that their entries "
             "could not be put back: load the weights again, and replace parameters outside of `surgeon.cut`"

@@ -17,6 +17,7 @@ from surgeon.visible import visible
 if TYPE_CHECKING:
     from rich.console import Console
 
+_LEAST, _MOST = 0.5, 2.0  # times an estimate: what runs took, on machines with nothing else to do and with much
 _BELIEVED = 0.02  # of the whole: before so much is done, the estimate is better than the speed so far
 
 
@@ -61,8 +62,17 @@ class _Whole:
 
     @property
     def text(self) -> str:
-        """Such as "7 of 14, 3 min to go"."""
-        return f"{max(self.at, 0) + 1} of {len(self.steps)}, {duration(self.left)} to go"
+        """Such as "step 7 of 14: perplexity, about 3 min to go"."""
+        at = max(self.at, 0)
+        return f"step {at + 1} of {len(self.steps)}: {self.steps[at].label.strip()}, about {duration(self.left)} to go"
+
+
+def extent(seconds: float) -> str:
+    """Say how long something may take, from the least to the most that estimates turned out to be wrong by."""
+    low, high = duration(seconds * _LEAST), duration(seconds * _MOST)
+    if low == high:
+        return f"about {low}"
+    return f"{low.removesuffix(high[high.index(' ') :])} to {high}"
 
 
 def duration(seconds: float) -> str:
@@ -92,6 +102,13 @@ class Progress:
 
             self.console.print(Text.assemble(("note:", "yellow"), f" {visible(text)}"), highlight=False, soft_wrap=True)
 
+    def found(self, text: str) -> None:
+        """Say what came out so far, while the work goes on."""
+        if self.console is not None:
+            from rich.text import Text
+
+            self.console.print(Text.assemble(("found:", "green"), f" {visible(text)}"), highlight=False, soft_wrap=True)
+
     @contextmanager
     def steps(self, steps: Sequence[Step]) -> Iterator[None]:
         """Show a bar over all that is done inside, which is in these steps; says beforehand how long it may take."""
@@ -100,7 +117,8 @@ class Progress:
             return
         self._whole = _Whole(steps)
         whole = sum(step.seconds for step in steps)
-        self.console.print(f"{len(steps)} steps, up to about {duration(whole)}", highlight=False)
+        names = ", ".join(dict.fromkeys(step.label.split()[0] for step in steps))
+        self.console.print(f"{len(steps)} steps ({names}): {extent(whole)}", highlight=False, markup=False)
         try:
             if self.console.is_terminal:
                 with self._shown() as bars:

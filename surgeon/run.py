@@ -52,6 +52,7 @@ from surgeon.report.html import write_page
 from surgeon.report.manifest import environment, manifest
 from surgeon.report.measured import (
     check_expectations,
+    first_finding,
     measurement_reports,
     perplexities,
     summarize,
@@ -82,11 +83,9 @@ class Run:
         self._stacks: dict[str, Stack] = {}
         self.edits: dict[str, EditCount] = {}
 
-    def check_texts(self) -> None:
-        """Read every text before anything is scored or written, and say where there is too little of it."""
-        if needs_text(self.plan):
-            for note in check_supply(self.plan, self.token_counts):
-                self.progress.note(note)
+    def check_texts(self) -> list[str]:
+        """Read every text before anything is scored or written; returns notes on where there is too little of it."""
+        return check_supply(self.plan, self.token_counts) if needs_text(self.plan) else []
 
     @cached_property
     def token_counts(self) -> TokenCounts:
@@ -121,7 +120,7 @@ class Run:
     def regions(self) -> dict[str, Region]:
         """The regions that the recipe names."""
         scores = self.scores
-        with self.timed("select"):
+        with self.timed("select"), self.progress.task("select regions", 1):
             return make_regions(
                 self.plan.provenance(self.jobs), scores, self.jobs, self.plan.file.as_written.regions, {}
             )
@@ -271,10 +270,10 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
     found, missing = Verification(), {}
     paths = {name: _kept_paths(run, name, done, spec, precision) for name, done in operations.items()}
     for name, by_kind in paths.items():
-        known = {kind: load_kept(path, name, kind) for kind, path in by_kind.items()}
-        for one in known.values():
+        there = {kind: load_kept(path, name, kind) for kind, path in by_kind.items()}
+        for one in there.values():
             found = found.joined(one) if one is not None else found
-        if lacking := [kind for kind, one in known.items() if one is None]:
+        if lacking := [kind for kind, one in there.items() if one is None]:
             missing[name] = lacking
     if missing:
         from surgeon.measure.verification import verify
@@ -287,8 +286,13 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
         stack = run.stack(precision)
         regions = {name: run.regions_of(name) if name != "base" else {} for name in names}
         variants = [Variant(name, operations[name], regions[name]) for name in names]
+        known, languages = found, run.plan.verify_languages
+
+        def tell(new: Verification) -> None:
+            run.progress.found(first_finding(known.joined(new).ordered(operations).measures))
+
         with run.timed("verify"):
-            new = verify(stack, variants, run.plan.corpus, run.plan.verify_languages, spec, run.progress, missing)
+            new = verify(stack, variants, run.plan.corpus, languages, spec, run.progress, missing, tell)
         for name, lacking in missing.items():
             for kind in lacking:
                 keep(paths[name][kind], name, new, kind)
@@ -304,7 +308,7 @@ def _kept_paths(
     texts = {language: run.plan.corpus.text(language).evaluate_hash for language in run.plan.verify_languages}
     regions = run.regions_of(name) if name != "base" else {}
     kinds = [item.kind for item in spec.measurements if name != "base" or not item.compares]
-    kinds += [CONTINUATIONS] if spec.prompts else []
+    kinds += [CONTINUATIONS] if spec.prompts and name in run.plan.talkers else []
     of_model = partial(
         kept_path, run.plan.checkpoint, list(operations), regions, donors, texts, spec, precision, run.device, run.jobs
     )

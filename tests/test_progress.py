@@ -26,20 +26,22 @@ def test_the_whole_work_is_told_before_and_the_time_to_go_follows_the_real_speed
     with progress.steps([Step("score ", 10), Step("write cut", 2), Step("perplexity", 28)]):
         whole = progress._whole
         assert whole is not None
-        assert whole.text == "1 of 3, 40 s to go"
+        assert whole.text == "step 1 of 3: score, about 40 s to go"
         with progress.task("score ar, en", 4) as advance:
             clock[0] = 10.0  # twice as slow as thought
             advance(2)
-            assert whole.text == "1 of 3, 1 min to go"  # 35 thought to be left, at twice the time: 70 s
+            assert (
+                whole.text == "step 1 of 3: score, about 1 min to go"
+            )  # 35 thought to be left, at twice the time: 70 s
             assert whole.left == pytest.approx(70)
             clock[0] = 20.0
             advance(2)
         with progress.task("perplexity of 2 models", 7) as advance:  # what was to be written was there
-            assert whole.text == "3 of 3, 56 s to go"
+            assert whole.text == "step 3 of 3: perplexity, about 56 s to go"
             clock[0] = 76.0
             advance(7)
-            assert whole.text == "3 of 3, 1 s to go"
-    assert "3 steps, up to about 40 s" in file.getvalue()
+            assert whole.text == "step 3 of 3: perplexity, about 1 s to go"
+    assert "3 steps (score, write, perplexity): 20 s to 1 min" in file.getvalue()
     assert progress._whole is None
 
 
@@ -48,7 +50,7 @@ def test_a_task_that_nobody_foresaw_is_shown_and_changes_nothing(clock: list[flo
     with progress.steps([Step("score ", 10), Step("page", 5)]), progress.task("push it", 1) as advance:
         advance(1)
         assert progress._whole is not None
-        assert progress._whole.text == "1 of 2, 15 s to go"
+        assert progress._whole.text == "step 1 of 2: score, about 15 s to go"
 
 
 def test_elsewhere_there_are_plain_lines_and_if_asked_nothing() -> None:
@@ -58,7 +60,7 @@ def test_elsewhere_there_are_plain_lines_and_if_asked_nothing() -> None:
         advance(2)
     progress.note("[red]not markup[/red]")
     lines = file.getvalue().splitlines()
-    assert lines[0] == "2 steps, up to about 3 min"
+    assert lines[0] == "2 steps (score, page): 2 to 6 min"
     assert lines[1].startswith("score ar: 0.")
     assert lines[2] == "note: [red]not markup[/red]"
     silent = Progress()

@@ -14,7 +14,7 @@ HIDDEN = 32
 
 # The first pattern that is a whole name says what a number becomes; what none names stays.
 _NUMBERS: tuple[tuple[str, int], ...] = (
-    (r"vocab_size|decoder_vocab_size|vocab_size_per_layer_input|image_vocab_size|src_vocab_size", VOCABULARY),
+    (r"(unpadded_|decoder_|image_|src_)?vocab_size|vocab_size_per_layer_input", VOCABULARY),
     (r"(\w+_)?vocab_size", 40),
     (r"base_channels", 32),
     (r"codebook_size|num_embeddings", 64),

@@ -3,47 +3,114 @@
 Mostly a tensor is a parameter of its own, perhaps under another name. Experts are the exception: on disk each expert
 has its own matrices, while transformers 5 holds them fused, (experts, 2 * width, hidden) and (experts, hidden, width).
 Which names and conversions belong to a family is transformers' own registry's to say, and its own code converts;
-what is read off here is where in the result each tensor on disk came to lie: its `Slot`. Only a tensor that stays one
-contiguous run of a parameter has one, so that flat indices keep their order; and the first time a converted
-parameter is made, every slot is compared with the disk by its values.
+what is read off here is where in the result each tensor on disk came to lie: its `Slot`. The code is run on stand-ins
+that remember where they came from (`traced.py`); and the first time that a converted parameter is made, every slot is
+compared with the disk by its values.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from surgeon.errors import CheckpointError, present
+from surgeon.anatomy.traced import Box, Offsets, Traced
+from surgeon.errors import CheckpointError
 from surgeon.memory import memory_error
 
 ReadTensor = Callable[[str], torch.Tensor]  # from a name on disk to the tensor
+_MOST_PIECES = 256  # of a tensor that is said to have a place in the model
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A box of a model parameter, and where its entries lie in an on-disk tensor.
+
+    `index` is applied to the parameter; the box's entry (i, j, ...) is the flat entry `base + strides[0] * i + ...`.
+    """
+
+    parameter: torch.nn.Parameter
+    index: tuple[slice, ...]
+    base: int
+    strides: tuple[int, ...]
+
+    def box(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the box as a view of a tensor of the parameter's shape."""
+        return values[self.index]
+
+    def within(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return the box as a view of a tensor of the stored one's shape, which is contiguous."""
+        size = [at.stop - at.start for at in self.index]
+        return stored.view(-1).as_strided(size, self.strides, stored.storage_offset() + self.base)
 
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """The part of a model parameter that is one on-disk tensor: `index` is applied to the parameter."""
+    """The parts of model parameters that are one on-disk tensor of some shape.
 
-    parameter: torch.nn.Parameter
-    index: tuple[int | slice, ...] = ()
+    `order` is how the axes of its only piece have to be permuted to be those of the stored tensor, those of one entry
+    aside; None if it lies in several pieces, or as no permutation.
+    """
 
-    def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the same part, as a view, of a tensor of the parameter's shape, such as its gradient."""
-        return tensor[self.index] if self.index else tensor
-
-    def values(self) -> torch.Tensor:
-        """Return a view of the parameter's present values, outside of autograd."""
-        return self.of(self.parameter.detach())
+    pieces: tuple[Piece, ...]
+    shape: tuple[int, ...]
+    order: tuple[int, ...] | None
 
     @property
-    def offset(self) -> int:
-        """Flat index, in the parameter, of the part's first entry; parts are contiguous in row-major order."""
-        starts = (at.start if isinstance(at, slice) else at for at in self.index)
-        return sum(start * math.prod(self.parameter.shape[axis + 1 :]) for axis, start in enumerate(starts))
+    def parameters(self) -> tuple[torch.nn.Parameter, ...]:
+        """The parameters that it is a part of, or that are parts of it, each once."""
+        return tuple({id(piece.parameter): piece.parameter for piece in self.pieces}.values())
+
+    def of(self, values: Callable[[torch.nn.Parameter], torch.Tensor]) -> torch.Tensor:
+        """Return what lies in the stored tensor's place in tensors of the parameters' shapes, such as gradients.
+
+        It is a view where a view can be that: always where the slot is one piece that was moved or turned over.
+        """
+        if self.order is not None:
+            return self.pieces[0].box(values(self.pieces[0].parameter)).permute(self.order).view(self.shape)
+        parts = [(piece, piece.box(values(piece.parameter))) for piece in self.pieces]
+        stored = parts[0][1].new_empty(self.shape)
+        for piece, part in parts:
+            piece.within(stored).copy_(part)
+        return stored
+
+    def values(self) -> torch.Tensor:
+        """Return the parameters' present values, outside of autograd: a view, or a copy, see `of`."""
+        return self.of(lambda parameter: parameter.detach())
+
+    def set(self, flat: torch.Tensor, values: torch.Tensor) -> None:
+        """Give entries of the stored tensor, by their flat indices, values in the model."""
+        stored = self.values()
+        at, given = flat.to(stored.device), values.to(stored.device, stored.dtype)
+        if stored.is_contiguous():
+            stored.view(-1)[at] = given
+        else:
+            stored[torch.unravel_index(at, self.shape)] = given
+        if self.order is None:
+            for piece in self.pieces:
+                piece.box(piece.parameter.detach()).copy_(piece.within(stored))
+
+    def matrix_axis(self, axis: int) -> int:
+        """Return which of the two axes of a stored matrix an axis, 0 or 1, of the parameter's matrices lies on."""
+        stride = self.pieces[0].strides[axis - 2]
+        return axis if stride == 0 else int(stride % self.shape[1] != 0)
+
+    @property
+    def offset(self) -> int | None:
+        """Flat index of its first entry in the only parameter that it is a run of, in row-major order; else None."""
+        piece, shape = self.pieces[0], self.pieces[0].parameter.shape
+        size = [at.stop - at.start for at in piece.index]
+        partial = max((axis for axis, length in enumerate(size) if length != shape[axis]), default=-1)
+        wide = [axis for axis in self.order or () if size[axis] > 1]
+        if self.order is None or wide != sorted(wide) or any(length != 1 for length in size[: max(partial, 0)]):
+            return None
+        return sum(int(at.start) * math.prod(shape[axis + 1 :]) for axis, at in enumerate(piece.index))
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,115 +172,115 @@ def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
     for origin in origins.values():
         outputs = _outputs(origin, shapes, model, state)
         made |= dict.fromkeys(outputs, origin)
-        if all(name in parameters for name in outputs):
-            slots |= _slots(origin, outputs, shapes, parameters)
+        slots |= _slots(outputs, shapes, parameters)
     return Names(made, slots)
 
 
 def _outputs(
     origin: Origin, shapes: Mapping[str, tuple[int, ...]], model: Any, state: Mapping[str, torch.Tensor]
-) -> list[str]:
-    """Return the entries of the model's state that an origin makes in the right shape; found on the meta device."""
+) -> dict[str, Traced | None]:
+    """Return the entries of the model's state that an origin makes in the right shape, and what each is made of.
+
+    None stands for an entry that is made in a way which is not followed.
+    """
     if origin.converter is None:
-        return [origin.target]
+        return {origin.target: Traced.stored(origin.parts[0][1], shapes[origin.parts[0][1]])}
+    made: Mapping[str, torch.Tensor]
     try:
-        converted = origin.values(lambda name: torch.empty(shapes[name], device="meta"), model)
-    except Exception as error:  # a conversion that the stored tensors do not fit: what it would make is missing then
+        made = origin.values(lambda name: Traced.stored(name, shapes[name]), model)
+    except Exception as error:  # a conversion that is not followed, or that the stored tensors do not fit
         if memory_error(error) is not None:
             raise
-        return []
-    return [name for name, value in converted.items() if name in state and state[name].shape == value.shape]
+        try:
+            made = origin.values(lambda name: torch.empty(shapes[name], device="meta"), model)
+        except Exception as again:  # what it would make is missing then
+            if memory_error(again) is not None:
+                raise
+            return {}
+    return {
+        name: value if isinstance(value, Traced) else None
+        for name, value in made.items()
+        if name in state and state[name].shape == value.shape
+    }
 
 
 def _slots(
-    origin: Origin,
-    outputs: Sequence[str],
+    outputs: Mapping[str, Traced | None],
     shapes: Mapping[str, tuple[int, ...]],
     parameters: Mapping[str, torch.nn.Parameter],
 ) -> dict[str, Slot]:
-    """Find the slots of an origin's tensors: of all of them, or, where one has none, of none."""
-    if len(outputs) != 1:
-        return {}
-    parameter = parameters[outputs[0]]
-    if origin.converter is None:
-        return {origin.parts[0][1]: Slot(parameter)}
-    blocks = _blocks(origin, shapes)
+    """Find the slots of an origin's tensors; one that does not lie in the model as a whole has none."""
+    pieces: dict[str, list[Piece]] = {}
+    for path, value in outputs.items():
+        for box in value.boxes if value is not None and path in parameters else ():
+            pieces.setdefault(box.name, []).extend(_pieces(box, parameters[path]))
     slots = {}
-    for name, (start, shape) in (blocks or {}).items():
-        index = _run(start, shape, parameter.shape, len(shape) - len(shapes[name]))
-        if index is None:
-            return {}
-        slots[name] = Slot(parameter, index)
+    for name, found in pieces.items():
+        entries = sum(math.prod(at.stop - at.start for at in piece.index) for piece in found)
+        if entries == math.prod(shapes[name]) and len(found) <= _MOST_PIECES:
+            slots[name] = Slot(tuple(found), tuple(shapes[name]), _order(found, shapes[name]))
     return slots
 
 
-_Block = tuple[tuple[int, ...], tuple[int, ...]]  # where a tensor begins in the result, and its extent there
+def _pieces(box: Box, parameter: torch.nn.Parameter) -> list[Piece]:
+    """Cut a box along its axes so that in each piece offsets grow evenly."""
+    found: list[Piece] = []
+    for runs in itertools.product(*(_even_runs(along) for along in box.offsets)):
+        index = tuple(slice(at + run.first, at + run.stop) for at, run in zip(box.start, runs, strict=True))
+        base = box.base + sum(run.offset for run in runs)
+        found.append(Piece(parameter, index, base, tuple(run.stride for run in runs)))
+        if len(found) > _MOST_PIECES:
+            break
+    return found
 
 
-def _blocks(origin: Origin, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Block] | None:
-    """Follow each tensor through stacking and concatenation; None if a converter does anything else."""
-    converter = present(origin.converter)
-    lists: dict[str, list[dict[str, _Block]]] = {}
-    for pattern, name in origin.parts:
-        shape = tuple(shapes[name])
-        lists.setdefault(pattern, []).append({name: ((0,) * len(shape), shape)})
-    for operation in converter.operations:
-        kind = type(operation).__name__
-        if kind == "MergeModulelist" and operation.dim == 0:
-            lists = {pattern: [_stacked(items)] for pattern, items in lists.items()}
-        elif kind == "Concatenate":
-            in_order = [one for pattern in converter.source_patterns for one in lists.get(pattern, ())]
-            lists = {"": [_concatenated(in_order, operation.dim)]}
-        else:
-            return None
-    results = [one for items in lists.values() for one in items]
-    return results[0] if len(results) == 1 else None
+class _Run(NamedTuple):
+    first: int
+    stop: int
+    offset: int
+    stride: int
 
 
-def _stacked(arrays: Sequence[Mapping[str, _Block]]) -> dict[str, _Block]:
-    return {name: ((i, *start), (1, *size)) for i, array in enumerate(arrays) for name, (start, size) in array.items()}
+def _even_runs(along: Offsets) -> list[_Run]:
+    steps = np.diff(along)
+    if not len(steps) or bool((steps == steps[0]).all()):
+        return [_Run(0, len(along), 0, int(steps[0]) if len(steps) else 0)]
+    breaks = np.flatnonzero(np.diff(steps)) + 1
+    runs, first = [], 0
+    while first < len(along):
+        later = breaks[breaks > first]
+        stop = int(later[0]) + 1 if len(later) else len(along)
+        stride = int(along[first + 1] - along[first]) if stop - first > 1 else 0
+        runs.append(_Run(first, stop, int(along[first]), stride))
+        first = stop
+    return runs
 
 
-def _concatenated(arrays: Sequence[Mapping[str, _Block]], axis: int) -> dict[str, _Block]:
-    result: dict[str, _Block] = {}
-    reached = 0
-    for array in arrays:
-        length = max(start[axis] + size[axis] for start, size in array.values())
-        for name, (start, size) in array.items():
-            moved = tuple(at + reached if i == axis % len(start) else at for i, at in enumerate(start))
-            result[name] = (moved, size)
-        reached += length
-    return result
-
-
-def _run(start: Sequence[int], size: Sequence[int], whole: Sequence[int], added: int) -> tuple[int | slice, ...] | None:
-    """Return the index of a block that is one contiguous run of the whole, None if it is not.
-
-    `added` are the leading axes that the tensor on disk does not have.
-    """
-    partial = [axis for axis, (length, all_of) in enumerate(zip(size, whole, strict=True)) if length != all_of]
-    last = partial[-1] if partial else -1
-    if any(size[axis] != 1 for axis in range(last)):
+def _order(pieces: Sequence[Piece], shape: Sequence[int]) -> tuple[int, ...] | None:
+    """Return how the axes of an only piece lie in the stored tensor: outermost first, those of one entry before all."""
+    if len(pieces) != 1 or pieces[0].base:
         return None
-    return tuple(
-        start[axis] if axis < added else slice(start[axis], start[axis] + size[axis])
-        for axis in range(max(last + 1, added))
-    )
+    piece = pieces[0]
+    size = [at.stop - at.start for at in piece.index]
+    order = sorted(range(len(size)), key=lambda axis: (size[axis] > 1, -piece.strides[axis]))
+    wide = [(size[axis], piece.strides[axis]) for axis in order if size[axis] > 1]
+    dense = [(n, math.prod(shape[axis + 1 :])) for axis, n in enumerate(shape) if n > 1]
+    return tuple(order) if wide == dense else None
 
 
-def check_slots(origin: Origin, slots: Mapping[str, Slot], made: torch.Tensor, read: ReadTensor) -> None:
+def check_slots(origin: Origin, slots: Mapping[str, Slot], made: Mapping[int, torch.Tensor], read: ReadTensor) -> None:
     """Compare what transformers made of an origin's tensors with where their slots say that they are, by values.
 
-    `made` is the parameter's new value, in the dtype on disk.
+    `made` are the parameters' new values, by their ids, in the dtype on disk.
 
     Raises:
         CheckpointError: a slot holds something else, so that neither scores nor edits of that tensor could be believed.
     """
     for _, name in origin.parts:
-        if name in slots and not torch.equal(slots[name].of(made), read(name)):
+        if name in slots and not torch.equal(slots[name].of(lambda parameter: made[id(parameter)]), read(name)):
             raise CheckpointError(
-                f"tensor '{name}' does not lie in the model as one run of '{origin.target}', as transformers converts "
-                "it: exclude it, or use regions from a file, without scores or verification"
+                f"tensor '{name}' does not lie in the model where it should, as transformers converts it to "
+                f"'{origin.target}': exclude it, or use regions from a file, without scores or verification"
             )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.checkpoint.coded import Coded, Indices, logical_tensors, parts_of
 from surgeon.checkpoint.config import read_config
 from surgeon.checkpoint.hashing import CHANGED
 from surgeon.checkpoint.remote import RemoteFile
@@ -30,6 +31,7 @@ from surgeon.checkpoint.storage import (
     on_disk,
     read_entries,
     read_header,
+    read_span,
     read_tensor,
     view,
 )
@@ -50,8 +52,9 @@ _PIECE_BYTES = 1 << 22
 class Checkpoint:
     """A checkpoint whose headers have been read and agree; see `Checkpoint.open`.
 
-    `left_out` are weight files beside those that are read, each with why it is not. `notes` say where an index and
-    headers differ without harm.
+    `tensors` are the logical ones by name, those of the unquantized model; where nothing is quantized they are the
+    stored ones. `left_out` are weight files beside those that are read, each with why it is not. `notes` say where an
+    index and headers differ without harm.
     Of one on the Hub a tensor's bytes are fetched when it is asked for, and only its own; the last few are kept.
     """
 
@@ -83,16 +86,17 @@ class Checkpoint:
         found = find_weights(source, config)
         with ThreadPoolExecutor(_HEADERS_AT_ONCE if source.remote else 1) as pool:
             headers = tuple(pool.map(read_header, found.files))
-        tensors: dict[str, TensorInfo] = {}
+        stored: dict[str, TensorInfo] = {}
         for header in headers:
             for name, info in header.tensors.items():
-                if name in tensors:
+                if name in stored:
                     raise CheckpointError(
-                        f"tensor '{name}' is in both {tensors[name].path} and {info.path}; keep it in one of them"
+                        f"tensor '{name}' is in both {stored[name].path} and {info.path}; keep it in one of them"
                     )
-                tensors[name] = info
+                stored[name] = info
         beside = [folder / name for name in found.left_out if name.endswith(".safetensors") and name[0] != "."]
-        notes = check_index(found, tensors, config, [path for path in beside if path.is_file()])
+        notes = check_index(found, stored, config, [path for path in beside if path.is_file()])
+        tensors = logical_tensors(config, folder, stored)
         return cls(source, headers, tensors, config, found.index, found.left_out, tuple(notes))
 
     def __repr__(self) -> str:
@@ -143,6 +147,11 @@ class Checkpoint:
         """Bytes of all weight files together, headers included."""
         return sum(header.file_size for header in self.headers)
 
+    @cached_property
+    def stored(self) -> Mapping[str, TensorInfo]:
+        """The tensors as the files have them, by name."""
+        return {name: info for header in self.headers for name, info in header.tensors.items()}
+
     def info(self, name: str) -> TensorInfo:
         """Return the header entry of a tensor.
 
@@ -170,30 +179,50 @@ class Checkpoint:
     def array(self, name: str) -> NDArray[Any]:
         """Return a tensor as a read-only numpy view of the mapped file (bfloat16 and float8 by ml_dtypes).
 
-        Of a file on the Hub the tensor is fetched into memory.
+        Of a file on the Hub the tensor is fetched into memory; a quantized one is decoded into memory.
         """
         info = self.info(name)
+        if isinstance(info, Coded):
+            return info.array(self)
         if isinstance(info.path, RemoteFile):
-            found = self._fetched.get(name)
-            if found is None:
-                kept = sum(array.nbytes for array in self._fetched.values())
-                if kept + info.nbytes > _FETCHED_BYTES:
-                    self._fetched.clear()
-                self._fetched[name] = found = read_tensor(info)
-                found.flags.writeable = False
-            return found
+            return self._fetch(info)
         return view(self._mapped(info.path, "read"), info)
 
-    def entries(self, name: str, indices: NDArray[np.int64]) -> NDArray[Any]:
-        """Return some entries of a tensor, by their sorted flat indices; shape (n,), in memory of their own."""
-        info = self.info(name)
+    def _fetch(self, info: TensorInfo) -> NDArray[Any]:
+        found = self._fetched.get(info.name)
+        if found is None:
+            kept = sum(array.nbytes for array in self._fetched.values())
+            if kept + info.nbytes > _FETCHED_BYTES:
+                self._fetched.clear()
+            self._fetched[info.name] = found = read_tensor(info)
+            found.flags.writeable = False
+        return found
+
+    def entries(self, tensor: str | TensorInfo, indices: Indices) -> NDArray[Any]:
+        """Return some entries of a tensor, by their sorted flat indices; shape (n,), in memory of their own.
+
+        A tensor is named; codecs hand in the header entry of a stored one.
+        """
+        info = self.info(tensor) if isinstance(tensor, str) else tensor
+        if isinstance(info, Coded):
+            return info.codec.entries(info, self, indices)
         if isinstance(info.path, RemoteFile):
-            return self.array(name).reshape(-1)[indices]
+            return self._fetch(info).reshape(-1)[indices]
         return read_entries(info, indices)
+
+    def span(self, info: TensorInfo, start: int, stop: int) -> NDArray[Any]:
+        """Return the entries of a tensor from flat index `start` to before `stop`, in memory of their own."""
+        if isinstance(info, Coded):
+            return info.codec.decode(info, self, start, stop)
+        if isinstance(info.path, RemoteFile):
+            return self._fetch(info).reshape(-1)[start:stop].copy()
+        return read_span(info, start, stop)
 
     def private_array(self, name: str) -> NDArray[Any]:
         """Return a writable view whose changes stay in this process's memory and never reach the file."""
         info = self.info(name)
+        if isinstance(info, Coded):
+            return info.array(self)
         if isinstance(info.path, RemoteFile):
             return self.array(name).copy()
         return view(self._mapped(info.path, "private"), info)
@@ -217,8 +246,12 @@ class Checkpoint:
         infos = self.tensors[one], self.tensors[other]
         if infos[0].dtype != infos[1].dtype or infos[0].shape != infos[1].shape:
             return False
-        if any(isinstance(info.path, RemoteFile) for info in infos):
+        pairs = list(zip(*map(parts_of, infos), strict=False))
+        if any(isinstance(info.path, RemoteFile) for pair in pairs for info in pair):
             return True
+        return len({len(parts_of(info)) for info in infos}) == 1 and all(self._same_bytes(*pair) for pair in pairs)
+
+    def _same_bytes(self, *infos: TensorInfo) -> bool:
         left, right = (self._mapped(info.path, "read")[info.offset : info.offset + info.nbytes] for info in infos)
-        pieces = range(0, left.size, _PIECE_BYTES)
+        pieces = range(0, max(left.size, right.size), _PIECE_BYTES)
         return all(np.array_equal(left[at : at + _PIECE_BYTES], right[at : at + _PIECE_BYTES]) for at in pieces)

@@ -147,7 +147,7 @@ def content_hash(checkpoint: Checkpoint, jobs: int) -> str:
     """Return one hash over names, dtypes, shapes and bytes of all tensors; sharding does not change it."""
     hashes = tensor_hashes(checkpoint, jobs)
     lines = [
-        f"{name} {info.dtype} {list(info.shape)} {hashes[name]}" for name, info in sorted(checkpoint.tensors.items())
+        f"{name} {info.dtype} {list(info.shape)} {hashes[name]}" for name, info in sorted(checkpoint.stored.items())
     ]
     return sha256("\n".join(lines).encode())
 

@@ -6,11 +6,8 @@ weights; its words count where the tensors leave open what they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.plain_json import NotPlain, read_object
+from surgeon.checkpoint.coded import is_code, quantizer_settings
 from surgeon.errors import CheckpointError
 
 # Last parts of tensor names that only quantizers write. What comes first tells more.
@@ -23,8 +20,6 @@ _TRACES = {
     "weight_scale_inv": "fp8", "weight_scale": "fp8",
 }  # fmt: skip
 _BLOCKS, _SCALES = "_blocks", "_scales"  # of MXFP4, behind a parameter's name
-# Packed codes; and eight-bit floats, which without scales are the values themselves, unless the config says otherwise.
-_PACKED = {"U8", "I8", "U16", "I16", "I32", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2"}
 _BROAD = ("modelopt", "compressed-tensors", "quark", "auto-round")  # one name for formats of several kinds
 # Formats that transformers writes back as plain weights, by the name in the config, with what they are loaded with.
 # Without a config that tells, transformers takes the codes for the values.
@@ -33,7 +28,6 @@ _LOADED_WITH = {
     "mxfp4": "Mxfp4Config(dequantize=True)",
     "compressed-tensors": "CompressedTensorsConfig(dequantize=True)",
 }
-_SETTINGS = "hf_quant_config.json"  # where ModelOpt says what config.json may not
 
 
 def quantization(checkpoint: Checkpoint) -> str | None:
@@ -48,13 +42,8 @@ def quantization(checkpoint: Checkpoint) -> str | None:
     return said if said in kind else kind
 
 
-def is_code(dtype: str) -> bool:
-    """True for dtypes in which quantizers keep codes: lengths of such tensors are no widths of the model."""
-    return dtype in _PACKED
-
-
 def _by_tensors(checkpoint: Checkpoint) -> str | None:
-    tensors = checkpoint.tensors
+    tensors = checkpoint.stored
     endings = {name.rpartition(".")[2]: name for name in tensors}
     if any(name.endswith(_BLOCKS) and name.removesuffix(_BLOCKS) + _SCALES in tensors for name in tensors):
         return "mxfp4"
@@ -66,24 +55,13 @@ def _by_tensors(checkpoint: Checkpoint) -> str | None:
 
 
 def _holds_codes(checkpoint: Checkpoint) -> bool:
-    return any(len(info.shape) > 1 and is_code(info.dtype) for info in checkpoint.tensors.values())
+    return any(len(info.shape) > 1 and is_code(info.dtype) for info in checkpoint.stored.values())
 
 
 def said_quantizer(checkpoint: Checkpoint) -> str | None:
     """Return the quantizer that the config names, or the file beside it; of plain weights that is stale."""
-    config = checkpoint.config
-    for place in (config, config.get("text_config") or {}):
-        found: Any = place.get("quantization_config") or place.get("compression_config")
-        if found:
-            return str(found.get("quant_method", "unknown") if isinstance(found, dict) else found)
-    path = checkpoint.folder / _SETTINGS
-    if not path.is_file():
-        return None
-    try:
-        producer = read_object(path, unique=False).get("producer")
-    except (NotPlain, OSError):
-        return None
-    return str(producer.get("name", "modelopt")) if isinstance(producer, Mapping) else "modelopt"
+    settings = quantizer_settings(checkpoint.config, checkpoint.folder)
+    return str(settings.get("quant_method", "unknown")) if settings else None
 
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:

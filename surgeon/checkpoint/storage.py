@@ -251,13 +251,17 @@ def read_tensor(info: TensorInfo) -> NDArray[Any]:
 
 
 def read_entries(info: TensorInfo, indices: NDArray[np.int64]) -> NDArray[Any]:
-    """Read entries of one tensor of a file on this disk, by their sorted flat indices; shape (n,), the tensor's dtype.
+    """Read entries of one tensor by their sorted flat indices; shape (n,), the tensor's dtype.
 
-    Nothing is mapped, so that a file that becomes shorter meanwhile is an error and no fault.
+    Nothing is mapped, so that a file that becomes shorter meanwhile is an error and no fault. A file on the Hub is
+    read from the first entry to the last.
 
     Raises:
         CheckpointError: the file became shorter.
     """
+    if isinstance(info.path, RemoteFile):
+        first = int(indices[0]) if indices.size else 0
+        return read_span(info, first, int(indices[-1]) + 1)[indices - first] if indices.size else read_span(info, 0, 0)
     dtype = _dtype(info)
     values = np.empty(indices.size, dtype)
     step = _PIECE // dtype.itemsize
@@ -271,6 +275,19 @@ def read_entries(info: TensorInfo, indices: NDArray[np.int64]) -> NDArray[Any]:
                 raise CheckpointError(f"{info.path}: {CHANGED}")
             values[chosen] = np.frombuffer(piece, dtype)[indices[chosen] - first]
     return values
+
+
+def read_span(info: TensorInfo, start: int, stop: int) -> NDArray[Any]:
+    """Read the entries of one tensor from flat index `start` to before `stop`; shape (n,), memory of their own.
+
+    Raises:
+        CheckpointError: the file became shorter.
+    """
+    dtype = _dtype(info)
+    begin, count = start * dtype.itemsize, (stop - start) * dtype.itemsize
+    if isinstance(info.path, RemoteFile):
+        return np.frombuffer(bytearray(read_range(info.path, info.offset + begin, count)), dtype)
+    return read_bytes(info, begin, count).view(dtype)
 
 
 def read_bytes(info: TensorInfo, start: int, count: int) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ import typer
 
 from surgeon.cli import looking, running, sharing, shipped, talking
 from surgeon.ending import run_to_its_end
+from surgeon.memory import hand_back_large_blocks
 
 app = typer.Typer(
     name="surgeon",
@@ -24,7 +25,7 @@ app = typer.Typer(
 # Every command, with an example that its help shows.
 COMMANDS: tuple[tuple[Callable[..., Any], str], ...] = (
     (running.apply, "surgeon apply zero_core --set model=./my-model --output out/mine"),
-    (running.cut, "surgeon cut ./my-model --top 0.03 --languages ar,en,zh"),
+    (running.cut, "surgeon cut ./my-model --quick"),
     (running.plan, "surgeon plan zero_core --set model=./my-model"),
     (running.score, "surgeon score scores --output out/scores"),
     (looking.verify, "surgeon verify out/variants/core-zeroed --base builtin:tiny30 --languages ar,en"),
@@ -46,6 +47,7 @@ def main() -> None:
     # Torch's threads sleep while they wait for one another. By default they spin, which on a machine that is busy with
     # anything else takes ten times as long; it makes no difference to any figure.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    hand_back_large_blocks()
     run_to_its_end(app)
 
 

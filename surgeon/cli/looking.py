@@ -33,7 +33,7 @@ def verify(
         bool | None,
         typer.Option("--measure/--no-measure", help="Measure too, or not; if not given, all but output folders are."),
     ] = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from surgeon.errors import InputError
+
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
 ]
@@ -24,8 +26,20 @@ OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Write into a folder that holds another recipe's run, or files of your own.")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")]
+NoVerifyOption = Annotated[
+    bool, typer.Option("--no-verify", help="Measure nothing: find the regions, and write what is to be written.")
+]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show more, and the libraries' own log messages.")]
 PROCESSORS = os.cpu_count() or 1
+
+
+def share(text: str, option: str) -> float:
+    """Read a share, such as 0.01, or one in percent, such as 1%."""
+    number = text.strip().removesuffix("%")
+    try:
+        return float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        raise InputError(f"{option} {text}: write a share such as 0.01, or 1%") from None
 
 
 def listed(text: str) -> list[str]:

@@ -13,12 +13,14 @@ from surgeon.cli.options import (
     DryRunOption,
     JobsOption,
     JsonOption,
+    NoVerifyOption,
     OutputOption,
     OverwriteOption,
     RecipeArgument,
     SetOption,
     VerboseOption,
     listed,
+    share,
 )
 from surgeon.console import print_json, print_json_text, progress_to, quiet_libraries, stdout
 from surgeon.errors import InputError
@@ -32,12 +34,13 @@ def apply(
     output: OutputOption = None,
     overrides: SetOption = None,
     jobs: JobsOption = PROCESSORS,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
     push_too: Annotated[
         bool | None, typer.Option("--push/--no-push", help="Push, or not; if not given, as the recipe says.")
     ] = None,
+    no_verify: NoVerifyOption = False,
     overwrite: OverwriteOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -47,6 +50,7 @@ def apply(
     """
     from surgeon.hub.rebuild import is_published
 
+    overrides = [*(overrides or ()), *(["verify=null"] if no_verify else [])]
     if is_published(recipe):
         _rebuild(recipe, output, overrides, jobs, as_json, dry_run, overwrite)
         return
@@ -102,13 +106,23 @@ def _rebuild(
 
 def cut(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, builtin:NAME or a Hub id.")],
-    top: Annotated[float, typer.Option("--top", help="Share of each matrix to cut: 0.01 is one percent.")] = 0.01,
+    top: Annotated[str, typer.Option("--top", help="Share of each matrix to cut: 0.01, or 1%.")] = "0.01",
     languages: Annotated[
         str, typer.Option("--languages", help="Codes of the languages to score on; see `surgeon languages`.")
     ] = "ar,es,ru,zh,ko,vi",
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder to write to; out/cut-NAME if not given.")
     ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="A first picture: the scored languages alone, little text, one random control."),
+    ] = False,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=2, help="Tokens to measure per language.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Sequences to score per language.")] = None,
+    prompts: Annotated[
+        int | None, typer.Option("--prompts", min=0, help="How many prompts base and core continue: 0 to 3.")
+    ] = None,
+    no_verify: NoVerifyOption = False,
     overrides: SetOption = None,
     jobs: JobsOption = PROCESSORS,
     device: DeviceOption = "auto",
@@ -124,7 +138,9 @@ def cut(
     from surgeon import api
     from surgeon.plan.first_cut import RECIPE, FirstCut
 
-    wanted = FirstCut(model, top, listed(languages), output)
+    wanted = FirstCut(
+        model, share(top, "--top"), listed(languages), output, tokens, samples, prompts, quick, not no_verify
+    )
     if dry_run:
         found = api.cut_overrides(wanted, overrides or (), device)
         _show_plan(RECIPE, None, found, device, as_json)
@@ -146,7 +162,7 @@ def plan(
     output: OutputOption = None,
     overrides: SetOption = None,
     jobs: JobsOption = PROCESSORS,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
     dry_run: DryRunOption = True,
     verbose: VerboseOption = False,
@@ -185,7 +201,7 @@ def score(
     output: OutputOption = None,
     overrides: SetOption = None,
     jobs: JobsOption = PROCESSORS,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,

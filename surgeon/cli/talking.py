@@ -38,7 +38,7 @@ def chat(
         bool, typer.Option("--serve", help="Show OUT's page with a box to type into, on loopback.")
     ] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve; 0 takes any that is free.")] = 0,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.coded import is_code
 from surgeon.checkpoint.naming import Place, natural_key
-from surgeon.checkpoint.quantized import is_code
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo, read_pieces
 from surgeon.checkpoint.ties import stored_copies
 from surgeon.diff.renaming import find_renamed

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from surgeon.freeze.lightning import LightningFreeze
     from surgeon.freeze.peft import merge
     from surgeon.freeze.saved import verify_saved
+    from surgeon.freeze.tokens import token_rows
     from surgeon.freeze.trainer import FreezeCallback
     from surgeon.freeze.watch import release
 
 __all__ = [
     "Bundle", "FreezeCallback", "FreezeError", "Frozen", "LightningFreeze",
-    "freeze", "merge", "release", "verify_saved", "write_bundle",
+    "freeze", "merge", "release", "token_rows", "verify_saved", "write_bundle",
 ]  # fmt: skip
 
 # Resolved on first use: reading a bundle needs no torch, and only the adapters need their trainers.
@@ -39,6 +40,7 @@ _HOMES = {
     "freeze": "surgeon.freeze.frozen",
     "merge": "surgeon.freeze.peft",
     "release": "surgeon.freeze.watch",
+    "token_rows": "surgeon.freeze.tokens",
     "verify_saved": "surgeon.freeze.saved",
     "write_bundle": "surgeon.freeze.bundle",
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,14 @@ from torch.nn import Parameter
 
 from surgeon.checkpoint.hashing import sha256
 from surgeon.errors import FreezeError
-from surgeon.freeze.binding import Bound
+from surgeon.freeze.binding import Bound, bind
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.entries import bits
 from surgeon.freeze.held import Held
 from surgeon.freeze.hooks import kind_of
-from surgeon.freeze.layout import TORCH_DTYPES, whole_flat
+from surgeon.freeze.layout import TORCH_DTYPES, shape_of, whole_flat
 from surgeon.freeze.trained import MOST, TrainedEntries
-from surgeon.region.region import united
+from surgeon.region.region import Mask, Region, encode_indices, united
 
 
 def hold(bundle: Bundle, chosen: Mapping[str, list[Bound]]) -> list[Held]:
@@ -54,7 +56,7 @@ def _few_train(bundle: Bundle, parameters: list[Parameter]) -> bool:
     if any(hasattr(parameter, mark) for parameter in parameters for mark in ("to_local", "ds_id", "_hp_mapping")):
         return False
     whole = sum(parameter.numel() for parameter in parameters)
-    known = sum(tensor.entries for tensor in bundle.tensors.values()) + bundle.trained.entries
+    known = sum(map(math.prod, bundle.trained.shapes.values()))
     return bundle.trained.entries + max(0, whole - known) <= MOST * whole
 
 
@@ -94,6 +96,43 @@ def refusal(bundle: Bundle, misfits: Mapping[str, str]) -> str:
     name, reason = next(iter(misfits.items()))
     others = f" ({len(misfits)} of {len(bundle.names())} tensors do not fit)" if len(misfits) > 1 else ""
     return f"{bundle.source}: tensor '{name}': {reason}{others}"
+
+
+def bundle_of(model: torch.nn.Module, source: str | Path | Bundle | Region | None, train_only: bool) -> Bundle:
+    """Return the bundle that is meant: in memory, from a file, or of the checkpoint that the model was loaded from.
+
+    Raises:
+        FreezeError: there is none, or `train_only` is asked of one that says itself what trains.
+    """
+    if source is None:
+        bundle = source_of(model)
+    elif isinstance(source, Region):
+        bundle = Bundle(source, {})
+    else:
+        bundle = source if isinstance(source, Bundle) else Bundle.load(source)
+    if not train_only or bundle.trained is not None:
+        return bundle
+    if bundle.tensors:
+        raise FreezeError(f"{bundle.source}: names entries that are frozen, so it is not for `train_only`")
+    return _all_but(bundle, model)
+
+
+def _all_but(region: Bundle, model: torch.nn.Module) -> Bundle:
+    """Return a bundle that freezes every entry of a model but those of a region."""
+    chosen, misfits = bind(region, dict(model.named_parameters(remove_duplicate=False)))
+    if misfits:
+        raise FreezeError(refusal(region, misfits))
+    names = {id(place.parameter): name for name, places in chosen.items() for place in places}
+    inside = {name: names.get(id(parameter)) for name, parameter in model.named_parameters()}
+    shapes = {name: shape_of(p) for name, p in model.named_parameters() if p.is_floating_point()}
+    nothing = np.empty(0, dtype=np.int64)
+
+    def trained(name: str) -> Mask:
+        known = inside[name]
+        return encode_indices(nothing, shapes[name]) if known is None else region.region[known]
+
+    said = Region(shapes, trained)
+    return Bundle(~said, {}, source=region.source, trained=said)
 
 
 def source_of(model: torch.nn.Module) -> Bundle:

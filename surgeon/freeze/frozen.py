@@ -24,6 +24,7 @@ from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.deepspeed import is_elsewhere, refuse_without_masters, with_master
 from surgeon.freeze.entries import bits
 from surgeon.freeze.fitting import (
+    bundle_of,
     hold,
     inside,
     other_values,
@@ -31,7 +32,6 @@ from surgeon.freeze.fitting import (
     refuse_flat_parameters,
     refuse_optimizer,
     refuse_swapping,
-    source_of,
 )
 from surgeon.freeze.gradients import Gradients
 from surgeon.freeze.held import Held
@@ -53,6 +53,7 @@ def freeze(
     *,
     strict: bool = True,
     check_values: bool = True,
+    train_only: bool = False,
 ) -> Frozen:
     """Freeze the entries of a region in a model, at the values that they have now.
 
@@ -62,18 +63,14 @@ def freeze(
     followed.
 
     `strict=False` freezes the tensors that fit and lists the others in `Frozen.skipped`. With
-    `check_values=False` entries may hold other values than the bundle's base.
+    `check_values=False` entries may hold other values than the bundle's base. With `train_only` a region, or its file,
+    says what trains, and all else in the model is frozen; a bundle says itself which of the two it means.
 
     Raises:
         FreezeError: the bundle does not fit the model, or the setup is one that would break the promise.
         RegionError: the region file is damaged.
     """
-    if isinstance(source, Region):
-        bundle = Bundle(source, {})
-    elif source is None:
-        bundle = source_of(model)
-    else:
-        bundle = source if isinstance(source, Bundle) else Bundle.load(source)
+    bundle = bundle_of(model, source, train_only)
     refuse_flat_parameters(model)
     refuse_all(optimizer)
     for earlier in _frozen_in(model):

@@ -31,15 +31,16 @@ class Divergence(Measurement):
     def quantities(self) -> Sequence[Quantity]:
         """Return divergence, in two units, and agreement."""
         return [
-            Quantity("kl", "KL divergence from the base", "nats per token", worse="more", compare="base"),
-            Quantity("kl_bits", "KL divergence from the base", "bits per token", worse="more", compare="base"),
-            Quantity("agreement", "same likeliest token as the base", "", worse="less", compare="base", share=True),
+            Quantity("kl", "KL from the base", "nats/token", worse="more", compare="base"),
+            Quantity("kl_bits", "KL from the base", "bits/token", worse="more", compare="base"),
+            Quantity("agreement", "same likeliest token", "", worse="less", compare="base", share=True),
         ]
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
         """Return the divergence at each token, and 1 where the likeliest token is the same.
 
-        The difference of logarithms is taken first, so that small divergences keep their digits in float32.
+        The difference of logarithms is taken first, so that small divergences keep their digits in float32; below some
+        1e-7 nats they are rounding, and may be negative.
         """
         import torch
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -52,6 +52,7 @@ def verify(
     spec: VerifySpec,
     progress: Progress,
     missing: Mapping[str, Collection[str]] | None = None,
+    measured: Callable[[Verification], None] = lambda found: None,
 ) -> Verification:
     """Measure variants and let them continue the prompts, unless that would cost more than all the rest.
 
@@ -63,6 +64,7 @@ def verify(
         spec: what is measured, and how.
         progress: is told how far it is.
         missing: by variant the kinds of measurement, and `continuations`, that are to be made; all if not given.
+        measured: told the figures as soon as they are there, before anything is continued.
 
     Raises:
         InputError: a text or prompt gives no token, or one without an embedding, or a prompt is too long.
@@ -79,7 +81,8 @@ def verify(
     ]
     prompts = encode_prompts(stack, spec.prompts, spec.new_tokens)
     asked = [variant for variant in variants if missing is None or "continuations" in missing.get(variant.name, ())]
-    check_ids(loaded.model, loaded.tokenizer, [*_ids([look.pieces for look in looks]), *(one.ids for one in prompts)])
+    looked_at = {id(pieces): pieces for pieces in (windows, *(look.pieces for look in looks))}
+    check_ids(loaded.model, loaded.tokenizer, [*_ids(looked_at.values()), *(one.ids for one in prompts)])
     if looks and ranks.world() > 1:
         operations = {variant.name: list(variant.operations) for variant in variants}
         ranks.share(Measuring(str(loaded.checkpoint.folder), loaded.precision, operations, looks))
@@ -92,6 +95,7 @@ def verify(
     figures = {
         name: {kind: item for kind, item in by_kind.items() if kind != "perplexity"} for name, by_kind in found.items()
     }
+    measured(Verification(measures, figures=figures))
     continuations: dict[str, list[Continuation]] = {}
     if prompts and asked:
         tokens = sum(piece.tokens for piece in windows.pieces) * len(asked)
@@ -115,7 +119,7 @@ def _models_of(
     return [name for name in names if name != BASE] if variants and variants[0].name == BASE else []
 
 
-def _ids(looked_at: Sequence[Pieces]) -> list[list[int]]:
+def _ids(looked_at: Iterable[Pieces]) -> list[list[int]]:
     """Return the token ids that are looked at, in and out."""
     found = []
     for pieces in looked_at:

@@ -93,9 +93,7 @@ def edited(loaded: LoadedModel, variant: Variant, names: Iterable[str]) -> Itera
     names, regions = list(names), variant.regions or {}
 
     def poke(name: str, indices: Indices, values: NDArray[Any]) -> None:
-        parameter = loaded.parameters[name].values()
-        at = torch.from_numpy(indices).to(parameter.device)
-        parameter.view(-1)[at] = as_tensor(values).to(parameter.device, parameter.dtype)
+        loaded.parameters[name].set(torch.from_numpy(indices), as_tensor(values))
 
     done = []
     try:

@@ -211,6 +211,7 @@ def model_places(checkpoint: Checkpoint) -> dict[str, ModelPlace]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     slots = map_names(model, {name: info.shape for name, info in checkpoint.tensors.items()}).slots
     return {
-        stored: ModelPlace(names[id(slot.parameter)], tuple(slot.parameter.shape), slot.offset)
+        stored: ModelPlace(names[id(slot.parameters[0])], tuple(slot.parameters[0].shape), slot.offset)
         for stored, slot in slots.items()
+        if slot.offset is not None
     }

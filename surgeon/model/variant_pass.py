@@ -101,10 +101,10 @@ def _models(stack: Stack, variants: Sequence[Variant], batches: int, uses: Calla
         names: dict[int, list[str]] = {}
         first = len(stack.layers)
         for name in variant.touched(loaded):
-            key = id(loaded.parameters[name].parameter)
-            number = home.get(key, _OUTSIDE)
+            keys = [id(parameter) for parameter in loaded.parameters[name].parameters]
+            number = home.get(keys[0], _OUTSIDE)
             names.setdefault(number, []).append(name)
-            first = min(first, number if number != _OUTSIDE or key in before else first)
+            first = min(first, number if number != _OUTSIDE or before.intersection(keys) else first)
         models.append(_Model(variant, names, first, 1 + i, [b for b in range(batches) if uses(i, b)]))
     return models
 
@@ -141,7 +141,8 @@ def _enter(
 def _resident(stack: Stack, model: _Model, part: str) -> list[str]:
     """Return the tensors outside the layers that a model edits and that a part of the outside holds."""
     there = {id(parameter) for parameter in stack.outer(part)}
-    return [name for name in model.names.get(_OUTSIDE, ()) if id(stack.loaded.parameters[name].parameter) in there]
+    slots = stack.loaded.parameters
+    return [name for name in model.names.get(_OUTSIDE, ()) if any(id(one) in there for one in slots[name].parameters)]
 
 
 def _run_layer(

@@ -83,14 +83,15 @@ class Weights:
         with torch.no_grad():
             while wanted:
                 origin = self._names.origins[next(iter(wanted))]
-                for path, value in origin.values(self._read, self._model).items():
+                values = origin.values(self._read, self._model)
+                if origin.converter is not None and id(origin) not in self._checked:
+                    made = {key: values[path] for key, path in self._paths.items() if path in values}
+                    check_slots(origin, self._names.slots, made, self._read)
+                    self._checked.add(id(origin))
+                for path, value in values.items():
                     parameter = wanted.pop(path, None)
-                    if parameter is None:
-                        continue
-                    if origin.converter is not None and id(parameter) not in self._checked:
-                        check_slots(origin, self._names.slots, value, self._read)
-                        self._checked.add(id(parameter))
-                    result.append((parameter, value.to(parameter.device, parameter.dtype)))
+                    if parameter is not None:
+                        result.append((parameter, value.to(parameter.device, parameter.dtype)))
         return result
 
 

@@ -7,13 +7,16 @@ machine and now. Both tell all they find at once.
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
 
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
 from surgeon.checkpoint.fingerprint import tensor_hashes
-from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, did_you_mean
+from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, did_you_mean, shorten
 from surgeon.memory import require_room_for_torch
 from surgeon.operations import open_donor
 from surgeon.operations.edits import check_donor, check_patch_base
@@ -28,6 +31,7 @@ from surgeon.scores.base import Score
 from surgeon.text.corpora import Corpus
 from surgeon.text.languages import code_meant
 
+_ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")  # of CUDA, of that in WSL, of ROCm, of Jetson
 POSITION_TABLES = ("wpe.weight", "embed_positions.weight")
 
 
@@ -37,6 +41,7 @@ def check(plan: Plan) -> list[Problem]:
         *_language_problems(plan.file, plan.corpus),
         *file_problems(plan),
         *_length_problems(plan.file, plan.checkpoint),
+        *_unfound_problems(plan),
         *_donor_problems(plan.file, plan.checkpoint, plan.regions),
         *_push_problems(plan.file),
     ]
@@ -78,12 +83,21 @@ def chosen_device(device: str) -> str:
     """Return the device that `auto` stands for: an accelerator if there is one, else the CPU; others as they are."""
     if device != "auto":
         return device
+    if not may_accelerate():
+        return "cpu"
     require_room_for_torch()
     import torch
 
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def may_accelerate() -> bool:
+    """Say whether there may be an accelerator; where there surely is none, torch need not be loaded to ask."""
+    if not sys.platform.startswith("linux"):
+        return True
+    return not version("torch").endswith("+cpu") and any(Path(name).exists() for name in _ACCELERATORS)
 
 
 def most_positions(checkpoint: Checkpoint) -> int | None:
@@ -118,6 +132,21 @@ def _length_problems(file: RecipeFile, checkpoint: Checkpoint) -> Iterator[Probl
         found = check_length(checkpoint, length)
         if found is not None:
             yield file.problem(key, found)
+
+
+def _unfound_problems(plan: Plan) -> Iterator[Problem]:
+    """Find regions of tensors that have no place in the model as it is run, though it is run for them."""
+    for name, region in plan.regions.items():
+        scored = region.score is not None and region.score.on_text is not None
+        measured = plan.recipe.verify is not None
+        names = [info.name for info in region.tensors if not region.places[info.name].movable]
+        if names and (scored or measured):
+            yield plan.file.problem(
+                ("regions", name),
+                f"{shorten(names)} in the scope of region '{name}' cannot be found again in the model that "
+                f"transformers builds, so that it cannot be {'scored' if scored else 'measured'} there: exclude it"
+                + ("" if scored else ", or leave out `verify` and measure what is written with `surgeon verify`"),
+            )
 
 
 def _wrong_bases(plan: Plan, jobs: int) -> CheckpointError | None:

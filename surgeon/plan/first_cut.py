@@ -7,16 +7,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import InputError
 from surgeon.plan.check import most_positions
 from surgeon.plan.estimates import Shape, shape_of
+from surgeon.plan.recipes import find_recipe
+from surgeon.recipe.reading import load_recipe
 from surgeon.text.languages import code_meant
 
 RECIPE = "zero_core"
 LANGUAGES = ("ar", "es", "ru", "zh", "ko", "vi")  # that the paper scores on
 _LENGTH = 256  # tokens of a sequence and of a window
+# Of a first picture: each language has two windows, the fewest that give an interval.
+_QUICK_LENGTH, _QUICK_SAMPLES, _QUICK_TOKENS, _QUICK_PROMPTS = 128, 2, 256, 1
 _MOST_ROWS = 32  # of a batch: more gain nothing
 _ROWS_ON_CPU = 4
 _SHARE_OF_FREE = 0.25  # of an accelerator's free memory, for the activations of a batch
@@ -24,12 +29,23 @@ _SHARE_OF_FREE = 0.25  # of an accelerator's free memory, for the activations of
 
 @dataclass(frozen=True)
 class FirstCut:
-    """What `surgeon cut` was asked for; `output` None is a folder named after the model."""
+    """What `surgeon cut` was asked for.
+
+    `output` None is a folder named after the model. `tokens` are measured per language, `samples` are the sequences
+    per language that are scored, `prompts` says how many of the recipe's are continued; None leaves each as the recipe
+    has it, or as a `quick` picture needs it: that one measures the scored languages alone, with one random control.
+    Without `measure` the core is cut out, and nothing is measured.
+    """
 
     model: str
     top: float = 0.01
     languages: Sequence[str] = LANGUAGES
     output: str | Path | None = None
+    tokens: int | None = None
+    samples: int | None = None
+    prompts: int | None = None
+    quick: bool = False
+    measure: bool = True
 
     def overrides(self, checkpoint: Checkpoint, known: Sequence[str], rows: int) -> list[str]:
         """Return what to set in the shipped recipe.
@@ -46,25 +62,51 @@ class FirstCut:
             if language not in known:
                 raise InputError(f"--languages: no text for '{language}'{code_meant(language, known)}")
         if not 0 < self.top < 1:
-            raise InputError(f"--top {self.top:g}: a share between 0 and 1, such as 0.01 for one percent")
+            raise InputError(f"--top {self.top:g}: a share between 0 and 1, such as 0.01, or 1%, for one percent")
         last = self.model.removeprefix("builtin:").partition("@")[0].rstrip("/").rpartition("/")[2]
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")
         name = f"cut-{plain or 'model'}"
-        length = min(_LENGTH, most_positions(checkpoint) or _LENGTH)
-        score = "regions.core.score"
-        values = {
+        wanted = _QUICK_LENGTH if self.quick else _LENGTH
+        length = min(wanted, most_positions(checkpoint) or wanted)
+        score, scored = "regions.core.score", list(dict.fromkeys(self.languages))
+        values: dict[str, Any] = {
             "name": name,
             "model": self.model,
             "output": str(self.output if self.output is not None else Path("out") / name),
             "regions.core.select.top": float(self.top),
-            f"{score}.languages": list(dict.fromkeys(self.languages)),
+            f"{score}.languages": scored,
             f"{score}.sequence_length": length,
             f"{score}.batch_size": rows,
             "verify.window": length,
             "verify.batch_size": rows,
             "verify.expect": [],
         }
+        if self.quick:
+            values["verify.languages"] = scored
+            values["variants.random-zeroed"] = {"operations": [{"zero": "random"}], "write": False}
+        tokens = self.tokens or (_QUICK_TOKENS if self.quick else None)
+        samples = self.samples or (_QUICK_SAMPLES if self.quick else None)
+        prompts = _QUICK_PROMPTS if self.quick and self.prompts is None else self.prompts
+        if samples is not None:
+            values[f"{score}.samples"] = samples
+        if tokens is not None:
+            values["verify.tokens"] = tokens
+        if prompts is not None:
+            values["verify.prompts"] = _first_prompts(prompts)
+        if not self.measure:
+            values["verify"] = None
+            values = {key: value for key, value in values.items() if not key.startswith("verify.")}
         return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+
+
+def _first_prompts(count: int) -> list[str]:
+    verify = load_recipe(find_recipe(RECIPE)).recipe.verify
+    known = verify.prompts if verify is not None else []
+    if count > len(known):
+        raise InputError(
+            f"--prompts {count}: there are {len(known)}; give texts of your own with --set 'verify.prompts=[...]'"
+        )
+    return known[:count]
 
 
 def rows_at_a_time(checkpoint: Checkpoint, device: str) -> int:

@@ -63,6 +63,22 @@ class Plan:
         return [*notes_on(self.checkpoint), *companions(self.checkpoint).notes]
 
     @property
+    def idle(self) -> list[str]:
+        """Variants of which nothing would come: they are neither written nor measured."""
+        if self.recipe.verify is not None:
+            return []
+        return [name for name, variant in self.variants.items() if not variant.write]
+
+    @property
+    def talkers(self) -> list[str]:
+        """The models that continue the prompts: the base, and all variants or those that the recipe names."""
+        verify = self.recipe.verify
+        if verify is None or not verify.prompts:
+            return []
+        named = verify.continued_by
+        return ["base", *(name for name in self.variants if named is None or name in named)]
+
+    @property
     def needs_all_weights(self) -> bool:
         """True if the model is run, or written as a whole; a patch needs only the tensors that it changes."""
         written = any(variant.write is True for variant in self.variants.values())
@@ -83,7 +99,12 @@ class Plan:
     def scored_tensors(self, score: Score) -> tuple[TensorInfo, ...]:
         """Tensors to score: all decoder-layer parameters, so that recipes share scores, and what regions add."""
         reach = scope(self.checkpoint)
-        chosen = {info.name: info for info in reach.tensors if score.can_score(info, reach.places[info.name])}
+        on_text = score.on_text is not None
+        chosen = {
+            info.name: info
+            for info in reach.tensors
+            if score.can_score(info, reach.places[info.name]) and (reach.places[info.name].movable or not on_text)
+        }
         for region in self.regions.values():
             if region.score == score:
                 chosen |= {info.name: info for info in region.tensors}

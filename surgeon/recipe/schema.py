@@ -6,7 +6,7 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, create_model, field_validator, model_validator
 
 from surgeon.kinds import kinds
 from surgeon.operations import AnyOperation
@@ -97,13 +97,39 @@ class AxisSpec(Model):
     to: Annotated[list[Any], Field(min_length=1)] = Field(description="the values")
 
 
+if TYPE_CHECKING:
+    Held: TypeAlias = str | None
+else:  # `inline_regions` gives a name to what is no name
+    Held = Annotated[
+        str | None,
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "string"},
+                    {
+                        "type": "object",
+                        "properties": {"tokens": _REGIONS["tokens"].model_json_schema()},
+                        "required": ["tokens"],
+                        "additionalProperties": False,
+                    },
+                    {"type": "null"},
+                ]
+            }
+        ),
+    ]
+
+
 class VariantSpec(Model):
     """Operations in the order in which they are done, a region to freeze, and whether the result is written."""
 
     operations: list[AnyOperation] = Field([], max_length=1000, description="what to do to which region, in this order")
-    freeze: str | None = Field(None, description="a region whose entries trainers shall keep; writes `freeze/` beside")
-    train_only: str | None = Field(
-        None, description="a region whose entries alone trainers shall change; writes `freeze/` beside"
+    freeze: Held = Field(
+        None,
+        description="a region whose entries trainers shall keep, or `{tokens: [...]}`; writes `freeze/` beside",
+    )
+    train_only: Held = Field(
+        None,
+        description="a region whose entries alone trainers shall change, or `{tokens: [...]}`; writes `freeze/` beside",
     )
     write: bool | Literal["patch"] = Field(
         True,
@@ -173,7 +199,10 @@ class VerifyBase(Model):
     stride: Count | None = Field(None, description="new tokens per window; the window itself when left out")
     batch_size: Count = Field(4, description="windows at a time; does not change the figures")
     expect: list[ExpectSpec] = Field([], description="bounds on what comes out; exit code 1 if one is missed")
-    prompts: list[Annotated[str, Field(min_length=1)]] = Field([], description="texts for each model to continue")
+    prompts: list[Annotated[str, Field(min_length=1)]] = Field([], description="texts for the models to continue")
+    continued_by: list[str] | None = Field(
+        None, description="the variants that continue them, beside the base; all when left out"
+    )
     new_tokens: Count = Field(20, description="per prompt, at most; always the likeliest token")
 
     @property
@@ -189,6 +218,10 @@ class VerifyBase(Model):
                 f"stride {self.stride} is longer than the window of {self.window}: tokens would be skipped"
             )
         return self
+
+    def without_prompts(self) -> VerifySpec:
+        """Return what holds for a model that continues nothing."""
+        return self.model_copy(update={"prompts": [], "continued_by": None})
 
 
 def _switched(kind: type[Any]) -> Any:

@@ -18,7 +18,7 @@ from surgeon.errors import InputError
 from surgeon.model.results import Continuation, exponential
 from surgeon.notebook import table
 from surgeon.region.dimensions import Cell, Dimension, Spread
-from surgeon.report.words import interval, number
+from surgeon.report.words import coordinate, interval, number
 from surgeon.text.languages import Language, language
 
 SCHEMA_VERSION = 1
@@ -358,6 +358,23 @@ class Report(Model):
         corpus = self.recipe.get("corpus")
         said = corpus.get(code) if isinstance(corpus, dict) else None
         return language(code, said if isinstance(said, dict) else None)
+
+    def label(self, variant: str) -> str:
+        """Return a variant's name for people; that of a sweep's point says its values, or how often it was drawn."""
+        for name, sweep in self.sweeps.items():
+            values = sweep.points.get(variant)
+            if values is None:
+                continue
+            if list(sweep.axes) == ["seed"] and len(sweep.points) > 1:
+                return (
+                    f"{name}, {len(sweep.points)} draws"
+                    if variant == next(iter(sweep.points))
+                    else f"{name}, seed {values[0]}"
+                )
+            return f"{name}, " + ", ".join(
+                f"{axis} {coordinate(value)}" for axis, value in zip(sweep.axes, values, strict=True)
+            )
+        return variant
 
     @property
     def passed(self) -> bool:

@@ -27,6 +27,7 @@ from surgeon.report.data import (
     Summary,
     SweepReport,
 )
+from surgeon.report.words import count, number
 
 if TYPE_CHECKING:
     from surgeon.measure.base import Measurement
@@ -199,6 +200,15 @@ def summarize(measures: Measures) -> dict[str, Summary]:
             **_bounds(_mean_interval(measures, name)),
         )
     return result
+
+
+def first_finding(measures: Measures) -> str:
+    """Say in one line what became of each model, as soon as it is measured."""
+    found = [f"{name} {number(item.ratio_to_base)}" for name, item in summarize(measures).items() if name != "base"]
+    languages = count(len(measures["base"]), "language")
+    if not found:
+        return f"the base is measured in {languages}"
+    return f"perplexity as a multiple of the base's, mean of {languages}: {', '.join(found)}"
 
 
 def check_expectations(expect: Sequence[ExpectSpec], measures: Measures) -> list[Expectation]:

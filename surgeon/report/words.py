@@ -77,6 +77,7 @@ def quantity_text(quantity: QuantityReport, value: float, change: bool = False) 
         return f"×{number(value)}"
     if math.isnan(value) or math.isinf(value):
         return number(value)
+    value = 0.0 if abs(value) < 1e-6 else value  # below that, sums of float32 are rounding
     sign = "\u2212" if value < 0 else "+" if change else ""
     if quantity.share:
         return f"{sign}{abs(100 * value):.1f} " + ("points" if change else "%")

@@ -91,7 +91,7 @@ class Activation(ForwardScore):
             if part.group not in figures:
                 raise InputError(f"tensor '{name}' has no activation score: nothing in its layer tells of its neurons")
             of_entries = figures[part.group][torch.from_numpy(part.labels)][None, :, None].expand(part.view)
-            result[name] = of_entries.reshape(running.slots[name].values().shape).contiguous()
+            result[name] = of_entries.reshape(running.slots[name].shape).contiguous()
         return result
 
     def _sources(self, running: RunningStatistics, parts: Mapping[str, Parts]) -> list[str]:
@@ -100,7 +100,7 @@ class Activation(ForwardScore):
         found: dict[str, str] = {}
         for role in roles:
             for name, part in parts.items():
-                if running.places[name].role == role and running.slots[name].values().dim() == 2:
+                if running.places[name].role == role and len(running.slots[name].shape) == 2:
                     found.setdefault(part.group, name)
         return list(found.values())
 
@@ -117,7 +117,7 @@ class Activation(ForwardScore):
 def _neurons(running: RunningStatistics) -> dict[str, Parts]:
     """Return which part of which neuron each entry of a layer's tensors is."""
     found = {
-        name: parts_of("neuron", name, tuple(slot.values().shape), running.places[name], running.config)
+        name: parts_of("neuron", name, slot.shape, running.places[name], running.config)
         for name, slot in running.slots.items()
     }
     return {name: part for name, part in found.items() if part is not None}

@@ -265,7 +265,7 @@ class _Sums:
         done = {}
         for parameter, total in zip(self._parameters, self._totals(), strict=True):
             done[id(parameter)] = self._score.score(parameter.detach().float(), total)
-        return {name: slot.of(done[id(slot.parameter)]).cpu() for name, slot in self._slots.items()}
+        return {name: slot.of(lambda parameter: done[id(parameter)]).cpu() for name, slot in self._slots.items()}
 
     def _totals(self) -> list[torch.Tensor]:
         """Return the sums of all parameters, and begin the next ones."""

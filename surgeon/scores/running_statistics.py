@@ -10,7 +10,8 @@ import torch
 
 from surgeon.anatomy.slots import Slot
 from surgeon.checkpoint.naming import Place
-from surgeon.errors import InputError
+from surgeon.errors import InputError, present
+from surgeon.scores.sample import parameters_of
 from surgeon.scores.statistic import Statistic
 
 Key = tuple[int, int, str]  # the number of a matrix, the axis of it that meets the inputs, and a note's word
@@ -33,7 +34,7 @@ class RunningStatistics:
     _numbers: dict[int, range] = field(default_factory=dict)  # by a parameter's id, those of its matrices
 
     def __post_init__(self) -> None:
-        for parameter in {id(slot.parameter): slot.parameter for slot in self.slots.values()}.values():
+        for parameter in parameters_of(self.slots):
             found = matrices_of(parameter)
             self._numbers[id(parameter)] = range(len(self.matrices), len(self.matrices) + len(found))
             self.matrices += found
@@ -60,30 +61,30 @@ class RunningStatistics:
         Raises:
             InputError: the model multiplies nothing with the tensor, or what was noted is not finite.
         """
-        return self._expanded(name, word, change)[0]
+        slot = self.slots[name]
+        spread: dict[int, torch.Tensor] = {}
+        for parameter in slot.parameters:
+            found = self._of(parameter, word)
+            if found is None:
+                raise InputError(
+                    f"tensor '{name}' has no {self.kind} score: the model multiplies no inputs with it as the matrix "
+                    "of a linear layer; exclude it, or use grad_param"
+                )
+            if not bool(torch.isfinite(found[1]).all()):
+                raise InputError(f"the activations at tensor '{name}' are not finite: the model is broken")
+            whole = change(found[1]).unsqueeze(2 - self._axis(parameter, word))
+            spread[id(parameter)] = (whole if parameter.dim() == 3 else whole[0]).expand_as(parameter)
+        return slot.of(lambda parameter: spread[id(parameter)])
 
     def vector(self, name: str, word: str) -> torch.Tensor:
         """Return what was noted of each input or output of a tensor with two axes, float64 on the CPU."""
-        whole, axis = self._expanded(name, word, lambda values: values)
-        return whole.select(1 - axis, 0).cpu()
+        whole = self.expanded(name, word)
+        return whole.select(1 - self.slots[name].matrix_axis(self._axis(self.slots[name].parameters[0], word)), 0).cpu()
 
-    def _expanded(
-        self, name: str, word: str, change: Callable[[torch.Tensor], torch.Tensor]
-    ) -> tuple[torch.Tensor, int]:
-        slot = self.slots[name]
-        found = self._of(slot.parameter, word)
-        if found is None:
-            raise InputError(
-                f"tensor '{name}' has no {self.kind} score: the model multiplies no inputs with it as the matrix of a "
-                "linear layer; exclude it, or use grad_param"
-            )
-        inner, values = found
-        if not bool(torch.isfinite(values).all()):
-            raise InputError(f"the activations at tensor '{name}' are not finite: the model is broken")
-        axis = 1 - inner if self.along[word] == "outputs" else inner
-        whole = change(values).unsqueeze(2 - axis)
-        whole = (whole if slot.parameter.dim() == 3 else whole[0]).expand_as(slot.parameter)
-        return slot.of(whole), axis
+    def _axis(self, parameter: torch.nn.Parameter, word: str) -> int:
+        """Return the axis of a parameter's matrices along which a note's values lie, one of those that were noted."""
+        inner, _ = present(self._of(parameter, word))
+        return 1 - inner if self.along[word] == "outputs" else inner
 
     def _of(self, parameter: torch.nn.Parameter, word: str) -> tuple[int, torch.Tensor] | None:
         """Return the axis that meets the inputs, and what was noted of a parameter's matrices, stacked."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from surgeon.anatomy.slots import Slot
-from surgeon.errors import InputError
+from surgeon.errors import CheckpointError, InputError
 from surgeon.model.embedding_and_head import enter_all
 from surgeon.model.hidden_states import States
 from surgeon.model.layer_stack import Arguments, Stack
@@ -117,13 +117,16 @@ def units(stack: Stack, slots: Mapping[str, Slot]) -> dict[int, dict[str, Slot]]
     home = {id(parameter): number for number in range(len(stack.layers)) for parameter in stack.unit(number)}
     result: dict[int, dict[str, Slot]] = {}
     for name, slot in slots.items():
-        result.setdefault(home.get(id(slot.parameter), -1), {})[name] = slot
+        layers = {home.get(id(parameter), -1) for parameter in slot.parameters}
+        if len(layers) > 1:
+            raise CheckpointError(f"tensor '{name}' lies in several layers of the model: exclude it, or use magnitude")
+        result.setdefault(layers.pop(), {})[name] = slot
     return result
 
 
 def parameters_of(slots: Mapping[str, Slot]) -> list[torch.nn.Parameter]:
     """Return the parameters that slots are parts of, each once."""
-    return list({id(slot.parameter): slot.parameter for slot in slots.values()}.values())
+    return list({id(parameter): parameter for slot in slots.values() for parameter in slot.parameters}.values())
 
 
 def enter_sample(stack: Stack, sample: Sample, states: States) -> list[tuple[Arguments, ...]]:

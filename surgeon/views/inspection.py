@@ -16,7 +16,8 @@ from rich.text import Text
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.scope import left_out, scope, unknown_kinds
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.quantized import is_code, quantization
+from surgeon.checkpoint.coded import is_code
+from surgeon.checkpoint.quantized import quantization
 from surgeon.checkpoint.remarks import notes_on
 from surgeon.checkpoint.sources import local_file, look_again
 from surgeon.checkpoint.storage import DTYPE_BITS

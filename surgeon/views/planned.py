@@ -13,7 +13,7 @@ from surgeon.anatomy.scope import left_out, unknown_kinds
 from surgeon.plan.estimates import SHARE_OF_DISK, shape_of, stores
 from surgeon.plan.plan import Plan
 from surgeon.plan.ranks import rank_needs
-from surgeon.progress import Step, duration
+from surgeon.progress import Step, duration, extent
 from surgeon.regions.narrowing import excludes_nothing
 from surgeon.report.words import percent, size
 from surgeon.views.terminal import table, told
@@ -60,6 +60,8 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
         lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
         prompts = plan.recipe.verify.prompts if plan.recipe.verify else []
         lines[-1] += f", {len(prompts)} prompt{'' if len(prompts) == 1 else 's'}" if prompts else ""
+    if plan.idle:
+        lines.append(f"note    neither written nor measured, so that nothing comes of it: {', '.join(plan.idle)}")
     push = plan.recipe.push
     for name in plan.recipe.pushed_variants() if push is not None else ():
         repo, revision = push.place(name) if push is not None else ("", None)
@@ -82,7 +84,7 @@ def _time_words(expected: Sequence[Step]) -> str:
     whole = sum(step.seconds for step in expected)
     longest = max(expected, key=lambda step: step.seconds)
     mostly = f", mostly {_STEPS.get(longest.label, longest.label)}" if longest.seconds > whole / 2 else ""
-    return f"time    up to about {duration(whole)} on this machine (estimate){mostly}"
+    return f"time    {extent(whole)} on this machine (estimate){mostly}"
 
 
 _STEPS = {"score ": "scoring", "perplexity": "measuring perplexity", "page": "drawing the report"}

@@ -272,7 +272,8 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
             )
         )
         if report.generations:
-            parts += [Text(""), generations_view(report.generations, ["base", *shown])]
+            talkers = [name for name in ["base", *shown] if name in report.generations]
+            parts += [Text(""), generations_view(report.generations, talkers)]
     parts += [expectation_line(item, report.language) for item in report.expectations]
     written = [name for name, variant in report.variants.items() if variant.written]
     parts.append(Text(""))

@@ -104,8 +104,8 @@ def test_a_dry_run_looks_for_the_device(recipe: RecipeMaker, light_recipe: Recip
     for command in (["plan"], ["apply", "--dry-run"], ["score", "--dry-run"]):
         done = CliRunner().invoke(app, [*command, str(recipe()), "--device", "cuda:99"])
         assert "--device cuda:99: not available here" in str(done.exception)
-    assert "time    up to about" in run("plan", light_recipe(), "--device", "cuda:99")  # runs no model
-    assert "time    up to about" in run("plan", recipe(), "--device", "auto")
+    assert "time    " in run("plan", light_recipe(), "--device", "cuda:99")  # runs no model
+    assert "time    " in run("plan", recipe(), "--device", "auto")
 
 
 def test_the_shipped_recipe_has_nothing_to_warn_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,34 @@ def test_the_recipe_that_it_ran_is_left_and_gives_the_same_again(done: Path, tmp
     assert load_recipe(done / "recipe.yaml").as_written == Recipe.model_validate(Report.load(done).recipe)
 
 
+def test_a_quick_cut_measures_few_languages_beside_one_draw_and_lets_base_and_core_talk(
+    llama: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["cut", str(llama), "--quick", "--languages", "de,fr", "--top", "2%", "--device", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, "--output", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = result.stderr.index("found: perplexity as a multiple of the base's, mean of 2 languages: core-zeroed ")
+    assert found < result.stderr.index("continuations:")  # said before the rest of the work
+    report = Report.load(out)
+    assert list(report.perplexity) == ["base", "core-zeroed", "bottom-zeroed", "largest-zeroed", "random-zeroed"]
+    assert all(list(row) == ["de", "fr"] for row in report.perplexity.values())
+    assert all(item.low is not None for item in report.perplexity["core-zeroed"].values())
+    assert {name: len(items) for name, items in report.generations.items()} == {"base": 1, "core-zeroed": 1}
+    assert [item.sequences for item in report.scores] == [2, 2]
+    assert report.regions["core"].fraction == pytest.approx(0.02, rel=0.2)
+
+
+def test_without_measuring_a_cut_writes_the_core_and_says_what_comes_to_nothing(llama: Path, tmp_path: Path) -> None:
+    arguments = ["cut", str(llama), "--quick", "--no-verify", "--languages", "de", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    told = "neither written nor measured, so that nothing comes of it: bottom-zeroed, largest-zeroed, random-zeroed"
+    assert told in result.stderr
+    assert (tmp_path / "out/variants/core-zeroed/model.safetensors").is_file()
+    assert not Report.load(tmp_path / "out").perplexity
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +104,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     [
         (["--top", "1"], "--top 1: a share between 0 and 1, such as 0.01"),
         (["--top", "0"], "--top 0: a share between 0 and 1"),
+        (["--top", "one"], "--top one: write a share such as 0.01, or 1%"),
+        (["--prompts", "4"], "--prompts 4: there are 3"),
         (["--languages", "ar,xx"], "--languages: no text for 'xx'"),
         (["--languages", "noo"], "did you mean 'no'?"),
         (["--set", "regions.kore.select.top=0.1"], "no region 'kore'; did you mean 'core'?"),

@@ -49,7 +49,7 @@ def test_divergence_is_its_definition_whatever_part_is_edited(
     monkeypatch.setattr(budgets, "FEWEST_TOKENS", 5)
     checkpoint = Checkpoint.open(llama)
     edits: dict[str, tuple[str, Operation]] = {
-        "middle": (DOWN, Zero(zero="r")), "head": (HEAD, Zero(zero="r")), "hardly": (DOWN, Scale(scale="r", by=1.001)),
+        "middle": (DOWN, Zero(zero="r")), "head": (HEAD, Zero(zero="r")), "hardly": (DOWN, Scale(scale="r", by=1.05)),
     }  # fmt: skip
     variants, corpus = [Variant("base")], Corpus("c", {code: Path(texts[code]) for code in ("de", "fr")})
     for name, (tensor, operation) in edits.items():
@@ -65,8 +65,8 @@ def test_divergence_is_its_definition_whatever_part_is_edited(
         for language, by_name in found.figures[name]["divergence"].groups.items():
             nats, same = plain(llama, tmp_path / name, windows[language].windows)
             assert nats > 0
-            assert by_name["kl"].value == pytest.approx(nats, rel=1e-3, abs=2e-8)
-            assert by_name["kl_bits"].value == pytest.approx(nats / math.log(2), rel=1e-3, abs=2e-8)
+            assert by_name["kl"].value == pytest.approx(nats, rel=1e-3, abs=1e-7)
+            assert by_name["kl_bits"].value == pytest.approx(nats / math.log(2), rel=1e-3, abs=1e-7)
             assert by_name["agreement"].value == same
             assert sum(by_name["kl"].weights) == 50
     # The base's figures known already, the others' are the same; and what does not compare needs no base.

@@ -13,8 +13,8 @@ SURVEY = Path(__file__).parent.parent.parent / "scripts" / "survey"
 
 SAMPLE = [
     "jamba", "nemotron_h", "deepseek_v3, with its MTP layer", "qwen3_next, with its MTP layer", "gemma3n_text",
-    "gemma4", "gpt_oss", "qwen3_vl", "llava, language_model inside", "mixtral, experts stacked", "gpt2, as published",
-    "llama, tied and both stored",
+    "gemma4", "gpt_oss", "qwen3_vl_moe", "llava, language_model inside", "mixtral, experts stacked",
+    "gpt2, as published", "llama, tied and both stored",
 ]  # fmt: skip
 
 

@@ -1,0 +1,222 @@
+"""Formats in which a weight is a code times the scale of its block: what they share, each says the rest.
+
+New values keep the stored scale of their block where they fit it. A block that one of them does not fit gets its scale
+doubled until they do, and all of its codes are made anew; for floating-point codes that keeps the untouched entries as
+they are, unless they become smaller than the smallest normal code.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.checkpoint.rounding import rounded
+from surgeon.checkpoint.storage import NUMPY_DTYPES
+from surgeon.errors import InputError
+from surgeon.formats.base import Codec, Coded, Encoded, Indices, Rounding, Stored, StoredEdit
+
+_MOST_DOUBLINGS = 300
+
+
+@dataclass(frozen=True)
+class ScaledBlocks(Codec):
+    """Base of formats with codes and scales. Codes and blocks are counted as the format likes, from 0."""
+
+    limit: ClassVar[float]  # the largest magnitude of a number that is rounded to a code: beyond, a scale is too small
+
+    @abstractmethod
+    def locate(self, tensor: Coded, read: Stored, indices: Indices) -> tuple[Indices, Indices]:
+        """Return where the codes of logical entries are, and the numbers of their blocks; in the order given."""
+
+    @abstractmethod
+    def members(self, tensor: Coded, read: Stored, blocks: Indices) -> Indices:
+        """Return all logical entries of some blocks, sorted."""
+
+    @abstractmethod
+    def codes(self, tensor: Coded, read: Stored, at: Indices) -> NDArray[Any]:
+        """Return codes by their places, in any order; shape (n,)."""
+
+    @abstractmethod
+    def with_codes(self, tensor: Coded, read: Stored, at: Indices, codes: NDArray[Any]) -> dict[str, StoredEdit]:
+        """Return the edits of stored tensors that put codes at their places, which are in any order, each once."""
+
+    @abstractmethod
+    def numbers(self, codes: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the numbers that codes stand for, before the scale."""
+
+    @abstractmethod
+    def nearest(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[Any]:
+        """Return the codes of the nearest numbers, ties to even, all of which fit; each has its block."""
+
+    def fits(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.bool_]:
+        """Tell which numbers round to a code of their block and which are too large."""
+        return np.abs(numbers) <= self.limit
+
+    def enlarged(
+        self,
+        tensor: Coded,
+        read: Stored,
+        blocks: Indices,
+        scales: NDArray[np.float64],
+        lowest: NDArray[np.float64],
+        highest: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Return scales in which the lowest and the highest value of each block fit: doubled until they do.
+
+        Raises:
+            InputError: none is large enough.
+        """
+        needed = np.maximum(-lowest, highest) / (self.limit * scales)
+        return scales * 2.0 ** np.maximum(0, np.ceil(np.log2(np.maximum(needed, 1.0))))
+
+    @abstractmethod
+    def scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
+        """Return the scales of blocks, which are sorted and each there once.
+
+        Raises:
+            CheckpointError: one is none.
+        """
+
+    @abstractmethod
+    def with_scales(self, tensor: Coded, blocks: Indices, scales: NDArray[np.float64]) -> dict[str, StoredEdit]:
+        """Return the edits of stored tensors that give blocks, sorted and each once, other scales.
+
+        Raises:
+            InputError: a scale is too large for the format.
+        """
+
+    def decode(self, tensor: Coded, read: Stored, start: int, stop: int) -> NDArray[Any]:
+        """Return the entries of a range; formats that can do it faster do."""
+        return self.entries(tensor, read, np.arange(start, stop, dtype=np.int64))
+
+    def entries(self, tensor: Coded, read: Stored, indices: Indices) -> NDArray[Any]:
+        """Return codes times scales, multiplied in float32 and rounded to the logical dtype."""
+        at, blocks = self.locate(tensor, read, indices)
+        return self._values(tensor, self.codes(tensor, read, at), self._scales(tensor, read, blocks))
+
+    def _values(self, tensor: Coded, codes: NDArray[Any], scales: NDArray[np.float32]) -> NDArray[Any]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return (self.numbers(codes) * scales).astype(NUMPY_DTYPES[tensor.dtype])
+
+    def _scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
+        distinct, which = np.unique(blocks, return_inverse=True)
+        return self.scales(tensor, read, distinct)[which]
+
+    def encode(self, tensor: Coded, read: Stored, indices: Indices, values: NDArray[np.float64]) -> Encoded:
+        """Encode with the stored scale of each block where the new values fit, else with a doubled one."""
+        at, blocks = self.locate(tensor, read, indices)
+        codes, scales = self.codes(tensor, read, at), self._scales(tensor, read, blocks)
+        before = self._values(tensor, codes, scales)
+        asked = _differ(before, values)
+        if not asked.any():
+            return Encoded({}, indices, before)
+        self._require_codes(tensor, values[asked])
+        fits = self.fits(tensor, read, values / scales, blocks)
+        rescaled = np.unique(blocks[asked & ~fits])
+        touched = np.unique(blocks[asked])
+        there = np.isin(blocks, rescaled)
+        kept = asked & ~there
+        new = codes.copy()
+        new[kept] = self.nearest(tensor, read, values[kept] / scales[kept], blocks[kept])
+        after = self._values(tensor, new, scales)
+        changed = Encoded(
+            self.with_codes(tensor, read, at[kept], new[kept]) if kept.any() else {},
+            indices[~there],
+            after[~there],
+            _rounding(after[kept], values[kept]) + Rounding(touched.size, rescaled.size),
+        )
+        if not rescaled.size:
+            return changed
+        return self._joined(changed, self._rescale(tensor, read, rescaled, indices[there], values[there], asked[there]))
+
+    def _rescale(
+        self,
+        tensor: Coded,
+        read: Stored,
+        blocks: Indices,
+        indices: Indices,
+        wanted: NDArray[np.float64],
+        asked: NDArray[np.bool_],
+    ) -> Encoded:
+        """Make blocks anew with scales in which everything fits: entries that were asked for, and the others."""
+        every = self.members(tensor, read, blocks)
+        at, owner = self.locate(tensor, read, every)
+        codes, scales = self.codes(tensor, read, at), self._scales(tensor, read, owner)
+        before = self._values(tensor, codes, scales).astype(np.float64)
+        values = self.numbers(codes).astype(np.float64) * scales
+        chosen = np.searchsorted(every, indices[asked])
+        values[chosen] = wanted[asked]
+        before[chosen] = wanted[asked]
+        number = np.searchsorted(blocks, owner)
+        finite = np.isfinite(values)
+        lowest, highest = np.zeros(blocks.size), np.zeros(blocks.size)
+        np.minimum.at(lowest, number[finite], values[finite])
+        np.maximum.at(highest, number[finite], values[finite])
+        stored = self.scales(tensor, read, blocks).astype(np.float64)
+        scale = self.enlarged(tensor, read, blocks, stored, lowest, highest)
+        new = self.nearest(tensor, read, values / scale[number], owner)
+        with np.errstate(over="ignore"):
+            after = self._values(tensor, new, scale.astype(np.float32)[number])
+        edits = {**self.with_codes(tensor, read, at, new), **self.with_scales(tensor, blocks, scale)}
+        return Encoded(edits, every, after, _rounding(after, before))
+
+    def _joined(self, one: Encoded, other: Encoded) -> Encoded:
+        order = np.argsort(np.concatenate([one.indices, other.indices]), kind="stable")
+        stored = dict(one.stored)
+        for name, edit in other.stored.items():
+            stored[name] = joined(stored[name], edit) if name in stored else edit
+        return Encoded(
+            stored,
+            np.concatenate([one.indices, other.indices])[order],
+            np.concatenate([one.values, other.values])[order],
+            one.rounding + other.rounding,
+        )
+
+    def _require_codes(self, tensor: Coded, values: NDArray[np.float64]) -> None:
+        wrong = values[~np.isfinite(values)]
+        if wrong.size:
+            raise InputError(
+                f"tensor '{tensor.name}': {wrong.size} new values are not finite ({wrong[0]:g}), and codes with scales "
+                "hold no such; use other values"
+            )
+
+
+def joined(one: StoredEdit, other: StoredEdit) -> StoredEdit:
+    """Return both edits of one stored tensor as one; where both have an entry, the second counts."""
+    indices = np.concatenate([one.indices, other.indices])
+    values = np.concatenate([one.values, other.values])
+    found, last = np.unique(indices[::-1], return_index=True)
+    return StoredEdit(found, values[::-1][last])
+
+
+def stored_edit(at: Indices, values: NDArray[Any]) -> StoredEdit:
+    """Return an edit of entries that are in any order, each there once."""
+    order = np.argsort(at, kind="stable")
+    return StoredEdit(at[order], values[order])
+
+
+def nearest_float(numbers: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[np.uint8]:
+    """Return the codes, a byte each, of the nearest numbers of a float of at most eight bits; larger ones are cut."""
+    import ml_dtypes
+
+    most = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+    return rounded(np.clip(numbers, -most, most), dtype).view(np.uint8)
+
+
+def _differ(before: NDArray[Any], wanted: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """True where a value is to become another one, by bits; one not-a-number is as good as another."""
+    old = before.astype(np.float64)
+    equal: NDArray[np.bool_] = (old == wanted) & (np.signbit(old) == np.signbit(wanted))
+    return ~(equal | np.isnan(old) & np.isnan(wanted))
+
+
+def _rounding(after: NDArray[Any], wanted: NDArray[np.float64]) -> Rounding:
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = after.astype(np.float64) - wanted
+    error = error[np.isfinite(error)]
+    largest = float(np.abs(error).max(initial=0.0))
+    return Rounding(rounded=int(np.count_nonzero(error)), largest=largest, square=float(error @ error))
