@@ -21,7 +21,7 @@ _PLAIN = ("str", "int", "float", "bool", "null", "map", "seq", "merge", "timesta
 _READERS = ("json", "csv", "parquet", "text", "arrow")  # of datasets, for files that hold data alone
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REMEDY = (
-    "surgeon runs no code out of files. Take it out, or let the harness itself run it: `python -m surgeon.harness run "
+    "surgeon runs no code out of files. Take it out, or let the harness itself run it: `python -m surgeon.lm_eval run "
     "--model surgeon --model_args out=OUT,variant=NAME --include_path FOLDER --tasks NAME` (docs/tasks.md)"
 )
 

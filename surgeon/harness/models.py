@@ -10,6 +10,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from surgeon.errors import InputError
@@ -46,12 +47,12 @@ def recorder(tokenizer: Any, config: Any, questions: Questions) -> Any:
         questions.speeches.update(dict.fromkeys(asked))
         return [""] * len(asked)
 
-    return _model(tokenizer, config, note, hear)
+    return asked_model()(tokenizer, config, note, hear)
 
 
 def replayer(tokenizer: Any, config: Any, answers: Mapping[Question, Answer], said: Mapping[Speech, str]) -> Any:
     """Return a model that gives the answers that were found; a question that was not asked before is a KeyError."""
-    return _model(
+    return asked_model()(
         tokenizer, config, lambda asked: [answers[one] for one in asked], lambda asked: [said[one] for one in asked]
     )
 
@@ -73,17 +74,25 @@ class _Hidden:
         return getattr(self._model, name)
 
 
-def _model(
-    tokenizer: Any,
-    config: Any,
-    likelihoods: Callable[[Sequence[Question]], list[Answer]],
-    speeches: Callable[[Sequence[Speech]], list[str]],
-) -> Any:
+@cache
+def asked_model() -> Any:
+    """Return the class of models whose answers come from two functions, of questions and of texts to continue."""
     import torch
     from lm_eval.models.huggingface import HFLM
 
     class Asked(HFLM):  # type: ignore[misc, unused-ignore]
         """The harness's model for transformers, with somebody else's answers."""
+
+        def __init__(
+            self,
+            tokenizer: Any,
+            config: Any,
+            likelihoods: Callable[[Sequence[Question]], list[Answer]],
+            speeches: Callable[[Sequence[Speech]], list[str]],
+        ) -> None:
+            self._likelihoods, self._speeches = likelihoods, speeches
+            stand_in = _StandIn(config, torch.device("cpu"))
+            super().__init__(pretrained=stand_in, backend="causal", tokenizer=copy.deepcopy(tokenizer))
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)
@@ -92,12 +101,12 @@ def _model(
             return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
         def _loglikelihood_tokens(self, requests: Any, **settings: Any) -> Any:
-            return likelihoods([_question(context, end, self.max_length) for _, context, end in requests])
+            return self._likelihoods([_question(context, end, self.max_length) for _, context, end in requests])
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            return speeches([speech(*request.args) for request in requests])
+            return self._speeches([speech(*request.args) for request in requests])
 
-    return Asked(pretrained=_StandIn(config, torch.device("cpu")), backend="causal", tokenizer=copy.deepcopy(tokenizer))
+    return Asked
 
 
 def _question(context: Sequence[int], end: Sequence[int], longest: int) -> Question:

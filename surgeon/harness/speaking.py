@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from surgeon.errors import InputError, reason
+from surgeon.foreign import load_generation_config
 from surgeon.harness.models import Speech, instance, speaker
 from surgeon.harness.running import quiet
 from surgeon.model.editing import Variant, edited
@@ -46,8 +47,6 @@ def speak(
 
 def _take_settings(stack: Stack) -> None:
     """Give the model the settings of generation that lie beside it, as `from_pretrained` does."""
-    from transformers import GenerationConfig
-
     folder = stack.loaded.checkpoint.folder
     if (folder / "generation_config.json").is_file():
-        stack.loaded.model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        stack.loaded.model.generation_config = load_generation_config(folder)

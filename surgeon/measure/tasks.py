@@ -1,13 +1,12 @@
 """Tasks of lm-evaluation-harness, with its own metrics: see surgeon/harness.
 
 The harness says once what it would ask a model. What its questions come to, the likelihoods of given ends of texts, is
-answered for all models in the one pass; then it is told the answers, model by model, and makes its figures. The
-likelihood of an end is the float32 sum of its tokens', as there, so that figures are the harness's to the last digit.
+answered for all models in the one pass; then it is told the answers, model by model, and makes its figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -18,9 +17,10 @@ from pydantic import Field, model_validator
 from surgeon.errors import InputError
 from surgeon.harness import running
 from surgeon.harness.folders import content
-from surgeon.harness.models import Answer, Question, Questions, Speech, recorder, replayer
+from surgeon.harness.models import Questions, Speech, recorder, replayer
 from surgeon.harness.results import told
-from surgeon.measure.base import UNCOUNTED, Batch, OwnWork, Piece, Pieces, Seen, Subject
+from surgeon.measure.base import OwnWork, Pieces, Seen, Subject
+from surgeon.measure.questions import answered, question_pieces, token_values
 from surgeon.model.results import Figures, Quantity
 from surgeon.recipe.fields import Count
 
@@ -31,14 +31,11 @@ if TYPE_CHECKING:
     from surgeon.model.layer_stack import Stack
     from surgeon.progress import Progress
 
-_TOGETHER = 4096  # tokens of a batch, at most, so that its attention stays small
-
 
 @dataclass(frozen=True)
 class _Asked(Pieces):
-    """A piece is a token to predict; `starts` are the first ones of the questions. Only rank 0 has all but pieces."""
+    """The questions' tokens, and where they come from; other ranks than the first get the tokens alone."""
 
-    starts: tuple[int, ...] = ()
     tasks: running.Tasks | None = None
     questions: Questions = field(default_factory=Questions)
     subject: Subject | None = None
@@ -84,16 +81,12 @@ class Tasks(OwnWork):
         with running.quiet():
             asked = recorder(subject.tokenizer, subject.config, questions)
         running.evaluate(asked, tasks)
-        asks = list(questions.likelihoods)
-        starts = np.cumsum([0, *(len(end) for _, end in asks)])
-        pieces = [Piece("", 1)] * int(starts[-1])
-        batches = list(_batches(asks, [int(start) for start in starts], subject.spec.batch_size))
-        return _Asked(pieces, batches, tuple(int(start) for start in starts[:-1]), tasks, questions, subject)
+        asks = question_pieces(list(questions.likelihoods), subject.spec.batch_size)
+        return _Asked(asks.pieces, asks.batches, tasks, questions, subject)
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
         """Return the likelihood of each token, and whether it was the likeliest."""
-        greedy = seen.outputs.likeliest == seen.labels
-        return {"likelihood": -seen.losses, "greedy": greedy.float()}
+        return token_values(seen)
 
     def work(
         self, stack: Stack, variants: Sequence[Variant], pieces: Pieces, progress: Progress
@@ -119,7 +112,7 @@ class Tasks(OwnWork):
     def figures_with(self, pieces: Pieces, sums: Mapping[str, NDArray[np.float64]], own: dict[Speech, str]) -> Figures:
         """Tell the harness the answers, and take over what it makes of them."""
         asked = _asked(pieces)
-        answers = dict(zip(asked.questions.likelihoods, _answers(asked, sums), strict=True))
+        answers = dict(zip(asked.questions.likelihoods, answered(asked.questions.likelihoods, sums), strict=True))
         with running.quiet():
             model = replayer(asked.subject.tokenizer, asked.subject.config, answers, own)
         return told(running.evaluate(model, asked.tasks), asked.tasks)
@@ -127,44 +120,3 @@ class Tasks(OwnWork):
 
 def _asked(pieces: Pieces) -> Any:
     return pieces
-
-
-def _answers(asked: _Asked, sums: Mapping[str, NDArray[np.float64]]) -> Iterator[Answer]:
-    import torch
-
-    for start, (_, end) in zip(asked.starts, asked.questions.likelihoods, strict=True):
-        tokens = slice(start, start + len(end))
-        yield (
-            float(torch.tensor(sums["likelihood"][tokens], dtype=torch.float32).sum()),
-            bool(sums["greedy"][tokens].all()),
-        )
-
-
-def _batches(asks: Sequence[Question], starts: Sequence[int], size: int) -> Iterator[Batch]:
-    """Put questions of one length together, unpadded; those that read the same are run once for all their ends.
-
-    Batches with the same `inputs` are one for the pass: the first holds the first end of each row, and so on.
-    """
-    import torch
-
-    ends: dict[tuple[int, ...], list[int]] = {}
-    for number, (read, _) in enumerate(asks):
-        ends.setdefault(read, []).append(number)
-    alike: dict[int, list[tuple[int, ...]]] = {}
-    for read in ends:
-        alike.setdefault(len(read), []).append(read)
-    for length in sorted(alike, reverse=True):
-        step = max(1, min(size, _TOGETHER // length))
-        for first in range(0, len(alike[length]), step):
-            rows = alike[length][first : first + step]
-            inputs = torch.tensor(rows)
-            for turn in range(max(len(ends[read]) for read in rows)):
-                labels = torch.full_like(inputs, UNCOUNTED)
-                numbers = np.full(tuple(inputs.shape), -1, np.int64)
-                for row, read in enumerate(rows):
-                    if turn < len(ends[read]):
-                        ask = ends[read][turn]
-                        end = asks[ask][1]
-                        labels[row, length - len(end) :] = torch.tensor(end)
-                        numbers[row, length - len(end) :] = np.arange(starts[ask], starts[ask] + len(end))
-                yield Batch(inputs, labels, numbers)

@@ -120,3 +120,35 @@ def test_a_template_reaches_no_python(
     with pytest.raises(InputError, match="unsafe"):
         surgeon.apply(_recipe(folder, llama, texts, tmp_path / "out"))
     assert not stolen.exists()
+
+
+def test_the_harness_asks_a_variant_that_was_never_written(
+    make_model: Any,
+    texts: dict[str, str],
+    tmp_path: Path,
+    task_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import sys
+
+    from surgeon.lm_eval import main
+
+    folder = task_folder("tiny_choice", "tiny_text", "tiny_said")
+    recipe = _recipe(folder, make_model("llama", bos=True), texts, tmp_path / "out")
+    found = surgeon.apply(recipe, overrides=["variants.cut.write=false"]).measurements["tasks"].found["cut"]
+    assert not (tmp_path / "out/variants").exists()
+    command = [
+        "lm_eval", "run", "--model", "surgeon", "--model_args", f"out={tmp_path / 'out'},variant=cut", "--limit", "6",
+        "--include_path", str(folder), "--tasks", str(folder / "tiny_choice.yaml"), str(folder / "tiny_text.yaml"),
+        str(folder / "tiny_said.yaml"), "--output_path", str(tmp_path / "own.json"),
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(
+        "lm_eval.tasks.manager.TaskIndex.build", lambda self, paths: {}
+    )  # thousands of tasks of its own
+    main()
+    own = json.loads(next(tmp_path.glob("own*.json")).read_text(encoding="utf-8"))["results"]
+    for task in ("tiny_choice", "tiny_text", "tiny_said"):
+        metrics = {key.partition(",")[0]: value for key, value in own[task].items() if key.endswith(",none")}
+        for metric, figure in found[task].items():
+            assert metrics[metric] == pytest.approx(figure.value, rel=1e-15)
