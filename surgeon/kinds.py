@@ -56,6 +56,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
     "surgeon.measurements": {
         "perplexity": "surgeon.measure.perplexity:Perplexity",
         "divergence": "surgeon.measure.divergence:Divergence",
+        "choice": "surgeon.measure.choice:Choice",
         "tasks": "surgeon.measure.tasks:Tasks",
     },
 }

@@ -17,6 +17,7 @@ from surgeon.anatomy.scope import left_out
 from surgeon.checkpoint.companions import companions
 from surgeon.checkpoint.fingerprint import content_hash, refuse_changed
 from surgeon.checkpoint.hashing import CHANGED, file_hash
+from surgeon.checkpoint.quantized import codecs_of
 from surgeon.checkpoint.remarks import notes_on
 from surgeon.checkpoint.remembered import read_hash, stored_hash
 from surgeon.checkpoint.storage import replacing
@@ -42,6 +43,7 @@ from surgeon.region.region import Region
 from surgeon.regions.make import make_regions
 from surgeon.report.card import model_card, write_card, write_results
 from surgeon.report.data import (
+    EncodingReport,
     ModelReport,
     RegionReport,
     Report,
@@ -384,10 +386,20 @@ def _variant_report(run: Run, name: str, done: Staged | Written | None) -> Varia
         entries=edits.entries,
         changed=edits.changed,
         norm_removed=edits.norm,
+        encoding=_encoding(run, edits),
         written=done is not None,
         path=str(done.path) if done else None,
         bytes=done.size if done else None,
         reused=done.reused if done else False,
+    )
+
+
+def _encoding(run: Run, edits: EditCount) -> EncodingReport | None:
+    if not codecs_of(run.plan.checkpoint):
+        return None
+    found = edits.rounding
+    return EncodingReport(
+        blocks=found.blocks, rescaled=found.rescaled, rounded=found.rounded, largest=found.largest, norm=found.norm
     )
 
 

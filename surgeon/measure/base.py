@@ -154,6 +154,10 @@ class Measurement(Model):
     def quantities(self) -> Sequence[Quantity]:
         """Return what it tells, the first of them first in every table."""
 
+    def tokens(self) -> int:
+        """Return about how many tokens of a language are run for it, beside those of perplexity; a plan counts them."""
+        return 0
+
     def pieces(self, subject: Subject) -> Pieces:
         """Return what it looks at; by default the windows of text that perplexity is measured in.
 

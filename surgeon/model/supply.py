@@ -20,7 +20,8 @@ import numpy as np
 
 from surgeon import ranks
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.storage import on_disk, read_bytes
+from surgeon.checkpoint.coded import parts_of
+from surgeon.checkpoint.storage import TensorInfo, on_disk, read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -74,9 +75,12 @@ class Supply:
         return self._checkpoint.tensor(name)
 
     def _fetch(self, name: str) -> None:
+        for info in parts_of(self._checkpoint.info(name)):
+            self._fetch_stored(info)
+
+    def _fetch_stored(self, info: TensorInfo) -> None:
         import torch
 
-        info = self._checkpoint.info(name)
         for start in range(0, info.nbytes, _PIECE):
             count = min(_PIECE, info.nbytes - start)
             mine = read_bytes(info, start, count) if ranks.rank() == 0 else np.empty(count, np.uint8)

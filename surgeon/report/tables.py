@@ -13,6 +13,7 @@ from surgeon.report.data import Figure, OverSeeds, Perplexity, QuantityReport, R
 from surgeon.report.story import SAME, scored_languages
 from surgeon.report.words import (
     coordinate,
+    count,
     interval,
     is_number,
     number,
@@ -139,8 +140,21 @@ def variants_table(report: Report, folder: Path | None = None) -> Grid:
             rows.append(Row(_cells(*_over_seeds(report, name, group), *[""] * 4)))
     if rows and "base" in report.summary:
         rows.insert(0, Row(_cells("base", *[""] * 5, _summed(report.summary["base"])[0], *[""] * 3)))
-    note = "Perplexity is the geometric mean over the languages."
+    note = " ".join(["Perplexity is the geometric mean over the languages.", *_encoding_words(report)])
     return Grid("Variants", heads, rows, note, (INTERVAL, "operations", "written to"))
+
+
+def _encoding_words(report: Report) -> list[str]:
+    """Say what encoding the new values of quantized weights added."""
+    lines = []
+    for name, variant in report.variants.items():
+        done = variant.encoding
+        if done is not None and done.rounded:
+            lines.append(
+                f"{name}: {count(done.blocks, 'block')} encoded anew, {done.rescaled:,} of them with another scale; "
+                f"rounding adds an error of at most {done.largest:.3g}, L2 {done.norm:.4g}."
+            )
+    return lines
 
 
 def _over_seeds(report: Report, name: str, group: OverSeeds) -> list[Value]:

@@ -15,10 +15,10 @@ from threading import Event
 
 from surgeon import inside, ranks
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.storage import Header, flush, naming
+from surgeon.checkpoint.storage import File, Header, flush, naming
 from surgeon.model.together import Models
 from surgeon.operations import Operation
-from surgeon.operations.edits import counted_once, touched_tensors
+from surgeon.operations.edits import counted_once, may_change, touched_tensors
 from surgeon.region.carried import receive_regions, share_regions
 from surgeon.region.region import Region
 from surgeon.write.companions import copy_companions
@@ -124,11 +124,15 @@ def _copy_shards(
     copied: dict[str, Copied] = {}
     touched = touched_tensors(checkpoint, operations, regions)
     counted = frozenset(counted_once(checkpoint, touched))
+    by_file: dict[File, list[str]] = {header.path: [] for header in checkpoint.headers}
+    for name in touched:
+        for path in dict.fromkeys(info.path for info in may_change(checkpoint, name, operations)):
+            by_file[path].append(name)
     disk = ThreadPoolExecutor(1)
     flushing: list[Future[None]] = []
 
     def job(header: Header, stopping: Event) -> None:
-        names = [name for name in touched if name in header.tensors]
+        names = by_file[header.path]
         target = folder / header.path.name
         copied[header.path.name] = copy_shard(checkpoint, header, names, counted, target, operations, regions, stopping)
         flushing.append(disk.submit(flush_file, target))
