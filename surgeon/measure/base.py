@@ -1,7 +1,7 @@
 """What a kind of measurement is: an observer of outputs, with the quantities that it tells.
 
 A model's outputs come by in chunks. For each predicted token an observer says some values; these are summed up by the
-pieces of text that it named beforehand (a sentence, a continuation, a task's question), on however many ranks. From
+pieces of text that it named beforehand (a sentence, a continuation, a task's question), on however many processes. From
 the sums of all pieces it makes its figures. Intervals, comparisons with the base, tables and the report are the same
 for all kinds, since each figure is a sum over independent pieces divided by the sum of their weights.
 """

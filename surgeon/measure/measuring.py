@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from surgeon import ranks
 from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Outputs, OwnWork, Pieces, Seen
 from surgeon.measure.perplexity import Perplexity, as_measures
 from surgeon.measure.windows import EvaluationText, window_pieces
@@ -19,6 +18,7 @@ from surgeon.model.layer_stack import Stack
 from surgeon.model.results import Figures, Measure
 from surgeon.model.variant_pass import run_models, work
 from surgeon.progress import Progress
+from surgeon.team import ALONE, Team
 
 _Sums = dict[str, NDArray[np.float64]]  # by the name of a value, those of a batch's pieces or of all
 
@@ -87,25 +87,31 @@ class _Pass:
 
 
 def measure(
-    stack: Stack, variants: Sequence[Variant], looks: Sequence[Look], progress: Progress
+    stack: Stack, variants: Sequence[Variant], looks: Sequence[Look], progress: Progress, team: Team = ALONE
 ) -> dict[str, dict[str, Figures]]:
     """Measure models; returns their figures by the names of variant and kind.
 
-    The first variant is the base where a measurement compares. Of several ranks each runs some of the batches, and the
-    first one returns what all found.
+    The first variant is the base where a measurement compares. Each of a team runs some of the batches; where what they
+    found does not come, nothing is returned.
     """
     names = [variant.name for variant in variants]
     whole = _pass(looks, names)
-    own = ranks.own_run(len(whole.inputs))
-    part = _Pass(looks, names, whole.inputs[own], whole.watchers[own], [{} for _ in whole.inputs[own]])
     told = ", ".join(dict.fromkeys(look.measurement.kind for look in looks))
     label = f"{told} of {len(variants)} models" if len(variants) > 1 else f"{told} of {names[0]}"
-    if whole.inputs:
-        with progress.task(label, work(stack, variants, len(part.inputs), part.uses)) as advance:
-            run_models(stack, variants, part.inputs, part.take, wanted=part.wanted, uses=part.uses, advance=advance)
-    gathered = ranks.gather(part.notes)
-    notes = [of_batch for of_rank in gathered for of_batch in of_rank] if gathered else []
-    return _figures(whole, notes, _own_work(stack, variants, looks, progress)) if gathered else {}
+
+    def noted(share: Sequence[int]) -> dict[int, dict[tuple[int, int], _Sums]]:
+        notes: list[dict[tuple[int, int], _Sums]] = [{} for _ in share]
+        if share:
+            part = _Pass(looks, names, [whole.inputs[i] for i in share], [whole.watchers[i] for i in share], notes)
+            with progress.task(label, work(stack, variants, len(share), part.uses)) as advance:
+                run_models(stack, variants, part.inputs, part.take, wanted=part.wanted, uses=part.uses, advance=advance)
+        return dict(zip(share, notes, strict=True))
+
+    shares = list(team.map(noted, team.divided(range(len(whole.inputs)))))
+    if not shares:
+        return {}
+    notes = {number: found for share in shares for number, found in share.items()}
+    return _figures(whole, [notes[number] for number in sorted(notes)], _own_work(stack, variants, looks, progress))
 
 
 def _own_work(
