@@ -58,6 +58,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "perplexity": "surgeon.measure.perplexity:Perplexity",
         "divergence": "surgeon.measure.divergence:Divergence",
         "choice": "surgeon.measure.choice:Choice",
+        "tasks": "surgeon.measure.tasks:Tasks",
     },
 }
 

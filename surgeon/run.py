@@ -323,7 +323,7 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
 
 def _kept_paths(
     run: Run, name: str, operations: Sequence[Operation], spec: VerifySpec, precision: Precision
-) -> dict[str, Path]:
+) -> dict[str, Path | None]:
     """Return where the figures of a model are kept, by kind: those that are told of it, and its continuations."""
     donors = {donor: run.donors[donor] for item in operations for donor in item.donors}
     texts = {language: run.plan.corpus.text(language).evaluate_hash for language in run.plan.verify_languages}

@@ -80,11 +80,13 @@ class Sums:
 class Figures:
     """What one measurement found of one model: by group (a language, or a task) and quantity.
 
-    `samples` are single findings, of plain data, for those who want to look at them.
+    `samples` are single findings, of plain data, for those who want to look at them. `quantities` are what is told,
+    where the kind itself cannot know it.
     """
 
     groups: dict[str, dict[str, Sums]] = field(default_factory=dict)
     samples: tuple[dict[str, Any], ...] = ()
+    quantities: tuple[Quantity, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def measurement_reports(found: Verification, made: Sequence[Measurement]) -> dic
     reports = {}
     for item in made:
         by_model = _by_model(found, item.kind)
-        quantities = item.quantities()
+        quantities = _quantities(found, item)
         table = {
             name: {
                 group: {
@@ -88,7 +88,7 @@ def measurement_reports(found: Verification, made: Sequence[Measurement]) -> dic
             name: {
                 quantity.name: _overall(quantity, by_model, name)
                 for quantity in quantities
-                if all(quantity.name in by_name for by_name in groups.values())
+                if any(quantity.name in by_name for by_name in groups.values())
             }
             for name, groups in by_model.items()
         }
@@ -101,6 +101,13 @@ def measurement_reports(found: Verification, made: Sequence[Measurement]) -> dic
                 overall=overall,
             )
     return reports
+
+
+def _quantities(found: Verification, item: Measurement) -> list[Quantity]:
+    """Return what a measurement tells; where it says so with its figures, what it told of any model."""
+    figures = (by_kind[item.kind] for by_kind in found.figures.values() if item.kind in by_kind)
+    with_them = {quantity.name: quantity for one in figures for quantity in one.quantities}
+    return [*item.quantities(), *with_them.values()]
 
 
 def _by_model(found: Verification, kind: str) -> dict[str, Groups]:
@@ -136,6 +143,7 @@ def _overall(quantity: Quantity, by_model: Mapping[str, Groups], name: str) -> F
     pairs = {
         group: (_of_base(by_model, name, group, quantity), by_name[quantity.name])
         for group, by_name in by_model[name].items()
+        if quantity.name in by_name
     }
     bases = [base for base, _ in pairs.values() if base is not None]
     value = math.fsum(found.value for _, found in pairs.values()) / len(pairs)
