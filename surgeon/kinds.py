@@ -18,6 +18,7 @@ from surgeon.errors import EnvironmentFailure
 OWN: Mapping[str, Mapping[str, str]] = {
     "surgeon.formats": {  # in the order in which they are asked
         "fp8-block": "surgeon.formats.fp8_block:Fp8Block",
+        "mxfp4": "surgeon.formats.mxfp4:Mxfp4",
         "fp8-scaled": "surgeon.formats.fp8_scaled:Fp8Scaled",
         "fp4": "surgeon.formats.fp4:Fp4",
         "compressed-integers": "surgeon.formats.compressed_integers:CompressedIntegers",
@@ -59,6 +60,12 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "restore": "surgeon.operations.restore:Restore",
         "add": "surgeon.operations.add:Add",
         "slerp": "surgeon.operations.slerp:Slerp",
+    },
+    "surgeon.measurements": {
+        "perplexity": "surgeon.measure.perplexity:Perplexity",
+        "divergence": "surgeon.measure.divergence:Divergence",
+        "choice": "surgeon.measure.choice:Choice",
+        "tasks": "surgeon.measure.tasks:Tasks",
     },
 }
 

@@ -96,15 +96,20 @@ def _left(kind: str, name: str) -> int | None:
         return None
 
 
-def give_memory_back() -> None:
-    """Have the C library return freed memory to the system, where it can be told to (glibc).
+def hand_back_large_blocks() -> None:
+    """Have the C library (glibc) keep less freed memory for later: for a process that is surgeon's own, at its start.
 
-    Left to itself it keeps blocks of up to 32 MB for later, in every thread, so that layers that are long gone still
-    take several times their size. Large blocks made after the first call go back as they are freed, all others with
-    the next call: handing out what a layer makes anew for every batch would take a third of the time.
+    Left to itself it keeps blocks of up to 32 MB, in every thread, so that layers that are long gone still take several
+    times their size. From now on large blocks go back as they are freed, all others with `give_memory_back`: handing
+    out what a layer makes anew for every batch would take a third of the time.
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         library.mallopt(_MMAP_THRESHOLD, _LARGE_BLOCK)
         library.mallopt(_TRIM_THRESHOLD, _KEPT_AT_THE_END)
-        library.malloc_trim(0)
+
+
+def give_memory_back() -> None:
+    """Have the C library return what is freed to the system now, where it can be told to; its settings stay."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -92,6 +92,10 @@ def steps(page: str) -> Iterator[tuple[str, str]]:
 def prepare(folder: Path) -> None:
     """Lay out what the pages take for granted: models, some of them trained on, and the shipped recipes."""
     (folder / "recipes").symlink_to(ROOT / "recipes")
+    (folder / "texts").mkdir()
+    for code, shipped in (("yo", "tr"), ("en", "en")):
+        shipped_text = ROOT / "surgeon" / "assets" / "udhr30" / "eval" / f"{shipped}.txt"
+        shutil.copy(shipped_text, folder / "texts" / f"{code}.txt")
     trained = [f"out/stitch/{language}/trained/nothing-0.0003-0" for language in ("zh", "es")]
     for name in ("my-model", "A", "B", "checkpoint-500", "out/claim5/trained/nothing-0.0003-0", *trained):
         shutil.copytree(ROOT / "surgeon" / "assets" / "tiny30", folder / name)
@@ -105,7 +109,7 @@ def prepare(folder: Path) -> None:
 def run_command(command: str) -> None:
     """Run a line of a page."""
     arguments = shlex.split(command.removeprefix("$ "))[1:]
-    if arguments[0] == "cut" or (arguments[0] == "apply" and not is_published(arguments[1])):
+    if arguments[0] in ("cut", "score") or (arguments[0] == "apply" and not is_published(arguments[1])):
         recipe = "zero_core" if arguments[0] == "cut" else arguments[1]
         arguments += on_little_text(load_recipe(find_recipe(recipe)).as_written)
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)

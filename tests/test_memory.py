@@ -32,7 +32,7 @@ output: {out}
 """
 # What a run imports, so that no fork has to.
 LIBRARIES = (
-    "surgeon.model.layer_stack", "surgeon.model.verification", "surgeon.scores.grad_param", "surgeon.report.html",
+    "surgeon.model.layer_stack", "surgeon.measure.verification", "surgeon.scores.grad_param", "surgeon.report.html",
     "transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto",
     "transformers.conversion_mapping",
 )  # fmt: skip
@@ -133,3 +133,32 @@ def test_nothing_else_is_taken_for_it() -> None:
         assert memory_error(error) is None
         assert memory_error(raised(error)) is None
     assert memory_error(CheckpointError("a tensor named 'out of memory'")) is None
+
+
+def test_only_the_command_line_changes_how_the_allocator_keeps_memory() -> None:
+    """After a large block was freed, glibc takes the next one from its heap, unless the threshold was fixed."""
+    program = """
+import ctypes, sys
+from surgeon.memory import give_memory_back, hand_back_large_blocks
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+class Info(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+libc.mallinfo2.restype = Info
+if sys.argv[1] == "ours":
+    hand_back_large_blocks()
+give_memory_back()
+libc.free(libc.malloc(20 << 20))
+before = libc.mallinfo2().hblkhd
+block = libc.malloc(20 << 20)
+print(libc.mallinfo2().hblkhd > before)
+"""
+    found = {
+        whose: subprocess.run(
+            [sys.executable, "-c", program, whose], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for whose in ("callers", "ours")
+    }
+    assert found == {"callers": "False", "ours": "True"}

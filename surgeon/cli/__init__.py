@@ -10,6 +10,7 @@ import typer
 
 from surgeon.cli import looking, running, sharing, shipped, talking
 from surgeon.ending import run_to_its_end
+from surgeon.memory import hand_back_large_blocks
 
 app = typer.Typer(
     name="surgeon",
@@ -34,6 +35,7 @@ COMMANDS: tuple[tuple[Callable[..., Any], str], ...] = (
     (sharing.push, "surgeon push out/variants/core-zeroed org/core-zeroed --dry-run"),
     (shipped.recipes, "surgeon recipes zero_core --copy"),
     (shipped.languages, "surgeon languages"),
+    (shipped.choice, "surgeon choice ./tasks --languages ar,en"),
     (shipped.cache, "surgeon cache --clear"),
     (shipped.schema, "surgeon schema > recipe.schema.json"),
 )
@@ -46,6 +48,7 @@ def main() -> None:
     # Torch's threads sleep while they wait for one another. By default they spin, which on a machine that is busy with
     # anything else takes ten times as long; it makes no difference to any figure.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    hand_back_large_blocks()
     run_to_its_end(app)
 
 

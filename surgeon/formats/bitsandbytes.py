@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -41,12 +41,13 @@ class BitsAndBytes4(ScaledBlocks):
     """Codes of four bits in blocks of `size`; scales are codes themselves in blocks of `nested`, plus `offset`."""
 
     kind: ClassVar[str] = "bitsandbytes"
+    code_bits: ClassVar[int] = 4
     limit: ClassVar[float] = 1 + 2**-8  # the largest number is 1; rounding to bfloat16 may have put a value beyond it
 
     table: str = "nf4"
     size: int = 64
     nested: int = 0
-    offset: float = 0.0
+    offset: float = field(default=0.0, compare=False)  # of each tensor
 
     @classmethod
     def claim(

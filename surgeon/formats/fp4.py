@@ -41,6 +41,7 @@ class Fp4(ScaledBlocks):
     """Codes of E2M1 in groups of `wide`; `by` is the quantizer that they are named and scaled by."""
 
     kind: ClassVar[str] = "fp4"
+    code_bits: ClassVar[int] = 4
     limit: ClassVar[float] = 7.0  # half-way from 6 to what would come next
 
     wide: int = 16

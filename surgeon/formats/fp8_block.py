@@ -113,7 +113,7 @@ class Fp8Block(ScaledBlocks):
         bands, which = np.unique(rows, return_inverse=True)
         low, high = int(bands[0]) * across, (int(bands[-1]) + 1) * across
         scales = _as_float32(tensor, read.span(tensor.parts["scales"], low, high)).reshape(-1, across)
-        spread = np.repeat(scales, self.columns, axis=1)[:, :width]
+        spread = np.repeat(scales, min(self.columns, width), axis=1)[:, :width]
         with np.errstate(over="ignore", invalid="ignore"):
             numbers *= spread[which] if bands.size > 1 else spread
             values = numbers.astype(NUMPY_DTYPES[tensor.dtype]).reshape(-1)

@@ -20,6 +20,7 @@ from surgeon.formats.fp8_block import Fp8Block
 from surgeon.formats.said import COMPRESSED, require_method, weight_groups, whole
 
 _METHODS = (COMPRESSED, "modelopt", "fbgemm_fp8", "fp8", "quark")
+_WHOLE = 1 << 40  # a block wider or higher than any tensor
 _DTYPES = ("F32", "BF16", "F16", "F8_E8M0", "U8")
 
 
@@ -29,8 +30,8 @@ class Fp8Scaled(Fp8Block):
 
     kind: ClassVar[str] = "fp8-scaled"
 
-    rows: int = 1
-    columns: int = 1
+    rows: int = _WHOLE
+    columns: int = _WHOLE
     per: str = "tensor"
 
     @classmethod
@@ -69,9 +70,9 @@ class Fp8Scaled(Fp8Block):
         exponents = scale.dtype == "U8"
         if scale.dtype in _DTYPES:
             if scale.numel == 1:
-                return cls(rows, columns, exponents, "tensor")
+                return cls(_WHOLE, _WHOLE, exponents, "tensor")
             if scale.shape in ((rows,), (rows, 1)):
-                return cls(1, columns, exponents, "row")
+                return cls(1, _WHOLE, exponents, "row")
             for high, wide in sizes:
                 if scale.shape == (math.ceil(rows / high), math.ceil(columns / wide)):
                     return cls(high, wide, exponents, f"group of {wide}" if high == 1 else f"block of {high} x {wide}")

@@ -36,6 +36,11 @@ class Integers(ScaledBlocks):
     bits: int
 
     @property
+    def code_bits(self) -> int:  # type: ignore[override]
+        """Bits of one code."""
+        return self.bits
+
+    @property
     def most(self) -> int:
         """The largest code."""
         return (1 << self.bits) - 1

@@ -27,8 +27,8 @@ from surgeon.text.documents import FileLocation
 from surgeon.text.unpacked import PACKED
 
 _REACHED = 0.35  # of the best speed of matrix products alone
-_TRIED = 0.05  # seconds
-_ROWS = 1024  # of the matrices: tokens of a batch
+_TRIED = 0.1  # seconds
+_ROWS = 64  # of the matrices: so few that some products come to their end before other work takes the processor
 _FORWARD, _BOTH_WAYS = 2, 8  # operations per weight and token: the way back does the way there once more
 _DISK = 3e8  # bytes a second, copied and hashed
 _PAGE = 7.0  # seconds for the figures, none of which is kept from before
@@ -60,7 +60,8 @@ def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] 
     verify = plan.recipe.verify
     if verify is not None:
         models = 1 + len(plan.variants)
-        tokens = len(plan.verify_languages) * verify.tokens * models
+        each = verify.tokens + sum(item.tokens() for item in verify.measurements)
+        tokens = len(plan.verify_languages) * each * models
         result.append(Step("perplexity", _FORWARD * tokens * (active + head) / rate))
         if verify.prompts:
             edits = edited_entries(plan)

@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 
 from surgeon.errors import Problem, did_you_mean
 from surgeon.operations import OPERATIONS
-from surgeon.recipe.lines import KeyPath, Node, line_number, nearest
+from surgeon.recipe.lines import KeyPath, line_number
 from surgeon.recipe.written import recipe_schema
 
 
-def faults(error: ValidationError, tree: Node, origins: Mapping[KeyPath, KeyPath], most: int) -> list[Problem]:
+def faults(
+    error: ValidationError,
+    data: Any,
+    where: Callable[[KeyPath], str],
+    most: int,
+    origins: Mapping[KeyPath, KeyPath] = MappingProxyType({}),
+) -> list[Problem]:
     """Turn the schema's objections into problems, in the order of their lines.
 
     Args:
         error: of the schema.
-        tree: the data that it has read.
-        origins: for each region and variant that a sweep added, what in the recipe it is a copy of.
+        data: what it has read.
+        where: tells where a key stands in the file.
         most: how many to return; each takes a search for what was meant.
+        origins: for each region and variant that a sweep added, what in the recipe it is a copy of.
     """
-    placed = [(_place(detail, tree), detail) for detail in error.errors(include_url=False)]
+    placed = [(_place(detail, data), detail) for detail in error.errors(include_url=False)]
     placed = _without_repetitions(_without_other_choices(placed), origins)
-    placed.sort(key=lambda item: line_number(nearest(tree, item[0]).where))
-    return [Problem(nearest(tree, key).where, _what(key, detail)) for key, detail in placed[:most]]
+    placed.sort(key=lambda item: line_number(where(item[0])))
+    return [Problem(where(key), _what(key, detail)) for key, detail in placed[:most]]
 
 
-def _place(detail: Any, tree: Node) -> KeyPath:
+def _place(detail: Any, data: Any) -> KeyPath:
     """Return the key path of an objection: pydantic's, without what names a choice of the schema and is no key."""
     location = detail["loc"]
     if location[:1] == ("variants",) and location[2:3] == ("operations",):
         location = location[:4] + location[5:]  # after its number comes the operation's kind, which may be a key too
     key: list[str | int] = []
     for part in location:
-        child = tree.child(part)
-        if child is not None:
+        if (part in data) if isinstance(data, dict) else isinstance(data, list) and part in range(len(data)):
             key.append(part)
-            tree = child
+            data = data[part]
     return (*key, location[-1]) if detail["type"] == "missing" else tuple(key)
 
 

@@ -6,7 +6,7 @@ costs what is different about it, and keeps its lines.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -62,24 +62,6 @@ def plain(node: Node) -> Any:
     if isinstance(node.value, Mapping):
         return {name: plain(child) for name, child in node.value.items()}
     return node.value
-
-
-def fingerprint(node: Node) -> Hashable:
-    """Return what is equal for equal data, so that it can be looked up."""
-    if isinstance(node.value, tuple):
-        return tuple(fingerprint(child) for child in node.value)
-    if isinstance(node.value, Mapping):
-        return frozenset((name, fingerprint(child)) for name, child in node.value.items())
-    return node.value
-
-
-def size(node: Node) -> int:
-    """Return how much there is of it: its values, and a hundred characters of text count as one more."""
-    if isinstance(node.value, tuple):
-        return 1 + sum(size(child) for child in node.value)
-    if isinstance(node.value, Mapping):
-        return 1 + sum(size(child) for child in node.value.values())
-    return 1 + (len(node.value) // 100 if isinstance(node.value, str) else 0)
 
 
 def replaced(node: Node, key: KeyPath, new: Node) -> Node | None:

@@ -1,25 +1,28 @@
 """A recipe's file: composed, expanded and validated once, with all its problems reported at once.
 
-Text becomes a tree that knows its lines, `--set` puts other values into it, sweeps add their points, names are
-looked up, and the schema reads the whole. Later stages use `RecipeFile.problem` to point at the same lines.
+Text becomes a tree that knows its lines, `--set` puts other values into it, the schema reads it and names are looked
+up; then sweeps add their points. Later stages use `RecipeFile.problem` to point at the same lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from surgeon.errors import InputError, Problem, RecipeError, did_you_mean
 from surgeon.recipe.faults import faults
+from surgeon.recipe.fields import Model
 from surgeon.recipe.inline_regions import named
 from surgeon.recipe.lines import KeyPath, Node, dotted_path, line_number, nearest, plain, replaced
 from surgeon.recipe.plain_yaml import DEEPEST, LONGEST, NotYaml, read_yaml
-from surgeon.recipe.references import dangling
-from surgeon.recipe.schema import Recipe, TextSpec
+from surgeon.recipe.references import dangling, expectations
+from surgeon.recipe.schema import Recipe, RegionSpec, TextSpec, VariantSpec
 from surgeon.recipe.sweeps import Expansion, Sweep, expand
 
 _MOST_PROBLEMS = 100  # that are shown
@@ -31,17 +34,26 @@ class RecipeFile:
     """A valid recipe and where each of its keys stands.
 
     `recipe` is what is carried out: every point of a sweep is a variant, with regions of its own where it needs
-    them. `as_written` still has the sweeps, and loading it again gives the same `recipe`. `tree` has both.
+    them. `as_written` still has the sweeps, and loading it again gives the same `recipe`.
     """
 
     recipe: Recipe
     tree: Node
     as_written: Recipe
-    sweeps: Mapping[str, Sweep]
+    expansion: Expansion
+
+    @property
+    def sweeps(self) -> Mapping[str, Sweep]:
+        """The sweeps by the variant that has them."""
+        return self.expansion.sweeps
+
+    def where(self, key: KeyPath) -> str:
+        """Return where a key stands, or its nearest enclosing one; of a point of a sweep, where its value does."""
+        return self.expansion.where(key) or nearest(self.tree, key).where
 
     def problem(self, path: KeyPath, what: str) -> Problem:
-        """Make a problem that points at the line of `path`, or of its nearest enclosing key."""
-        return Problem(nearest(self.tree, path).where, what)
+        """Make a problem that points at the line of `path`."""
+        return Problem(self.where(path), what)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
@@ -58,18 +70,61 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
         raise RecipeError([Problem(f"{path}:1", "a recipe is a mapping that begins with `version: 1`")])
     for override in overrides:
         tree = _overridden(tree, override, problems)
-    expansion = expand(named(tree, problems), problems)
-    data = plain(expansion.tree)
-    found = islice(dangling(data, expansion.origins.keys(), expansion.complete), _MOST_PROBLEMS + 1)
-    problems += [Problem(nearest(expansion.tree, key).where, what) for key, what in found]
+    tree = named(tree, problems)
+    written = _validated(Recipe, plain(tree), lambda key: nearest(tree, key).where, problems)
+    return _expanded(written, tree)
+
+
+def _expanded(written: Recipe, tree: Node) -> RecipeFile:
+    """Add the points of sweeps, and look at the expectations, which may name them."""
+    problems: list[Problem] = []
+    data, expansion = plain(tree), expand(tree, problems)
+    file = RecipeFile(written, tree, written, expansion)
+    if expansion.variants or problems:
+        added = {"regions": {**data.get("regions", {}), **expansion.regions}, "variants": expansion.variants}
+        points = _validated(_Points, added, file.where, problems, expansion.origins)
+        carried_out = [
+            (point, points.variants[point] if name in expansion.sweeps else variant)
+            for name, variant in written.variants.items()
+            for point in (expansion.sweeps[name].points if name in expansion.sweeps else (name,))
+        ]
+        recipe = written.model_copy(update={"regions": points.regions, "variants": dict(carried_out)})
+        file = RecipeFile(recipe, tree, written, expansion)
+    _refuse([file.problem(*found) for found in islice(expectations(data, file.recipe.variants), _MOST_PROBLEMS + 1)])
+    return file
+
+
+class _Points(Model):
+    """What sweeps add, with the regions that are written."""
+
+    regions: dict[str, RegionSpec]
+    variants: dict[str, VariantSpec]
+
+
+Read = TypeVar("Read", bound=Model)
+
+
+def _validated(
+    schema: type[Read],
+    data: Any,
+    where: Callable[[KeyPath], str],
+    problems: list[Problem],
+    origins: Mapping[KeyPath, KeyPath] = MappingProxyType({}),
+) -> Read:
+    """Validate a recipe, or the points of its sweeps; for `origins` see `faults`.
+
+    Raises:
+        RecipeError: the problems that there are, what the schema objects to, and names that refer to nothing.
+    """
+    found = islice(dangling(data), _MOST_PROBLEMS + 1)
+    problems = [*problems, *(Problem(where(key), what) for key, what in found)]
     try:
-        whole = Recipe.model_validate(data)
+        valid = schema.model_validate(data)
     except ValidationError as error:
-        problems += faults(error, expansion.tree, expansion.origins, _MOST_PROBLEMS + 1)
-        _refuse(problems)
+        _refuse([*problems, *faults(error, data, where, _MOST_PROBLEMS + 1, origins)])
         raise AssertionError("a recipe that the schema refuses has a problem") from error
     _refuse(problems)
-    return _file(whole, expansion)
+    return valid
 
 
 def corpus_from(text: str, where: str) -> str | dict[str, str | TextSpec]:
@@ -146,21 +201,3 @@ def _refuse(problems: Sequence[Problem]) -> None:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST_PROBLEM else f"{text[:_LONGEST_PROBLEM]} ..."
-
-
-def _file(whole: Recipe, expansion: Expansion) -> RecipeFile:
-    """Part a recipe that holds sweeps and their points into what is written and what is carried out."""
-    if not expansion.sweeps:
-        return RecipeFile(whole, expansion.tree, whole, {})
-    added = expansion.origins.keys()
-    written = [name for name in whole.variants if ("variants", name) not in added]
-    carried_out = [
-        point for name in written for point in (expansion.sweeps[name].points if name in expansion.sweeps else (name,))
-    ]
-    variants = {name: whole.variants[name] for name in carried_out}
-    recipe = whole.model_copy(update={"variants": variants})
-    regions = {name: region for name, region in whole.regions.items() if ("regions", name) not in added}
-    as_written = whole.model_copy(
-        update={"regions": regions, "variants": {name: whole.variants[name] for name in written}}
-    )
-    return RecipeFile(recipe, expansion.tree, as_written, expansion.sweeps)

@@ -22,29 +22,20 @@ _MOST_CIRCLES = 10  # that are told apart
 Found: TypeAlias = Iterator[tuple[KeyPath, str]]
 
 
-def dangling(data: Mapping[str, Any], added: Collection[KeyPath], points_known: bool) -> Found:
-    """Find names that refer to nothing.
-
-    Args:
-        data: a recipe, with the points of its sweeps.
-        added: key paths of the regions and variants that sweeps added; what is written cannot name them.
-        points_known: False if the points of a sweep could not be named, so that an expectation may mean one.
-    """
+def dangling(data: Mapping[str, Any]) -> Found:
+    """Find names in a recipe that refer to nothing; expectations may name points of sweeps, see `expectations`."""
     regions, variants = _mapping(data, "regions"), _mapping(data, "variants")
-    written = {name: region for name, region in regions.items() if ("regions", name) not in added}
     for name, region in regions.items():
         if isinstance(region, dict):
-            yield from _region(name, region, regions if ("regions", name) in added else written)
+            yield from _region(name, region, regions)
         if not _is_file_name(name):
             yield ("regions", name), f"region name '{name}' cannot name a file: use letters, digits, . _ -"
-    yield from _circles(written)
+    yield from _circles(regions)
     for name, variant in variants.items():
         if isinstance(variant, dict):
-            yield from _variant(name, variant, regions if ("variants", name) in added else written)
+            yield from _variant(name, variant, regions)
         if not _is_file_name(name):
             yield ("variants", name), f"variant name '{name}' cannot name a folder: use letters, digits, . _ -"
-    if points_known:
-        yield from _expectations(data, [name for name, variant in variants.items() if not _is_swept(variant)])
 
 
 def mentions(region: Mapping[str, Any]) -> Found:
@@ -106,7 +97,8 @@ def named_regions(value: Any, key: KeyPath) -> Found:
             yield (*key, i), region
 
 
-def _expectations(data: Mapping[str, Any], variants: Collection[str]) -> Found:
+def expectations(data: Mapping[str, Any], variants: Collection[str]) -> Found:
+    """Find expectations of a recipe that are of none of the variants."""
     known = frozenset(variants)
     for i, variant in enumerate(_list(_mapping(data, "verify").get("continued_by"))):
         if isinstance(variant, str) and variant not in known:
@@ -167,10 +159,6 @@ def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _is_swept(variant: Any) -> bool:
-    return isinstance(variant, dict) and bool(variant.get("sweep"))
 
 
 def _is_file_name(name: str) -> bool:

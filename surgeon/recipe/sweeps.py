@@ -1,27 +1,31 @@
-"""Sweeps: a variant over a grid of values, expanded into plain variants and regions before anything else sees them.
+"""Sweeps: in a valid recipe, a variant over a grid of values becomes plain variants, one for each point.
 
-Every point of the grid becomes a variant of its own, named by the variant and its values: `zeroed-core-0.01`. A
-region that a swept key belongs to, or that is made from such a region, gets a copy named in the same way:
-`core-0.01`. Scores, plans and measurements then know nothing of sweeps. What does not fit the schema is passed
-over: the schema, which comes later, says so.
+A point is named by the variant and its values: `zeroed-core-0.01`. A region that a swept key belongs to, or that is
+made from such a region, gets a copy named in the same way: `core-0.01`. Scores, plans and measurements then know
+nothing of sweeps.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError
 from typing import Any
 
 from surgeon.errors import Problem, did_you_mean
 from surgeon.operations import OPERATIONS
-from surgeon.recipe.lines import KeyPath, Node, dotted_path, fingerprint, plain, replaced, size
+from surgeon.recipe.lines import KeyPath, Node, dotted_path, plain
 from surgeon.recipe.plain_yaml import DEEPEST
-from surgeon.recipe.swept_regions import Choice, SweptRegions
+from surgeon.recipe.references import named_regions
+from surgeon.recipe.swept_regions import Choice, NoPlace, RegionAtPoint, chosen, regions_at, with_value
 
-_LARGEST = 200_000  # values that all points together may have: some ten thousand points
+# Values that all points together may have, some ten thousand points: more would fill the memory before the plan could
+# say how long they take.
+_LARGEST = 200_000
 
 
 @dataclass(frozen=True)
@@ -32,179 +36,193 @@ class Sweep:
     points: Mapping[str, tuple[Any, ...]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Expansion:
-    """A recipe with the variants and regions that its sweeps add.
+    """The variants and regions that sweeps add, as data for the schema.
 
-    `origins` leads from the key path of each of these to that of what it is a copy of. `complete` is False if a sweep
-    could not be expanded.
+    `origins` leads from the key path of each of these to that of what it is a copy of, `choices` to what was chosen.
     """
 
-    tree: Node
-    sweeps: Mapping[str, Sweep]
-    origins: Mapping[KeyPath, KeyPath]
-    complete: bool
+    problems: list[Problem]
+    sweeps: dict[str, Sweep] = field(default_factory=dict)
+    variants: dict[str, Any] = field(default_factory=dict)
+    regions: dict[str, Any] = field(default_factory=dict)
+    origins: dict[KeyPath, KeyPath] = field(default_factory=dict)
+    choices: dict[KeyPath, Sequence[Choice]] = field(default_factory=dict)
+    values: int = 0  # of all that was added
+
+    def where(self, key: KeyPath) -> str | None:
+        """Return where the value stands that made what is at a key path; None if no sweep did."""
+        choices = self.choices.get(key[:2])
+        if not choices:
+            return None
+        written = (*self.origins[key[:2]], *key[2:]) if key[0] == "regions" else key[2:]
+        return max(choices, key=lambda choice: (_shared(choice.key, written), choice.axis)).where
+
+    def add(self, kind: str, name: str, origin: str, data: Any, choices: Sequence[Choice]) -> None:
+        """Add a variant or a region."""
+        (self.variants if kind == "variants" else self.regions)[name] = data
+        self.origins[kind, name], self.choices[kind, name] = (kind, origin), choices
+        self.values += _size(data)
 
 
 def expand(tree: Node, problems: list[Problem]) -> Expansion:
-    """Add the points of a recipe's sweeps to it; `problems` gains what cannot be expanded."""
-    variants = tree.mapping("variants")
-    swept = {name: variant for name, variant in variants.items() if variant.mapping("sweep")}
-    if not swept:
-        return Expansion(tree, {}, {}, True)
-    regions = SweptRegions(tree.mapping("regions"))
-    grids = _Grids(problems, regions, frozenset(variants))
-    sweeps = {name: grids.sweep(name, variant) for name, variant in swept.items()}
-    for name, added in (("regions", regions.added), ("variants", grids.variants)):
-        if added:
-            there = tree.child(name)
-            merged = Node({**tree.mapping(name), **added}, there.where if there is not None else tree.where)
-            tree = replaced(tree, (name,), merged) or tree
-    origins: dict[KeyPath, KeyPath] = {("regions", new): ("regions", old) for new, old in regions.origins.items()}
-    origins |= {("variants", new): ("variants", old) for new, old in grids.origins.items()}
-    done = {name: sweep for name, sweep in sweeps.items() if sweep is not None}
-    return Expansion(tree, done, origins, len(done) == len(sweeps))
+    """Make the points of all sweeps of a recipe; `problems` gains what cannot be expanded.
+
+    Args:
+        tree: a recipe that the schema accepts.
+        problems: of the recipe.
+    """
+    data, expansion = plain(tree), Expansion(problems)
+    for name, variant in tree.mapping("variants").items():
+        if variant.mapping("sweep"):
+            grid = _Grid(name, variant, data["variants"], data.get("regions") or {}, expansion)
+            sweep = grid.expanded()
+            if sweep is not None:
+                expansion.sweeps[name] = sweep
+    return expansion
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """The keys that an axis sets, named at `given`, and the values that they all take."""
+    """The keys that an axis sets, and the values that they all take; `given` is where the keys are named."""
 
     number: int
     keys: Sequence[KeyPath]
-    given: Node
+    given: str
     values: Sequence[Node]
     labels: Sequence[str]
 
     def choices(self, i: int) -> Iterator[Choice]:
         """What is set at a place of the axis."""
         for key in self.keys:
-            yield Choice(self.number, self.labels[i], key, self.values[i], self.given)
+            yield Choice(self.number, self.labels[i], key, plain(self.values[i]), self.values[i].where)
 
 
 @dataclass
-class _Grids:
-    """The variants that sweeps add, and the regions that these use."""
+class _Grid:
+    """One sweep: the variant `name` of a recipe's `variants`, over its `regions`."""
 
-    problems: list[Problem]
-    regions: SweptRegions
-    taken: frozenset[str]
-    variants: dict[str, Node] = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)
-    values: int = 0  # of all variants added
+    name: str
+    variant: Node
+    variants: Mapping[str, Any]
+    regions: Mapping[str, Any]
+    expansion: Expansion
 
-    def sweep(self, name: str, variant: Node) -> Sweep | None:
-        """Add a variant for each point of one sweep; None if it cannot be expanded."""
-        sweep = variant.child("sweep") or variant
-        axes = variant.mapping("sweep")
-        template = _without_sweep(variant)
+    def expanded(self) -> Sweep | None:
+        """Add a variant for each point; None if there is something wrong."""
+        axes = self.variant.mapping("sweep")
+        rest = {key: value for key, value in self.variants[self.name].items() if key != "sweep"}
+        template = {"write": False, **rest}  # points are only measured unless it says otherwise
         grid = [self._axis(number, axis) for number, axis in enumerate(axes.values())]
         if not all(axis.values for axis in grid):
             return None
-        at_each = size(template) + sum(len(axis.keys) for axis in grid)
-        if not self._has_room(sweep, math.prod(len(axis.values) for axis in grid) * at_each):
+        at_each = _size(template) + sum(len(axis.keys) for axis in grid)
+        if not self._has_room(math.prod(len(axis.values) for axis in grid) * at_each):
             return None
-        points: dict[str, tuple[Node, ...]] = {}
+        points: dict[str, tuple[Any, ...]] = {}
         for place in itertools.product(*(range(len(axis.values)) for axis in grid)):
-            point = "-".join([name, *(axis.labels[i] for axis, i in zip(grid, place, strict=True))])
-            if point in self.taken or point in self.variants:
-                self._problem(sweep, f"'{point}' would be the name of two variants; rename one")
-                return None
+            point = "-".join([self.name, *(axis.labels[i] for axis, i in zip(grid, place, strict=True))])
             choices = [choice for axis, i in zip(grid, place, strict=True) for choice in axis.choices(i)]
-            if not self._add_point(name, point, template, choices):
-                return None  # what is wrong with one point is wrong with its neighbours
-            if not self._has_room(sweep, 0):
+            # What is wrong with one point is wrong with its neighbours.
+            if not (self._is_free(point) and self._add(point, template, choices, grid) and self._has_room(0)):
                 return None
-            points[point] = tuple(axis.values[i] for axis, i in zip(grid, place, strict=True))
+            points[point] = tuple(plain(axis.values[i]) for axis, i in zip(grid, place, strict=True))
         self._refuse_twins(axes, points)
-        return Sweep(
-            {label: tuple(plain(value) for value in axis.values) for label, axis in zip(axes, grid, strict=True)},
-            {point: tuple(plain(value) for value in along) for point, along in points.items()},
-        )
-
-    def _has_room(self, sweep: Node, values: int) -> bool:
-        fits = self.values + self.regions.values + values <= _LARGEST
-        if not fits:
-            self._problem(sweep, f"its points would have more than {_LARGEST:,} values in all")
-        return fits
+        values = ((label, tuple(map(plain, axis.values))) for label, axis in zip(axes, grid, strict=True))
+        return Sweep(dict(values), points)
 
     def _axis(self, number: int, axis: Node) -> _Axis:
         """Return one axis; without values if it cannot be told what it sets."""
         given, to = axis.child("set") or axis, axis.child("to") or axis
-        texts = [node.value for node in (given, *given.items()) if isinstance(node.value, str)]
-        keys = [_key(text) for text in texts]
-        wrong = [what for text, key in zip(texts, keys, strict=True) for what in self._not_swept(text, key)]
+        keys = [_key(str(node.value)) for node in ([given] if isinstance(given.value, str) else given.items())]
+        wrong = [what for key in keys for what in self._not_swept(key)]
         for what in wrong:
-            self._problem(given, what)
+            self._problem(what, given.where)
         values = list(to.items())
-        twice = list(_repeated(values))
-        for value in twice:
-            self._problem(value, f"the value {plain(value)} is given twice")
-        if wrong or twice or not texts:
-            return _Axis(number, [], given, [], [])
-        return _Axis(number, keys, given, values, _labels([plain(value) for value in values]))
+        seen: set[str] = set()
+        for value in values:
+            text = json.dumps(plain(value), sort_keys=True)
+            if text in seen:
+                self._problem(f"the value {plain(value)} is given twice", value.where)
+                wrong.append(text)
+            seen.add(text)
+        if wrong:
+            return _Axis(number, [], given.where, [], [])
+        return _Axis(number, keys, given.where, values, _labels([plain(value) for value in values]))
 
-    def _not_swept(self, text: str, key: KeyPath) -> Iterator[str]:
+    def _not_swept(self, key: KeyPath) -> Iterator[str]:
         """Say why a key cannot be swept, if it cannot."""
         first, *rest = key
         if first == "regions" and 1 < len(rest) < DEEPEST:
-            known = self.regions.written
-            if rest[0] not in known:
-                yield f"no region '{rest[0]}'{did_you_mean(str(rest[0]), itertools.islice(known, 1000))}"
+            if rest[0] not in self.regions:
+                yield f"no region '{rest[0]}'{did_you_mean(str(rest[0]), itertools.islice(self.regions, 1000))}"
         elif first != "operations" or not 0 < len(rest) < DEEPEST:
+            text = ".".join(map(str, key))
             yield f"'{text}' cannot be swept: give a key of a region or operation, such as regions.core.select.top"
 
-    def _add_point(self, name: str, point: str, template: Node, choices: Sequence[Choice]) -> bool:
-        """Add the variant at one point, with the regions that it uses; False if a swept key has no place."""
-        regions = self.regions.at_point(choices, name)
-        made = template
-        for choice in choices:
-            if choice.key[0] == "operations":
-                changed = replaced(made, choice.key, choice.value)
-                if changed is None:
-                    self._problem(choice.given, f"the recipe has no such place as {choice.dotted}")
-                    return False
-                made = changed
-        for key, region in list(_uses(made)):
-            made = replaced(made, key, Node(regions.name_of(str(region.value)), region.where)) or made
-        if regions.misplaced is not None:
-            choice = regions.misplaced
-            self._problem(choice.given, f"the recipe has no such place as {choice.dotted}")
+    def _is_free(self, point: str) -> bool:
+        free = point not in self.variants and point not in self.expansion.variants
+        if not free:
+            self._problem(f"'{point}' would be the name of two variants; rename one")
+        return free
+
+    def _has_room(self, values: int) -> bool:
+        fits = self.expansion.values + values <= _LARGEST
+        if not fits:
+            self._problem(f"its points would have more than {_LARGEST:,} values in all")
+        return fits
+
+    def _add(self, point: str, template: Any, choices: Sequence[Choice], grid: Sequence[_Axis]) -> bool:
+        """Add the variant at one point, with the regions that it uses; False if it cannot be made."""
+        try:
+            made = template
+            for choice in choices:
+                if choice.key[0] == "operations":
+                    made = chosen(made, choice, choice.key)
+            used = [name for _, name in _uses(made)]
+            regions = regions_at(self.regions, used, choices)
+        except NoPlace as error:
+            (choice,) = error.args
+            dotted = ".".join(map(str, choice.key))
+            self._problem(f"the recipe has no such place as {dotted}", grid[choice.axis].given)
             return False
-        self.variants[point], self.origins[point] = made, name
-        self.values += size(made)
+        except CycleError as error:
+            self._problem(f"at {point} region '{error.args[1][0]}' is made from itself, in a circle")
+            return False
+        names: dict[str, str] = {}
+        for name, region in regions.items():
+            if region.axes:
+                names[name] = self._region(name, region, region.renamed(names), choices)
+        self.expansion.add("variants", point, self.name, _with_regions(made, names), choices)
         return True
 
-    def _refuse_twins(self, axes: Mapping[str, Node], points: Mapping[str, tuple[Node, ...]]) -> None:
+    def _region(self, name: str, region: RegionAtPoint, data: Any, choices: Sequence[Choice]) -> str:
+        """Add a region under a name that tells the values which make it; equal ones are shared between points."""
+        labels = {choice.axis: choice.label for choice in choices}
+        new = "-".join([name, *(labels[axis] for axis in sorted(region.axes))])
+        while (there := self.regions.get(new, self.expansion.regions.get(new))) is not None and there != data:
+            new = f"{self.name}.{new}"
+        if there is None:
+            own = [choice for choice in choices if choice.axis in region.axes]
+            self.expansion.add("regions", new, name, data, own)
+        return new
+
+    def _refuse_twins(self, axes: Mapping[str, Node], points: Mapping[str, tuple[Any, ...]]) -> None:
         """Two points that do the same are a mistake: an axis sets keys that one of them does not use."""
-        seen: dict[Hashable, str] = {}
+        seen: dict[str, str] = {}
         for other in points:
-            one = seen.setdefault(fingerprint(self.variants[other]), other)
+            one = seen.setdefault(json.dumps(self.expansion.variants[other], sort_keys=True), other)
             if one != other:
                 pairs = zip(axes.values(), points[one], points[other], strict=True)
                 axis = next(axis for axis, value, another in pairs if value != another)
-                self._problem(axis, f"{one} and {other} would be the same: nothing that they use is set by this axis")
+                what = f"{one} and {other} would be the same: nothing that they use is set by this axis"
+                self._problem(what, axis.where)
                 return
 
-    def _problem(self, node: Node, what: str) -> None:
-        self.problems.append(Problem(node.where, what))
-
-
-def _without_sweep(variant: Node) -> Node:
-    """Return what is the same at all points, which are only measured unless it says otherwise."""
-    entries = variant.value if isinstance(variant.value, Mapping) else {}  # what has a sweep is a mapping
-    rest = {key: value for key, value in entries.items() if key != "sweep"}
-    return Node({"write": Node(False, variant.where), **rest}, variant.where)
-
-
-def _repeated(values: Sequence[Node]) -> Iterator[Node]:
-    """The values that stood there before."""
-    seen: set[Hashable] = set()
-    for value in values:
-        known = fingerprint(value)
-        if known in seen:
-            yield value
-        seen.add(known)
+    def _problem(self, what: str, where: str | None = None) -> None:
+        sweep = self.variant.child("sweep") or self.variant
+        self.expansion.problems.append(Problem(where or sweep.where, what))
 
 
 def _key(text: str) -> KeyPath:
@@ -220,18 +238,31 @@ def _labels(values: Sequence[Any]) -> list[str]:
     return labels if usable else [str(i) for i in range(1, len(values) + 1)]
 
 
-def _uses(variant: Node) -> Iterator[tuple[KeyPath, Node]]:
-    """The places in a variant that name a region, and what stands there."""
-    operations = variant.child("operations")
-    for i, operation in enumerate(operations.items() if operations is not None else ()):
-        for kind in OPERATIONS:
-            region = operation.child(kind)
-            if region is not None and isinstance(region.value, str):
-                yield ("operations", i, kind), region
-            for j, one in enumerate(region.items() if region is not None else ()):
-                if isinstance(one.value, str):
-                    yield ("operations", i, kind, j), one
-    for polarity in ("freeze", "train_only"):
-        held = variant.child(polarity)
-        if held is not None and isinstance(held.value, str):
-            yield (polarity,), held
+def _uses(variant: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """The places in a variant that name a region, and the region."""
+    operations = variant.get("operations")
+    for i, operation in enumerate(operations if isinstance(operations, list) else ()):
+        for kind in OPERATIONS.keys() & (operation.keys() if isinstance(operation, dict) else ()):
+            yield from named_regions(operation[kind], ("operations", i, kind))
+    for held in ("freeze", "train_only"):
+        if isinstance(variant.get(held), str):
+            yield (held,), variant[held]
+
+
+def _with_regions(variant: Any, names: Mapping[str, str]) -> Any:
+    """Return a variant with new names of regions."""
+    for key, region in list(_uses(variant)):
+        variant = with_value(variant, key, names.get(region, region))
+    return variant
+
+
+def _size(data: Any) -> int:
+    """Return how much there is of it: its values, and a hundred characters of text count as one more."""
+    if isinstance(data, (list, dict)):
+        return 1 + sum(map(_size, data.values() if isinstance(data, dict) else data))
+    return 1 + (len(data) // 100 if isinstance(data, str) else 0)
+
+
+def _shared(one: KeyPath, other: KeyPath) -> int:
+    """Return how many parts two key paths have in common from the start."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

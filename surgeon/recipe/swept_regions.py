@@ -1,154 +1,119 @@
-"""The regions of a recipe as they are at the points of a sweep: copies of those that a swept key changes."""
+"""The regions of a recipe as they are at one point of a sweep."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import reduce
+from graphlib import TopologicalSorter
+from typing import Any
 
 from surgeon.kinds import kinds
-from surgeon.recipe.lines import KeyPath, Node, plain, replaced, size
+from surgeon.recipe.lines import KeyPath
 from surgeon.recipe.references import LONGEST_CHAIN, mentions
+
+
+class NoPlace(Exception):
+    """A swept key has no place in what it is to change."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """At one point: a key of the recipe takes a value, which is one of an axis; `given` is where the key is named."""
+    """At one point, a key of the recipe takes a value of an axis, which stands at `where`."""
 
     axis: int
     label: str
     key: KeyPath
-    value: Node
-    given: Node
+    value: Any
+    where: str
 
-    @property
-    def dotted(self) -> str:
-        """The key as it is written."""
-        return ".".join(str(part) for part in self.key)
-
-
-@dataclass
-class SweptRegions:
-    """The regions that are written, and those that points add; equal ones are shared between points."""
-
-    written: Mapping[str, Node]
-    added: dict[str, Node] = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)  # of what is added
-    values: int = 0  # of all that was added or looked at
-    _parts: dict[str, list[str]] = field(default_factory=dict)
-
-    def at_point(self, choices: Sequence[Choice], variant: str) -> RegionsAtPoint:
-        """Return the regions as they are where these choices are made for a variant."""
-        return RegionsAtPoint(self, choices, variant)
-
-    def get(self, name: str) -> Node | None:
-        """Return a region that is written or was added."""
-        return self.written.get(name) or self.added.get(name)
-
-    def parts(self, name: str) -> list[str]:
-        """Return the regions that a written one is made from."""
-        if name not in self._parts:
-            self._parts[name] = _parts_of(self.written[name])
-        return self._parts[name]
+    def changes(self, region: str) -> bool:
+        """True if the key is one of a region."""
+        return self.key[:2] == ("regions", region)
 
 
-@dataclass
-class RegionsAtPoint:
-    """The regions at one point of a grid; each is followed to those that it is made from once."""
+def with_value(data: Any, key: KeyPath, value: Any) -> Any:
+    """Return data with another value at a key path; mappings on the way are made, and `data` stays as it is.
 
-    regions: SweptRegions
-    choices: Sequence[Choice]
-    variant: str
-    misplaced: Choice | None = None  # one whose key has no place in its region
-    _known: dict[str, tuple[str, frozenset[int]]] = field(default_factory=dict)
-
-    def name_of(self, name: str) -> str:
-        """Return the name of a region as it is at this point, adding it if need be."""
-        return self._at(name, 0)[0]
-
-    def _at(self, name: str, depth: int) -> tuple[str, frozenset[int]]:
-        """Return the name of a region at this point, and the axes that change it."""
-        if name not in self._known:
-            self._known[name] = name, frozenset()  # holds for a circle, and for what is not there: refused elsewhere
-            if name in self.regions.written and depth < LONGEST_CHAIN:
-                self._known[name] = self._followed(name, depth)
-        return self._known[name]
-
-    def _followed(self, name: str, depth: int) -> tuple[str, frozenset[int]]:
-        written = self.regions.written[name]
-        own = [choice for choice in self.choices if choice.key[:2] == ("regions", name)]
-        spec = self._with_values(written, own)
-        parts = _parts_of(spec) if own else list(self.regions.parts(name))
-        self.regions.values += 1 + len(parts)
-        origin = _text_at(spec, "from")
-        if origin is not None and self._score_is_swept(origin):
-            parts.append(origin)
-        found = {part: self._at(part, depth + 1) for part in parts}
-        axes = frozenset(choice.axis for choice in own).union(*(swept for _, swept in found.values()))
-        if not axes:
-            return name, axes
-        return self._add(name, _renamed(spec, {old: new for old, (new, _) in found.items()}), axes), axes
-
-    def _with_values(self, spec: Node, choices: Sequence[Choice]) -> Node:
-        """Return a region in which swept keys have their values."""
-        for choice in choices:
-            changed = replaced(spec, choice.key[2:], choice.value)
-            if changed is None:
-                self.misplaced = self.misplaced or choice
-            else:
-                spec = changed
-        return spec
-
-    def _add(self, name: str, spec: Node, axes: frozenset[int]) -> str:
-        """Add a region under a name that tells the values which make it."""
-        labels = {choice.axis: choice.label for choice in self.choices}
-        new = "-".join([name, *(labels[axis] for axis in sorted(axes))])
-        while self.regions.get(new) not in (None, spec):
-            new = f"{self.variant}.{new}"
-        if self.regions.get(new) is None:
-            last = next(choice for choice in reversed(self.choices) if choice.axis in axes)
-            self.regions.added[new], self.regions.origins[new] = Node(spec.value, last.value.where), name
-            self.regions.values += size(spec)
-        return new
-
-    def _score_is_swept(self, name: str) -> bool:
-        """Say whether the score that a region has or takes `from` another is not the same at all points."""
-        for _ in range(LONGEST_CHAIN):
-            if any(c.key[:2] == ("regions", name) and c.key[2] in ("score", "from") for c in self.choices):
-                return True
-            region = self.regions.written.get(name)
-            origin = _text_at(region, "from") if region is not None else None
-            if origin is None:
-                return False
-            name = origin
-        return False
+    Raises:
+        NoPlace: there is no such place.
+    """
+    if not key:
+        return value
+    first, rest = key[0], key[1:]
+    if isinstance(data, dict):
+        return {**data, str(first): with_value(data.get(str(first), {}), rest, value)}
+    if isinstance(data, list) and isinstance(first, int) and first < len(data):
+        return [*data[:first], with_value(data[first], rest, value), *data[first + 1 :]]
+    raise NoPlace
 
 
-def _parts_of(spec: Node) -> list[str]:
-    """Return the regions that a region is made from."""
-    keys = kinds("surgeon.regions")
-    data = plain(Node({key: child for key in keys if (child := spec.child(key))}, spec.where))
-    return [name for _, name in mentions(data)]
+def chosen(data: Any, choice: Choice, key: KeyPath) -> Any:
+    """Return data with the value of a choice at a key path.
+
+    Raises:
+        NoPlace: there is no such place; the argument is the choice.
+    """
+    try:
+        return with_value(data, key, choice.value)
+    except NoPlace:
+        raise NoPlace(choice) from None
 
 
-def _text_at(node: Node, key: str) -> str | None:
-    child = node.child(key)
-    return child.value if child is not None and isinstance(child.value, str) else None
+@dataclass(frozen=True)
+class RegionAtPoint:
+    """A region with the values of a point, the regions that it follows, and the axes that it depends on."""
+
+    data: Any
+    parts: Sequence[str]
+    axes: frozenset[int]
+
+    def renamed(self, names: Mapping[str, str]) -> Any:
+        """Return its data with new names for the regions that it follows."""
+        names = {part: names.get(part, part) for part in self.parts}
+        data = self.data
+        for key, kind in kinds("surgeon.regions").items():
+            for below in {below for below, _ in kind.mentioned(data.get(key))}:
+                text = reduce(lambda value, part: value[part], below, data[key])
+                data = with_value(data, (key, *below), kind.renamed(text, names))
+        return {**data, "from": names.get(data["from"], data["from"])} if "from" in data else data
 
 
-def _renamed(spec: Node, names: Mapping[str, str]) -> Node:
-    """Give the regions that a region is made from their names at a point."""
-    for key, kind in kinds("surgeon.regions").items():
-        child = spec.child(key)
-        for below in {below for below, _ in kind.mentioned(plain(child))} if child is not None else ():
-            node = _below(spec, (key, *below))
-            spec = replaced(spec, (key, *below), Node(kind.renamed(node.value, names), node.where)) or spec
-    origin = _text_at(spec, "from")
-    if origin is not None and origin in names:
-        spec = replaced(spec, ("from",), Node(names[origin], _below(spec, ("from",)).where)) or spec
-    return spec
+def regions_at(written: Mapping[str, Any], used: Sequence[str], choices: Sequence[Choice]) -> dict[str, RegionAtPoint]:
+    """Return the regions that are used at a point, with what they are made from, each after its parts.
+
+    Raises:
+        NoPlace: see `chosen`.
+        CycleError: with these values a region is made from itself.
+    """
+    data: dict[str, Any] = {}
+    parts: dict[str, list[str]] = {}
+    waiting = list(used)
+    while waiting:
+        name = waiting.pop()
+        if name in written and name not in data:
+            data[name] = written[name]
+            for choice in choices:
+                if choice.changes(name):
+                    data[name] = chosen(data[name], choice, choice.key[2:])
+            parts[name] = [part for part in _followed(data[name], written, choices) if part in written]
+            waiting += parts[name]
+    found: dict[str, RegionAtPoint] = {}
+    for name in TopologicalSorter(parts).static_order():
+        own = {choice.axis for choice in choices if choice.changes(name)}
+        found[name] = RegionAtPoint(
+            data[name], parts[name], frozenset(own).union(*(found[p].axes for p in parts[name]))
+        )
+    return found
 
 
-def _below(node: Node, path: KeyPath) -> Node:
-    for key in path:
-        node = node.child(key) or Node(None, node.where)
-    return node
+def _followed(region: Any, written: Mapping[str, Any], choices: Sequence[Choice]) -> list[str]:
+    """Return the regions that one is made from; the one whose score it takes only if that score is swept."""
+    origin = name = region.get("from")
+    for _ in range(LONGEST_CHAIN):
+        if not isinstance(name, str) or name not in written:
+            break
+        if any(choice.changes(name) and choice.key[2] in ("score", "from") for choice in choices):
+            return [*(part for _, part in mentions(region)), str(origin)]
+        name = written[name].get("from")
+    return [part for _, part in mentions(region)]

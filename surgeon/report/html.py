@@ -15,10 +15,11 @@ import yaml
 
 from surgeon.checkpoint.storage import replacing
 from surgeon.report import tables
-from surgeon.report.data import Report
+from surgeon.report.data import Report, SweepReport
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
 from surgeon.report.figures import ORDERS, figures, places
-from surgeon.report.story import caveat, no_intervals, sentence, tell
+from surgeon.report.scan import EXPONENT, brightest, light_palette
+from surgeon.report.story import Story, caveat, no_intervals, sentence, tell
 from surgeon.report.templates import HERE, rendered
 from surgeon.report.words import number
 
@@ -61,11 +62,28 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
         runtime=Markup(runtime() if specs else ""),
-        data=Markup(script_data({"figures": specs, "shown": story.shown, "scans": scans})),
+        data=Markup(script_data(_data(report, story, specs, scans))),
+        long_sweeps=_long_sweeps(report),
         orders=ORDERS,
         recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
         facts=_facts(report),
     )
+
+
+def _data(report: Report, story: Story, specs: Mapping[str, Any], scans: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page's script asks for."""
+    drawn = {name: next(iter(found)) for name, found in scans.items()}
+    lit = {name: scan for name, region in drawn.items() if (scan := report.regions[region].scan) is not None}
+    full = {name: brightest(scan) for name, scan in lit.items()}
+    light = {"colours": light_palette().tolist(), "exponent": EXPONENT}
+    return {"figures": specs, "shown": story.shown, "scans": scans, "full": full, "light": light}
+
+
+def _long_sweeps(report: Report) -> dict[str, SweepReport]:
+    """Return the sweeps that have a section of their own; the draws of one control stand in the table of variants."""
+    if not report.perplexity:
+        return {}
+    return {name: sweep for name, sweep in report.sweeps.items() if list(sweep.axes) != ["seed"]}
 
 
 def _languages(report: Report, variants: Sequence[str]) -> tables.Grid:

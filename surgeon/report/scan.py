@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.report.data import RegionReport, Report, Scan
-from surgeon.report.drawing import Figure, Spec, amount, colour, finished, layer, words
+from surgeon.report.drawing import SERIES, Figure, Spec, amount, colour, finished, layer, words
 from surgeon.report.png import encoded
 from surgeon.report.story import Story, is_control
 from surgeon.report.words import percent
@@ -19,6 +19,7 @@ LIGHT = ((6, 8, 18), (40, 18, 84), (112, 30, 108), (188, 55, 84), (237, 105, 37)
 EXPONENT = 1.5  # keeps what chance does to small tensors dim
 MOST_SCANS = 8  # regions beyond those of the first picture that are drawn
 _WIDTH, _LABELLED = 350, 4
+_PROFILE = 46  # height of the profile below
 
 
 def scan_figures(report: Report, story: Story) -> list[Figure]:
@@ -28,14 +29,38 @@ def scan_figures(report: Report, story: Story) -> list[Figure]:
     first = [name for name in (story.region, story.beside) if name in scans]
     if first:
         result.append(_figure("scan", first, report, True))
-    rest = [name for name in scans if name not in first]
+    rest = [name for name in scans if name not in first[:1]]
     return result + [_figure(f"scan-{name}", [name], report, False) for name in rest[:MOST_SCANS]]
+
+
+def pooled(shares: NDArray[np.float64], most: int) -> NDArray[np.float64]:
+    """Return shares in at most so many columns: each the largest of its neighbours, so that no line is lost.
+
+    Args:
+        shares: float64 of shape (rows, columns).
+        most: columns of the result, at most.
+    """
+    columns = shares.shape[1]
+    if columns <= most:
+        return shares
+    ends = [-(-columns * (i + 1) // most) for i in range(most)]
+    starts = [columns * i // most for i in range(most)]
+    return np.stack([shares[:, start:end].max(axis=1) for start, end in zip(starts, ends, strict=True)], axis=1)
 
 
 def brightest(scan: Scan) -> float:
     """Return the share that takes full light: that of the brightest cells, norms aside, where a cell is all or none."""
     shares = scan.shares()[[i for i, (_, role) in enumerate(scan.rows) if role != "norm"]]
     return float(np.quantile(shares[shares > 0], 0.997)) if shares.any() else 1.0
+
+
+def light_palette() -> NDArray[np.uint8]:
+    """Return the colour of each of 256 levels of light: uint8 of shape (256, 3)."""
+    anchors = np.array(LIGHT, dtype=np.float64)
+    at = np.linspace(0, len(anchors) - 1, 256)
+    colours = np.stack([np.interp(at, np.arange(len(anchors)), anchors[:, i]) for i in range(3)], axis=1)
+    palette: NDArray[np.uint8] = np.rint(colours).astype(np.uint8)
+    return palette
 
 
 def picture(shares: NDArray[np.float64], full: float) -> str:
@@ -46,81 +71,97 @@ def picture(shares: NDArray[np.float64], full: float) -> str:
         full: the share that takes full light.
     """
     levels = np.rint(255 * np.minimum(shares / full, 1.0) ** EXPONENT).astype(np.uint8)
-    anchors = np.array(LIGHT, dtype=np.float64)
-    at = np.linspace(0, len(anchors) - 1, 256)
-    palette = np.stack([np.interp(at, np.arange(len(anchors)), anchors[:, i]) for i in range(3)], axis=1)
-    content = encoded(levels, np.rint(palette).astype(np.uint8))
+    content = encoded(levels, light_palette())
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
 
 
 def _figure(name: str, regions: list[str], report: Report, key: bool) -> Figure:
     scans = {region: scan for region in regions if (scan := report.regions[region].scan) is not None}
     full = brightest(scans[regions[0]])
-    rows = scans[regions[0]].rows
-    panels = [_panel(region, scan, rows, full) for region, scan in scans.items()]
-    panels[0]["layer"].append(_marks(report.regions[regions[0]], scans[regions[0]]))
-    panels[-1]["layer"].append(_lamp(full))
-    title = f"Where {regions[0]} is" + (f", and {regions[1]}" if len(regions) > 1 else "")
-    spec = finished({"vconcat": panels, "spacing": 12})
-    return Figure(name, title, _caption(regions, scans, report), spec, key=key, scans=tuple(scans))
+    marked = _marked(report.regions[regions[0]], scans[regions[0]])
+    panel = _panel(regions[0], scans[regions[0]], full)
+    panel["layer"] += [_marks(marked, scans[regions[0]]), _lamp(full)]
+    spec = finished({"vconcat": [panel, _profile(scans)], "spacing": 10})
+    caption = _caption(regions, scans[regions[0]], report, marked)
+    return Figure(name, f"Where {regions[0]} is", caption, spec, key=key, scans=tuple(scans))
 
 
-def _caption(regions: list[str], scans: dict[str, Scan], report: Report) -> str:
-    scan = scans[regions[0]]
-    of = f", {scan.width} to a column (the fullest counts)" if scan.width > 1 else ""
+def _caption(regions: list[str], scan: Scan, report: Report, marked: list[int]) -> str:
     region = report.regions[regions[0]]
     text = (
-        f"Across: the {region.hidden_size:,} dimensions of the residual stream{of}. Down: the roles, "
-        "each from the first layer to the last. Light: the share of a dimension's weights there that the region holds. "
-        "A bright line from top to bottom is a dimension that recurs through the model"
+        f"Columns are the {region.hidden_size:,} residual-stream dimensions, rows are layers grouped by role. A bright "
+        "cell holds a large share of a dimension's weights; where several dimensions share a pixel, the fullest is "
+        "shown. A bright vertical line is a dimension that recurs through the model."
     )
-    fullest = [str(item.index) for item in region.dimensions[:3]]
-    text += f"; the fullest are {', '.join(fullest)}." if fullest else "."
-    if len(regions) > 1:
-        control = ", the control" if is_control(report, regions[1]) else ""
-        text += f" Below, in the same light: {regions[1]}{control}."
-    return text
+    if marked:
+        text += f" The arrows name the fullest that stand apart: {', '.join(map(str, marked))}."
+    control = ", the control" if len(regions) > 1 and is_control(report, regions[1]) else ""
+    beside = f" and {regions[1]}{control}" if len(regions) > 1 else ""
+    return f"{text} Below: the mean over all rows, for {regions[0]}{beside}."
 
 
-def _panel(name: str, scan: Scan, rows: list[tuple[int | None, str]], full: float) -> Spec:
-    """Draw one region on the rows of the first."""
-    at = {row: i for i, row in enumerate(scan.rows)}
-    shares = np.zeros((len(rows), scan.columns))
-    shares[[i for i, row in enumerate(rows) if row in at]] = scan.shares()[[at[row] for row in rows if row in at]]
+def _panel(name: str, scan: Scan, full: float) -> Spec:
+    """Draw one region."""
+    rows, shares = scan.rows, pooled(scan.shares(), _WIDTH)
     width, height = _WIDTH, max(210, min(2 * len(rows), 480))
     roles = [role for _, role in rows]
     blocks = [
         {"role": role, "y": roles.index(role), "middle": roles.index(role) + roles.count(role) / 2}
         for role in dict.fromkeys(roles)
     ]
-    left_out = [block for block in blocks if not any(role == block["role"] for _, role in scan.rows)]
     labels = {"grid": False, "tickCount": 5, "labelExpr": f"format(datum.value * {scan.width}, 'd')"}
     across = {"domain": [0, scan.columns], "nice": False}
-    x = amount("x", title=f"{name}, by residual dimension", scale=across, axis=labels)
+    x = amount("x", title=None, scale=across, axis={**labels, "labels": False, "ticks": False})
     down = {"title": None, "scale": {"domain": [len(rows), 0], "nice": False}, "axis": None}
     look = {"width": width, "height": height, "aspect": False, "smooth": False, "align": "left", "baseline": "top"}
-    grey = {"text": "left out", "fontSize": 12, "color": "#d9dee6"}
     layers = [
         _with([{"url": picture(shares, full), "x": 0}], layer("image", look, x=x, y={"value": 0}, url=words("url"))),
         _with(blocks[1:], layer("rule", {"color": colour("ground"), "strokeWidth": 1}, y=amount("y", **down))),
         _with(blocks, layer("text", {"align": "right", "dx": -8, "fontSize": 12}, x={"value": 0},
                             y=amount("middle", **down), text=words("role"))),
-        _with(left_out, layer("text", grey, x={"value": width / 2}, y=amount("middle", **down))),
     ]  # fmt: skip
     return {"width": width, "height": height, "layer": layers}
+
+
+def _profile(scans: dict[str, Scan]) -> Spec:
+    """Draw the mean over all rows for each region, over the same dimensions as the picture above."""
+    first = next(iter(scans.values()))
+    rows = []
+    for i, (name, scan) in enumerate(scans.items()):
+        means = pooled(scan.shares().mean(axis=0)[np.newaxis], _WIDTH)[0]
+        step = scan.columns / len(means)
+        rows += [{"region": name, "x": (at + 0.5) * step, "mean": round(float(value), 5), "order": i}
+                 for at, value in enumerate(means)]  # fmt: skip
+    names = list(scans)
+    legend = {"title": None, "orient": "bottom", "symbolType": "stroke"} if len(names) > 1 else None
+    hue = words(
+        "region", scale={"domain": names, "range": [colour(SERIES[i]) for i in range(len(names))]}, legend=legend
+    )
+    labels = {"grid": False, "tickCount": 5, "labelExpr": f"format(datum.value * {first.width}, 'd')"}
+    across = amount(
+        "x", title="residual dimension", axis=labels, scale={"domain": [0, first.columns], "nice": False}
+    )  # fmt: skip
+    up = amount("mean", title=None, axis={"format": "~%", "tickCount": 2, "domain": False})
+    look = {"strokeWidth": 1.2, "interpolate": "step"}
+    return _with(rows, {"width": _WIDTH, "height": _PROFILE, **layer("line", look, x=across, y=up, color=hue)})
 
 
 def _with(rows: list[dict[str, Any]], drawn: Spec) -> Spec:
     return {"data": {"values": rows}, **drawn}
 
 
-def _marks(region: RegionReport, scan: Scan) -> Spec:
-    """Name above the picture the fullest dimensions, as many as stand clear of each other."""
+def _marked(region: RegionReport, scan: Scan) -> list[int]:
+    """Return the fullest dimensions, as many as stand clear of each other."""
     kept: list[int] = []
     for item in region.dimensions:
         clear = all(abs(item.index - other) * 12 > scan.columns * scan.width for other in kept)
         if clear and len(kept) < _LABELLED:
             kept.append(item.index)
+    return kept
+
+
+def _marks(kept: list[int], scan: Scan) -> Spec:
+    """Name the marked dimensions above the picture."""
     pointer = {"shape": "triangle-down", "filled": True, "size": 28, "color": colour("ink"), "opacity": 1}
     return {
         "data": {"values": [{"x": index / scan.width + 0.5, "said": str(index)} for index in kept]},

@@ -178,11 +178,12 @@ def test_a_mistake_is_named_with_its_line(mistake: str, tmp_path: Path) -> None:
     assert any(message in problem for problem in found), found
 
 
-def test_all_mistakes_of_a_sweep_come_at_once(tmp_path: Path) -> None:
-    found = problems(tmp_path, **{
-        "verify: {tokens: 8}\n": "", "- 0.03": "- 3", "name: r": "nmae: r", "{zero: rest}": "{zero: rset}",
-    })  # fmt: skip
-    assert [line.split(": ", 1)[0] for line in found] == [f"recipe.yaml:{line}" for line in (1, 2, 20, 21)]
+def test_all_mistakes_come_at_once_and_those_of_a_sweep_next(tmp_path: Path) -> None:
+    of_a_sweep = {"- 0.001": "- 4", "- 0.03": "- 3"}
+    found = problems(tmp_path, **of_a_sweep, **{"name: r": "nmae: r", "{zero: rest}": "{zero: rset}"})
+    assert [line.split(": ", 1)[0] for line in found] == [f"recipe.yaml:{line}" for line in (1, 2, 21)]
+    found = problems(tmp_path, **of_a_sweep)
+    assert [line.split(": ", 1)[0] for line in found] == [f"recipe.yaml:{line}" for line in (19, 20)]
 
 
 def test_a_mistake_at_all_points_is_named_once(tmp_path: Path) -> None:
@@ -239,6 +240,14 @@ def test_many_keys_at_many_points_are_refused(tmp_path: Path) -> None:
         "set: regions.core.select.top": f"set: {keys}", "to:\n          - 0.001\n          - 0.03": f"to: {values}",
     })  # fmt: skip
     assert found == ["recipe.yaml:15: its points would have more than 200,000 values in all"]
+
+
+def test_a_value_that_closes_a_circle_is_refused(tmp_path: Path) -> None:
+    found = problems(tmp_path, **{
+        "set: regions.core.select.top": "set: regions.both.combine", "- 0.001": "- core", "- 0.03": "- lines | core",
+        "[{zero: core}]": "[{zero: both}]",
+    })  # fmt: skip
+    assert found == ["recipe.yaml:15: at cut-lines_core region 'both' is made from itself, in a circle"]
 
 
 def test_regions_made_from_one_in_many_ways_are_followed_once(tmp_path: Path) -> None:

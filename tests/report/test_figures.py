@@ -24,7 +24,7 @@ from surgeon.report.drawing import COOL, HEAT, PALETTE, STRONG, Figure, svg, the
 from surgeon.report.figures import CROWDING, JACCARD, RATIOS, figures, language_groups, series, variant_figures
 from surgeon.report.png import repacked
 from surgeon.report.regions import overlap_reports, region_report
-from surgeon.report.scan import EXPONENT, brightest, picture
+from surgeon.report.scan import EXPONENT, brightest, picture, pooled
 from surgeon.report.story import tell
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -68,7 +68,7 @@ def data_of(figure: Figure) -> list[dict[str, Any]]:
 
 
 def test_all_figures_are_there_and_none_that_is_constant(drawn: dict[str, Figure], report: Report) -> None:
-    assert list(drawn) == ["perplexity", "ratios", "sweep-swept", "scan", "overlaps", "crowding"]
+    assert list(drawn) == ["perplexity", "ratios", "sweep-swept", "scan", "scan-random", "overlaps", "crowding"]
     alone = report.model_copy(update={"overlaps": [OverlapReport(left="a", right="b", jaccard=0.003, by_chance=0.004)]})
     assert "overlaps" not in {figure.name for figure in figures(alone)}
 
@@ -196,13 +196,27 @@ def test_the_scan_s_light_is_the_share_of_hits(report: Report, drawn: dict[str, 
     order = np.argsort(scan.shares().ravel(), kind="stable")
     assert (np.diff(light.ravel()[order]) >= 0).all()
     assert EXPONENT > 0
-    urls = [row["url"] for row in data_of(drawn["scan"]) if "url" in row]
-    assert len(urls) == 2  # the control is beside it, on the rows of the first
-    beside = pixels(urls[1])
-    assert beside.shape[0] == len(scan.rows)
-    norms = [i for i, (_, role) in enumerate(scan.rows) if role == "norm"]
-    assert (beside[norms] == beside[norms[0], 0]).all()
-    assert any(row.get("role") == "norm" for row in data_of(drawn["scan"]))
+    (url,) = [row["url"] for row in data_of(drawn["scan"]) if "url" in row]
+    assert (pixels(url) == pixels(picture(scan.shares(), full))).all()
+    profiles = [row for row in data_of(drawn["scan"]) if "mean" in row]  # the control is a profile below
+    assert {row["region"] for row in profiles} == {"core", "random"}
+    means = [row["mean"] for row in profiles if row["region"] == "core"]
+    np.testing.assert_allclose(means, scan.shares().mean(axis=0), atol=1e-5)
+
+
+def test_no_dimension_is_lost_on_its_way_to_the_pixels() -> None:
+    """One bright dimension stays as bright as it is, wherever it lies and however few pixels there are."""
+    for columns, most in ((576, 350), (576, 100), (351, 350), (350, 350), (16, 350)):
+        shares = np.diag(np.linspace(0.5, 1, columns))
+        seen = pooled(shares, most)
+        assert seen.shape == (columns, min(columns, most))
+        np.testing.assert_array_equal(seen.max(axis=1), shares.max(axis=1))
+
+
+def test_the_arrows_and_the_caption_name_the_same_dimensions(drawn: dict[str, Figure], report: Report) -> None:
+    marked = [row["said"] for row in data_of(drawn["scan"]) if "said" in row and "left" not in row]
+    assert marked[0] == str(report.regions["core"].dimensions[0].index)
+    assert f"that stand apart: {', '.join(marked)}." in drawn["scan"].caption
 
 
 def test_a_sweep_s_points_stand_at_their_logarithms(report: Report, drawn: dict[str, Figure]) -> None:
