@@ -22,10 +22,11 @@ import transformers
 import yaml
 
 import surgeon
+from surgeon.measure.measuring import measure_variants
+from surgeon.measure.windows import EvaluationText, evaluation_texts
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import EvaluationText, evaluation_texts, measure_variants
 from surgeon.operations import Zero
 from surgeon.plan.plan import Plan
 from surgeon.progress import Progress

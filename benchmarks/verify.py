@@ -46,7 +46,7 @@ output: {folder}/out
 
 def texts_of(plan: Any) -> dict[str, Any]:
     """Return the windows that are measured, by language."""
-    from surgeon.model.perplexity import evaluation_texts
+    from surgeon.measure.windows import evaluation_texts
     from surgeon.model.tokenizer import load_tokenizer
 
     return evaluation_texts(load_tokenizer(plan.checkpoint), plan.corpus, plan.verify_languages, plan.recipe.verify)
@@ -66,9 +66,9 @@ def plain(plan: Any, texts: dict[str, Any]) -> tuple[float, dict[str, float]]:
 
 def ours(plan: Any, texts: dict[str, Any], variants: bool) -> tuple[float, dict[str, float]]:
     """Measure the base, with the variants if wanted; also returns the processor seconds of the passes alone."""
+    from surgeon.measure.measuring import measure_variants
     from surgeon.model.editing import Variant
-    from surgeon.model.perplexity import measure_variants
-    from surgeon.model.together import load_stack
+    from surgeon.model.workplace import load_stack
     from surgeon.progress import Progress
     from surgeon.regions.make import make_regions
 

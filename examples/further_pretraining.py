@@ -27,9 +27,10 @@ import torch
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.freeze import Bundle, Frozen, freeze
+from surgeon.measure.measuring import measure_loaded
+from surgeon.measure.windows import EvaluationText
 from surgeon.model.layer_stack import Stack, make_stack
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import EvaluationText, measure_loaded
 from surgeon.model.tokenizer import load_tokenizer
 from surgeon.text.corpora import builtin_corpus
 from surgeon.text.windows import beginning, evaluation_windows, tokenize

@@ -15,10 +15,11 @@ import numpy as np
 
 from surgeon.api import plan_recipe, score
 from surgeon.checkpoint.naming import natural_key, place
+from surgeon.measure.measuring import measure_variants
+from surgeon.measure.windows import evaluation_texts
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import evaluation_texts, measure_variants
 from surgeon.model.results import Measure
 from surgeon.operations import Scale
 from surgeon.progress import Progress

@@ -18,6 +18,7 @@ from surgeon.errors import EnvironmentFailure
 OWN: Mapping[str, Mapping[str, str]] = {
     "surgeon.formats": {  # in the order in which they are asked
         "fp8-block": "surgeon.formats.fp8_block:Fp8Block",
+        "mxfp4": "surgeon.formats.mxfp4:Mxfp4",
     },
     "surgeon.scores": {
         "grad_param": "surgeon.scores.grad_param:GradParam",
@@ -52,6 +53,12 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "restore": "surgeon.operations.restore:Restore",
         "add": "surgeon.operations.add:Add",
         "slerp": "surgeon.operations.slerp:Slerp",
+    },
+    "surgeon.measurements": {
+        "perplexity": "surgeon.measure.perplexity:Perplexity",
+        "divergence": "surgeon.measure.divergence:Divergence",
+        "choice": "surgeon.measure.choice:Choice",
+        "tasks": "surgeon.measure.tasks:Tasks",
     },
 }
 

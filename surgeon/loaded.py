@@ -138,7 +138,8 @@ def perplexity(
     """
     import torch
 
-    from surgeon.model.perplexity import evaluation_texts, measure_loaded
+    from surgeon.measure.measuring import measure_loaded
+    from surgeon.measure.windows import evaluation_texts
     from surgeon.model.vocabulary import check_ids
 
     inner = _inner(model)

@@ -21,6 +21,7 @@ from surgeon.api import plan_recipe
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.kinds import OWN, kinds
 from surgeon.region.region import Region
+from surgeon.report.data import Report
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "surgeon"
@@ -39,7 +40,7 @@ regions:
   both: {{combine: few | spread}}
 variants:
   negated: {{operations: [{{negate: few}}]}}
-verify: {{tokens: 16, window: 16}}
+verify: {{tokens: 40, window: 16, hits: {{among: 5}}}}
 output: {out}
 """
 
@@ -127,6 +128,33 @@ def test_a_kind_of_region_is_narrowed_combined_and_operated_on(run: Path, llama:
         assert np.array_equal(after[name].reshape(-1), expected)
 
 
+def test_a_measurement_is_its_definition_and_stands_beside_the_base(
+    run: Path, llama: Path, recipe: Callable[..., Path]
+) -> None:
+    """In the report and on the page, by the model of transformers, whose tokens are predicted from their windows."""
+    import transformers
+
+    from surgeon.text.windows import beginning, evaluation_windows, tokenize
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
+    shares: dict[str, dict[str, float]] = {}
+    for name, folder in {"base": llama, "negated": run / "variants/negated"}.items():
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for language in ("de", "fr"):
+            tokens = tokenize(tokenizer, plan_recipe(recipe()).corpus.text(language).evaluate)
+            hits: list[bool] = []
+            for window in evaluation_windows(tokens, beginning(tokenizer), 40, 16, 16)[0]:
+                likeliest = model(torch.tensor([window.inputs])).logits[0, -len(window.labels) :].topk(5).indices
+                hits += [label in row for label, row in zip(window.labels, likeliest.tolist(), strict=True)]
+            shares.setdefault(name, {})[language] = sum(hits) / len(hits)
+    item = Report.load(run).measurements["hits"]
+    assert {name: {k: v["hits"].value for k, v in row.items()} for name, row in item.found.items()} == shares
+    changes = {language: shares["negated"][language] - shares["base"][language] for language in ("de", "fr")}
+    assert item.found["negated"]["de"]["hits"].change == changes["de"]
+    assert item.overall["negated"]["hits"].change == pytest.approx(sum(changes.values()) / 2)
+    assert "Own token among the 5 likeliest" in (run / "report.html").read_text()
+
+
 def test_words_of_such_kinds_are_told(run: Path) -> None:
     report = json.loads((run / "report.json").read_text())
     assert report["regions"]["few"]["origin"] == "first"
@@ -153,8 +181,8 @@ def classes_of(group: str) -> set[str]:
 
 def test_no_ladder_over_kinds_of_scores_or_regions() -> None:
     """No `isinstance` asks for a kind; each knows its own answers."""
-    bases = {"Score", "SampledScore", "WeightScore", "ForwardScore", "BackwardScore", "RegionKind"}
-    names = bases | classes_of("surgeon.scores") | classes_of("surgeon.regions") | classes_of("surgeon.scopes")
+    bases = {"Score", "SampledScore", "WeightScore", "ForwardScore", "BackwardScore", "RegionKind", "Measurement"}
+    names = bases.union(*map(classes_of, OWN)) - classes_of("surgeon.operations")
     found = []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -185,5 +213,5 @@ def test_every_kind_is_named_as_recipes_name_it(group: str) -> None:
             assert kind.model_fields["kind"].annotation.__args__ == (name,)
         if group == "surgeon.regions":
             assert kind.key == name
-        if group == "surgeon.operations":
+        if group in ("surgeon.operations", "surgeon.measurements"):
             assert kind.kind == name

@@ -32,7 +32,7 @@ output: {out}
 """
 # What a run imports, so that no fork has to.
 LIBRARIES = (
-    "surgeon.model.layer_stack", "surgeon.model.verification", "surgeon.scores.grad_param", "surgeon.report.html",
+    "surgeon.model.layer_stack", "surgeon.measure.verification", "surgeon.scores.grad_param", "surgeon.report.html",
     "transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto",
     "transformers.conversion_mapping",
 )  # fmt: skip

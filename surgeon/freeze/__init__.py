@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from surgeon.freeze.lightning import LightningFreeze
     from surgeon.freeze.peft import merge
     from surgeon.freeze.saved import verify_saved
+    from surgeon.freeze.sparse import adapter_region, shira
     from surgeon.freeze.tokens import token_rows
     from surgeon.freeze.trainer import FreezeCallback
     from surgeon.freeze.watch import release
 
 __all__ = [
     "Bundle", "FreezeCallback", "FreezeError", "Frozen", "LightningFreeze",
-    "freeze", "merge", "release", "token_rows", "verify_saved", "write_bundle",
+    "adapter_region", "freeze", "merge", "release", "shira", "token_rows", "verify_saved", "write_bundle",
 ]  # fmt: skip
 
 # Resolved on first use: reading a bundle needs no torch, and only the adapters need their trainers.
@@ -37,9 +38,11 @@ _HOMES = {
     "FreezeError": "surgeon.errors",
     "Frozen": "surgeon.freeze.frozen",
     "LightningFreeze": "surgeon.freeze.lightning",
+    "adapter_region": "surgeon.freeze.sparse",
     "freeze": "surgeon.freeze.frozen",
     "merge": "surgeon.freeze.peft",
     "release": "surgeon.freeze.watch",
+    "shira": "surgeon.freeze.sparse",
     "token_rows": "surgeon.freeze.tokens",
     "verify_saved": "surgeon.freeze.saved",
     "write_bundle": "surgeon.freeze.bundle",

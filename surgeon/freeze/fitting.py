@@ -23,17 +23,17 @@ from surgeon.freeze.trained import MOST, TrainedEntries
 from surgeon.region.region import Mask, Region, encode_indices, united
 
 
-def hold(bundle: Bundle, chosen: Mapping[str, list[Bound]]) -> list[Held]:
+def hold(bundle: Bundle, chosen: Mapping[str, list[Bound]], keep_values: bool = False) -> list[Held]:
     """Save the frozen values; a parameter that holds several tensors gets the union of their entries.
 
-    Where at most a tenth of the entries train, it is these that are held instead.
+    Where at most a tenth of the entries train, it is these that are held instead, unless values are to be kept.
     """
     by_parameter: dict[int, tuple[int, Parameter, dict[str, Bound]]] = {}
     for name, places in chosen.items():
         for copy, place in enumerate(places):
             entry = by_parameter.setdefault(id(place.parameter), (copy, place.parameter, {}))
             entry[2][name] = place
-    few = _few_train(bundle, [parameter for _, parameter, _ in by_parameter.values()])
+    few = not keep_values and _few_train(bundle, [parameter for _, parameter, _ in by_parameter.values()])
     region = bundle.trained if few and bundle.trained is not None else bundle.region
     held: list[Held] = []
     for copy, parameter, places_of in by_parameter.values():

@@ -70,9 +70,20 @@ def freeze(
         FreezeError: the bundle does not fit the model, or the setup is one that would break the promise.
         RegionError: the region file is damaged.
     """
-    bundle = bundle_of(model, source, train_only)
-    refuse_flat_parameters(model)
     refuse_all(optimizer)
+    bundle = bundle_of(model, source, train_only)
+    return take(model, bundle, strict, check_values)
+
+
+def take(
+    model: torch.nn.Module, bundle: Bundle, strict: bool = True, check_values: bool = True, keep_values: bool = False
+) -> Frozen:
+    """Freeze by a bundle; with `keep_values` the frozen values are saved also where only a few entries train.
+
+    Raises:
+        FreezeError: see `freeze`.
+    """
+    refuse_flat_parameters(model)
     for earlier in _frozen_in(model):
         if earlier.bundle.source == bundle.source and earlier.bundle.region == bundle.region:
             earlier.remove()  # the same again, as in a cell of a notebook that is run twice
@@ -88,7 +99,7 @@ def freeze(
         raise FreezeError(refusal(bundle, skipped))
     if skipped:
         logger.warning("not frozen: %s", refusal(bundle, skipped))
-    return Frozen(bundle, model, hold(bundle, chosen), list(chosen), skipped)
+    return Frozen(bundle, model, hold(bundle, chosen, keep_values), list(chosen), skipped)
 
 
 class Frozen:

@@ -51,15 +51,31 @@ class Variant:
         return list(result)
 
 
-def prepared(loaded: LoadedModel, variants: Sequence[Variant]) -> list[Variant]:
-    """Make the edits of variants beforehand, for models that are run through many times, unless they are too many."""
-    entries = sum(region.entries for variant in variants for region in (variant.regions or {}).values())
+def prepared(
+    loaded: LoadedModel, variants: Sequence[Variant], names: Sequence[Sequence[str]] | None = None
+) -> list[Variant]:
+    """Make the edits of variants beforehand, where they are made and undone many times, unless they are too many.
+
+    `names` are those of the tensors that each is edited in; all that it touches if not given.
+    """
+    names = [variant.touched(loaded) for variant in variants] if names is None else names
+    pairs = list(zip(variants, names, strict=True))
+    entries = sum(_entries(loaded, variant, name) for variant, tensors in pairs for name in tensors)
     if entries * budgets.EDIT_BYTES_PER_ENTRY > budgets.EDITS_BYTES:
         return list(variants)
     return [
-        replace(variant, edits={name: _edit(loaded, variant, name) for name in variant.touched(loaded)})
-        for variant in variants
+        variant
+        if variant.edits is not None or not tensors
+        else replace(variant, edits={name: _edit(loaded, variant, name) for name in tensors})
+        for variant, tensors in pairs
     ]
+
+
+def _entries(loaded: LoadedModel, variant: Variant, name: str) -> int:
+    """Return how many entries of a tensor a variant's regions hold, at most."""
+    copies = stored_copies(loaded.checkpoint.ties, name)
+    regions = (variant.regions or {}).values()
+    return sum(region[copy].entries for region in regions for copy in copies if copy in region)
 
 
 def _edit(loaded: LoadedModel, variant: Variant, name: str) -> Edit:
@@ -92,4 +108,4 @@ def edited(loaded: LoadedModel, variant: Variant, names: Iterable[str]) -> Itera
                 poke(name, variant.edits[name].indices, variant.edits[name].before)
                 continue
             indices = edited_indices(loaded.checkpoint, name, variant.operations, regions)
-            poke(name, indices, loaded.checkpoint.array(name).reshape(-1)[indices])
+            poke(name, indices, loaded.checkpoint.entries(name, indices))

@@ -30,6 +30,11 @@ class States:
         self._rows: dict[int, torch.Tensor] = {}
         self._maps: dict[int, mmap.mmap] = {}
 
+    @property
+    def on_disk(self) -> bool:
+        """True if rows are files."""
+        return self._folder is not None
+
     def put(self, row: int, batch: int, value: torch.Tensor) -> None:
         """Keep a copy of a tensor."""
         if row not in self._rows:
@@ -38,9 +43,15 @@ class States:
 
     def get(self, row: int, batch: int, device: str | torch.device = "cpu") -> torch.Tensor:
         """Return a copy of what was put there, on a device; the layers may change it in place."""
+        return self.part(row, batch, slice(None), slice(None), device)
+
+    def part(
+        self, row: int, batch: int, rows: slice, positions: slice, device: str | torch.device = "cpu"
+    ) -> torch.Tensor:
+        """Return a copy of some of its rows and positions."""
         if row not in self._rows and self._folder is not None:
             self._rows[row] = self._open(row, make=False)
-        return self._place(row, batch).to(device, copy=True)
+        return self._place(row, batch)[rows, positions].to(device, copy=True)
 
     def drop(self, row: int) -> None:
         """Forget a row, and delete its file."""

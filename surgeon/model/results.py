@@ -1,16 +1,17 @@
-"""What running models gives: perplexities and continuations, as data."""
+"""What running models gives: figures of measurements, perplexities and continuations, as data."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 # Predicted tokens of a language below which nothing is said of it in a sentence. The paired difference of two models
 # varies by some 2 nats from token to token, so that the mean of n tokens is sure to about 2 / sqrt(n): at 64 tokens to
 # a quarter of a nat, a factor of 1.3 in perplexity; with fewer a harmless cut and a harmful one look alike.
 FEWEST_TOKENS = 64
+PERPLEXITY, CONTINUATIONS = "perplexity", "continuations"  # of what is found of a model, these have a form of their own
 Stopped = Literal["length", "end", "nan"]
 
 
@@ -43,6 +44,52 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """Something that a measurement tells: `name` in the report, `title` for people, `unit` (none if empty).
+
+    `worse` says in which direction a model gets worse. `compare` says how a variant stands beside the base: by the
+    `ratio` of exponentials (the sums are logarithms, shown as their exponential), by the `difference`, or not at all,
+    since the value is a comparison with the `base` already. A `share` is shown in per cent; `chance` is what a model
+    would reach that knows nothing.
+    """
+
+    name: str
+    title: str
+    unit: str
+    worse: Literal["more", "less"]
+    compare: Literal["ratio", "difference", "base"]
+    share: bool = False
+    chance: float | None = None
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A figure, as sums over independent pieces of text, in their order: the sum of totals over that of weights."""
+
+    totals: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def value(self) -> float:
+        """The mean over all pieces; nan if they weigh nothing."""
+        weight = math.fsum(self.weights)
+        return sum(self.totals) / weight if weight else math.nan
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one measurement found of one model: by group (a language, or a task) and quantity.
+
+    `samples` are single findings, of plain data, for those who want to look at them. `quantities` are what is told,
+    where the kind itself cannot know it.
+    """
+
+    groups: dict[str, dict[str, Sums]] = field(default_factory=dict)
+    samples: tuple[dict[str, Any], ...] = ()
+    quantities: tuple[Quantity, ...] = ()
+
+
+@dataclass(frozen=True)
 class Continuation:
     """A prompt and the text that a model puts after it, in `tokens` tokens.
 
@@ -58,14 +105,20 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found, by model: `measures` per language, and `continuations` of the prompts, if there are any."""
+    """What was found, by model: `measures` (perplexities) per language, and `continuations` of the prompts, if any.
+
+    `figures` are those of all other measurements, by model and by the name of their kind.
+    """
 
     measures: dict[str, dict[str, Measure]] = field(default_factory=dict)
     continuations: dict[str, list[Continuation]] = field(default_factory=dict)
+    figures: dict[str, dict[str, Figures]] = field(default_factory=dict)
 
     def joined(self, other: Verification) -> Verification:
         """Return what both hold."""
-        return Verification(self.measures | other.measures, self.continuations | other.continuations)
+        models = dict.fromkeys((*self.figures, *other.figures))
+        figures = {name: self.figures.get(name, {}) | other.figures.get(name, {}) for name in models}
+        return Verification(self.measures | other.measures, self.continuations | other.continuations, figures)
 
     def ordered(self, names: Iterable[str]) -> Verification:
         """Return the same with its models in an order."""
@@ -73,6 +126,7 @@ class Verification:
         return Verification(
             {name: self.measures[name] for name in names if name in self.measures},
             {name: self.continuations[name] for name in names if name in self.continuations},
+            {name: self.figures[name] for name in names if name in self.figures},
         )
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from surgeon.checkpoint.scratch import own_scratch
 from surgeon.model import budgets
-from surgeon.model.editing import Variant, edited
+from surgeon.model.editing import Variant, edited, prepared
 from surgeon.model.embedding_and_head import enter_all, head_chunks, hidden_layout
 from surgeon.model.hidden_states import States, bytes_needed
 from surgeon.model.layer_stack import Arguments, Stack
@@ -37,6 +38,11 @@ class _Model:
     row: int
     batches: Sequence[int]
 
+    @cached_property
+    def uses(self) -> frozenset[int]:
+        """The batches that it is run on, to ask for one of them."""
+        return frozenset(self.batches)
+
 
 def run_models(
     stack: Stack,
@@ -50,9 +56,9 @@ def run_models(
 ) -> None:
     """Run variants, the base among them, on batches of token ids, shape (rows, length).
 
-    `take` gets the logits chunk by chunk, of those parts of batches that are `wanted`, for each variant and those
-    batches that it `uses`. `advance` is called with the number of batches that went through a layer or the head, see
-    `work`.
+    `take` gets the logits chunk by chunk, of those parts of batches that are `wanted`: of each chunk those of all
+    variants that use the batch, one after the other in their order, so that what compares them with the first keeps one
+    chunk. `advance` is called with the number of batches that went through a layer or the head, see `work`.
 
     Raises:
         CheckpointError: a variant edits a tensor that is no parameter of the model.
@@ -171,16 +177,20 @@ def _run_heads(
     wanted: Wanted,
     advance: Callable[[int], None],
 ) -> None:
-    with stack.loaded.weights.resident(stack.outer("out")):
-        for i, model in enumerate(models):
-            row = model.row if model.first < len(stack.layers) else 0
-            with edited(stack.loaded, model.variant, _resident(stack, model, "out")):
-                for batch in model.batches:
-                    hidden = states.get(row, batch, stack.loaded.device)
-                    for rows, positions in head_chunks(stack, batches[batch]):
-                        if wanted(batch, rows, positions):
-                            take(i, batch, rows, positions, stack.head(hidden[rows, positions]))
-                    advance(1)
+    loaded, names = stack.loaded, [_resident(stack, model, "out") for model in models]
+    with loaded.weights.resident(stack.outer("out")):
+        variants = prepared(loaded, [model.variant for model in models], names)
+        for batch, ids in enumerate(batches):
+            users = [i for i, model in enumerate(models) if batch in model.uses]
+            for rows, positions in head_chunks(stack, ids) if users else ():
+                if not wanted(batch, rows, positions):
+                    continue
+                for i in users:
+                    row = models[i].row if models[i].first < len(stack.layers) else 0
+                    hidden = states.part(row, batch, rows, positions, loaded.device)
+                    with edited(loaded, variants[i], names[i]):
+                        take(i, batch, rows, positions, stack.head(hidden))
+            advance(len(users))
 
 
 def _run_whole(
@@ -190,10 +200,12 @@ def _run_whole(
     take: Take,
     advance: Callable[[int], None],
 ) -> None:
+    names = [[name for names in model.names.values() for name in names] for model in models]
     with stack.loaded.weights.resident(stack.outer()):
-        for i, model in enumerate(models):
-            with edited(stack.loaded, model.variant, [name for names in model.names.values() for name in names]):
-                for batch in model.batches:
-                    rows, length = batches[batch].shape
-                    take(i, batch, slice(0, rows), slice(0, length), stack.whole(batches[batch]))
-                    advance(1)
+        variants = prepared(stack.loaded, [model.variant for model in models], names)
+        for batch, ids in enumerate(batches):
+            rows, length = ids.shape
+            for i in (i for i, model in enumerate(models) if batch in model.uses):
+                with edited(stack.loaded, variants[i], names[i]):
+                    take(i, batch, slice(0, rows), slice(0, length), stack.whole(ids))
+                advance(1)

@@ -6,13 +6,14 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, WithJsonSchema, create_model, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, create_model, field_validator, model_validator
 
 from surgeon.kinds import kinds
 from surgeon.operations import AnyOperation
 from surgeon.recipe.fields import Count, Model
 
 if TYPE_CHECKING:
+    from surgeon.measure.base import Measurement
     from surgeon.regions.base import RegionKind
     from surgeon.regions.share import Share
     from surgeon.scores.base import Score
@@ -183,8 +184,12 @@ class ExpectSpec(Model):
         return self
 
 
-class VerifySpec(Model):
-    """How perplexity is measured (docs/method.md)."""
+_ALWAYS = "perplexity"  # the measurement that needs no key
+_MEASUREMENTS = {name: kind for name, kind in kinds("surgeon.measurements").items() if name != _ALWAYS}
+
+
+class VerifyBase(Model):
+    """What is measured, and how (docs/method.md). Perplexity always is; every other measurement has a key."""
 
     languages: Literal["all"] | Annotated[list[str], Field(min_length=1)] = Field(
         "all", description="codes of the corpus's languages to measure"
@@ -200,8 +205,14 @@ class VerifySpec(Model):
     )
     new_tokens: Count = Field(20, description="per prompt, at most; always the likeliest token")
 
+    @property
+    def measurements(self) -> list[Measurement]:
+        """What is to be measured, perplexity first."""
+        others = [getattr(self, name) for name in _MEASUREMENTS]
+        return [kinds("surgeon.measurements")[_ALWAYS](), *(item for item in others if item is not None)]
+
     @model_validator(mode="after")
-    def _stride_fits(self) -> VerifySpec:
+    def _stride_fits(self) -> VerifyBase:
         if self.stride is not None and self.stride > self.window:
             raise ValueError(
                 f"stride {self.stride} is longer than the window of {self.window}: tokens would be skipped"
@@ -211,6 +222,33 @@ class VerifySpec(Model):
     def without_prompts(self) -> VerifySpec:
         """Return what holds for a model that continues nothing."""
         return self.model_copy(update={"prompts": [], "continued_by": None})
+
+
+def _switched(kind: type[Any]) -> Any:
+    """Return the type of a measurement's key: its own keys, or `true` for their defaults, or `false`."""
+
+    def meant(value: Any) -> Any:
+        return {} if value is True else None if value is False else value
+
+    return Annotated[kind | None, BeforeValidator(meant, json_schema_input_type=kind | bool | None)]
+
+
+if TYPE_CHECKING:
+    VerifySpec: TypeAlias = VerifyBase
+else:
+    VerifySpec = create_model(
+        "VerifySpec",
+        __base__=VerifyBase,
+        __module__=__name__,
+        __doc__=VerifyBase.__doc__,
+        **{
+            name: (
+                _switched(kind),
+                Field(kind() if kind.on_by_default else None, description=f"{kind.description}; `false`: not measured"),
+            )
+            for name, kind in _MEASUREMENTS.items()
+        },
+    )
 
 
 class TextSpec(Model):

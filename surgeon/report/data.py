@@ -153,18 +153,78 @@ class Summary(Model):
     high: float | None = None
 
 
+class EncodingReport(Model):
+    """What it took to encode a variant's new values in the format of its quantized weights.
+
+    `blocks` are those of which an entry was encoded anew; of them `rescaled` got another scale. `rounded` entries hold
+    another value than was asked for, or than they had; `largest` is the largest of these errors, `norm` their L2 norm.
+    """
+
+    blocks: int
+    rescaled: int
+    rounded: int
+    largest: float
+    norm: float
+
+
+class Figure(Model):
+    """What was measured of a model in one group (a language, or a task), over `pieces` independent pieces of it.
+
+    `change` is the ratio or difference to the base, as the quantity says; None for the base itself, and where the value
+    is a comparison with the base already. `low` and `high` bound the change, or else the value (see
+    measure/intervals.py); None where one piece alone was measured.
+    """
+
+    value: float
+    pieces: int
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class QuantityReport(Model):
+    """What a figure is: its `name`, `title`, `unit` and direction (`worse`), and how it stands beside the base's.
+
+    Of `compare`: `ratio` and `difference` are those to the base, `base` says that the value is a comparison itself. A
+    `share` is between 0 and 1; `chance` is what a model reaches that knows nothing.
+    """
+
+    name: str
+    title: str
+    unit: str
+    worse: Literal["more", "less"]
+    compare: Literal["ratio", "difference", "base"]
+    share: bool = False
+    chance: float | None = None
+
+
+class MeasurementReport(Model):
+    """One kind of measurement: its quantities, and its figures by variant, group and quantity.
+
+    `by` says what the groups are; `overall` are means over them (geometric ones where the comparison is a ratio).
+    """
+
+    title: str
+    by: str
+    quantities: list[QuantityReport]
+    found: dict[str, dict[str, dict[str, Figure]]]
+    overall: dict[str, dict[str, Figure]]
+
+
 class VariantReport(Model):
     """A variant, written or not; `path` is set if it was written.
 
     `entries` counts the entries that its operations act on, `changed` those whose bits are others afterwards (zeroing
     zeros changes nothing), `norm_removed` is the L2 norm of the difference over all of them. Stored copies of a tied
-    weight count once. None in reports of before these were counted.
+    weight count once. None in reports of before these were counted. `encoding` is there for quantized weights: what
+    encoding new values added beside that.
     """
 
     operations: list[str]
     entries: int
     changed: int | None = None
     norm_removed: float | None = None
+    encoding: EncodingReport | None = None
     written: bool
     path: str | None = None
     bytes: int | None = None
@@ -264,6 +324,7 @@ class Report(Model):
     method: dict[str, Any] = {}
     perplexity: dict[str, dict[str, Perplexity]] = {}
     summary: dict[str, Summary] = {}
+    measurements: dict[str, MeasurementReport] = {}
     generations: dict[str, list[Continuation]] = {}
     expectations: list[Expectation] = []
     pushed: dict[str, PushReport] = {}
@@ -356,6 +417,15 @@ class Report(Model):
             update={
                 "perplexity": {name: row for name, row in self.perplexity.items() if name in kept},
                 "summary": {name: summary for name, summary in self.summary.items() if name in kept},
+                "measurements": {
+                    kind: item.model_copy(
+                        update={
+                            key: {name: row for name, row in getattr(item, key).items() if name in kept}
+                            for key in ("found", "overall")
+                        }
+                    )
+                    for kind, item in self.measurements.items()
+                },
             }
         )
 

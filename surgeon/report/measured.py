@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from surgeon.model.intervals import Interval, language_interval, mean_interval
-from surgeon.model.results import Measure, exponential, geometric_mean
+from surgeon.measure.intervals import (
+    Interval,
+    change_interval,
+    language_interval,
+    mean_change_interval,
+    mean_interval,
+)
+from surgeon.model.results import PERPLEXITY, Measure, Quantity, Sums, Verification, exponential, geometric_mean
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.recipe.sweeps import Sweep
-from surgeon.report.data import Expectation, OverSeeds, Perplexity, Summary, SweepReport
+from surgeon.report.data import (
+    Expectation,
+    Figure,
+    MeasurementReport,
+    OverSeeds,
+    Perplexity,
+    QuantityReport,
+    Summary,
+    SweepReport,
+)
 from surgeon.report.words import count, number
 
+if TYPE_CHECKING:
+    from surgeon.measure.base import Measurement
+
 Measures: TypeAlias = Mapping[str, Mapping[str, Measure]]  # by model, then by language
+Groups: TypeAlias = Mapping[str, Mapping[str, Sums]]  # of one model: by group, then by quantity
 
 
 def perplexity(measured: Measure, interval: Interval | None = None) -> Perplexity:
@@ -43,6 +63,99 @@ def _bounds(interval: Interval | None) -> dict[str, float]:
 def _mean_interval(measures: Measures, name: str) -> Interval | None:
     base, other = ({code: item.windows for code, item in measures[key].items()} for key in ("base", name))
     return None if name == "base" else mean_interval(base, other)
+
+
+def measurement_reports(found: Verification, made: Sequence[Measurement]) -> dict[str, MeasurementReport]:
+    """Turn the figures of all measurements into their entries, with intervals, and beside the base's."""
+    reports = {}
+    for item in made:
+        by_model = _by_model(found, item.kind)
+        quantities = _quantities(found, item)
+        table = {
+            name: {
+                group: {
+                    quantity.name: _figure(
+                        quantity, group, by_name[quantity.name], _of_base(by_model, name, group, quantity)
+                    )
+                    for quantity in quantities
+                    if quantity.name in by_name
+                }
+                for group, by_name in groups.items()
+            }
+            for name, groups in by_model.items()
+        }
+        overall = {
+            name: {
+                quantity.name: _overall(quantity, by_model, name)
+                for quantity in quantities
+                if any(quantity.name in by_name for by_name in groups.values())
+            }
+            for name, groups in by_model.items()
+        }
+        if table:
+            reports[item.kind] = MeasurementReport(
+                title=item.description,
+                by=item.grouped_by,
+                quantities=[QuantityReport(**asdict(quantity)) for quantity in quantities],
+                found=table,
+                overall=overall,
+            )
+    return reports
+
+
+def _quantities(found: Verification, item: Measurement) -> list[Quantity]:
+    """Return what a measurement tells; where it says so with its figures, what it told of any model."""
+    figures = (by_kind[item.kind] for by_kind in found.figures.values() if item.kind in by_kind)
+    with_them = {quantity.name: quantity for one in figures for quantity in one.quantities}
+    return [*item.quantities(), *with_them.values()]
+
+
+def _by_model(found: Verification, kind: str) -> dict[str, Groups]:
+    if kind != PERPLEXITY:
+        return {name: by_kind[kind].groups for name, by_kind in found.figures.items() if kind in by_kind}
+    return {
+        name: {
+            language: {
+                PERPLEXITY: Sums(tuple(nll for nll, _ in item.windows), tuple(float(n) for _, n in item.windows))
+            }
+            for language, item in by_language.items()
+        }
+        for name, by_language in found.measures.items()
+    }
+
+
+def _of_base(by_model: Mapping[str, Groups], name: str, group: str, quantity: Quantity) -> Sums | None:
+    if name == "base" or quantity.compare == "base":
+        return None
+    return by_model.get("base", {}).get(group, {}).get(quantity.name)
+
+
+def _figure(quantity: Quantity, group: str, found: Sums, base: Sums | None) -> Figure:
+    shown = exponential if quantity.compare == "ratio" else float
+    alone = base is None and quantity.compare == "ratio"  # the interval of a perplexity says nothing of a model
+    bounds = None if alone else change_interval(base, found, group)
+    change = None if base is None else shown(found.value - base.value)
+    return Figure(value=shown(found.value), pieces=len(found.weights), change=change, **_shown(bounds, shown))
+
+
+def _overall(quantity: Quantity, by_model: Mapping[str, Groups], name: str) -> Figure:
+    shown = exponential if quantity.compare == "ratio" else float
+    pairs = {
+        group: (_of_base(by_model, name, group, quantity), by_name[quantity.name])
+        for group, by_name in by_model[name].items()
+        if quantity.name in by_name
+    }
+    bases = [base for base, _ in pairs.values() if base is not None]
+    value = math.fsum(found.value for _, found in pairs.values()) / len(pairs)
+    compared = len(bases) == len(pairs)
+    bounds = None if quantity.compare == "ratio" and not compared else mean_change_interval(pairs)
+    change = shown(value - math.fsum(base.value for base in bases) / len(bases)) if compared else None
+    pieces = sum(len(found.weights) for _, found in pairs.values())
+    return Figure(value=shown(value), pieces=pieces, change=change, **_shown(bounds, shown))
+
+
+def _shown(interval: Interval | None, shown: Callable[[float], float]) -> dict[str, float]:
+    return {} if interval is None else {"low": shown(interval.low), "high": shown(interval.high)}
 
 
 def sweep_report(sweep: Sweep, summary: Mapping[str, Summary]) -> SweepReport:

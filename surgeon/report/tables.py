@@ -9,9 +9,19 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from surgeon.model.results import exponential
-from surgeon.report.data import OverSeeds, Perplexity, RegionReport, Report, Summary
+from surgeon.report.data import Figure, OverSeeds, Perplexity, QuantityReport, RegionReport, Report, Summary
 from surgeon.report.story import SAME, scored_languages
-from surgeon.report.words import coordinate, interval, is_number, number, percent, roles_in_order, size
+from surgeon.report.words import (
+    coordinate,
+    count,
+    interval,
+    is_number,
+    number,
+    percent,
+    quantity_text,
+    roles_in_order,
+    size,
+)
 from surgeon.text.languages import Language, language
 
 TIMES = "×\u00a0base"
@@ -130,8 +140,21 @@ def variants_table(report: Report, folder: Path | None = None) -> Grid:
             rows.append(Row(_cells(*_over_seeds(report, name, group), *[""] * 4)))
     if rows and "base" in report.summary:
         rows.insert(0, Row(_cells("base", *[""] * 5, _summed(report.summary["base"])[0], *[""] * 3)))
-    note = "Perplexity is the geometric mean over the languages."
+    note = " ".join(["Perplexity is the geometric mean over the languages.", *_encoding_words(report)])
     return Grid("Variants", heads, rows, note, (INTERVAL, "operations", "written to"))
+
+
+def _encoding_words(report: Report) -> list[str]:
+    """Say what encoding the new values of quantized weights added."""
+    lines = []
+    for name, variant in report.variants.items():
+        done = variant.encoding
+        if done is not None and done.rounded:
+            lines.append(
+                f"{name}: {count(done.blocks, 'block')} encoded anew, {done.rescaled:,} of them with another scale; "
+                f"rounding adds an error of at most {done.largest:.3g}, L2 {done.norm:.4g}."
+            )
+    return lines
 
 
 def _over_seeds(report: Report, name: str, group: OverSeeds) -> list[Value]:
@@ -200,6 +223,58 @@ def _beside(perplexity: str, times: Cell, note: str = "") -> Cell:
 def _means(items: Sequence[Summary]) -> list[Cell]:
     cells = [_beside(number(item.geometric_mean_perplexity), _times(item.ratio_to_base)) for item in items[1:]]
     return _cells("geometric mean", _summed(items[0])[0], *cells, "", "", "")
+
+
+def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> list[Grid]:
+    """Show a measurement, a table per quantity: a row per group, the base's value, and beside it each variant's."""
+    item = report.measurements[kind]
+    shown = [name for name in ("base", *variants) if name in item.found]
+    grids = []
+    for quantity in item.quantities:
+        rows = []
+        for group in dict.fromkeys(group for name in shown for group in item.found[name]):
+            name = report.language(group).name if item.by == "language" else group
+            figures = [item.found[model].get(group, {}).get(quantity.name) for model in shown]
+            rows.append(Row(_cells(name, *(_measured(quantity, figure) for figure in figures))))
+        means = [_measured(quantity, item.overall[model].get(quantity.name)) for model in shown]
+        chance = "" if quantity.chance is None else f" By chance {quantity_text(quantity, quantity.chance)}."
+        note = f"{'More' if quantity.worse == 'more' else 'Less'} is worse.{chance}"
+        note += "" if quantity.compare == "base" else " In brackets the change from the base."
+        grids.append(Grid(_titled(quantity), (item.by, *shown), rows, note, foot=_cells("mean", *means)))
+    return grids
+
+
+def _titled(quantity: QuantityReport) -> str:
+    title = quantity.title + (f", {quantity.unit}" if quantity.unit else "")
+    return title[:1].upper() + title[1:]
+
+
+def summary_table(report: Report) -> Grid:
+    """Show every measurement but perplexity over all groups: a row per variant, a column per quantity."""
+    told = [(kind, quantity) for kind, item in report.measurements.items() if kind != "perplexity"
+            for quantity in item.quantities]  # fmt: skip
+    names = dict.fromkeys(name for kind, _ in told for name in report.measurements[kind].overall)
+    rows = []
+    for name in names:
+        figures = [
+            (quantity, report.measurements[kind].overall.get(name, {}).get(quantity.name)) for kind, quantity in told
+        ]
+        rows.append(Row(_cells(name, *(_measured(quantity, figure) for quantity, figure in figures))))
+    heads = [_titled(quantity) for _, quantity in told]
+    note = "Means over all languages or tasks; in brackets the change from the base."
+    return Grid("Other measurements", ("variant", *heads), rows, note)
+
+
+def _measured(quantity: QuantityReport, figure: Figure | None) -> Cell:
+    """Show a value, and in brackets its interval or the change's."""
+    if figure is None:
+        return Cell("-")
+    said = quantity_text(quantity, figure.value)
+    if figure.change is not None:
+        said += f" ({quantity_text(quantity, figure.change, change=True)})"
+    bounds = [] if figure.low is None or figure.high is None else [figure.low, figure.high]
+    note = " to ".join(quantity_text(quantity, bound, change=figure.change is not None) for bound in bounds)
+    return Cell(said, _order(figure.value), note=f"interval {note}" if note else "")
 
 
 def sweep_table(report: Report, name: str) -> Grid:

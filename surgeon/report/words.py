@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgeon.checkpoint.naming import ROLES
+
+if TYPE_CHECKING:
+    from surgeon.report.data import QuantityReport
 
 
 def count(number_of: int, thing: str) -> str:
@@ -66,6 +69,20 @@ def coordinate(value: Any) -> str:
         if isinstance(value, dict)
         else str(value)
     )
+
+
+def quantity_text(quantity: QuantityReport, value: float, change: bool = False) -> str:
+    """Format a measured value, or its change from the base's, which has a sign where it is a difference."""
+    if change and quantity.compare == "ratio":
+        return f"×{number(value)}"
+    if math.isnan(value) or math.isinf(value):
+        return number(value)
+    value = 0.0 if abs(value) < 1e-6 else value  # below that, sums of float32 are rounding
+    sign = "\u2212" if value < 0 else "+" if change else ""
+    if quantity.share:
+        return f"{sign}{abs(100 * value):.1f} " + ("points" if change else "%")
+    size = abs(value)
+    return sign + (number(size) if size >= 10 else f"{size:.3f}" if size >= 0.1 else f"{size:.2g}")
 
 
 def stopped_note(stopped: str) -> str:

@@ -25,6 +25,7 @@ from surgeon.report.tables import (
     Grid,
     languages_table,
     regions_table,
+    summary_table,
     sweep_table,
     variants_table,
 )
@@ -259,6 +260,8 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
             parts.append(perplexity_view(report, shown))
         for sweep in (sweep_table(report, name) for name in report.sweeps):
             parts.append(grid_table(sweep.columns(*range(len(sweep.heads) - 1))))
+        if (others := summary_table(report)).rows:
+            parts.append(grid_table(others))
         method = report.method
         parts.append(
             told(

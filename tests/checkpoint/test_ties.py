@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.ties import NEVER_TIED, TIED_BY_DEFAULT, stored_copies, tied_groups
+from surgeon.measure.measuring import measure_variants
+from surgeon.measure.windows import evaluation_texts
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack, make_stack
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import evaluation_texts, measure_variants
 from surgeon.operations import Noise, Operation, Zero
 from surgeon.operations.edits import EditCount, count_edits, make_edit
 from surgeon.progress import Progress

@@ -1,8 +1,8 @@
-"""A package of somebody else's: three scores, a kind of region, a scope and an operation, a few lines each."""
+"""A package of somebody else's: three scores, a region, a scope, an operation and a measurement, a few lines each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +12,8 @@ from pydantic import Field
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
+from surgeon.measure.base import Measurement, Seen
+from surgeon.model.results import Quantity
 from surgeon.operations import Operation, Target
 from surgeon.recipe.fields import Count, Model
 from surgeon.region.region import Region
@@ -132,3 +134,21 @@ class Negate(Operation):
     def new_values(self, values: NDArray[Any], target: Target) -> NDArray[Any]:
         """Return the values with the other sign."""
         return -values
+
+
+class Hits(Measurement):
+    """How often the text's own token is among the likeliest."""
+
+    among: Count = Field(1, description="how many of the likeliest")
+
+    kind: ClassVar[str] = "hits"
+    description: ClassVar[str] = "how often the text's own token is among the likeliest"
+
+    def quantities(self) -> Sequence[Quantity]:
+        """Return the one."""
+        return [Quantity("hits", f"own token among the {self.among} likeliest", "", "less", "difference", share=True)]
+
+    def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
+        """Return 1 where it is, else 0."""
+        likeliest = seen.outputs.logits.topk(self.among).indices
+        return {"hits": (likeliest == seen.labels[..., None]).any(-1).float()}

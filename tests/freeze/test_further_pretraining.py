@@ -18,10 +18,10 @@ from freezing import compare, inside_by_diff, saved_state
 
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.measure.measuring import measure_variants
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import measure_variants
 from surgeon.progress import Progress
 from surgeon.region.region import Region
 from surgeon.report.drawing import PALETTE, SERIES

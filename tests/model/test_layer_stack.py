@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.measure.measuring import measure_variants
+from surgeon.measure.windows import evaluation_texts
 from surgeon.model import budgets, hidden_states
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack, make_stack
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import evaluation_texts, measure_variants
 from surgeon.operations import Zero
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec

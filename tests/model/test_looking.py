@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.measure.measuring import measure_variants
+from surgeon.measure.windows import EvaluationText
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack, make_stack
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import EvaluationText, measure_variants
 from surgeon.progress import Progress
 from surgeon.text.windows import Window
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from surgeon.model.results import Continuation, Measure, Verification, exponential, geometric_mean
+from surgeon.model.results import Continuation, Figures, Measure, Sums, Verification, exponential, geometric_mean
 
 
 def test_figures_are_their_definitions() -> None:
@@ -35,6 +35,9 @@ def test_results_are_joined_and_put_in_order() -> None:
     left, right = Verification({"cut": one}, {"cut": said}), Verification({"base": two, "more": one}, {"more": said})
     both = left.joined(right)
     assert both == Verification({"cut": one, "base": two, "more": one}, {"cut": said, "more": said})
+    assert not both.figures
+    kinds = [Verification(figures={"cut": {kind: Figures({"de": {kind: Sums((1.0,), (2.0,))}})}}) for kind in "ab"]
+    assert set(kinds[0].joined(kinds[1]).figures["cut"]) == {"a", "b"}  # one model, measured twice
     ordered = both.ordered(name for name in ("more", "nowhere", "base"))
     assert list(ordered.measures) == ["more", "base"]
     assert ordered == Verification({"more": one, "base": two}, {"more": said})

@@ -12,9 +12,9 @@ from conftest import ModelMaker, byte_tokenizer
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import InputError
+from surgeon.measure.verification import verify
 from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model
-from surgeon.model.verification import verify
 from surgeon.model.vocabulary import check_ids
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec

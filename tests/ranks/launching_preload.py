@@ -11,9 +11,9 @@ import transformers.models.llama.modeling_llama
 import transformers.models.mixtral.modeling_mixtral
 
 import surgeon.api
+import surgeon.measure.verification
 import surgeon.model.continuations
 import surgeon.model.model
-import surgeon.model.verification
 import surgeon.report.figures
 import surgeon.scoring.shared
 from surgeon.checkpoint.checkpoint import Checkpoint

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.store import keep_value
-from surgeon.model import verification_cache
-from surgeon.model.results import Continuation, Measure, Verification
-from surgeon.model.verification_cache import keep, kept_path, load_kept
+from surgeon.measure import verification_cache
+from surgeon.measure.verification_cache import keep, kept_path, load_kept
+from surgeon.model.results import Continuation, Figures, Measure, Sums, Verification
 from surgeon.operations import Scale, Zero
 from surgeon.recipe.schema import ExpectSpec, VerifySpec
 from surgeon.region.region import Region
@@ -78,7 +78,11 @@ OTHERWISE: dict[str, tuple[str, Any]] = {
 def test_whatever_figures_depend_on_gives_them_another_name(what: str, llama: Path) -> None:
     argument, value = OTHERWISE[what]
     checkpoint = Checkpoint.open(llama)
-    assert kept_path(checkpoint, **{**GIVEN, argument: value}) != kept_path(checkpoint, **GIVEN)
+    kind = "continuations" if what in ("prompts", "new tokens") else "divergence"
+    assert kept_path(checkpoint, **{**GIVEN, argument: value, "kind": kind}) != kept_path(
+        checkpoint, **GIVEN, kind=kind
+    )
+    assert kept_path(checkpoint, **GIVEN) != kept_path(checkpoint, **GIVEN, kind=kind)
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
@@ -123,14 +127,18 @@ def test_figures_come_back_as_they_were_not_a_number_and_infinities_too(tmp_path
         "it": Measure(math.nan, 1, 2),
     }
     said = [Continuation("a", "b\nc", 3, "length"), Continuation("d", "", 0, "nan")]
-    other = {"de": Measure(1.0, 1, 1)}
-    found = Verification({"cut": measures, "base": other}, {"cut": said})
-    keep(tmp_path / "cut.json", "cut", found)
-    keep(tmp_path / "base.json", "base", found)
-    again = load_kept(tmp_path / "cut.json", "another name")
-    assert again is not None
-    assert repr(again) == repr(Verification({"another name": measures}, {"another name": said}))  # nan is not nan
-    assert load_kept(tmp_path / "base.json", "base") == Verification({"base": other})
+    figures = {"divergence": Figures({"de": {"kl": Sums((math.nan, 1.5), (2.0, 3.0))}}, ({"a": 1},))}
+    found = Verification({"cut": measures, "base": {"de": Measure(1.0, 1, 1)}}, {"cut": said}, {"cut": figures})
+    again = Verification()
+    for kind in ("perplexity", "continuations", "divergence"):
+        keep(tmp_path / kind, "cut", found, kind)
+        one = load_kept(tmp_path / kind, "another name", kind)
+        assert one is not None
+        again = again.joined(one)
+    name = "another name"
+    assert repr(again) == repr(Verification({name: measures}, {name: said}, {name: figures}))  # nan is not nan
+    keep(tmp_path / "none", "base", found, "continuations")
+    assert load_kept(tmp_path / "none", "base", "continuations") == Verification()
 
 
 def test_figures_that_are_damaged_or_gone_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.measure.measuring import measure_variants
+from surgeon.measure.windows import EvaluationText, evaluation_texts
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack, make_stack
 from surgeon.model.model import load_model
-from surgeon.model.perplexity import EvaluationText, evaluation_texts, measure_variants
 from surgeon.model.results import Measure, geometric_mean
 from surgeon.operations import OPERATIONS
 from surgeon.progress import Progress

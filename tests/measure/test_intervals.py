@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from surgeon.model.intervals import RESAMPLES, language_interval, mean_interval, resampled_logs
+from surgeon.measure.intervals import RESAMPLES, language_interval, mean_interval, resampled_logs
 from surgeon.model.results import Measure
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.report.measured import check_expectations, perplexities, summarize

@@ -1,0 +1,206 @@
+"""All measurements of all models in one pass through the layers: outputs come by, observers say what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Outputs, OwnWork, Pieces, Seen
+from surgeon.measure.perplexity import Perplexity, as_measures
+from surgeon.measure.windows import EvaluationText, window_pieces
+from surgeon.model.editing import Variant
+from surgeon.model.layer_stack import Stack
+from surgeon.model.results import Figures, Measure
+from surgeon.model.variant_pass import run_models, work
+from surgeon.progress import Progress
+from surgeon.team import ALONE, Team
+
+_Sums = dict[str, NDArray[np.float64]]  # by the name of a value, those of a batch's pieces or of all
+
+
+@dataclass(frozen=True)
+class Look:
+    """One measurement: its pieces, and the models, by name, that it is made of."""
+
+    measurement: Measurement
+    pieces: Pieces
+    models: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Watcher:
+    """A look at one batch of the pass; `ids` are the numbers of its pieces there, `slots` the places among them."""
+
+    look: int
+    batch: Batch
+    ids: NDArray[np.int64]
+    slots: NDArray[np.int64]
+
+
+@dataclass
+class _Chunk:
+    """Which chunk of outputs is at hand, and what the base says of it."""
+
+    at: tuple[int, slice, slice] | None = None
+    base: Outputs | None = None
+
+
+@dataclass
+class _Pass:
+    """The batches of a pass, those who look at each, and what they noted: by model and watcher, a batch's sums."""
+
+    looks: Sequence[Look]
+    names: Sequence[str]
+    inputs: Sequence[torch.Tensor]
+    watchers: Sequence[Sequence[_Watcher]]
+    notes: list[dict[tuple[int, int], _Sums]] = field(default_factory=list)
+    chunk: _Chunk = field(default_factory=_Chunk)
+
+    def uses(self, model: int, batch: int) -> bool:
+        """True if a model is run on a batch."""
+        looks = [self.looks[watcher.look] for watcher in self.watchers[batch]]
+        return any(self.names[model] in look.models or (model == 0 and look.measurement.compares) for look in looks)
+
+    def wanted(self, batch: int, rows: slice, positions: slice) -> bool:
+        """True if anybody counts an output of a chunk."""
+        return any(bool((w.batch.labels[rows, positions] != UNCOUNTED).any()) for w in self.watchers[batch])
+
+    def take(self, model: int, batch: int, rows: slice, positions: slice, logits: torch.Tensor) -> None:
+        """Have everybody who looks at a chunk note what a model's outputs are worth; the base's come first."""
+        outputs, at = Outputs(logits), (batch, rows, positions)
+        compared = any(self.looks[watcher.look].measurement.compares for watcher in self.watchers[batch])
+        if compared and model == 0:
+            self.chunk = _Chunk(at, outputs)
+        for number, watcher in enumerate(self.watchers[batch]):
+            look = self.looks[watcher.look]
+            if self.names[model] not in look.models:
+                continue
+            base = self.chunk.base if look.measurement.compares and self.chunk.at == at else None
+            labels = watcher.batch.labels[rows, positions].to(logits.device)
+            sums = self.notes[batch].setdefault((model, number), {})
+            _note(sums, look.measurement, Seen(outputs, labels, base), watcher, rows, positions)
+
+
+def measure(
+    stack: Stack, variants: Sequence[Variant], looks: Sequence[Look], progress: Progress, team: Team = ALONE
+) -> dict[str, dict[str, Figures]]:
+    """Measure models; returns their figures by the names of variant and kind.
+
+    The first variant is the base where a measurement compares. Each of a team runs some of the batches; where what they
+    found does not come, nothing is returned.
+    """
+    names = [variant.name for variant in variants]
+    whole = _pass(looks, names)
+    told = ", ".join(dict.fromkeys(look.measurement.kind for look in looks))
+    label = f"{told} of {len(variants)} models" if len(variants) > 1 else f"{told} of {names[0]}"
+
+    def noted(share: Sequence[int]) -> dict[int, dict[tuple[int, int], _Sums]]:
+        notes: list[dict[tuple[int, int], _Sums]] = [{} for _ in share]
+        if share:
+            part = _Pass(looks, names, [whole.inputs[i] for i in share], [whole.watchers[i] for i in share], notes)
+            with progress.task(label, work(stack, variants, len(share), part.uses)) as advance:
+                run_models(stack, variants, part.inputs, part.take, wanted=part.wanted, uses=part.uses, advance=advance)
+        return dict(zip(share, notes, strict=True))
+
+    shares = list(team.map(noted, team.divided(range(len(whole.inputs)))))
+    if not shares:
+        return {}
+    notes = {number: found for share in shares for number, found in share.items()}
+    return _figures(whole, [notes[number] for number in sorted(notes)], _own_work(stack, variants, looks, progress))
+
+
+def _own_work(
+    stack: Stack, variants: Sequence[Variant], looks: Sequence[Look], progress: Progress
+) -> list[Mapping[str, Any]]:
+    """Return what each look finds by work of its own on the models, by variant."""
+    found: list[Mapping[str, Any]] = []
+    for look in looks:
+        models = [variant for variant in variants if variant.name in look.models]
+        item = look.measurement
+        found.append(item.work(stack, models, look.pieces, progress) if isinstance(item, OwnWork) else {})
+    return found
+
+
+def _pass(looks: Sequence[Look], names: Sequence[str]) -> _Pass:
+    """Put together the batches of all looks, those with the same inputs once."""
+    order: dict[int, list[_Watcher]] = {}
+    inputs: dict[int, torch.Tensor] = {}
+    for number, look in enumerate(looks):
+        for batch in look.pieces.batches:
+            inputs[id(batch.inputs)] = batch.inputs
+            order.setdefault(id(batch.inputs), []).append(_watcher(number, batch))
+    return _Pass(looks, names, list(inputs.values()), [order[key] for key in inputs])
+
+
+def _watcher(look: int, batch: Batch) -> _Watcher:
+    ids = np.unique(batch.numbers[batch.numbers >= 0])
+    return _Watcher(look, batch, ids, np.searchsorted(ids, batch.numbers))
+
+
+def _note(sums: _Sums, measurement: Measurement, seen: Seen, watcher: _Watcher, rows: slice, positions: slice) -> None:
+    """Add up a chunk's values by piece, in float64 and in the order of the tokens."""
+    values = measurement.values(seen)
+    counted = watcher.batch.numbers[rows, positions] >= 0
+    at = watcher.slots[rows, positions][counted]
+    stacked = torch.stack([value.double() for value in values.values()]).cpu().numpy()
+    for name, of_tokens in zip(values, stacked, strict=True):
+        added = np.bincount(at, of_tokens[counted], minlength=watcher.ids.size).astype(np.float64)
+        sums[name] = sums[name] + added if name in sums else added
+
+
+def _figures(
+    whole: _Pass, notes: Sequence[Mapping[tuple[int, int], _Sums]], own: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Figures]]:
+    found: dict[str, dict[str, Figures]] = {name: {} for name in whole.names}
+    for number, look in enumerate(whole.looks):
+        for model, name in enumerate(whole.names):
+            if name not in look.models:
+                continue
+            sums: _Sums = {}
+            for watchers, of_batch in zip(whole.watchers, notes, strict=True):
+                for turn, watcher in enumerate(watchers):
+                    if watcher.look == number:
+                        for value, added in of_batch.get((model, turn), {}).items():
+                            totals = sums.setdefault(value, np.zeros(len(look.pieces.pieces)))
+                            totals[watcher.ids] += added
+            item = look.measurement
+            found[name][item.kind] = (
+                item.figures_with(look.pieces, sums, own[number][name])
+                if isinstance(item, OwnWork)
+                else item.figures(look.pieces, sums)
+            )
+    return found
+
+
+def measure_variants(
+    stack: Stack,
+    variants: Sequence[Variant],
+    texts: Mapping[str, EvaluationText],
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, dict[str, Measure]]:
+    """Measure perplexity alone: each variant on each language. Broken models' sums are inf or nan."""
+    look = Look(Perplexity(), window_pieces(texts, batch_size), frozenset(variant.name for variant in variants))
+    sizes = {language: text.bytes for language, text in texts.items()}
+    found = measure(stack, variants, [look], progress)
+    return {name: as_measures(by_kind["perplexity"], sizes) for name, by_kind in found.items()}
+
+
+def measure_loaded(model: Any, texts: Mapping[str, EvaluationText], batch_size: int) -> dict[str, Measure]:
+    """Measure perplexity of a transformers model as it is in memory, on its own device and in its own arithmetic."""
+    look = Look(Perplexity(), window_pieces(texts, batch_size), frozenset(["model"]))
+    whole = _pass([look], ["model"])
+    device = model.get_input_embeddings().weight.device
+    notes: list[dict[tuple[int, int], _Sums]] = []
+    for inputs, watchers in zip(whole.inputs, whole.watchers, strict=True):
+        logits = model(input_ids=inputs.to(device), use_cache=False).logits
+        notes.append({(0, 0): {}})
+        seen = Seen(Outputs(logits), watchers[0].batch.labels.to(logits.device))
+        _note(notes[-1][0, 0], look.measurement, seen, watchers[0], slice(None), slice(None))
+    sizes = {language: text.bytes for language, text in texts.items()}
+    return as_measures(_figures(whole, notes, [{}])["model"]["perplexity"], sizes)
