@@ -106,7 +106,7 @@ def load_kept(path: Path | None, name: str, kind: str = PERPLEXITY) -> Verificat
         for group, by_name in data["groups"].items()
     }
     told = tuple(Quantity(**item) for item in data["quantities"])
-    return Verification(figures={name: {kind: Figures(groups, tuple(data["samples"]), told)}})
+    return Verification(figures={name: {kind: Figures(groups, tuple(data["samples"]), told, data["remarks"])}})
 
 
 def keep(path: Path | None, name: str, found: Verification, kind: str = PERPLEXITY) -> None:
@@ -124,4 +124,4 @@ def keep(path: Path | None, name: str, found: Verification, kind: str = PERPLEXI
             for group, by_name in item.groups.items()
         }
         told = [asdict(quantity) for quantity in item.quantities]
-        remember(path, {"groups": groups, "samples": list(item.samples), "quantities": told})
+        remember(path, {"groups": groups, "samples": list(item.samples), "quantities": told, "remarks": item.remarks})

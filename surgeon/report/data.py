@@ -202,6 +202,7 @@ class MeasurementReport(Model):
     """One kind of measurement: its quantities, and its figures by variant, group and quantity.
 
     `by` says what the groups are; `overall` are means over them (geometric ones where the comparison is a ratio).
+    `remarks` say more in words, by variant and group.
     """
 
     title: str
@@ -209,6 +210,7 @@ class MeasurementReport(Model):
     quantities: list[QuantityReport]
     found: dict[str, dict[str, dict[str, Figure]]]
     overall: dict[str, dict[str, Figure]]
+    remarks: dict[str, dict[str, str]] = {}
 
 
 class VariantReport(Model):

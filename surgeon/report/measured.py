@@ -99,6 +99,7 @@ def measurement_reports(found: Verification, made: Sequence[Measurement]) -> dic
                 quantities=[QuantityReport(**asdict(quantity)) for quantity in quantities],
                 found=table,
                 overall=overall,
+                remarks=_remarks(found, item.kind),
             )
     return reports
 
@@ -108,6 +109,12 @@ def _quantities(found: Verification, item: Measurement) -> list[Quantity]:
     figures = (by_kind[item.kind] for by_kind in found.figures.values() if item.kind in by_kind)
     with_them = {quantity.name: quantity for one in figures for quantity in one.quantities}
     return [*item.quantities(), *with_them.values()]
+
+
+def _remarks(found: Verification, kind: str) -> dict[str, dict[str, str]]:
+    said = {name: by_kind[kind].remarks for name, by_kind in found.figures.items() if kind in by_kind}
+    kept = {name: {group: text for group, text in by_group.items() if text} for name, by_group in said.items()}
+    return {name: by_group for name, by_group in kept.items() if by_group}
 
 
 def _by_model(found: Verification, kind: str) -> dict[str, Groups]:

@@ -234,8 +234,13 @@ def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> li
         rows = []
         for group in dict.fromkeys(group for name in shown for group in item.found[name]):
             name = report.language(group).name if item.by == "language" else group
-            figures = [item.found[model].get(group, {}).get(quantity.name) for model in shown]
-            rows.append(Row(_cells(name, *(_measured(quantity, figure) for figure in figures))))
+            cells = [_measured(quantity, item.found[model].get(group, {}).get(quantity.name)) for model in shown]
+            if quantity is item.quantities[0]:
+                cells = [
+                    _remarked(cell, item.remarks.get(model, {}).get(group))
+                    for model, cell in zip(shown, cells, strict=True)
+                ]
+            rows.append(Row(_cells(name, *cells)))
         means = [_measured(quantity, item.overall[model].get(quantity.name)) for model in shown]
         chance = "" if quantity.chance is None else f" By chance {quantity_text(quantity, quantity.chance)}."
         note = f"{'More' if quantity.worse == 'more' else 'Less'} is worse.{chance}"
@@ -275,6 +280,10 @@ def _measured(quantity: QuantityReport, figure: Figure | None) -> Cell:
     bounds = [] if figure.low is None or figure.high is None else [figure.low, figure.high]
     note = " to ".join(quantity_text(quantity, bound, change=figure.change is not None) for bound in bounds)
     return Cell(said, _order(figure.value), note=f"interval {note}" if note else "")
+
+
+def _remarked(cell: Cell, remark: str | None) -> Cell:
+    return cell if remark is None else replace(cell, text=f"{cell.text}; {remark}")
 
 
 def sweep_table(report: Report, name: str) -> Grid:
