@@ -396,7 +396,7 @@ def stored_changes(before: TensorInfo, after: TensorInfo) -> tuple[int, int] | N
 
 
 def _count_stored(before: TensorInfo, after: TensorInfo, bits: int | None) -> int:
-    """Count the entries of two stored tensors that differ; of `bits` each, where several share a byte or word; those of three bits count by words."""
+    """Count the entries of two stored tensors that differ; of `bits` each, of which some share a word."""
     width = DTYPE_BITS[before.dtype] // 8 or 1
     total = 0
     for left, right in zip(read_pieces(before, CHUNK), read_pieces(after, CHUNK), strict=True):
