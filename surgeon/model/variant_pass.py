@@ -116,7 +116,7 @@ def _unedited(models: Sequence[_Model], number: int) -> list[int]:
 
 @contextmanager
 def _states(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, rows: int) -> Iterator[States]:
-    if bytes_needed(shapes, rows, dtype) <= budgets.HIDDEN_BYTES:
+    if bytes_needed(shapes, rows, dtype) <= budgets.hidden_bytes():
         yield States(shapes, dtype, None)
         return
     with own_scratch() as folder:
