@@ -64,14 +64,14 @@ def test_what_is_broken_or_alone_is_no_discovery() -> None:
 
 def test_sentences_end_where_they_do() -> None:
     text = (
-        "Human rights are for all, see Art. 3. It lasts.\nA second line here without an end\nThe third is 自由。"
+        "Human rights are for all, see Art. 3. It lasts.\nA second line here without an end\nThe third one is of 自由。"
     )
     whole = text.encode()
     starts = [0, *sentence_ends(text)]
     parts = [whole[one:other].decode() for one, other in pairwise(starts)]
     assert parts == [
         "Human rights are for all, see Art.", " 3. It lasts.\nA second line here without an end\n",
-        "The third is 自由。",
+        "The third one is of 自由。",
     ]  # fmt: skip
     chinese = "人人生而自由,在尊严和权利上一律平等。他们赋有理性和良心,并应以兄弟关系的精神相对待。"
     assert len(sentence_ends(chinese)) == 2
