@@ -153,6 +153,20 @@ class Summary(Model):
     high: float | None = None
 
 
+class EncodingReport(Model):
+    """What it took to encode a variant's new values in the format of its quantized weights.
+
+    `blocks` are those of which an entry was encoded anew; of them `rescaled` got another scale. `rounded` entries hold
+    another value than was asked for, or than they had; `largest` is the largest of these errors, `norm` their L2 norm.
+    """
+
+    blocks: int
+    rescaled: int
+    rounded: int
+    largest: float
+    norm: float
+
+
 class Figure(Model):
     """What was measured of a model in one group (a language, or a task), over `pieces` independent pieces of it.
 
@@ -193,6 +207,7 @@ class MeasurementReport(Model):
     """One kind of measurement: its quantities, and its figures by variant, group and quantity.
 
     `by` says what the groups are; `overall` are means over them (geometric ones where the comparison is a ratio).
+    `remarks` say more in words, by variant and group.
     """
 
     title: str
@@ -200,6 +215,7 @@ class MeasurementReport(Model):
     quantities: list[QuantityReport]
     found: dict[str, dict[str, dict[str, Figure]]]
     overall: dict[str, dict[str, Figure]]
+    remarks: dict[str, dict[str, str]] = {}
 
     def beyond_chance(self, variant: str, group: str, quantity: str) -> bool | None:
         """Say whether a variant's change in a group is more than chance; None if that was not tested."""
@@ -231,13 +247,15 @@ class VariantReport(Model):
 
     `entries` counts the entries that its operations act on, `changed` those whose bits are others afterwards (zeroing
     zeros changes nothing), `norm_removed` is the L2 norm of the difference over all of them. Stored copies of a tied
-    weight count once. None in reports of before these were counted.
+    weight count once. None in reports of before these were counted. `encoding` is there for quantized weights: what
+    encoding new values added beside that.
     """
 
     operations: list[str]
     entries: int
     changed: int | None = None
     norm_removed: float | None = None
+    encoding: EncodingReport | None = None
     written: bool
     path: str | None = None
     bytes: int | None = None

@@ -71,7 +71,7 @@ def measurement_reports(found: Verification, made: Sequence[Measurement]) -> dic
     reports = {}
     for item in made:
         by_model = _by_model(found, item.kind)
-        quantities = item.quantities()
+        quantities = _quantities(found, item)
         table = {
             name: {
                 group: {
@@ -89,7 +89,7 @@ def measurement_reports(found: Verification, made: Sequence[Measurement]) -> dic
             name: {
                 quantity.name: _overall(quantity, by_model, name)
                 for quantity in quantities
-                if all(quantity.name in by_name for by_name in groups.values())
+                if any(quantity.name in by_name for by_name in groups.values())
             }
             for name, groups in by_model.items()
         }
@@ -100,8 +100,22 @@ def measurement_reports(found: Verification, made: Sequence[Measurement]) -> dic
                 quantities=[QuantityReport(**asdict(quantity)) for quantity in quantities],
                 found={name: _marked(groups) for name, groups in table.items()},
                 overall=overall,
+                remarks=_remarks(found, item.kind),
             )
     return reports
+
+
+def _quantities(found: Verification, item: Measurement) -> list[Quantity]:
+    """Return what a measurement tells; where it says so with its figures, what it told of any model."""
+    figures = (by_kind[item.kind] for by_kind in found.figures.values() if item.kind in by_kind)
+    with_them = {quantity.name: quantity for one in figures for quantity in one.quantities}
+    return [*item.quantities(), *with_them.values()]
+
+
+def _remarks(found: Verification, kind: str) -> dict[str, dict[str, str]]:
+    said = {name: by_kind[kind].remarks for name, by_kind in found.figures.items() if kind in by_kind}
+    kept = {name: {group: text for group, text in by_group.items() if text} for name, by_group in said.items()}
+    return {name: by_group for name, by_group in kept.items() if by_group}
 
 
 def _by_model(found: Verification, kind: str) -> dict[str, Groups]:
@@ -151,6 +165,7 @@ def _overall(quantity: Quantity, by_model: Mapping[str, Groups], name: str) -> F
     pairs = {
         group: (_of_base(by_model, name, group, quantity), by_name[quantity.name])
         for group, by_name in by_model[name].items()
+        if quantity.name in by_name
     }
     bases = [base for base, _ in pairs.values() if base is not None]
     value = math.fsum(found.value for _, found in pairs.values()) / len(pairs)

@@ -13,6 +13,7 @@ from surgeon.report.data import Figure, OverSeeds, Perplexity, QuantityReport, R
 from surgeon.report.story import SAME, scored_languages
 from surgeon.report.words import (
     coordinate,
+    count,
     interval,
     is_number,
     number,
@@ -139,8 +140,21 @@ def variants_table(report: Report, folder: Path | None = None) -> Grid:
             rows.append(Row(_cells(*_over_seeds(report, name, group), *[""] * 4)))
     if rows and "base" in report.summary:
         rows.insert(0, Row(_cells("base", *[""] * 5, _summed(report.summary["base"])[0], *[""] * 3)))
-    note = "Perplexity is the geometric mean over the languages."
+    note = " ".join(["Perplexity is the geometric mean over the languages.", *_encoding_words(report)])
     return Grid("Variants", heads, rows, note, (INTERVAL, "operations", "written to"))
+
+
+def _encoding_words(report: Report) -> list[str]:
+    """Say what encoding the new values of quantized weights added."""
+    lines = []
+    for name, variant in report.variants.items():
+        done = variant.encoding
+        if done is not None and done.rounded:
+            lines.append(
+                f"{name}: {count(done.blocks, 'block')} encoded anew, {done.rescaled:,} of them with another scale; "
+                f"rounding adds an error of at most {done.largest:.3g}, L2 {done.norm:.4g}."
+            )
+    return lines
 
 
 def _over_seeds(report: Report, name: str, group: OverSeeds) -> list[Value]:
@@ -225,8 +239,13 @@ def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> li
         rows = []
         for group in dict.fromkeys(group for name in shown for group in item.found[name]):
             name = report.language(group).name if item.by == "language" else group
-            figures = [item.found[model].get(group, {}).get(quantity.name) for model in shown]
-            rows.append(Row(_cells(name, *(_measured(quantity, figure) for figure in figures))))
+            cells = [_measured(quantity, item.found[model].get(group, {}).get(quantity.name)) for model in shown]
+            if quantity is item.quantities[0]:
+                cells = [
+                    _remarked(cell, item.remarks.get(model, {}).get(group))
+                    for model, cell in zip(shown, cells, strict=True)
+                ]
+            rows.append(Row(_cells(name, *cells)))
         means = [_measured(quantity, item.overall[model].get(quantity.name)) for model in shown]
         chance = "" if quantity.chance is None else f" By chance {quantity_text(quantity, quantity.chance)}."
         note = f"{'More' if quantity.worse == 'more' else 'Less'} is worse.{chance}"
@@ -267,6 +286,10 @@ def _measured(quantity: QuantityReport, figure: Figure | None) -> Cell:
     bounds = [] if figure.low is None or figure.high is None else [figure.low, figure.high]
     note = " to ".join(quantity_text(quantity, bound, change=figure.change is not None) for bound in bounds)
     return Cell(said, _order(figure.value), note=f"interval {note}" if note else "")
+
+
+def _remarked(cell: Cell, remark: str | None) -> Cell:
+    return cell if remark is None else replace(cell, text=f"{cell.text}; {remark}")
 
 
 def sweep_table(report: Report, name: str) -> Grid:
