@@ -87,7 +87,6 @@ class TrainedEntries(Held):
     """
 
     cleans_at_once = True  # the whole gradient is dropped before the next one is there
-    is_short = True
 
     def __init__(self, name: str, parameter: torch.nn.Parameter, trained: Indices, copy: int = 0) -> None:
         self.name, self.copy, self.parameter = name, copy, parameter
@@ -288,3 +287,8 @@ def swap_out(optimizer: Optimizer, items: Sequence[TrainedEntries]) -> None:
 def _exchange(optimizer: Optimizer, others: Mapping[int, Tensor]) -> None:
     for group in optimizer.param_groups:
         group["params"][:] = [others.get(id(parameter), parameter) for parameter in group["params"]]
+
+
+def short_ones(items: Iterable[Held]) -> list[TrainedEntries]:
+    """Return those whose optimizers are given short vectors."""
+    return [item for item in items if isinstance(item, TrainedEntries)]
