@@ -27,7 +27,7 @@ from surgeon.region.region import Indices
 MOST = 0.1  # share of trained entries up to which this is done
 _PIECE = 1 << 22  # entries that are hashed or compared at a time
 # Optimizers whose step is about a matrix as a whole; so is one that calls the model itself.
-_NEEDS_MATRIX = ("muon", "shampoo", "soap", "dion", "lbfgs")
+_NEEDS_MATRIX = ("muon", "shampoo", "soap", "dion", "magma", "demo", "lbfgs")
 
 
 class ShortGradient(Tensor):
