@@ -79,7 +79,7 @@ def plain(plan: Any, texts: dict[str, list[tuple[int, ...]]]) -> tuple[float, di
 
 def ours(plan: Any, texts: dict[str, list[tuple[int, ...]]], select: bool) -> tuple[float, dict[str, Arrays]]:
     """Score, and select if wanted, by surgeon; also returns the processor seconds of the passes alone."""
-    from surgeon.model.together import load_stack
+    from surgeon.model.workplace import load_stack
     from surgeon.progress import Progress
     from surgeon.scores.score_pass import ScorePass
     from surgeon.scoring.select import select_in_pass

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ class Checkpoint:
 
     `tensors` are the logical ones by name, those of the unquantized model; where nothing is quantized they are the
     stored ones. `left_out` are weight files beside those that are read, each with why it is not. `notes` say where an
-    index and headers differ without harm.
+    index and headers differ without harm. Variants of one that is `written_plain` are dequantized.
     Of one on the Hub a tensor's bytes are fetched when it is asked for, and only its own; the last few are kept.
     """
 
@@ -65,6 +65,7 @@ class Checkpoint:
     index: Path | None
     left_out: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    written_plain: bool = False
     _maps: dict[tuple[Path, MapMode], NDArray[np.uint8]] = field(default_factory=dict, repr=False, compare=False)
     _fetched: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -146,6 +147,10 @@ class Checkpoint:
     def data_bytes(self) -> int:
         """Bytes of all weight files together, headers included."""
         return sum(header.file_size for header in self.headers)
+
+    def dequantized(self) -> Checkpoint:
+        """Return the same checkpoint, of which edits are made, and variants written, in the logical dtypes."""
+        return replace(self, written_plain=True)
 
     @cached_property
     def stored(self) -> Mapping[str, TensorInfo]:

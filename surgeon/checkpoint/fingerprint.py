@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.coded import Coded, StoredFiles, parts_of
 from surgeon.checkpoint.hashing import CHANGED, file_hash, file_stamp, sha256
 from surgeon.checkpoint.remembered import hashes_of, read_hash, remote_hashes, stored_hash
 from surgeon.checkpoint.remote import RemoteFile
@@ -127,20 +130,49 @@ def source_file_hashes(checkpoint: Checkpoint, jobs: int) -> dict[File, str]:
 
 
 def tensor_hashes(checkpoint: Checkpoint, jobs: int, names: Collection[str] | None = None) -> dict[str, str]:
-    """Return the SHA-256 of the bytes of each tensor, or of `names` only, from memory where the file has not changed.
+    """Return the SHA-256 of the bytes of each stored tensor, or of logical `names` only, from memory if known.
 
-    Of a file on the Hub only these tensors are fetched.
+    That of a quantized tensor is over the hashes of the stored ones that it lies in, in their order. Of a file on the
+    Hub only these tensors are fetched.
     """
+    wanted = None if names is None else {part.name for name in names for part in parts_of(checkpoint.info(name))}
 
     def job(header: Header) -> dict[str, str]:
-        wanted = [name for name in header.tensors if names is None or name in names]
+        here = [name for name in header.tensors if wanted is None or name in wanted]
         if not isinstance(header.path, RemoteFile):
-            found = hashes_of(header).tensors if wanted else {}
-            return {name: found[name] for name in wanted}
-        return remote_hashes(header.path, wanted, lambda name: _hash_tensor(header.tensors[name]))
+            found = hashes_of(header).tensors if here else {}
+            return {name: found[name] for name in here}
+        return remote_hashes(header.path, here, lambda name: _hash_tensor(header.tensors[name]))
 
     with ThreadPoolExecutor(jobs) as pool:
-        return {name: digest for part in pool.map(job, checkpoint.headers) for name, digest in part.items()}
+        stored = {name: digest for part in pool.map(job, checkpoint.headers) for name, digest in part.items()}
+    if names is None:
+        return stored
+    return {name: _joined([stored[part.name] for part in parts_of(checkpoint.info(name))]) for name in names}
+
+
+def base_hashes(checkpoint: Checkpoint, jobs: int, names: Collection[str]) -> dict[str, str]:
+    """Return the SHA-256 of the values of logical tensors in their dtype, by which patches know their base.
+
+    Those of a quantized tensor are decoded for it, so that a patch fits the dequantized model too.
+    """
+    infos = [checkpoint.info(name) for name in names]
+    coded = [info for info in infos if isinstance(info, Coded)]
+    plain = [info.name for info in infos if not isinstance(info, Coded)]
+    with ThreadPoolExecutor(jobs) as pool:
+        decoded = dict(zip([info.name for info in coded], pool.map(_hash_values, coded), strict=True))
+    return {**(tensor_hashes(checkpoint, jobs, plain) if plain else {}), **decoded}
+
+
+def _joined(hashes: Sequence[str]) -> str:
+    return hashes[0] if len(hashes) == 1 else sha256("\n".join(hashes).encode())
+
+
+def _hash_values(info: Coded) -> str:
+    digest = hashlib.sha256()
+    for _, piece in info.pieces(StoredFiles()):
+        digest.update(piece.view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def content_hash(checkpoint: Checkpoint, jobs: int) -> str:

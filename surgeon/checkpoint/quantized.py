@@ -1,4 +1,4 @@
-"""Checkpoints whose weights a quantizer packed: a flat index then names no parameter, so surgery refuses them.
+"""Checkpoints whose weights a quantizer packed: how, and a refusal of formats that no codec knows.
 
 The tensors decide. A config may still speak of a quantizer whose work was undone, or not of the one that packed the
 weights; its words count where the tensors leave open what they are.
@@ -6,9 +6,15 @@ weights; its words count where the tensors leave open what they are.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import is_code, quantizer_settings
+from surgeon.checkpoint.coded import Coded, is_code, quantizer_settings
+from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from surgeon.formats.base import Codec
 
 # Last parts of tensor names that only quantizers write. What comes first tells more.
 _TRACES = {
@@ -31,7 +37,22 @@ _LOADED_WITH = {
 
 
 def quantization(checkpoint: Checkpoint) -> str | None:
-    """Return how the weights are quantized, `fp8` or `nvfp4 of modelopt`; None if they are plain, whatever is said."""
+    """Return how the weights are quantized; None if they are plain, whatever is said.
+
+    Of formats that surgeon knows these are the words of their codecs, of others names such as `nvfp4 of modelopt`.
+    """
+    known = [f"{codec.kind}: {codec.words}" for codec in codecs_of(checkpoint)]
+    unknown = unread_quantization(checkpoint)
+    return "; ".join([*known, *([unknown] if unknown is not None else [])]) or None
+
+
+def codecs_of(checkpoint: Checkpoint) -> list[Codec]:
+    """Return the codecs of the formats that the weights are stored in."""
+    return list(dict.fromkeys(info.codec for info in checkpoint.tensors.values() if isinstance(info, Coded)))
+
+
+def unread_quantization(checkpoint: Checkpoint) -> str | None:
+    """Return how those weights are quantized that no codec knows."""
     kind, said = _by_tensors(checkpoint), said_quantizer(checkpoint)
     if kind is None:
         return said if said is not None and _holds_codes(checkpoint) else None
@@ -42,8 +63,12 @@ def quantization(checkpoint: Checkpoint) -> str | None:
     return said if said in kind else kind
 
 
+def _plain(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    return {name: info for name, info in checkpoint.tensors.items() if not isinstance(info, Coded)}
+
+
 def _by_tensors(checkpoint: Checkpoint) -> str | None:
-    tensors = checkpoint.stored
+    tensors = _plain(checkpoint)
     endings = {name.rpartition(".")[2]: name for name in tensors}
     if any(name.endswith(_BLOCKS) and name.removesuffix(_BLOCKS) + _SCALES in tensors for name in tensors):
         return "mxfp4"
@@ -55,7 +80,7 @@ def _by_tensors(checkpoint: Checkpoint) -> str | None:
 
 
 def _holds_codes(checkpoint: Checkpoint) -> bool:
-    return any(len(info.shape) > 1 and is_code(info.dtype) for info in checkpoint.stored.values())
+    return any(len(info.shape) > 1 and is_code(info.dtype) for info in _plain(checkpoint).values())
 
 
 def said_quantizer(checkpoint: Checkpoint) -> str | None:
@@ -65,12 +90,12 @@ def said_quantizer(checkpoint: Checkpoint) -> str | None:
 
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint whose weights are quantized; a remedy is named where transformers can undo it.
+    """Refuse a checkpoint with weights in a format that no codec knows; where transformers can undo it, say how.
 
     Raises:
-        CheckpointError: they are.
+        CheckpointError: there are such.
     """
-    method = quantization(checkpoint)
+    method = unread_quantization(checkpoint)
     if method is None:
         return
     remedy = "name the original repository"

@@ -35,6 +35,7 @@ COMMANDS: tuple[tuple[Callable[..., Any], str], ...] = (
     (sharing.push, "surgeon push out/variants/core-zeroed org/core-zeroed --dry-run"),
     (shipped.recipes, "surgeon recipes zero_core --copy"),
     (shipped.languages, "surgeon languages"),
+    (shipped.choice, "surgeon choice ./tasks --languages ar,en"),
     (shipped.cache, "surgeon cache --clear"),
     (shipped.schema, "surgeon schema > recipe.schema.json"),
 )

@@ -57,6 +57,22 @@ def languages(as_json: JsonOption = False) -> None:
     render(stdout(), rows)
 
 
+def choice(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the tasks go.")],
+    languages: Annotated[str, typer.Option(help="Codes with commas between, or all.")] = "all",
+    items: Annotated[int, typer.Option(min=1, help="Questions per language, at most.")] = 16,
+) -> None:
+    """Write the questions of `verify: {choice: true}` as tasks of lm-evaluation-harness, to ask them of any model."""
+    from surgeon.cli.options import listed
+    from surgeon.measure.choice_tasks import write_choice_tasks
+    from surgeon.text.corpora import builtin_corpus
+
+    corpus = builtin_corpus("udhr30")
+    codes = corpus.languages if languages == "all" else listed(languages)
+    write_choice_tasks(folder, corpus, codes, items)
+    print(f"{len(codes)} tasks, tagged surgeon_choice: lm_eval run --include_path {folder} --tasks surgeon_choice ...")
+
+
 def cache(
     clear: Annotated[
         bool, typer.Option("--clear", help="Remove all of it, but for what a run holds just now.")

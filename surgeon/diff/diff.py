@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import is_code
+from surgeon.checkpoint.coded import Coded, is_code, parts_of, pieces_of
 from surgeon.checkpoint.naming import Place, natural_key
-from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo, read_pieces
+from surgeon.checkpoint.storage import DTYPE_BITS, NUMPY_DTYPES, TensorInfo, read_pieces
 from surgeon.checkpoint.ties import stored_copies
 from surgeon.diff.renaming import find_renamed
 from surgeon.errors import present
@@ -31,6 +31,7 @@ from surgeon.region.region import Indices, Mask, Region, encode_packed
 
 Kind = Literal["same", "changed", "renamed", "renamed_changed", "retyped", "reshaped", "missing", "extra"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+STORED_OTHERWISE = "the same values, stored by other codes and scales"
 BYTEWISE = "entries share bytes; compared byte by byte"
 CHUNK = 1 << 20  # entries held of each checkpoint, per thread; a multiple of eight, so that masks pack
 _BLOCK = 1 << 13  # entries whose squares are summed at a time
@@ -87,7 +88,8 @@ class TensorDiff:
 
     `before` and `after` are its header entries in the first and the second checkpoint. `inside` holds the
     change inside each region, in their order. `rows` and `columns` count changed entries per row and column
-    of a matrix and keep the fullest as (index, changed); `hits` counts them per residual dimension.
+    of a matrix and keep the fullest as (index, changed); `hits` counts them per residual dimension. All of these count
+    and measure values; `stored` are the codes and the scales that differ between tensors quantized in the same way.
     """
 
     kind: Kind
@@ -100,6 +102,7 @@ class TensorDiff:
     columns: tuple[tuple[int, int], ...] = ()
     hits: NDArray[np.int64] | None = field(default=None, compare=False)
     note: str | None = None
+    stored: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -215,7 +218,7 @@ def _pairs(before: Checkpoint, after: Checkpoint) -> Iterator[TensorDiff]:
     """Pair tensors by name, then those left over by content; `same` until their entries are compared."""
     lost = [info for name, info in before.tensors.items() if name not in after.tensors]
     new = [info for name, info in after.tensors.items() if name not in before.tensors]
-    equal, alike = find_renamed(lost, new)
+    equal, alike = find_renamed(*([info for info in side if not isinstance(info, Coded)] for side in (lost, new)))
     places = anatomy_of(before).places
     for name, info in before.tensors.items():
         where, other = places[name], after.tensors.get(name)
@@ -245,6 +248,17 @@ def _tie(owner: Checkpoint, name: str, other: Checkpoint) -> str | None:
 def _compare_tensor(pair: TensorDiff, masks: Sequence[Mask | None], hidden: int | None) -> TensorDiff:
     """Compare the entries of a pair of equal shape."""
     if pair.before is None or pair.after is None or pair.kind == "reshaped":
+        return pair
+    stored = stored_changes(pair.before, pair.after)
+    done = _compare_values(pair, masks, hidden)
+    if stored is None or not any(stored):
+        return done
+    note = None if done.change.changed else STORED_OTHERWISE
+    return replace(done, kind="changed" if done.kind == "same" else done.kind, stored=stored, note=note or done.note)
+
+
+def _compare_values(pair: TensorDiff, masks: Sequence[Mask | None], hidden: int | None) -> TensorDiff:
+    if pair.before is None or pair.after is None:
         return pair
     if pair.kind == "renamed":  # found by equal content
         return replace(pair, change=Change(entries=pair.before.numel), inside=(Change(),) * len(masks))
@@ -340,19 +354,59 @@ def chunks(
     """
     infos = (before, after)
     known = all(info.dtype in NUMPY_DTYPES for info in infos)
-    types = [NUMPY_DTYPES[info.dtype] if known else np.dtype("V1") for info in infos]
-    widths = [dtype.itemsize for dtype in types]
-    length = min(before.nbytes // widths[0], after.nbytes // widths[1])
-    readers = [read_pieces(info, CHUNK * w, length * w) for info, w in zip(infos, widths, strict=True)]
-    for start, raw in zip(range(0, length, CHUNK), zip(*readers, strict=True), strict=True):
-        left, right = (data.view(dtype) for data, dtype in zip(raw, types, strict=True))
+    if known:
+        step = _step(infos)
+        readers: Sequence[Iterator[NDArray[Any]]] = [pieces_of(info, step) for info in infos]
+    else:
+        step, length = CHUNK, min(info.nbytes for info in infos)
+        readers = [(piece.view("V1") for piece in read_pieces(info, step, length)) for info in infos]
+    start = 0
+    for left, right in zip(*readers, strict=True):
         if before.dtype == after.dtype or not known:
-            bits = f"u{min(widths[0], 8)}"
-            differ = raw[0].view(bits) != raw[1].view(bits)
+            bits = f"u{min(left.itemsize, 8)}"
+            differ = left.view(bits) != right.view(bits)
         else:
             old, new = left.astype(np.float64), right.astype(np.float64)
             differ = (old != new) & ~(np.isnan(old) & np.isnan(new))
         yield start, left, right, differ
+        start += left.size
+
+
+def _step(infos: Sequence[TensorInfo]) -> int:
+    """Return how many entries to hold of each: about as many as a codec likes best, a multiple of eight."""
+    liked = [info.codec.piece(info) for info in infos if isinstance(info, Coded)]
+    return math.lcm(liked[0], 8) if liked else CHUNK
+
+
+def stored_changes(before: TensorInfo, after: TensorInfo) -> tuple[int, int] | None:
+    """Count the codes, and the other stored values, such as scales, that differ between two quantized tensors.
+
+    None if not both are quantized in the same way.
+    """
+    if not (isinstance(before, Coded) and isinstance(after, Coded) and before.codec == after.codec):
+        return None
+    pairs = list(zip(parts_of(before), parts_of(after), strict=False))
+    if any((one.dtype, one.shape) != (other.dtype, other.shape) for one, other in pairs):
+        return None
+    counts = [
+        _count_stored(one, other, before.codec.code_bits if number == 0 else None)
+        for number, (one, other) in enumerate(pairs)
+    ]
+    return counts[0], sum(counts[1:])
+
+
+def _count_stored(before: TensorInfo, after: TensorInfo, bits: int | None) -> int:
+    """Count the entries of two stored tensors that differ; of `bits` each, of which some share a word."""
+    width = DTYPE_BITS[before.dtype] // 8 or 1
+    total = 0
+    for left, right in zip(read_pieces(before, CHUNK), read_pieces(after, CHUNK), strict=True):
+        differ = left ^ right
+        if bits is not None and 8 % bits == 0:
+            parts = range(0, 8, bits)
+            total += sum(int(np.count_nonzero(differ >> np.uint8(at) & (1 << bits) - 1)) for at in parts)
+        else:
+            total += int(np.count_nonzero(differ.reshape(-1, width).any(axis=1)))
+    return total
 
 
 def _changed_mask(pair: TensorDiff) -> Mask:

@@ -91,6 +91,7 @@ class Codec(ABC):
     kind: ClassVar[str]  # its key among the formats, short, as `inspect` shows it
     zero_is_exact: ClassVar[bool] = True  # a code stands for zero, whatever the scale
     encodes: ClassVar[bool] = True  # False for formats that are only read
+    code_bits: ClassVar[int] = 8  # of one code; 4 where two share a byte
 
     @classmethod
     @abstractmethod
@@ -112,6 +113,10 @@ class Codec(ABC):
     @abstractmethod
     def words(self) -> str:
         """Say in some words how the weights are stored: `FP8 (E4M3), a scale per 128 x 128 block`."""
+
+    def blocks(self, tensor: Coded) -> int:
+        """Return how many blocks, each with a scale of its own, a tensor has; here the length of the part `scales`."""
+        return tensor.parts["scales"].numel if "scales" in tensor.parts else 1
 
     @abstractmethod
     def piece(self, tensor: Coded) -> int:

@@ -108,4 +108,4 @@ def edited(loaded: LoadedModel, variant: Variant, names: Iterable[str]) -> Itera
                 poke(name, variant.edits[name].indices, variant.edits[name].before)
                 continue
             indices = edited_indices(loaded.checkpoint, name, variant.operations, regions)
-            poke(name, indices, loaded.checkpoint.array(name).reshape(-1)[indices])
+            poke(name, indices, loaded.checkpoint.entries(name, indices))

@@ -30,6 +30,11 @@ class States:
         self._rows: dict[int, torch.Tensor] = {}
         self._maps: dict[int, mmap.mmap] = {}
 
+    @property
+    def on_disk(self) -> bool:
+        """True if rows are files."""
+        return self._folder is not None
+
     def put(self, row: int, batch: int, value: torch.Tensor) -> None:
         """Keep a copy of a tensor."""
         if row not in self._rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,14 +20,22 @@ __all__ = ["Operation", "Target", "rounded"]
 class Target:
     """The tensor that an operation is at work on.
 
-    `indices` are the region's entries in it, flat and sorted; `source` is the whole tensor as it is in the source
-    checkpoint, before any operation, read-only. `parts` are the entries of each of the operation's regions.
+    `indices` are the region's entries in it, flat and sorted. `parts` are the entries of each of the operation's
+    regions. `whole` is the tensor, or a function that reads it.
     """
 
     name: str
     indices: Indices
-    source: NDArray[Any]
+    whole: NDArray[Any] | Callable[[], NDArray[Any]]
     parts: tuple[Indices, ...] = ()
+
+    @property
+    def source(self) -> NDArray[Any]:
+        """The whole tensor as it is in the source checkpoint, before any operation, read-only.
+
+        Of a quantized checkpoint all of it is decoded when this is asked for.
+        """
+        return self.whole() if callable(self.whole) else self.whole
 
 
 class Operation(BaseModel):
@@ -59,5 +68,6 @@ class Operation(BaseModel):
     def new_values(self, values: NDArray[Any], target: Target) -> NDArray[Any]:
         """Return what becomes of `values`, the target's entries as earlier operations left them.
 
-        Shape (n,), dtype unchanged.
+        Shape (n,), dtype unchanged. Entries of quantized tensors come in float64, so that they are rounded once, when
+        they are encoded.
         """

@@ -38,8 +38,7 @@ def values_of(donor: str, tensor: str, indices: Indices) -> NDArray[Any]:
     opened = open_donor(donor)
     if isinstance(opened, Patch):
         return opened.at(tensor, indices)
-    taken: NDArray[Any] = opened.array(tensor).reshape(-1)[indices]
-    return taken
+    return opened.entries(tensor, indices)
 
 
 def finite_as(result: NDArray[Any], *given: NDArray[np.floating[Any]]) -> bool:

@@ -1,22 +1,27 @@
 """What a variant changes in one tensor: flat indices and new values, in the tensor's own dtype.
 
 An edit is computed from the source's bytes and the operations in their order, and then serves both the
-writer, which pokes it into a copied shard, and the verification, which pokes it into a loaded model.
+writer, which pokes it into a copied shard, and the verification, which pokes it into a loaded model. Of a quantized
+tensor the codec makes it one of codes and scales; what these decode to is the edit, so that both see the same.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.coded import Coded, parts_of
+from surgeon.checkpoint.storage import TensorInfo
 from surgeon.checkpoint.ties import stored_copies
 from surgeon.errors import CheckpointError, InputError, RegionError, did_you_mean
+from surgeon.formats.base import Rounding, StoredEdit
 from surgeon.operations import Operation, Target, open_donor
 from surgeon.region.patch import Patch
 from surgeon.region.region import Indices, Region, united
@@ -26,12 +31,14 @@ from surgeon.region.region import Indices, Region, united
 class EditCount:
     """How much was edited: entries acted on, those whose bits really changed, and the change's square.
 
-    `square` is the sum of the squared differences, in float64; inf or nan where values are.
+    `square` is the sum of the squared differences, in float64; inf or nan where values are. `rounding` is what encoding
+    quantized tensors added to it.
     """
 
     entries: int = 0
     changed: int = 0
     square: float = 0.0
+    rounding: Rounding = field(default_factory=Rounding)
 
     @property
     def norm(self) -> float:
@@ -39,16 +46,29 @@ class EditCount:
         return math.sqrt(max(self.square, 0.0))  # less than that is only what a damaged file says
 
     def __add__(self, other: EditCount) -> EditCount:
-        return EditCount(self.entries + other.entries, self.changed + other.changed, self.square + other.square)
+        return EditCount(
+            self.entries + other.entries, self.changed + other.changed, self.square + other.square,
+            self.rounding + other.rounding,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Entries of one tensor that get new values; `indices` are sorted and flat, the rest of the same length."""
+    """Entries of one tensor that get new values; `indices` are sorted and flat, the rest of the same length.
+
+    Of a quantized tensor they are also the other entries of blocks that got another scale; `acted` were acted on.
+    """
 
     indices: Indices
     values: NDArray[Any]
     before: NDArray[Any]
+    acted: int | None = None
+    rounding: Rounding = field(default_factory=Rounding)
+
+    @property
+    def entries(self) -> int:
+        """How many entries the operations acted on."""
+        return self.indices.size if self.acted is None else self.acted
 
     def count(self) -> EditCount:
         """Count what the edit changes."""
@@ -56,7 +76,7 @@ class Edit:
         changed = int(np.count_nonzero(self.before.view(bits) != self.values.view(bits)))
         with np.errstate(invalid="ignore", over="ignore"):
             difference = self.values.astype(np.float64) - self.before.astype(np.float64)
-            return EditCount(self.indices.size, changed, float(difference @ difference))
+            return EditCount(self.entries, changed, float(difference @ difference), self.rounding)
 
 
 def check_regions_fit(checkpoint: Checkpoint, regions: Mapping[str, Region]) -> None:
@@ -141,7 +161,9 @@ def check_patch_base(checkpoint: Checkpoint, patch: Patch, region: Region, hashe
 def edited_indices(
     checkpoint: Checkpoint, name: str, operations: Sequence[Operation], regions: Mapping[str, Region]
 ) -> Indices:
-    """Return the sorted flat indices of one tensor that any of the operations acts on."""
+    """Return the sorted flat indices of one tensor that any of the operations acts on, or changes by encoding."""
+    if _encodes(checkpoint, checkpoint.info(name)):
+        return make_edit(checkpoint, name, operations, regions).indices
     return united([step.indices for step in _steps(checkpoint, name, operations, regions)])
 
 
@@ -150,16 +172,71 @@ def make_edit(
 ) -> Edit:
     """Compute what the operations, in their order, make of one tensor.
 
-    Memory: a few times the number of selected entries; the tensor itself is a view of the mapped file.
+    Memory: a few times the number of selected entries; the tensor itself is a view of the mapped file. Of a quantized
+    tensor also a few times the entries of blocks that get another scale.
 
     Raises:
-        InputError: an operation makes finite entries infinite in the tensor's dtype.
+        InputError: an operation makes finite entries infinite in the tensor's dtype, or none of the format's codes.
     """
-    source = checkpoint.array(name)
-    steps = _steps(checkpoint, name, operations, regions)
+    return make_stored_edits(checkpoint, name, operations, regions)[0]
+
+
+def make_stored_edits(
+    checkpoint: Checkpoint, name: str, operations: Sequence[Operation], regions: Mapping[str, Region]
+) -> tuple[Edit, Mapping[str, StoredEdit]]:
+    """Compute the same, and what it is in stored tensors, by their names."""
+    info, steps = checkpoint.info(name), _steps(checkpoint, name, operations, regions)
     indices = united([step.indices for step in steps])
     before = checkpoint.entries(name, indices)
-    values = before.copy()
+    if not isinstance(info, Coded) or not _encodes(checkpoint, info):
+        values = _new_values(checkpoint, name, steps, indices, before)
+        return Edit(indices, values, before), {name: StoredEdit(indices, values)}
+    wanted = _new_values(checkpoint, name, steps, indices, before.astype(np.float64))
+    made = info.codec.encode(info, checkpoint, indices, wanted)
+    if made.indices.size != indices.size:
+        before = checkpoint.entries(name, made.indices)
+    if np.count_nonzero(np.isfinite(made.values)) < np.count_nonzero(np.isfinite(before)):
+        raise InputError(f"new entries of tensor '{name}' are too large for {info.dtype}; use smaller values")
+    return Edit(made.indices, made.values, before, indices.size, made.rounding), made.stored
+
+
+def may_change(checkpoint: Checkpoint, name: str, operations: Sequence[Operation]) -> tuple[TensorInfo, ...]:
+    """Return the stored tensors that operations on a logical one may change, that of its codes first.
+
+    Zeros need no other scale.
+    """
+    info = checkpoint.info(name)
+    exact = isinstance(info, Coded) and info.codec.zero_is_exact and all(item.kind == "zero" for item in operations)
+    return parts_of(info)[:1] if exact else parts_of(info)
+
+
+def most_blocks(
+    checkpoint: Checkpoint, names: Sequence[str], operations: Sequence[Operation], entries: int
+) -> int | None:
+    """Return at most how many blocks of tensors operations on so many entries encode anew, other than as exact zeros.
+
+    None if no tensor is quantized, or variants are not.
+    """
+    infos = [info for info in map(checkpoint.info, names) if isinstance(info, Coded)]
+    if not infos or checkpoint.written_plain:
+        return None
+    return min(
+        entries,
+        sum(info.codec.blocks(info) for info in infos if len(may_change(checkpoint, info.name, operations)) > 1),
+    )
+
+
+def _encodes(checkpoint: Checkpoint, info: TensorInfo) -> bool:
+    """True if edits of a tensor are made in its format: it has one, and the variant is to keep it."""
+    return isinstance(info, Coded) and not checkpoint.written_plain
+
+
+def _new_values(
+    checkpoint: Checkpoint, name: str, steps: Sequence[_Step], indices: Indices, before: NDArray[Any]
+) -> NDArray[Any]:
+    """Let operations act, in their order, on entries whose values are `before`; shape and dtype stay."""
+    info, values = checkpoint.info(name), before.copy()
+    source = partial(checkpoint.array, name) if isinstance(info, Coded) else checkpoint.array(name)
     finite = bool(np.isfinite(values).all())
     for step in steps:
         operation, chosen = step.operation, step.indices
@@ -172,7 +249,7 @@ def make_edit(
                 f"'{', '.join(operation.described())}' makes {np.count_nonzero(~np.isfinite(values))} entries of "
                 f"tensor '{name}' too large for its dtype {values.dtype.name}; use smaller values"
             )
-    return Edit(indices, values, before)
+    return values
 
 
 def count_edits(checkpoint: Checkpoint, operations: Sequence[Operation], regions: Mapping[str, Region]) -> EditCount:

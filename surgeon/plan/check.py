@@ -15,7 +15,7 @@ from pathlib import Path
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
-from surgeon.checkpoint.fingerprint import tensor_hashes
+from surgeon.checkpoint.fingerprint import base_hashes
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, did_you_mean, shorten
 from surgeon.memory import require_room_for_torch
 from surgeon.operations import open_donor
@@ -160,7 +160,7 @@ def _wrong_bases(plan: Plan, jobs: int) -> CheckpointError | None:
                     continue
                 region = Region({info.name: info.shape for info in plan.regions[label].tensors}, no_masks)
                 try:
-                    check_patch_base(plan.checkpoint, donor, region, tensor_hashes(plan.checkpoint, jobs, set(region)))
+                    check_patch_base(plan.checkpoint, donor, region, base_hashes(plan.checkpoint, jobs, list(region)))
                 except CheckpointError as error:
                     problems |= dict.fromkeys(error.said)
     return CheckpointError(*problems) if problems else None

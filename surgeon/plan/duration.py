@@ -60,7 +60,8 @@ def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] 
     verify = plan.recipe.verify
     if verify is not None:
         models = 1 + len(plan.variants)
-        tokens = len(plan.verify_languages) * verify.tokens * models
+        each = verify.tokens + sum(item.tokens() for item in verify.measurements)
+        tokens = len(plan.verify_languages) * each * models
         result.append(Step("perplexity", _FORWARD * tokens * (active + head) / rate))
         if verify.prompts:
             edits = edited_entries(plan)

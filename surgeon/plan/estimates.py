@@ -151,7 +151,8 @@ def _scoring(plan: Plan, shape: Shape, score: SampledScore, resident: int | None
     unit = 4 * (shape.total if shape.whole else shape.layer)
     widened = resident if resident is not None else unit
     summed = len(score.languages) > 1 and not keeps_scores(plan, score)
-    layer = max(widened + unit, widened + (1 + backward + summed) * unit) + _activations(shape, tokens, backward)
+    sums = 1 + (score.samples > score.batch_size) if backward else 0  # of a piece, and of those before it
+    layer = max(widened + unit, widened + (1 + sums + summed) * unit) + _activations(shape, tokens, backward)
     return max(layer, _head(shape, tokens, 4 if backward else 3, resident)) + _hidden(shape, score)
 
 
@@ -187,7 +188,7 @@ def scratch_bytes(shape: Shape, score: SampledScore) -> int:
     if shape.whole:
         return 0
     tokens = len(dict.fromkeys(score.languages)) * score.samples * score.sequence_length
-    rows = shape.layers + 3 if score.backward else 2
+    rows = shape.layers + 5 if score.backward else 2
     return 4 * rows * tokens * shape.hidden
 
 

@@ -24,7 +24,10 @@ from surgeon.text.corpora import Corpus
 
 @dataclass(frozen=True)
 class VariantPlan:
-    """A variant to be made; bytes are those of the whole checkpoint, or at most of the patch, it is written as."""
+    """A variant to be made; bytes are those of the whole checkpoint, or at most of the patch, it is written as.
+
+    `blocks` are at most those of which entries are encoded anew, 0 if zeros are codes; None where nothing is quantized.
+    """
 
     name: str
     write: bool | Literal["patch"]
@@ -33,6 +36,7 @@ class VariantPlan:
     entries: int
     shards: int
     bytes_to_write: int
+    blocks: int | None = None
 
 
 @dataclass(frozen=True)

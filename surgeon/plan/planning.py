@@ -16,7 +16,7 @@ from surgeon.checkpoint.quantized import refuse_quantized
 from surgeon.checkpoint.sources import refuse_output_inside
 from surgeon.errors import CheckpointError, InputError, Problem, RecipeError
 from surgeon.model.prospect import prospect_of
-from surgeon.operations.edits import touched_tensors
+from surgeon.operations.edits import may_change, most_blocks, touched_tensors
 from surgeon.plan.check import check
 from surgeon.plan.estimates import bytes_to_write, disk_needed, peak_memory
 from surgeon.plan.plan import Plan, VariantPlan
@@ -37,8 +37,8 @@ def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
 
     Raises:
         RecipeError: the recipe does not fit the model or the corpus; all misfits at once.
-        CheckpointError: the checkpoint is quantized, no decoder alone, its variants would not load, or the model is to
-            be run and transformers cannot build it.
+        CheckpointError: the checkpoint is quantized in a format that no codec knows, no decoder alone, its variants
+            would not load, or the model is to be run and transformers cannot build it.
         InputError: the output lies inside the source or a hub cache, or the corpus does not exist.
     """
     recipe = file.recipe
@@ -122,6 +122,7 @@ def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Ma
         tuple(operations + held),
         len(touched),
         sum(region.entries for region in used.values()),
-        len({checkpoint.tensors[tensor].path for tensor in touched}),
+        len({info.path for tensor in touched for info in may_change(checkpoint, tensor, spec.operations)}),
         bytes_to_write(spec.write, checkpoint, used.values()),
+        most_blocks(checkpoint, touched, spec.operations, sum(region.entries for region in used.values())),
     )

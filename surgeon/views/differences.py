@@ -37,6 +37,9 @@ def diff_view(diff: Diff, overlap: Overlap | None, details: bool, patch: Patch |
     parts += [_odd_line(tensor) for tensor in (odd if details else odd[: 2 * SHOWN])]
     if len(odd) > 2 * SHOWN and not details:
         parts.append(Text(f"and {len(odd) - 2 * SHOWN} more: --details", style="dim"))
+    codes, scales = (sum(tensor.stored[i] for tensor in diff.tensors if tensor.stored) for i in range(2))
+    if codes or scales:
+        parts.append(Text(f"stored   {codes:,} codes and {scales:,} scales differ; all else here is of their values"))
     if overlap is not None:
         parts.append(overlap_view(overlap, diff.regions, details))
     if patch is not None:
@@ -265,6 +268,7 @@ def _tensor_data(diff: Diff, tensor: TensorDiff) -> dict[str, Any]:
     return {
         "name": tensor.name, "kind": tensor.kind, "note": tensor.note, **sides,
         "layer": tensor.where.layer, "role": tensor.where.role,
+        "stored": None if tensor.stored is None else dict(zip(("codes", "scales"), tensor.stored, strict=True)),
         **_change_data(tensor.change),
         "regions": {name: _change_data(part) for name, part in zip(diff.regions, tensor.inside, strict=False)},
         "rows": [list(pair) for pair in tensor.rows], "columns": [list(pair) for pair in tensor.columns],

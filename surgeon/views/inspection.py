@@ -16,8 +16,8 @@ from rich.text import Text
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.scope import left_out, scope, unknown_kinds
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import is_code
-from surgeon.checkpoint.quantized import quantization
+from surgeon.checkpoint.coded import Coded, is_code, parts_of
+from surgeon.checkpoint.quantized import quantization, unread_quantization
 from surgeon.checkpoint.remarks import notes_on
 from surgeon.checkpoint.sources import local_file, look_again
 from surgeon.checkpoint.storage import DTYPE_BITS
@@ -138,6 +138,7 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "revision": checkpoint.source.revision,
         "model_type": checkpoint.config.get("model_type"),
         "quantization": quantization(checkpoint),
+        "unread": unread_quantization(checkpoint),
         "layers": len({where.layer for where in places.values() if where.layer is not None}),
         "hidden_size": hidden_size(
             {name: info.shape for name, info in checkpoint.tensors.items() if not is_code(info.dtype)}, places
@@ -147,6 +148,8 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "shards": len(checkpoint.headers),
         "bytes": checkpoint.data_bytes,
         "dtypes": dict(Counter(info.dtype for info in checkpoint.tensors.values())),
+        "stored_dtypes": dict(Counter(info.dtype for info in checkpoint.stored.values())),
+        "coded": _coded(checkpoint),
         "ties": [list(group) for group in checkpoint.ties],
         "reach": {"tensors": len(reach.tensors), "numel": sum(info.numel for info in reach.tensors)},
         "roles": roles,
@@ -155,6 +158,16 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "files_left_out": dict(checkpoint.left_out),
         "notes": notes_on(checkpoint),
     }
+
+
+def _coded(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Say how many weights are quantized in formats that are known; None if none are."""
+    coded = [info for info in checkpoint.tensors.values() if isinstance(info, Coded)]
+    if not coded:
+        return None
+    numel, blocks = sum(info.numel for info in coded), sum(info.codec.blocks(info) for info in coded)
+    stored = sum(part.nbytes for info in coded for part in parts_of(info))
+    return {"tensors": len(coded), "numel": numel, "blocks": blocks, "bits_per_parameter": 8 * stored / numel}
 
 
 def _marker(folder: Path) -> dict[str, Any]:
@@ -296,13 +309,14 @@ def _checkpoint_view(found: Mapping[str, Any]) -> Group:
         edited = f"{found['edited']['entries']:,} entries in {found['edited']['tensors']:,} tensors"
         pairs += [("made from", found["made_from"]["source"]), ("edits", f"{', '.join(operations)}: {edited}")]
     reach = found["reach"]
-    method = found["quantization"]
-    quantized = f"the weights are quantized ({method}): nothing can be cut here" if method else None
+    unread = found["unread"]
+    quantized = f"the weights are quantized ({unread}): nothing can be cut here" if unread else None
     pairs += [
         ("revision", found["revision"]),
         ("family", f"{found['model_type'] or 'unknown'}, {found['layers']} layers, hidden size {found['hidden_size']}"),
         ("size", f"{found['parameters']:,} parameters, {size(found['bytes'])} in {found['shards']} file(s)"),
         ("dtypes", ", ".join(f"{name} ({count} tensors)" for name, count in found["dtypes"].items())),
+        ("stored", _stored_words(found)),
         ("tied", "; ".join(_tie(group) for group in found["ties"])),
         ("freezes", _frozen_line(found)),
         ("unknown", "; ".join(found["unknown_kinds"])),
@@ -317,6 +331,17 @@ def _checkpoint_view(found: Mapping[str, Any]) -> Group:
         share = percent(count["numel"] / found["parameters"]) if found["parameters"] else "-"
         roles.add_row(role, f"{count['tensors']:,}", f"{count['numel']:,}", share)
     return Group(_facts(*pairs), Text(""), roles)
+
+
+def _stored_words(found: Mapping[str, Any]) -> str | None:
+    coded = found["coded"]
+    if coded is None:
+        return None
+    dtypes = ", ".join(f"{name} ({count})" for name, count in found["stored_dtypes"].items())
+    return (
+        f"{found['quantization']}; {coded['numel']:,} parameters in {coded['tensors']:,} tensors and "
+        f"{coded['blocks']:,} blocks, {coded['bits_per_parameter']:.3g} bits each with scales; files hold {dtypes}"
+    )
 
 
 def _tie(group: list[str]) -> str:

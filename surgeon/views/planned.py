@@ -10,6 +10,8 @@ from rich.console import Group
 from rich.text import Text
 
 from surgeon.anatomy.scope import left_out, unknown_kinds
+from surgeon.checkpoint.coded import Coded
+from surgeon.checkpoint.quantized import quantization
 from surgeon.plan.estimates import SHARE_OF_DISK, shape_of, stores
 from surgeon.plan.plan import Plan
 from surgeon.plan.ranks import rank_needs
@@ -46,6 +48,7 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
         f"corpus  {plan.corpus.name}: {len(plan.corpus.languages)} languages",
     ]
     lines += [f"files   {line}" for line in plan.remarks]
+    lines += _format_words(plan)
     lines += [f"text    {note}" for note in notes]
     lines += [f"score   {score.described()}" for score in plan.scores()]
     lines += _run_words(plan)
@@ -77,6 +80,24 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
     if expected:
         parts.append(told(_time_words(expected)))
     return Group(*parts, told(needs, f"output  {plan.output}"))
+
+
+def _format_words(plan: Plan) -> list[str]:
+    """Say how quantized weights are stored, and what encoding new values takes."""
+    method = quantization(plan.checkpoint)
+    if method is None:
+        return []
+    coded = sum(isinstance(info, Coded) for info in plan.checkpoint.tensors.values())
+    lines = [f"format  {method}; {coded} of {len(plan.checkpoint.tensors)} tensors"]
+    for variant in plan.variants.values():
+        if variant.blocks == 0:
+            lines.append(f"encode  {variant.name}: exact, every new value is a code")
+        elif variant.blocks is not None:
+            lines.append(
+                f"encode  {variant.name}: new values are rounded once to codes of at most {variant.blocks:,} blocks; a "
+                "block whose scale is too small for one gets another; the report says the error"
+            )
+    return lines
 
 
 def _time_words(expected: Sequence[Step]) -> str:
@@ -148,6 +169,7 @@ def _plan_data(plan: Plan, expected: Sequence[Step]) -> dict[str, Any]:
         "bytes_to_download": plan.bytes_to_download,
         "output": str(plan.output),
         "remarks": plan.remarks,
+        "quantization": quantization(plan.checkpoint),
         "regions": {
             name: {"tensors": len(r.tensors), "numel": r.numel, "entries": r.entries, "exact": r.exact}
             for name, r in plan.regions.items()
@@ -155,7 +177,7 @@ def _plan_data(plan: Plan, expected: Sequence[Step]) -> dict[str, Any]:
         "variants": {
             v.name: {
                 "operations": list(v.operations), "write": v.write, "tensors": v.tensors, "entries_at_most": v.entries,
-                "shards": v.shards, "bytes_to_write": v.bytes_to_write,
+                "shards": v.shards, "bytes_to_write": v.bytes_to_write, "blocks_at_most": v.blocks,
             }
             for v in plan.variants.values()
         },

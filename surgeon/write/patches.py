@@ -98,7 +98,7 @@ def write_variant_patch(
 def _pieces(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield a tensor's entries piece by piece, each with the flat index of its first."""
     for start in range(0, info.numel, _PIECE_ENTRIES):
-        yield start, checkpoint.entries(info.name, np.arange(start, min(start + _PIECE_ENTRIES, info.numel)))
+        yield start, checkpoint.span(info, start, min(start + _PIECE_ENTRIES, info.numel))
 
 
 def _plain(operations: Sequence[Operation]) -> list[dict[str, object]]:

@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 
 from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.coded import parts_of
 from surgeon.checkpoint.hashing import CHANGED, Stamp, file_stamp
 from surgeon.checkpoint.remembered import FileDigest, hashes_of, known_hashes
-from surgeon.checkpoint.storage import Header, naming, on_disk
+from surgeon.checkpoint.storage import Header, TensorInfo, naming, on_disk
 from surgeon.errors import CheckpointError, EnvironmentFailure
+from surgeon.formats.base import StoredEdit
 from surgeon.operations import Operation
-from surgeon.operations.edits import Edit, EditCount, make_edit
+from surgeon.operations.edits import EditCount, make_stored_edits, may_change
 from surgeon.region.region import Region
 
 _BUFFER_BYTES = 1 << 18  # stays in the processor's cache between reading, hashing, poking and writing
@@ -76,15 +78,25 @@ def copy_shard(
             return Copied(hashes_of(header).file, stamp)
         stream = _Stream(reader, writer, None if known_hashes(header) else FileDigest(header), stopping)
         entries, edits, position = 0, EditCount(), 0
-        for info in sorted((header.tensors[name] for name in names), key=lambda info: info.offset):
+        for info, name in _touched(checkpoint, header, names, operations):
             stream.copy(info.offset - position)
-            edit = make_edit(checkpoint, info.name, operations, regions)
-            stream.copy(info.nbytes, edit)
-            entries += edit.indices.size
-            edits += edit.count() if info.name in counted else EditCount()
+            edit, stored = make_stored_edits(checkpoint, name, operations, regions)
+            stream.copy(info.nbytes, stored.get(info.name))
+            if info is parts_of(checkpoint.info(name))[0]:
+                entries += edit.entries
+                edits += edit.count() if name in counted else EditCount()
             position = info.offset + info.nbytes
         stream.copy(header.file_size - position)
         return replace(stream.finish(), entries=entries, edits=edits)
+
+
+def _touched(
+    checkpoint: Checkpoint, header: Header, names: Sequence[str], operations: Sequence[Operation]
+) -> list[tuple[TensorInfo, str]]:
+    """Return the stored tensors of a file that may change, as they lie, each with the logical one that it is of."""
+    found = [(info, name) for name in names for info in may_change(checkpoint, name, operations)]
+    here = [(info, name) for info, name in found if info.path == header.path]
+    return sorted(here, key=lambda item: item[0].offset)
 
 
 class _Stream:
@@ -96,7 +108,7 @@ class _Stream:
         self._buffer = np.empty(_BUFFER_BYTES, dtype=np.uint8)
         self._to_disk = _ToDisk(writer)
 
-    def copy(self, count: int, edit: Edit | None = None) -> None:
+    def copy(self, count: int, edit: StoredEdit | None = None) -> None:
         """Copy `count` bytes; with an edit, they are one tensor's, and its entries get their new values."""
         width = edit.values.itemsize if edit is not None else 1
         step = self._buffer.size - self._buffer.size % width

@@ -1,4 +1,4 @@
-"""Quantized checkpoints of every kind are refused, by their config or by the names of their tensors."""
+"""Quantized checkpoints that no codec knows are refused, by their config or by the names of their tensors."""
 
 from __future__ import annotations
 
@@ -97,6 +97,11 @@ KINDS: dict[str, Kind] = {
 }
 
 
+# Those that a codec reads, where the config tells them (tests/formats/).
+KNOWN = {"fp8 with block scales"}
+REFUSED = [(kind, told) for kind in KINDS for told in (True, False) if not (told and kind in KNOWN)]
+
+
 def quantized(folder: Path, kind: str, told: bool) -> Path:
     """Put a kind's tensors in place of one matrix; `told` says so in the config too, as its writer does."""
     changes, tensors, *_ = KINDS[kind]
@@ -110,8 +115,7 @@ def quantized(folder: Path, kind: str, told: bool) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("told", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "told"), REFUSED)
 def test_each_kind_is_refused_with_its_remedy(kind: str, told: bool, make_model: ModelMaker, tmp_path: Path) -> None:
     folder = quantized(make_model("llama"), kind, told)
     recipe = tmp_path / "recipe.yaml"
@@ -133,10 +137,10 @@ output: {tmp_path / "out"}
     assert found["hidden_size"] == 32
 
 
-@pytest.mark.parametrize("kind", ["fp8 with block scales", "nvfp4"])
-def test_what_is_packed_is_not_measured(kind: str, make_model: ModelMaker) -> None:
+@pytest.mark.parametrize(("kind", "told"), [("fp8 with block scales", False), ("nvfp4", True)])
+def test_what_is_packed_is_not_measured(kind: str, told: bool, make_model: ModelMaker) -> None:
     """Codes in a matrix of the right shape would make a perplexity, and it would be wrong."""
-    folder = quantized(make_model("llama"), kind, True)
+    folder = quantized(make_model("llama"), kind, told)
     spec = VerifySpec(languages=["en"], tokens=16)
     with pytest.raises(CheckpointError, match="quantized"):
         surgeon.verify_checkpoint(folder, corpus=builtin_corpus("udhr30"), spec=spec)
