@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.api import plan_recipe
-from surgeon.plan.estimates import shape_of
 from surgeon.plan.ranks import rank_needs
+from surgeon.scores.base import PIECES
 
 STEPS = ("score", "verify")
 
@@ -31,8 +31,8 @@ STEPS = ("score", "verify")
 def worker(recipe: str, output: str, overrides: list[str]) -> None:
     """Run `apply` as one rank, and write down what it sent."""
     import surgeon
-    from surgeon import ranks
     from surgeon.measure import verification
+    from surgeon.ranks import group, messages
     from surgeon.scoring import scoring, shared
 
     used = [0.0]
@@ -47,19 +47,19 @@ def worker(recipe: str, output: str, overrides: list[str]) -> None:
         return measured
 
     scoring._on_text = timed(scoring._on_text)
-    shared.SharedScorePass.assist = timed(shared.SharedScorePass.assist)  # type: ignore[method-assign]
+    shared.SharedScorePass.help = timed(shared.SharedScorePass.help)  # type: ignore[method-assign]
     verification.measure = timed(verification.measure)
-    sent = {"chain": 0, "scores": 0, "values": 0}
-    begin = ranks.begin_to_send
+    sent = {"sums": 0, "values": 0}
+    sending = messages.Sending.__init__
 
-    def counted(tensors: Any, to: int, tag: int) -> Any:
-        kind = {ranks.CHAIN: "chain", ranks.SCORES: "scores"}.get(tag, "values")
-        sent[kind] += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        return begin(tensors, to, tag)
+    def counted(self: Any, value: Any, to: int) -> None:
+        sending(self, value, to)
+        for part in self._parts:
+            sent["sums" if str(part.dtype) == "torch.float32" else "values"] += part.numel() * part.element_size()
 
-    ranks.begin_to_send = counted
+    messages.Sending.__init__ = counted  # type: ignore[method-assign]
     surgeon.apply(recipe, output=output, overrides=overrides)
-    Path(f"{output}.sent{ranks.started()[0]}.json").write_text(json.dumps({**sent, "processor": used[0]}))
+    Path(f"{output}.sent{group.started()[0]}.json").write_text(json.dumps({**sent, "processor": used[0]}))
 
 
 def run(count: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -87,14 +87,12 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def predict(options: argparse.Namespace, seconds: float) -> None:
     """Print what larger numbers of ranks would take."""
     plan = plan_recipe(options.recipe, overrides=options.set or ())
-    layers = max(1, shape_of(plan.checkpoint).layers)
-    languages = max(len(score.languages) for score in plan.sampled_scores())
-    print(f"predicted from {seconds:.1f} s on one rank, with {options.network:.3g} bytes/s between two of them:")
+    pieces = PIECES * max(len(score.languages) for score in plan.sampled_scores())
+    print(f"predicted from {seconds:.1f} s on one rank, with {options.network:.3g} bytes/s into the first of them:")
     for count in (1, 2, 4, 8, 16, 32, 64):
-        behind = max(1.0, count / languages) if count > 1 else 0.0  # layers by which the last rank is behind
-        arithmetic = seconds / count * (layers + behind) / layers
-        travel = rank_needs(plan, count).sent / options.network
-        taken = max(arithmetic, travel)
+        arithmetic = seconds * -(-pieces // count) / pieces  # the rank with most pieces
+        travel = rank_needs(plan, count).sent * (count - 1) / options.network
+        taken = arithmetic + travel  # a layer's sums come when it has been done
         print(f"  {count:3d} ranks: {taken:8.1f} s, {taken / seconds:.3f} of one; travel alone {travel:.1f} s")
 
 

@@ -68,7 +68,7 @@ def ours(plan: Any, texts: dict[str, Any], variants: bool) -> tuple[float, dict[
     """Measure the base, with the variants if wanted; also returns the processor seconds of the passes alone."""
     from surgeon.measure.measuring import measure_variants
     from surgeon.model.editing import Variant
-    from surgeon.model.together import load_stack
+    from surgeon.model.workplace import load_stack
     from surgeon.progress import Progress
     from surgeon.regions.make import make_regions
 

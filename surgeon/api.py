@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
-from surgeon import ranks
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed
 from surgeon.checkpoint.remarks import remarks
@@ -19,7 +17,7 @@ from surgeon.errors import InputError
 from surgeon.memory import require_room_for_figures, require_room_for_torch
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Verification
-from surgeon.model.together import End, assist, load_stack
+from surgeon.model.workplace import Workplace
 from surgeon.plan.check import check_device, check_length, check_ready, chosen_device
 from surgeon.plan.duration import steps
 from surgeon.plan.first_cut import RECIPE as FIRST_CUT
@@ -28,6 +26,8 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.planning import make_plan
 from surgeon.plan.recipes import copy_recipe, expected_steps, find_recipe, plan_recipe, shipped_recipes
 from surgeon.progress import Progress
+from surgeon.ranks.group import own_device, started
+from surgeon.ranks.team import Ranks, joined
 from surgeon.recipe.schema import VerifySpec
 from surgeon.report.data import Report
 from surgeon.report.manifest import differences
@@ -41,10 +41,14 @@ from surgeon.run import (
     unchanged_report,
     verify_variants,
 )
+from surgeon.team import Team
 from surgeon.text.corpora import Corpus, builtin_corpus
 from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, check_written, is_output, read_object
 from surgeon.write.marker import MARKER
 from surgeon.write.output import output_lock
+from surgeon.write.samples import write_samples
+
+Found = TypeVar("Found")
 
 __all__ = [
     "apply", "check_files", "copy_recipe", "cut_model", "cut_overrides", "expected_steps", "find_recipe", "plan_recipe",
@@ -82,19 +86,26 @@ def apply(
     Raises:
         SurgeonError: something in the recipe, the model, or the environment; nothing is left half written.
     """
-    with _together(device) as own:
-        if ranks.rank() > 0:
-            return cast(Report, assist(own, jobs or os.cpu_count() or 1))
-        found = _apply(recipe, output, overrides, own, jobs, progress, push, overwrite)
-        return cast(Report, ranks.share(End(found)).result)
+    return carried_out(
+        device,
+        jobs,
+        lambda own, team: _apply(recipe, output, overrides, own, jobs, progress, push, overwrite, team),
+    )
 
 
-@contextmanager
-def _together(device: str) -> Iterator[str]:
-    """Meet the other ranks, if there are any; yields the device."""
-    device = device if ranks.started()[1] == 1 else chosen_device(device)
-    with ranks.joined(device):
-        yield device
+def carried_out(device: str, jobs: int | None, work: Callable[[str, Team], Found]) -> Found:
+    """Return what comes of `work`, which is given a device and the team; of several processes one does it, all help."""
+    number, size = started()
+    device = device if size == 1 else chosen_device(device)
+    with joined(device) as team:
+        if not isinstance(team, Ranks):
+            return work(device, team)
+        own = own_device(device)
+        if number > 0:
+            return cast(Found, team.help(Workplace(own, jobs or os.cpu_count() or 1, team)))
+        found = work(own, team)
+        team.end(found)
+        return found
 
 
 def _apply(
@@ -106,14 +117,15 @@ def _apply(
     progress: Progress | None,
     push: bool | None,
     overwrite: bool,
+    team: Team,
 ) -> Report:
-    started = time.perf_counter()
+    began = time.perf_counter()
     path, progress = find_recipe(recipe), progress or Progress()
     with progress.task("plan, texts, libraries", 3) as advance:
         the_plan = _plan_to_run(path, output, overrides)
         advance(1)
         device = chosen_device(device) if the_plan.runs_model else "cpu" if device == "auto" else device
-        run, out = Run(the_plan, device, jobs, progress), the_plan.output
+        run, out = Run(the_plan, device, jobs, progress, team=team), the_plan.output
         if push and the_plan.recipe.push is None:
             raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
         check_ready(the_plan, device, run.jobs)
@@ -142,7 +154,8 @@ def _apply(
             written = publish_variants(run, staged, report if earlier is None else None)
             outputs = {path: stored_hash(path) for path in region_files.values()}
             outputs |= {path: digest for item in written.values() for path, digest in item.files.items()}
-            run.timings["total"] = round(time.perf_counter() - started, 3)
+            outputs |= write_samples(out, found.figures)
+            run.timings["total"] = round(time.perf_counter() - began, 3)
             report = report.model_copy(update={"timings": run.timings if earlier is None else earlier.timings})
             sealed = dict(before) if earlier is not None else seal(run, report, outputs, before)
         for line in differences(repeated, sealed):
@@ -203,11 +216,10 @@ def score(
     overwrite: bool = False,
 ) -> dict[str, Path]:
     """Compute the scores and regions of a recipe only; returns the region files by name."""
-    with _together(device) as own:
-        if ranks.rank() > 0:
-            return cast(dict[str, Path], assist(own, jobs or os.cpu_count() or 1))
-        own = chosen_device(own)
-        run = Run(_plan_to_run(recipe, output, overrides), own, jobs, progress, keep=True)
+
+    def work(device: str, team: Team) -> dict[str, Path]:
+        own = chosen_device(device)
+        run = Run(_plan_to_run(recipe, output, overrides), own, jobs, progress, keep=True, team=team)
         for line in remarks(run.plan.checkpoint):
             run.progress.note(line)
         check_ready(run.plan, own, run.jobs)
@@ -215,9 +227,9 @@ def score(
             run.progress.note(line)
         with output_lock(run.plan.output, run.plan.recipe.name, overwrite):
             reclaim_cache()
-            files = save_regions(run)
-        ranks.share(End(files))
-        return files
+            return save_regions(run)
+
+    return carried_out(device, jobs, work)
 
 
 def verify_checkpoint(
@@ -238,11 +250,11 @@ def verify_checkpoint(
         SurgeonError: files are damaged, the corpus lacks a language, there is no such device, or the window is too
             long.
     """
-    with _together(device) as own:
-        if ranks.rank() > 0:
-            return cast(Verification, assist(own, os.cpu_count() or 1))
-        found = _verify(checkpoint, base, corpus, spec, own, progress or Progress())
-        return cast(Verification, ranks.share(End(found)).result)
+    return carried_out(
+        device,
+        None,
+        lambda own, team: _verify(checkpoint, base, corpus, spec, own, progress or Progress(), team),
+    )
 
 
 def _verify(
@@ -252,6 +264,7 @@ def _verify(
     spec: VerifySpec,
     device: str,
     progress: Progress,
+    team: Team,
 ) -> Verification:
     require_room_for_torch()
     from surgeon.measure.verification import verify
@@ -274,12 +287,12 @@ def _verify(
         too_long = check_length(item, min(spec.window, spec.tokens))
         if too_long is not None:
             raise InputError(f"--window {spec.window}: {too_long}")
-    found = Verification()
+    found, place = Verification(), Workplace(device, os.cpu_count() or 1, team)
     for _, item in opened:
         check_written(item.folder, os.cpu_count() or 1)
     for label, item in opened:
-        stack = load_stack(item, resolve_precision("auto"), device)
-        one = verify(stack, [Variant(label)], corpus, languages, spec, progress)
+        stack = place.load(item, resolve_precision("auto"))
+        one = verify(stack, [Variant(label)], corpus, languages, spec, progress, team=team)
         found = found.joined(one)
         refuse_changed(item)
     return found

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from surgeon import ranks
+from surgeon.ranks import group
 from surgeon.visible import json_escaped, visible
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def progress_to(quiet: bool) -> Progress:
     from surgeon.progress import Progress
 
     console = Console(stderr=True)
-    return Progress(None if ranks.started()[0] > 0 or (quiet and not console.is_terminal) else console)
+    return Progress(None if group.started()[0] > 0 or (quiet and not console.is_terminal) else console)
 
 
 def quiet_libraries(verbose: bool) -> None:

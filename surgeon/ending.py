@@ -11,15 +11,14 @@ import io
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from surgeon import ranks
 from surgeon.errors import EnvironmentFailure, InputError, SurgeonError
 from surgeon.mapped import answer_faults
 from surgeon.memory import HELP, memory_error
+from surgeon.ranks import group
 from surgeon.visible import visible
 
 # What a user can mend by naming another path; all other errors of the system are the environment's.
@@ -44,7 +43,7 @@ def run_to_its_end(command: Callable[[], object]) -> None:
             signal.signal(number, _interrupt)
     with _ending():
         answer_faults(_end_at_once)
-        if ranks.started()[0] > 0:
+        if group.started()[0] > 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # results are the first rank's to print
         try:
             command()
@@ -96,20 +95,6 @@ class _Unread:
             os.close(nowhere)
 
 
-def or_end(work: Callable[..., None]) -> Callable[..., None]:
-    """Return `work` for a thread without which the process cannot go on: an error there ends the process as here."""
-
-    def guarded(*args: Any) -> None:
-        try:
-            with _ending():
-                work(*args)
-        except BaseException:  # a defect of ours
-            traceback.print_exc()
-            os._exit(1)
-
-    return guarded
-
-
 @contextmanager
 def _ending() -> Iterator[None]:
     try:
@@ -117,7 +102,7 @@ def _ending() -> Iterator[None]:
     except (SurgeonError, MemoryError, OSError, RuntimeError, ImportError) as error:
         _explain(error)
     except Interrupted as interrupted:
-        if ranks.speaks():
+        if group.speaks():
             print("interrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -158,10 +143,10 @@ def _end_at_once(message: str, mendable: bool) -> None:
 def _fail(*messages: str, code: int) -> None:
     coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     head = "\033[1;31merror:\033[0m" if coloured else "error:"
-    for message in messages if ranks.speaks() else ():  # a line each: no name can end it and begin another
+    for message in messages if group.speaks() else ():  # a line each: no name can end it and begin another
         line = visible(message[:_LONGEST_MESSAGE])
         print(f"{head} {line}{' ...' if len(message) > _LONGEST_MESSAGE else ''}", file=sys.stderr)
-    if ranks.world() > 1:  # without waiting for threads that wait for other ranks
+    if group.world() > 1:  # without waiting for threads that wait for other ranks
         sys.stderr.flush()
         os._exit(code)
     raise SystemExit(code)

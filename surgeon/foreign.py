@@ -93,6 +93,17 @@ def load_tokenizer(folder: Path) -> Any:
         raise
 
 
+def load_generation_config(folder: Path) -> Any:
+    """Return the settings of generation that lie beside a checkpoint, as transformers reads them.
+
+    Raises:
+        Exception: whatever transformers makes of a damaged file.
+    """
+    import transformers
+
+    return transformers.GenerationConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def dataset_rows(builder: str, path: str, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the rows of one file, here or at an `hf://` address, as they arrive.
 

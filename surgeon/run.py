@@ -28,16 +28,16 @@ from surgeon.measure.verification_cache import keep, kept_path, load_kept
 from surgeon.memory import give_memory_back
 from surgeon.model.precision import Precision, resolve_precision
 from surgeon.model.results import CONTINUATIONS, Verification
-from surgeon.model.together import load_stack
 from surgeon.model.token_counts import TokenCounts
 from surgeon.model.tokenizer import load_tokenizer
+from surgeon.model.workplace import Workplace
 from surgeon.operations import Operation
 from surgeon.operations.edits import EditCount, count_edits
 from surgeon.plan.pinning import pinned, pinned_operations
 from surgeon.plan.plan import Plan
 from surgeon.plan.text_supply import check_supply, needs_text
 from surgeon.progress import Progress
-from surgeon.recipe.schema import Recipe, VerifySpec
+from surgeon.recipe.schema import Recipe, VariantSpec, VerifySpec
 from surgeon.recipe.written import resolved_yaml
 from surgeon.region.region import Region
 from surgeon.regions.make import make_regions
@@ -48,6 +48,7 @@ from surgeon.report.data import (
     RegionReport,
     Report,
     ScoreReport,
+    StepReport,
     VariantReport,
 )
 from surgeon.report.html import write_page
@@ -62,6 +63,7 @@ from surgeon.report.measured import (
 )
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
+from surgeon.team import ALONE, Team
 from surgeon.text.windows import new_tokens
 from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, outputs_of
 from surgeon.write.marker import MARKER, MarkedModel, Marker
@@ -74,15 +76,25 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """One run of a plan: the model is built when first needed, once per precision; `keep` insists on whole scores."""
+    """One run of a plan: the model is built when first needed, once per precision; `keep` insists on whole scores.
+
+    The processes of a `team` all have a part in what runs the model, and in writing.
+    """
 
     def __init__(
-        self, plan: Plan, device: str, jobs: int | None, progress: Progress | None, *, keep: bool = False
+        self,
+        plan: Plan,
+        device: str,
+        jobs: int | None,
+        progress: Progress | None,
+        *,
+        keep: bool = False,
+        team: Team = ALONE,
     ) -> None:
-        self.plan, self.device, self.keep = plan, device, keep
+        self.plan, self.device, self.keep, self.team = plan, device, keep, team
         self.jobs, self.progress = jobs or os.cpu_count() or 1, progress or Progress()
         self.timings: dict[str, float] = {}
-        self._stacks: dict[str, Stack] = {}
+        self._place = Workplace(device, self.jobs, team)
         self.edits: dict[str, EditCount] = {}
 
     def check_texts(self) -> list[str]:
@@ -96,11 +108,9 @@ class Run:
 
     def stack(self, precision: str) -> Stack:
         """The model, layer by layer, in `float32` or `native` arithmetic."""
-        if precision not in self._stacks:
-            with self.timed("load"):
-                chosen: Precision = "float32" if precision == "float32" else "native"
-                self._stacks[precision] = load_stack(self.plan.checkpoint, chosen, self.device)
-        return self._stacks[precision]
+        chosen: Precision = "float32" if precision == "float32" else "native"
+        with self.timed("load"):
+            return self._place.load(self.plan.checkpoint, chosen)
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -115,7 +125,16 @@ class Run:
         """The importance scores, computed or out of the cache."""
         with self.timed("score"):
             return run_scores(
-                Scoring(self.plan, self.stack, self.token_counts, self.device, self.jobs, self.progress, self.keep)
+                Scoring(
+                    self.plan,
+                    self.stack,
+                    self.token_counts,
+                    self.device,
+                    self.jobs,
+                    self.progress,
+                    self.keep,
+                    self.team,
+                )
             )
 
     @cached_property
@@ -217,6 +236,7 @@ def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Stag
                 complete=partial(write_freeze, run.plan.checkpoint, held),
                 jobs=run.jobs,
                 advance=advance,
+                team=run.team,
             )
     return staged
 
@@ -294,7 +314,7 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
             run.progress.found(first_finding(known.joined(new).ordered(operations).measures))
 
         with run.timed("verify"):
-            new = verify(stack, variants, run.plan.corpus, languages, spec, run.progress, missing, tell)
+            new = verify(stack, variants, run.plan.corpus, languages, spec, run.progress, missing, tell, run.team)
         for name, lacking in missing.items():
             for kind in lacking:
                 keep(paths[name][kind], name, new, kind)
@@ -304,7 +324,7 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
 
 def _kept_paths(
     run: Run, name: str, operations: Sequence[Operation], spec: VerifySpec, precision: Precision
-) -> dict[str, Path]:
+) -> dict[str, Path | None]:
     """Return where the figures of a model are kept, by kind: those that are told of it, and its continuations."""
     donors = {donor: run.donors[donor] for item in operations for donor in item.donors}
     texts = {language: run.plan.corpus.text(language).evaluate_hash for language in run.plan.verify_languages}
@@ -383,6 +403,7 @@ def _variant_report(run: Run, name: str, done: Staged | Written | None) -> Varia
     edits = counted if counted is not None else run.count(name)
     return VariantReport(
         operations=list(run.plan.variants[name].operations),
+        steps=_steps(run.plan.recipe.variants[name]),
         entries=edits.entries,
         changed=edits.changed,
         norm_removed=edits.norm,
@@ -401,6 +422,16 @@ def _encoding(run: Run, edits: EditCount) -> EncodingReport | None:
     return EncodingReport(
         blocks=found.blocks, rescaled=found.rescaled, rounded=found.rounded, largest=found.largest, norm=found.norm
     )
+
+
+def _steps(variant: VariantSpec) -> list[StepReport]:
+    """Return what is done to a variant, and what trainers are told of it, as data."""
+    steps = []
+    for item in variant.operations:
+        settings = item.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={item.kind})
+        steps += [StepReport(kind=item.kind, region=name, settings=settings) for name in dict.fromkeys(item.regions)]
+    held = [("freeze", variant.freeze), ("train_only", variant.train_only)]
+    return [*steps, *(StepReport(kind=kind, region=region) for kind, region in held if region is not None)]
 
 
 def unchanged_report(out: Path, report: Report, manifest: Mapping[str, Any]) -> Report | None:

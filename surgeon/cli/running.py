@@ -94,7 +94,10 @@ def _rebuild(
     overwrite: bool,
 ) -> None:
     from surgeon.hub.rebuild import rebuild
+    from surgeon.ranks.group import started
 
+    if started()[1] > 1:
+        raise InputError(f"{name}: a published variant is made again by one process; leave torchrun out")
     if dry_run:
         raise InputError(f"{name}: a published variant has no plan; leave --dry-run out")
     written = rebuild(name, output, overrides or (), jobs, progress_to(as_json), overwrite)

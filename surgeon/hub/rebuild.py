@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from surgeon import inside, ranks
+from surgeon import inside
 from surgeon.checkpoint.address import model_address
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash
@@ -69,8 +69,6 @@ def rebuild(
         CheckpointError: the source is another model, or the weights that come out are not those of the manifest.
         EnvironmentFailure: the Hub could not be reached, or the disk is full.
     """
-    if ranks.started()[1] > 1:
-        raise InputError(f"{name}: a published variant is made again by one process; leave torchrun out")
     look_again()
     model = _model_override(overrides)
     folder = _fetch(name)

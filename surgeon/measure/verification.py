@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
-from surgeon import ranks
 from surgeon.measure.base import Measurement, Pieces, Subject
 from surgeon.measure.measuring import Look, measure
 from surgeon.measure.perplexity import as_measures
@@ -16,12 +14,11 @@ from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack
 from surgeon.model.precision import Precision
 from surgeon.model.results import Continuation, Verification
-from surgeon.model.together import Models
 from surgeon.model.vocabulary import check_ids
-from surgeon.operations import Operation
+from surgeon.model.workplace import Workplace
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
-from surgeon.region.carried import receive_regions, share_regions
+from surgeon.team import ALONE, Team
 from surgeon.text.corpora import Corpus
 
 BASE = "base"
@@ -29,19 +26,17 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Measuring:
-    """A measurement of which every rank takes some of the batches (see `together.Part`)."""
+    """A measurement of which every process of a team takes some of the batches."""
 
     model: str
     precision: Precision
-    operations: Mapping[str, list[Operation]]
+    variants: Sequence[Variant]
     looks: Sequence[Look]
 
-    def assist(self, models: Models) -> None:
-        """Measure this rank's batches."""
-        with ExitStack() as open_files:
-            regions = receive_regions(open_files)
-            variants = [Variant(name, done, regions[name]) for name, done in self.operations.items()]
-            measure(models.stack(self.model, self.precision), variants, self.looks, Progress())
+    def help(self, place: Workplace) -> None:
+        """Measure this process's batches."""
+        stack = place.stack(self.model, self.precision)
+        measure(stack, self.variants, self.looks, Progress(), place.team)
 
 
 def verify(
@@ -53,6 +48,7 @@ def verify(
     progress: Progress,
     missing: Mapping[str, Collection[str]] | None = None,
     measured: Callable[[Verification], None] = lambda found: None,
+    team: Team = ALONE,
 ) -> Verification:
     """Measure variants and let them continue the prompts, unless that would cost more than all the rest.
 
@@ -65,6 +61,7 @@ def verify(
         progress: is told how far it is.
         missing: by variant the kinds of measurement, and `continuations`, that are to be made; all if not given.
         measured: told the figures as soon as they are there, before anything is continued.
+        team: who takes part in measuring.
 
     Raises:
         InputError: a text or prompt gives no token, or one without an embedding, or a prompt is too long.
@@ -73,7 +70,7 @@ def verify(
     loaded = stack.loaded
     texts = evaluation_texts(loaded.tokenizer, corpus, languages, spec)
     windows = window_pieces(texts, spec.batch_size)
-    subject = Subject(loaded.tokenizer, corpus, languages, spec, windows)
+    subject = Subject(loaded.tokenizer, loaded.model.config, corpus, languages, spec, windows)
     looks = [
         Look(item, item.pieces(subject), frozenset(models))
         for item in spec.measurements
@@ -83,11 +80,9 @@ def verify(
     asked = [variant for variant in variants if missing is None or "continuations" in missing.get(variant.name, ())]
     looked_at = {id(pieces): pieces for pieces in (windows, *(look.pieces for look in looks))}
     check_ids(loaded.model, loaded.tokenizer, [*_ids(looked_at.values()), *(one.ids for one in prompts)])
-    if looks and ranks.world() > 1:
-        operations = {variant.name: list(variant.operations) for variant in variants}
-        ranks.share(Measuring(str(loaded.checkpoint.folder), loaded.precision, operations, looks))
-        share_regions({variant.name: variant.regions or {} for variant in variants})
-    found = measure(stack, variants, looks, progress) if looks else {}
+    if looks:
+        team.begin(Measuring(str(loaded.checkpoint.folder), loaded.precision, variants, looks))
+    found = measure(stack, variants, looks, progress, team) if looks else {}
     sizes = {language: text.bytes for language, text in texts.items()}
     measures = {
         name: as_measures(by_kind["perplexity"], sizes) for name, by_kind in found.items() if "perplexity" in by_kind

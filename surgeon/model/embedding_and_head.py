@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,20 +16,27 @@ from surgeon.model.layer_stack import Arguments, Stack
 def enter_all(
     stack: Stack, batches: Sequence[torch.Tensor], states: States, row: int = 0
 ) -> list[tuple[Arguments, ...]]:
-    """Put the embedding's output of every batch into a row of `states`; returns each batch's arguments of the layers.
+    """Put every batch's embedding into a row of `states`; returns each batch's arguments of the layers."""
+    return list(enter_some(stack, enumerate(batches), states, row).values())
+
+
+def enter_some(
+    stack: Stack, batches: Iterable[tuple[int, torch.Tensor]], states: States, row: int = 0
+) -> dict[int, tuple[Arguments, ...]]:
+    """Put the embedding's outputs of numbered batches into a row of `states`; returns, by number, their arguments.
 
     Batches of one shape share their arguments where these are equal, as they are unless a family computes them from
     the tokens.
     """
     shared: dict[tuple[int, ...], tuple[Arguments, ...]] = {}
-    result = []
+    result = {}
     with stack.loaded.weights.resident(stack.outer("in"), stack.unit(0)), torch.no_grad():
-        for number, ids in enumerate(batches):
+        for number, ids in batches:
             call = stack.enter(ids)
             if call.hidden is not None:
                 states.put(row, number, call.hidden)
             known = shared.setdefault(tuple(ids.shape), call.arguments)
-            result.append(known if _equal(known, call.arguments) else call.arguments)
+            result[number] = known if _equal(known, call.arguments) else call.arguments
     return result
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from surgeon import ranks
 from surgeon.anatomy.reading import decoder_layers
 from surgeon.errors import CheckpointError
 from surgeon.model.model import LoadedModel
@@ -163,7 +162,7 @@ def without_gradients(model: Any) -> str | None:
 def is_whole_model(stack: Stack) -> bool:
     """Compare the stack with the model's own forward on a few tokens, where all the weights stay in memory."""
     loaded = stack.loaded
-    if not stack.layers or not loaded.weights.stays or ranks.world() > 1:
+    if not stack.layers or not loaded.weights.stays:
         return True
     rows = int(loaded.model.get_input_embeddings().weight.shape[0])
     config = loaded.model.config.get_text_config()

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from surgeon.plan.estimates import peak_memory, scratch_bytes, shape_of
 from surgeon.plan.plan import Plan
 from surgeon.progress import Step
-
-_ROWS_BEHIND = 3  # of hidden states, that are kept longer where ranks must be able to go on together
-_SHARED = ("score", "write", "perplexity")  # how the steps begin whose work is spread over ranks
+from surgeon.scores.base import PIECES
 
 
 @dataclass(frozen=True)
 class RankNeeds:
     """What each of `ranks` takes, in bytes and seconds; every figure is an estimate or a bound.
 
-    `read` are weights, `sent` what a rank sends to others while scoring: finished scores of a language to the rank
-    that selects in the layer, and sums that go on with the next batches.
+    `read` are weights, `sent` what a rank sends to the first one while scoring: the sum of each of its pieces.
     """
 
     ranks: int
@@ -32,21 +29,19 @@ class RankNeeds:
 def rank_needs(plan: Plan, ranks: int, expected: Sequence[Step] = ()) -> RankNeeds:
     """Say what each of some ranks takes; `expected` are the steps with their seconds on one."""
     shape = shape_of(plan.checkpoint)
-    memory, sent, read = peak_memory(plan), 0, 0
-    sampled = plan.sampled_scores()
-    largest = max((scratch_bytes(shape, score) for score in sampled), default=0)
-    for score in sampled:
-        languages = len(dict.fromkeys(score.languages))
-        entries = sum(info.numel for info in plan.scored_tensors(score))
+    memory, sent, read, scratch, scored = peak_memory(plan), 0, 0, 0, 1 / ranks
+    for score in plan.sampled_scores():
+        pieces = len(dict.fromkeys(score.languages)) * min(PIECES, -(-score.samples // score.batch_size))
+        own = -(-pieces // ranks)  # of the rank that has most of them
+        scored = max(scored, own / pieces)
+        scratch = max(scratch, scratch_bytes(shape, score) * own // pieces)
         read += plan.checkpoint.data_bytes * (1 + score.backward)
         if ranks > 1:
-            # A rank's batches lie next to one another; of each of their languages it sends the sum once, done or not.
-            sent += 4 * entries * min(languages, -(-languages // ranks) + 1)
+            sent += 4 * own * sum(info.numel for info in plan.scored_tensors(score))
     if ranks > 1 and sent:
-        memory += 8 * (shape.total if shape.whole else shape.layer)  # a sum on its way, and scores that arrive
+        memory += 4 * (shape.total if shape.whole else shape.layer)  # a sum on its way, or one that arrives
     if plan.recipe.verify is not None:
         read += plan.checkpoint.data_bytes
-    rows = shape.layers + 3
-    scratch = largest * (rows + _ROWS_BEHIND * (ranks > 1)) // rows // ranks
-    seconds = sum(step.seconds / (ranks if step.label.startswith(_SHARED) else 1) for step in expected)
+    shares = {"score": scored, "write": 1 / ranks, "perplexity": 1 / ranks}
+    seconds = sum(step.seconds * shares.get(step.label.split()[0], 1) for step in expected)
     return RankNeeds(ranks, memory, scratch, read, sent, seconds)

@@ -8,21 +8,21 @@ its scores are complete in every language. Sums are float32 whatever the weights
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from surgeon import ranks
 from surgeon.anatomy.slots import Slot
 from surgeon.errors import CheckpointError, InputError, present
-from surgeon.model.embedding_and_head import head_chunks
+from surgeon.model.embedding_and_head import enter_some, head_chunks
 from surgeon.model.hidden_states import States
 from surgeon.model.layer_stack import Arguments, Stack, without_gradients
 from surgeon.scores.base import BackwardScore
-from surgeon.scores.sample import UNCOUNTED, Advance, Link, Sample, Scores, enter_sample, parameters_of, units
+from surgeon.scores.sample import UNCOUNTED, Advance, Piece, Sample, Scores, parameters_of, totals, units
+from surgeon.team import ALONE, Team
 
+BEHIND = 2  # rows of states on disk that stay when a layer is done, as processes that share a pass are not all as far
 BACKWARD = 3  # what a layer costs backward, in forward passes: one again, and two for both gradients
 
 
@@ -44,13 +44,19 @@ class Progressed:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What the parts of a pass share; `arguments` are those of the layers, batch by batch."""
+    """What the parts of a pass share; `arguments` are those of the layers, by the numbers of this process's batches."""
 
     stack: Stack
     sample: Sample
     kept: Kept
     advance: Advance
-    arguments: Sequence[tuple[Arguments, ...]]
+    team: Team
+    arguments: Mapping[int, tuple[Arguments, ...]]
+
+    @property
+    def batches(self) -> list[tuple[str, int, torch.Tensor]]:
+        """This process's batches: language, number, token ids."""
+        return own_batches(self.sample, self.team)
 
 
 def run(
@@ -60,6 +66,7 @@ def run(
     score: BackwardScore,
     kept: Kept,
     advance: Advance,
+    team: Team = ALONE,
     start: Progressed = Progressed(),
     note: Callable[[Progressed], None] = lambda progressed: None,
 ) -> Iterator[tuple[int, str, Scores]]:
@@ -74,9 +81,11 @@ def run(
     wanted = units(stack, slots)
     outside = wanted.pop(-1, {})
     if not stack.layers:
-        yield from _whole(stack, sample, outside, score, advance)
+        for language, scores in in_one_go(stack, sample, outside, score, advance, team):
+            yield -1, language, scores
         return
-    run = _Pass(stack, sample, kept, advance, enter_sample(stack, sample, kept.hidden))
+    numbered = ((number, ids) for _, number, ids in own_batches(sample, team))
+    run = _Pass(stack, sample, kept, advance, team, enter_some(stack, numbered, kept.hidden))
     if start.left is None:
         _forward(run, start.forward, note)
         _heads(run)
@@ -86,17 +95,23 @@ def run(
         for language, scores in _backward(run, layer - 1, wanted.get(layer - 1, {}), score, layer - 1 > lowest):
             yield layer - 1, language, scores
         note(Progressed(len(stack.layers), layer - 1))
-        if not (outside and layer == len(stack.layers)):  # whose states the head is scored with
-            kept.hidden.drop(layer)
-        kept.gradients.drop(layer)
+        gone = layer + (BEHIND if kept.hidden.on_disk else 0)
+        if not (outside and gone == len(stack.layers)):  # whose states the head is scored with
+            kept.hidden.drop(gone)
+        kept.gradients.drop(gone)
     if outside:
         for language, scores in _outside(run, outside, score):
             yield -1, language, scores
 
 
-def work(stack: Stack, sample: Sample, slots: Mapping[str, Slot]) -> int:
+def own_batches(sample: Sample, team: Team) -> list[tuple[str, int, torch.Tensor]]:
+    """Return the batches that this process does: language, number among all, token ids."""
+    return [(piece.language, number, ids) for piece in team.own(sample.pieces) for number, ids in piece.batches]
+
+
+def work(stack: Stack, sample: Sample, slots: Mapping[str, Slot], team: Team = ALONE) -> int:
     """Return how many units `run` calls `advance` with: batches times layers, a layer backward counting more."""
-    batches = len(sample.all())
+    batches = len(own_batches(sample, team))
     if not stack.layers:
         return batches
     wanted = units(stack, slots)
@@ -109,7 +124,7 @@ def _forward(run: _Pass, done: int, note: Callable[[Progressed], None]) -> None:
     run.advance(done * len(run.arguments))
     for number in range(done, len(stack.layers)):
         with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)), torch.no_grad():
-            for batch, of_layers in enumerate(run.arguments):
+            for batch, of_layers in run.arguments.items():
                 before = hidden.get(number, batch, stack.loaded.device)
                 hidden.put(number + 1, batch, stack.layer(number, before, of_layers[number]))
                 run.advance(1)
@@ -120,12 +135,11 @@ def _heads(run: _Pass) -> None:
     """Put the gradient of the loss by the last hidden state of every batch where the layers will look for it."""
     stack, last = run.stack, len(run.stack.layers)
     with stack.loaded.weights.resident(stack.outer("out")):
-        for language, batches in run.sample.numbered():
-            for batch, ids in batches:
-                hidden = run.kept.hidden.get(last, batch, stack.loaded.device).requires_grad_()
-                _backpropagate_head(stack, hidden, ids, run.sample, language)
-                run.kept.gradients.put(last, batch, present(hidden.grad))
-                run.advance(BACKWARD)
+        for language, batch, ids in run.batches:
+            hidden = run.kept.hidden.get(last, batch, stack.loaded.device).requires_grad_()
+            _backpropagate_head(stack, hidden, ids, run.sample, language)
+            run.kept.gradients.put(last, batch, present(hidden.grad))
+            run.advance(BACKWARD)
 
 
 def _backpropagate_head(stack: Stack, hidden: torch.Tensor, ids: torch.Tensor, sample: Sample, language: str) -> None:
@@ -157,9 +171,9 @@ def _backward(
     stack, kept, device = run.stack, run.kept, run.stack.loaded.device
     ahead = stack.unit(number - 1) if device != "cpu" else []  # on a CPU a second layer would cost more than it gains
     with stack.loaded.weights.resident(stack.unit(number), ahead), _Sums(slots, score) as sums:
-        for language, batches, link in run.sample.turns():
-            sums.go_on(link)
-            for batch, _ in batches:
+
+        def of_piece(piece: Piece) -> list[torch.Tensor]:
+            for batch, _ in piece.batches:
                 hidden = kept.hidden.get(number, batch, device).requires_grad_(further)
                 output = stack.layer(number, hidden, run.arguments[batch][number])
                 output.backward(kept.gradients.get(number + 1, batch, device))  # type: ignore[no-untyped-call]
@@ -167,91 +181,103 @@ def _backward(
                     kept.gradients.put(number, batch, present(hidden.grad))
                 sums.take()
                 run.advance(BACKWARD)
-            if slots and not sums.handed_on(link):
-                yield language, sums.scores()
+            return sums.taken()
+
+        for language, total in totals(run.team, run.sample.pieces, of_piece, added):
+            if slots:
+                yield language, sums.scores(total)
 
 
 def _outside(run: _Pass, slots: Mapping[str, Slot], score: BackwardScore) -> Iterator[tuple[str, Scores]]:
     """Score what is outside the layers: each batch's head first, then, with the layers' gradient, its embedding."""
     stack, kept = run.stack, run.kept
     with stack.loaded.weights.resident(stack.outer()), _Sums(slots, score) as sums:
-        for language, batches, link in run.sample.turns():
-            sums.go_on(link)
-            for batch, ids in batches:
+
+        def of_piece(piece: Piece) -> list[torch.Tensor]:
+            for batch, ids in piece.batches:
                 last = kept.hidden.get(len(stack.layers), batch, stack.loaded.device)
-                _backpropagate_head(stack, last, ids, run.sample, language)
+                _backpropagate_head(stack, last, ids, run.sample, piece.language)
                 entered = stack.enter(ids).hidden
                 if entered is not None and entered.requires_grad:
                     entered.backward(kept.gradients.get(0, batch, stack.loaded.device))  # type: ignore[no-untyped-call]
                 sums.take()
                 run.advance(BACKWARD)
-            if not sums.handed_on(link):
-                yield language, sums.scores()
+            return sums.taken()
+
+        for language, total in totals(run.team, run.sample.pieces, of_piece, added):
+            yield language, sums.scores(total)
 
 
-def _whole(
-    stack: Stack, sample: Sample, slots: Mapping[str, Slot], score: BackwardScore, advance: Advance
-) -> Iterator[tuple[int, str, Scores]]:
-    """Score a model that is no plain stack, held as a whole."""
+def in_one_go(
+    stack: Stack, sample: Sample, slots: Mapping[str, Slot], score: BackwardScore, advance: Advance, team: Team
+) -> Iterator[tuple[str, Scores]]:
+    """Yield (language, scores) of all slots, from a model that is held whole: batch by batch forward and back.
+
+    Each batch's activations in all layers are kept meanwhile, so that no layer is run forward twice. The gradients are
+    those of `run`, since layers, head and batches come in the same order.
+
+    Raises:
+        CheckpointError: the model has no gradients.
+    """
     lacking = without_gradients(stack.loaded.model)
     if lacking is not None:
         raise CheckpointError(f"{stack.loaded.checkpoint.folder}: {lacking}")
-    with stack.loaded.weights.resident(stack.outer()), _Sums(slots, score) as sums:
-        for language, batches, link in sample.turns():
-            sums.go_on(link)
-            for _, ids in batches:
-                labels = sample.labels(ids).to(stack.loaded.device)
-                _backpropagate(stack.whole(ids), labels, sample.predicted[language], language)
+    with stack.loaded.weights.resident(list(stack.loaded.model.parameters())), _Sums(slots, score) as sums:
+
+        def of_piece(piece: Piece) -> list[torch.Tensor]:
+            for _, ids in piece.batches:
+                _backpropagate_batch(stack, ids, sample, piece.language)
                 sums.take()
                 advance(1)
-            if not sums.handed_on(link):
-                yield -1, language, sums.scores()
+            return sums.taken()
+
+        for language, total in totals(team, sample.pieces, of_piece, added):
+            yield language, sums.scores(total)
+
+
+def _backpropagate_batch(stack: Stack, ids: torch.Tensor, sample: Sample, language: str) -> None:
+    """Add one batch's gradients to those of the parameters; without layers by the model's own forward."""
+    if not stack.layers:
+        labels = sample.labels(ids).to(stack.loaded.device)
+        _backpropagate(stack.whole(ids), labels, sample.predicted[language], language)
+        return
+    call = stack.enter(ids)
+    hidden = present(call.hidden)
+    for number, arguments in enumerate(call.arguments):
+        hidden = stack.layer(number, hidden, arguments)
+    last = hidden.detach().requires_grad_()
+    _backpropagate_head(stack, last, ids, sample, language)
+    if hidden.requires_grad:
+        hidden.backward(last.grad)  # type: ignore[no-untyped-call]
+
+
+def added(total: list[torch.Tensor], sums: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Add the sums of a piece to those of the pieces before it."""
+    for known, new in zip(total, sums, strict=True):
+        known.add_(new)
+    return total
 
 
 class _Sums:
-    """Sums of one language's gradients, batch by batch, of the parameters that slots are parts of.
+    """Sums of one piece's gradients, batch by batch, of the parameters that slots are parts of.
 
-    Sums of float32 gradients themselves are what autograd adds up; all others are taken over in float32. Where the
-    batches of a language are on several ranks, a sum begins with that of the rank before and is handed to the next, so
-    that it is added up in the order of the batches, to the same bits, on however many.
+    Sums of float32 gradients themselves are what autograd adds up; all others are taken over in float32.
     """
 
     def __init__(self, slots: Mapping[str, Slot], score: BackwardScore) -> None:
         self._slots, self._score, self._plain = slots, score, score.sums_gradients
         self._parameters = parameters_of(slots)
         self._sums: dict[int, torch.Tensor] = {}
-        self._leaving: tuple[Sequence[Any], int] | None = None
 
     def __enter__(self) -> _Sums:
         for parameter in self._parameters:
             parameter.requires_grad_()
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         for parameter in self._parameters:
             parameter.grad = None
             parameter.requires_grad_(False)
-        if self._leaving is not None and kind is None:
-            ranks.finish(*self._leaving, ranks.CHAIN)
-
-    def go_on(self, link: Link) -> None:
-        """Begin a language: with nothing, or with what the batches before, on another rank, gave."""
-        if link.before is None or not self._parameters:
-            return
-        sums = [torch.empty(p.shape, dtype=torch.float32, device=p.device) for p in self._parameters]
-        ranks.receive(sums, link.before, ranks.CHAIN)
-        for parameter, total in zip(self._parameters, sums, strict=True):
-            if self._plain and parameter.dtype == torch.float32:
-                parameter.grad = total
-            else:
-                self._sums[id(parameter)] = total
-
-    def handed_on(self, link: Link) -> bool:
-        """Hand the language's sums to the rank that has its next batches, if there is one."""
-        if link.after is None:
-            return False
-        self._leaving = ranks.begin_to_send(self._totals(), link.after, ranks.CHAIN), link.after
-        return True
 
     def take(self) -> None:
         """Take over what one batch has left in the gradients."""
@@ -265,19 +291,19 @@ class _Sums:
             self._sums[id(parameter)] = gradient if known is None else known.add_(gradient)
             parameter.grad = None
 
-    def scores(self) -> Scores:
-        """Return the language's scores on the CPU, and begin the next one's sums."""
-        done = {}
-        for parameter, total in zip(self._parameters, self._totals(), strict=True):
-            done[id(parameter)] = self._score.score(parameter.detach().float(), total)
-        return {name: slot.of(lambda parameter: done[id(parameter)]).cpu() for name, slot in self._slots.items()}
-
-    def _totals(self) -> list[torch.Tensor]:
-        """Return the sums of all parameters, and begin the next ones."""
-        totals = []
+    def taken(self) -> list[torch.Tensor]:
+        """Return the sums of all parameters, and begin the next piece's."""
+        found = []
         for parameter in self._parameters:
             total = self._sums.pop(id(parameter), parameter.grad)
             parameter.grad = None
             # no token came by, as with experts that no router chose
-            totals.append(torch.zeros(parameter.shape, device=parameter.device) if total is None else total)
-        return totals
+            found.append(torch.zeros(parameter.shape, device=parameter.device) if total is None else total)
+        return found
+
+    def scores(self, totals: list[torch.Tensor]) -> Scores:
+        """Return a language's scores, where its sums are, which are used up."""
+        done = {}
+        for parameter in reversed(self._parameters):
+            done[id(parameter)] = self._score.score(parameter.detach().float(), totals.pop())
+        return {name: slot.of(lambda parameter: done[id(parameter)]) for name, slot in self._slots.items()}

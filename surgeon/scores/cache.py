@@ -20,7 +20,8 @@ from surgeon.checkpoint.storage import TensorInfo, allocate_file, map_bytes, rea
 from surgeon.checkpoint.store import place
 from surgeon.scores.base import SampledScore
 
-SCORE_VERSION = 3  # raise it when the same settings would give other scores
+SCORE_VERSION = 4  # raise it when the same settings would give other scores
+_FORMAT_VERSION = "3"  # of the files
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def load_score(path: Path, language: str) -> ScoreFile | None:
 
 def allocate_score(path: Path, tensors: Sequence[TensorInfo], language: str) -> None:
     """Make a score file of zeros, its blocks reserved; `writable` maps it."""
-    metadata = {"format": "surgeon-score", "format_version": str(SCORE_VERSION), "language": language}
+    metadata = {"format": "surgeon-score", "format_version": _FORMAT_VERSION, "language": language}
     allocate_file(path, [(info.name, "F32", info.shape) for info in tensors], metadata)
 
 

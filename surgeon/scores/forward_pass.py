@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from surgeon import ranks
 from surgeon.anatomy.slots import Slot
-from surgeon.model.embedding_and_head import head_chunks
+from surgeon.model.embedding_and_head import enter_some, head_chunks
 from surgeon.model.hidden_states import States
 from surgeon.model.layer_stack import Stack
+from surgeon.scores.backward_pass import own_batches
 from surgeon.scores.base import ForwardScore
-from surgeon.scores.running_statistics import RunningStatistics
-from surgeon.scores.sample import Advance, Link, Sample, Scores, enter_sample, parameters_of, units
+from surgeon.scores.running_statistics import Collected, RunningStatistics, merged
+from surgeon.scores.sample import Advance, Piece, Sample, Scores, parameters_of, totals, units
+from surgeon.team import ALONE, Team
 
 # Functions that multiply inputs with a matrix: the positions of both, and the matrix's axis that meets the inputs.
 _PRODUCTS: dict[Any, tuple[int, int, int]] = {
@@ -33,36 +36,12 @@ _PRODUCTS: dict[Any, tuple[int, int, int]] = {
 
 
 class Watching(TorchFunctionMode):
-    """While active, has `score` note the products of inputs with each matrix of a layer, in one language.
-
-    A rank goes on with what the rank before it has noted of the same language.
-    """
+    """While active, has `score` take statistics of the products of inputs with each matrix of a layer."""
 
     def __init__(self, score: ForwardScore, running: RunningStatistics) -> None:
         super().__init__()
-        self._score, self._running = score, running
+        self._score, self.running = score, running
         self._numbers = {matrix.data_ptr(): number for number, matrix in enumerate(running.matrices)}
-
-    def scores(self) -> Scores:
-        """Return the scores of the layer's tensors in this language."""
-        return self._score.scores(self._running)
-
-    def go_on(self, link: Link) -> None:
-        """Begin with what the batches of the language that another rank has before gave."""
-        if link.before is None or not self._running.matrices:
-            return
-        values, self._running.along = ranks.receive_value(link.before, ranks.CHAIN)
-        for key, value in values.items():
-            self._running.values[key] = value.to(self._running.matrices[key[0]].device)
-
-    def handed_on(self, link: Link) -> bool:
-        """Hand what was noted to the rank that has the language's next batches, if there is one."""
-        if link.after is None:
-            return False
-        if self._running.matrices:
-            values = {key: value.cpu() for key, value in self._running.values.items()}
-            ranks.send_value((values, self._running.along), link.after, ranks.CHAIN)
-        return True
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -78,85 +57,102 @@ class Watching(TorchFunctionMode):
         number = self._numbers.get(weight.data_ptr())
         if number is None:
             return
-        matrix = self._running.matrices[number]
+        matrix = self.running.matrices[number]
         if (weight.shape, weight.stride()) != (matrix.shape, matrix.stride()):
             if (weight.shape, weight.stride()) != (matrix.T.shape, matrix.T.stride()):
                 return  # a part of the matrix, which is then missed and refused by name
             axis = 1 - axis
         flat = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (inputs, outputs))
         for statistic in self._score.statistics(*flat):
-            self._running.take(number, axis, statistic)
+            self.running.take(number, axis, statistic)
 
 
 def run(
     stack: Stack,
     sample: Sample,
     slots: Mapping[str, Slot],
+    score: ForwardScore,
+    statistics: Callable[[Mapping[str, Slot]], RunningStatistics],
     hidden: States,
     advance: Advance,
-    watch: Callable[[Mapping[str, Slot]], Watching],
+    team: Team = ALONE,
 ) -> Iterator[tuple[int, str, Scores]]:
     """Yield (layer, language, scores), the first layer first, all languages of a layer in a row; -1 is what is outside.
 
-    `watch` makes what watches the products with the matrices of some slots in one language. The hidden states of one
-    layer are kept in `hidden`. `advance` is called with units of work, see `work`.
+    `statistics` makes empty ones of the matrices of some slots. The hidden states of one layer are kept in `hidden`.
+    `advance` is called with units of work, see `work`.
 
     Raises:
-        InputError: what `scores` of the watching object says.
+        InputError: see `ForwardScore.scores`.
     """
     wanted = units(stack, slots)
-    arguments = enter_sample(stack, sample, hidden)
+    numbered = ((number, ids) for _, number, ids in own_batches(sample, team))
+    arguments = enter_some(stack, numbered, hidden)
+    watched = _Watched(stack.loaded.model, sample, score, statistics, team)
+
+    def through(layer: int, batch: int, ids: torch.Tensor) -> None:
+        before = hidden.get(layer, batch, stack.loaded.device)
+        hidden.put(layer + 1, batch, stack.layer(layer, before, arguments[batch][layer]))
+        advance(1)
+
+    def head(batch: int, ids: torch.Tensor) -> None:
+        if not stack.layers:
+            stack.whole(ids)
+        else:
+            last = hidden.get(len(stack.layers), batch, stack.loaded.device)
+            for rows, positions in head_chunks(stack, ids):
+                stack.head(last[rows, positions])
+        advance(1)
+
     for number in range(len(stack.layers)):
         with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
-            for language, batches, link in sample.turns():
-                mine = wanted.get(number, {})
-                with _watching(stack.loaded.model, mine, watch(mine)) as watching:
-                    watching.go_on(link)
-                    for batch, _ in batches:
-                        before = hidden.get(number, batch, stack.loaded.device)
-                        hidden.put(number + 1, batch, stack.layer(number, before, arguments[batch][number]))
-                        advance(1)
-                if number in wanted and not watching.handed_on(link):
-                    yield number, language, watching.scores()
+            for language, scores in watched.scores(wanted.get(number, {}), partial(through, number)):
+                yield number, language, scores
         hidden.drop(number)
     if -1 in wanted:
-        for language, scores in _outside(stack, sample, wanted[-1], hidden, advance, watch):
-            yield -1, language, scores
+        with stack.loaded.weights.resident(stack.outer("out")):
+            for language, scores in watched.scores(wanted[-1], head):
+                yield -1, language, scores
 
 
-def work(stack: Stack, sample: Sample, slots: Mapping[str, Slot]) -> int:
+def work(stack: Stack, sample: Sample, slots: Mapping[str, Slot], team: Team = ALONE) -> int:
     """Return how many units `run` calls `advance` with."""
-    return len(sample.all()) * (len(stack.layers) + (-1 in units(stack, slots)))
+    return len(own_batches(sample, team)) * (len(stack.layers) + (-1 in units(stack, slots)))
 
 
-def _outside(
-    stack: Stack,
-    sample: Sample,
-    slots: Mapping[str, Slot],
-    hidden: States,
-    advance: Advance,
-    watch: Callable[[Mapping[str, Slot]], Watching],
-) -> Iterator[tuple[str, Scores]]:
-    with stack.loaded.weights.resident(stack.outer("out")):
-        for language, batches, link in sample.turns():
-            with _watching(stack.loaded.model, slots, watch(slots)) as watching:
-                watching.go_on(link)
-                for batch, ids in batches:
-                    if not stack.layers:
-                        stack.whole(ids)
-                    else:
-                        last = hidden.get(len(stack.layers), batch, stack.loaded.device)
-                        for rows, positions in head_chunks(stack, ids):
-                            stack.head(last[rows, positions])
-                    advance(1)
-            if not watching.handed_on(link):
-                yield language, watching.scores()
+@dataclass(frozen=True)
+class _Watched:
+    """A sample whose batches are watched on their way through something."""
+
+    model: Any
+    sample: Sample
+    score: ForwardScore
+    statistics: Callable[[Mapping[str, Slot]], RunningStatistics]
+    team: Team
+
+    def scores(
+        self, slots: Mapping[str, Slot], through: Callable[[int, torch.Tensor], None]
+    ) -> Iterator[tuple[str, Scores]]:
+        """Have every batch pass `through`, by its number and token ids; yield each language's scores, if any."""
+
+        def of_piece(piece: Piece) -> Collected:
+            running = self.statistics(slots)
+            with _watching(self.model, slots, Watching(self.score, running)):
+                for batch, ids in piece.batches:
+                    through(batch, ids)
+            return running.collected
+
+        for language, total in totals(self.team, self.sample.pieces, of_piece, merged):
+            if slots:
+                running = self.statistics(slots)
+                running.collected = total
+                yield language, self.score.scores(running)
 
 
 @contextmanager
-def _watching(model: Any, slots: Mapping[str, Slot], watching: Watching) -> Iterator[Watching]:
+def _watching(model: Any, slots: Mapping[str, Slot], watching: Watching) -> Iterator[None]:
     with torch.no_grad(), _plain_experts(model, parameters_of(slots)), watching:
-        yield watching
+        yield
 
 
 @contextmanager

@@ -17,8 +17,6 @@ from surgeon.checkpoint.scratch import PROGRESS, named_scratch, own_scratch
 from surgeon.checkpoint.storage import replacing
 from surgeon.scores.backward_pass import Kept, Progressed
 
-_DONE = "done-"  # before the number of a layer
-
 
 @dataclass(frozen=True)
 class Scratch:
@@ -26,20 +24,6 @@ class Scratch:
 
     folder: Path
     resumes: bool
-
-    @property
-    def key(self) -> str:
-        """The name of the pass: the same on all ranks."""
-        return self.folder.name.partition("-")[0]
-
-    def note_done(self, layer: int) -> None:
-        """Note that what was selected in a layer is on the disk, beside how far the pass itself came."""
-        with replacing(self.folder / f"{_DONE}{layer}") as staged:
-            staged.touch()
-
-    def done(self) -> list[int]:
-        """Return the layers of which an earlier process noted it."""
-        return [int(path.name.removeprefix(_DONE)) for path in self.folder.glob(f"{_DONE}*")]
 
     def progress(self) -> Progressed:
         """Return how far an earlier process came here."""
@@ -51,8 +35,7 @@ class Scratch:
 
     def forget(self) -> None:
         """Forget how far any process came."""
-        for path in [self.folder / PROGRESS, *self.folder.glob(f"{_DONE}*")]:
-            path.unlink(missing_ok=True)
+        (self.folder / PROGRESS).unlink(missing_ok=True)
 
     def note(self, progressed: Progressed, kept: Kept) -> None:
         """Note how far the pass came, once the states that it needs to go on are on the disk."""

@@ -12,9 +12,10 @@ from surgeon.anatomy.slots import Slot
 from surgeon.checkpoint.naming import Place
 from surgeon.errors import InputError, present
 from surgeon.scores.sample import parameters_of
-from surgeon.scores.statistic import Statistic
+from surgeon.scores.statistic import Side, Statistic
 
-Key = tuple[int, int, str]  # the number of a matrix, the axis of it that meets the inputs, and a note's word
+# By the number of a matrix, the axis of it that meets the inputs, and a statistic's word.
+Collected = dict[tuple[int, int, str], Statistic]
 
 
 @dataclass
@@ -28,8 +29,7 @@ class RunningStatistics:
     slots: Mapping[str, Slot]
     places: Mapping[str, Place]
     config: Mapping[str, Any]
-    values: dict[Key, torch.Tensor] = field(default_factory=dict)
-    along: dict[str, str] = field(default_factory=dict)  # by word: see `Statistic`
+    collected: Collected = field(default_factory=dict)
     matrices: list[torch.Tensor] = field(default_factory=list)
     _numbers: dict[int, range] = field(default_factory=dict)  # by a parameter's id, those of its matrices
 
@@ -41,14 +41,7 @@ class RunningStatistics:
 
     def take(self, matrix: int, axis: int, statistic: Statistic) -> None:
         """Add what one product gives."""
-        key, self.along[statistic.word] = (matrix, axis, statistic.word), statistic.along
-        known = self.values.get(key)
-        if known is None:
-            self.values[key] = statistic.values
-        elif statistic.how == "sum":
-            self.values[key] = known + statistic.values
-        else:
-            self.values[key] = torch.maximum(known, statistic.values)
+        merged(self.collected, {(matrix, axis, statistic.word): statistic})
 
     def expanded(
         self, name: str, word: str, change: Callable[[torch.Tensor], torch.Tensor] = lambda values: values
@@ -82,19 +75,28 @@ class RunningStatistics:
         return whole.select(1 - self.slots[name].matrix_axis(self._axis(self.slots[name].parameters[0], word)), 0).cpu()
 
     def _axis(self, parameter: torch.nn.Parameter, word: str) -> int:
-        """Return the axis of a parameter's matrices along which a note's values lie, one of those that were noted."""
-        inner, _ = present(self._of(parameter, word))
-        return 1 - inner if self.along[word] == "outputs" else inner
+        """Return the axis of a parameter's matrices along which a statistic's values lie, one of those there are."""
+        inner, _, side = present(self._of(parameter, word))
+        return 1 - inner if side == "outputs" else inner
 
-    def _of(self, parameter: torch.nn.Parameter, word: str) -> tuple[int, torch.Tensor] | None:
-        """Return the axis that meets the inputs, and what was noted of a parameter's matrices, stacked."""
+    def _of(self, parameter: torch.nn.Parameter, word: str) -> tuple[int, torch.Tensor, Side] | None:
+        """Return the axis that meets the inputs, what was noted of a parameter's matrices, stacked, and its side."""
         for axis in (0, 1):
-            found = [self.values.get((number, axis, word)) for number in self._numbers[id(parameter)]]
-            some = next((value for value in found if value is not None), None)
+            found = [self.collected.get((number, axis, word)) for number in self._numbers[id(parameter)]]
+            some = next((statistic for statistic in found if statistic is not None), None)
             if some is not None:
-                nothing = torch.zeros_like(some)
-                return axis, torch.stack([nothing if value is None else value for value in found])
+                nothing = torch.zeros_like(some.values)
+                values = [nothing if statistic is None else statistic.values for statistic in found]
+                return axis, torch.stack(values), some.along
         return None
+
+
+def merged(known: Collected, new: Collected) -> Collected:
+    """Add statistics to those of the products before."""
+    for key, statistic in new.items():
+        before = known.get(key)
+        known[key] = statistic if before is None else before.and_then(statistic)
+    return known
 
 
 def matrices_of(parameter: torch.nn.Parameter) -> list[torch.Tensor]:

@@ -1,43 +1,47 @@
-"""What a score on text is computed from: batches of token ids per language, and how they pass through a stack."""
+"""What a score on text is computed from: batches of token ids per language, in pieces that have a sum each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import TypeVar
 
 import torch
 
 from surgeon.anatomy.slots import Slot
 from surgeon.errors import CheckpointError, InputError
-from surgeon.model.embedding_and_head import enter_all
-from surgeon.model.hidden_states import States
-from surgeon.model.layer_stack import Arguments, Stack
+from surgeon.model.layer_stack import Stack
+from surgeon.scores.base import PIECES
+from surgeon.team import Team
 from surgeon.text.windows import predicted
 
 UNCOUNTED = -100  # in place of a label: nothing is predicted there
+Sums = TypeVar("Sums")
 Advance = Callable[[int], None]
 Scores = dict[str, torch.Tensor]  # float32, non-negative, in the shapes on disk, by name on disk
 
 
 @dataclass(frozen=True)
-class Link:
-    """The ranks that have the batches of a language before and after those of this rank, if others have some."""
+class Piece:
+    """Some batches of a language that follow one another, each with its number among all. It has a sum of its own."""
 
-    before: int | None = None
-    after: int | None = None
+    language: str
+    batches: tuple[tuple[int, torch.Tensor], ...]
 
 
 @dataclass(frozen=True)
 class Sample:
     """Token ids by language, in batches (sequences, length), and how many of them are predicted.
 
-    One rank's part of a sample has some of the batches, and `links` to where the others of their languages are;
-    `predicted` are the tokens of all. `begun` special tokens at the beginning of each sequence are not predicted.
+    Sums over batches are made piece by piece, and those of a language's pieces added up in their order. The sample
+    alone decides where it is cut, so that whoever does a piece, and wherever, the bits are the same. `begun` special
+    tokens at the beginning of each sequence are not predicted.
     """
 
     batches: Mapping[str, Sequence[torch.Tensor]]
     predicted: Mapping[str, int]
-    links: Mapping[str, Link] = field(default_factory=dict)
     begun: int = 0
 
     def labels(self, ids: torch.Tensor) -> torch.Tensor:
@@ -50,20 +54,16 @@ class Sample:
         """All batches, language by language."""
         return [ids for batches in self.batches.values() for ids in batches]
 
-    def numbered(self) -> Iterator[tuple[str, list[tuple[int, torch.Tensor]]]]:
-        """Yield each language with its batches and their numbers among all."""
-        number = 0
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """The pieces of all languages, in order: of each language `PIECES`, or as many as it has batches."""
+        found, number = [], 0
         for language, batches in self.batches.items():
-            yield language, list(enumerate(batches, number))
+            numbered, count = list(enumerate(batches, number)), min(PIECES, len(batches))
+            ends = [i * len(batches) // count for i in range(count + 1)]
+            found += [Piece(language, tuple(numbered[i:j])) for i, j in pairwise(ends)]
             number += len(batches)
-
-    def turns(self) -> list[tuple[str, list[tuple[int, torch.Tensor]], Link]]:
-        """Return the same in the order in which they take their turns in a layer, each with its link.
-
-        What another rank waits for comes first, unless it has itself to wait for a third.
-        """
-        found = [(language, batches, self.links.get(language, Link())) for language, batches in self.numbered()]
-        return sorted(found, key=lambda turn: turn[2].after is None or turn[2].before is not None)
+        return found
 
 
 def make_sample(sequences: Mapping[str, Sequence[Sequence[int]]], batch_size: int, begun: int = 0) -> Sample:
@@ -86,30 +86,23 @@ def make_sample(sequences: Mapping[str, Sequence[Sequence[int]]], batch_size: in
     return Sample(batches, counts, begun=begun)
 
 
-def part_of(sample: Sample, rank: int, world: int) -> Sample:
-    """Return the batches that one of several ranks takes: a run of all of them, language after language."""
-    owners = _owners(sample, world)
-    batches = {
-        language: [ids for ids, owner in zip(found, owners[language], strict=True) if owner == rank]
-        for language, found in sample.batches.items()
-    }
-    links = {language: _link(owners[language], rank) for language, found in batches.items() if found}
-    return Sample({language: batches[language] for language in links}, sample.predicted, links, sample.begun)
+def totals(
+    team: Team, pieces: Sequence[Piece], sums: Callable[[Piece], Sums], add: Callable[[Sums, Sums], Sums]
+) -> Iterator[tuple[str, Sums]]:
+    """Yield the sum of each language's pieces, added up in their order; nothing where others' results do not come.
 
-
-def last_ranks(sample: Sample, world: int) -> dict[str, int]:
-    """Return the rank that has each language's last batch, and so ends up with its whole sums."""
-    return {language: owners[-1] for language, owners in _owners(sample, world).items()}
-
-
-def _owners(sample: Sample, world: int) -> dict[str, list[int]]:
-    total = len(sample.all())
-    return {language: [batch * world // total for batch, _ in batches] for language, batches in sample.numbered()}
-
-
-def _link(owners: Sequence[int], rank: int) -> Link:
-    first, last = owners.index(rank), len(owners) - owners[::-1].index(rank)
-    return Link(owners[first - 1] if first else None, owners[last] if last < len(owners) else None)
+    `add` may use its arguments up. No more than two sums are there at a time.
+    """
+    results, total = team.map(sums, pieces), None
+    for number, piece in enumerate(pieces):
+        found = next(results, None)
+        if found is None:
+            return
+        total = found if total is None else add(total, found)
+        del found
+        if number + 1 == len(pieces) or pieces[number + 1].language != piece.language:
+            yield piece.language, total
+            total = None
 
 
 def units(stack: Stack, slots: Mapping[str, Slot]) -> dict[int, dict[str, Slot]]:
@@ -127,8 +120,3 @@ def units(stack: Stack, slots: Mapping[str, Slot]) -> dict[int, dict[str, Slot]]
 def parameters_of(slots: Mapping[str, Slot]) -> list[torch.nn.Parameter]:
     """Return the parameters that slots are parts of, each once."""
     return list({id(parameter): parameter for slot in slots.values() for parameter in slot.parameters}.values())
-
-
-def enter_sample(stack: Stack, sample: Sample, states: States) -> list[tuple[Arguments, ...]]:
-    """Put every batch's embedding into row 0 of `states`; returns each one's arguments of the layers."""
-    return enter_all(stack, sample.all(), states)

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from surgeon import ranks
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.slots import Slot
+from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import InputError
 from surgeon.model import budgets
@@ -22,14 +21,14 @@ from surgeon.model.hidden_states import States, bytes_needed
 from surgeon.model.layer_stack import Stack
 from surgeon.progress import Progress
 from surgeon.scores import backward_pass, forward_pass
-from surgeon.scores.backward_pass import Kept, Progressed
+from surgeon.scores.backward_pass import BEHIND, Kept, Progressed, own_batches
 from surgeon.scores.base import BackwardScore, ForwardScore, SampledScore
 from surgeon.scores.pass_scratch import Scratch, scratch_folder
 from surgeon.scores.running_statistics import RunningStatistics
-from surgeon.scores.sample import Sample, last_ranks, make_sample, part_of, units
-from surgeon.scores.spread import Behind, LateStates, Made, Spread, agreed_start, exchange
+from surgeon.scores.sample import Sample, Scores, make_sample, units
+from surgeon.team import ALONE, Team
 
-Arrays = Mapping[str, NDArray[np.float32]]
+Arrays = Mapping[str, Any]  # float32: numpy's, or torch's on a device
 Flush = Callable[[], None]
 
 
@@ -37,8 +36,9 @@ Flush = Callable[[], None]
 class ScorePass:
     """A score to be computed of some tensors on sequences of token ids per language.
 
-    `selecting` are the ranks that take the scores, a layer each in turns; `begun` special tokens at the beginning of
-    each sequence are not predicted.
+    `begun` special tokens at the beginning of each sequence are not predicted. Where others of a `team` help, each
+    process keeps the hidden states of its own batches only, and the scores come to one of them. `in_one_go` holds a
+    batch's activations in all layers, and so needs no second pass forward; all that is scored is then one unit, -1.
     """
 
     stack: Stack
@@ -46,8 +46,9 @@ class ScorePass:
     tensors: Sequence[TensorInfo]
     score: SampledScore
     progress: Progress
-    selecting: Sequence[int] = (0,)
     begun: int = 0
+    team: Team = ALONE
+    in_one_go: bool = False
 
     @cached_property
     def sample(self) -> Sample:
@@ -73,109 +74,94 @@ class ScorePass:
     @contextmanager
     def scratch(self, key: str) -> Iterator[Scratch]:
         """Yield the pass's scratch folder, which a later process finds again only if hidden states go there."""
-        own = key if ranks.world() == 1 else f"{key}-{ranks.rank()}-of-{ranks.world()}"
-        with scratch_folder(own, resumes=self._goes_to_disk) as scratch:
+        numbers = [number for _, number, _ in self._own]
+        part = "" if len(numbers) == len(self.sample.all()) else f"-{sha256(repr(numbers).encode())[:16]}"
+        with scratch_folder(key + part, resumes=self._home is None) as scratch:
             yield scratch
 
     def start(self, scratch: Scratch) -> Progressed:
-        """Return where an earlier process left off; of several ranks, where all of them can go on."""
-        if ranks.world() == 1 or not self._goes_to_disk:
-            return scratch.progress()
-        # A rank without batches has nothing that it would have to go on from.
-        own = scratch.progress() if self._own.all() else Progressed(len(self.stack.layers), 0)
-        agreed = agreed_start(own, scratch.done(), list(self._spread.layers))
-        if agreed is None:
+        """Return where an earlier process left off; of several, where all of them can go on."""
+        own, layers = scratch.progress(), len(self.stack.layers)
+        found = [item for item in self.team.everyones(own if self._own else None) if item is not None]
+        left = [layers if item.left is None else item.left for item in found]
+        if max(left) - min(left) > BEHIND:  # one has lost what it had, and others have dropped what it would need
             scratch.forget()
-        return agreed or Progressed()
+            return Progressed()
+        return own if all(item.left is None for item in found) else Progressed(own.forward, max(left))
 
     def run(
         self, scratch: Scratch, start: Progressed, flush: Flush = lambda: None
     ) -> Iterator[tuple[int, str, Arrays]]:
         """Yield (layer, language, scores by name on disk), all languages of a layer in a row.
 
+        Scores are numpy's if the model runs on the CPU, else torch's on its device.
+
         `flush` is called before it is noted how far the pass came: what was made of the scores must be on disk then.
-        On one of several ranks these are the layers that it selects in, see `done`.
         """
-        made = self._engine(scratch, start, flush)
-        if ranks.world() > 1:
-            made = exchange(self._spread, made, self._left(self._spread.own(), start))
-        for layer, language, scores in made:
-            yield layer, language, {name: tensor.numpy() for name, tensor in scores.items()}
+        for layer, language, scores in self._engine(scratch, start, flush):
+            on_host = self.stack.loaded.device == "cpu"
+            yield layer, language, {name: tensor.numpy() if on_host else tensor for name, tensor in scores.items()}
 
-    def done(self, scratch: Scratch, layer: int) -> None:
-        """Note that what becomes of a layer's scores is on disk, where several ranks have to know."""
-        if ranks.world() > 1 and scratch.resumes:
-            scratch.note_done(layer)
-            ranks.announce(f"{scratch.key}/{layer}")
-
-    def _engine(self, scratch: Scratch, start: Progressed, flush: Flush) -> Iterator[Made]:
-        kept = self._kept(scratch, start)
+    def _engine(self, scratch: Scratch, start: Progressed, flush: Flush) -> Iterator[tuple[int, str, Scores]]:
+        kept = self._kept(scratch)
 
         def note(progressed: Progressed) -> None:
             if scratch.resumes:
-                if ranks.world() == 1:
-                    flush()
+                flush()
                 scratch.note(progressed, kept)
 
-        stack, sample, slots, score = self.stack, self._own, self.slots, self.score
-        pass_through = backward_pass if score.backward else forward_pass
-        total = pass_through.work(stack, sample, slots)
-        with self.progress.task(f"score {', '.join(self.sequences)}", total) as advance:
-            if score.backward:
-                found = backward_pass.run(stack, sample, slots, cast(BackwardScore, score), kept, advance, start, note)
+        stack, sample, slots, score, team = self.stack, self.sample, self.slots, self.score, self.team
+        kind = backward_pass if score.backward else forward_pass
+        work = len(self._own) if self.in_one_go else kind.work(stack, sample, slots, team)
+        with self.progress.task(f"score {', '.join(self.sequences)}", work) as advance:
+            if self.in_one_go:
+                backward = cast(BackwardScore, score)
+                for language, scores in backward_pass.in_one_go(stack, sample, slots, backward, advance, team):
+                    yield -1, language, scores
+            elif score.backward:
+                backward = cast(BackwardScore, score)
+                yield from backward_pass.run(stack, sample, slots, backward, kept, advance, team, start, note)
             else:
-                found = forward_pass.run(stack, sample, slots, kept.hidden, advance, self._watch)
-            yield from found
+                forward, hidden = cast(ForwardScore, score), kept.hidden
+                yield from forward_pass.run(stack, sample, slots, forward, self._statistics, hidden, advance, team)
 
-    def _watch(self, slots: Mapping[str, Slot]) -> forward_pass.Watching:
-        score, checkpoint = cast(ForwardScore, self.score), self.stack.loaded.checkpoint
-        found = anatomy_of(checkpoint).places
-        return forward_pass.Watching(
-            score, RunningStatistics(score.kind, slots, {name: found[name] for name in slots}, checkpoint.config)
-        )
+    def _statistics(self, slots: Mapping[str, Slot]) -> RunningStatistics:
+        checkpoint = self.stack.loaded.checkpoint
+        places = anatomy_of(checkpoint).places
+        return RunningStatistics(self.score.kind, slots, {name: places[name] for name in slots}, checkpoint.config)
 
-    def _kept(self, scratch: Scratch, start: Progressed) -> Kept:
-        shapes, dtype = hidden_layout(self.stack, self._own.all())
-        folder = scratch.folder if self._goes_to_disk else None
-        if ranks.world() == 1 or folder is None:
-            return Kept(*(States(shapes, dtype, folder, label) for label in ("hidden", "gradient")))
-        done = len(self.stack.layers) if start.left is None else start.left
-        behind = Behind(list(self._spread.layers), done, lambda layer: ranks.announced(f"{scratch.key}/{layer}"))
-        return Kept(*(LateStates(shapes, dtype, folder, label, behind) for label in ("hidden", "gradient")))
-
-    def _left(self, layers: Sequence[int], start: Progressed) -> list[int]:
-        return [layer for layer in layers if start.left is None or layer < start.left]
-
-    @property
-    def own_layers(self) -> list[int]:
-        """The layers that this rank selects in, or what is outside, -1: of one rank all that are scored."""
-        return list(units(self.stack, self.slots)) if ranks.world() == 1 else self._spread.own()
+    def _kept(self, scratch: Scratch) -> Kept:
+        shapes, dtype = self._hidden
+        folder, home = scratch.folder if self._home is None else None, self._home or "cpu"
+        return Kept(*(States(shapes, dtype, folder, label, home) for label in ("hidden", "gradient")))
 
     @property
     def shapes(self) -> dict[int, dict[str, tuple[int, ...]]]:
-        """The shapes of what is scored in each layer."""
-        names = units(self.stack, self.slots)
+        """The shapes of what is scored in each layer; -1 is what is outside."""
+        names = {-1: self.slots} if self.in_one_go else units(self.stack, self.slots)
         return {
             layer: {info.name: info.shape for info in self.tensors if info.name in inside}
             for layer, inside in names.items()
         }
 
     @cached_property
-    def _own(self) -> Sample:
-        """The batches of this rank."""
-        return self.sample if ranks.world() == 1 else part_of(self.sample, ranks.rank(), ranks.world())
+    def _own(self) -> list[tuple[str, int, torch.Tensor]]:
+        """The batches of this process."""
+        return own_batches(self.sample, self.team)
 
     @cached_property
-    def _spread(self) -> Spread:
-        """What each rank does. Gradients begin at the last layer, activations at the first; what is outside is last."""
-        shapes = {info.name: info.shape for info in self.tensors}
-        found = units(self.stack, self.slots)
-        order = sorted(found, key=lambda layer: (layer < 0, -layer if self.score.backward else layer))
-        layers = {layer: {name: shapes[name] for name in found[layer]} for layer in order}
-        return Spread(layers, list(self.sequences), last_ranks(self.sample, ranks.world()), self.selecting)
-
-    @cached_property
-    def _goes_to_disk(self) -> bool:
+    def _hidden(self) -> tuple[list[tuple[int, ...]], torch.dtype]:
+        """The shape of each batch's hidden state, of none where it is another process's, and their dtype."""
         shapes, dtype = hidden_layout(self.stack, self.sample.all())
+        own = {number for _, number, _ in self._own}
+        return [shape if number in own else (0,) for number, shape in enumerate(shapes)], dtype
+
+    @cached_property
+    def _home(self) -> str | None:
+        """Where hidden states stay between layers; None stands for scratch files."""
+        device = self.stack.loaded.device
+        if self.in_one_go:
+            return device
+        shapes, dtype = self._hidden
         rows = len(self.stack.layers) + 3 if self.score.backward else 2
-        return bytes_needed(shapes, rows, dtype) > budgets.HIDDEN_BYTES * ranks.world()
+        return budgets.home_of_hidden(bytes_needed(shapes, rows, dtype), device)

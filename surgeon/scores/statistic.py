@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -22,3 +22,10 @@ class Statistic:
     along: Side
     how: Literal["sum", "maximum"]
     values: torch.Tensor
+
+    def and_then(self, other: Statistic) -> Statistic:
+        """Return the sum, or maximum, of both."""
+        import torch
+
+        both = torch.add if self.how == "sum" else torch.maximum
+        return replace(self, values=both(self.values, other.values))

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from surgeon import ranks
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import identity
 from surgeon.checkpoint.hashing import sha256
@@ -24,15 +23,17 @@ from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.model.precision import resolve_precision
 from surgeon.model.token_counts import TokenCounts
 from surgeon.model.tokenizer import load_tokenizer
-from surgeon.plan.estimates import keeps_scores
+from surgeon.plan.estimates import keeps_scores, scores_in_one_go
 from surgeon.plan.plan import Plan
 from surgeon.progress import Progress
 from surgeon.regions.base import RegionPlan, Stream
+from surgeon.regions.cut import on_host
 from surgeon.regions.kept import load_region
 from surgeon.regions.make import Scored
 from surgeon.regions.streams import stream_of
 from surgeon.scores.base import SampledScore, WeightScore
 from surgeon.scores.cache import ScoreFile, allocate_score, load_score, score_path, writable
+from surgeon.team import ALONE, Team
 from surgeon.text.windows import beginning, predicted, scoring_lengths, scoring_sequences, tokenize
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Scoring:
     jobs: int
     progress: Progress
     keep: bool = False
+    team: Team = ALONE
 
 
 def run_scores(run: Scoring) -> list[ScoreSet]:
@@ -114,30 +116,23 @@ def _on_text(run: Scoring, score: SampledScore) -> ScoreSet:
         return ScoreSet(score, keys, regions=regions, samples=samples)
     missing = _with_texts_of_their_own([name for name in languages if name not in known], paths) if kept else languages
     from surgeon.model.vocabulary import check_ids
+    from surgeon.scoring.select import cut_of, select_in_pass
     from surgeon.scoring.shared import SharedScorePass  # torch is imported where it is needed
 
     key = sha256("".join(sorted(keys[language] for language in missing)).encode())[:32]
-    central = kept or any(region.select is not None and region.select.scoped.spans_layers for region in plans.values())
     sequences, begun = _sequences(plan, score, missing, load_tokenizer(plan.checkpoint))
-    shared = SharedScorePass(
-        str(plan.checkpoint.folder),
-        sequences,
-        begun,
-        tensors,
-        score,
-        precision,
-        (0,) if central else tuple(range(ranks.world())),
-        {} if kept else plans,
-        key,
-    )
+    cut = None if kept else cut_of(plan.checkpoint, plans, list(sequences))
+    folder, goes_on = str(plan.checkpoint.folder), cut is None or not cut.spans_layers
     stack = run.load(precision)
+    in_one_go = stack.loaded.weights.stays and bool(stack.layers) and scores_in_one_go(plan, score, run.device)
+    shared = SharedScorePass(folder, sequences, begun, tensors, score, precision, key, goes_on, in_one_go)
     check_ids(stack.loaded.model, stack.loaded.tokenizer, (ids for found in sequences.values() for ids in found))
-    ranks.share(shared)
-    score_pass = shared.score_pass(stack, run.progress)
-    if kept:
+    run.team.begin(shared)
+    score_pass = shared.over(stack, run.progress, run.team)
+    if cut is None:
         _keep(score_pass, key, {language: paths[language] for language in missing}, tensors)
         return ScoreSet(score, keys, _stream_of_files(paths), samples=samples)
-    return ScoreSet(score, keys, regions=shared.select(score_pass), samples=samples)
+    return ScoreSet(score, keys, regions=select_in_pass(score_pass, cut, key), samples=samples)
 
 
 def _stream_of_files(paths: Mapping[str, Path]) -> Callable[[Sequence[RegionPlan]], Stream]:
@@ -183,10 +178,8 @@ def _keep(score_pass: ScorePass, key: str, paths: Mapping[str, Path], tensors: S
             "free; make room, or set SURGEON_CACHE to a folder elsewhere (`surgeon apply` does without them)"
         )
     with score_pass.scratch(key) as scratch:
-        made, start = (
-            {language: scratch.folder / path.name for language, path in paths.items()},
-            score_pass.start(scratch),
-        )
+        made = {language: scratch.folder / path.name for language, path in paths.items()}
+        start = score_pass.start(scratch)
         for language, path in made.items() if start.left is None else ():
             allocate_score(path, tensors, language)
         arrays = {language: writable(path) for language, path in made.items()}
@@ -195,12 +188,9 @@ def _keep(score_pass: ScorePass, key: str, paths: Mapping[str, Path], tensors: S
             for path in made.values():
                 flush(path)
 
-        for layer, language, scores in score_pass.run(scratch, start, flush_all):
+        for _, language, scores in score_pass.run(scratch, start, flush_all):
             for name, values in scores.items():
-                arrays[language][name][...] = values
-            if ranks.world() > 1 and scratch.resumes and language == list(paths)[-1]:
-                flush_all()
-                score_pass.done(scratch, layer)
+                arrays[language][name][...] = on_host(values)
         flush_all()
         for language, path in made.items():
             publish_sealed(path, paths[language])

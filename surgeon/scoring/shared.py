@@ -1,4 +1,4 @@
-"""A pass as all ranks are told of it: what is scored, on what, and what becomes of the scores."""
+"""A pass as all processes of a team are told of it: what is scored, and on what."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from dataclasses import dataclass
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.model.layer_stack import Stack
 from surgeon.model.precision import Precision
-from surgeon.model.together import Models
+from surgeon.model.workplace import Workplace
 from surgeon.progress import Progress
-from surgeon.region.region import Region
-from surgeon.regions.base import RegionPlan
+from surgeon.scores.backward_pass import Progressed
 from surgeon.scores.base import SampledScore
 from surgeon.scores.score_pass import ScorePass
-from surgeon.scoring.select import select_in_pass
+from surgeon.team import Team
 
 
 @dataclass(frozen=True)
 class SharedScorePass:
-    """A pass of which every rank takes some of the batches (see `together.Part`).
+    """A pass of which every process does some pieces.
 
-    `plans` are the regions that are made while it goes, those that they are drawn like among them; none if whole scores
-    are kept. Of several ranks those in `selecting` take the scores, a layer each in turns. `begun` special tokens at
-    the beginning of each sequence are not predicted.
+    `begun` special tokens at the beginning of each sequence are not predicted. `key` names what is kept of the pass if
+    it is interrupted, and `goes_on` says whether it then goes on and does not begin anew.
     """
 
     model: str
@@ -32,24 +30,17 @@ class SharedScorePass:
     tensors: Sequence[TensorInfo]
     score: SampledScore
     precision: Precision
-    selecting: Sequence[int]
-    plans: Mapping[str, RegionPlan]
     key: str
+    goes_on: bool
+    in_one_go: bool
 
-    def score_pass(self, stack: Stack, progress: Progress) -> ScorePass:
-        """Return the pass over a model."""
-        return ScorePass(stack, self.sequences, self.tensors, self.score, progress, self.selecting, self.begun)
+    def over(self, stack: Stack, progress: Progress, team: Team) -> ScorePass:
+        """Return the pass through a model."""
+        return ScorePass(stack, self.sequences, self.tensors, self.score, progress, self.begun, team, self.in_one_go)
 
-    def select(self, score_pass: ScorePass) -> dict[str, Region]:
-        """Compute the scores and keep only the regions."""
-        return select_in_pass(score_pass, self.plans, self.key)
-
-    def assist(self, models: Models) -> None:
-        """Run this rank's batches, and select in its layers."""
-        score_pass = self.score_pass(models.stack(self.model, self.precision), Progress())
-        if self.plans:
-            self.select(score_pass)
-            return
+    def help(self, place: Workplace) -> None:
+        """Run this process's batches; the scores come elsewhere."""
+        score_pass = self.over(place.stack(self.model, self.precision), Progress(), place.team)
         with score_pass.scratch(self.key) as scratch:
-            for _ in score_pass.run(scratch, score_pass.start(scratch)):
+            for _ in score_pass.run(scratch, score_pass.start(scratch) if self.goes_on else Progressed()):
                 pass

@@ -1,4 +1,4 @@
-"""The files of a variant are copied: companions, and shards side by side, by their size over ranks if there are some.
+"""The files of a variant are copied: companions, and shards side by side, dealt out to a team by their size.
 
 Each shard is hashed while it is written, and flushed behind the next one's back.
 """
@@ -8,19 +8,19 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from surgeon import inside, ranks
+from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.storage import File, Header, flush, naming
-from surgeon.model.together import Models
+from surgeon.errors import CheckpointError
+from surgeon.model.workplace import Workplace
 from surgeon.operations import Operation
 from surgeon.operations.edits import counted_once, may_change, touched_tensors
-from surgeon.region.carried import receive_regions, share_regions
 from surgeon.region.region import Region
+from surgeon.team import ALONE, Team
 from surgeon.write.companions import copy_companions
 from surgeon.write.shards import Copied, copy_shard
 
@@ -35,81 +35,75 @@ def copy_all(
     folder: Path,
     jobs: int,
     advance: Callable[[int], None],
+    team: Team = ALONE,
 ) -> Result:
-    """Copy companions and shards, on all ranks that see the folder; also returns files on their way to the disk.
+    """Copy companions and shards, by all of a team that see the folder; also returns files on their way to the disk.
 
-    What other ranks wrote is on the disk already.
+    What others wrote is on the disk already.
     """
     copied = copy_companions(checkpoint, folder)
-    mine: Sequence[Header] = checkpoint.headers
-    together = ranks.world() > 1 and len(checkpoint.headers) > 1
-    if together:
-        token = secrets.token_hex(8)
-        with inside.create(folder / _TOKEN) as file:
-            file.write(token.encode())
-        ranks.share(Copying(str(checkpoint.folder), str(folder.absolute()), token, list(operations)))
-        able = [rank for rank, can in enumerate(ranks.gather(True)) if can]
-        inside.remove(folder / _TOKEN)
-        shares = ranks.share(_by_size(checkpoint.headers, able))
-        mine = _named(checkpoint, shares[0])
-        share_regions({"": regions})
-    shards, flushing = _copy_shards(checkpoint, mine, operations, regions, folder, jobs, advance)
-    if together:
-        for of_rank in ranks.gather(None)[1:]:
-            shards |= of_rank
-        advance(checkpoint.data_bytes - sum(header.file_size for header in mine))
-    return copied | shards, flushing
+    if len(checkpoint.headers) == 1:
+        shards, flushing = _copy_shards(checkpoint, checkpoint.headers, operations, regions, folder, jobs, advance)
+        return copied | shards, flushing
+    token = secrets.token_hex(8)
+    with inside.create(folder / _TOKEN) as file:
+        file.write(token.encode())
+    team.begin(Copying(str(checkpoint.folder), str(folder.absolute()), token, list(operations), regions))
+    shares = team.divided(by_size(checkpoint))
+    inside.remove(folder / _TOKEN)
+    mine, background = 0, list[Future[None]]()
+
+    def copy(share: Sequence[Header]) -> dict[str, Copied]:
+        nonlocal mine
+        mine = sum(header.file_size for header in share)
+        shards, flushing = _copy_shards(checkpoint, share, operations, regions, folder, jobs, advance)
+        background.extend(flushing)
+        return shards
+
+    for shards in team.map(copy, shares):
+        copied |= shards
+    advance(max(checkpoint.data_bytes - mine, 0))  # what others copied
+    return copied, tuple(background)
 
 
 @dataclass(frozen=True)
 class Copying:
-    """Shards of which every rank that sees the folder copies some (see `together.Part`)."""
+    """Shards of which every process that sees the folder copies some."""
 
-    model: str
+    source: str
     folder: str
     token: str
     operations: list[Operation]
+    regions: Mapping[str, Region]
 
-    def assist(self, models: Models) -> None:
-        """Copy this rank's shards, and flush them to the disk."""
+    def help(self, place: Workplace) -> None:
+        """Copy this process's shards, and flush them to the disk."""
         folder = Path(self.folder)
-        ranks.gather(models.sees(self.model) and _holds(folder / _TOKEN, self.token))
-        names = ranks.share()[ranks.rank()]
-        with ExitStack() as open_files:
-            regions = receive_regions(open_files)[""]
-            if not names:
-                ranks.gather({})
-                return
-            checkpoint = models.checkpoints[self.model]
-            mine = _named(checkpoint, names)
+        try:
+            checkpoint = Checkpoint.open(self.source)
+            able = checkpoint.folder == Path(self.source) and (folder / _TOKEN).read_text() == self.token
+            files = by_size(checkpoint)
+        except (CheckpointError, OSError):
+            able, files = False, []
+        shares = place.team.divided(files, able)
+
+        def copy(share: Sequence[Header]) -> dict[str, Copied]:
+            if not share:
+                return {}
             copied, flushing = _copy_shards(
-                checkpoint, mine, self.operations, regions, folder, models.jobs, lambda count: None
+                checkpoint, share, self.operations, self.regions, folder, place.jobs, lambda count: None
             )
             for future in flushing:
                 future.result()
-        ranks.gather(copied)
+            return copied
+
+        for _ in place.team.map(copy, shares):
+            pass
 
 
-def _holds(path: Path, text: str) -> bool:
-    try:
-        return path.read_text() == text
-    except OSError:
-        return False
-
-
-def _named(checkpoint: Checkpoint, names: Sequence[str]) -> list[Header]:
-    return [header for header in checkpoint.headers if header.path.name in names]
-
-
-def _by_size(headers: Sequence[Header], able: Sequence[int]) -> list[list[str]]:
-    """Give each shard, the largest first, to the rank that has least to copy; by rank, names of files."""
-    shares: list[list[str]] = [[] for _ in range(ranks.world())]
-    load = dict.fromkeys(able, 0)
-    for header in sorted(headers, key=lambda header: (-header.file_size, header.path.name)):
-        rank = min(load, key=lambda rank: (load[rank], rank))
-        shares[rank].append(header.path.name)
-        load[rank] += header.file_size
-    return shares
+def by_size(checkpoint: Checkpoint) -> list[Header]:
+    """Return the weight files, the largest first, as they are dealt out."""
+    return sorted(checkpoint.headers, key=lambda header: (-header.file_size, header.path.name))
 
 
 def _copy_shards(

@@ -29,6 +29,7 @@ from surgeon.freeze.bundle import write_bundle
 from surgeon.operations import Operation
 from surgeon.operations.edits import EditCount, check_regions_fit, touched_tensors
 from surgeon.region.region import Region
+from surgeon.team import ALONE, Team
 from surgeon.write.copying import copy_all, flush_file
 from surgeon.write.integrity import CARD, FIGURES
 from surgeon.write.marker import MARKER, MarkedModel, Marker
@@ -138,6 +139,7 @@ def stage_variant(
     complete: Completion = lambda folder, marker: None,
     jobs: int = 2,
     advance: Callable[[int], None] = lambda count: None,
+    team: Team = ALONE,
 ) -> Staged:
     """Do all of `write_variant` but the last step, `publish`, or find it done.
 
@@ -157,7 +159,7 @@ def stage_variant(
     inside.new_folder(folder)
     try:
         _require_space(destination, checkpoint)
-        copied, flushing = copy_all(checkpoint, operations, regions, folder, jobs, advance)
+        copied, flushing = copy_all(checkpoint, operations, regions, folder, jobs, advance, team)
         marker = _with_content(marker or _plain_marker(checkpoint, destination.name, operations), checkpoint, jobs)
         complete(folder, marker)
         marker = _filled(marker, folder, copied, len(touched_tensors(checkpoint, operations, regions)))

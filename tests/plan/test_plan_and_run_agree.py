@@ -17,7 +17,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError
 from surgeon.memory import memory_error
 from surgeon.model.model import load_model
-from surgeon.model.together import load_stack
+from surgeon.model.workplace import load_stack
 from surgeon.plan.estimates import shape_of
 
 VERIFIED = "verify: {tokens: 16, window: 16}\n"

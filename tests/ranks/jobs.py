@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import surgeon.run
-from surgeon import ranks
+from surgeon.ranks import group, messages
 
 
 def apply(recipe: str, output: str, share_of_disk: float = 0.0, hidden_bytes: int | None = None) -> None:
@@ -27,20 +29,21 @@ def apply(recipe: str, output: str, share_of_disk: float = 0.0, hidden_bytes: in
     surgeon.run.write_page = lambda report, out: []
     surgeon.run.model_card = surgeon.run.write_card = lambda *args: None
     sent = _counted()
-    surgeon.apply(recipe, output=output, progress=Progress(Console(stderr=True)) if ranks.started()[0] == 0 else None)
-    print(f"sent: {sum(sent)}", file=sys.stderr)
+    surgeon.apply(recipe, output=output, progress=Progress(Console(stderr=True)) if group.started()[0] == 0 else None)
+    sums = sum(size for size, dtype in sent if dtype == torch.float32)  # not those of a forward score, and not losses
+    print(f"sent: {sums} of {sum(size for size, _ in sent)}", file=sys.stderr)
 
 
-def _counted() -> list[int]:
-    """Count the bytes of sums and scores that this rank sends from now on."""
-    begin, sent = ranks.begin_to_send, []
+def _counted() -> list[tuple[int, torch.dtype]]:
+    """Note the bytes of results that this rank sends from now on."""
+    sending, sent = messages.Sending.__init__, []
 
-    def counted(tensors: Any, to: int, tag: int) -> Any:
-        if tag != ranks.VALUES:
-            sent.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
-        return begin(tensors, to, tag)
+    def counted(self: Any, value: Any, to: int) -> None:
+        sending(self, value, to)
+        if group.rank() > 0:
+            sent.extend((part.numel() * part.element_size(), part.dtype) for part in self._parts)
 
-    ranks.begin_to_send = counted
+    messages.Sending.__init__ = counted
     return sent
 
 
@@ -53,7 +56,7 @@ def apply_and_die(recipe: str, output: str, hidden_bytes: int, share_of_disk: fl
     def counted(self: Any, *rest: Any) -> None:
         note(self, *rest)
         left[0] -= 1
-        if left[0] == 0 and ranks.rank() == victim:
+        if left[0] == 0 and group.rank() == victim:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Scratch.note = counted
@@ -83,7 +86,7 @@ def apply_and_stop(recipe: str, output: str, victim: int) -> None:
 
     def counted(self: Any, *rest: Any) -> Any:
         left[0] -= 1
-        if left[0] == 0 and ranks.rank() == victim:
+        if left[0] == 0 and group.rank() == victim:
             os.kill(os.getpid(), signal.SIGSTOP)
         return layer(self, *rest)
 
@@ -99,7 +102,7 @@ def apply_unseen(recipe: str, output: str, model: str) -> None:
     real = Checkpoint.open
 
     def opened(source: Any) -> Any:
-        if ranks.rank() > 0 and str(source).startswith(model):
+        if group.rank() > 0 and str(source).startswith(model):
             raise CheckpointError(f"{source}: no such file or folder")
         return real(source)
 
@@ -116,14 +119,14 @@ def verify(checkpoint: str, base: str, texts: dict[str, str], told: str) -> None
     corpus = Corpus("c", {language: Path(path) for language, path in texts.items()})
     spec = VerifySpec(tokens=50, window=16, batch_size=2)
     result = verify_checkpoint(checkpoint, base=base, corpus=corpus, spec=spec)
-    number, count = ranks.started()
+    number, count = group.started()
     if number == count - 1:
         Path(told).write_text(repr(result))
 
 
 def meet_without(*victims: int) -> None:
     """Meet the others; the victims are killed before they could."""
-    if ranks.started()[0] in victims:
+    if group.started()[0] in victims:
         os.kill(os.getpid(), signal.SIGKILL)
-    with ranks.joined("cpu"):
+    with group.joined("cpu"):
         pass

@@ -10,10 +10,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from surgeon import ranks
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model
+from surgeon.ranks import group
 
 _PLAN = {
     **{f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"}, "self_attn.o_proj": RowwiseParallel(),
@@ -23,7 +23,7 @@ _PLAN = {
 
 def compare(model: str, how: str) -> None:
     """Take a gradient down through a layer that is whole, and through one that is sharded, by our own calls."""
-    with ranks.joined("cpu"):
+    with group.joined("cpu"):
         whole, hidden = _gradients(model, lambda layer: layer)
         sharded, below = _gradients(model, _shard if how == "fully_shard" else _parallel)
         assert sorted(whole) == sorted(sharded)
@@ -60,8 +60,8 @@ def _full(gradient: Any, parameter: Any) -> torch.Tensor:
 
 
 def _shard(layer: torch.nn.Module) -> None:
-    fully_shard(layer, mesh=init_device_mesh("cpu", (ranks.world(),)))
+    fully_shard(layer, mesh=init_device_mesh("cpu", (group.world(),)))
 
 
 def _parallel(layer: torch.nn.Module) -> None:
-    parallelize_module(layer, init_device_mesh("cpu", (ranks.world(),)), _PLAN)
+    parallelize_module(layer, init_device_mesh("cpu", (group.world(),)), _PLAN)

@@ -1,11 +1,18 @@
-"""How a sample is cut over ranks: every batch once, in order, and each rank knows its neighbours in a language."""
+"""A sample is cut into pieces that it alone decides on, and whoever does them, their sums come to the same bits."""
 
 from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
 
-from surgeon.scores.sample import Link, Sample, last_ranks, make_sample, part_of
+from surgeon.scores.base import PIECES
+from surgeon.scores.sample import Sample, make_sample, totals
+from surgeon.team import ALONE
 
 
 def sample_of(*batches: int) -> Sample:
@@ -15,38 +22,60 @@ def sample_of(*batches: int) -> Sample:
     return make_sample(sequences, 1)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4, 7, 20])
 @pytest.mark.parametrize("batches", [(3, 3, 3), (1,), (1, 5, 2), (9,), (2, 1, 1, 1, 1, 1)])
-def test_every_batch_is_somewhere_once_and_in_order(batches: tuple[int, ...], world: int) -> None:
+def test_every_batch_is_in_a_piece_once_and_in_order(batches: tuple[int, ...]) -> None:
     whole = sample_of(*batches)
-    parts = [part_of(whole, rank, world) for rank in range(world)]
-    there = [int(ids[0, 0]) for part in parts for ids in part.all()]
-    assert there == [int(ids[0, 0]) for ids in whole.all()]
-    counts = [len(part.all()) for part in parts]
-    assert max(counts) - min(counts) <= 1
-    assert all(part.predicted == whole.predicted for part in parts)
+    numbers = [number for piece in whole.pieces for number, _ in piece.batches]
+    assert numbers == list(range(sum(batches)))
+    found = [int(ids[0, 0]) for piece in whole.pieces for _, ids in piece.batches]
+    assert found == [int(ids[0, 0]) for ids in whole.all()]
+    for language, count in zip("abcdefgh", batches, strict=False):
+        sizes = [len(piece.batches) for piece in whole.pieces if piece.language == language]
+        assert len(sizes) == min(PIECES, count)
+        assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4, 7, 20])
-def test_links_lead_from_the_first_rank_of_a_language_to_its_last(world: int) -> None:
-    whole = sample_of(4, 1, 6)
-    parts = [part_of(whole, rank, world) for rank in range(world)]
-    for language in whole.batches:
-        having = [rank for rank in range(world) if language in parts[rank].batches]
-        assert last_ranks(whole, world)[language] == having[-1]
-        for before, rank, after in zip([None, *having], having, [*having[1:], None], strict=False):
-            assert parts[rank].links[language] == Link(before, after)
+class Backwards:
+    """A team that does its items in another order: what comes of them comes in theirs."""
+
+    def map(self, do: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        done = {number: do(items[number]) for number in reversed(range(len(items)))}
+        return iter([done[number] for number in range(len(items))])
 
 
-def test_what_another_rank_waits_for_comes_first() -> None:
-    part = part_of(sample_of(9), 1, 3)  # in the middle of a language: it waits, and is waited for
-    assert [(language, link) for language, _, link in part.turns()] == [("a", Link(0, 2))]
-    part = part_of(sample_of(3, 1, 4), 1, 2)  # all of c but nothing that goes on
-    assert [(language, link.after) for language, _, link in part.turns()] == [("c", None)]
-    part = part_of(sample_of(3, 1, 4), 0, 3)
-    assert [(language, link.after) for language, _, link in part.turns()] == [("a", None)]
-    part = part_of(sample_of(3, 1, 6), 0, 2)  # a, b and the first one of c, which goes on elsewhere
-    assert [(language, link.after) for language, _, link in part.turns()] == [("c", 1), ("a", None), ("b", None)]
-    numbers = {language: [number for number, _ in batches] for language, batches, _ in part.turns()}
-    assert numbers == {"a": [0, 1, 2], "b": [3], "c": [4]}
-    assert torch.equal(part.all()[4], torch.tensor([[200, 7, 8]]))
+def test_sums_do_not_depend_on_who_does_the_pieces() -> None:
+    whole = sample_of(4, 1, 9)
+    values = torch.randn(len(whole.all()), 1000, generator=torch.Generator().manual_seed(0)) * 1e3
+
+    def of_piece(piece: Any) -> torch.Tensor:
+        return torch.stack([values[number] for number, _ in piece.batches]).sum(0)
+
+    one = dict(totals(ALONE, whole.pieces, of_piece, torch.Tensor.add_))
+    two = dict(totals(Backwards(), whole.pieces, of_piece, torch.Tensor.add_))  # type: ignore[arg-type]
+    assert one.keys() == two.keys() == {"a", "b", "c"}
+    assert all(torch.equal(one[language], two[language]) for language in one)
+    assert torch.allclose(one["c"].double(), values[5:].double().sum(0), atol=1e-2)
+
+
+def test_no_more_than_two_sums_are_alive() -> None:
+    class Sum:
+        value = 1
+
+    alive: weakref.WeakSet[Sum] = weakref.WeakSet()
+    most = []
+
+    def of_piece(piece: Any) -> Sum:
+        made = Sum()
+        alive.add(made)
+        gc.collect()
+        most.append(len(alive))
+        return made
+
+    def add(total: Sum, new: Sum) -> Sum:
+        total.value += new.value
+        return total
+
+    for _, total in totals(ALONE, sample_of(9, 9).pieces, of_piece, add):
+        assert total.value == PIECES
+        del total
+    assert max(most) == 2

@@ -1,21 +1,17 @@
-"""Several processes at one recipe, as torchrun starts them: who is who, what passes between them, who speaks.
+"""Who is who among the processes that torchrun has started, what passes between two of them, and who speaks.
 
-Rank 0 carries out the recipe; the others take their part where there is one. Everything that passes between two ranks
-goes through here, so that a rank that is gone, or that hangs, is an error that names it. Without torchrun there is one
-rank, and nothing of `torch.distributed` is imported.
+Everything that passes between two ranks goes through here, so that a rank that is gone, or that hangs, is an error that
+names it. Without torchrun there is one rank, and nothing of `torch.distributed` is imported.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import EnvironmentFailure, InputError, present
@@ -24,15 +20,12 @@ from surgeon.memory import require_room_for_torch
 if TYPE_CHECKING:
     import torch
 
-VALUES, CHAIN, SCORES, WEIGHTS = 0, 1, 2, 3  # tags: what goes between two ranks at the same time is kept apart by them
-ENGINE = "engine"  # the name of the thread that runs the model while the main one selects
 TIMEOUT = "SURGEON_RANK_TIMEOUT"  # seconds that one rank waits for another
 _PATIENCE = 7200  # a rank may select in a layer of billions of entries, or write a shard, while another waits
 _COMING = 60  # seconds in which another process of the same start comes, after the last one that did
 _MEETING = timedelta(seconds=300)  # until they have connected to one another, once all have come
-_PIECE = 1 << 24
+_GRACE = 0.5  # seconds, in which a rank that lost patience with a third, and so closed its connections, says so itself
 _CLOSED = ("closed by peer", "Connection reset", "Broken pipe")  # what the library says of a process that has ended
-_SERVED_BY = {VALUES: "main", CHAIN: ENGINE}  # the thread that a rank is waited for; of scores see `_thread_of`
 
 
 class RankLost(EnvironmentFailure):
@@ -61,11 +54,6 @@ def world() -> int:
 def rank() -> int:
     """Return this process's number among them, from 0."""
     return _met[0]
-
-
-def own_run(count: int) -> slice:
-    """Return the run of so many things that are this rank's to do; those of all ranks follow one another."""
-    return slice(rank() * count // world(), (rank() + 1) * count // world())
 
 
 def own_device(device: str) -> str:
@@ -170,92 +158,33 @@ def _coming() -> float:
     return float(os.environ.get(TIMEOUT, _COMING))
 
 
-def share(value: Any = None, patience: timedelta | None = None) -> Any:
-    """Return rank 0's `value` on every rank; the others wait for it, if asked to with more `patience`."""
-    if world() == 1:
-        return value
-    if rank() > 0:
-        return receive_value(0, patience=patience)
-    for other in range(1, world()):
-        send_value(value, other)
-    return value
-
-
-def share_file(path: Path) -> None:
-    """Write rank 0's file at a path of each rank's own, a piece at a time."""
-    if rank() == 0:
-        with path.open("rb") as file:
-            while share(file.read(_PIECE)):
-                pass
-        return
-    with path.open("wb") as file:
-        while piece := share():
-            file.write(piece)
-
-
-def gather(value: Any) -> list[Any]:
-    """Return the values of all ranks, in their order, on rank 0; an empty list on the others."""
-    if world() == 1:
-        return [value]
-    if rank() > 0:
-        send_value(value, 0)
-        return []
-    return [value, *(receive_value(other) for other in range(1, world()))]
-
-
-def send_value(value: Any, to: int, tag: int = VALUES) -> None:
-    """Hand a rank anything that can be pickled."""
-    import torch
-
-    data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
-    send([torch.tensor([data.numel()])], to, tag)
-    send([data], to, tag)
-
-
-def receive_value(source: int, tag: int = VALUES, patience: timedelta | None = None) -> Any:
-    """Return what a rank hands over by `send_value`."""
-    import torch
-
-    size = torch.zeros(1, dtype=torch.int64)
-    receive([size], source, tag, patience)
-    data = torch.empty(int(size), dtype=torch.uint8)
-    receive([data], source, tag)
-    return pickle.loads(data.numpy().data)
-
-
-def send(tensors: Sequence[torch.Tensor], to: int, tag: int) -> None:
-    """Hand tensors to a rank, and wait until it has them.
+def begin_to_send(tensors: Sequence[torch.Tensor], to: int) -> list[Any]:
+    """Begin to hand contiguous tensors over; they must stay as they are until `finish` has been called with the result.
 
     Raises:
-        RankLost: it is gone, or does not take them within the time-out.
+        RankLost: it is gone.
     """
-    finish(begin_to_send(tensors, to, tag), to, tag)
-
-
-def begin_to_send(tensors: Sequence[torch.Tensor], to: int, tag: int) -> list[tuple[Any, torch.Tensor]]:
-    """Begin to hand tensors over; they must stay as they are until `finish` has been called with the result."""
     import torch.distributed as dist
 
     with _naming(to):
-        whole = [tensor.contiguous() for tensor in tensors]
-        return [(dist.isend(tensor, to, tag=tag), tensor) for tensor in whole]
+        return [dist.isend(tensor, to) for tensor in tensors]
 
 
-def finish(begun: Sequence[tuple[Any, torch.Tensor]], to: int, tag: int) -> None:
+def finish(begun: Sequence[Any], to: int) -> None:
     """Wait until a rank has what `begin_to_send` began to send.
 
     Raises:
-        RankLost: see `send`.
+        RankLost: it is gone, or does not take it within the time-out.
     """
 
     def wait() -> None:
-        for work, _ in begun:
+        for work in begun:
             work.wait(_patience())
 
-    _wait_for(to, tag, wait)
+    _wait_for(to, wait)
 
 
-def receive(tensors: Sequence[torch.Tensor], source: int, tag: int, patience: timedelta | None = None) -> None:
+def receive(tensors: Sequence[torch.Tensor], source: int, patience: timedelta | None = None) -> None:
     """Fill contiguous tensors with what a rank sends.
 
     Raises:
@@ -265,31 +194,10 @@ def receive(tensors: Sequence[torch.Tensor], source: int, tag: int, patience: ti
 
     def wait() -> None:
         for tensor in tensors:
-            work = present(dist.irecv(tensor, source, tag=tag))
+            work = present(dist.irecv(tensor, source))
             work.wait(patience or _patience())
 
-    _wait_for(source, tag, wait)
-
-
-def spread_from_first(tensor: torch.Tensor) -> None:
-    """Fill a tensor with rank 0's, on every rank, each handing it on; all ranks must come here in the same order."""
-    number, size = _met
-    if number > 0:
-        receive([tensor], number & (number - 1), WEIGHTS)
-    reach = number & -number or 1 << size.bit_length()  # the lowest bit of a rank's number says how far it hands on
-    while (reach := reach >> 1) > 0:
-        if number + reach < size:
-            send([tensor], number + reach, WEIGHTS)
-
-
-def announce(what: str) -> None:
-    """Let all ranks know that something has happened."""
-    _store.set(f"done/{what}", "1")
-
-
-def announced(what: str) -> bool:
-    """True if some rank has announced it."""
-    return bool(_store.check([f"done/{what}"]))
+    _wait_for(source, wait)
 
 
 def speaks() -> bool:
@@ -306,21 +214,17 @@ def _patience() -> timedelta:
     return timedelta(seconds=float(os.environ.get(TIMEOUT, _PATIENCE)))
 
 
-def _wait_for(other: int, tag: int, wait: Callable[[], None]) -> None:
-    """Wait, noting for all to see whom this thread waits for, so that whoever loses patience can tell who is at fault.
+def _wait_for(other: int, wait: Callable[[], None]) -> None:
+    """Wait, noting for all to see for whom, so that whoever loses patience can tell who is at fault.
 
-    The main thread leaves the waiting to another one, since in the library it would not hear of signals.
+    It is another thread that waits, since in the library this one would not hear of signals.
     """
     global _waiter
-    mine = _place(rank(), _thread())
     with _naming(other):
-        _store.set(mine, f"{other}/{_thread_of(tag)}")
-        if _thread() == ENGINE:
-            wait()
-        else:
-            _waiter = _waiter or ThreadPoolExecutor(1)
-            _waiter.submit(wait).result()
-        _store.set(mine, "")
+        _store.set(f"waits/{rank()}", str(other))
+        _waiter = _waiter or ThreadPoolExecutor(1)
+        _waiter.submit(wait).result()
+        _store.set(f"waits/{rank()}", "")
 
 
 @contextmanager
@@ -332,6 +236,7 @@ def _naming(other: int) -> Iterator[None]:
         why = _first_line(error)
         again = "what was finished is kept, run the same command again"
         if "timed out" not in why.lower() and "timeout" not in why.lower():
+            time.sleep(_GRACE)
             detail = "" if any(words in why for words in _CLOSED) else f" ({why})"
             raise RankLost(f"rank {other} is gone, as rank {rank()} found{detail}; {again}") from None
         waited = f"{_patience().total_seconds():.0f} s"
@@ -340,31 +245,16 @@ def _naming(other: int) -> Iterator[None]:
 
 
 def _holding_up(other: int) -> int:
-    """Follow who waits for whom, from this rank on; the last one waits for nobody."""
-    place, seen = _place(rank(), _thread()), set[str]()
+    """Follow who waits for whom, from a rank on; the last one waits for nobody."""
+    seen = set[int]()
     with suppress(RuntimeError):
-        while place not in seen and _store.check([place]):
-            seen.add(place)
-            waits_for = _store.get(place).decode()
+        while other not in seen and _store.check([f"waits/{other}"]):
+            seen.add(other)
+            waits_for = _store.get(f"waits/{other}").decode()
             if not waits_for:
                 break
-            other, place = int(waits_for.partition("/")[0]), f"waits/{waits_for}"
+            other = int(waits_for)
     return other
-
-
-def _place(number: int, thread: str) -> str:
-    return f"waits/{number}/{thread}"
-
-
-def _thread() -> str:
-    return ENGINE if threading.current_thread().name == ENGINE else "main"
-
-
-def _thread_of(tag: int) -> str:
-    """Return the thread of the other rank that serves a tag: scores go from one's engine to another's main thread."""
-    if tag == WEIGHTS:
-        return _thread()
-    return _SERVED_BY.get(tag, "main" if _thread() == ENGINE else ENGINE)
 
 
 def _first_line(error: BaseException) -> str:
