@@ -15,7 +15,7 @@ SECONDS ?= 600
 SEED ?= 1
 UNGUIDED ?=
 
-.PHONY: demo test test-lowest lint docs fuzz survey methods smollm2 bench wheel release clean
+.PHONY: demo test test-lowest test-tasks lint docs fuzz survey methods smollm2 bench wheel release clean
 
 demo: $(VENV)/installed
 	$(BIN)/surgeon apply recipes/zero_core.yaml
@@ -29,6 +29,11 @@ test: $(VENV)/installed-dev
 test-lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/python -m pytest -q -n 2 -m "not slow" -W default::DeprecationWarning
 	$(LOWEST)/bin/python -m pytest -q -n 2 -W default tests/freeze/test_freeze_trainers.py
+
+# What needs lm-evaluation-harness, 300 MB; `make test` skips it where that is not installed.
+test-tasks: $(VENV)/installed-dev
+	$(INSTALL) -e ".[tasks]"
+	$(BIN)/python -m pytest -q tests/harness
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -46,6 +51,7 @@ fuzz: $(VENV)/installed-dev
 # Every type of model that transformers has, tiny and random, beside plain transformers; writes docs/models.md. A quarter
 # of an hour on one core.
 survey: $(VENV)/installed-dev
+	$(INSTALL) pillow scipy
 	rm -f out/survey.jsonl
 	$(BIN)/python scripts/survey_models.py --results out/survey.jsonl; found=$$?; \
 	  $(BIN)/python scripts/survey_models.py --results out/survey.jsonl --page && exit $$found

@@ -46,6 +46,7 @@ from surgeon.text.corpora import Corpus, builtin_corpus
 from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, check_written, is_output, read_object
 from surgeon.write.marker import MARKER
 from surgeon.write.output import output_lock
+from surgeon.write.samples import write_samples
 
 Found = TypeVar("Found")
 
@@ -153,6 +154,7 @@ def _apply(
             written = publish_variants(run, staged, report if earlier is None else None)
             outputs = {path: stored_hash(path) for path in region_files.values()}
             outputs |= {path: digest for item in written.values() for path, digest in item.files.items()}
+            outputs |= write_samples(out, found.figures)
             run.timings["total"] = round(time.perf_counter() - began, 3)
             report = report.model_copy(update={"timings": run.timings if earlier is None else earlier.timings})
             sealed = dict(before) if earlier is not None else seal(run, report, outputs, before)

@@ -29,6 +29,7 @@ def load_config(folder: Path) -> Any:
         ForeignCode: its architecture is code inside the repository.
         Exception: whatever transformers makes of a damaged one.
     """
+    import torch
     import transformers
 
     settings, _ = transformers.PreTrainedConfig.get_config_dict(folder, local_files_only=True)
@@ -36,7 +37,7 @@ def load_config(folder: Path) -> Any:
         raise ForeignCode("the architecture is code inside the repository")
     # The dtype is the caller's to choose, whatever the config says of it: `auto` from a script is no dtype of torch.
     config = transformers.AutoConfig.from_pretrained(
-        folder, trust_remote_code=False, local_files_only=True, dtype="float32"
+        folder, trust_remote_code=False, local_files_only=True, dtype=torch.float32
     )
     for part in _parts(config):
         if part._attn_implementation not in _OWN_ATTENTION:
@@ -90,6 +91,17 @@ def load_tokenizer(folder: Path) -> Any:
         if "trust_remote_code" in str(error):  # its one sign that it would have asked
             raise ForeignCode("the tokenizer is code inside the repository") from None
         raise
+
+
+def load_generation_config(folder: Path) -> Any:
+    """Return the settings of generation that lie beside a checkpoint, as transformers reads them.
+
+    Raises:
+        Exception: whatever transformers makes of a damaged file.
+    """
+    import transformers
+
+    return transformers.GenerationConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def dataset_rows(builder: str, path: str, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,9 @@ from surgeon.recipe.fields import Model
 if TYPE_CHECKING:
     import torch
 
+    from surgeon.model.editing import Variant
+    from surgeon.model.layer_stack import Stack
+    from surgeon.progress import Progress
     from surgeon.recipe.schema import VerifySpec
     from surgeon.text.corpora import Corpus
 
@@ -74,9 +77,10 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Subject:
-    """What there is to look at: the texts, and the `windows` that perplexity is measured in."""
+    """What there is to look at: the texts, and the `windows` that perplexity is measured in, for a model's `config`."""
 
     tokenizer: Any
+    config: Any
     corpus: Corpus
     languages: Sequence[str]
     spec: VerifySpec
@@ -142,6 +146,10 @@ class Measurement(Model):
     compares: ClassVar[bool] = False
     grouped_by: ClassVar[str] = "language"
 
+    def depends(self) -> Mapping[str, str] | None:
+        """Return hashes of what its figures depend on beside recipe, model and texts; None if they cannot be kept."""
+        return {}
+
     @abstractmethod
     def quantities(self) -> Sequence[Quantity]:
         """Return what it tells, the first of them first in every table."""
@@ -172,3 +180,19 @@ class Measurement(Model):
             for group, found in pieces.by_group(totals).items():
                 groups.setdefault(group, {})[name] = found
         return Figures(groups)
+
+
+class OwnWork(Measurement):
+    """A measurement that needs more of the models than their outputs, such as texts that they go on with."""
+
+    @abstractmethod
+    def work(self, stack: Stack, variants: Sequence[Variant], pieces: Pieces, progress: Progress) -> Mapping[str, Any]:
+        """Return what is found of each variant, by name; done on the first rank, after the pass.
+
+        Raises:
+            InputError: it cannot be done with this model.
+        """
+
+    @abstractmethod
+    def figures_with(self, pieces: Pieces, sums: Mapping[str, NDArray[np.float64]], own: Any) -> Figures:
+        """Return a model's figures from the sums, as `figures` does, and from what `work` found of it."""

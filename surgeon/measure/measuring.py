@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Outputs, Pieces, Seen
+from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Outputs, OwnWork, Pieces, Seen
 from surgeon.measure.perplexity import Perplexity, as_measures
 from surgeon.measure.windows import EvaluationText, window_pieces
 from surgeon.model.editing import Variant
@@ -52,7 +52,7 @@ class _Chunk:
 
 @dataclass
 class _Pass:
-    """The batches of a pass, those who look at each, and what they noted: by model and look, a batch's sums."""
+    """The batches of a pass, those who look at each, and what they noted: by model and watcher, a batch's sums."""
 
     looks: Sequence[Look]
     names: Sequence[str]
@@ -76,13 +76,13 @@ class _Pass:
         compared = any(self.looks[watcher.look].measurement.compares for watcher in self.watchers[batch])
         if compared and model == 0:
             self.chunk = _Chunk(at, outputs)
-        for watcher in self.watchers[batch]:
+        for number, watcher in enumerate(self.watchers[batch]):
             look = self.looks[watcher.look]
             if self.names[model] not in look.models:
                 continue
             base = self.chunk.base if look.measurement.compares and self.chunk.at == at else None
             labels = watcher.batch.labels[rows, positions].to(logits.device)
-            sums = self.notes[batch].setdefault((model, watcher.look), {})
+            sums = self.notes[batch].setdefault((model, number), {})
             _note(sums, look.measurement, Seen(outputs, labels, base), watcher, rows, positions)
 
 
@@ -101,15 +101,29 @@ def measure(
 
     def noted(share: Sequence[int]) -> dict[int, dict[tuple[int, int], _Sums]]:
         notes: list[dict[tuple[int, int], _Sums]] = [{} for _ in share]
-        part = _Pass(looks, names, [whole.inputs[i] for i in share], [whole.watchers[i] for i in share], notes)
-        with progress.task(label, work(stack, variants, len(share), part.uses)) as advance:
-            run_models(stack, variants, part.inputs, part.take, wanted=part.wanted, uses=part.uses, advance=advance)
+        if share:
+            part = _Pass(looks, names, [whole.inputs[i] for i in share], [whole.watchers[i] for i in share], notes)
+            with progress.task(label, work(stack, variants, len(share), part.uses)) as advance:
+                run_models(stack, variants, part.inputs, part.take, wanted=part.wanted, uses=part.uses, advance=advance)
         return dict(zip(share, notes, strict=True))
 
-    notes: dict[int, dict[tuple[int, int], _Sums]] = {}
-    for found in team.map(noted, team.divided(range(len(whole.inputs)))):
-        notes |= found
-    return _figures(whole, [notes[number] for number in sorted(notes)]) if notes else {}
+    shares = list(team.map(noted, team.divided(range(len(whole.inputs)))))
+    if not shares:
+        return {}
+    notes = {number: found for share in shares for number, found in share.items()}
+    return _figures(whole, [notes[number] for number in sorted(notes)], _own_work(stack, variants, looks, progress))
+
+
+def _own_work(
+    stack: Stack, variants: Sequence[Variant], looks: Sequence[Look], progress: Progress
+) -> list[Mapping[str, Any]]:
+    """Return what each look finds by work of its own on the models, by variant."""
+    found: list[Mapping[str, Any]] = []
+    for look in looks:
+        models = [variant for variant in variants if variant.name in look.models]
+        item = look.measurement
+        found.append(item.work(stack, models, look.pieces, progress) if isinstance(item, OwnWork) else {})
+    return found
 
 
 def _pass(looks: Sequence[Look], names: Sequence[str]) -> _Pass:
@@ -139,7 +153,9 @@ def _note(sums: _Sums, measurement: Measurement, seen: Seen, watcher: _Watcher, 
         sums[name] = sums[name] + added if name in sums else added
 
 
-def _figures(whole: _Pass, notes: Sequence[Mapping[tuple[int, int], _Sums]]) -> dict[str, dict[str, Figures]]:
+def _figures(
+    whole: _Pass, notes: Sequence[Mapping[tuple[int, int], _Sums]], own: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Figures]]:
     found: dict[str, dict[str, Figures]] = {name: {} for name in whole.names}
     for number, look in enumerate(whole.looks):
         for model, name in enumerate(whole.names):
@@ -147,12 +163,17 @@ def _figures(whole: _Pass, notes: Sequence[Mapping[tuple[int, int], _Sums]]) -> 
                 continue
             sums: _Sums = {}
             for watchers, of_batch in zip(whole.watchers, notes, strict=True):
-                for watcher in watchers:
+                for turn, watcher in enumerate(watchers):
                     if watcher.look == number:
-                        for value, added in of_batch.get((model, number), {}).items():
+                        for value, added in of_batch.get((model, turn), {}).items():
                             totals = sums.setdefault(value, np.zeros(len(look.pieces.pieces)))
                             totals[watcher.ids] += added
-            found[name][look.measurement.kind] = look.measurement.figures(look.pieces, sums)
+            item = look.measurement
+            found[name][item.kind] = (
+                item.figures_with(look.pieces, sums, own[number][name])
+                if isinstance(item, OwnWork)
+                else item.figures(look.pieces, sums)
+            )
     return found
 
 
@@ -182,4 +203,4 @@ def measure_loaded(model: Any, texts: Mapping[str, EvaluationText], batch_size: 
         seen = Seen(Outputs(logits), watchers[0].batch.labels.to(logits.device))
         _note(notes[-1][0, 0], look.measurement, seen, watchers[0], slice(None), slice(None))
     sizes = {language: text.bytes for language, text in texts.items()}
-    return as_measures(_figures(whole, notes)["model"]["perplexity"], sizes)
+    return as_measures(_figures(whole, notes, [{}])["model"]["perplexity"], sizes)

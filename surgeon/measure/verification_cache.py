@@ -17,12 +17,21 @@ from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_ve
 from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.store import place, recall, remember
 from surgeon.model.precision import Precision
-from surgeon.model.results import CONTINUATIONS, PERPLEXITY, Continuation, Figures, Measure, Sums, Verification
+from surgeon.model.results import (
+    CONTINUATIONS,
+    PERPLEXITY,
+    Continuation,
+    Figures,
+    Measure,
+    Quantity,
+    Sums,
+    Verification,
+)
 from surgeon.operations import Operation
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
 
-KEPT_VERSION = 4  # raise it when the same settings would give other figures
+KEPT_VERSION = 5  # raise it when the same settings would give other figures
 
 
 def kept_path(
@@ -36,15 +45,18 @@ def kept_path(
     device: str,
     jobs: int,
     kind: str = PERPLEXITY,
-) -> Path:
-    """Name the file of one model's figures of a kind by what they depend on.
+) -> Path | None:
+    """Name the file of one model's figures of a kind by what they depend on; None if that cannot be known.
 
     `donors` are hashes of what values are taken from, `texts` those of the evaluation texts by language, in the order
     in which they are measured.
     """
+    measured = _settings(spec, kind)
+    if measured is None:
+        return None
     settings: dict[str, Any] = {
         "kind": kind,
-        "measured": _settings(spec, kind),
+        "measured": measured,
         "precision": precision,
         "operations": [operation.model_dump(mode="json", by_alias=True) for operation in operations],
         "regions": {label: regions[label].digest() for item in operations for label in item.regions},
@@ -63,18 +75,21 @@ def kept_path(
     return place("measures", made.key(), ".json")
 
 
-def _settings(spec: VerifySpec, kind: str) -> dict[str, Any]:
-    """Return what of the recipe the figures of a kind depend on."""
+def _settings(spec: VerifySpec, kind: str) -> dict[str, Any] | None:
+    """Return what of the recipe, and of files that it names, the figures of a kind depend on."""
     if kind == CONTINUATIONS:
         return spec.model_dump(mode="json", include={"prompts", "new_tokens"})
     own = next(item for item in spec.measurements if item.kind == kind)
     windows = spec.model_dump(mode="json", include={"tokens", "window", "stride", "batch_size"})
-    return {**windows, "keys": own.model_dump(mode="json"), "version": own.version}
+    depends = own.depends()
+    if depends is None:
+        return None
+    return {**windows, "keys": own.model_dump(mode="json"), "version": own.version, "depends": dict(depends)}
 
 
-def load_kept(path: Path, name: str, kind: str = PERPLEXITY) -> Verification | None:
+def load_kept(path: Path | None, name: str, kind: str = PERPLEXITY) -> Verification | None:
     """Return what was found of a model under a name, or None if nothing was, or the file is damaged."""
-    data = recall(path)
+    data = recall(path) if path is not None else None
     if data is None:
         return None
     if kind == CONTINUATIONS:
@@ -82,7 +97,7 @@ def load_kept(path: Path, name: str, kind: str = PERPLEXITY) -> Verification | N
         return Verification(continuations={name: said} if said else {})
     if kind == PERPLEXITY:
         measures = {
-            language: Measure(**{**item, "windows": tuple((nll, count) for nll, count in item["windows"])})
+            language: Measure(**{**item, "pieces": tuple((nll, count) for nll, count in item["pieces"])})
             for language, item in data["measures"].items()
         }
         return Verification({name: measures})
@@ -90,11 +105,14 @@ def load_kept(path: Path, name: str, kind: str = PERPLEXITY) -> Verification | N
         group: {quantity: Sums(tuple(totals), tuple(weights)) for quantity, (totals, weights) in by_name.items()}
         for group, by_name in data["groups"].items()
     }
-    return Verification(figures={name: {kind: Figures(groups, tuple(data["samples"]))}})
+    told = tuple(Quantity(**item) for item in data["quantities"])
+    return Verification(figures={name: {kind: Figures(groups, tuple(data["samples"]), told, data["remarks"])}})
 
 
-def keep(path: Path, name: str, found: Verification, kind: str = PERPLEXITY) -> None:
+def keep(path: Path | None, name: str, found: Verification, kind: str = PERPLEXITY) -> None:
     """Keep what was found of one model; nan and infinities stay what they are."""
+    if path is None:
+        return
     if kind == CONTINUATIONS:
         remember(path, {"continuations": [asdict(item) for item in found.continuations.get(name, ())]})
     elif kind == PERPLEXITY:
@@ -105,4 +123,5 @@ def keep(path: Path, name: str, found: Verification, kind: str = PERPLEXITY) -> 
             group: {quantity: (sums.totals, sums.weights) for quantity, sums in by_name.items()}
             for group, by_name in item.groups.items()
         }
-        remember(path, {"groups": groups, "samples": list(item.samples)})
+        told = [asdict(quantity) for quantity in item.quantities]
+        remember(path, {"groups": groups, "samples": list(item.samples), "quantities": told, "remarks": item.remarks})

@@ -16,7 +16,7 @@ from surgeon.write.marker import MARKER, Marker
 _LONGEST_TEXT = 1 << 26  # bytes; pages of hundreds of languages have some ten megabytes
 MANIFEST, RECIPE = "manifest.json", "recipe.yaml"
 VARIANTS, REGIONS = "variants", "regions"
-CARD, FIGURES = "README.md", "figures"
+CARD, FIGURES, SAMPLES = "README.md", "figures", "samples"
 
 
 def check_written(folder: Path, jobs: int) -> int:

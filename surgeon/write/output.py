@@ -19,7 +19,7 @@ from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.storage import naming, remove_abandoned
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.locks import lock
-from surgeon.write.integrity import FIGURES, MANIFEST, REGIONS, VARIANTS, read_object
+from surgeon.write.integrity import FIGURES, MANIFEST, REGIONS, SAMPLES, VARIANTS, read_object
 from surgeon.write.marker import MARKER
 from surgeon.write.staging import old_folder, staging_folder
 
@@ -27,8 +27,9 @@ LOCK = ".surgeon.lock"
 # What a run writes beside its variants' folders and does not write each time; a manifest may name anything.
 _MADE = re.compile(
     rf"{REGIONS}/\w[\w.-]*\.region\.safetensors|{FIGURES}/\w[\w.-]*\.(svg|png)|{VARIANTS}/\w[\w.-]*\.patch\.safetensors"
+    rf"|{SAMPLES}/\w+/\w[\w.-]*\.jsonl"
 )
-_FOLDERS = (VARIANTS, REGIONS, FIGURES)
+_FOLDERS = (VARIANTS, REGIONS, FIGURES, SAMPLES)
 # By these the system says that there can be no folder of that name.
 _NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
 
@@ -135,7 +136,7 @@ def _folders_of(variants: Path, hidden: Callable[[Path], Path]) -> list[Path]:
 def remove_old(
     output: Path, before: Mapping[str, str], now: Mapping[str, str], variants: Collection[str], replaced: bool
 ) -> list[str]:
-    """Remove regions, figures and patches of the run before that this one did not make again; say what is old.
+    """Remove regions, figures, patches and samples of the run before that this one did not make again; say what is old.
 
     `before` and `now` are the files by their manifests, `variants` the names of those now. The manifest of a folder
     that somebody else made may name any file of this machine, with its hash: only what a run could have made below

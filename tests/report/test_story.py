@@ -243,3 +243,10 @@ def test_what_is_lost_is_said_and_evidence_has_unit_number_and_guessing() -> Non
     assert line is not None
     assert f"geometric mean of 3 languages: core-cut {mean:.1f}; any-cut 1.02; low-cut 1.00" in line
     assert line.endswith(f"Guessing every token alike: {2000 / math.exp(3.1):.1f}.")
+
+
+def test_a_report_of_before_there_were_steps_says_the_same() -> None:
+    report = report_of({"core-cut": ("zero core", dict.fromkeys(BASE, 3.0))}, REGIONS)
+    assert [(step.kind, step.region) for step in report.variants["core-cut"].steps] == [("zero", "core")]
+    held = VariantReport(operations=["train only core"], entries=3, written=True)
+    assert [(step.kind, step.region) for step in held.steps] == [("train_only", "core")]

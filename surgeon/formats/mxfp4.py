@@ -1,0 +1,179 @@
+"""MXFP4 as gpt-oss stores it: `NAME_blocks` with two codes a byte, `NAME_scales` with a power of two per 32 codes.
+
+The stored matrices are those of each expert, transposed: with K inputs and N outputs
+
+    NAME[e, k, n] = code[e, n, k] * 2 ** (NAME_scales[e, n, k // 32] - 127)
+    code[e, n, k] = half a byte of NAME_blocks[e, n, k // 32, k % 32 // 2], the lower half for even k
+
+A code is a float of four bits, E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. The format is that of the OCP
+Microscaling specification 1.0; the layout that of gpt-oss, and of `Mxfp4Config` in transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo
+from surgeon.errors import CheckpointError, InputError
+from surgeon.formats.base import Coded, Indices, Stored, StoredEdit, coded, logical_dtype, require_scales
+from surgeon.formats.blocks import ScaledBlocks, nearest_float
+
+BLOCKS, SCALES = "_blocks", "_scales"  # behind the name of the logical tensor
+WIDE = 32  # codes of a block
+_E2M1 = np.dtype(ml_dtypes.float4_e2m1fn)
+_E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
+_NUMBERS = np.arange(16, dtype=np.uint8).view(_E2M1).astype(np.float32)
+_LARGEST_SCALE = 2.0**127
+_PIECE = 1 << 21  # entries, about
+
+
+@dataclass(frozen=True)
+class Mxfp4(ScaledBlocks):
+    """E2M1 codes of stacked experts; places of codes and numbers of blocks count in the stored order (e, n, k)."""
+
+    kind: ClassVar[str] = "mxfp4"
+    code_bits: ClassVar[int] = 4
+    limit: ClassVar[float] = 7.0  # half-way from 6, the largest code, to what would come next
+
+    @classmethod
+    def claim(
+        cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
+    ) -> list[Coded]:
+        """Claim every `NAME_blocks` of four axes, of which the last has sixteen bytes, with its `NAME_scales`.
+
+        Raises:
+            CheckpointError: scales are missing, or of another shape or dtype, or the config says another format.
+        """
+        found = {
+            name.removesuffix(BLOCKS): info
+            for name, info in stored.items()
+            if name.endswith(BLOCKS) and info.dtype == "U8" and len(info.shape) == 4 and info.shape[3] == WIDE // 2
+        }
+        if not found or not settings:
+            return []
+        method = settings.get("quant_method")
+        if method != "mxfp4":
+            some = next(iter(found.values()))
+            raise CheckpointError(
+                f"{some.path}: the weights are stored in MXFP4 ('{some.name}'), but the config says "
+                f"{str(method)[:40]!r}; fetch config.json again"
+            )
+        codec, dtype = cls(), logical_dtype(config)
+        return [codec._claimed(name, dtype, info, stored.get(name + SCALES)) for name, info in found.items()]
+
+    def _claimed(self, name: str, dtype: str, blocks: TensorInfo, scales: TensorInfo | None) -> Coded:
+        if scales is None:
+            raise CheckpointError(f"{blocks.path}: '{blocks.name}' has no scales: '{name + SCALES}' is not there")
+        if scales.shape != blocks.shape[:3] or scales.dtype != "U8" or not blocks.numel:
+            raise CheckpointError(
+                f"{scales.path}: '{scales.name}' is {scales.dtype} of shape {list(scales.shape)}; '{blocks.name}' of "
+                f"shape {list(blocks.shape)} needs {list(blocks.shape[:3])}, in U8"
+            )
+        experts, outputs, groups, _ = blocks.shape
+        parts = {"codes": blocks, "scales": scales}
+        return coded(self, name, dtype, (experts, groups * WIDE, outputs), parts)
+
+    @property
+    def words(self) -> str:
+        """Name the format and its blocks."""
+        return f"MXFP4 (E2M1), a power of two per {WIDE} codes"
+
+    def piece(self, tensor: Coded) -> int:
+        """Return whole blocks of all outputs, about two million entries."""
+        band = WIDE * tensor.shape[2]
+        return band * max(1, _PIECE // band)
+
+    def decode(self, tensor: Coded, read: Stored, start: int, stop: int) -> NDArray[Any]:
+        """Read the experts in question, of each the inputs in question, and turn them over."""
+        _, inputs, outputs = tensor.shape
+        first, last = start // outputs, -(-stop // outputs)  # rows of (expert, input)
+        values = np.empty((last - first, outputs), NUMPY_DTYPES[tensor.dtype])
+        for expert in range(first // inputs, -(-last // inputs)):
+            low, high = max(first, expert * inputs), min(last, (expert + 1) * inputs)
+            part = self._inputs(tensor, read, expert, low - expert * inputs, high - expert * inputs)
+            values[low - first : high - first] = part.T
+        return values.reshape(-1)[start - first * outputs : stop - first * outputs]
+
+    def _inputs(self, tensor: Coded, read: Stored, expert: int, low: int, high: int) -> NDArray[Any]:
+        """Return the values of some inputs of an expert, shape (outputs, high - low)."""
+        _, inputs, outputs = tensor.shape
+        first, last = low // WIDE, -(-high // WIDE)  # groups
+        size, groups = outputs * inputs // 2, outputs * inputs // WIDE
+        data = read.span(tensor.codes, expert * size, (expert + 1) * size).reshape(outputs, -1)
+        data = data[:, first * WIDE // 2 : last * WIDE // 2]
+        codes = np.empty((outputs, data.shape[1], 2), np.uint8)
+        np.bitwise_and(data, 0x0F, out=codes[:, :, 0])
+        np.right_shift(data, 4, out=codes[:, :, 1])
+        stored = read.span(tensor.parts["scales"], expert * groups, (expert + 1) * groups).reshape(outputs, -1)
+        scales = _as_float32(tensor, stored[:, first:last])
+        with np.errstate(over="ignore", invalid="ignore"):
+            made = self.numbers(codes.reshape(outputs, -1, WIDE)) * scales[:, :, None]
+            values = made.astype(NUMPY_DTYPES[tensor.dtype]).reshape(outputs, -1)
+        return values[:, low - first * WIDE : high - first * WIDE]
+
+    def locate(self, tensor: Coded, read: Stored, indices: Indices) -> tuple[Indices, Indices]:
+        """Return places in the order (e, n, k), and blocks, which are runs of 32 of them."""
+        _, inputs, outputs = tensor.shape
+        row, output = np.divmod(indices, outputs)
+        expert, of_input = np.divmod(row, inputs)
+        at = (expert * outputs + output) * inputs + of_input
+        return at, at // WIDE
+
+    def members(self, tensor: Coded, read: Stored, blocks: Indices) -> Indices:
+        """Return the entries of blocks."""
+        _, inputs, outputs = tensor.shape
+        at = (blocks[:, None] * WIDE + np.arange(WIDE)).reshape(-1)
+        row, of_input = np.divmod(at, inputs)
+        expert, output = np.divmod(row, outputs)
+        return np.sort((expert * inputs + of_input) * outputs + output)
+
+    def codes(self, tensor: Coded, read: Stored, at: Indices) -> NDArray[np.uint8]:
+        """Return halves of bytes."""
+        places, which = np.unique(at // 2, return_inverse=True)
+        data = read.entries(tensor.codes, places)[which]
+        return np.where(at % 2 == 0, data & 0x0F, data >> 4).astype(np.uint8)
+
+    def with_codes(self, tensor: Coded, read: Stored, at: Indices, codes: NDArray[Any]) -> dict[str, StoredEdit]:
+        """Return the edit of whole bytes, of which the other half may stay."""
+        places, which = np.unique(at // 2, return_inverse=True)
+        data, low = read.entries(tensor.codes, places).copy(), at % 2 == 0
+        data[which[low]] = data[which[low]] & 0xF0 | codes[low]
+        data[which[~low]] = data[which[~low]] & 0x0F | codes[~low] << 4
+        return {tensor.codes.name: StoredEdit(places, data)}
+
+    def numbers(self, codes: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the numbers of E2M1."""
+        found: NDArray[np.float32] = _NUMBERS[codes]
+        return found
+
+    def nearest(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.uint8]:
+        """Round to E2M1."""
+        return nearest_float(numbers, _E2M1) & np.uint8(0x0F)
+
+    def scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
+        """Return the scales in float32."""
+        return _as_float32(tensor, read.entries(tensor.parts["scales"], blocks))
+
+    def with_scales(
+        self, tensor: Coded, read: Stored, blocks: Indices, scales: NDArray[np.float64]
+    ) -> dict[str, StoredEdit]:
+        """Return the edit of the scales.
+
+        Raises:
+            InputError: one is larger than E8M0 can say.
+        """
+        if (scales > _LARGEST_SCALE).any():
+            raise InputError(f"new values of tensor '{tensor.name}' need a scale that is too large for MXFP4")
+        return {tensor.parts["scales"].name: StoredEdit(blocks, scales.astype(np.float32).astype(_E8M0).view(np.uint8))}
+
+
+def _as_float32(tensor: Coded, scales: NDArray[np.uint8]) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = np.ascontiguousarray(scales).view(_E8M0).astype(np.float32)
+    require_scales(tensor, tensor.parts["scales"], values)
+    return values

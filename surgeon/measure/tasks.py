@@ -1,0 +1,122 @@
+"""Tasks of lm-evaluation-harness, with its own metrics: see surgeon/harness.
+
+The harness says once what it would ask a model. What its questions come to, the likelihoods of given ends of texts, is
+answered for all models in the one pass; then it is told the answers, model by model, and makes its figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from surgeon.errors import InputError
+from surgeon.harness import running
+from surgeon.harness.folders import content
+from surgeon.harness.models import Questions, Speech, recorder, replayer
+from surgeon.harness.results import told
+from surgeon.measure.base import OwnWork, Pieces, Seen, Subject
+from surgeon.measure.questions import answered, question_pieces, token_values
+from surgeon.model.results import Figures, Quantity
+from surgeon.recipe.fields import Count
+
+if TYPE_CHECKING:
+    import torch
+
+    from surgeon.model.editing import Variant
+    from surgeon.model.layer_stack import Stack
+    from surgeon.progress import Progress
+
+
+@dataclass(frozen=True)
+class _Asked(Pieces):
+    """The questions' tokens, and where they come from; other ranks than the first get the tokens alone."""
+
+    tasks: running.Tasks | None = None
+    questions: Questions = field(default_factory=Questions)
+    subject: Subject | None = None
+
+    def __reduce__(self) -> Any:
+        return Pieces, (self.pieces, self.batches)
+
+
+class Tasks(OwnWork):
+    """Tasks of lm-evaluation-harness."""
+
+    kind: ClassVar[str] = "tasks"
+    description: ClassVar[str] = "tasks of lm-evaluation-harness"
+    grouped_by: ClassVar[str] = "task"
+
+    names: Annotated[list[str], Field(min_length=1)] = Field(
+        description="of the harness's tasks, groups or tags; a folder of tasks of one's own ends in `/`"
+    )
+    limit: Count | None = Field(None, description="questions of each task, from the first; all when left out")
+    fewshot: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="examples before each question; as the task says when left out"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_alone(cls, data: Any) -> Any:
+        return {"names": data} if isinstance(data, list) else data
+
+    def depends(self) -> Mapping[str, str] | None:
+        """Return the hashes of the folders; None if data come from elsewhere, so that figures are not kept."""
+        hashes = {name: content(name) if running.is_folder(name) else None for name in self.names}
+        known = {name: value for name, value in hashes.items() if value is not None}
+        return {**known, "lm_eval": running.version()} if len(known) == len(hashes) else None
+
+    def quantities(self) -> Sequence[Quantity]:
+        """Return nothing: which there are, the tasks say (`Figures.quantities`)."""
+        return []
+
+    def pieces(self, subject: Subject) -> Pieces:
+        """Have the harness ask a model that notes the questions."""
+        tasks = running.load_tasks(self.names, self.limit, self.fewshot)
+        questions = Questions()
+        with running.quiet():
+            asked = recorder(subject.tokenizer, subject.config, questions)
+        running.evaluate(asked, tasks)
+        asks = question_pieces(list(questions.likelihoods), subject.spec.batch_size)
+        return _Asked(asks.pieces, asks.batches, tasks, questions, subject)
+
+    def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
+        """Return the likelihood of each token, and whether it was the likeliest."""
+        return token_values(seen)
+
+    def work(
+        self, stack: Stack, variants: Sequence[Variant], pieces: Pieces, progress: Progress
+    ) -> Mapping[str, dict[Speech, str]]:
+        """Have each model continue texts, where tasks ask for that.
+
+        Raises:
+            InputError: the model is read anew for every token, so that this would take for ever.
+        """
+        speeches = list(_asked(pieces).questions.speeches)
+        if not speeches:
+            return {variant.name: {} for variant in variants}
+        if not stack.loaded.weights.stays:
+            raise InputError(
+                "verify.tasks: a task has the model continue texts (`generate_until`), which takes a model that "
+                "stays in memory; this one is read layer by layer. Take tasks of the kinds multiple_choice, "
+                "loglikelihood and loglikelihood_rolling, or a GPU that the model fits on"
+            )
+        from surgeon.harness.speaking import speak
+
+        return speak(stack, variants, speeches, progress)
+
+    def figures_with(self, pieces: Pieces, sums: Mapping[str, NDArray[np.float64]], own: dict[Speech, str]) -> Figures:
+        """Tell the harness the answers, and take over what it makes of them."""
+        asked = _asked(pieces)
+        answers = dict(zip(asked.questions.likelihoods, answered(asked.questions.likelihoods, sums), strict=True))
+        with running.quiet():
+            model = replayer(asked.subject.tokenizer, asked.subject.config, answers, own)
+        return told(running.evaluate(model, asked.tasks), asked.tasks)
+
+
+def _asked(pieces: Pieces) -> Any:
+    return pieces
