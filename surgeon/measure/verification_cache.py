@@ -31,7 +31,7 @@ from surgeon.operations import Operation
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
 
-KEPT_VERSION = 4  # raise it when the same settings would give other figures
+KEPT_VERSION = 5  # raise it when the same settings would give other figures
 
 
 def kept_path(
@@ -98,7 +98,7 @@ def load_kept(path: Path | None, name: str, kind: str = PERPLEXITY) -> Verificat
         return Verification(continuations={name: said} if said else {})
     if kind == PERPLEXITY:
         measures = {
-            language: Measure(**{**item, "windows": tuple((nll, count) for nll, count in item["windows"])})
+            language: Measure(**{**item, "pieces": tuple((nll, count) for nll, count in item["pieces"])})
             for language, item in data["measures"].items()
         }
         return Verification({name: measures})
@@ -107,7 +107,7 @@ def load_kept(path: Path | None, name: str, kind: str = PERPLEXITY) -> Verificat
         for group, by_name in data["groups"].items()
     }
     told = tuple(Quantity(**item) for item in data["quantities"])
-    return Verification(figures={name: {kind: Figures(groups, tuple(data["samples"]), told)}})
+    return Verification(figures={name: {kind: Figures(groups, tuple(data["samples"]), told, data["remarks"])}})
 
 
 def keep(path: Path | None, name: str, found: Verification, kind: str = PERPLEXITY) -> None:
@@ -125,4 +125,4 @@ def keep(path: Path | None, name: str, found: Verification, kind: str = PERPLEXI
             for group, by_name in item.groups.items()
         }
         told = [asdict(quantity) for quantity in item.quantities]
-        remember(path, {"groups": groups, "samples": list(item.samples), "quantities": told})
+        remember(path, {"groups": groups, "samples": list(item.samples), "quantities": told, "remarks": item.remarks})

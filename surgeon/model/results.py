@@ -19,13 +19,13 @@ Stopped = Literal["length", "end", "nan"]
 class Measure:
     """`nll` is the sum of negative log-likelihoods in nats over `tokens` tokens, which are `bytes` of text.
 
-    `windows` are both sums of each window, in order, for intervals.
+    `pieces` are both sums of each independent piece of text, in order, for intervals: its sentences, or the windows.
     """
 
     nll: float
     tokens: int
     bytes: int
-    windows: tuple[tuple[float, int], ...] = ()
+    pieces: tuple[tuple[float, int], ...] = ()
 
     @property
     def log_perplexity(self) -> float:
@@ -81,12 +81,13 @@ class Figures:
     """What one measurement found of one model: by group (a language, or a task) and quantity.
 
     `samples` are single findings, of plain data, for those who want to look at them. `quantities` are what is told,
-    where the kind itself cannot know it.
+    where the kind itself cannot know it. `remarks` say more of a group in words.
     """
 
     groups: dict[str, dict[str, Sums]] = field(default_factory=dict)
     samples: tuple[dict[str, Any], ...] = ()
     quantities: tuple[Quantity, ...] = ()
+    remarks: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -191,8 +191,8 @@ def no_intervals(
     which = _languages(named, list(without), len(perplexity[base]))
     window = max(min(without.values()) // 4, 1)
     return (
-        f"No interval can be given for {which}: the text makes one window only, which cannot vary. Set verify.window "
-        f"to {window} or less, or measure on more text (verify.tokens)."
+        f"No interval can be given for {which}: the text is one sentence and one window only, which cannot vary. Set "
+        f"verify.window to {window} or less, or measure on more text (verify.tokens)."
     )
 
 
