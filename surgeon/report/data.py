@@ -242,8 +242,21 @@ class MeasurementReport(Model):
         )
 
 
+class StepReport(Model):
+    """One operation on one region; `settings` are its other keys in the recipe.
+
+    The kinds `freeze` and `train_only` do nothing to the weights: they are what a bundle beside them tells trainers.
+    """
+
+    kind: str
+    region: str
+    settings: dict[str, Any] = {}
+
+
 class VariantReport(Model):
     """A variant, written or not; `path` is set if it was written.
+
+    `operations` says in words what was done, `steps` says the same as data.
 
     `entries` counts the entries that its operations act on, `changed` those whose bits are others afterwards (zeroing
     zeros changes nothing), `norm_removed` is the L2 norm of the difference over all of them. Stored copies of a tied
@@ -252,6 +265,7 @@ class VariantReport(Model):
     """
 
     operations: list[str]
+    steps: list[StepReport] = []
     entries: int
     changed: int | None = None
     norm_removed: float | None = None
@@ -260,6 +274,18 @@ class VariantReport(Model):
     path: str | None = None
     bytes: int | None = None
     reused: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_of_earlier_reports(cls, data: Any) -> Any:
+        """Reports of before there were steps have the words alone: the kind, and the region."""
+        if not isinstance(data, dict) or data.get("steps") or not isinstance(data.get("operations"), list):
+            return data
+        steps = []
+        for line in (str(line).replace("train only ", "train_only ", 1) for line in data["operations"]):
+            kind, _, region = line.partition(" ")
+            steps += [{"kind": kind, "region": region}] if region else []
+        return {**data, "steps": steps}
 
 
 class OverSeeds(Model):
