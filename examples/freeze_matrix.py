@@ -29,7 +29,20 @@ from typing import Any
 
 import torch
 import transformers
-from freeze_settings import average, few, lightning, loop, make_base, merge, order, sharpness, spread, told, trainer
+from freeze_settings import (
+    average,
+    few,
+    lightning,
+    loop,
+    make_base,
+    merge,
+    merge_few,
+    order,
+    sharpness,
+    spread,
+    told,
+    trainer,
+)
 
 from surgeon.freeze import Bundle
 
@@ -106,8 +119,14 @@ def settings() -> dict[str, tuple[str, Callable[[Path, Path], dict[str, Any]]]]:
         "Lightning, EMAWeightAveraging": ("lightning", functools.partial(lightning, averaging="EMA")),
         "Lightning, StochasticWeightAveraging": ("lightning", functools.partial(lightning, averaging="SWA")),
         "LoRA merged": ("peft", merge),
+        "LoRA merged, train_only": ("peft", functools.partial(merge_few, "LoRA")),
+        "SHiRA of what trains, saved, loaded, merged": ("peft", functools.partial(merge_few, "SHiRA")),
         **{f"{kind}, two processes": ("torch", functools.partial(spread, kind)) for kind in two},
         **{f"ZeRO-{i}, two processes": ("deepspeed", functools.partial(spread, f"ZeRO-{i}")) for i in (1, 2, 3)},
+        **{
+            f"ZeRO-{i}, frozen before, two processes": ("deepspeed", functools.partial(spread, f"ZeRO-{i} before"))
+            for i in (2, 3)
+        },
     }
 
 

@@ -316,6 +316,30 @@ def merge(base: Path, output: Path) -> dict[str, Any]:
     return {**found, "proof": verify_saved(output / "saved", base) == found["frozen"]}
 
 
+def merge_few(kind: str, base: Path, output: Path) -> dict[str, Any]:
+    """Merge an adapter of PEFT where few entries train: SHiRA on these, saved and loaded by PEFT, or a LoRA."""
+    import peft
+
+    from surgeon.freeze import merge as merge_adapter
+    from surgeon.freeze import shira
+
+    if kind == "LoRA":
+        config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+        merged = merge_adapter(peft.get_peft_model(load(base), config), base / "few")
+    else:
+        region = Region.load(base / "few" / "freeze" / "region.safetensors")
+        adapted = shira(load(base), region.only(name for name in region if "_proj" in name))
+        optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+        for batch in batches(STEPS):
+            optimizer.zero_grad()
+            adapted(**batch).loss.backward()
+            optimizer.step()
+        adapted.save_pretrained(output / "adapter")
+        merged = peft.PeftModel.from_pretrained(load(base), output / "adapter").merge_and_unload()
+    found = compare(base, save(merged, output / "saved"), few=True)
+    return {**found, "proof": verify_saved(output / "saved", base / "few") == found["frozen"]}
+
+
 def spread(kind: str, base: Path, output: Path) -> dict[str, Any]:
     """Run a setting in two gloo processes, of which each is this script again."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
@@ -351,12 +375,13 @@ def _deepspeed(kind: str, base: Path) -> tuple[Any, dict[str, Any]]:
 
     config = {
         "train_micro_batch_size_per_gpu": 2, "bf16": {"enabled": True}, "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": int(kind[-1]), "stage3_param_persistence_threshold": 0},
+        "zero_optimization": {"stage": int(kind[5]), "stage3_param_persistence_threshold": 0},
     }  # fmt: skip
     model = load(base)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    early = freeze(model, base) if kind.endswith("before") else None
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    frozen = freeze(engine.module, base)
+    frozen = early or freeze(engine.module, base)
     for batch in batches(STEPS, seed=distributed.get_rank()):
         engine.backward(engine(**batch).loss)
         engine.step()

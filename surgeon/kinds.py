@@ -19,6 +19,13 @@ OWN: Mapping[str, Mapping[str, str]] = {
     "surgeon.formats": {  # in the order in which they are asked
         "fp8-block": "surgeon.formats.fp8_block:Fp8Block",
         "mxfp4": "surgeon.formats.mxfp4:Mxfp4",
+        "fp8-scaled": "surgeon.formats.fp8_scaled:Fp8Scaled",
+        "fp4": "surgeon.formats.fp4:Fp4",
+        "compressed-integers": "surgeon.formats.compressed_integers:CompressedIntegers",
+        "gptq": "surgeon.formats.gptq:Gptq",
+        "awq": "surgeon.formats.awq:Awq",
+        "bitsandbytes": "surgeon.formats.bitsandbytes:BitsAndBytes4",
+        "bitsandbytes-8": "surgeon.formats.bitsandbytes:BitsAndBytes8",
     },
     "surgeon.scores": {
         "grad_param": "surgeon.scores.grad_param:GradParam",

@@ -37,7 +37,7 @@ from surgeon.plan.pinning import pinned, pinned_operations
 from surgeon.plan.plan import Plan
 from surgeon.plan.text_supply import check_supply, needs_text
 from surgeon.progress import Progress
-from surgeon.recipe.schema import Recipe, VerifySpec
+from surgeon.recipe.schema import Recipe, VariantSpec, VerifySpec
 from surgeon.recipe.written import resolved_yaml
 from surgeon.region.region import Region
 from surgeon.regions.make import make_regions
@@ -48,6 +48,7 @@ from surgeon.report.data import (
     RegionReport,
     Report,
     ScoreReport,
+    StepReport,
     VariantReport,
 )
 from surgeon.report.html import write_page
@@ -402,6 +403,7 @@ def _variant_report(run: Run, name: str, done: Staged | Written | None) -> Varia
     edits = counted if counted is not None else run.count(name)
     return VariantReport(
         operations=list(run.plan.variants[name].operations),
+        steps=_steps(run.plan.recipe.variants[name]),
         entries=edits.entries,
         changed=edits.changed,
         norm_removed=edits.norm,
@@ -420,6 +422,16 @@ def _encoding(run: Run, edits: EditCount) -> EncodingReport | None:
     return EncodingReport(
         blocks=found.blocks, rescaled=found.rescaled, rounded=found.rounded, largest=found.largest, norm=found.norm
     )
+
+
+def _steps(variant: VariantSpec) -> list[StepReport]:
+    """Return what is done to a variant, and what trainers are told of it, as data."""
+    steps = []
+    for item in variant.operations:
+        settings = item.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={item.kind})
+        steps += [StepReport(kind=item.kind, region=name, settings=settings) for name in dict.fromkeys(item.regions)]
+    held = [("freeze", variant.freeze), ("train_only", variant.train_only)]
+    return [*steps, *(StepReport(kind=kind, region=region) for kind, region in held if region is not None)]
 
 
 def unchanged_report(out: Path, report: Report, manifest: Mapping[str, Any]) -> Report | None:

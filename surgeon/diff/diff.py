@@ -396,13 +396,14 @@ def stored_changes(before: TensorInfo, after: TensorInfo) -> tuple[int, int] | N
 
 
 def _count_stored(before: TensorInfo, after: TensorInfo, bits: int | None) -> int:
-    """Count the entries of two stored tensors that differ; of `bits` each, where several share a byte."""
+    """Count the entries of two stored tensors that differ; of `bits` each, of which some share a word."""
     width = DTYPE_BITS[before.dtype] // 8 or 1
     total = 0
     for left, right in zip(read_pieces(before, CHUNK), read_pieces(after, CHUNK), strict=True):
         differ = left ^ right
-        if bits == 4:
-            total += int(np.count_nonzero(differ & 0x0F) + np.count_nonzero(differ >> 4))
+        if bits is not None and 8 % bits == 0:
+            parts = range(0, 8, bits)
+            total += sum(int(np.count_nonzero(differ >> np.uint8(at) & (1 << bits) - 1)) for at in parts)
         else:
             total += int(np.count_nonzero(differ.reshape(-1, width).any(axis=1)))
     return total

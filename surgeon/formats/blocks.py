@@ -8,6 +8,7 @@ they are, unless they become smaller than the smallest normal code.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -82,7 +83,9 @@ class ScaledBlocks(Codec):
         """
 
     @abstractmethod
-    def with_scales(self, tensor: Coded, blocks: Indices, scales: NDArray[np.float64]) -> dict[str, StoredEdit]:
+    def with_scales(
+        self, tensor: Coded, read: Stored, blocks: Indices, scales: NDArray[np.float64]
+    ) -> dict[str, StoredEdit]:
         """Return the edits of stored tensors that give blocks, sorted and each once, other scales.
 
         Raises:
@@ -115,23 +118,29 @@ class ScaledBlocks(Codec):
         if not asked.any():
             return Encoded({}, indices, before)
         self._require_codes(tensor, values[asked])
-        fits = self.fits(tensor, read, values / scales, blocks)
+        with np.errstate(divide="ignore", invalid="ignore"):  # bitsandbytes has scales that are zero
+            numbers = values / scales
+        fits = self.fits(tensor, read, numbers, blocks)
         rescaled = np.unique(blocks[asked & ~fits])
         touched = np.unique(blocks[asked])
         there = np.isin(blocks, rescaled)
         kept = asked & ~there
         new = codes.copy()
-        new[kept] = self.nearest(tensor, read, values[kept] / scales[kept], blocks[kept])
+        new[kept] = self.nearest(tensor, read, numbers[kept], blocks[kept])
         after = self._values(tensor, new, scales)
-        changed = Encoded(
-            self.with_codes(tensor, read, at[kept], new[kept]) if kept.any() else {},
-            indices[~there],
-            after[~there],
-            _rounding(after[kept], values[kept]) + Rounding(touched.size, rescaled.size),
-        )
+        rounding = _rounding(after[kept], values[kept]) + Rounding(touched.size, rescaled.size)
         if not rescaled.size:
-            return changed
-        return self._joined(changed, self._rescale(tensor, read, rescaled, indices[there], values[there], asked[there]))
+            return Encoded(self.with_codes(tensor, read, at[kept], new[kept]), indices, after, rounding)
+        other = self._rescale(tensor, read, rescaled, indices[there], values[there], asked[there])
+        order = np.argsort(np.concatenate([indices[~there], other.indices]), kind="stable")
+        # All codes at once: those of several blocks may share a byte or word.
+        places, made = np.concatenate([at[kept], other.at]), np.concatenate([new[kept], other.codes])
+        return Encoded(
+            {**self.with_codes(tensor, read, places, made), **other.scales},
+            np.concatenate([indices[~there], other.indices])[order],
+            np.concatenate([after[~there], other.values])[order],
+            rounding + other.rounding,
+        )
 
     def _rescale(
         self,
@@ -141,7 +150,7 @@ class ScaledBlocks(Codec):
         indices: Indices,
         wanted: NDArray[np.float64],
         asked: NDArray[np.bool_],
-    ) -> Encoded:
+    ) -> _Rescaled:
         """Make blocks anew with scales in which everything fits: entries that were asked for, and the others."""
         every = self.members(tensor, read, blocks)
         at, owner = self.locate(tensor, read, every)
@@ -161,20 +170,8 @@ class ScaledBlocks(Codec):
         new = self.nearest(tensor, read, values / scale[number], owner)
         with np.errstate(over="ignore"):
             after = self._values(tensor, new, scale.astype(np.float32)[number])
-        edits = {**self.with_codes(tensor, read, at, new), **self.with_scales(tensor, blocks, scale)}
-        return Encoded(edits, every, after, _rounding(after, before))
-
-    def _joined(self, one: Encoded, other: Encoded) -> Encoded:
-        order = np.argsort(np.concatenate([one.indices, other.indices]), kind="stable")
-        stored = dict(one.stored)
-        for name, edit in other.stored.items():
-            stored[name] = joined(stored[name], edit) if name in stored else edit
-        return Encoded(
-            stored,
-            np.concatenate([one.indices, other.indices])[order],
-            np.concatenate([one.values, other.values])[order],
-            one.rounding + other.rounding,
-        )
+        edits = self.with_scales(tensor, read, blocks, scale)
+        return _Rescaled(edits, at, new, every, after, _rounding(after, before))
 
     def _require_codes(self, tensor: Coded, values: NDArray[np.float64]) -> None:
         wrong = values[~np.isfinite(values)]
@@ -185,12 +182,16 @@ class ScaledBlocks(Codec):
             )
 
 
-def joined(one: StoredEdit, other: StoredEdit) -> StoredEdit:
-    """Return both edits of one stored tensor as one; where both have an entry, the second counts."""
-    indices = np.concatenate([one.indices, other.indices])
-    values = np.concatenate([one.values, other.values])
-    found, last = np.unique(indices[::-1], return_index=True)
-    return StoredEdit(found, values[::-1][last])
+@dataclass(frozen=True)
+class _Rescaled:
+    """Blocks that got other scales: the edits of these, all codes by their places, and all entries by their indices."""
+
+    scales: Mapping[str, StoredEdit]
+    at: Indices
+    codes: NDArray[Any]
+    indices: Indices
+    values: NDArray[Any]
+    rounding: Rounding
 
 
 def stored_edit(at: Indices, values: NDArray[Any]) -> StoredEdit:

@@ -96,8 +96,12 @@ class Fp8Block(ScaledBlocks):
 
     def piece(self, tensor: Coded) -> int:
         """Return whole rows of blocks, about a million entries."""
-        band = self.rows * tensor.shape[-1]
-        return band * max(1, _PIECE // band)
+        band = min(self.rows, tensor.shape[-2]) * tensor.shape[-1]
+        return (
+            band * max(1, _PIECE // band)
+            if band <= 4 * _PIECE
+            else tensor.shape[-1] * max(1, _PIECE // tensor.shape[-1])
+        )
 
     def decode(self, tensor: Coded, read: Stored, start: int, stop: int) -> NDArray[Any]:
         """Multiply row by row, with the scales of the rows spread over their columns."""
@@ -109,10 +113,9 @@ class Fp8Block(ScaledBlocks):
         bands, which = np.unique(rows, return_inverse=True)
         low, high = int(bands[0]) * across, (int(bands[-1]) + 1) * across
         scales = _as_float32(tensor, read.span(tensor.parts["scales"], low, high)).reshape(-1, across)
-        spread = np.repeat(scales, self.columns, axis=1)[:, :width]
+        spread = np.repeat(scales, min(self.columns, width), axis=1)[:, :width]
         with np.errstate(over="ignore", invalid="ignore"):
-            for number in range(bands.size):
-                numbers[which == number] *= spread[number]
+            numbers *= spread[which] if bands.size > 1 else spread
             values = numbers.astype(NUMPY_DTYPES[tensor.dtype]).reshape(-1)
         return values[start - first * width : stop - first * width]
 
@@ -160,7 +163,9 @@ class Fp8Block(ScaledBlocks):
         """Return the scales in float32."""
         return _as_float32(tensor, read.entries(tensor.parts["scales"], blocks))
 
-    def with_scales(self, tensor: Coded, blocks: Indices, scales: NDArray[np.float64]) -> dict[str, StoredEdit]:
+    def with_scales(
+        self, tensor: Coded, read: Stored, blocks: Indices, scales: NDArray[np.float64]
+    ) -> dict[str, StoredEdit]:
         """Return the edit of the scales; a doubled scale is exact in every dtype, unless it is too large.
 
         Raises:

@@ -160,7 +160,9 @@ class Mxfp4(ScaledBlocks):
         """Return the scales in float32."""
         return _as_float32(tensor, read.entries(tensor.parts["scales"], blocks))
 
-    def with_scales(self, tensor: Coded, blocks: Indices, scales: NDArray[np.float64]) -> dict[str, StoredEdit]:
+    def with_scales(
+        self, tensor: Coded, read: Stored, blocks: Indices, scales: NDArray[np.float64]
+    ) -> dict[str, StoredEdit]:
         """Return the edit of the scales.
 
         Raises:

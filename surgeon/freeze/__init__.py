@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from surgeon.errors import FreezeError
     from surgeon.freeze.bundle import Bundle, write_bundle
-    from surgeon.freeze.frozen import Frozen, freeze
+    from surgeon.freeze.freezing import freeze
+    from surgeon.freeze.frozen import Frozen
     from surgeon.freeze.lightning import LightningFreeze
     from surgeon.freeze.peft import merge
     from surgeon.freeze.saved import verify_saved
@@ -39,7 +40,7 @@ _HOMES = {
     "Frozen": "surgeon.freeze.frozen",
     "LightningFreeze": "surgeon.freeze.lightning",
     "adapter_region": "surgeon.freeze.sparse",
-    "freeze": "surgeon.freeze.frozen",
+    "freeze": "surgeon.freeze.freezing",
     "merge": "surgeon.freeze.peft",
     "release": "surgeon.freeze.watch",
     "shira": "surgeon.freeze.sparse",

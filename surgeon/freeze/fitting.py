@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from surgeon.freeze.binding import Bound, bind
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.entries import bits
 from surgeon.freeze.held import Held
-from surgeon.freeze.hooks import kind_of
 from surgeon.freeze.layout import TORCH_DTYPES, shape_of, whole_flat
 from surgeon.freeze.trained import MOST, TrainedEntries
 from surgeon.region.region import Mask, Region, encode_indices, united
@@ -146,57 +144,3 @@ def source_of(model: torch.nn.Module) -> Bundle:
         if isinstance(name, str) and name:
             return Bundle.load(name, getattr(getattr(module, "config", None), "_commit_hash", None))
     raise FreezeError("the model does not say from which checkpoint it was loaded: give freeze(model, BUNDLE)")
-
-
-def inside(optimizer: Any) -> Iterator[Any]:
-    """Yield the optimizers that one wraps, however deep."""
-    known = vars(optimizer) if hasattr(optimizer, "__dict__") else {}
-    several = known.get("optimizers", ())
-    several = several if isinstance(several, list | tuple) else ()
-    for each in (*(known.get(name) for name in ("optimizer", "_optimizer", "base_optimizer", "optim")), *several):
-        if each is not None and each is not optimizer:
-            yield each
-            yield from inside(each)
-
-
-def refuse_optimizer(optimizer: Any) -> None:
-    """Refuse an optimizer of whose steps nothing is heard, or that moves weights between them.
-
-    Raises:
-        FreezeError: it is one.
-    """
-    if any(hasattr(each, "param_groups") for each in inside(optimizer)):
-        return
-    kind = kind_of(optimizer)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise FreezeError(f"{kind} is no torch.optim.Optimizer, so its steps cannot be followed")
-    if not getattr(type(optimizer).step, "hooked", False):
-        raise FreezeError(f"{kind} did not call torch.optim.Optimizer.__init__, so its steps cannot be followed")
-    refuse_swapping(optimizer)
-
-
-def refuse_swapping(optimizer: Any) -> None:
-    """Refuse a schedule-free optimizer.
-
-    Raises:
-        FreezeError: it is one.
-    """
-    if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):
-        raise FreezeError(
-            f"{kind_of(optimizer)} swaps the weights between training and evaluation (schedule-free), outside of its "
-            "steps; use an optimizer that leaves the weights alone between steps"
-        )
-
-
-def refuse_flat_parameters(model: torch.nn.Module) -> None:
-    """Refuse FSDP1.
-
-    Raises:
-        FreezeError: a part of the model is wrapped by it.
-    """
-    for module in model.modules():
-        if any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__):
-            raise FreezeError(
-                "the model is wrapped by FSDP1, which flattens its parameters; "
-                "use FSDP2 (fully_shard, or fsdp_version: 2 in accelerate)"
-            )

@@ -1,4 +1,4 @@
-"""`freeze` a model's entries, and the `Frozen` object that keeps and proves the promise.
+"""The `Frozen` object, which keeps the promise of `freeze` and proves it.
 
 The promise: after every step of an optimizer the frozen entries of the weights that it changes hold their original
 bits. Nothing is attached. A pair of hooks around every step of every optimizer of the process looks before it at
@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,85 +20,20 @@ from torch.optim import Optimizer
 from surgeon.errors import FreezeError, shorten
 from surgeon.freeze.binding import Bound, bind
 from surgeon.freeze.bundle import Bundle
-from surgeon.freeze.deepspeed import is_elsewhere, refuse_without_masters, with_master
-from surgeon.freeze.entries import bits
-from surgeon.freeze.fitting import (
-    bundle_of,
-    hold,
-    inside,
-    other_values,
-    refusal,
-    refuse_flat_parameters,
-    refuse_optimizer,
-    refuse_swapping,
-)
+from surgeon.freeze.comparing import first_that_differs, sum_over_processes
+from surgeon.freeze.deepspeed import is_elsewhere, with_master
+from surgeon.freeze.fitting import other_values
 from surgeon.freeze.gradients import Gradients
 from surgeon.freeze.held import Held
 from surgeon.freeze.hooks import kind_of, tell, tell_no_more
 from surgeon.freeze.layout import is_distributed
-from surgeon.freeze.trained import TrainedEntries, swap_in, swap_out
+from surgeon.freeze.refusals import inside, refuse_all, refuse_swapping
+from surgeon.freeze.trained import short_ones, swap_in, swap_out
 from surgeon.freeze.watch import Watch, find_twins, judge, release
-from surgeon.region.region import Region
 
 logger = logging.getLogger(__name__)
 EVERY = 16  # steps of a parameter within which all its frozen entries are compared once
 _FIRST_STEPS = 2  # in which they are compared each time
-
-
-def freeze(
-    model: torch.nn.Module,
-    source: str | Path | Bundle | Region | None = None,
-    optimizer: Any = None,
-    *,
-    strict: bool = True,
-    check_values: bool = True,
-    train_only: bool = False,
-) -> Frozen:
-    """Freeze the entries of a region in a model, at the values that they have now.
-
-    Call it before or after optimizers, trainers and wrappers are made. `source` is a checkpoint folder with a `freeze/`
-    bundle, a Hub id, a region file, or a `Bundle` or `Region` in memory; without one, the checkpoint that the model was
-    loaded from. An `optimizer` (or a list of them) need not be given: one that is, is refused at once if it cannot be
-    followed.
-
-    `strict=False` freezes the tensors that fit and lists the others in `Frozen.skipped`. With
-    `check_values=False` entries may hold other values than the bundle's base. With `train_only` a region, or its file,
-    says what trains, and all else in the model is frozen; a bundle says itself which of the two it means.
-
-    Raises:
-        FreezeError: the bundle does not fit the model, or the setup is one that would break the promise.
-        RegionError: the region file is damaged.
-    """
-    refuse_all(optimizer)
-    bundle = bundle_of(model, source, train_only)
-    return take(model, bundle, strict, check_values)
-
-
-def take(
-    model: torch.nn.Module, bundle: Bundle, strict: bool = True, check_values: bool = True, keep_values: bool = False
-) -> Frozen:
-    """Freeze by a bundle; with `keep_values` the frozen values are saved also where only a few entries train.
-
-    Raises:
-        FreezeError: see `freeze`.
-    """
-    refuse_flat_parameters(model)
-    for earlier in _frozen_in(model):
-        if earlier.bundle.source == bundle.source and earlier.bundle.region == bundle.region:
-            earlier.remove()  # the same again, as in a cell of a notebook that is run twice
-    chosen, skipped = bind(bundle, dict(model.named_parameters(remove_duplicate=False)))
-    if check_values and bundle.tensors:
-        for name in list(chosen):
-            reasons = [other_values(bundle, name, place) for place in chosen[name]]
-            reason = next((reason for reason in reasons if reason is not None), None)
-            if reason is not None:
-                skipped[name] = reason
-                del chosen[name]
-    if skipped and (strict or not chosen):
-        raise FreezeError(refusal(bundle, skipped))
-    if skipped:
-        logger.warning("not frozen: %s", refusal(bundle, skipped))
-    return Frozen(bundle, model, hold(bundle, chosen, keep_values), list(chosen), skipped)
 
 
 class Frozen:
@@ -128,7 +62,6 @@ class Frozen:
         self._open: dict[int, list[Held]] = {}  # by id of the optimizer whose step is under way
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that stepped on a few entries only
         self._known: dict[int, weakref.ref[torch.Tensor]] = {}  # other parameters that optimizers hold
-        self._steps = [0] * len(held)
         self._looked_for_twins = False
         self._passes_moved = 0  # backward passes in a row, without a step, that found entries moved
         release(model)
@@ -176,7 +109,7 @@ class Frozen:
         mended = [int(item.name in self._mended) for item in self.held]
         moved, checked = [max(pair) for pair in zip(moved, mended, strict=True)], self.entries
         if any(item.is_partial for item in self.held):
-            moved, checked = _sum_over_processes(self.held, moved)
+            moved, checked = sum_over_processes(self.held, moved)
         self._mended.clear()
         names = [item.name for item, count in zip(self.held, moved, strict=True) if count]
         if names:
@@ -193,7 +126,7 @@ class Frozen:
             FreezeError: `model` lacks one of the tensors, or is sharded in another way; or nothing was saved, since
                 only a few entries train (`train_only`).
         """
-        if model is None and any(item.is_short for item in self.held):
+        if model is None and short_ones(self.held):
             raise FreezeError("where only a few entries train, the frozen ones are not kept: load the base instead")
         with torch.no_grad():
             if model is None:
@@ -244,7 +177,7 @@ class Frozen:
         for watch in [*self._watches.values(), *self.copies]:
             watch.let_go()
         self._watches.clear()
-        for short in _short(self.held):
+        for short in short_ones(self.held):
             short.let_go(self._optimizers)
 
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
@@ -253,7 +186,7 @@ class Frozen:
         Raises:
             FreezeError: it was, or this optimizer breaks it.
         """
-        swap_out(optimizer, _short(self._open.pop(id(optimizer), [])))  # of a step that failed
+        swap_out(optimizer, short_ones(self._open.pop(id(optimizer), [])))  # of a step that failed
         mine = self._held_by(optimizer)
         if not mine:
             return
@@ -276,7 +209,7 @@ class Frozen:
                 if not item.gradient_is_clean:
                     item.zero_gradient()  # it was assigned, not accumulated by a backward pass
             if not any(hasattr(each, "param_groups") for each in inside(optimizer)):
-                swap_in(optimizer, _short(mine), has_closure)
+                swap_in(optimizer, short_ones(mine), has_closure)
                 self._optimizers.add(optimizer)
         self._open[id(optimizer)] = mine
 
@@ -285,7 +218,7 @@ class Frozen:
         mine = self._open.pop(id(optimizer), None)
         if mine is None:
             return
-        swap_out(optimizer, _short(mine))
+        swap_out(optimizer, short_ones(mine))
         with torch.no_grad():
             for item in mine:
                 item.write()
@@ -358,7 +291,6 @@ class Frozen:
         self._by_id = {id(item.parameter): slot for slot, item in enumerate(self.held)}
         self._elsewhere = [item for item in self.held if is_elsewhere(item.parameter)]
         self._known.clear()
-        self._steps = [0] * len(self.held)
         owners, watches = (self._owners() if self._is_on else {}), dict(self._watches)
         for module in watches.keys() - owners.keys():
             watches.pop(module).let_go()
@@ -397,13 +329,12 @@ class Frozen:
     def _first_that_moved(self, mine: Sequence[Held]) -> Held | None:
         """Compare all entries where something is new or was written to, and in turn; a few entries everywhere."""
         for item in mine:
-            slot = self._by_id[id(item.parameter)]
-            steps = self._steps[slot]
-            self._steps[slot] += 1
-            closely = steps < _FIRST_STEPS or (steps + slot) % EVERY == 0 or item.was_touched()
+            item.steps += 1
+            turn = item.steps + self._by_id[id(item.parameter)]
+            closely = item.steps <= _FIRST_STEPS or turn % EVERY == 0 or item.was_touched()
             if closely and item.seems_moved():
                 return item
-        return _first_that_differs(mine)
+        return first_that_differs(mine)
 
     def _look_after_pass(self, passed: Sequence[Held]) -> None:
         """Look at what a backward pass has passed though no step came before it.
@@ -418,7 +349,7 @@ class Frozen:
             self.follow_model()  # DeepSpeed has taken the model over since freeze()
             return
         with torch.no_grad():
-            moved = _first_that_differs(passed, by_value=True)
+            moved = first_that_differs(passed, by_value=True)
         self._passes_moved = 0 if moved is None else self._passes_moved + 1
         taken = any(item.parameter.grad is None for item in passed if item not in self._elsewhere)
         if moved is not None and (taken or self._passes_moved >= EVERY):
@@ -446,66 +377,3 @@ class Frozen:
             (item, found[min(item.copy, len(found) - 1)].parameter)
             for item, found in zip(self.held, copies, strict=True)
         ]
-
-
-def refuse_all(optimizers: Any) -> None:
-    """Refuse, of one optimizer, a list of them or none, those that cannot be followed.
-
-    Raises:
-        FreezeError: one cannot.
-    """
-    for optimizer in optimizers if isinstance(optimizers, list | tuple) else [optimizers]:
-        if optimizer is not None and not refuse_without_masters(optimizer):
-            refuse_optimizer(optimizer)
-
-
-def _frozen_in(model: torch.nn.Module) -> list[Frozen]:
-    """Return the `Frozen` objects that watch a model now."""
-    hooks = [hook for module in model.modules() for hook in module._state_dict_pre_hooks.values()]
-    watches = [watch for hook in hooks if isinstance(watch := getattr(hook, "__self__", None), Watch)]
-    owners = [watch.frozen for watch in watches if watch.role == "model"]
-    return list({id(owner): owner for owner in owners if isinstance(owner, Frozen)}.values())
-
-
-def _short(items: Sequence[Held]) -> list[TrainedEntries]:
-    return [item for item in items if isinstance(item, TrainedEntries)]
-
-
-def _first_that_differs(items: Sequence[Held], by_value: bool = False) -> Held | None:
-    """Return a parameter whose looked-at entries have other bits, or values; one comparison per dtype and device."""
-
-    def equal(now: torch.Tensor, then: torch.Tensor) -> bool:
-        return (
-            torch.allclose(now.float(), then.float(), 0, 0, equal_nan=True)
-            if by_value
-            else torch.equal(bits(now), bits(then))
-        )
-
-    looks: dict[tuple[Any, Any], list[tuple[Held, torch.Tensor, torch.Tensor]]] = {}
-    for item in items:
-        seen = item.look()
-        if seen is not None:
-            looks.setdefault((seen[0].dtype, seen[0].device), []).append((item, *seen))
-    for group in looks.values():
-        found, expected = (torch.cat([each[i] for each in group]) for i in (1, 2))  # type: ignore[misc]
-        if not equal(found, expected):
-            return next(item for item, now, then in group if not equal(now, then))
-    return None
-
-
-def _sum_over_processes(held: Sequence[Held], moved: list[int]) -> tuple[list[int], int]:
-    """Add up over processes, entries that several hold once; one that moved in any of them counts."""
-    import torch.distributed as distributed
-
-    counted = [item.is_counted for item in held]
-    entries = sum(item.count for item, once in zip(held, counted, strict=True) if once)
-    if not distributed.is_initialized():
-        return moved, entries
-    device = distributed.distributed_c10d._get_pg_default_device()
-    once = [count if here else 0 for count, here in zip(moved, counted, strict=True)]
-    sums = torch.tensor([*once, entries], dtype=torch.int64, device=device)
-    worst = torch.tensor(moved, dtype=torch.int64, device=device)
-    distributed.all_reduce(sums)
-    distributed.all_reduce(worst, distributed.ReduceOp.MAX)
-    *totals, entries = sums.tolist()
-    return [max(total, most) for total, most in zip(totals, worst.tolist(), strict=True)], entries

@@ -41,9 +41,9 @@ class Held:
     given.
     """
 
+    steps = 0  # since it is held
     is_partial = False  # the masters are spread over processes
     cleans_at_once = False  # the gradient must be clean as soon as it is there, not only when the pass is through
-    is_short = False  # the optimizer is given a short vector instead of the parameter
 
     def __init__(
         self,

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+if TYPE_CHECKING:
+    from surgeon.freeze.frozen import Frozen
+    from surgeon.freeze.watch import Watch
 
-class Stepping(Protocol):
-    """What is told of every optimizer's step."""
-
-    def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
-        """Look at what the optimizer holds, and refuse the step if the promise was broken since the last one."""
-
-    def after_step(self, optimizer: Optimizer) -> None:
-        """Write the frozen values back into what the optimizer has changed."""
-
-
-_told: weakref.WeakValueDictionary[int, Stepping] = weakref.WeakValueDictionary()
+_told: weakref.WeakValueDictionary[int, Frozen | Watch] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
 _hooks: list[Any] = []
 
 
-def tell(frozen: Stepping) -> None:
+def tell(frozen: Frozen | Watch) -> None:
     """Tell a frozen model of every step from now on, for as long as it lives.
 
     The hooks stay in the process: they do nothing where nothing is frozen.
@@ -38,7 +31,7 @@ def tell(frozen: Stepping) -> None:
         _hooks.append(register_optimizer_step_post_hook(outside(_after)))
 
 
-def tell_no_more(frozen: Stepping) -> None:
+def tell_no_more(frozen: Frozen | Watch) -> None:
     """Tell it of no further step."""
     for number, other in list(_told.items()):
         if other is frozen:

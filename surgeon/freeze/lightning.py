@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch import Callback
 
 from surgeon.freeze.bundle import Bundle
-from surgeon.freeze.frozen import Frozen, freeze
+from surgeon.freeze.freezing import freeze
+from surgeon.freeze.frozen import Frozen
 from surgeon.region.region import Region
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 from surgeon.errors import FreezeError
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.fitting import bundle_of
-from surgeon.freeze.frozen import take
+from surgeon.freeze.freezing import take
 from surgeon.region.region import Region
 
 logger = logging.getLogger(__name__)

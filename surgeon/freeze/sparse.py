@@ -19,7 +19,7 @@ from surgeon.freeze.binding import bind
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.entries import bits
 from surgeon.freeze.fitting import bundle_of
-from surgeon.freeze.frozen import freeze
+from surgeon.freeze.freezing import freeze
 from surgeon.region.region import Indices, Region, united
 
 

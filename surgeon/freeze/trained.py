@@ -27,7 +27,7 @@ from surgeon.region.region import Indices
 MOST = 0.1  # share of trained entries up to which this is done
 _PIECE = 1 << 22  # entries that are hashed or compared at a time
 # Optimizers whose step is about a matrix as a whole; so is one that calls the model itself.
-_NEEDS_MATRIX = ("muon", "shampoo", "soap", "dion", "lbfgs")
+_NEEDS_MATRIX = ("muon", "shampoo", "soap", "dion", "magma", "demo", "lbfgs")
 
 
 class ShortGradient(Tensor):
@@ -87,7 +87,6 @@ class TrainedEntries(Held):
     """
 
     cleans_at_once = True  # the whole gradient is dropped before the next one is there
-    is_short = True
 
     def __init__(self, name: str, parameter: torch.nn.Parameter, trained: Indices, copy: int = 0) -> None:
         self.name, self.copy, self.parameter = name, copy, parameter
@@ -288,3 +287,8 @@ def swap_out(optimizer: Optimizer, items: Sequence[TrainedEntries]) -> None:
 def _exchange(optimizer: Optimizer, others: Mapping[int, Tensor]) -> None:
     for group in optimizer.param_groups:
         group["params"][:] = [others.get(id(parameter), parameter) for parameter in group["params"]]
+
+
+def short_ones(items: Iterable[Held]) -> list[TrainedEntries]:
+    """Return those whose optimizers are given short vectors."""
+    return [item for item in items if isinstance(item, TrainedEntries)]

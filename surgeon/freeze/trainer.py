@@ -9,7 +9,8 @@ from typing import Any
 import transformers
 
 from surgeon.freeze.bundle import Bundle, stored_tensors
-from surgeon.freeze.frozen import Frozen, freeze
+from surgeon.freeze.freezing import freeze
+from surgeon.freeze.frozen import Frozen
 from surgeon.freeze.saved import torch_files, verify_saved
 from surgeon.region.region import Region
 

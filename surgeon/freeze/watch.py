@@ -10,30 +10,19 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from surgeon.errors import FreezeError, shorten
-from surgeon.freeze.held import Held
 from surgeon.freeze.hooks import kind_of, tell, tell_no_more
 
-
-class Owner(Protocol):
-    """What a watch needs of a `Frozen`."""
-
-    held: list[Held]
-    copies: weakref.WeakSet[Watch]
-
-    def follow_model(self) -> bool:
-        """Hold the entries in what has taken a frozen parameter's place."""
-
-    def mend_at_save(self, item: Held) -> bool:
-        """Write an item's values back if raising would leave other processes waiting; False to raise."""
+if TYPE_CHECKING:
+    from surgeon.freeze.frozen import Frozen
 
 
-Slots = Mapping[str, int]  # name of a parameter in a module, and where in `Owner.held` its entries are
+Slots = Mapping[str, int]  # name of a parameter in a module, and where in `Frozen.held` its entries are
 
 
 class Watch:
@@ -44,7 +33,7 @@ class Watch:
     values before it is saved. Without `frozen` (pickled, or let go) nothing is compared.
     """
 
-    def __init__(self, frozen: Owner | None, module: Any, slots: Slots, role: str) -> None:
+    def __init__(self, frozen: Frozen | None, module: Any, slots: Slots, role: str) -> None:
         self.frozen, self.slots, self.role = frozen, dict(slots), role
         self.module = None if module is None else weakref.ref(module)
         self.handles: list[Any] = []
@@ -200,7 +189,7 @@ def judge(parameters: Iterable[Tensor], copies: Iterable[Watch], kind: str) -> N
 
 
 def find_twins(
-    frozen: Owner, model: torch.nn.Module, watched: Mapping[torch.nn.Module, Slots], trained: set[int]
+    frozen: Frozen, model: torch.nn.Module, watched: Mapping[torch.nn.Module, Slots], trained: set[int]
 ) -> list[Watch]:
     """Watch other models of this process that hold the same frozen values now, such as averages made before freezing.
 
@@ -230,7 +219,7 @@ def _smallest(model: torch.nn.Module, watched: Mapping[torch.nn.Module, Slots]) 
         model = inner
 
 
-def _same(frozen: Owner, module: torch.nn.Module, slots: Slots) -> bool:
+def _same(frozen: Frozen, module: torch.nn.Module, slots: Slots) -> bool:
     for name, slot in slots.items():
         item, parameter = frozen.held[slot], module._parameters.get(name)
         if parameter is None or parameter is item.parameter or type(parameter) is not type(item.parameter):

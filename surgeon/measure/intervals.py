@@ -1,9 +1,9 @@
-"""How sure a ratio of perplexities is: a bootstrap over the windows of text it was measured in.
+"""How sure a figure is: a bootstrap over the pieces of text it was measured on: sentences, or questions by paragraph.
 
-Of each language's n windows n - 1 are drawn with replacement, which makes the spread of the draws that of the mean also
+Of each language's n pieces n - 1 are drawn with replacement, which makes the spread of the draws that of the mean also
 where n is small (n draws would show too little of it, at n = 2 half the variance; McCarthy and Snowden 1985). The same
 draw serves the base and the variant: both saw the same text, and what the text does to both cancels. It depends on the
-language and the number of windows alone, so that variants are compared on the same draws, too. The interval holds the
+language and the number of pieces alone, so that variants are compared on the same draws, too. The interval holds the
 middle 95 % of the ratios; that of geometric means takes the mean over the languages' logarithms in every draw.
 """
 
@@ -22,7 +22,7 @@ from surgeon.seeds import generator
 LEVEL = 0.95
 RESAMPLES = 1000
 SEED = 0
-Windows = Sequence[tuple[float, int]]  # (sum of negative log-likelihoods in nats, tokens predicted) of each window
+Counted = Sequence[tuple[float, int]]  # (sum of negative log-likelihoods in nats, tokens predicted) of each piece
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,20 @@ class Interval:
     high: float
 
 
-def language_interval(base: Windows, variant: Windows, language: str) -> Interval | None:
+def language_interval(base: Counted, variant: Counted, language: str) -> Interval | None:
     """Return the interval of one language's ratio of perplexities.
 
-    None if it has one window only, which cannot vary, or if the two were measured in different windows.
+    None if it has one piece only, which cannot vary, or if the two were measured on different ones.
     """
     return _exponential(change_interval(_sums(base), _sums(variant), language))
 
 
-def mean_interval(base: Mapping[str, Windows], variant: Mapping[str, Windows]) -> Interval | None:
+def mean_interval(base: Mapping[str, Counted], variant: Mapping[str, Counted]) -> Interval | None:
     """Return the interval of the ratio of geometric means over languages; None if that of a language is."""
     if not base:
         return None
     return _exponential(
-        mean_change_interval({code: (_sums(windows), _sums(variant[code])) for code, windows in base.items()})
+        mean_change_interval({code: (_sums(pieces), _sums(variant[code])) for code, pieces in base.items()})
     )
 
 
@@ -78,13 +78,13 @@ def resampled_changes(base: Sums | None, variant: Sums, label: str) -> NDArray[n
     return changes
 
 
-def resampled_logs(base: Windows, variant: Windows, language: str) -> NDArray[np.float64]:
+def resampled_logs(base: Counted, variant: Counted, language: str) -> NDArray[np.float64]:
     """Return the logarithm of the ratio in each resample, float64 of shape (RESAMPLES,)."""
     return resampled_changes(_sums(base), _sums(variant), language)
 
 
-def _sums(windows: Windows) -> Sums:
-    return Sums(tuple(nll for nll, _ in windows), tuple(float(count) for _, count in windows))
+def _sums(pieces: Counted) -> Sums:
+    return Sums(tuple(nll for nll, _ in pieces), tuple(float(count) for _, count in pieces))
 
 
 def _comparable(base: Sums | None, variant: Sums) -> bool:

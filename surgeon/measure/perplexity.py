@@ -36,9 +36,9 @@ def as_measures(found: Figures, sizes: Mapping[str, int]) -> dict[str, Measure]:
     result = {}
     for language, by_name in found.groups.items():
         sums = by_name["perplexity"]
-        windows = tuple((nll, int(tokens)) for nll, tokens in zip(sums.totals, sums.weights, strict=True))
+        pieces = tuple((nll, int(tokens)) for nll, tokens in zip(sums.totals, sums.weights, strict=True))
         total = 0.0
         for nll in sums.totals:
             total += nll
-        result[language] = Measure(total, int(sum(sums.weights)), sizes[language], windows)
+        result[language] = Measure(total, int(sum(sums.weights)), sizes[language], pieces)
     return result

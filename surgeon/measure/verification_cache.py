@@ -31,7 +31,7 @@ from surgeon.operations import Operation
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
 
-KEPT_VERSION = 4  # raise it when the same settings would give other figures
+KEPT_VERSION = 5  # raise it when the same settings would give other figures
 
 
 def kept_path(
@@ -97,7 +97,7 @@ def load_kept(path: Path | None, name: str, kind: str = PERPLEXITY) -> Verificat
         return Verification(continuations={name: said} if said else {})
     if kind == PERPLEXITY:
         measures = {
-            language: Measure(**{**item, "windows": tuple((nll, count) for nll, count in item["windows"])})
+            language: Measure(**{**item, "pieces": tuple((nll, count) for nll, count in item["pieces"])})
             for language, item in data["measures"].items()
         }
         return Verification({name: measures})

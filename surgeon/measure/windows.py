@@ -1,8 +1,14 @@
-"""The windows of text that a model's outputs are looked at in, as pieces and batches."""
+"""The windows of text that a model's outputs are looked at in, as pieces and batches.
+
+The pieces are the text's sentences, or the windows where these are more: what one sentence costs a model says little
+of the next one's, whereas the windows of a short text are one or two.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -14,15 +20,21 @@ from surgeon.errors import InputError
 from surgeon.measure.base import UNCOUNTED, Batch, Piece, Pieces
 from surgeon.recipe.schema import VerifySpec
 from surgeon.text.corpora import Corpus
-from surgeon.text.windows import Window, beginning, evaluation_windows, tokenize
+from surgeon.text.sentences import sentence_ends
+from surgeon.text.windows import Tokens, Window, beginning, evaluation_windows, tokenize
 
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """One language's windows, and the bytes of text whose tokens they predict."""
+    """One language's windows, and the bytes of text whose tokens they predict.
+
+    `numbers` says of each predicted token, in their order, in which sentence it ends, from 0; without them each window
+    is a piece.
+    """
 
     windows: tuple[Window, ...]
     bytes: int
+    numbers: tuple[int, ...] = ()
 
 
 def evaluation_texts(
@@ -36,36 +48,56 @@ def evaluation_texts(
     begin = beginning(tokenizer)
     result = {}
     for language in languages:
-        tokens = tokenize(tokenizer, corpus.text(language).evaluate)
+        text = corpus.text(language).evaluate
+        tokens = tokenize(tokenizer, text)
         windows, size = evaluation_windows(tokens, begin, spec.tokens, spec.window, spec.stride or spec.window)
         if not windows:
             raise InputError(f"the text for '{language}' is too short to evaluate on: it has no token to predict")
-        result[language] = EvaluationText(tuple(windows), size)
+        count = sum(len(window.labels) for window in windows)
+        numbers = _sentences(tokens, text, 0 if begin else 1, count)
+        result[language] = EvaluationText(tuple(windows), size, numbers if max(numbers) + 1 >= len(windows) else ())
     return result
 
 
+def _sentences(tokens: Tokens, text: str, first: int, count: int) -> tuple[int, ...]:
+    """Return the number of the sentence in which each of some tokens ends; those without a token have none."""
+    result: list[int] = []
+    last, stop = -1, first + count
+    for end in sentence_ends(text):
+        after = min(bisect_left(tokens.ends, end, hi=stop) + 1, stop)  # the token at the end of the sentence is its own
+        if after > first + len(result):
+            last += 1
+            result += [last] * (after - first - len(result))
+        if after == stop:
+            break
+    return tuple(result + [max(last, 0)] * (count - len(result)))
+
+
 def window_pieces(texts: Mapping[str, EvaluationText], batch_size: int) -> Pieces:
-    """Make a piece of every window, and cut each language's windows into batches of one length, in their order.
+    """Cut each language's windows into batches of one length, in their order, and number their pieces.
 
     Nothing is padded, as not every attention is blind to what follows.
     """
     pieces: list[Piece] = []
     batches: list[Batch] = []
     for language, text in texts.items():
+        counts = [len(window.labels) for window in text.windows]
+        own = text.numbers or tuple(np.repeat(np.arange(len(counts)), counts).tolist())
+        numbers = iter([len(pieces) + number for number in own])
+        pieces += [Piece(language, tokens) for _, tokens in sorted(Counter(own).items())]
         for _, group in groupby(text.windows, lambda window: len(window.inputs)):
             alike = list(group)
             for start in range(0, len(alike), batch_size):
-                batches.append(_batch(alike[start : start + batch_size], len(pieces)))
-                pieces += [Piece(language, len(window.labels)) for window in alike[start : start + batch_size]]
+                batches.append(_batch(alike[start : start + batch_size], numbers))
     return Pieces(pieces, batches)
 
 
-def _batch(windows: Sequence[Window], first: int) -> Batch:
+def _batch(windows: Sequence[Window], piece: Iterator[int]) -> Batch:
     inputs = torch.tensor([window.inputs for window in windows], dtype=torch.long)
     labels = torch.full_like(inputs, UNCOUNTED)
     numbers = np.full(tuple(inputs.shape), -1, np.int64)
     for row, window in enumerate(windows):
         start = len(window.inputs) - len(window.labels)
         labels[row, start:] = torch.tensor(window.labels)
-        numbers[row, start:] = first + row
+        numbers[row, start:] = [next(piece) for _ in window.labels]
     return Batch(inputs, labels, numbers)

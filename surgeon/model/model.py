@@ -64,6 +64,8 @@ def load_model(
         CheckpointError: the weights are quantized, the architecture is unknown to transformers, or tensors are missing
             or of another shape.
     """
+    if device.startswith("cuda") and precision == "float32":
+        _compute_in_float32()
     refuse_quantized(checkpoint)
     found = architecture(checkpoint)
     _ask_for_logits_alone(found.config)
@@ -79,6 +81,12 @@ def load_model(
     give_memory_back()
     weights = Weights(model, names, reading, device, looks_ahead=read is None)
     return LoadedModel(checkpoint, model, load_tokenizer(checkpoint), names, weights, precision, device)
+
+
+def _compute_in_float32() -> None:
+    """Have GPUs multiply float32 as float32, and not in the nineteen bits of TF32, which they may do for speed."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def _ask_for_logits_alone(config: Any) -> None:

@@ -19,13 +19,13 @@ Stopped = Literal["length", "end", "nan"]
 class Measure:
     """`nll` is the sum of negative log-likelihoods in nats over `tokens` tokens, which are `bytes` of text.
 
-    `windows` are both sums of each window, in order, for intervals.
+    `pieces` are both sums of each independent piece of text, in order, for intervals: its sentences, or the windows.
     """
 
     nll: float
     tokens: int
     bytes: int
-    windows: tuple[tuple[float, int], ...] = ()
+    pieces: tuple[tuple[float, int], ...] = ()
 
     @property
     def log_perplexity(self) -> float:

@@ -12,6 +12,7 @@ from surgeon.plan.texts import needed_languages
 from surgeon.recipe.schema import VerifySpec
 from surgeon.scores.base import SampledScore
 from surgeon.text.corpora import Text
+from surgeon.text.sentences import sentence_ends
 from surgeon.text.windows import new_tokens, no_room, predicted
 
 
@@ -108,13 +109,23 @@ def _too_little_to_tell(spec: VerifySpec, tokens: TokenCounts, texts: dict[str, 
             "verify.tokens to more, or give longer texts"
         )
     a_window = new_tokens(begun, spec.window, spec.stride or spec.window)
-    single = [code for code, count in counts.items() if count <= a_window]
+    single = [
+        code
+        for code, count in counts.items()
+        if count <= a_window and _sentences_measured(texts[code].evaluate, count / found[code]) < 2
+    ]
     if single:
         least = max(min(counts[code] for code in single) // 4, begun + 1)
         yield (
-            f"one window only, so that no interval can be given ({', '.join(single)}): set verify.window to {least} or "
-            "less, or measure on more text"
+            f"one sentence and one window only, so that no interval can be given ({', '.join(single)}): set "
+            f"verify.window to {least} or less, or measure on more text"
         )
+
+
+def _sentences_measured(text: str, share: float) -> int:
+    """Return how many sentences the first part of a text has begun, about."""
+    ends = sentence_ends(text)
+    return 1 + sum(end < share * ends[-1] for end in ends)
 
 
 def _too_short(language: str, purpose: str, found: int) -> str:

@@ -126,7 +126,7 @@ class Perplexity(Model):
     """One language under one model. `nll` in nats, summed over `tokens` predicted tokens of `bytes` of text.
 
     `low` and `high` bound its ratio to the base (see model/intervals.py); None for the base itself, and where the text
-    makes one window only.
+    is one sentence and one window only.
     """
 
     nll: float
@@ -143,7 +143,7 @@ class Summary(Model):
     """A model over all languages; ratios are of geometric means, `log` the natural logarithm of the mean.
 
     `low` and `high` bound the ratio (see model/intervals.py); None for the base itself, and where some language's text
-    makes one window only.
+    is one sentence and one window only.
     """
 
     geometric_mean_perplexity: float
@@ -170,16 +170,21 @@ class EncodingReport(Model):
 class Figure(Model):
     """What was measured of a model in one group (a language, or a task), over `pieces` independent pieces of it.
 
-    `change` is the ratio or difference to the base, as the quantity says; None for the base itself, and where the value
-    is a comparison with the base already. `low` and `high` bound the change, or else the value (see
-    measure/intervals.py); None where one piece alone was measured.
+    They say as much as `effective` pieces of equal weight. `change` is the ratio or difference to the base, as the
+    quantity says; None for the base itself, and where the value is a comparison with the base already. `low` and `high`
+    bound the change, or else the value (measure/intervals.py); None where one piece alone was measured. `p` is the
+    probability of a change as large by chance. It is `beyond_chance` if it stays among all groups of this variant
+    (measure/chance.py).
     """
 
     value: float
     pieces: int
+    effective: float | None = None
     change: float | None = None
     low: float | None = None
     high: float | None = None
+    p: float | None = None
+    beyond_chance: bool | None = None
 
 
 class QuantityReport(Model):
@@ -212,9 +217,46 @@ class MeasurementReport(Model):
     overall: dict[str, dict[str, Figure]]
     remarks: dict[str, dict[str, str]] = {}
 
+    def beyond_chance(self, variant: str, group: str, quantity: str) -> bool | None:
+        """Say whether a variant's change in a group is more than chance; None if that was not tested."""
+        figure = self.found.get(variant, {}).get(group, {}).get(quantity)
+        return None if figure is None else figure.beyond_chance
+
+    def chance_words(self, variants: Sequence[str]) -> str:
+        """Say how many groups are worse beyond chance, by variant, and how many would look so by chance."""
+        parts, first = [], self.quantities[0]
+        for name in variants:
+            tested = [row[first.name] for row in self.found.get(name, {}).values() if first.name in row]
+            tested = [figure for figure in tested if figure.p is not None]
+            if tested:
+                base = 1.0 if first.compare == "ratio" else 0.0
+                sign = 1 if first.worse == "more" else -1
+                worse = sum(bool(f.beyond_chance) and sign * ((f.change or 0.0) - base) > 0 for f in tested)
+                parts.append(f"{name} {worse} of {len(tested)}")
+        if not parts:
+            return ""
+        most = max(len(self.found[name]) for name in variants if name in self.found)
+        return (
+            f"Worse beyond chance (false discovery rate 5 %): {', '.join(parts)}. By chance alone some "
+            f"{most * 0.025:.1f} of {most} intervals would lie on the worse side."
+        )
+
+
+class StepReport(Model):
+    """One operation on one region; `settings` are its other keys in the recipe.
+
+    The kinds `freeze` and `train_only` do nothing to the weights: they are what a bundle beside them tells trainers.
+    """
+
+    kind: str
+    region: str
+    settings: dict[str, Any] = {}
+
 
 class VariantReport(Model):
     """A variant, written or not; `path` is set if it was written.
+
+    `operations` says in words what was done, `steps` says the same as data.
 
     `entries` counts the entries that its operations act on, `changed` those whose bits are others afterwards (zeroing
     zeros changes nothing), `norm_removed` is the L2 norm of the difference over all of them. Stored copies of a tied
@@ -223,6 +265,7 @@ class VariantReport(Model):
     """
 
     operations: list[str]
+    steps: list[StepReport] = []
     entries: int
     changed: int | None = None
     norm_removed: float | None = None
@@ -231,6 +274,18 @@ class VariantReport(Model):
     path: str | None = None
     bytes: int | None = None
     reused: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_of_earlier_reports(cls, data: Any) -> Any:
+        """Reports of before there were steps have the words alone: the kind, and the region."""
+        if not isinstance(data, dict) or data.get("steps") or not isinstance(data.get("operations"), list):
+            return data
+        steps = []
+        for line in (str(line).replace("train only ", "train_only ", 1) for line in data["operations"]):
+            kind, _, region = line.partition(" ")
+            steps += [{"kind": kind, "region": region}] if region else []
+        return {**data, "steps": steps}
 
 
 class OverSeeds(Model):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from surgeon.measure.chance import effective, probability, survives
 from surgeon.measure.intervals import (
     Interval,
     change_interval,
@@ -48,7 +49,7 @@ def perplexities(measures: Measures, base: str = "base") -> dict[str, dict[str, 
         name: {
             language: perplexity(
                 item,
-                None if name == base else language_interval(measures[base][language].windows, item.windows, language),
+                None if name == base else language_interval(measures[base][language].pieces, item.pieces, language),
             )
             for language, item in by_language.items()
         }
@@ -61,7 +62,7 @@ def _bounds(interval: Interval | None) -> dict[str, float]:
 
 
 def _mean_interval(measures: Measures, name: str) -> Interval | None:
-    base, other = ({code: item.windows for code, item in measures[key].items()} for key in ("base", name))
+    base, other = ({code: item.pieces for code, item in measures[key].items()} for key in ("base", name))
     return None if name == "base" else mean_interval(base, other)
 
 
@@ -97,7 +98,7 @@ def measurement_reports(found: Verification, made: Sequence[Measurement]) -> dic
                 title=item.description,
                 by=item.grouped_by,
                 quantities=[QuantityReport(**asdict(quantity)) for quantity in quantities],
-                found=table,
+                found={name: _marked(groups) for name, groups in table.items()},
                 overall=overall,
                 remarks=_remarks(found, item.kind),
             )
@@ -122,9 +123,7 @@ def _by_model(found: Verification, kind: str) -> dict[str, Groups]:
         return {name: by_kind[kind].groups for name, by_kind in found.figures.items() if kind in by_kind}
     return {
         name: {
-            language: {
-                PERPLEXITY: Sums(tuple(nll for nll, _ in item.windows), tuple(float(n) for _, n in item.windows))
-            }
+            language: {PERPLEXITY: Sums(tuple(nll for nll, _ in item.pieces), tuple(float(n) for _, n in item.pieces))}
             for language, item in by_language.items()
         }
         for name, by_language in found.measures.items()
@@ -141,8 +140,24 @@ def _figure(quantity: Quantity, group: str, found: Sums, base: Sums | None) -> F
     shown = exponential if quantity.compare == "ratio" else float
     alone = base is None and quantity.compare == "ratio"  # the interval of a perplexity says nothing of a model
     bounds = None if alone else change_interval(base, found, group)
-    change = None if base is None else shown(found.value - base.value)
-    return Figure(value=shown(found.value), pieces=len(found.weights), change=change, **_shown(bounds, shown))
+    return Figure(
+        value=shown(found.value),
+        pieces=len(found.weights),
+        effective=round(effective(found), 1),
+        change=None if base is None else shown(found.value - base.value),
+        p=None if base is None else probability(base, found),
+        **_shown(bounds, shown),
+    )
+
+
+def _marked(table: Mapping[str, Mapping[str, Figure]]) -> dict[str, dict[str, Figure]]:
+    """Mark, of all groups of a variant, the changes that are more than chance, each quantity by itself."""
+    marked = {group: dict(by_name) for group, by_name in table.items()}
+    for name in dict.fromkeys(name for by_name in table.values() for name in by_name):
+        groups = [group for group, by_name in table.items() if name in by_name and by_name[name].p is not None]
+        for group, beyond in zip(groups, survives([table[group][name].p for group in groups]), strict=True):
+            marked[group][name] = table[group][name].model_copy(update={"beyond_chance": beyond})
+    return marked
 
 
 def _overall(quantity: Quantity, by_model: Mapping[str, Groups], name: str) -> Figure:
@@ -239,7 +254,7 @@ def _ratio(item: ExpectSpec, measures: Measures) -> float:
     if item.at != "point":
         interval = _mean_interval(measures, item.variant)
         if item.language is not None:
-            base, variant = (measures[name][item.language].windows for name in ("base", item.variant))
+            base, variant = (measures[name][item.language].pieces for name in ("base", item.variant))
             interval = language_interval(base, variant, item.language)
         return math.nan if interval is None else interval.low if item.at == "lower" else interval.high
     if item.language is None:

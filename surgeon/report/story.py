@@ -15,7 +15,7 @@ from surgeon.text.languages import Language, language
 Named = Callable[[str], Language]  # what is known of a language, by its code
 SAME = 0.01  # a ratio to the base's that differs from 1 by less is no effect
 CONTROLS = 3  # at most, beside the cut
-_HELD = {"freeze": "keep {} as they are", "train only": "change {}, and nothing else"}  # what trainers are told
+_HELD = {"freeze": "keep {} as they are", "train_only": "change {}, and nothing else"}  # what trainers are told
 
 # What must be known of a model before its figures are read.
 _CAVEATS = {
@@ -82,14 +82,8 @@ def regions_of(report: Report, variant: str) -> list[str]:
 
 def _steps(report: Report, variant: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Return what is done to a variant's weights, and what trainers are told: each a kind, and a region."""
-    done, held = [], []
-    for line in report.variants[variant].operations:
-        kind = next((kind for kind in _HELD if line.startswith(f"{kind} ")), None)
-        if kind is not None:
-            held.append((kind, line.removeprefix(f"{kind} ")))
-        elif " " in line:
-            done.append((line.partition(" ")[0], line.partition(" ")[2]))
-    return done, held
+    steps = [(step.kind, step.region) for step in report.variants[variant].steps]
+    return [step for step in steps if step[0] not in _HELD], [step for step in steps if step[0] in _HELD]
 
 
 def drawn(report: Report, region: str) -> str | None:
@@ -191,8 +185,8 @@ def no_intervals(
     which = _languages(named, list(without), len(perplexity[base]))
     window = max(min(without.values()) // 4, 1)
     return (
-        f"No interval can be given for {which}: the text makes one window only, which cannot vary. Set verify.window "
-        f"to {window} or less, or measure on more text (verify.tokens)."
+        f"No interval can be given for {which}: the text is one sentence and one window only, which cannot vary. Set "
+        f"verify.window to {window} or less, or measure on more text (verify.tokens)."
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from surgeon.model.results import exponential
+from surgeon.model.results import PERPLEXITY, exponential
 from surgeon.report.data import Figure, OverSeeds, Perplexity, QuantityReport, RegionReport, Report, Summary
 from surgeon.report.story import SAME, scored_languages
 from surgeon.report.words import (
@@ -197,13 +197,17 @@ def languages_table(
     first, *others = found
     named = report.language if report is not None else named
     scored = scored_languages(report) if report is not None and places is not None else set()
+    tested = report.measurements.get(PERPLEXITY) if report is not None else None
     rows = []
     for code, base in found[first].items():
         known, cells = named(code), []
-        for item in (found[name][code] for name in others):
+        for name in others:
+            item = found[name][code]
             log = item.log_perplexity - base.log_perplexity
             note = "" if item.low is None else f"interval {interval(item.low, item.high)}"
-            cells.append(_beside(number(item.perplexity), _times(exponential(log), log), note))
+            cell = _beside(number(item.perplexity), _times(exponential(log), log), note)
+            by_chance = tested is not None and tested.beyond_chance(name, code, PERPLEXITY) is False
+            cells.append(replace(cell, ratio=None, note=f"{note}; may be chance") if by_chance else cell)
         per_byte = found[bits][code].bits_per_byte
         data = {key.removeprefix("rank_"): at for key, at in (places or {}).get(code, {}).items() if "rank" in key}
         data["search"] = f"{known.name} {code} {known.script} {known.family}".lower()
@@ -211,6 +215,7 @@ def languages_table(
         rows.append(Row(_cells(name, own, *cells, Cell(f"{per_byte:.3f}", per_byte), known.script, known.family), data))
     heads = ("language", *found, f"{bits}, bits/byte", "script", "family")
     note = "× is the multiple of the base's, by which its column sorts. • marks the languages that were scored."
+    note += f" What may be chance has no colour. {tested.chance_words(others)}" if tested is not None else ""
     rows.sort(key=lambda row: int(row.data.get("script", 0)))
     foot = None if report is None else _means([report.summary[name] for name in found])
     return Grid("Perplexity", heads, rows, note, ("script", "family"), foot)
@@ -229,7 +234,7 @@ def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> li
     """Show a measurement, a table per quantity: a row per group, the base's value, and beside it each variant's."""
     item = report.measurements[kind]
     shown = [name for name in ("base", *variants) if name in item.found]
-    grids = []
+    grids: list[Grid] = []
     for quantity in item.quantities:
         rows = []
         for group in dict.fromkeys(group for name in shown for group in item.found[name]):
@@ -244,7 +249,8 @@ def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> li
         means = [_measured(quantity, item.overall[model].get(quantity.name)) for model in shown]
         chance = "" if quantity.chance is None else f" By chance {quantity_text(quantity, quantity.chance)}."
         note = f"{'More' if quantity.worse == 'more' else 'Less'} is worse.{chance}"
-        note += "" if quantity.compare == "base" else " In brackets the change from the base."
+        note += "" if quantity.compare == "base" else " In brackets the change from the base; * is more than chance."
+        note += "" if grids else f" {item.chance_words(variants)}".rstrip()
         grids.append(Grid(_titled(quantity), (item.by, *shown), rows, note, foot=_cells("mean", *means)))
     return grids
 
@@ -276,7 +282,7 @@ def _measured(quantity: QuantityReport, figure: Figure | None) -> Cell:
         return Cell("-")
     said = quantity_text(quantity, figure.value)
     if figure.change is not None:
-        said += f" ({quantity_text(quantity, figure.change, change=True)})"
+        said += f" ({quantity_text(quantity, figure.change, change=True)}){'*' if figure.beyond_chance else ''}"
     bounds = [] if figure.low is None or figure.high is None else [figure.low, figure.high]
     note = " to ".join(quantity_text(quantity, bound, change=figure.change is not None) for bound in bounds)
     return Cell(said, _order(figure.value), note=f"interval {note}" if note else "")

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from surgeon.errors import FreezeError
 from surgeon.freeze import Bundle, FreezeCallback, freeze, verify_saved, write_bundle
+from surgeon.freeze.trained import TrainedEntries
 from surgeon.region.region import Region
 
 
@@ -301,7 +302,7 @@ class TestEnlargedVocabulary:
         model = load(tmp_path / "base")
         model.resize_token_embeddings(66)
         frozen = freeze(model, tmp_path / "base")
-        assert all(item.is_short for item in frozen.held)
+        assert all(isinstance(item, TrainedEntries) for item in frozen.held)
         before = model.model.embed_tokens.weight.detach().clone()
         steps(model, adamw(model.parameters()))
         changed = (model.model.embed_tokens.weight != before).any(dim=1).nonzero().view(-1).tolist()

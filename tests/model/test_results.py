@@ -14,7 +14,7 @@ def test_figures_are_their_definitions() -> None:
     assert measure.log_perplexity == 1.5
     assert measure.perplexity == pytest.approx(4.4816890703, rel=1e-9)
     assert measure.bits_per_byte == pytest.approx(0.4328085123, rel=1e-9)  # 12 / 0.6931471806 / 40
-    assert measure.windows == ()
+    assert measure.pieces == ()
 
 
 def test_what_is_beyond_the_range_of_floats_stays_said() -> None:

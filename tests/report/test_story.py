@@ -204,3 +204,10 @@ def test_where_no_interval_can_be_given_it_is_said() -> None:
     measures = {name: {code: Measure(300, 100, 400, windows) for code in BASE} for name in ("base", "core-cut")}
     assert no_intervals(perplexities(measures)) is None
     assert no_intervals({}) is None
+
+
+def test_a_report_of_before_there_were_steps_says_the_same() -> None:
+    report = report_of({"core-cut": ("zero core", dict.fromkeys(BASE, 3.0))}, REGIONS)
+    assert [(step.kind, step.region) for step in report.variants["core-cut"].steps] == [("zero", "core")]
+    held = VariantReport(operations=["train only core"], entries=3, written=True)
+    assert [(step.kind, step.region) for step in held.steps] == [("train_only", "core")]

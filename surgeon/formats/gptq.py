@@ -1,0 +1,190 @@
+"""GPTQ: `qweight`, whose columns are bit streams of codes along the inputs, `qzeros` and `scales` of groups of inputs.
+
+Stored transposed: `qweight` is (inputs x bits / 32, outputs), `scales` (groups, outputs), `qzeros` (groups, outputs x
+bits / 32), all words in I32; `g_idx` gives every input its group. Format `gptq` (version 1) stores zero points less
+one, `gptq_v2` as they are. Codes of 2, 3, 4 or 8 bits; those of 3 bits lie across words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.checkpoint.coded import Coded, Indices, Stored
+from surgeon.checkpoint.storage import TensorInfo
+from surgeon.errors import CheckpointError
+from surgeon.formats.base import StoredEdit, coded, logical_dtype
+from surgeon.formats.integers import FLOATS, Integers, checked_order
+from surgeon.formats.packing import Places, unpacked
+from surgeon.formats.said import require_method
+
+_METHODS = ("gptq", "auto-round", "intel/auto-round")
+_LAYOUTS = {"gptq": 1, "gptq_v2": 0}  # what is added to a stored zero point
+
+
+@dataclass(frozen=True)
+class Gptq(Integers):
+    """Codes of `bits` bits; `offset` is what is added to the stored zero points."""
+
+    kind: ClassVar[str] = "gptq"
+    entries_at_once: ClassVar[int] = 1 << 22  # a range of outputs is read from every row of words
+
+    offset: int = 1
+
+    @classmethod
+    def claim(
+        cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
+    ) -> list[Coded]:
+        """Claim every module that has `qweight` and `g_idx`, or `qweight` if the config says GPTQ.
+
+        Raises:
+            CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
+        """
+        if not settings:
+            return []
+        modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
+        ours = settings.get("quant_method") in _METHODS and "awq" not in str(settings.get("packing_format"))
+        dtype = logical_dtype(config)
+        return [
+            cls._claimed(module, dtype, settings, stored) for module in modules if ours or f"{module}.g_idx" in stored
+        ]
+
+    @classmethod
+    def _claimed(cls, module: str, dtype: str, settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> Coded:
+        codes = stored[f"{module}.qweight"]
+        require_method(settings, _METHODS, codes, "GPTQ")
+        layout = settings.get("checkpoint_format") or "gptq"
+        if layout not in _LAYOUTS:
+            raise CheckpointError(
+                f"{codes.path}: the config's checkpoint_format is {str(layout)[:40]!r}; of GPTQ surgeon reads "
+                f"{' and '.join(_LAYOUTS)}: convert the checkpoint with GPTQModel, or name the original repository"
+            )
+        parts = required(stored, module, {"codes": "qweight", "scales": "scales", "zeros": "qzeros"}, "GPTQ")
+        if f"{module}.g_idx" in stored:
+            parts["order"] = stored[f"{module}.g_idx"]
+        rows, inputs, bits = cls._sizes(parts, settings)
+        groups = parts["scales"].shape[0]
+        fits = (
+            bits in (2, 3, 4, 8)
+            and codes.dtype == parts["zeros"].dtype == "I32"
+            and parts["scales"].dtype in FLOATS
+            and codes.shape == (math.ceil(inputs * bits / 32), rows)
+            and parts["zeros"].shape == (groups, math.ceil(rows * bits / 32))
+            and (parts["order"].dtype == "I32" if "order" in parts else inputs % groups == 0)
+        )
+        if not fits:
+            raise misfit(parts, f"GPTQ with codes of {bits} bits")
+        return coded(cls(bits, _LAYOUTS[layout]), f"{module}.weight", dtype, (rows, inputs), parts)
+
+    @staticmethod
+    def _sizes(parts: Mapping[str, TensorInfo], settings: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Return outputs, inputs and bits: a module may have other bits than the config says of most."""
+        words, scales = parts["codes"].shape, parts["scales"].shape
+        if len(words) != 2 or len(scales) != 2 or not scales[0] or not words[0]:
+            raise misfit(parts, "GPTQ")
+        said = settings.get("bits")
+        bits = said if type(said) is int and 0 < said <= 8 else 4
+        if "order" not in parts:
+            return words[1], words[0] * 32 // bits, bits
+        inputs = parts["order"].numel
+        if not inputs or math.ceil(inputs * bits / 32) == words[0]:
+            return words[1], inputs, bits
+        return words[1], inputs, words[0] * 32 // inputs
+
+    @property
+    def words(self) -> str:
+        """Name the format, its bits and where zero points come from."""
+        return f"GPTQ, {self.bits} bits, a scale and a zero point per group of inputs"
+
+    def group_count(self, tensor: Coded) -> int:
+        """Return how many groups have scales."""
+        return tensor.parts["scales"].shape[0]
+
+    def groups(self, tensor: Coded, read: Stored) -> Indices:
+        """Return the groups as `g_idx` has them, else equal ones in order."""
+        count = self.group_count(tensor)
+        if "order" in tensor.parts:
+            return checked_order(tensor, read, count)
+        return np.arange(tensor.shape[1]) // (tensor.shape[1] // count)
+
+    def block(self, tensor: Coded, row: Indices, group: Indices) -> Indices:
+        """Scales are (groups, outputs)."""
+        return group * tensor.shape[0] + row
+
+    def row_and_group(self, tensor: Coded, blocks: Indices) -> tuple[Indices, Indices]:
+        """Scales are (groups, outputs)."""
+        group, row = np.divmod(blocks, tensor.shape[0])
+        return row, group
+
+    def zeros(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.int64]:
+        """Return the zero points: of version 1 the stored words plus one in every field, as GPTQModel adds it."""
+        row, group = self.row_and_group(tensor, blocks)
+        info, bit = tensor.parts["zeros"], row * self.bits
+        words = group * info.shape[1] + bit // 32
+        if not self.offset or self.bits == 3:
+            stored = Places(words, bit % 32, self.bits).read(read, info).astype(np.int64)
+            return stored + self.offset & self.most
+        distinct, which = np.unique(words, return_inverse=True)
+        ones = sum(1 << shift for shift in range(0, 32, self.bits))
+        made = read.entries(info, distinct).view(np.uint32) + np.uint32(ones)
+        return made[which].astype(np.int64) >> bit % 32 & self.most
+
+    def _places(self, tensor: Coded, indices: Indices) -> Places:
+        row, column = np.divmod(indices, tensor.shape[1])
+        bit = column * self.bits
+        return Places(bit // 32 * tensor.shape[0] + row, bit % 32, self.bits, step=tensor.shape[0])
+
+    def stored_codes(self, tensor: Coded, read: Stored, indices: Indices) -> NDArray[np.uint8]:
+        """Read the words that hold the codes."""
+        return self._places(tensor, indices).read(read, tensor.codes)
+
+    def stored_rows(self, tensor: Coded, read: Stored, first: int, last: int) -> NDArray[np.uint8]:
+        """Read a range of columns of words, and turn it over."""
+        return unpacked(columns(tensor.codes, read, first, last).T, self.bits, tensor.shape[1])
+
+    def with_stored(
+        self, tensor: Coded, read: Stored, indices: Indices, codes: NDArray[np.uint8]
+    ) -> dict[str, StoredEdit]:
+        """Put the codes into the words."""
+        return {tensor.codes.name: self._places(tensor, indices).edit(read, tensor.codes, codes)}
+
+
+def columns(info: TensorInfo, read: Stored, first: int, last: int) -> NDArray[Any]:
+    """Return a range of the columns of a stored matrix; shape (rows, last - first)."""
+    rows, width = info.shape
+    if (first, last) == (0, width):
+        return read.span(info, 0, info.numel).reshape(rows, width)
+    at = np.arange(rows)[:, None] * width + np.arange(first, last)
+    return read.entries(info, at.reshape(-1)).reshape(rows, -1)
+
+
+def required(
+    stored: Mapping[str, TensorInfo], module: str, names: Mapping[str, str], stored_as: str
+) -> dict[str, TensorInfo]:
+    """Return the tensors of a module by their roles, the codes first.
+
+    Raises:
+        CheckpointError: one is missing.
+    """
+    codes = stored[f"{module}.{next(iter(names.values()))}"]
+    for name in names.values():
+        if f"{module}.{name}" not in stored:
+            raise CheckpointError(
+                f"{codes.path}: '{codes.name}' is stored as {stored_as}, but '{module}.{name}' is missing; fetch the "
+                "files again"
+            )
+    return {role: stored[f"{module}.{name}"] for role, name in names.items()}
+
+
+def misfit(parts: Mapping[str, TensorInfo], stored_as: str) -> CheckpointError:
+    """Return the error that says which tensors do not fit each other."""
+    first = next(iter(parts.values()))
+    shapes = ", ".join(f"'{info.name}' {info.dtype} {list(info.shape)}" for info in parts.values())
+    return CheckpointError(
+        f"{first.path}: {shapes} do not fit each other as {stored_as}; fetch the files and config.json again"
+    )
