@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from pathlib import Path
@@ -16,7 +15,7 @@ from typer.testing import CliRunner
 from surgeon.auditing import audit, texts_for
 from surgeon.cli import app
 from surgeon.errors import InputError
-from surgeon.measure.verdicts import discoveries, flipped, verdicts
+from surgeon.measure.verdicts import verdicts
 from surgeon.model.results import Sums
 
 LINES = [
@@ -64,20 +63,6 @@ def test_bits_per_byte_are_those_of_whole_models_whatever_the_tokenizer_begins_w
         assert [one.base_bits, one.bits] == pytest.approx(expected, rel=1e-5)
         assert one.change == pytest.approx(expected[1] / expected[0] - 1, abs=1e-5)
         assert one.paragraphs == len(LINES)
-
-
-def test_chances_and_discoveries_are_those_of_the_definitions() -> None:
-    base = Sums((10.0, 12.0, 9.0, 11.0, 10.0, 8.0), (5.0,) * 6)
-    model = Sums((11.0, 12.5, 8.9, 11.7, 10.4, 8.3), (5.0,) * 6)
-    changes = [after - before for before, after in zip(base.totals, model.totals, strict=True)]
-    every = [sum(s * c for s, c in zip(signs, changes, strict=True)) for signs in itertools.product((-1, 1), repeat=6)]
-    exact = sum(total >= sum(changes) - 1e-9 for total in every) / 64
-    assert flipped(base, model, "x") == pytest.approx(exact, abs=0.01)
-    assert flipped(base, base, "x") == 1
-    chances = {"a": 0.001, "b": 0.012, "c": 0.03, "d": 0.04, "e": 0.9}
-    # The largest k with p(k) <= k/5 * 5 %: 0.01, 0.02, 0.03, 0.04, 0.05.
-    assert discoveries(chances) == {"a", "b", "c", "d"}
-    assert discoveries({"a": 0.011, "b": 0.021, "c": 0.9, "d": 0.9, "e": 0.9}) == set()
 
 
 def test_verdicts_follow_the_stated_thresholds() -> None:
