@@ -16,6 +16,7 @@ from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
 from surgeon.checkpoint.fingerprint import base_hashes
+from surgeon.checkpoint.naming import TOWERS
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, did_you_mean, shorten
 from surgeon.memory import require_room_for_torch
 from surgeon.operations import open_donor
@@ -135,17 +136,27 @@ def _length_problems(file: RecipeFile, checkpoint: Checkpoint) -> Iterator[Probl
 
 
 def _unfound_problems(plan: Plan) -> Iterator[Problem]:
-    """Find regions of tensors that have no place in the model as it is run, though it is run for them."""
+    """Find regions of tensors that have no place in the model as it is run on text, though it is run for them."""
     for name, region in plan.regions.items():
         scored = region.score is not None and region.score.on_text is not None
-        measured = plan.recipe.verify is not None
-        names = [info.name for info in region.tensors if not region.places[info.name].movable]
-        if names and (scored or measured):
+        if not scored and plan.recipe.verify is None:
+            continue
+        places = region.places
+        lost = [n for n, where in places.items() if not where.movable or where.kind == "absent"]
+        if lost:
             yield plan.file.problem(
                 ("regions", name),
-                f"{shorten(names)} in the scope of region '{name}' cannot be found again in the model that "
+                f"{shorten(lost)} in the scope of region '{name}' cannot be found again in the model that "
                 f"transformers builds, so that it cannot be {'scored' if scored else 'measured'} there: exclude it"
                 + ("" if scored else ", or leave out `verify` and measure what is written with `surgeon verify`"),
+            )
+        towers = [n for n, where in places.items() if where.role in TOWERS] if scored else []
+        if towers:
+            yield plan.file.problem(
+                ("regions", name),
+                f"{shorten(towers)} in the scope of region '{name}' is of a tower ({places[towers[0]].role}) that "
+                "no text passes, so that a text gives it no score: exclude it, or use a score of weights, such as "
+                "magnitude",
             )
 
 

@@ -60,9 +60,11 @@ def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
     if problems:
         raise RecipeError(problems)
     if plan.runs_model and not checkpoint.is_remote:  # of a remote one the files are here when it is run
-        refused = prospect_of(checkpoint).refused
-        if refused is not None:
-            raise CheckpointError(refused)
+        prospect = prospect_of(checkpoint)
+        if prospect.refused is not None:
+            raise CheckpointError(prospect.refused)
+        if prospect.ungraded is not None and any(score.backward for score in plan.scores()):
+            raise CheckpointError(f"{checkpoint.source.name}: {prospect.ungraded}")
     return replace(plan, peak_memory=peak_memory(plan), disk_needed=disk_needed(plan))
 
 
