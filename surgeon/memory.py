@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -94,6 +95,38 @@ def _left(kind: str, name: str) -> int | None:
         return max(limit - taken, 0)
     except (ImportError, AttributeError, OSError, StopIteration, ValueError):
         return None
+
+
+def free_memory() -> int:
+    """Return how many bytes this process may still take: of the machine, its container and its own limits, the least.
+
+    Pages of files that the system would drop count as free. Where nothing can be told it is a gibibyte.
+    """
+    known = [_left("RLIMIT_AS", "VmSize"), _left("RLIMIT_DATA", "VmData"), _of_machine(), _of_container()]
+    return min((found for found in known if found is not None), default=1 << 30)
+
+
+def _of_machine() -> int | None:
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    with suppress(OSError, ValueError, AttributeError):  # macOS tells no more than what there is, of which half is said
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return None
+
+
+def _of_container() -> int | None:
+    """Return what a control group leaves; pages of files that it holds go when memory is asked for."""
+    for folder, limit, taken, files in (
+        (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with suppress(OSError, ValueError, StopIteration):
+            most = int((folder / limit).read_text())  # "max" where there is none
+            lines = (folder / "memory.stat").read_text().splitlines()
+            dropped = next(int(line.split()[1]) for line in lines if line.startswith(f"{files} "))
+            return max(most - int((folder / taken).read_text()) + dropped, 0)
+    return None
 
 
 def hand_back_large_blocks() -> None:

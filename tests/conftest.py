@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("SURGEON_MEMORY", "8G")  # how a model is run follows the memory there is
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models run slower on two threads than on one
 
 import hypothesis

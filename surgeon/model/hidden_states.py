@@ -20,12 +20,21 @@ class States:
     """A tensor for each row and batch. All rows hold the same `shapes`, one per batch, in one dtype.
 
     With a `folder` each row is a file in it, which a later process finds again; `drop` deletes it. Without one a row is
-    a piece of memory of its own, on the device of what comes first, so that nothing that is kept for long stands among
-    what layers make and drop.
+    a piece of memory of its own on the device `home`, so that nothing that is kept for long stands among what layers
+    make and drop. On the host, what comes from a GPU is in pinned memory, so that copies need not be waited for: those
+    to and fro come one after the other on the same stream.
     """
 
-    def __init__(self, shapes: Sequence[Shape], dtype: torch.dtype, folder: Path | None, label: str = "hidden") -> None:
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        dtype: torch.dtype,
+        folder: Path | None,
+        label: str = "hidden",
+        home: str = "cpu",
+    ) -> None:
         self._shapes, self._dtype, self._folder, self._label = list(shapes), dtype, folder, label
+        self._home = torch.device(home)
         self._starts = np.cumsum([0, *(math.prod(shape) for shape in shapes)])
         self._rows: dict[int, torch.Tensor] = {}
         self._maps: dict[int, mmap.mmap] = {}
@@ -38,8 +47,9 @@ class States:
     def put(self, row: int, batch: int, value: torch.Tensor) -> None:
         """Keep a copy of a tensor."""
         if row not in self._rows:
-            self._rows[row] = self._open(row, make=True) if self._folder is not None else self._hold(value.device)
-        self._place(row, batch).copy_(value.detach())
+            self._rows[row] = self._open(row, make=True) if self._folder is not None else self._hold(value.is_cuda)
+        place = self._place(row, batch)
+        place.copy_(value.detach(), non_blocking=self._rows[row].is_pinned())
 
     def get(self, row: int, batch: int, device: str | torch.device = "cpu") -> torch.Tensor:
         """Return a copy of what was put there, on a device; the layers may change it in place."""
@@ -51,7 +61,8 @@ class States:
         """Return a copy of some of its rows and positions."""
         if row not in self._rows and self._folder is not None:
             self._rows[row] = self._open(row, make=False)
-        return self._place(row, batch)[rows, positions].to(device, copy=True)
+        place = self._place(row, batch)[rows, positions]
+        return place.to(device, copy=True, non_blocking=self._rows[row].is_pinned())
 
     def drop(self, row: int) -> None:
         """Forget a row, and delete its file."""
@@ -72,9 +83,10 @@ class States:
         start, stop = self._starts[batch], self._starts[batch + 1]
         return self._rows[row][start:stop].view(self._shapes[batch])
 
-    def _hold(self, device: torch.device) -> torch.Tensor:
-        if device.type != "cpu":
-            return torch.empty(int(self._starts[-1]), dtype=self._dtype, device=device)
+    def _hold(self, for_gpu: bool) -> torch.Tensor:
+        if self._home.type != "cpu" or for_gpu:
+            pinned = self._home.type == "cpu"
+            return torch.empty(int(self._starts[-1]), dtype=self._dtype, device=self._home, pin_memory=pinned)
         return torch.frombuffer(mmap.mmap(-1, self._bytes), dtype=self._dtype)
 
     def _open(self, row: int, make: bool) -> torch.Tensor:

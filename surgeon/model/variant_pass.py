@@ -70,7 +70,7 @@ def run_models(
             _run_whole(stack, models, batches, take, advance)
             return
         shapes, dtype = hidden_layout(stack, batches)
-        with _states(shapes, dtype, 1 + len(models)) as states:
+        with _states(shapes, dtype, 1 + len(models), stack.loaded.device) as states:
             arguments = _enter(stack, models, batches, states)
             for number in range(len(stack.layers)):
                 _run_layer(stack, models, number, arguments, states, advance)
@@ -115,9 +115,10 @@ def _unedited(models: Sequence[_Model], number: int) -> list[int]:
 
 
 @contextmanager
-def _states(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, rows: int) -> Iterator[States]:
-    if bytes_needed(shapes, rows, dtype) <= budgets.HIDDEN_BYTES:
-        yield States(shapes, dtype, None)
+def _states(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, rows: int, device: str) -> Iterator[States]:
+    home = budgets.home_of_hidden(bytes_needed(shapes, rows, dtype), device)
+    if home is not None:
+        yield States(shapes, dtype, None, home=home)
         return
     with own_scratch() as folder:
         yield States(shapes, dtype, folder)

@@ -17,8 +17,6 @@ from surgeon.anatomy.slots import Names, ReadTensor, check_slots
 from surgeon.memory import give_memory_back
 from surgeon.model import budgets
 
-_SHARE_OF_DEVICE = 0.7  # the rest of an accelerator's memory is for activations
-
 Parameters = Sequence[torch.nn.Parameter]
 _Fetched = list[tuple[torch.nn.Parameter, torch.Tensor]]
 
@@ -42,7 +40,7 @@ class Weights:
         self._checked: set[int] = set()
         self._pool: ThreadPoolExecutor | None = None
         self._ahead: dict[tuple[int, ...], Future[_Fetched]] = {}
-        self.stays = sum(p.numel() * p.element_size() for p in model.parameters()) <= _budget(device)
+        self.stays = sum(p.numel() * p.element_size() for p in model.parameters()) <= budgets.resident_bytes(device)
 
     @contextmanager
     def resident(self, parameters: Parameters, ahead: Parameters = ()) -> Iterator[None]:
@@ -97,11 +95,3 @@ class Weights:
 
 def _key(parameters: Parameters) -> tuple[int, ...]:
     return tuple(id(parameter) for parameter in parameters)
-
-
-def _budget(device: str) -> int:
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0] * _SHARE_OF_DEVICE)
-    if device.startswith("mps"):
-        return int(torch.mps.recommended_max_memory() * _SHARE_OF_DEVICE)
-    return budgets.RESIDENT_BYTES

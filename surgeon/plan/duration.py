@@ -93,7 +93,7 @@ def _continuations(verify: VerifySpec, models: int, shape: Shape, active: float,
     """
     given = sum(len(prompt.encode()) // BYTES_PER_TOKEN for prompt in verify.prompts)
     added = verify.new_tokens * len(verify.prompts)
-    stays = 4 * shape.total <= budgets.RESIDENT_BYTES
+    stays = 4 * shape.total <= budgets.resident_bytes()
     tokens = given + added if stays else verify.new_tokens * (given + added // 2)
     calls = (added if stays else verify.new_tokens) * (shape.layers + 1)
     operations = _FORWARD * (tokens * active + added * shape.hidden * shape.vocabulary)

@@ -10,12 +10,13 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
+from surgeon.checkpoint.plain_form import plain_bytes
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
 from surgeon.model import budgets
@@ -80,8 +81,10 @@ def shape_of(checkpoint: Checkpoint) -> Shape:
 
 def bytes_to_write(write: bool | Literal["patch"], checkpoint: Checkpoint, regions: Iterable[RegionPlan]) -> int:
     """Return the bytes of the whole checkpoint, or at most those of a patch; 0 if nothing is written."""
-    if write != "patch":
-        return checkpoint.data_bytes if write else 0
+    if write != "patch" and write:
+        return plain_bytes(checkpoint) if checkpoint.written_plain else checkpoint.data_bytes
+    if not write:
+        return 0
     total = 0
     for region in regions:
         width = max((DTYPE_BITS[info.dtype] // 8 for info in region.tensors), default=0)
@@ -101,7 +104,7 @@ def peak_memory(plan: Plan) -> int:
     if not plan.runs_model:
         return _BASELINE_BYTES + max(editing, selecting, _DRAWING_BYTES)
     shape = shape_of(checkpoint)
-    stays = 4 * shape.total <= budgets.RESIDENT_BYTES
+    stays = 4 * shape.total <= budgets.resident_bytes()
     resident = 0 if shape.mapped else 4 * shape.total if stays or shape.whole else None
     running = [_scoring(plan, shape, score, resident) for score in plan.sampled_scores()]
     if recipe.verify is not None:
@@ -145,15 +148,45 @@ def _scoring(plan: Plan, shape: Shape, score: SampledScore, resident: int | None
     """A layer with its gradients and the scores of the language before; or the head with a chunk of its logits.
 
     On the way forward there is the next layer, which is read ahead. Where scores are not kept there are also their
-    sums over several languages.
+    sums over several languages. In one go there are all layers at once, and no hidden states between them.
     """
+    if scores_in_one_go(plan, score):
+        return _in_one_go(plan, shape, score)
     tokens, backward = score.batch_size * score.sequence_length, score.backward
     unit = 4 * (shape.total if shape.whole else shape.layer)
     widened = resident if resident is not None else unit
-    summed = len(score.languages) > 1 and not keeps_scores(plan, score)
-    sums = 1 + (score.samples > score.batch_size) if backward else 0  # of a piece, and of those before it
-    layer = max(widened + unit, widened + (1 + sums + summed) * unit) + _activations(shape, tokens, backward)
+    layer = max(widened + unit, widened + (1 + _sums(plan, score)) * unit) + _activations(shape, tokens, backward)
     return max(layer, _head(shape, tokens, 4 if backward else 3, resident)) + _hidden(shape, score)
+
+
+def _sums(plan: Plan, score: SampledScore) -> int:
+    """Return how many sums there are of what is scored at a time: of a piece, of those before it, of languages."""
+    several = len(dict.fromkeys(score.languages)) > 1
+    of_pieces = 1 + (score.samples > score.batch_size) if score.backward else 0
+    return of_pieces + (several and not keeps_scores(plan, score))
+
+
+def scores_in_one_go(plan: Plan, score: SampledScore, device: str = "cpu") -> bool:
+    """True if a score goes forward and back through all layers at once, batch by batch, and needs no second forward.
+
+    So it is where the model stays in memory and the activations of a batch fit beside it, with all sums.
+    """
+    shape = shape_of(plan.checkpoint)
+    if not score.backward or shape.whole or 4 * shape.total > budgets.resident_bytes(device):
+        return False
+    if scratch_bytes(shape, score) > budgets.hidden_bytes():
+        return False
+    return _in_one_go(plan, shape, score) <= budgets.memory(device)
+
+
+def _in_one_go(plan: Plan, shape: Shape, score: SampledScore) -> int:
+    """The model, its sums and the scores of the language before; a batch's activations in all layers; its logits."""
+    tokens = score.batch_size * score.sequence_length
+    widened = 0 if shape.mapped else 4 * shape.total
+    scored = 4 * sum(info.numel for info in plan.scored_tensors(score))
+    logits = 4 * min(tokens, budgets.chunk_tokens(shape.vocabulary)) * shape.vocabulary * 4
+    held = widened + (1 + _sums(plan, score)) * scored
+    return held + _activations(replace(shape, whole=True), tokens, True) + logits
 
 
 def _verifying(shape: Shape, spec: VerifySpec, languages: int, models: int, resident: int | None) -> int:
@@ -161,7 +194,7 @@ def _verifying(shape: Shape, spec: VerifySpec, languages: int, models: int, resi
     tokens = spec.batch_size * min(spec.window, spec.tokens)
     widened = resident if resident is not None else 8 * shape.layer
     hidden = 4 * models * languages * spec.tokens * shape.hidden
-    kept = hidden if hidden <= budgets.HIDDEN_BYTES and not shape.whole else 0
+    kept = hidden if hidden <= budgets.hidden_bytes() and not shape.whole else 0
     return max(widened + _activations(shape, tokens, False), _head(shape, tokens, 3, resident)) + kept
 
 
@@ -180,7 +213,7 @@ def _activations(shape: Shape, tokens: int, backward: bool) -> int:
 def _hidden(shape: Shape, score: SampledScore) -> int:
     """Hidden states in memory: none if they go to disk, beside those of one batch."""
     needed = scratch_bytes(shape, score)
-    return needed if needed <= budgets.HIDDEN_BYTES else 0
+    return needed if needed <= budgets.hidden_bytes() else 0
 
 
 def scratch_bytes(shape: Shape, score: SampledScore) -> int:
@@ -231,7 +264,7 @@ def stores(plan: Plan) -> Stores:
         sizes[keeps_scores(plan, score)] += score_bytes(plan.scored_tensors(score), score)
     shape = shape_of(plan.checkpoint)
     scratch = max((scratch_bytes(shape, score) for score in sampled), default=0)
-    return Stores(sizes.get(True, 0), sizes.get(False, 0), scratch if scratch > budgets.HIDDEN_BYTES else 0)
+    return Stores(sizes.get(True, 0), sizes.get(False, 0), scratch if scratch > budgets.hidden_bytes() else 0)
 
 
 def disk_needed(plan: Plan) -> int:

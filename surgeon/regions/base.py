@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from surgeon.scores.base import Score
 
 Shapes = dict[str, tuple[int, ...]]
-Scores = Mapping[str, NDArray[np.float32]]  # by tensor; looked up again, they may be computed again
+# By tensor, float32: numpy's, or torch's on the device that made them; looked up again, they may be computed again.
+Scores = Mapping[str, Any]
 Stream = Iterator[tuple[int, str, Scores]]  # see `cut`
 SUM = ""  # the label of the sum over languages, and of a score that knows none
 

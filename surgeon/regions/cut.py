@@ -4,12 +4,14 @@ A stream yields (unit, language, scores by tensor): all languages of a unit in a
 once. A unit is a layer, what is outside the layers, or less. It comes from a pass through a model, which makes the
 scores, from score files, or from weights; a cut is the same. The languages' scores are added up in float32 in their
 order, and every cut is exact (`region.select`, `region.streaming`). What stays is the sum over languages in one unit,
-the cuts of single languages in it, and finished masks.
+the cuts of single languages in it, and finished masks. Scores may be torch's on a device: they are added up there, and
+cut there if so many extreme entries are wanted; for all else they come to the host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +19,10 @@ from numpy.typing import NDArray
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import present
 from surgeon.region.region import Indices, Mask, Region, encode_indices
+from surgeon.region.select_on_device import select_count_on_device
 from surgeon.region.streaming import StreamingCut
 from surgeon.regions.base import SUM, Drawing, RegionPlan, Scores, Stream
+from surgeon.regions.scopes import Scope
 from surgeon.regions.share import Share
 from surgeon.regions.unit_cut import UnitCut
 
@@ -42,19 +46,30 @@ class RegionCut:
             self._spanning = [_Spanning(self._select, group, self.labels) for group in plan.groups()]
         self._spanned = {name: spanning for spanning in self._spanning for name in spanning.names}
 
+    @property
+    def _cuts_anywhere(self) -> bool:
+        """True if the cut is one of so many extreme entries, which is made where the scores are."""
+        plain = type(self._scope).cut is Scope.cut and self._select.at_least is None
+        return plain and self.labels == [SUM]
+
     def take(self, label: str, scores: Scores) -> None:
         """Take the scores of a unit's tensors, of one language or their sum."""
         mine = self._mine(scores)
         if self._units is not None:
             for info in mine:
-                self._units.add(label, info.name, scores[info.name])
+                self._units.add(label, info.name, on_host(scores[info.name]))
         elif self._spanned:
             for info in mine:
-                self._spanned[info.name].streams[label].take(info.name, scores[info.name])
+                self._spanned[info.name].streams[label].take(info.name, on_host(scores[info.name]))
+        elif self._cuts_anywhere and mine and not isinstance(scores[mine[0].name], np.ndarray):
+            for group in self.plan.groups(mine):
+                wanted = self._scope.count(self._select, group, self.plan.places)
+                given = [(info.name, scores[info.name]) for info in group]
+                self.masks |= select_count_on_device(given, wanted, self._select.end)
         else:
             cuts = self._cuts.setdefault(label, {})
             for group in self.plan.groups(mine):
-                cuts |= self._scope.cut(self._select, group, scores.__getitem__, self.plan.places)
+                cuts |= self._scope.cut(self._select, group, lambda name: on_host(scores[name]), self.plan.places)
 
     def end_unit(self, names: Iterable[str]) -> None:
         """Make the masks of a unit's tensors, now that all languages have come."""
@@ -180,7 +195,7 @@ class Cut:
             for info in drawing.plan.tensors:
                 if info.name in ranking:
                     region = Region({info.name: info.shape}, of.masks.__getitem__)
-                    drawn = drawing.draw(region, info.name, ranking[info.name])
+                    drawn = drawing.draw(region, info.name, on_host(ranking[info.name]))
                     self._drawn[drawing.plan.name][info.name] = encode_indices(drawn, info.shape)
 
 
@@ -189,7 +204,7 @@ class _Total:
 
     def __init__(self, names: set[str], languages: int) -> None:
         self._names, self._alone = names, languages == 1
-        self._sums: dict[str, NDArray[np.float32]] = {}
+        self._sums: dict[str, Any] = {}
         self.scores: Scores = self._sums
 
     def add(self, scores: Scores) -> None:
@@ -200,8 +215,16 @@ class _Total:
         for name in self._names & scores.keys():
             if name in self._sums:
                 self._sums[name] += scores[name]
-            else:
+            elif isinstance(scores[name], np.ndarray):
                 self._sums[name] = np.array(scores[name], dtype=np.float32)
+            else:
+                self._sums[name] = scores[name].clone()
+
+
+def on_host(scores: Any) -> NDArray[np.float32]:
+    """Return one tensor's scores as numpy's, also where they are torch's on a device."""
+    found: NDArray[np.float32] = scores if isinstance(scores, np.ndarray) else scores.cpu().numpy()
+    return found
 
 
 def select_from(stream: Stream, plans: Sequence[RegionPlan], languages: Sequence[str]) -> dict[str, Region]:

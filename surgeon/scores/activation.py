@@ -79,7 +79,7 @@ class Activation(ForwardScore):
         """
         if self.measure == "spike":
             return {
-                name: (running.expanded(name, "outputs") * running.expanded(name, "inputs")).float().cpu()
+                name: (running.expanded(name, "outputs") * running.expanded(name, "inputs")).float()
                 for name in running.slots
             }
         import torch

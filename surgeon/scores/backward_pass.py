@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 
 from surgeon.anatomy.slots import Slot
-from surgeon.errors import InputError, present
+from surgeon.errors import CheckpointError, InputError, present
 from surgeon.model.embedding_and_head import enter_some, head_chunks
 from surgeon.model.hidden_states import States
-from surgeon.model.layer_stack import Arguments, Stack
+from surgeon.model.layer_stack import Arguments, Stack, without_gradients
 from surgeon.scores.base import BackwardScore
 from surgeon.scores.sample import UNCOUNTED, Advance, Piece, Sample, Scores, parameters_of, totals, units
 from surgeon.team import ALONE, Team
@@ -81,7 +81,7 @@ def run(
     wanted = units(stack, slots)
     outside = wanted.pop(-1, {})
     if not stack.layers:
-        for language, scores in _whole(stack, sample, outside, score, advance, team):
+        for language, scores in in_one_go(stack, sample, outside, score, advance, team):
             yield -1, language, scores
         return
     numbered = ((number, ids) for _, number, ids in own_batches(sample, team))
@@ -152,6 +152,8 @@ def _backpropagate_head(stack: Stack, hidden: torch.Tensor, ids: torch.Tensor, s
 
 
 def _backpropagate(logits: torch.Tensor, labels: torch.Tensor, predicted: int, language: str) -> None:
+    if not logits.requires_grad:  # nothing that is scored takes part in them, as where only an embedding is scored
+        return
     counted = labels.flatten() != UNCOUNTED
     kept, targets = logits.flatten(0, 1)[counted].float(), labels.flatten()[counted]
     loss = torch.nn.functional.cross_entropy(kept, targets, reduction="sum")
@@ -206,22 +208,47 @@ def _outside(run: _Pass, slots: Mapping[str, Slot], score: BackwardScore) -> Ite
             yield language, sums.scores(total)
 
 
-def _whole(
+def in_one_go(
     stack: Stack, sample: Sample, slots: Mapping[str, Slot], score: BackwardScore, advance: Advance, team: Team
 ) -> Iterator[tuple[str, Scores]]:
-    """Score a model that is no plain stack, held as a whole."""
-    with stack.loaded.weights.resident(stack.outer()), _Sums(slots, score) as sums:
+    """Yield (language, scores) of all slots, from a model that is held whole: batch by batch forward and back.
+
+    Each batch's activations in all layers are kept meanwhile, so that no layer is run forward twice. The gradients are
+    those of `run`, since layers, head and batches come in the same order.
+
+    Raises:
+        CheckpointError: the model has no gradients.
+    """
+    lacking = without_gradients(stack.loaded.model)
+    if lacking is not None:
+        raise CheckpointError(f"{stack.loaded.checkpoint.folder}: {lacking}")
+    with stack.loaded.weights.resident(list(stack.loaded.model.parameters())), _Sums(slots, score) as sums:
 
         def of_piece(piece: Piece) -> list[torch.Tensor]:
             for _, ids in piece.batches:
-                labels = sample.labels(ids).to(stack.loaded.device)
-                _backpropagate(stack.whole(ids), labels, sample.predicted[piece.language], piece.language)
+                _backpropagate_batch(stack, ids, sample, piece.language)
                 sums.take()
                 advance(1)
             return sums.taken()
 
         for language, total in totals(team, sample.pieces, of_piece, added):
             yield language, sums.scores(total)
+
+
+def _backpropagate_batch(stack: Stack, ids: torch.Tensor, sample: Sample, language: str) -> None:
+    """Add one batch's gradients to those of the parameters; without layers by the model's own forward."""
+    if not stack.layers:
+        labels = sample.labels(ids).to(stack.loaded.device)
+        _backpropagate(stack.whole(ids), labels, sample.predicted[language], language)
+        return
+    call = stack.enter(ids)
+    hidden = present(call.hidden)
+    for number, arguments in enumerate(call.arguments):
+        hidden = stack.layer(number, hidden, arguments)
+    last = hidden.detach().requires_grad_()
+    _backpropagate_head(stack, last, ids, sample, language)
+    if hidden.requires_grad:
+        hidden.backward(last.grad)  # type: ignore[no-untyped-call]
 
 
 def added(total: list[torch.Tensor], sums: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -275,8 +302,8 @@ class _Sums:
         return found
 
     def scores(self, totals: list[torch.Tensor]) -> Scores:
-        """Return a language's scores on the CPU from its sums, which are used up."""
+        """Return a language's scores, where its sums are, which are used up."""
         done = {}
         for parameter in reversed(self._parameters):
             done[id(parameter)] = self._score.score(parameter.detach().float(), totals.pop())
-        return {name: slot.of(lambda parameter: done[id(parameter)]).cpu() for name, slot in self._slots.items()}
+        return {name: slot.of(lambda parameter: done[id(parameter)]) for name, slot in self._slots.items()}

@@ -132,7 +132,7 @@ class ForwardScore(SampledScore):
 
     @abstractmethod
     def scores(self, running: RunningStatistics) -> dict[str, torch.Tensor]:
-        """Return the scores of a layer's tensors in one language from all that was noted there, on the CPU."""
+        """Return the scores of a layer's tensors in one language from all that was noted there, on any device."""
 
 
 class BackwardScore(SampledScore):

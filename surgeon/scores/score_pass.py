@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.slots import Slot
@@ -30,7 +28,7 @@ from surgeon.scores.running_statistics import RunningStatistics
 from surgeon.scores.sample import Sample, Scores, make_sample, units
 from surgeon.team import ALONE, Team
 
-Arrays = Mapping[str, NDArray[np.float32]]
+Arrays = Mapping[str, Any]  # float32: numpy's, or torch's on a device
 Flush = Callable[[], None]
 
 
@@ -39,7 +37,8 @@ class ScorePass:
     """A score to be computed of some tensors on sequences of token ids per language.
 
     `begun` special tokens at the beginning of each sequence are not predicted. Where others of a `team` help, each
-    process keeps the hidden states of its own batches only, and the scores come to one of them.
+    process keeps the hidden states of its own batches only, and the scores come to one of them. `in_one_go` holds a
+    batch's activations in all layers, and so needs no second pass forward; all that is scored is then one unit, -1.
     """
 
     stack: Stack
@@ -49,6 +48,7 @@ class ScorePass:
     progress: Progress
     begun: int = 0
     team: Team = ALONE
+    in_one_go: bool = False
 
     @cached_property
     def sample(self) -> Sample:
@@ -76,7 +76,7 @@ class ScorePass:
         """Yield the pass's scratch folder, which a later process finds again only if hidden states go there."""
         numbers = [number for _, number, _ in self._own]
         part = "" if len(numbers) == len(self.sample.all()) else f"-{sha256(repr(numbers).encode())[:16]}"
-        with scratch_folder(key + part, resumes=self._goes_to_disk) as scratch:
+        with scratch_folder(key + part, resumes=self._home is None) as scratch:
             yield scratch
 
     def start(self, scratch: Scratch) -> Progressed:
@@ -94,10 +94,13 @@ class ScorePass:
     ) -> Iterator[tuple[int, str, Arrays]]:
         """Yield (layer, language, scores by name on disk), all languages of a layer in a row.
 
+        Scores are numpy's if the model runs on the CPU, else torch's on its device.
+
         `flush` is called before it is noted how far the pass came: what was made of the scores must be on disk then.
         """
         for layer, language, scores in self._engine(scratch, start, flush):
-            yield layer, language, {name: tensor.numpy() for name, tensor in scores.items()}
+            on_host = self.stack.loaded.device == "cpu"
+            yield layer, language, {name: tensor.numpy() if on_host else tensor for name, tensor in scores.items()}
 
     def _engine(self, scratch: Scratch, start: Progressed, flush: Flush) -> Iterator[tuple[int, str, Scores]]:
         kept = self._kept(scratch)
@@ -109,8 +112,13 @@ class ScorePass:
 
         stack, sample, slots, score, team = self.stack, self.sample, self.slots, self.score, self.team
         kind = backward_pass if score.backward else forward_pass
-        with self.progress.task(f"score {', '.join(self.sequences)}", kind.work(stack, sample, slots, team)) as advance:
-            if score.backward:
+        work = len(self._own) if self.in_one_go else kind.work(stack, sample, slots, team)
+        with self.progress.task(f"score {', '.join(self.sequences)}", work) as advance:
+            if self.in_one_go:
+                backward = cast(BackwardScore, score)
+                for language, scores in backward_pass.in_one_go(stack, sample, slots, backward, advance, team):
+                    yield -1, language, scores
+            elif score.backward:
                 backward = cast(BackwardScore, score)
                 yield from backward_pass.run(stack, sample, slots, backward, kept, advance, team, start, note)
             else:
@@ -124,13 +132,13 @@ class ScorePass:
 
     def _kept(self, scratch: Scratch) -> Kept:
         shapes, dtype = self._hidden
-        folder = scratch.folder if self._goes_to_disk else None
-        return Kept(*(States(shapes, dtype, folder, label) for label in ("hidden", "gradient")))
+        folder, home = scratch.folder if self._home is None else None, self._home or "cpu"
+        return Kept(*(States(shapes, dtype, folder, label, home) for label in ("hidden", "gradient")))
 
     @property
     def shapes(self) -> dict[int, dict[str, tuple[int, ...]]]:
         """The shapes of what is scored in each layer; -1 is what is outside."""
-        names = units(self.stack, self.slots)
+        names = {-1: self.slots} if self.in_one_go else units(self.stack, self.slots)
         return {
             layer: {info.name: info.shape for info in self.tensors if info.name in inside}
             for layer, inside in names.items()
@@ -149,7 +157,11 @@ class ScorePass:
         return [shape if number in own else (0,) for number, shape in enumerate(shapes)], dtype
 
     @cached_property
-    def _goes_to_disk(self) -> bool:
+    def _home(self) -> str | None:
+        """Where hidden states stay between layers; None stands for scratch files."""
+        device = self.stack.loaded.device
+        if self.in_one_go:
+            return device
         shapes, dtype = self._hidden
         rows = len(self.stack.layers) + 3 if self.score.backward else 2
-        return bytes_needed(shapes, rows, dtype) > budgets.HIDDEN_BYTES
+        return budgets.home_of_hidden(bytes_needed(shapes, rows, dtype), device)

@@ -48,7 +48,7 @@ class Wanda(ForwardScore):
         result = {}
         for name, slot in running.slots.items():
             norms = running.expanded(name, "squares", self._norms)
-            result[name] = (slot.values().float().abs() * norms).cpu()
+            result[name] = slot.values().float().abs() * norms
         return result
 
     def _norms(self, squares: torch.Tensor) -> torch.Tensor:

@@ -23,10 +23,11 @@ from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.model.precision import resolve_precision
 from surgeon.model.token_counts import TokenCounts
 from surgeon.model.tokenizer import load_tokenizer
-from surgeon.plan.estimates import keeps_scores
+from surgeon.plan.estimates import keeps_scores, scores_in_one_go
 from surgeon.plan.plan import Plan
 from surgeon.progress import Progress
 from surgeon.regions.base import RegionPlan, Stream
+from surgeon.regions.cut import on_host
 from surgeon.regions.kept import load_region
 from surgeon.regions.make import Scored
 from surgeon.regions.streams import stream_of
@@ -122,8 +123,9 @@ def _on_text(run: Scoring, score: SampledScore) -> ScoreSet:
     sequences, begun = _sequences(plan, score, missing, load_tokenizer(plan.checkpoint))
     cut = None if kept else cut_of(plan.checkpoint, plans, list(sequences))
     folder, goes_on = str(plan.checkpoint.folder), cut is None or not cut.spans_layers
-    shared = SharedScorePass(folder, sequences, begun, tensors, score, precision, key, goes_on)
     stack = run.load(precision)
+    in_one_go = stack.loaded.weights.stays and bool(stack.layers) and scores_in_one_go(plan, score, run.device)
+    shared = SharedScorePass(folder, sequences, begun, tensors, score, precision, key, goes_on, in_one_go)
     check_ids(stack.loaded.model, stack.loaded.tokenizer, (ids for found in sequences.values() for ids in found))
     run.team.begin(shared)
     score_pass = shared.over(stack, run.progress, run.team)
@@ -188,7 +190,7 @@ def _keep(score_pass: ScorePass, key: str, paths: Mapping[str, Path], tensors: S
 
         for _, language, scores in score_pass.run(scratch, start, flush_all):
             for name, values in scores.items():
-                arrays[language][name][...] = values
+                arrays[language][name][...] = on_host(values)
         flush_all()
         for language, path in made.items():
             publish_sealed(path, paths[language])

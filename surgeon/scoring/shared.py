@@ -32,10 +32,11 @@ class SharedScorePass:
     precision: Precision
     key: str
     goes_on: bool
+    in_one_go: bool
 
     def over(self, stack: Stack, progress: Progress, team: Team) -> ScorePass:
         """Return the pass through a model."""
-        return ScorePass(stack, self.sequences, self.tensors, self.score, progress, self.begun, team)
+        return ScorePass(stack, self.sequences, self.tensors, self.score, progress, self.begun, team, self.in_one_go)
 
     def help(self, place: Workplace) -> None:
         """Run this process's batches; the scores come elsewhere."""

@@ -12,7 +12,7 @@ from rich.text import Text
 from surgeon.anatomy.scope import left_out, unknown_kinds
 from surgeon.checkpoint.coded import Coded
 from surgeon.checkpoint.quantized import quantization
-from surgeon.plan.estimates import SHARE_OF_DISK, shape_of, stores
+from surgeon.plan.estimates import SHARE_OF_DISK, scores_in_one_go, shape_of, stores
 from surgeon.plan.plan import Plan
 from surgeon.plan.ranks import rank_needs
 from surgeon.progress import Step, duration, extent
@@ -118,6 +118,10 @@ def _run_words(plan: Plan) -> list[str]:
     lines = ["runs    layer by layer, each layer's weights read once a pass"]
     if shape_of(plan.checkpoint).whole:
         lines = ["runs    held as a whole: its layers are no plain stack, so that memory grows with the model"]
+    elif any(scores_in_one_go(plan, score) for score in plan.sampled_scores()):
+        lines = [
+            "runs    in one go, batch by batch forward and back: the model and a batch's activations fit the memory"
+        ]
     found = stores(plan)
     if found.kept:
         lines.append(f"scores  kept, {size(found.kept)}: another recipe on them needs no model")

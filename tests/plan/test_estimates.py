@@ -51,16 +51,24 @@ output: {out}
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read off Linux's /proc")
 @pytest.mark.parametrize(
-    ("hidden", "inner", "batch", "length"),
+    ("hidden", "inner", "batch", "length", "memory"),
     [
-        pytest.param(1024, 10240, 1, 16, id="layers of thirty-four million"),
-        pytest.param(128, 512, 12, 1024, id="much text at a time"),
+        pytest.param(1024, 10240, 1, 16, "500M", id="layers of thirty-four million"),
+        pytest.param(128, 512, 12, 1024, "500M", id="much text at a time"),
     ],
 )
 def test_a_run_takes_what_the_plan_says_or_up_to_a_quarter_less(
-    make_model: ModelMaker, tmp_path: Path, hidden: int, inner: int, batch: int, length: int
+    make_model: ModelMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hidden: int,
+    inner: int,
+    batch: int,
+    length: int,
+    memory: str,
 ) -> None:
-    """In bfloat16; models of large layers do not fit into the memory that a model may stay in."""
+    """In bfloat16; layer by layer, and where there is more memory in one go."""
+    monkeypatch.setenv("SURGEON_MEMORY", memory)
     model = make_model(
         "llama", dtype="bfloat16", hidden_size=hidden, intermediate_size=inner, num_hidden_layers=3,
         max_position_embeddings=2048,
