@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from surgeon.model.results import exponential
@@ -41,12 +42,17 @@ def sweep_figure(report: Report, name: str) -> Figure:
     axis = next((axis for axis, values in sweep.axes.items() if len(values) > 1 and all(map(is_number, values))), None)
     along = axis or next(iter(sweep.axes))
     rows = _rows(name, sweep.points, list(sweep.axes).index(along), logs)
+    for row in rows:
+        item = report.summary[row["point"]]
+        if item.low is not None and item.high is not None and math.isfinite(item.low) and math.isfinite(item.high):
+            row |= {"low": item.low, "high": item.high, "interval": f"×{number(item.low)} to ×{number(item.high)}"}
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     shown: dict[str, Any] = {"title": None, **({"legend": None} if len(kinds) == 1 else {})}
     colours = [colour(SERIES[i % len(SERIES)]) for i in range(len(kinds))]
     shapes = [SHAPES[i % len(SHAPES)] for i in range(len(kinds))]
     hue, shape = (words("kind", scale={"domain": kinds, "range": range_}, **shown) for range_ in (colours, shapes))
-    hover = tips(point="point", along=along, kind="of", times="of the base's perplexity")
+    interval = {"interval": "interval"} if any("low" in row for row in rows) else {}
+    hover = tips(point="point", along=along, kind="of", times="of the base's perplexity", **interval)
     values = sweep.axes[along]
     drawn = _lines(values, along, hue, shape, hover) if axis is not None else _bars(values, along, hue, hover)
     worst = max(logs, key=lambda point: math.inf if math.isnan(logs[point]) else logs[point])
@@ -56,6 +62,8 @@ def sweep_figure(report: Report, name: str) -> Figure:
         "a multiple of the base's (the line at ×1), on a logarithmic scale. "
         f"Most at {worst}: ×{number(exponential(logs[worst]))}."
     )
+    caption += " Bars are intervals." if interval and axis is not None else ""
+    caption += _steepest(rows) if axis is not None and axis != "seed" else ""
     spec = finished({"data": {"values": rows}, **drawn})
     return Figure(f"sweep-{name}", f"What {name} does, by {along}", caption, spec, True, True)
 
@@ -102,6 +110,25 @@ def _map(report: Report, name: str, logs: Mapping[str, float], across: str, down
     return Figure(f"sweep-{name}", f"What {name} does, by {down} and {across}", caption, finished(spec), key=True)
 
 
+def _steepest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say of the line that rises most where it does: one large step, or a slope in many.
+
+    A rise is one of logarithms, between neighbours on the axis; of fewer than four points nothing is said.
+    """
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if not row["broken"]:
+            lines.setdefault(row["kind"], []).append((row["x"], math.log(row["ratio"])))
+    told = {kind: sorted(line) for kind, line in lines.items() if len(line) > 3}
+    rises = {kind: max(y for _, y in line) - line[0][1] for kind, line in told.items()}
+    kind = max(rises, key=lambda kind: rises[kind], default=None)
+    if kind is None or rises[kind] < math.log(1.05):
+        return ""
+    step, low, high = max((b[1] - a[1], a[0], b[0]) for a, b in pairwise(told[kind]))
+    share = min(step / rises[kind], 1.0)
+    return f" Of the rise of {kind}, {100 * share:.0f} % comes between {low:g} and {high:g}."
+
+
 def _rows(
     name: str, points: Mapping[str, Sequence[Any]], place: int, logs: Mapping[str, float]
 ) -> list[dict[str, Any]]:
@@ -130,6 +157,14 @@ def _lines(xs: Sequence[float], along: str, hue: Spec, shape: Spec, hover: list[
     line = layer("line", {"strokeWidth": 2}, color=hue, detail=words("kind"))
     layers = [
         *([] if along == "seed" else [line]),  # between two seeds there is nothing
+        layer(
+            "rule",
+            {"strokeWidth": 5, "opacity": 0.35},
+            "isValid(datum.low)",
+            y=amount("low"),
+            y2={"field": "high"},
+            color=hue,
+        ),
         layer("point", mark, color=hue, shape=shape, tooltip=hover),
         BROKEN,
     ]

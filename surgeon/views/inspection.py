@@ -24,7 +24,7 @@ from surgeon.checkpoint.storage import DTYPE_BITS
 from surgeon.errors import shorten
 from surgeon.freeze.bundle import FOLDER, MANIFEST, REGION, Bundle
 from surgeon.recipe.reading import load_recipe
-from surgeon.recipe.schema import Recipe, VerifySpec
+from surgeon.recipe.schema import Dequantized, Recipe, VerifySpec
 from surgeon.region.dimensions import hidden_size
 from surgeon.region.patch import Patch, is_patch_file
 from surgeon.region.region import Region, is_region_file
@@ -227,7 +227,8 @@ def _recipe_view(found: Mapping[str, Any]) -> Group:
             f"{key} {held}" for key, held in (("freeze", variant.freeze), ("train only", variant.train_only)) if held
         ]
         swept = f", swept over {', '.join(variant.sweep)}" if variant.sweep else ""
-        written = {True: "yes", False: "no", "patch": "as a patch"}[variant.write]
+        written = "as a patch" if variant.write == "patch" else "yes" if variant.whole else "no"
+        written = f"in {variant.write.dtype}" if isinstance(variant.write, Dequantized) else written
         variants.add_row(name, ", ".join(done) + swept, written)
     hint = Text("`surgeon plan` says what it would do, and what that takes", style="dim")
     return Group(head, Text(""), *([regions] if recipe.regions else []), *([variants] if recipe.variants else []), hint)
