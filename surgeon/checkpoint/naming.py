@@ -170,7 +170,7 @@ def tower_of(name: str) -> str:
     """Return which of `TOWERS` a module's name speaks of."""
     if re.search("audio|speech|sound|whisper", name):
         return "audio"
-    return "encoder" if name.startswith("encoder") else "vision"
+    return "encoder" if name.startswith(("encoder", "patcher")) else "vision"
 
 
 def _layer_role(rest: str, info: TensorInfo) -> str:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 
 from surgeon.anatomy.slots import Slot
-from surgeon.errors import InputError, present
+from surgeon.errors import CheckpointError, InputError, present
 from surgeon.model.embedding_and_head import enter_some, head_chunks
 from surgeon.model.hidden_states import States
-from surgeon.model.layer_stack import Arguments, Stack
+from surgeon.model.layer_stack import Arguments, Stack, without_gradients
 from surgeon.scores.base import BackwardScore
 from surgeon.scores.sample import UNCOUNTED, Advance, Piece, Sample, Scores, parameters_of, totals, units
 from surgeon.team import ALONE, Team
@@ -152,6 +152,8 @@ def _backpropagate_head(stack: Stack, hidden: torch.Tensor, ids: torch.Tensor, s
 
 
 def _backpropagate(logits: torch.Tensor, labels: torch.Tensor, predicted: int, language: str) -> None:
+    if not logits.requires_grad:  # nothing that is scored takes part in them, as where only an embedding is scored
+        return
     counted = labels.flatten() != UNCOUNTED
     kept, targets = logits.flatten(0, 1)[counted].float(), labels.flatten()[counted]
     loss = torch.nn.functional.cross_entropy(kept, targets, reduction="sum")
@@ -213,7 +215,13 @@ def in_one_go(
 
     Each batch's activations in all layers are kept meanwhile, so that no layer is run forward twice. The gradients are
     those of `run`, since layers, head and batches come in the same order.
+
+    Raises:
+        CheckpointError: the model has no gradients.
     """
+    lacking = without_gradients(stack.loaded.model)
+    if lacking is not None:
+        raise CheckpointError(f"{stack.loaded.checkpoint.folder}: {lacking}")
     with stack.loaded.weights.resident(list(stack.loaded.model.parameters())), _Sums(slots, score) as sums:
 
         def of_piece(piece: Piece) -> list[torch.Tensor]:
