@@ -143,6 +143,11 @@ class Names:
     slots: Mapping[str, Slot]
 
 
+def _plain(name: str) -> str:
+    """Return a name as the model's class has it; TransformerLens' bridge puts each module into one of its own."""
+    return name.replace("._original_component", "")
+
+
 def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
     """Map the names and shapes on disk to a model's state, by transformers' registry; no value is looked at.
 
@@ -155,7 +160,7 @@ def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    state = model.state_dict()
+    state = {_plain(name): tensor for name, tensor in model.state_dict().items()}
     origins: dict[str, Origin] = {}
     for name in sorted(shapes, key=_natural):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
@@ -166,7 +171,7 @@ def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
                 origins[target] = Origin(target, None, [("", name)])
         else:
             origins.setdefault(target, Origin(target, by_pattern[pattern])).parts.append((pattern, name))
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = {_plain(name): item for name, item in model.named_parameters(remove_duplicate=False)}
     made: dict[str, Origin] = {}
     slots: dict[str, Slot] = {}
     laid: dict[Hashable, _Laid] = {}

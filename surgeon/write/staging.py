@@ -19,10 +19,11 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.companions import check_companions, companions
 from surgeon.checkpoint.fingerprint import content_hash, file_hashes, refuse_changed
 from surgeon.checkpoint.hashing import Stamp, file_hash, file_stamp, sha256
+from surgeon.checkpoint.plain_form import plain_bytes, plain_start, tensors_of
 from surgeon.checkpoint.quantized import refuse_quantized
 from surgeon.checkpoint.remembered import remember_file
 from surgeon.checkpoint.sources import refuse_output_inside
-from surgeon.checkpoint.storage import naming, on_disk, replacing
+from surgeon.checkpoint.storage import Header, naming, on_disk, replacing
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
 from surgeon.freeze.bundle import write_bundle
@@ -196,6 +197,7 @@ def _plain_marker(checkpoint: Checkpoint, name: str, operations: Sequence[Operat
         variant=name,
         operations=[operation.model_dump(by_alias=True, exclude_none=True) for operation in operations],
         regions={},
+        dtype="plain" if checkpoint.written_plain else None,
         model=MarkedModel(source=source.name, revision=source.revision, content_sha256=""),
         recipe={},
     )
@@ -243,9 +245,16 @@ def _has_form_of(checkpoint: Checkpoint, folder: Path, marker: Marker, jobs: int
     }:
         return False
     return len(others) + len(sizes) == len(marker.files) and all(
-        _start(on_disk(header.path), header.data_start) == _start(folder / header.path.name, header.data_start)
-        for header in checkpoint.headers
+        _start(folder / header.path.name, len(start)) == start
+        for header, start in ((header, _start_of(checkpoint, header)) for header in checkpoint.headers)
     )
+
+
+def _start_of(checkpoint: Checkpoint, header: Header) -> bytes:
+    """Return how a variant's file begins: as the source's, or with the header of its plain copy."""
+    if checkpoint.written_plain:
+        return plain_start(header, tensors_of(checkpoint, header))
+    return _start(on_disk(header.path), header.data_start)
 
 
 def _start(path: Path, count: int) -> bytes:
@@ -255,9 +264,10 @@ def _start(path: Path, count: int) -> bytes:
 
 def _require_space(destination: Path, checkpoint: Checkpoint) -> None:
     free = shutil.disk_usage(destination.parent).free
-    if free < checkpoint.data_bytes:
+    needed = plain_bytes(checkpoint) if checkpoint.written_plain else checkpoint.data_bytes
+    if free < needed:
         raise EnvironmentFailure(
-            f"{destination}: {free:,} bytes free, but the variant needs {checkpoint.data_bytes:,}; make room or choose "
+            f"{destination}: {free:,} bytes free, but the variant needs {needed:,}; make room or choose "
             "another --output, and run the same command again: what was finished is kept"
         )
 
