@@ -33,6 +33,7 @@ from surgeon.model.tokenizer import load_tokenizer
 from surgeon.model.workplace import Workplace
 from surgeon.operations import Operation
 from surgeon.operations.edits import EditCount, count_edits
+from surgeon.plan.estimates import shape_of
 from surgeon.plan.pinning import pinned, pinned_operations
 from surgeon.plan.plan import Plan
 from surgeon.plan.text_supply import check_supply, needs_text
@@ -380,6 +381,7 @@ def make_report(
             shards=len(checkpoint.headers),
             bytes=checkpoint.data_bytes,
             content_sha256=None if checkpoint.is_remote else content_hash(checkpoint, run.jobs),
+            vocabulary=shape_of(checkpoint).vocabulary or None,
             left_out=left_out(checkpoint),
             files_left_out=dict(companions(checkpoint).left_out),
             notes=notes_on(checkpoint),

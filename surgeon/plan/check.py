@@ -80,6 +80,10 @@ def check_device(device: str) -> InputError | None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
+        kinds = ("cpu", "cuda", "mps", "xpu", "auto")
+        if device.partition(":")[0] not in kinds:
+            meant = "; did you mean 'cuda'?" if device.lower().startswith("gpu") else ""
+            return InputError(f"--device {device}: no such device{meant}; write cpu, cuda, cuda:1, mps or auto")
         return InputError(f"--device {device}: not available here ({str(error).splitlines()[0]})")
     return None
 
