@@ -17,6 +17,8 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
 from surgeon.checkpoint.fingerprint import base_hashes
 from surgeon.checkpoint.naming import TOWERS
+from surgeon.checkpoint.plain_form import plain_dtypes
+from surgeon.checkpoint.quantized import codecs_of
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, did_you_mean, shorten
 from surgeon.memory import require_room_for_torch
 from surgeon.operations import open_donor
@@ -25,6 +27,7 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.texts import file_problems
 from surgeon.recipe.lines import KeyPath
 from surgeon.recipe.reading import RecipeFile
+from surgeon.recipe.schema import Dequantized
 from surgeon.region.patch import Patch
 from surgeon.region.region import Region
 from surgeon.regions.base import RegionPlan, no_masks
@@ -44,6 +47,7 @@ def check(plan: Plan) -> list[Problem]:
         *_length_problems(plan.file, plan.checkpoint),
         *_unfound_problems(plan),
         *_donor_problems(plan.file, plan.checkpoint, plan.regions),
+        *_format_problems(plan.file, plan.checkpoint),
         *_push_problems(plan.file),
     ]
 
@@ -78,6 +82,10 @@ def check_device(device: str) -> InputError | None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
+        kinds = ("cpu", "cuda", "mps", "xpu", "auto")
+        if device.partition(":")[0] not in kinds:
+            meant = "; did you mean 'cuda'?" if device.lower().startswith("gpu") else ""
+            return InputError(f"--device {device}: no such device{meant}; write cpu, cuda, cuda:1, mps or auto")
         return InputError(f"--device {device}: not available here ({str(error).splitlines()[0]})")
     return None
 
@@ -242,6 +250,22 @@ def _compared_problems(file: RecipeFile, checkpoint: Checkpoint, region: RegionP
             wrong = str(error)
         if wrong is not None:
             yield file.problem(("regions", region.name, "score", key), wrong)
+
+
+def _format_problems(file: RecipeFile, checkpoint: Checkpoint) -> Iterator[Problem]:
+    """Find variants that cannot be written as they say: plainly, or in the format of quantized weights."""
+    decoded = plain_dtypes(checkpoint)
+    only_read = [codec.kind for codec in codecs_of(checkpoint) if not codec.encodes]
+    for name, variant in file.recipe.variants.items():
+        if isinstance(variant.write, Dequantized):
+            if not decoded:
+                yield file.problem(("variants", name, "write"), "no weight is quantized here; say `write: true`")
+            elif decoded != [variant.write.dtype]:
+                what = f"the weights decode to {', '.join(decoded)}, by config.json; say `{{dtype: {decoded[0]}}}`"
+                yield file.problem(("variants", name, "write", "dtype"), what)
+        elif only_read and variant.operations:
+            what = f"weights in {only_read[0]} are read, and not written; say `write: {{dtype: {decoded[0]}}}`"
+            yield file.problem(("variants", name), what)
 
 
 def _push_problems(file: RecipeFile) -> Iterator[Problem]:
