@@ -51,6 +51,7 @@ fuzz: $(VENV)/installed-dev
 # Every type of model that transformers has, tiny and random, beside plain transformers; writes docs/models.md. A quarter
 # of an hour on one core.
 survey: $(VENV)/installed-dev
+	$(INSTALL) pillow scipy
 	rm -f out/survey.jsonl
 	$(BIN)/python scripts/survey_models.py --results out/survey.jsonl; found=$$?; \
 	  $(BIN)/python scripts/survey_models.py --results out/survey.jsonl --page && exit $$found

@@ -29,6 +29,7 @@ def load_config(folder: Path) -> Any:
         ForeignCode: its architecture is code inside the repository.
         Exception: whatever transformers makes of a damaged one.
     """
+    import torch
     import transformers
 
     settings, _ = transformers.PreTrainedConfig.get_config_dict(folder, local_files_only=True)
@@ -36,7 +37,7 @@ def load_config(folder: Path) -> Any:
         raise ForeignCode("the architecture is code inside the repository")
     # The dtype is the caller's to choose, whatever the config says of it: `auto` from a script is no dtype of torch.
     config = transformers.AutoConfig.from_pretrained(
-        folder, trust_remote_code=False, local_files_only=True, dtype="float32"
+        folder, trust_remote_code=False, local_files_only=True, dtype=torch.float32
     )
     for part in _parts(config):
         if part._attn_implementation not in _OWN_ATTENTION:

@@ -38,7 +38,7 @@ def _model_class() -> Any:
             # The harness's command asks for cuda:0 unless told otherwise, also where there is none.
             where = device if device is not None and check_device(device) is None else chosen_device("auto")
             opened = open_output(out, [] if variant == "base" else [variant], device=where)
-            made = opened.variants[variant] if variant != "base" else ((), {})
+            made = opened.variants[variant] if variant != "base" else ((), {}, None, False)
             self.stack, self.variant = opened.stack, Variant(variant, *made)
             self.rows = int(batch_size) if str(batch_size).isdigit() else 4
             self.known: dict[Question, Answer] | None = None

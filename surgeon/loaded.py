@@ -188,6 +188,9 @@ def _corpus(said: Corpus | str | Mapping[str, str | Sequence[str] | TextSpec | M
     return given_corpus(given, open_corpus(others))
 
 
+_KEPT_AS = ("_module", "original_model")
+
+
 def _inner(model: Any) -> Any:
     """Return the transformers model that is given, or that a module wraps.
 
@@ -197,7 +200,10 @@ def _inner(model: Any) -> Any:
     import torch
     from transformers import PreTrainedModel
 
-    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    # nnsight keeps the model under one name, TransformerLens' bridge under another, neither as a part of a module.
+    attributes = getattr(model, "__dict__", {})
+    kept = next((held for name in _KEPT_AS if isinstance(held := attributes.get(name), torch.nn.Module)), model)
+    modules = list(kept.modules()) if isinstance(kept, torch.nn.Module) else []
     found = [module for module in modules if isinstance(module, PreTrainedModel)]  # from the outside inwards
     inside = set(found[0].modules()) if found else set()
     if not found or any(module not in inside for module in found):

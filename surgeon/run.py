@@ -33,11 +33,12 @@ from surgeon.model.tokenizer import load_tokenizer
 from surgeon.model.workplace import Workplace
 from surgeon.operations import Operation
 from surgeon.operations.edits import EditCount, count_edits
+from surgeon.plan.estimates import shape_of
 from surgeon.plan.pinning import pinned, pinned_operations
 from surgeon.plan.plan import Plan
 from surgeon.plan.text_supply import check_supply, needs_text
 from surgeon.progress import Progress
-from surgeon.recipe.schema import Recipe, VariantSpec, VerifySpec
+from surgeon.recipe.schema import Dequantized, Recipe, VariantSpec, VerifySpec
 from surgeon.recipe.written import resolved_yaml
 from surgeon.region.region import Region
 from surgeon.regions.make import make_regions
@@ -187,7 +188,7 @@ class Run:
             problems += [
                 f"region '{label}' turned out to be empty, so that '{name}' would do nothing" for label in empty
             ]
-            if variant.write is not True and not problems:
+            if not variant.whole and not problems:
                 self.edits[name] = self.count(name)
         if problems:
             raise RegionError(*problems)
@@ -196,7 +197,7 @@ class Run:
         """Count what a variant changes, in a pass over what it touches."""
         regions = self.regions_of(variant)
         with self.timed("count"):
-            return count_edits(self.plan.checkpoint, self.plan.recipe.variants[variant].operations, regions)
+            return count_edits(self.plan.source_of(variant), self.plan.recipe.variants[variant].operations, regions)
 
 
 def save_regions(run: Run) -> dict[str, Path]:
@@ -228,7 +229,7 @@ def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Stag
         held = used[spec.held] if spec.held is not None else None
         with run.timed("write"), run.progress.task(f"write {name}", run.plan.checkpoint.data_bytes) as advance:
             staged[name] = stage_variant(
-                run.plan.checkpoint,
+                run.plan.source_of(name),
                 spec.operations,
                 used,
                 run.plan.output / VARIANTS / name,
@@ -252,6 +253,7 @@ def _marker(run: Run, name: str, region_files: Mapping[str, Path]) -> Marker:
         donors={donor: donor_hash(donor, run.jobs) for donor in donors},
         freeze=spec.freeze,
         train_only=spec.train_only,
+        dtype=spec.write.dtype if isinstance(spec.write, Dequantized) else None,
         regions={label: stored_hash(path) for label, path in region_files.items()},
         model=MarkedModel(source=source.name, revision=source.revision, content_sha256=""),
         recipe=_recipe_data(pinned(run.plan), {"push"}),  # where it goes makes it no other variant
@@ -307,7 +309,8 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
             names = ["base", *names]  # its outputs are needed once more
         stack = run.stack(precision)
         regions = {name: run.regions_of(name) if name != "base" else {} for name in names}
-        variants = [Variant(name, operations[name], regions[name]) for name in names]
+        plain = {name: item.dequantized for name, item in run.plan.recipe.variants.items()}
+        variants = [Variant(name, operations[name], regions[name], plain=plain.get(name, False)) for name in names]
         known, languages = found, run.plan.verify_languages
 
         def tell(new: Verification) -> None:
@@ -332,7 +335,16 @@ def _kept_paths(
     kinds = [item.kind for item in spec.measurements if name != "base" or not item.compares]
     kinds += [CONTINUATIONS] if spec.prompts and name in run.plan.talkers else []
     of_model = partial(
-        kept_path, run.plan.checkpoint, list(operations), regions, donors, texts, spec, precision, run.device, run.jobs
+        kept_path,
+        run.plan.source_of(name),
+        list(operations),
+        regions,
+        donors,
+        texts,
+        spec,
+        precision,
+        run.device,
+        run.jobs,
     )
     return {kind: of_model(kind) for kind in kinds}
 
@@ -369,6 +381,7 @@ def make_report(
             shards=len(checkpoint.headers),
             bytes=checkpoint.data_bytes,
             content_sha256=None if checkpoint.is_remote else content_hash(checkpoint, run.jobs),
+            vocabulary=shape_of(checkpoint).vocabulary or None,
             left_out=left_out(checkpoint),
             files_left_out=dict(companions(checkpoint).left_out),
             notes=notes_on(checkpoint),

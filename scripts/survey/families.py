@@ -41,6 +41,9 @@ _ASSISTANT = {"begin_with": {"text_config": {
     "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_kv_shared_layers": 2,
     "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"],
 }}, "text_config": {"num_kv_shared_layers": 2}}  # fmt: skip
+_UNIFIED = {"text_config": {
+    "num_kv_shared_layers": 2, "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
+}}  # fmt: skip
 _INKLING = {"n_layers_per_attn_res_block": 1}  # so that layers see what earlier ones made
 _MIXTURE = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}
 _ZAMBA = {
@@ -64,10 +67,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "dots3_note_text": _DOTS_3,
     "emu3": {"vocabulary_map": {"<image>": 290, "<|extra_200|>": 291, "<|visual token 000000|>": 292}},
     "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {**_ROTARY, "mrope_section": [1, 1, 2]}}},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
     "gemma3n": {"text_config": _GEMMA_3N},
     "gemma3n_text": _GEMMA_3N,
     "gemma4_assistant": _ASSISTANT,
-    "gemma4_unified_assistant": _ASSISTANT,
+    "gemma4_unified_assistant": _UNIFIED,
     "glm46v": _SECTIONS,
     "glm4v": _SECTIONS,
     "glm4v_moe": {"text_config": {"rope_parameters": {**_ROTARY, "mrope_section": [1, 1, 0]}}},
@@ -84,11 +88,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hunyuan_vl": {**_FOUR_SECTIONS, "text_config": _FOUR_SECTIONS},
     "inkling2": {"text_config": _INKLING},
     "inkling2_text": _INKLING,
+    "kyutai_speech_to_text": {"codec_config": {"upsample_groups": 32}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8},
     "ministral": {**_HEADS, "layer_types": ["full_attention", "sliding_attention"]},
     "mistral4": {"head_dim": 16},
     "molmo2": {"adapter_config": {"vision_feature_layer": [0, 1]}},
+    "moonshine_streaming": {"num_key_value_heads": 4, "num_attention_heads": 4},
     "nemotron": {"num_key_value_heads": 2, **_HEADS},
     "paddleocr_vl": _SECTIONS,
     "qwen2_5_omni_thinker": _SECTIONS,

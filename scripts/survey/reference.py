@@ -148,7 +148,11 @@ def kinds_of(model: Any) -> dict[int, float]:
     config = model.config.get_text_config(decoder=True)
     counts = {getattr(config, name, None) for name in ("num_hidden_layers", "decoder_layers", "num_layers")}
     found = {id(parameter): OUTSIDE for parameter in model.parameters()}
-    lists = _lists(decoder_of(model), counts) or _lists(model, counts)
+    if counts == {None}:  # BLT, whose text passes several stacks
+        counts = {len(module) for path, module in model.named_modules() if path.endswith("layers")}
+        lists = _lists(model, counts)
+    else:
+        lists = _lists(decoder_of(model), counts) or _lists(model, counts)
     for module in lists:
         for path, part in module.named_modules():
             for name, parameter in part.named_parameters(recurse=False):
@@ -161,16 +165,24 @@ def kinds_of(model: Any) -> dict[int, float]:
 
 def _lists(root: Any, counts: set[Any]) -> list[Any]:
     """Return the lists of as many modules as the text has layers, but not of other towers."""
-    return [
-        module
+    found = {
+        path: module
         for path, module in root.named_modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) in counts and not _other_tower(path)
-        and any(parameter.dim() > 1 for parameter in module.parameters())
-    ]  # fmt: skip
+    }  # fmt: skip
+    holders = {
+        path.rpartition(".")[0]
+        for path, module in found.items()
+        if any(parameter.dim() > 1 for parameter in module.parameters())
+    }
+    return [module for path, module in found.items() if path.rpartition(".")[0] in holders]  # norms apart, too
+
+
+_TOWERS = ("vision", "visual", "audio", "image", "qformer", "resampler", "speech", "mtp", "patcher")
 
 
 def _other_tower(path: str) -> bool:
-    return any(word in path for word in ("vision", "visual", "audio", "image", "qformer", "resampler", "speech", "mtp"))
+    return any(word in path for word in _TOWERS)
 
 
 def on_disk(model: Any, values: dict[int, torch.Tensor], arrange: Arrange | None) -> dict[str, torch.Tensor]:

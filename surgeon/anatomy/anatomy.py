@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from surgeon.checkpoint.store import place as place_of
 from surgeon.checkpoint.store import recall, remember
 from surgeon.errors import CheckpointError
 
-_VERSION = 1  # raise it when the same model would be read otherwise
+_VERSION = 2  # raise it when the same model would be read otherwise
 _LONGEST = 1 << 28  # bytes of what is kept
 _REMEMBERED = 8  # anatomies of one process
 
@@ -31,6 +32,7 @@ class Anatomy:
 
 
 _known: dict[str, Anatomy] = {}
+_latest: list[tuple[Checkpoint, str]] = []  # asked for last, and its key: of many tensors even that takes long
 
 
 def anatomy_of(checkpoint: Checkpoint) -> Anatomy:
@@ -38,7 +40,8 @@ def anatomy_of(checkpoint: Checkpoint) -> Anatomy:
 
     Where transformers cannot build the model, or is not installed, names tell what they can.
     """
-    key = _key(checkpoint)
+    key = _latest[0][1] if _latest and _latest[0][0] is checkpoint else _key(checkpoint)
+    _latest[:] = [(checkpoint, key)]
     if key not in _known:
         while len(_known) >= _REMEMBERED:
             _known.pop(next(iter(_known)))
@@ -83,6 +86,7 @@ def _key(checkpoint: Checkpoint) -> str:
     return made.hexdigest()
 
 
+@cache
 def _transformers() -> str:
     try:
         return importlib.metadata.version("transformers")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
 
 from surgeon.anatomy.hollow import architecture, meta_model
 from surgeon.anatomy.roles import Held, branch, role_of
-from surgeon.anatomy.slots import Names, map_names
+from surgeon.anatomy.slots import Names, Slot, map_names
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import MTP, TOWERS, Place, place, tower_of
 from surgeon.checkpoint.storage import TensorInfo
@@ -20,12 +23,17 @@ from surgeon.errors import CheckpointError
 _OF_TOWERS = re.compile(
     r"vision|visual|image|audio|speech|sound|encoder(?!s)|vit\b|sam|qformer|perceiver|resampler|patch|vq"
 )
+_ALTERNATING = {"GptOssExperts"}  # which multiplies rows of gates and ups in turns
+_PATCHER = "patcher"  # of BLT: a model of its own that says where a text is cut up, and takes no other part
 _CONV1D = "Conv1D"  # transformers' own linear layer of (inputs, outputs)
 
 
 @dataclass(frozen=True)
 class _Model:
-    """A hollow model, and where its text decoder's layers are: their paths, each with its number."""
+    """A hollow model, and where its text decoder's layers are: their paths, each with its number.
+
+    They lie `apart` where several lists hold them: one of attentions, one of norms, as in XLM.
+    """
 
     model: Any
     modules: Mapping[str, Any]
@@ -33,6 +41,11 @@ class _Model:
     decoder: str
     hidden: int
     text_alone: bool
+
+    @cached_property
+    def apart(self) -> bool:
+        """True if layers are in several lists."""
+        return len({path.rpartition(".")[0] for path in self.layers}) > 1
 
 
 def read_places(checkpoint: Checkpoint) -> dict[str, Place]:
@@ -58,7 +71,9 @@ def read_places(checkpoint: Checkpoint) -> dict[str, Place]:
         made = targets.get(name, [])
         path = next((path for path in made if path in parameters), None)
         if path is not None and parameters[path].requires_grad:
-            places[name] = replace(_parameter(whole, path, info, made), movable=name in names.slots)
+            places[name] = replace(
+                _parameter(whole, path, info, made, names.slots.get(name)), movable=name in names.slots
+            )
         elif path is not None or _buffer(model, made or [name], buffers):
             layer = _layer_of(whole, path or next(iter(made), name))
             places[name] = Place(layer, "buffer", None, "buffer")
@@ -75,14 +90,14 @@ def _refuse_other_models(checkpoint: Checkpoint, model: Any, names: Names) -> No
             raise CheckpointError(f"{checkpoint.where}: no tensor of the right shape makes '{path}' of the model")
 
 
-def _parameter(whole: _Model, path: str, info: TensorInfo, made: Iterable[str]) -> Place:
+def _parameter(whole: _Model, path: str, info: TensorInfo, made: Iterable[str], slot: Slot | None) -> Place:
     layer, inside = _layer_path(whole, path)
     owner = whole.modules[path.rpartition(".")[0]]
     axis = _output_axis(owner, info)
     if layer is None:
         return Place(None, _outer_role(whole, path, owner, info), axis)
-    way, leaf = _way(whole, inside, path)
-    role = role_of(way, leaf, len(info.shape))
+    way, _ = _way(whole, inside, path)
+    role = _fused([_role(whole, other, info) for other in (path, *made) if _layer_of(whole, other) == layer])
     by_name = place(info, {}).role  # where several tensors become one, as gate and up do, each has its own name
     if info.name not in (path, *made) and by_name.partition(".")[0] == role.partition(".")[0] and by_name != "other":
         role = by_name
@@ -92,7 +107,34 @@ def _parameter(whole: _Model, path: str, info: TensorInfo, made: Iterable[str]) 
     return Place(
         layer, role, axis, branch=branch(way) if role.startswith("mlp.") else None,  # type: ignore[arg-type]
         heads=_heads(whole, inside, way) if mixer else None, matrix=_is_matrix(owner, role),
+        alternating=role == "mlp.gate_up" and _alternates(owner, info, axis, slot),
     )  # fmt: skip
+
+
+def _role(whole: _Model, path: str, info: TensorInfo) -> str:
+    """Return the role of a parameter of a layer."""
+    _, inside = _layer_path(whole, path)
+    way, leaf = _way(whole, inside, path)
+    return role_of([*_part(whole, inside), *way], leaf, len(info.shape))
+
+
+def _fused(roles: Sequence[str]) -> str:
+    """Return the role of what is split into parameters of some roles; mostly it is one."""
+    blocks, parts = {role.partition(".")[0] for role in roles}, {role.partition(".")[2] for role in roles}
+    if len(set(roles)) == 1 or len(blocks) > 1:
+        return roles[0]
+    block = blocks.pop()
+    if block == "mlp" and parts == {"gate", "up"}:
+        return "mlp.gate_up"
+    return f"{block}.qkv" if parts - {"other"} == {"q", "k", "v"} else f"{block}.other"
+
+
+def _alternates(owner: Any, info: TensorInfo, axis: int | None, slot: Slot | None) -> bool:
+    """True if rows of gates and ups alternate: as the class multiplies them, or as they are loaded."""
+    if type(owner).__name__ in _ALTERNATING:
+        return True
+    row = math.prod(info.shape[1 + (axis or 0) :])
+    return slot is not None and any(stride == 2 * row for piece in slot.pieces for stride in piece.strides)
 
 
 def _way(whole: _Model, inside: str, path: str) -> tuple[list[Held], str]:
@@ -103,6 +145,12 @@ def _way(whole: _Model, inside: str, path: str) -> tuple[list[Held], str]:
         at = f"{at}.{part}"
         way.append(Held(part, type(whole.modules[at]).__name__))
     return way, parts[-1]
+
+
+def _part(whole: _Model, inside: str) -> list[Held]:
+    """Return the layer itself, under its list's name, where it may be an attention or a norm."""
+    name = inside.rpartition(".")[0].rpartition(".")[2]
+    return [Held(name, type(whole.modules[inside]).__name__)] if whole.apart else []
 
 
 def _layer_path(whole: _Model, path: str) -> tuple[int | None, str]:
@@ -126,7 +174,7 @@ def _outer_role(whole: _Model, path: str, owner: Any, info: TensorInfo) -> str:
     tower = next((part for part in path.split(".")[:-1] if _OF_TOWERS.search(part)), None)
     if MTP.search(path):
         return "mtp"
-    if not whole.text_alone and (tower is not None or not inside):
+    if tower == _PATCHER or (not whole.text_alone and (tower is not None or not inside)):
         return tower_of(tower or path)
     role = place(info, {}).role
     if re.search(r"norm", type(owner).__name__, re.IGNORECASE) and "embed" not in path.split(".")[-2]:
@@ -192,15 +240,14 @@ def _expert_axis(owner: Any, info: TensorInfo, role: str, hidden: int) -> int:
 
 def _heads(whole: _Model, inside: str, way: Iterable[Held]) -> int | None:
     """Return the key-value heads of the attention that a parameter belongs to, by the layer's own numbers."""
-    at = inside
-    for held in way:
-        at = f"{at}.{held.name}"
-        module = whole.modules[at]
+    paths = list(accumulate((held.name for held in way), "{}.{}".format, initial=inside))
+    for path in paths if whole.apart else paths[1:]:
+        module = whole.modules[path]
         keys = next((getattr(module, name) for name in ("k_proj", "key") if hasattr(module, name)), None)
         size = next((getattr(module, n) for n in ("head_dim", "attention_head_size") if hasattr(module, n)), None)
         if isinstance(keys, torch.nn.Linear) and isinstance(size, int) and size and keys.out_features % size == 0:
             return keys.out_features // size
-        for name in ("num_key_value_heads", "num_kv_heads", "num_heads", "num_attention_heads", "n_head"):
+        for name in ("num_key_value_heads", "num_kv_heads", "num_heads", "num_attention_heads", "n_head", "n_heads"):
             if isinstance(getattr(module, name, None), int):
                 return int(getattr(module, name))
     config = whole.model.config.get_text_config()
@@ -239,4 +286,4 @@ def decoder_layers(model: Any) -> tuple[dict[str, int], str]:
 def _in_tower(path: str, decoder: str) -> bool:
     """True for a list of another tower's layers that lies in the module which holds the decoder."""
     rest = path[len(decoder) :].strip(".")
-    return bool(re.search(r"vision|visual|image|audio|speech|mtp", rest))
+    return bool(re.search(r"vision|visual|image|audio|speech|mtp|patcher", rest))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -143,6 +143,11 @@ class Names:
     slots: Mapping[str, Slot]
 
 
+def _plain(name: str) -> str:
+    """Return a name as the model's class has it; TransformerLens' bridge puts each module into one of its own."""
+    return name.replace("._original_component", "")
+
+
 def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
     """Map the names and shapes on disk to a model's state, by transformers' registry; no value is looked at.
 
@@ -155,7 +160,7 @@ def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    state = model.state_dict()
+    state = {_plain(name): tensor for name, tensor in model.state_dict().items()}
     origins: dict[str, Origin] = {}
     for name in sorted(shapes, key=_natural):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
@@ -166,14 +171,79 @@ def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
                 origins[target] = Origin(target, None, [("", name)])
         else:
             origins.setdefault(target, Origin(target, by_pattern[pattern])).parts.append((pattern, name))
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = {_plain(name): item for name, item in model.named_parameters(remove_duplicate=False)}
     made: dict[str, Origin] = {}
     slots: dict[str, Slot] = {}
+    laid: dict[Hashable, _Laid] = {}
     for origin in origins.values():
-        outputs = _outputs(origin, shapes, model, state)
-        made |= dict.fromkeys(outputs, origin)
-        slots |= _slots(outputs, shapes, parameters)
+        names = [name for _, name in origin.parts]
+        if origin.converter is None:
+            made[origin.target] = origin
+            if origin.target in parameters:
+                slots[names[0]] = _whole(parameters[origin.target])
+            continue
+        found = _found(origin, shapes, model, state, laid)
+        made |= dict.fromkeys(found.outputs, origin)
+        slots |= _slots(found, names, shapes, parameters)
     return Names(made, slots)
+
+
+def _whole(parameter: torch.nn.Parameter) -> Slot:
+    shape = tuple(parameter.shape)
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    piece = Piece(parameter, tuple(slice(0, size) for size in shape), 0, strides)
+    return Slot((piece,), shape, _order([piece], shape))
+
+
+@dataclass(frozen=True, eq=False)
+class _Laid:
+    """How an origin's tensors lie: which entries of the model's state it makes in the right shape, and their pieces.
+
+    By each tensor's number, those of the tensors that lie in the model as a whole: the state's entry, the index into
+    it, base and strides, see `Piece`.
+    """
+
+    target: str
+    outputs: tuple[str, ...]
+    pieces: Mapping[int, Sequence[tuple[str, tuple[slice, ...], int, tuple[int, ...]]]]
+
+    def renamed(self, target: str) -> _Laid | None:
+        """Return it for another target; None if that differs in more than the numbers of layers and what holds them."""
+        old, new = self.target.split("."), target.split(".")
+        first = next((i for i, part in enumerate(old) if part.isdecimal()), 0)
+        differ = [i for i, (one, other) in enumerate(zip(old, new, strict=False)) if one != other]
+        if len(old) != len(new) or any(i > first and not (old[i].isdecimal() and new[i].isdecimal()) for i in differ):
+            return None
+
+        def moved(name: str) -> str:
+            parts = name.split(".")
+            return ".".join(new[i] if i in differ and part == old[i] else part for i, part in enumerate(parts))
+
+        pieces = {number: [(moved(path), *rest) for path, *rest in found] for number, found in self.pieces.items()}
+        return _Laid(target, tuple(map(moved, self.outputs)), pieces)  # type: ignore[arg-type]
+
+
+def _found(
+    origin: Origin,
+    shapes: Mapping[str, tuple[int, ...]],
+    model: Any,
+    state: Mapping[str, torch.Tensor],
+    known: dict[Hashable, _Laid],
+) -> _Laid:
+    """Return how an origin's tensors lie; what is known of another layer's, of the same shapes, goes for this one."""
+    wanted = state.get(origin.target)
+    key = (
+        id(origin.converter), wanted.shape if wanted is not None else None,
+        tuple((pattern, tuple(shapes[name])) for pattern, name in origin.parts),
+    )  # fmt: skip
+    moved = known[key].renamed(origin.target) if key in known else None
+    if moved is not None:
+        pairs = zip(known[key].outputs, moved.outputs, strict=True)
+        if all(new in state and state[new].shape == state[old].shape for old, new in pairs):
+            return moved
+    made = _outputs(origin, shapes, model, state)
+    known[key] = _lay(origin.target, made, [shapes[name] for _, name in origin.parts])
+    return known[key]
 
 
 def _outputs(
@@ -183,11 +253,10 @@ def _outputs(
 
     None stands for an entry that is made in a way which is not followed.
     """
-    if origin.converter is None:
-        return {origin.target: Traced.stored(origin.parts[0][1], shapes[origin.parts[0][1]])}
+    numbers = {name: number for number, (_, name) in enumerate(origin.parts)}
     made: Mapping[str, torch.Tensor]
     try:
-        made = origin.values(lambda name: Traced.stored(name, shapes[name]), model)
+        made = origin.values(lambda name: Traced.stored(numbers[name], shapes[name]), model)
     except Exception as error:  # a conversion that is not followed, or that the stored tensors do not fit
         if memory_error(error) is not None:
             raise
@@ -204,34 +273,42 @@ def _outputs(
     }
 
 
+def _lay(target: str, outputs: Mapping[str, Traced | None], shapes: Sequence[tuple[int, ...]]) -> _Laid:
+    """Find the pieces of an origin's tensors; one that does not lie in the model as a whole has none."""
+    pieces: dict[int, list[tuple[str, tuple[slice, ...], int, tuple[int, ...]]]] = {}
+    for path, value in outputs.items():
+        for box in value.boxes if value is not None else ():
+            pieces.setdefault(box.number, []).extend((path, *piece) for piece in _pieces(box))
+    whole = {}
+    for number, found in pieces.items():
+        entries = sum(math.prod(at.stop - at.start for at in index) for _, index, _, _ in found)
+        if entries == math.prod(shapes[number]) and len(found) <= _MOST_PIECES:
+            whole[number] = found
+    return _Laid(target, tuple(outputs), whole)
+
+
 def _slots(
-    outputs: Mapping[str, Traced | None],
+    laid: _Laid,
+    names: Sequence[str],
     shapes: Mapping[str, tuple[int, ...]],
     parameters: Mapping[str, torch.nn.Parameter],
 ) -> dict[str, Slot]:
-    """Find the slots of an origin's tensors; one that does not lie in the model as a whole has none."""
-    pieces: dict[str, list[Piece]] = {}
-    for path, value in outputs.items():
-        for box in value.boxes if value is not None and path in parameters else ():
-            pieces.setdefault(box.name, []).extend(_pieces(box, parameters[path]))
+    """Return the slots of an origin's tensors, `names` in their order."""
     slots = {}
-    for name, found in pieces.items():
-        entries = sum(math.prod(at.stop - at.start for at in piece.index) for piece in found)
-        if entries == math.prod(shapes[name]) and len(found) <= _MOST_PIECES:
-            slots[name] = Slot(tuple(found), tuple(shapes[name]), _order(found, shapes[name]))
+    for number, found in laid.pieces.items():
+        name = names[number]
+        if all(path in parameters for path, *_ in found):
+            pieces = tuple(Piece(parameters[path], *rest) for path, *rest in found)  # type: ignore[arg-type]
+            slots[name] = Slot(pieces, tuple(shapes[name]), _order(pieces, shapes[name]))
     return slots
 
 
-def _pieces(box: Box, parameter: torch.nn.Parameter) -> list[Piece]:
-    """Cut a box along its axes so that in each piece offsets grow evenly."""
-    found: list[Piece] = []
-    for runs in itertools.product(*(_even_runs(along) for along in box.offsets)):
+def _pieces(box: Box) -> Iterator[tuple[tuple[slice, ...], int, tuple[int, ...]]]:
+    """Cut a box along its axes so that in each piece offsets grow evenly; yields index, base and strides."""
+    every = itertools.product(*(_even_runs(along) for along in box.offsets))
+    for runs in itertools.islice(every, _MOST_PIECES + 1):
         index = tuple(slice(at + run.first, at + run.stop) for at, run in zip(box.start, runs, strict=True))
-        base = box.base + sum(run.offset for run in runs)
-        found.append(Piece(parameter, index, base, tuple(run.stride for run in runs)))
-        if len(found) > _MOST_PIECES:
-            break
-    return found
+        yield index, box.base + sum(run.offset for run in runs), tuple(run.stride for run in runs)
 
 
 class _Run(NamedTuple):

@@ -27,13 +27,13 @@ class Untraceable(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """A box of a value that is made of entries of one stored tensor, `name`.
+    """A box of a value that is made of entries of one stored tensor, of some `number`.
 
     It begins at `start`; its entry (i, j, ...) is the stored tensor's flat entry `base + offsets[0][i] + ...`, where
     offsets begin with 0.
     """
 
-    name: str
+    number: int
     start: tuple[int, ...]
     base: int
     offsets: tuple[Offsets, ...]
@@ -66,11 +66,11 @@ class Traced(torch.Tensor):
         return result
 
     @staticmethod
-    def stored(name: str, shape: Sequence[int]) -> Traced:
+    def stored(number: int, shape: Sequence[int]) -> Traced:
         """Return the stand-in of a stored tensor."""
         strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
         offsets = tuple(_along(size, stride) for size, stride in zip(shape, strides, strict=True))
-        return Traced.made(shape, [Box(name, (0,) * len(shape), 0, offsets)])
+        return Traced.made(shape, [Box(number, (0,) * len(shape), 0, offsets)])
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

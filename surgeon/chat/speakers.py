@@ -30,12 +30,15 @@ if TYPE_CHECKING:
     from surgeon.model.layer_stack import Stack
 
 
+Made = tuple[Sequence[Any], Mapping[str, Region], None, bool]  # what a `Variant` is made with, beside its name
+
+
 @dataclass(frozen=True, eq=False)
 class Speakers:
     """A loaded model and the variants of it that answer, after the base; `templated` if prompts are turns of a chat."""
 
     stack: Stack
-    variants: Mapping[str, tuple[Sequence[Any], Mapping[str, Region]]]
+    variants: Mapping[str, Made]
     new_tokens: int
     templated: bool
 
@@ -104,15 +107,13 @@ def open_output(
     return Speakers(stack, variants, new_tokens, templated)
 
 
-def _variants(
-    out: Path, report: Report, recipe: Recipe, chosen: Sequence[str]
-) -> dict[str, tuple[Sequence[Any], Mapping[str, Region]]]:
+def _variants(out: Path, report: Report, recipe: Recipe, chosen: Sequence[str]) -> dict[str, Made]:
     """Find the regions of variants; those that only sweeps have may be the same as one that was saved."""
     for name in chosen:
         if name not in recipe.variants:
             raise InputError(f"{out}: no variant '{name}'{did_you_mean(name, recipe.variants)}")
     wanted = chosen or [name for name in (tell(report).shown or recipe.variants) if name in recipe.variants]
-    found: dict[str, tuple[Sequence[Any], Mapping[str, Region]]] = {}
+    found: dict[str, Made] = {}
     written = outputs_of(read_object(out / MANIFEST))
     for name in wanted:
         operations = recipe.variants[name].operations
@@ -122,7 +123,7 @@ def _variants(
             raise InputError(f"{out}: no file of region '{missing[0]}', which '{name}' needs; name it in the recipe")
         if not missing:
             regions = {label: _as_written(path, written) for label, path in files.items() if path is not None}
-            found[name] = (operations, regions)
+            found[name] = (operations, regions, None, recipe.variants[name].dequantized)
     return found
 
 

@@ -16,12 +16,14 @@ from pathlib import Path
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.own_code import own_code
+from surgeon.checkpoint.plain_form import plain_companions
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.weight_files import INDEX_NAME, SINGLE_NAME, index_for
 from surgeon.errors import CheckpointError
 
 _NAMES = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "config.json", "hf_quant_config.json",
+    "generation_config.json", "preprocessor_config.json", "processor_config.json",
     "image_processor_config.json", "video_preprocessor_config.json", "audio_tokenizer_config.json",
     "chat_template*.json", "*.jinja", "LICENSE*", "LICENCE*", "License*", "COPYING*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
@@ -34,6 +36,7 @@ _TEXTS = (".json", ".txt", ".jsonl", ".model", ".vocab")  # in which tokenizers 
 _TOKENIZERS = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "sentencepiece", "spiece")
 # Folders in which transformers looks, and what it takes there.
 _FOLDERS = {"additional_chat_templates": ("*.jinja",), "custom_generate": ("*.py", "requirements.txt")}
+_QUANTIZERS = "hf_quant_config.json"  # speaks of codes alone
 # Without these a model does not load, or has no tokenizer.
 _NEEDED = frozenset({
     "config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt",
@@ -88,7 +91,10 @@ def companions(checkpoint: Checkpoint) -> Companions:
         else:
             left_out[name + ("/" if path.is_dir() else "")] = reason
     made = {}
-    if not checkpoint.index and taken != {SINGLE_NAME} and checkpoint.config.get("transformers_weights") not in taken:
+    if checkpoint.written_plain:
+        made = plain_companions(checkpoint)
+        kept = [path for path in kept if path.as_posix() not in (*made, _QUANTIZERS)]
+    elif not checkpoint.index and taken != {SINGLE_NAME} and checkpoint.config.get("transformers_weights") not in taken:
         made[INDEX_NAME] = (json.dumps(index_for(checkpoint.headers), indent=2) + "\n").encode()
     return Companions(tuple(sorted(kept)), left_out if whole else {}, made)
 

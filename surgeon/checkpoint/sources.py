@@ -6,6 +6,8 @@ parts (`remote.py`), until somebody asks for all of them with `download`.
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.checkpoint.remote import RemoteFile, look_up
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, did_you_mean, present
 
+_MOST_NAMES = 1000  # of a folder that are looked through for what was meant
 _fetched: dict[str, Path] = {}  # files on the Hub by the names that were looked up since `look_again`
 _looked = 0  # how often `look_again` was called
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -73,7 +76,8 @@ def locate(name: str) -> Source:
     path = Path(os.path.expanduser(name))
     if not name.startswith("hf://") and (path.exists() or name.startswith((".", "/", "~")) or not model_address(name)):
         if not path.exists():
-            raise CheckpointError(f"{name}: no such file or folder, and not a Hub id of the form org/name")
+            what = f"{name}: no such file or folder, and not a Hub id of the form org/name"
+            raise CheckpointError(f"{what}{_nearest(path)}")
         return Source(name, path.resolve())
     match = model_address(name)
     if match is None:
@@ -81,11 +85,25 @@ def locate(name: str) -> Source:
     return _locate_on_hub(name, match.repository, match.revision)
 
 
+def _nearest(path: Path) -> str:
+    """Return "; did you mean 'x'?" for the entry of the folder that a misspelt path comes nearest to."""
+    here, missing = path, path.name
+    while not here.exists() and here != here.parent:
+        here, missing = here.parent, here.name
+    try:
+        names = [item.name for item in itertools.islice(here.iterdir(), _MOST_NAMES)]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(missing, names, n=1, cutoff=0.7)
+    return f"; did you mean '{here / close[0] / path.relative_to(here / missing)}'?" if close else ""
+
+
 def _locate_on_hub(name: str, repository: str, revision: str | None) -> Source:
     """Look a repository up, and fetch its small descriptions; without the Hub, take what its cache holds."""
     from huggingface_hub import try_to_load_from_cache
 
-    where = name if name.startswith("hf://") else f"{name}: no such folder here; on the Hub"
+    near = _nearest(Path(name))
+    where = name if name.startswith("hf://") else f"{name}: no such folder here{near}; on the Hub"
     try:
         with hub_errors(where):
             found = look_up(repository, revision)

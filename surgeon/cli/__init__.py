@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from surgeon.cli import looking, running, sharing, shipped, talking
+from surgeon.cli import auditing, looking, running, sharing, shipped, talking
 from surgeon.ending import run_to_its_end
 from surgeon.memory import hand_back_large_blocks
 
@@ -29,7 +29,10 @@ COMMANDS: tuple[tuple[Callable[..., Any], str], ...] = (
     (running.plan, "surgeon plan zero_core --set model=./my-model"),
     (running.score, "surgeon score scores --output out/scores"),
     (looking.verify, "surgeon verify out/variants/core-zeroed --base builtin:tiny30 --languages ar,en"),
+    (auditing.audit, "surgeon audit out/variants/core-zeroed --base builtin:tiny30 --languages ar,en --gate lost=0"),
     (looking.diff, "surgeon diff builtin:tiny30 out/variants/core-zeroed --region out/regions/core.region.safetensors"),
+    (looking.compare, "surgeon compare out/one out/other --output page"),
+    (looking.report, "surgeon report out --space my-space"),
     (looking.inspect, "surgeon inspect out/regions/core.region.safetensors"),
     (talking.chat, 'surgeon chat out --prompt "Everyone has the right to"'),
     (sharing.push, "surgeon push out/variants/core-zeroed org/core-zeroed --dry-run"),
@@ -40,7 +43,9 @@ COMMANDS: tuple[tuple[Callable[..., Any], str], ...] = (
     (shipped.schema, "surgeon schema > recipe.schema.json"),
 )
 for _command, _example in COMMANDS:
-    app.command(epilog=f"Example: {_example}")(_command)
+    # The whole first line: what a parser makes of a docstring by itself ends in the middle.
+    _line = (_command.__doc__ or "").partition("\n")[0]
+    app.command(epilog=f"Example: {_example}", short_help=_line)(_command)
 
 
 def main() -> None:

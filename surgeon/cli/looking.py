@@ -129,6 +129,39 @@ def diff(
         raise SystemExit(1)
 
 
+def compare(
+    outputs: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Output folders of `apply` or `cut`.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for the page and its figures.")] = Path("page"),
+    as_json: JsonOption = False,
+) -> None:
+    """Put several runs on one page: models, checkpoints of a training run, recipes; one colour a run."""
+    from surgeon.report.compared import comparison_data, comparison_table, open_runs, write_comparison
+    from surgeon.views.terminal import grid_table, render, told
+
+    runs = open_runs(outputs)
+    page = write_comparison(runs, output)
+    if as_json:
+        print_json({"page": str(page), "runs": comparison_data(runs)})
+        return
+    render(stdout(), grid_table(comparison_table(runs)))
+    render(stdout(), told(f"page {page}"))
+
+
+def report(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="An output folder of `surgeon apply` or `cut`.")],
+    space: Annotated[
+        Path | None, typer.Option("--space", help="Write a folder that is a static Space on the Hub, ready to push.")
+    ] = None,
+) -> None:
+    """Draw the page of a run again from its report.json, or write it as a static Space."""
+    from surgeon.report.data import Report
+    from surgeon.report.html import write_page
+    from surgeon.report.space import write_space
+
+    files = write_space(output, space) if space is not None else write_page(Report.load(output), output)
+    print(files[0])
+
+
 def inspect(
     target: Annotated[
         str,

@@ -120,6 +120,10 @@ def cut(
         bool,
         typer.Option("--quick", help="A first picture: the scored languages alone, little text, one random control."),
     ] = False,
+    dose: Annotated[
+        bool,
+        typer.Option("--dose", help="Cut 0.01 % to 5 % of core, largest and random entries; none written."),
+    ] = False,
     tokens: Annotated[int | None, typer.Option("--tokens", min=2, help="Tokens to measure per language.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Sequences to score per language.")] = None,
     prompts: Annotated[
@@ -142,7 +146,7 @@ def cut(
     from surgeon.plan.first_cut import RECIPE, FirstCut
 
     wanted = FirstCut(
-        model, share(top, "--top"), listed(languages), output, tokens, samples, prompts, quick, not no_verify
+        model, share(top, "--top"), listed(languages), output, tokens, samples, prompts, quick, not no_verify, dose
     )
     if dry_run:
         found = api.cut_overrides(wanted, overrides or (), device)

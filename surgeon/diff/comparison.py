@@ -35,6 +35,14 @@ class Comparison:
     patch: Patch | None = None
     remarks: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        told = []
+        if self.checkpoints is not None:
+            told.append("differ" if self.checkpoints.differs else "no difference")
+        if self.overlap is not None:
+            told.append(f"regions share Jaccard {self.overlap.total.jaccard:.3g}")
+        return f"Comparison({' and '.join(self.names)}: {', '.join(told)})"
+
 
 def compare(
     before: str | Path | None,

@@ -71,6 +71,11 @@ class Frozen:
         self._index()
         tell(self)
 
+    def __repr__(self) -> str:
+        skipped = f", {len(self.skipped)} tensors skipped" if self.skipped else ""
+        off = "" if self._is_on else ", removed"
+        return f"Frozen({self.entries:,} entries in {len(self.tensors)} tensors{skipped}{off})"
+
     @property
     def entries(self) -> int:
         """Number of entries frozen in this process; under sharding, its share."""

@@ -27,7 +27,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import damaged
 from surgeon.checkpoint.hashing import file_hash, sha256
 from surgeon.errors import CheckpointError, InputError
-from surgeon.report.card import REBUILD, RESULTS, base_model
+from surgeon.report.card import REBUILD, RESULTS, SourceCard, base_model
 from surgeon.report.words import size
 from surgeon.visible import visible, visible_lines
 from surgeon.write.integrity import CARD, FIGURES, MANIFEST, RECIPE, REGIONS, is_made_anew, read_own_text, run_manifest
@@ -176,11 +176,29 @@ def parcel_text(parcel: Parcel, address: str) -> str:
     lines = [f"{size(item.size):>8}  {visible(item.path)}" for item in parcel.items]
     lines += [f"{'stays':>8}  {visible(name)} (not written by surgeon)" for name in parcel.left_behind]
     total = f"{size(parcel.size):>8}  in {len(parcel.items)} files, to {address}; nothing was sent"
-    return "\n".join([*lines, total, "", "README.md:", "", visible_lines(parcel.card)])
+    lacking = [f"{'note':>8}  {what}" for what in lacking_in(parcel.card)]
+    return "\n".join([*lines, total, *lacking, "", "README.md:", "", visible_lines(parcel.card)])
+
+
+def lacking_in(card: str) -> list[str]:
+    """Say what a card lacks that the Hub shows beside a model: its licence, and the model that it was made from."""
+    notes = []
+    if "license" not in SourceCard.parse(card).fields:
+        notes.append("the card names no licence: the source's README.md has none; add `license:` to its front matter")
+    if not re.search(r"^base_model:", card.partition("\n---")[0], re.MULTILINE):
+        notes.append("the card names no base model, since the source is a folder; made from a Hub id it would")
+    return notes
 
 
 def parcel_data(parcel: Parcel, address: str) -> dict[str, Any]:
     """Return the same as plain data, for `--json`."""
     files = {item.path: {"bytes": item.size, "sha256": item.sha256} for item in parcel.items}
     behind = list(parcel.left_behind)
-    return {"address": address, "bytes": parcel.size, "files": files, "left_behind": behind, "card": parcel.card}
+    return {
+        "address": address,
+        "bytes": parcel.size,
+        "files": files,
+        "left_behind": behind,
+        "lacking": lacking_in(parcel.card),
+        "card": parcel.card,
+    }

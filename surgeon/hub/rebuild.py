@@ -98,7 +98,7 @@ def rebuild(
     owner = str(marker.recipe.get("name", marker.variant))
     with output_lock(out, owner, overwrite), progress.task(f"write {marker.variant}", checkpoint.data_bytes) as advance:
         staged = stage_variant(
-            checkpoint,
+            checkpoint.dequantized() if marker.dtype is not None else checkpoint,
             spec.operations,
             regions,
             destination,

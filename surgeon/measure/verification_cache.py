@@ -61,6 +61,7 @@ def kept_path(
         "operations": [operation.model_dump(mode="json", by_alias=True) for operation in operations],
         "regions": {label: regions[label].digest() for item in operations for label in item.regions},
         "donors": dict(donors),
+        **({"dequantized": True} if checkpoint.written_plain else {}),
     }
     made = Fingerprint(
         version=KEPT_VERSION,

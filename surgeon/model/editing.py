@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.tensors import as_tensor
 from surgeon.checkpoint.ties import stored_copies
 from surgeon.errors import CheckpointError
@@ -24,13 +25,19 @@ from surgeon.region.region import Indices, Region
 class Variant:
     """A model to be measured: the loaded one with operations done to it; without any it is the base.
 
-    `edits` are what the operations make of each tensor, where that was made beforehand (`prepared`).
+    `edits` are what the operations make of each tensor, where that was made beforehand (`prepared`). A
+    `plain` one is dequantized, so that its edits are made in the logical dtype.
     """
 
     name: str
     operations: Sequence[Operation] = ()
     regions: Mapping[str, Region] | None = None
     edits: Mapping[str, Edit] | None = None
+    plain: bool = False
+
+    def source(self, loaded: LoadedModel) -> Checkpoint:
+        """Return the checkpoint that edits are made of."""
+        return loaded.checkpoint.dequantized() if self.plain else loaded.checkpoint
 
     def touched(self, loaded: LoadedModel) -> list[str]:
         """Return the tensors to edit by the names under which the model holds them, tied copies once.
@@ -81,7 +88,7 @@ def _entries(loaded: LoadedModel, variant: Variant, name: str) -> int:
 def _edit(loaded: LoadedModel, variant: Variant, name: str) -> Edit:
     if variant.edits is not None:
         return variant.edits[name]
-    return make_edit(loaded.checkpoint, name, variant.operations, variant.regions or {})
+    return make_edit(variant.source(loaded), name, variant.operations, variant.regions or {})
 
 
 @contextmanager
@@ -107,5 +114,5 @@ def edited(loaded: LoadedModel, variant: Variant, names: Iterable[str]) -> Itera
             if variant.edits is not None:
                 poke(name, variant.edits[name].indices, variant.edits[name].before)
                 continue
-            indices = edited_indices(loaded.checkpoint, name, variant.operations, regions)
+            indices = edited_indices(variant.source(loaded), name, variant.operations, regions)
             poke(name, indices, loaded.checkpoint.entries(name, indices))

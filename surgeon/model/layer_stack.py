@@ -149,6 +149,16 @@ def plain_layers(model: Any) -> tuple[tuple[torch.nn.Module, ...], bool]:
     return (), False
 
 
+def without_gradients(model: Any) -> str | None:
+    """Say why a model has no gradient as it is run here, if so: reversible layers have one in training mode only."""
+    if any(hasattr(type(module), "backward_pass") for module in model.modules()):
+        return (
+            f"{type(model).__name__} has reversible layers, which transformers gives a gradient in training mode only, "
+            "so that no score by gradients can be made: use another kind, such as wanda or magnitude"
+        )
+    return None
+
+
 def is_whole_model(stack: Stack) -> bool:
     """Compare the stack with the model's own forward on a few tokens, where all the weights stay in memory."""
     loaded = stack.loaded

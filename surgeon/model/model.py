@@ -7,6 +7,7 @@ parameter is made of which tensors on disk is `slots.py`'s to say.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from surgeon.anatomy.hollow import architecture, building, meta_model
 from surgeon.anatomy.slots import Names, ReadTensor, Slot, map_names
@@ -27,6 +29,7 @@ from surgeon.model.precision import Precision
 from surgeon.model.tokenizer import load_tokenizer
 from surgeon.model.weights import Weights, hollow
 
+_LARGEST_BUFFER = 1 << 26  # entries
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
@@ -70,7 +73,7 @@ def load_model(
     found = architecture(checkpoint)
     _ask_for_logits_alone(found.config)
     dtype = torch.float32 if precision == "float32" else _stored_dtype(checkpoint)
-    with _parameters_on_meta(), building(checkpoint):
+    with _LargeOnMeta(), _parameters_on_meta(), building(checkpoint):
         model = build_model(found.config, dtype, found.auto)
     _make_hollow(model, dtype, device)
     reading = read or checkpoint.tensor
@@ -107,6 +110,22 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
         if info.dtype in _FLOATS:
             counts[info.dtype] += info.numel
     return _FLOATS[counts.most_common(1)[0][0]] if counts else torch.float32
+
+
+class _LargeOnMeta(TorchFunctionMode):
+    """Has tensors that are larger than any buffer made on the meta device meanwhile.
+
+    Experts are made as one tensor before they become a parameter: 30 GB in a layer of DeepSeek-V3.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Make empty tensors, and zeros, without memory."""
+        named = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros) and not named.get("device"):
+            sizes = args[0] if args and not isinstance(args[0], int) else args
+            if all(isinstance(size, int) for size in sizes) and math.prod(sizes) > _LARGEST_BUFFER:
+                named["device"] = "meta"
+        return func(*args, **named)
 
 
 @contextmanager

@@ -20,10 +20,14 @@ _VERSION = 1  # raise it when the same model would be run in another way
 
 @dataclass(frozen=True)
 class Prospect:
-    """`refused` says why the model cannot be run, if so; `whole` that its layers are no plain stack."""
+    """`refused` says why the model cannot be run, if so; `whole` that its layers are no plain stack.
+
+    `ungraded` says why it has no gradients.
+    """
 
     refused: str | None = None
     whole: bool = False
+    ungraded: str | None = None
 
 
 def prospect_of(checkpoint: Checkpoint) -> Prospect:
@@ -35,7 +39,7 @@ def prospect_of(checkpoint: Checkpoint) -> Prospect:
     if known is not None:
         return known
     found = _look(checkpoint)
-    if found.refused is None:
+    if found.refused is None and found.ungraded is None:
         keep_prospect(checkpoint, found.whole)
     return found
 
@@ -53,11 +57,14 @@ def known_prospect(checkpoint: Checkpoint) -> Prospect | None:
 
 def _look(checkpoint: Checkpoint) -> Prospect:
     require_room_for_torch()
-    from surgeon.model.layer_stack import plain_layers
+    from surgeon.model.layer_stack import plain_layers, without_gradients
     from surgeon.model.model import load_model
+    from surgeon.model.vocabulary import check_vocabulary
 
     try:
-        return Prospect(whole=not plain_layers(load_model(checkpoint, "float32").model)[0])
+        loaded = load_model(checkpoint, "float32")
+        check_vocabulary(loaded.model, loaded.tokenizer)
+        return Prospect(whole=not plain_layers(loaded.model)[0], ungraded=without_gradients(loaded.model))
     except (CheckpointError, InputError) as error:
         if memory_error(error) is not None:
             raise

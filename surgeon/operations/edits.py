@@ -207,6 +207,7 @@ def may_change(checkpoint: Checkpoint, name: str, operations: Sequence[Operation
     """
     info = checkpoint.info(name)
     exact = isinstance(info, Coded) and info.codec.zero_is_exact and all(item.kind == "zero" for item in operations)
+    exact = exact or checkpoint.written_plain
     return parts_of(info)[:1] if exact else parts_of(info)
 
 

@@ -16,6 +16,9 @@ from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
 from surgeon.checkpoint.fingerprint import base_hashes
+from surgeon.checkpoint.naming import TOWERS
+from surgeon.checkpoint.plain_form import plain_dtypes
+from surgeon.checkpoint.quantized import codecs_of
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, did_you_mean, shorten
 from surgeon.memory import require_room_for_torch
 from surgeon.operations import open_donor
@@ -24,6 +27,7 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.texts import file_problems
 from surgeon.recipe.lines import KeyPath
 from surgeon.recipe.reading import RecipeFile
+from surgeon.recipe.schema import Dequantized
 from surgeon.region.patch import Patch
 from surgeon.region.region import Region
 from surgeon.regions.base import RegionPlan, no_masks
@@ -43,20 +47,23 @@ def check(plan: Plan) -> list[Problem]:
         *_length_problems(plan.file, plan.checkpoint),
         *_unfound_problems(plan),
         *_donor_problems(plan.file, plan.checkpoint, plan.regions),
+        *_format_problems(plan.file, plan.checkpoint),
         *_push_problems(plan.file),
     ]
 
 
 def check_ready(plan: Plan, device: str, jobs: int) -> None:
-    """Make sure that a run can be carried out: its device, the bases of its patches, room for its variants.
+    """Make sure that a run can be carried out: measurements, device, bases of patches, room for variants.
 
     The tensors that patches change are hashed for it, where that has not been done before.
 
     Raises:
         CheckpointError: a patch was made for another base.
         InputError: there is no such device.
-        EnvironmentFailure: the disk is too full.
+        EnvironmentFailure: the disk is too full, or a package is missing that a measurement takes.
     """
+    for item in plan.recipe.verify.measurements if plan.recipe.verify is not None else ():
+        item.check()
     lacking, wrong = check_device(device) if plan.runs_model else None, _wrong_bases(plan, jobs)
     if wrong is not None:
         raise CheckpointError(*wrong.said, *(lacking.said if lacking is not None else ()))
@@ -75,6 +82,10 @@ def check_device(device: str) -> InputError | None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
+        kinds = ("cpu", "cuda", "mps", "xpu", "auto")
+        if device.partition(":")[0] not in kinds:
+            meant = "; did you mean 'cuda'?" if device.lower().startswith("gpu") else ""
+            return InputError(f"--device {device}: no such device{meant}; write cpu, cuda, cuda:1, mps or auto")
         return InputError(f"--device {device}: not available here ({str(error).splitlines()[0]})")
     return None
 
@@ -135,17 +146,27 @@ def _length_problems(file: RecipeFile, checkpoint: Checkpoint) -> Iterator[Probl
 
 
 def _unfound_problems(plan: Plan) -> Iterator[Problem]:
-    """Find regions of tensors that have no place in the model as it is run, though it is run for them."""
+    """Find regions of tensors that have no place in the model as it is run on text, though it is run for them."""
     for name, region in plan.regions.items():
         scored = region.score is not None and region.score.on_text is not None
-        measured = plan.recipe.verify is not None
-        names = [info.name for info in region.tensors if not region.places[info.name].movable]
-        if names and (scored or measured):
+        if not scored and plan.recipe.verify is None:
+            continue
+        places = region.places
+        lost = [n for n, where in places.items() if not where.movable or where.kind == "absent"]
+        if lost:
             yield plan.file.problem(
                 ("regions", name),
-                f"{shorten(names)} in the scope of region '{name}' cannot be found again in the model that "
+                f"{shorten(lost)} in the scope of region '{name}' cannot be found again in the model that "
                 f"transformers builds, so that it cannot be {'scored' if scored else 'measured'} there: exclude it"
                 + ("" if scored else ", or leave out `verify` and measure what is written with `surgeon verify`"),
+            )
+        towers = [n for n, where in places.items() if where.role in TOWERS] if scored else []
+        if towers:
+            yield plan.file.problem(
+                ("regions", name),
+                f"{shorten(towers)} in the scope of region '{name}' is of a tower ({places[towers[0]].role}) that "
+                "no text passes, so that a text gives it no score: exclude it, or use a score of weights, such as "
+                "magnitude",
             )
 
 
@@ -229,6 +250,22 @@ def _compared_problems(file: RecipeFile, checkpoint: Checkpoint, region: RegionP
             wrong = str(error)
         if wrong is not None:
             yield file.problem(("regions", region.name, "score", key), wrong)
+
+
+def _format_problems(file: RecipeFile, checkpoint: Checkpoint) -> Iterator[Problem]:
+    """Find variants that cannot be written as they say: plainly, or in the format of quantized weights."""
+    decoded = plain_dtypes(checkpoint)
+    only_read = [codec.kind for codec in codecs_of(checkpoint) if not codec.encodes]
+    for name, variant in file.recipe.variants.items():
+        if isinstance(variant.write, Dequantized):
+            if not decoded:
+                yield file.problem(("variants", name, "write"), "no weight is quantized here; say `write: true`")
+            elif decoded != [variant.write.dtype]:
+                what = f"the weights decode to {', '.join(decoded)}, by config.json; say `{{dtype: {decoded[0]}}}`"
+                yield file.problem(("variants", name, "write", "dtype"), what)
+        elif only_read and variant.operations:
+            what = f"weights in {only_read[0]} are read, and not written; say `write: {{dtype: {decoded[0]}}}`"
+            yield file.problem(("variants", name), what)
 
 
 def _push_problems(file: RecipeFile) -> Iterator[Problem]:

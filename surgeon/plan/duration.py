@@ -6,6 +6,8 @@ of which models reach a part. What an earlier run left in the cache is not looke
 
 from __future__ import annotations
 
+import os
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +29,7 @@ from surgeon.text.documents import FileLocation
 from surgeon.text.unpacked import PACKED
 
 _REACHED = 0.35  # of the best speed of matrix products alone
+_AFFINE = hasattr(os, "sched_getaffinity")
 _TRIED = 0.1  # seconds
 _ROWS = 64  # of the matrices: so few that some products come to their end before other work takes the processor
 _FORWARD, _BOTH_WAYS = 2, 8  # operations per weight and token: the way back does the way there once more
@@ -121,12 +124,23 @@ def tried_speed(shape: Shape, device: str) -> float:
     operations = 2 * _ROWS * hidden * wide
     product = _on_cpu(hidden, wide) if device == "cpu" else _on_device(hidden, wide, device)
     product()
-    best, until = float("inf"), time.perf_counter() + _TRIED
-    while time.perf_counter() < until:  # other work on the machine slows most of them, and seldom all
-        started = time.perf_counter()
+    # On a CPU the time that the processors spent is counted: that of the clock says how busy the machine is just now.
+    clock, many = (time.process_time, _threads()) if device == "cpu" else (time.perf_counter, 1)
+    taken: list[float] = []
+    until = time.perf_counter() + _TRIED
+    while time.perf_counter() < until or not taken:
+        started = clock()
         product()
-        best = min(best, time.perf_counter() - started)
-    return operations / best
+        taken.append(clock() - started)
+    return operations * many / max(statistics.median(taken), 1e-9)
+
+
+def _threads() -> int:
+    """Return how many threads products of matrices will use."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return (
+        int(told) if told.isdigit() and int(told) else len(os.sched_getaffinity(0)) if _AFFINE else os.cpu_count() or 1
+    )
 
 
 def _on_cpu(hidden: int, wide: int) -> Callable[[], object]:

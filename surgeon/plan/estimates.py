@@ -16,6 +16,7 @@ from typing import Any, Literal
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
+from surgeon.checkpoint.plain_form import plain_bytes
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
 from surgeon.model import budgets
@@ -80,8 +81,10 @@ def shape_of(checkpoint: Checkpoint) -> Shape:
 
 def bytes_to_write(write: bool | Literal["patch"], checkpoint: Checkpoint, regions: Iterable[RegionPlan]) -> int:
     """Return the bytes of the whole checkpoint, or at most those of a patch; 0 if nothing is written."""
-    if write != "patch":
-        return checkpoint.data_bytes if write else 0
+    if write != "patch" and write:
+        return plain_bytes(checkpoint) if checkpoint.written_plain else checkpoint.data_bytes
+    if not write:
+        return 0
     total = 0
     for region in regions:
         width = max((DTYPE_BITS[info.dtype] // 8 for info in region.tensors), default=0)

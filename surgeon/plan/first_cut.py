@@ -22,6 +22,8 @@ LANGUAGES = ("ar", "es", "ru", "zh", "ko", "vi")  # that the paper scores on
 _LENGTH = 256  # tokens of a sequence and of a window
 # Of a first picture: each language has two windows, the fewest that give an interval.
 _QUICK_LENGTH, _QUICK_SAMPLES, _QUICK_TOKENS, _QUICK_PROMPTS = 128, 2, 256, 1
+# The smallest region that is more than chance, to a twentieth: equal steps of the logarithm, but for the last.
+_DOSES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.05)
 _MOST_ROWS = 32  # of a batch: more gain nothing
 _ROWS_ON_CPU = 4
 _SHARE_OF_FREE = 0.25  # of an accelerator's free memory, for the activations of a batch
@@ -34,7 +36,8 @@ class FirstCut:
     `output` None is a folder named after the model. `tokens` are measured per language, `samples` are the sequences
     per language that are scored, `prompts` says how many of the recipe's are continued; None leaves each as the recipe
     has it, or as a `quick` picture needs it: that one measures the scored languages alone, with one random control.
-    Without `measure` the core is cut out, and nothing is measured.
+    Without `measure` the core is cut out, and nothing is measured. With `dose` shares from 0.01 % to 5 % are cut, of
+    the core, the largest and random entries, and all are measured and none written.
     """
 
     model: str
@@ -46,6 +49,7 @@ class FirstCut:
     prompts: int | None = None
     quick: bool = False
     measure: bool = True
+    dose: bool = False
 
     def overrides(self, checkpoint: Checkpoint, known: Sequence[str], rows: int) -> list[str]:
         """Return what to set in the shipped recipe.
@@ -81,18 +85,28 @@ class FirstCut:
             "verify.batch_size": rows,
             "verify.expect": [],
         }
+        if self.dose:
+            shape = shape_of(checkpoint)
+            doses = [share for share in _DOSES if share * shape.hidden * shape.wide >= 1]  # else it selects nothing
+            region = {"set": "operations.0.zero", "to": ["core", "largest", "random"]}
+            sweep = {"region": region, "share": {"set": "regions.core.select.top", "to": doses}}
+            values["variants"] = {"dose": {"operations": [{"zero": "core"}], "sweep": sweep}}
+            values |= {"verify.continued_by": None, "verify.prompts": []}
         if self.quick:
             values["verify.languages"] = scored
+        if self.quick and not self.dose:
             values["variants.random-zeroed"] = {"operations": [{"zero": "random"}], "write": False}
         tokens = self.tokens or (_QUICK_TOKENS if self.quick else None)
         samples = self.samples or (_QUICK_SAMPLES if self.quick else None)
-        prompts = _QUICK_PROMPTS if self.quick and self.prompts is None else self.prompts
+        prompts = _QUICK_PROMPTS if self.quick and not self.dose and self.prompts is None else self.prompts
         if samples is not None:
             values[f"{score}.samples"] = samples
         if tokens is not None:
             values["verify.tokens"] = tokens
         if prompts is not None:
             values["verify.prompts"] = _first_prompts(prompts)
+        if self.dose and not self.measure:
+            raise InputError("--dose measures what every share does, so it does not go with --no-verify")
         if not self.measure:
             values["verify"] = None
             values = {key: value for key, value in values.items() if not key.startswith("verify.")}

@@ -53,6 +53,11 @@ class Plan:
     peak_memory: int
     disk_needed: int
 
+    def source_of(self, variant: str) -> Checkpoint:
+        """Return the checkpoint that a variant, or the base, is made of: dequantized if it is written so."""
+        spec = self.recipe.variants.get(variant)
+        return self.checkpoint.dequantized() if spec is not None and spec.dequantized else self.checkpoint
+
     @property
     def recipe(self) -> Recipe:
         """The recipe."""

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.companions import check_companions
@@ -45,7 +46,7 @@ def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
     refuse_output_inside(output, checkpoint.source.path)
     refuse_quantized(checkpoint)
     _refuse_encoders(checkpoint)
-    if any(variant.write is True for variant in recipe.variants.values()):
+    if any(variant.whole for variant in recipe.variants.values()):
         check_companions(checkpoint)
     corpus = open_corpus(recipe.corpus)
     problems: list[Problem] = []
@@ -60,9 +61,11 @@ def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
     if problems:
         raise RecipeError(problems)
     if plan.runs_model and not checkpoint.is_remote:  # of a remote one the files are here when it is run
-        refused = prospect_of(checkpoint).refused
-        if refused is not None:
-            raise CheckpointError(refused)
+        prospect = prospect_of(checkpoint)
+        if prospect.refused is not None:
+            raise CheckpointError(prospect.refused)
+        if prospect.ungraded is not None and any(score.backward for score in plan.scores()):
+            raise CheckpointError(f"{checkpoint.source.name}: {prospect.ungraded}")
     return replace(plan, peak_memory=peak_memory(plan), disk_needed=disk_needed(plan))
 
 
@@ -108,6 +111,8 @@ def open_corpus(said: str | Mapping[str, str | TextSpec]) -> Corpus:
 
 def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Mapping[str, RegionPlan]) -> VariantPlan:
     spec = recipe.variants[name]
+    checkpoint = checkpoint.dequantized() if spec.dequantized else checkpoint
+    write: bool | Literal["patch"] = "patch" if spec.write == "patch" else spec.whole
     used = {label: regions[label] for operation in spec.operations for label in operation.regions}
     shapes = {
         label: Region({info.name: info.shape for info in region.tensors}, no_masks) for label, region in used.items()
@@ -118,11 +123,11 @@ def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Ma
     held = [f"{polarity} {region}" for polarity, region in named if region is not None]
     return VariantPlan(
         name,
-        spec.write,
+        write,
         tuple(operations + held),
         len(touched),
         sum(region.entries for region in used.values()),
         len({info.path for tensor in touched for info in may_change(checkpoint, tensor, spec.operations)}),
-        bytes_to_write(spec.write, checkpoint, used.values()),
+        bytes_to_write(write, checkpoint, used.values()),
         most_blocks(checkpoint, touched, spec.operations, sum(region.entries for region in used.values())),
     )

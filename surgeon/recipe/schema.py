@@ -119,6 +119,14 @@ else:  # `inline_regions` gives a name to what is no name
     ]
 
 
+class Dequantized(Model):
+    """Weights written plainly: each code becomes its value."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        description="that the quantized weights decode to, by config.json"
+    )
+
+
 class VariantSpec(Model):
     """Operations in the order in which they are done, a region to freeze, and whether the result is written."""
 
@@ -131,10 +139,11 @@ class VariantSpec(Model):
         None,
         description="a region whose entries alone trainers shall change, or `{tokens: [...]}`; writes `freeze/` beside",
     )
-    write: bool | Literal["patch"] = Field(
+    write: bool | Literal["patch"] | Dequantized = Field(
         True,
-        description="a whole checkpoint, or `patch`: what changed, as one file (docs/patch-format.md), or nothing; "
-        "with a sweep, the default is `false`",
+        description="a whole checkpoint in the format of the source (`native` says the same), or `patch`: what "
+        "changed, as one file (docs/patch-format.md), or nothing; of quantized weights `{dtype: bfloat16}` writes a "
+        "plain checkpoint (docs/formats.md); with a sweep, the default is `false`",
     )
     sweep: dict[str, AxisSpec] = Field({}, description="axes by name: one variant per point of their grid instead")
 
@@ -144,6 +153,21 @@ class VariantSpec(Model):
         if isinstance(data, dict) and data.get("sweep"):
             return {"write": False, **data}
         return data
+
+    @field_validator("write", mode="before")
+    @classmethod
+    def _native(cls, value: Any) -> Any:
+        return True if value == "native" else value
+
+    @property
+    def whole(self) -> bool:
+        """True if a whole checkpoint is written."""
+        return self.write is True or self.dequantized
+
+    @property
+    def dequantized(self) -> bool:
+        """True if quantized weights are written plainly."""
+        return isinstance(self.write, Dequantized)
 
     @property
     def held(self) -> str | None:
@@ -158,7 +182,7 @@ class VariantSpec(Model):
             )
         if self.freeze is not None and self.train_only is not None:
             raise ValueError("has both `freeze` and `train_only`: one is the complement of the other, so give one")
-        if self.held is not None and self.write is not True:
+        if self.held is not None and not self.whole:
             told = "; say `write: true`" if self.sweep else ""
             given = str(self.write).lower()
             key = "freeze" if self.freeze is not None else "train_only"
@@ -330,7 +354,7 @@ class Recipe(Model):
         """Return the variants that `push` publishes."""
         if self.push is None:
             return []
-        whole = [name for name, variant in self.variants.items() if variant.write is True]
+        whole = [name for name, variant in self.variants.items() if variant.whole]
         return whole if self.push.variants is None else list(dict.fromkeys(self.push.variants))
 
     def score_of(self, region: str) -> ScoreSpec | None:

@@ -27,12 +27,14 @@ def draw_control(
     draw: Draw,
     *,
     seed: int = 0,
+    region: str = "",
     scores: NDArray[np.float32] | None = None,
     removed: float | None = None,
 ) -> Indices:
     """Return sorted flat indices of `count` entries of one tensor that are not zero, or of all if there are fewer.
 
-    `random` draws them evenly, by (seed, name); `bottom` takes those of the lowest `scores` (float32, non-negative, of
+    `random` draws them evenly, by (seed, region, name), so that controls of other names are other draws; `bottom` takes
+    those of the lowest `scores` (float32, non-negative, of
     the tensor's size), `magnitude` those of the largest absolute value; ties go to the lower index. With `removed`, a
     sum of squares, as many are taken instead, in the same order, as bring the sum of their squares nearest to it.
     Memory: some 16 bytes per entry that is not zero, 40 with `removed`.
@@ -40,9 +42,9 @@ def draw_control(
     values = values.reshape(-1)
     candidates = np.flatnonzero(values != 0)
     if removed is None:
-        return candidates[_counted(name, values, candidates, min(count, candidates.size), draw, seed, scores)]
+        return candidates[_counted(name, values, candidates, min(count, candidates.size), draw, seed, region, scores)]
     if draw == "random":
-        order = generator(seed, f"control:{name}").permutation(candidates.size)
+        order = generator(seed, _label(region, name)).permutation(candidates.size)
     else:
         keys = _keys(values, candidates, draw, scores)
         order = np.argsort(keys if draw == "bottom" else -keys, kind="stable")
@@ -51,15 +53,19 @@ def draw_control(
 
 
 def _counted(
-    name: str, values: NDArray[Any], candidates: Indices, count: int, draw: Draw, seed: int,
+    name: str, values: NDArray[Any], candidates: Indices, count: int, draw: Draw, seed: int, region: str,
     scores: NDArray[np.float32] | None,
 ) -> Indices:  # fmt: skip
     """Return which `count` of the candidates are drawn, sorted."""
     if draw == "random":
-        return select_evenly(candidates.size, count, seed, f"control:{name}")
+        return select_evenly(candidates.size, count, seed, _label(region, name))
     keys = _keys(values, candidates, draw, scores)
     group = [(name, candidates.size)]
     return select_count(lambda _: keys, group, count, "bottom" if draw == "bottom" else "top")[name]
+
+
+def _label(region: str, name: str) -> str:
+    return f"control:{region}:{name}"
 
 
 def random_like(region: Region, seed: int = 0) -> Callable[[str], Indices]:

@@ -47,17 +47,17 @@ def entry(shape: tuple[int, ...], index: Sequence[int]) -> Indices:
     return np.array([np.ravel_multi_index(tuple(index), shape)], dtype=np.int64)
 
 
-def fullest_lines(region: Region, rows: int, columns: int, control: int | None = None) -> Region:
+def fullest_lines(region: Region, rows: int, columns: int, control: int | None = None, label: str = "") -> Region:
     """Return, of each tensor, the `rows` and `columns` that hold most of a region's entries; ties go to the lower.
 
-    With `control`, a seed, as many others are drawn at random instead.
+    With `control`, a seed, as many others are drawn at random instead, by seed and `label`.
     """
 
     def mask(name: str) -> Mask:  # made when it is asked for: a sweep over many counts keeps none of them
         shape = region.shapes[name]
         by_row, by_column = region.hits(name)
-        top_rows = _top(by_row, rows, control, f"rows:{name}")
-        top_columns = _top(by_column, columns if len(shape) > 1 else 0, control, f"columns:{name}")
+        top_rows = _top(by_row, rows, control, f"{label}:rows:{name}")
+        top_columns = _top(by_column, columns if len(shape) > 1 else 0, control, f"{label}:columns:{name}")
         return encode_indices(lines(shape, top_rows.tolist(), top_columns.tolist()), shape)
 
     return Region(region.shapes, mask)
@@ -69,10 +69,11 @@ def residual_dimensions(
     config: Mapping[str, Any],
     control: int | None = None,
     places: Mapping[str, Place] | None = None,
+    label: str = "",
 ) -> Region:
     """Return the `count` residual dimensions that hold most of a region's entries, in all of its tensors.
 
-    With `control`, a seed, as many others are drawn at random instead.
+    With `control`, a seed, as many others are drawn at random instead, by seed and `label`.
     """
     places = places or places_of(region.shapes, config)
     hidden = hidden_size(region.shapes, places)
@@ -81,7 +82,7 @@ def residual_dimensions(
     for name, axis in axes.items():
         if axis is not None:
             hits += np.bincount(along(region.indices(name), region.shapes[name], axis), minlength=hits.size)
-    top = _top(hits, count, control, "residual")
+    top = _top(hits, count, control, f"{label}:residual")
 
     def mask(name: str) -> Mask:
         chosen, axis = np.zeros(region.shapes[name], dtype=np.bool_), axes[name]

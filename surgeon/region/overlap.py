@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from surgeon.errors import RegionError
 from surgeon.region.region import Region
+from surgeon.seeds import generator
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class TensorOverlap:
     `expected` is how many random entries in these numbers would have in common.
     `rows` and `columns` compare where the entries stand: with p and q the shares of each region's entries per
     row, the sum of min(p, q). 1.0 if both crowd into the same rows equally, 0.0 if they share none.
+    `rows_by_chance` and `columns_by_chance` are the same of as many entries strewn at random (seed 0).
     """
 
     name: str
@@ -31,6 +33,8 @@ class TensorOverlap:
     expected: float
     rows: float
     columns: float
+    rows_by_chance: float
+    columns_by_chance: float
 
     @property
     def jaccard(self) -> float:
@@ -72,6 +76,8 @@ class Overlap:
             sum(tensor.expected for tensor in self.tensors),
             _mean([tensor.rows for tensor in self.tensors], weights),
             _mean([tensor.columns for tensor in self.tensors], weights),
+            _mean([tensor.rows_by_chance for tensor in self.tensors], weights),
+            _mean([tensor.columns_by_chance for tensor in self.tensors], weights),
         )
 
 
@@ -98,6 +104,8 @@ def overlap(left: Region, right: Region) -> Overlap:
                     left[name].entries * right[name].entries / math.prod(shape) if math.prod(shape) else 0.0,
                     _coincidence(*rows),
                     _coincidence(*columns),
+                    _strewn(name, "rows", *rows),
+                    _strewn(name, "columns", *columns),
                 )
             )
     return Overlap(
@@ -144,6 +152,14 @@ def _coincidence(left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
     if not left.sum() or not right.sum():
         return float(left.sum() == right.sum())
     return float(np.minimum(left / left.sum(), right / right.sum()).sum())
+
+
+def _strewn(name: str, axis: str, left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
+    """Return the coincidence of as many entries that fall on any line alike."""
+    random = generator(0, f"strewn:{axis}:{name}")
+    even = np.full(left.size, 1 / max(left.size, 1))
+    drawn = [random.multinomial(int(hits.sum()), even).astype(np.int64) for hits in (left, right)]
+    return _coincidence(drawn[0], drawn[1])
 
 
 def _mean(values: Sequence[float], weights: Sequence[int]) -> float:

@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,21 @@ class Region:
         if not self._is_counted:
             return f"Region(of {whole}; made when it is used)"
         return f"Region({self.entries:,} of {whole}, {100 * self.density():.3g} %)"
+
+    def plot(self) -> Any:
+        """Return the picture of the region through the model, which a notebook shows; None if it has no scan.
+
+        Columns are residual-stream dimensions, rows are layers grouped by role (docs/seeing.md).
+        """
+        return import_module("surgeon.report.shown").region_figure(self)  # drawing lies above regions
+
+    def by_role(self) -> dict[str, tuple[int, int]]:
+        """Return by role, such as `attn.q`, how many entries are selected, and of how many."""
+        found: dict[str, tuple[int, int]] = {}
+        for cell in import_module("surgeon.region.dimensions").profile(self, {}).cells:  # which is made of regions
+            before = found.get(cell.role, (0, 0))
+            found[cell.role] = (before[0] + cell.entries, before[1] + cell.numel)
+        return found
 
     def _repr_html_(self) -> str:
         """Show the region in a notebook: a line per tensor, the fullest first."""

@@ -83,20 +83,26 @@ class Control(Model, RegionKind):
         of, checkpoint = making.part(self.of), making.checkpoint
         drawing = self.drawing(checkpoint, plan, making.plans)
         if drawing is None:
-            return Region(of.shapes, lambda name: encode_indices(self.indices(checkpoint, of, name), of.shapes[name]))
+            return Region(
+                of.shapes,
+                lambda name: encode_indices(self.indices(checkpoint, of, name, region=plan.name), of.shapes[name]),
+            )
         return draw_from(making.stream(plan), drawing, of, present(plan.score).labels)
 
     def indices(
-        self, checkpoint: Checkpoint, of: Region, name: str, scores: NDArray[np.float32] | None = None
+        self, checkpoint: Checkpoint, of: Region, name: str, scores: NDArray[np.float32] | None = None, region: str = ""
     ) -> Indices:
         """Return the sorted flat indices drawn in one tensor of the region it is a control of.
 
-        `scores` are the tensor's, which `draw: bottom` goes by.
+        `scores` are the tensor's, which `draw: bottom` goes by; `region` is the control's own name, by which a random
+        one differs from others.
         """
         values, there = checkpoint.array(name).reshape(-1), of.indices(name)
         removed = float(np.sum(values[there].astype(np.float64) ** 2)) if self.matched == "l2" else None
         lowest = scores if self.draw == "bottom" else None
-        return draw_control(name, values, there.size, self.draw, seed=self.seed, scores=lowest, removed=removed)
+        return draw_control(
+            name, values, there.size, self.draw, seed=self.seed, region=region, scores=lowest, removed=removed
+        )
 
     def bytes_to_make(self, largest: int) -> int:
         """Return the memory of a draw: more where norms are matched."""
@@ -113,4 +119,5 @@ class Control(Model, RegionKind):
         of = source.plans[self.of]
         if of.select is None:
             return super().provenance(plan, source)
-        return {"control": self.model_dump(), "of": of.kind.provenance(of, source)}
+        named = {"region": plan.name} if self.draw == "random" else {}
+        return {"control": self.model_dump(), **named, "of": of.kind.provenance(of, source)}

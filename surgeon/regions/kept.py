@@ -13,7 +13,7 @@ from surgeon.checkpoint.store import place
 from surgeon.region.region import Region
 from surgeon.regions.base import Provenance, RegionPlan
 
-REGION_VERSION = 3  # raise it when the same scores and settings would give another region
+REGION_VERSION = 4  # raise it when the same scores and settings would give another region
 
 
 def provenance_of(checkpoint: Checkpoint, corpus: str, plans: Mapping[str, RegionPlan], jobs: int) -> Provenance:

@@ -107,8 +107,9 @@ class Select(Share, RegionKind):
 
     def _draw(self, plan: RegionPlan, group: Sequence[TensorInfo]) -> Mapping[str, Indices]:
         if plan.parts:
-            return UnitCut(self, plan.parts).choose(group)
-        return select_random([(info.name, info.numel) for info in group], self.random or 0.0, self.seed)
+            return UnitCut(self, plan.parts, plan.name).choose(group)
+        label = f"{plan.name}:{group[0].name}"  # by the region's name, so that two draws are independent
+        return select_random([(info.name, info.numel) for info in group], self.random or 0.0, self.seed, label)
 
     def _most(self, plan: RegionPlan) -> tuple[int, bool]:
         """Return at most how many entries are selected, and whether it is exactly so many."""
@@ -166,6 +167,7 @@ class Select(Share, RegionKind):
             "score": None if plan.score is None else plan.score.model_dump(),
             "corpus": source.corpus,
             "source_sha256": source.hashes(plan.tensors),
+            **({} if self.random is None else {"region": plan.name}),
         }
 
 

@@ -23,8 +23,9 @@ Chosen = dict[str, NDArray[np.bool_]]  # which units, by group of units
 class UnitCut:
     """Takes the scores of a region's tensors, by label: a language, or "" for their sum; `choose` cuts a group."""
 
-    def __init__(self, select: Share, parts: Mapping[str, Parts]) -> None:
-        """`parts` are those of units in the region's tensors."""
+    def __init__(self, select: Share, parts: Mapping[str, Parts], region: str = "") -> None:
+        """`parts` are those of units in the region's tensors; a random draw goes by the `region`'s name, too."""
+        self._region = region
         self._select, self._parts = select, parts
         self._scores: dict[str, UnitScores] = {}
 
@@ -49,7 +50,9 @@ class UnitCut:
         select = self._select
         counts = [(group, int(np.count_nonzero(units))) for group, units in there.items()]
         if select.random is not None:
-            return _spread(there, select_random(counts, select.random or 0.0, select.seed))
+            return _spread(
+                there, select_random(counts, select.random or 0.0, select.seed, f"{self._region}:{counts[0][0]}")
+            )
         scores = {
             label: {group: found.values(group)[units] for group, units in there.items()}
             for label, found in self._scores.items()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 import zlib
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -337,7 +339,8 @@ class Expectation(Model):
 
 
 class ModelReport(Model):
-    """The source model. `content_sha256` is None if only parts of it were fetched from the Hub.
+    """The source model. `content_sha256` is None if only parts of it were fetched from the Hub; `vocabulary` counts the
+    tokens that it chooses among.
 
     `left_out` says which of its tensors are no weights of the text model, and so were left as they are.
     `files_left_out` says of files beside its weights why they are not read, or do not travel with variants; `notes`
@@ -352,6 +355,7 @@ class ModelReport(Model):
     shards: int
     bytes: int
     content_sha256: str | None
+    vocabulary: int | None = None
     left_out: list[str] = []
     files_left_out: dict[str, str] = {}
     notes: list[str] = []
@@ -399,6 +403,10 @@ class Report(Model):
 
     __str__ = __repr__
 
+    def plot(self, name: str | None = None) -> Any:
+        """Return a figure, which a notebook shows: by name, such as `perplexity`, `ratios` or `scan`, or the first."""
+        return import_module("surgeon.report.shown").report_figure(self, name)  # figures are made of reports
+
     def _repr_html_(self) -> str:
         """Show the report in a notebook: what became of each variant."""
         rows = [
@@ -432,6 +440,44 @@ class Report(Model):
         said = corpus.get(code) if isinstance(corpus, dict) else None
         return language(code, said if isinstance(said, dict) else None)
 
+    def guessing(self, code: str | None = None) -> float | None:
+        """Return the logarithm of the ratio to the base's perplexity at which a model guesses all tokens alike.
+
+        In a language, or over all of them; None where the size of the vocabulary is not known.
+        """
+        if not self.model.vocabulary or "base" not in self.summary:
+            return None
+        base = self.summary["base"].log_geometric_mean_perplexity
+        return math.log(self.model.vocabulary) - (
+            base if code is None else self.perplexity["base"][code].log_perplexity
+        )
+
+    def draws(self, variant: str) -> list[str]:
+        """Return the draws of a control that a variant stands for (see `measured_alone`), or the variant alone."""
+        for sweep in self.sweeps.values():
+            if list(sweep.axes) == ["seed"] and variant == next(iter(sweep.points)):
+                return [point for point in sweep.points if point in self.perplexity] or [variant]
+        return [variant]
+
+    def averaged(self, variant: str) -> dict[str, Perplexity]:
+        """Return a variant's perplexities; of a control that was drawn several times the geometric means.
+
+        Their `low` and `high` are then the smallest and the largest ratio of a draw.
+        """
+        draws = [self.perplexity[point] for point in self.draws(variant)]
+        return {code: self._mean(code, [draw[code] for draw in draws]) for code in draws[0]}
+
+    def _mean(self, code: str, found: Sequence[Perplexity]) -> Perplexity:
+        if len(found) == 1:
+            return found[0]
+        log, base = math.fsum(item.log_perplexity for item in found) / len(found), self.perplexity["base"][code]
+        ratios = [exponential(item.log_perplexity - base.log_perplexity) for item in found]
+        return found[0].model_copy(update={
+            "nll": log * found[0].tokens, "log_perplexity": log, "perplexity": exponential(log),
+            "bits_per_byte": math.fsum(item.bits_per_byte for item in found) / len(found),
+            "low": min(ratios), "high": max(ratios),
+        })  # fmt: skip
+
     def label(self, variant: str) -> str:
         """Return a variant's name for people; that of a sweep's point says its values, or how often it was drawn."""
         for name, sweep in self.sweeps.items():
@@ -440,7 +486,7 @@ class Report(Model):
                 continue
             if list(sweep.axes) == ["seed"] and len(sweep.points) > 1:
                 return (
-                    f"{name}, {len(sweep.points)} draws"
+                    f"{name}, {len(sweep.points)} seeds"
                     if variant == next(iter(sweep.points))
                     else f"{name}, seed {values[0]}"
                 )
@@ -468,8 +514,8 @@ class Report(Model):
         return any(item.low is not None for row in self.perplexity.values() for item in row.values())
 
     def only(self, variants: Sequence[str]) -> Report:
-        """Return the report with the measurements of the base and of some variants only."""
-        kept = {"base", *variants}
+        """Return the report with the measurements of the base and of some variants, with all their draws, only."""
+        kept = {"base", *(point for name in variants if name in self.perplexity for point in self.draws(name))}
         return self.model_copy(
             update={
                 "perplexity": {name: row for name, row in self.perplexity.items() if name in kept},

@@ -36,12 +36,12 @@ PALETTE = {
     "none": ("#e6e9ee", "#2a313b"),
     "heat-1": ("#fde4cf", "#3d2619"), "heat-2": ("#fbc495", "#5a3420"), "heat-3": ("#f59d5c", "#7b4120"),
     "heat-4": ("#dd6b2c", "#9c4f1f"), "heat-5": ("#b9430f", "#f08c4b"), "heat-6": ("#8c2408", "#ffb784"),
-    "heat-7": ("#5c1206", "#ffe0c7"),
+    "heat-7": ("#5c1206", "#ffe0c7"), "lost": ("#3d4450", "#aab4c2"),
 }  # fmt: skip
 HEAT = [f"heat-{i}" for i in range(1, 8)]
 COOL = ["cool-3", "cool-2", "cool-1"]
 # Fields of colour that carry text in the ground's colour, in the light and in the dark.
-STRONG = ("cool-3", "heat-5", "heat-6", "heat-7")
+STRONG = ("cool-3", "heat-5", "heat-6", "heat-7", "lost")
 SERIES = [f"series-{i}" for i in range(8)]
 SHAPES = ["circle", "diamond", "square", "triangle-up", "triangle-down", "cross", "triangle-right", "triangle-left"]
 FONT = "Arial, sans-serif"  # its widths are those of the font that the renderer brings along
@@ -60,6 +60,7 @@ BROKEN: Spec = {
     "encoding": {"text": {"field": "broken", "type": "nominal"}},
 }
 _EXPOSE = "window.vegaEmbed = vegaEmbed;"
+_CLOSER = 0.1  # how much of a distance is left beyond guessing
 MOST = 25.0  # nats per token beyond which a model is merely broken
 _MOST_KEPT = 400  # drawings in the cache folder, of some 50 kB each
 ZOOM = 2.0  # pixels of a PNG per unit of the drawing
@@ -134,6 +135,11 @@ def tips(**said: str) -> list[Spec]:
 def is_drawable(log: float) -> bool:
     """True for the logarithm of a ratio that has a place on an axis; beyond it a model is merely broken."""
     return math.isfinite(log) and abs(log) <= MOST
+
+
+def closer(log: float, guess: float | None) -> float:
+    """Return the logarithm at which a ratio is drawn: what lies beyond guessing is drawn closer together."""
+    return log if guess is None or not log > guess or guess <= 0 else guess + (log - guess) * _CLOSER
 
 
 def drawn_ratios(logs: Iterable[float]) -> Callable[[float], float]:

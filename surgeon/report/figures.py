@@ -6,24 +6,21 @@ Three parameters run through those of languages, and a page sets them for all at
 
 from __future__ import annotations
 
-import itertools
+import json
 import math
-from bisect import bisect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from surgeon.report.data import Report
 from surgeon.report.drawing import (
     BROKEN,
-    COOL,
-    HEAT,
     SERIES,
     SHAPES,
-    STRONG,
     Figure,
     Spec,
     amount,
+    closer,
     colour,
     drawn_ratios,
     finished,
@@ -35,55 +32,15 @@ from surgeon.report.drawing import (
     tips,
     words,
 )
+from surgeon.report.ramps import CROWDING, JACCARD, RATIOS, cells, heads
 from surgeon.report.scan import scan_figures
 from surgeon.report.story import Story, log_ratio, own_language, ratio, regions_of, scored_languages, tell
 from surgeon.report.sweeps import sweep_figure
-from surgeon.report.words import count, number, percent, roles_in_order
+from surgeon.report.words import count, is_lost, number, percent, roles_in_order
 
 ORDERS = ("script", "family", "effect")
 _STEP = 20  # height of a language
 _RANKED = {"field": "rank", "op": "min"}
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """Colours for the steps of a value: one below the first of `ends`, one from each on; `lowest` names the first."""
-
-    title: str
-    ends: tuple[float, ...]
-    colours: tuple[str, ...]
-    lowest: str
-    sign: str = ""
-
-    def of(self, value: float) -> dict[str, Any]:
-        """Return a value's step, and whether text on its colour takes the ground's; not a number is the last."""
-        step = len(self.ends) if math.isnan(value) else bisect(self.ends, value)
-        return {"step": self.labels[step], "strong": self.colours[step] in STRONG}
-
-    @property
-    def labels(self) -> list[str]:
-        """The steps in words."""
-        between = [f"{self.sign}{low:g} to {high:g}" for low, high in itertools.pairwise(self.ends)]
-        return [self.lowest, *between, f"{self.sign}{self.ends[-1]:g} and more"]
-
-    def channel(self, rows: Sequence[Mapping[str, Any]]) -> Spec:
-        """Return the channel of colour; its legend has the steps that occur."""
-        found = {row["step"] for row in rows}
-        used = {label: colour(name) for label, name in zip(self.labels, self.colours, strict=True) if label in found}
-        legend = {
-            "title": self.title, "orient": "bottom", "columns": 2,
-            "symbolType": "square", "symbolSize": 130, "symbolStrokeWidth": 0,
-        }  # fmt: skip
-        return words("step", scale={"domain": list(used), "range": list(used.values())}, legend=legend)
-
-
-# Grey is what lies within 1 % of the base, or of chance.
-RATIOS = Ramp(
-    "times the base's perplexity", (0.5, 0.8, 0.99, 1.01, 1.05, 1.2, 1.5, 2, 4, 20), (*COOL, "none", *HEAT),
-    "under ×0.5", "×",
-)  # fmt: skip
-JACCARD = Ramp("Jaccard index", (0.01, 0.05, 0.1, 0.2, 0.3, 0.5), ("none", *HEAT[:6]), "by chance")
-CROWDING = Ramp("per cent of the entries", (3, 5, 10, 20, 40, 70), ("none", *HEAT[:6]), "under 3")
 
 
 def figures(report: Report) -> list[Figure]:
@@ -93,7 +50,7 @@ def figures(report: Report) -> list[Figure]:
         alone = report.only(report.measured_alone)
         if story.cut is not None:
             result += [perplexity_figure(alone, story), ratio_figure(alone, story)]
-        result += [sweep_figure(report, name) for name in report.sweeps]
+        result += [sweep_figure(report, name) for name in report.sweeps if list(report.sweeps[name].axes) != ["seed"]]
     result += scan_figures(report, story)
     if any(abs(pair.jaccard - pair.by_chance) >= 0.01 for pair in report.overlaps):
         result.append(overlap_figure(report))
@@ -123,8 +80,10 @@ def language_groups(report: Report, order: str) -> list[tuple[str, list[str]]]:
 
 
 def _effect(report: Report, code: str) -> float:
-    ratios = [abs(log_ratio(report, variant, code)) for variant in report.measured_alone]
-    return max((math.inf if math.isnan(ratio) else ratio for ratio in ratios), default=0.0)
+    """Return how far the cut moves a language, either way."""
+    cut = tell(report).cut
+    found = 0.0 if cut is None or cut not in report.perplexity else abs(log_ratio(report, cut, code))
+    return math.inf if math.isnan(found) else found
 
 
 def places(report: Report) -> dict[str, dict[str, Any]]:
@@ -153,42 +112,64 @@ def _by_language(report: Report, story: Story, shown: Sequence[str]) -> Spec:
 
 def _rows(report: Report, story: Story) -> list[dict[str, Any]]:
     """Return a row for each variant and language, with all that a reader may ask of it."""
-    scored, where, variants = scored_languages(report), places(report), _variants(report)
-    drawn = drawn_ratios([log_ratio(report, name, code) for name in variants for code in where])
+    scored, where, variants = scored_languages(report), places(report), _variants(report, story)
+    guesses = {code: report.guessing(code) for code in where}
+    logs = {(name, code): log_ratio(report, name, code) for name in variants for code in where}
+    drawn = drawn_ratios([closer(log, guesses[code]) for (_, code), log in logs.items()])
+    told = {
+        code: ", ".join(f"{report.label(name)} ×{number(ratio(report, name, code))}" for name in variants)
+        for code in where
+    }
     rows = []
     for name in variants:
+        found_in = report.averaged(name)
         for code, place in where.items():
-            base, found = report.perplexity["base"][code], report.perplexity[name][code]
-            known, log, times = report.language(code), log_ratio(report, name, code), ratio(report, name, code)
-            said = number(times)
+            base, found = report.perplexity["base"][code], found_in[code]
+            known, log, times = report.language(code), logs[name, code], ratio(report, name, code)
+            said, lost = number(times), is_lost(log, guesses[code])
             rows.append({
-                "variant": name, "language": known.name, "label": f"{'• ' if code in scored else ''}{known.name}",
+                "variant": name, "name": report.label(name), "everything": told[code],
+                "language": known.name, "label": f"{'• ' if code in scored else ''}{known.name}",
                 "script": known.script, "family": known.family,
                 "scored": "yes" if code in scored else "no", "own": story.own.get(name) == code,
                 "base": number(base.perplexity), "perplexity": number(found.perplexity),
-                "times": f"×{said}", "said": said, "broken": "" if is_drawable(log) else said,
+                "times": f"×{said}{', no better than guessing' if lost else ''}", "said": said,
+                "broken": "" if is_drawable(log) else said, "multiple": times if math.isfinite(times) else said,
                 "bits": f"{base.bits_per_byte:.3f} to {number(found.bits_per_byte)}",
-                "ratio": drawn(log), **RATIOS.of(times),
+                "ratio": drawn(closer(log, guesses[code])), **RATIOS.of(times, lost),
                 "search": f"{known.name} {code} {known.script} {known.family}".lower(), **place,
-                **_interval(found.low, found.high),
+                **_interval(found.low, found.high, guesses[code]),
             })  # fmt: skip
+    edge = max((row["ratio"] for row in rows), default=1.0)
+    for row, (_, code) in zip(rows, logs, strict=True):
+        guess = guesses[code]
+        if guess is not None and 0 < guess < math.log(edge):
+            row |= {"guess": math.exp(guess), "guess_end": edge}
     return rows
 
 
-def _variants(report: Report) -> list[str]:
-    return [name for name in report.perplexity if name != "base"]
+def _variants(report: Report, story: Story) -> list[str]:
+    """Return the variants that are drawn: those that are no points of a sweep, and the one that it is about."""
+    alone = report.measured_alone
+    return alone if story.cut is None or story.cut in alone else [story.cut, *alone]
 
 
-def _interval(low: float | None, high: float | None) -> dict[str, Any]:
-    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+def _interval(low: float | None, high: float | None, guess: float | None) -> dict[str, Any]:
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)) or low <= 0:
         return {}
-    return {"low": low, "high": high, "interval": f"×{number(low)} to ×{number(high)}"}
+    ends = [math.exp(closer(math.log(end), guess)) for end in (low, high)]
+    return {"low": ends[0], "high": ends[1], "interval": f"×{number(low)} to ×{number(high)}"}
+
+
+def _names(report: Report, variants: Sequence[str]) -> str:
+    """Return the expression that turns a variant of an axis or legend into its name for people."""
+    return json.dumps({name: report.label(name) for name in variants}) + "[datum.value]"
 
 
 def _hover(report: Report) -> list[Spec]:
     interval = {"interval": "interval"} if report.has_intervals else {}
     return tips(
-        language="language", variant="variant", times="of the base's perplexity", **interval, base="perplexity, base",
+        language="language", name="variant", times="of the base's perplexity", **interval, base="perplexity, base",
         perplexity="perplexity", bits="bits per byte", script="script", family="family", scored="scored on",
     )  # fmt: skip
 
@@ -207,9 +188,11 @@ _GROUP_NAMES: Spec = {
 
 def perplexity_figure(report: Report, story: Story) -> Figure:
     """Draw how many times the base's the perplexity of each variant is, a line per language, logarithmic."""
-    variants = _variants(report)
+    variants = _variants(report, story)
     looks = series(variants, story)
-    legend = {"title": None, "values": {"expr": "shown"}, "symbolOpacity": 1}
+    legend = {
+        "title": None, "values": {"expr": "shown"}, "symbolOpacity": 1, "labelExpr": _names(report, variants)
+    }  # fmt: skip
     hue = words("variant", legend=legend, scale={"domain": variants, "range": [colour(name) for name, _ in looks]})
     shape = words("variant", legend=legend, scale={"domain": variants, "range": [shape for _, shape in looks]})
     layers = [
@@ -225,17 +208,38 @@ def perplexity_figure(report: Report, story: Story) -> Figure:
         "y": named("label", _RANKED),
         "yOffset": words("variant", sort=[*story.shown[1:2], *story.shown[:1], *story.shown[2:]]),
     }
+    made = _by_language(report, story, story.shown)
+    behind = layer("rect", {"opacity": 0}, y=named("label", _RANKED), tooltip=tips(language="language", everything="×"))
+    guesses = [row["guess"] for row in made["data"]["values"] if "guess" in row]
+    if guesses:
+        lost = layer(
+            "rule", {"strokeWidth": _STEP - 3, "opacity": 0.22, "color": colour("quiet")}, "isValid(datum.guess)",
+            x=amount("guess", aggregate="max"), x2={"field": "guess_end", "aggregate": "max"},
+            y=named("label", _RANKED),
+        )  # fmt: skip
+        axis = encoding["x"]["axis"]
+        axis["labelExpr"] = f"datum.value > {min(guesses):.6g} ? '' : {axis['labelExpr']}"
     spec = {
-        **_by_language(report, story, story.shown), "width": 470, "height": {"step": _STEP, "for": "position"},
-        "layer": [{"encoding": encoding, "layer": layers}, the_base("x"), _GROUP_NAMES],
+        **made, "width": 470, "height": {"step": _STEP, "for": "position"},
+        "layer": [
+            *([lost] if guesses else []), behind, {"encoding": encoding, "layer": layers}, the_base("x"), _GROUP_NAMES,
+        ],
     }  # fmt: skip
     text = (
-        f"Perplexity of {' and of '.join(story.shown)} in {count(len(report.perplexity['base']), 'language')}, as a "
-        "multiple of the base's (the line at ×1), on a logarithmic scale; to the right is worse."
+        f"Perplexity in {count(len(report.perplexity['base']), 'language')} as a multiple of the base's (the line at "
+        "×1), on a logarithmic scale. Right is worse."
     )
+    if guesses:
+        text += (
+            f" Shaded: no better than guessing every one of the {report.model.vocabulary:,} tokens alike; what lies "
+            "there is broken, and is drawn closer together."
+        )
     text += " • marks the languages on whose text importance was scored." if scored_languages(report) else ""
-    text += " Bars are intervals." if report.has_intervals else ""
-    return Figure("perplexity", "What it did, by language", text, finished(spec), True, len(story.own) < 2)
+    text += " Bars are intervals of 95 %, or the range over seeds." if report.has_intervals else ""
+    made = finished(spec)
+    longest = max(len(report.label(name)) for name in variants)
+    made["config"]["legend"]["columns"] = max(1, min(4, 520 // (7 * longest + 25)))
+    return Figure("perplexity", "What it did, by language", text, made, True, len(story.own) < 2)
 
 
 def series(variants: Sequence[str], story: Story) -> list[tuple[str, str]]:
@@ -250,17 +254,21 @@ def series(variants: Sequence[str], story: Story) -> list[tuple[str, str]]:
 
 def ratio_figure(report: Report, story: Story) -> Figure:
     """Draw the map: languages down, variants across, the multiple of the base's perplexity as colour."""
-    variants = _variants(report)
-    narrow, longest = len(variants) > 12, max(map(len, variants))
+    variants = _variants(report, story)
+    narrow, longest = len(variants) > 12, max(len(report.label(name)) for name in variants)
     level = len(variants) <= 3 or longest <= 8
     wide = 22 if narrow else max(50, 7 * longest + 10) if level else 50
     made = _by_language(report, story, variants)
     rows = made["data"]["values"]
-    layers = _cells(rows, RATIOS, _hover(report), not narrow)
+    layers = cells(rows, RATIOS, _hover(report), not narrow)
     own = any(row["own"] for row in rows)
     if own:
-        layers.append(layer("rect", {"filled": False, "stroke": colour("ink"), "strokeWidth": 1.6}, "datum.own"))
-    encoding = {"x": _heads("variant", variants, level), "y": named("label", _RANKED)}
+        for stroke, width in ((colour("ground"), 5), (colour("ink"), 2.4)):
+            layers.append(layer("rect", {"filled": False, "stroke": stroke, "strokeWidth": width}, "datum.own"))
+    encoding = {
+        "x": heads("variant", variants, level, labelExpr=_names(report, variants)),
+        "y": named("label", _RANKED),
+    }
     spec = {
         **made, "width": {"step": wide}, "height": {"step": _STEP},
         "layer": [{"encoding": encoding, "layer": layers}, _GROUP_NAMES],
@@ -271,21 +279,6 @@ def ratio_figure(report: Report, story: Story) -> Figure:
     )
     text += " A frame marks the language whose own region the variant cuts." if own else ""
     return Figure("ratios", "Every variant in every language", text, finished(spec), key=len(story.own) > 1)
-
-
-def _heads(field: str, names: Sequence[str], level: bool = False) -> Spec:
-    """Return an axis of names above a map."""
-    angle = 0 if level else -40
-    axis = {"orient": "top", "labelAngle": angle, "domain": False, "ticks": False, "labelLimit": 160}
-    return words(field, sort=list(names), title=None, axis=axis)
-
-
-def _cells(rows: Sequence[Mapping[str, Any]], ramp: Ramp, hover: list[Spec], are_said: bool) -> list[Spec]:
-    """Return a map's layers: fields in the colour of their level, and in them what is `said`."""
-    look = {"stroke": colour("ground"), "strokeWidth": 1}
-    ink = {"condition": {"test": "datum.strong", "value": colour("ground")}, "value": colour("ink")}
-    cells = [layer("rect", look, color=ramp.channel(rows), tooltip=hover)]
-    return [*cells, layer("text", {"fontSize": 11}, text=words("said"), color=ink)] if are_said else cells
 
 
 def overlap_figure(report: Report) -> Figure:
@@ -303,8 +296,8 @@ def overlap_figure(report: Report) -> Figure:
     hover = tips(left="region", right="and", exactly="Jaccard index", chance="by chance")
     spec = {
         "data": {"values": rows}, "width": {"step": 20 if len(names) > 16 else 42}, "height": {"step": 22},
-        "encoding": {"x": _heads("left", names), "y": named("right", names)},
-        "layer": _cells(rows, JACCARD, hover, len(names) <= 16),
+        "encoding": {"x": heads("left", names), "y": named("right", names)},
+        "layer": cells(rows, JACCARD, hover, len(names) <= 16),
     }  # fmt: skip
     text = (
         "Entries that two regions share, as a part of those that either has (Jaccard index). Grey: no more and no "
@@ -334,8 +327,8 @@ def crowding_figure(report: Report) -> Figure:
         "facet": {"column": words("axis", sort="descending", title=None)},
         "spec": {
             "width": {"step": 32 if few else 14}, "height": {"step": 22},
-            "encoding": {"x": _heads("region", list(regions)), "y": named("role", roles)},
-            "layer": _cells(rows, CROWDING, hover, few),
+            "encoding": {"x": heads("region", list(regions)), "y": named("role", roles)},
+            "layer": cells(rows, CROWDING, hover, few),
         },
     }  # fmt: skip
     text = (

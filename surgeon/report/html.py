@@ -19,7 +19,7 @@ from surgeon.report.data import Report, SweepReport
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
 from surgeon.report.figures import ORDERS, figures, places
 from surgeon.report.scan import EXPONENT, brightest, light_palette
-from surgeon.report.story import Story, caveat, no_intervals, sentence, tell
+from surgeon.report.story import Story, caveat, evidence, headline, no_intervals, tell
 from surgeon.report.templates import HERE, rendered
 from surgeon.report.words import number
 
@@ -52,7 +52,8 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         exactly=_exactly,
         report=report,
         story=story,
-        sentence=sentence(report, story),
+        headline=headline(report, story),
+        evidence=evidence(report, story),
         caveat=caveat(report),
         unsure=no_intervals(report.perplexity, report.language),
         figures={figure.name: (figure, Markup(picture)) for figure, picture in drawn},
@@ -87,7 +88,7 @@ def _long_sweeps(report: Report) -> dict[str, SweepReport]:
 
 
 def _languages(report: Report, variants: Sequence[str]) -> tables.Grid:
-    found = {name: report.perplexity[name] for name in ("base", *variants)}
+    found = {name: report.averaged(name) for name in ("base", *variants)}
     return tables.languages_table(found, "base", report, places(report))
 
 

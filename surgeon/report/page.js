@@ -65,6 +65,7 @@ async function enliven(figure) {
   spot.setAttribute("role", "img");
   spot.setAttribute("aria-label", figure.getAttribute("aria-label"));
   views[figure.dataset.figure] = view;
+  if (spot.scrollWidth > spot.clientWidth) spot.tabIndex = 0; // so that a keyboard can scroll it
   if (fluid) {
     const fit = () => {
       const slack = Math.floor(Math.min(spot.clientWidth, 672) - drawn.getBoundingClientRect().width);

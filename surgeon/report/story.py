@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from surgeon.model.results import FEWEST_TOKENS, exponential
 from surgeon.report.data import Perplexity, Report
-from surgeon.report.words import count, number, percent, roles_in_order
+from surgeon.report.words import count, interval, is_lost, number, percent, roles_in_order
 from surgeon.text.languages import Language, language
 
 Named = Callable[[str], Language]  # what is known of a language, by its code
@@ -121,7 +122,7 @@ def scored_languages(report: Report) -> set[str]:
 
 def log_ratio(report: Report, variant: str, code: str) -> float:
     """Return the natural logarithm of a variant's perplexity over the base's."""
-    return report.perplexity[variant][code].log_perplexity - report.perplexity["base"][code].log_perplexity
+    return report.averaged(variant)[code].log_perplexity - report.perplexity["base"][code].log_perplexity
 
 
 def ratio(report: Report, variant: str, code: str) -> float:
@@ -130,7 +131,45 @@ def ratio(report: Report, variant: str, code: str) -> float:
 
 
 def sentence(report: Report, story: Story) -> str:
-    """Say in one sentence what came out, or that there was too little text to tell."""
+    """Say in one sentence what came out, beside the controls, or that there was too little text to tell."""
+    beside = _beside(report, story, story.cut) if story.cut is not None and _tells_of_a_cut(report, story) else []
+    return "; ".join([headline(report, story).removesuffix("."), *beside]) + "."
+
+
+def evidence(report: Report, story: Story) -> str | None:
+    """Say in one line what the headline rests on: unit, number of languages, means with intervals, seeds, guessing."""
+    if story.cut is None or not _tells_of_a_cut(report, story) or "base" not in report.summary:
+        return None
+    languages = count(len(report.perplexity["base"]), "language")
+    means = [f"{report.label(name)} {_mean(report, name)}" for name in story.shown if name in report.summary]
+    guess = report.guessing()
+    told = f". Guessing every token alike: {number(exponential(guess))}" if guess is not None else ""
+    text = f"Perplexity as a multiple of the base's, geometric mean of {languages}: {'; '.join(means)}{told}."
+    return text.replace(" %", "\u00a0%")
+
+
+def _mean(report: Report, name: str) -> str:
+    item, draws = report.summary[name], report.draws(name)
+    if len(draws) > 1:
+        found = [report.summary[draw] for draw in draws]
+        log = math.fsum(draw.log_geometric_mean_perplexity for draw in found) / len(found)
+        mean = exponential(log - report.summary["base"].log_geometric_mean_perplexity)
+        ratios = [draw.ratio_to_base for draw in found]
+        return f"{number(mean)} (range {interval(min(ratios), max(ratios))})"
+    if item.low is None or item.high is None:
+        return number(item.ratio_to_base)
+    return f"{number(item.ratio_to_base)} (95 % interval {interval(item.low, item.high)})"
+
+
+def _tells_of_a_cut(report: Report, story: Story) -> bool:
+    """True if the headline is of one cut and its effect; else it is of something that has no controls."""
+    if story.cut is None or not _steps(report, story.cut)[0] or len(story.own) > 1:
+        return False
+    return too_little_text(report.perplexity, report.language) is None
+
+
+def headline(report: Report, story: Story) -> str:
+    """Say in a short sentence what came out, or that there was too little text to tell."""
     little = too_little_text(report.perplexity, report.language)
     if little is not None and (story.cut is None or _steps(report, story.cut)[0]):
         return little
@@ -151,7 +190,7 @@ def sentence(report: Report, story: Story) -> str:
                 f"{_worse(rest)}; {count(len(story.own), 'language')} tried."
             )
     ratios = {code: ratio(report, story.cut, code) for code in report.perplexity[story.cut]}
-    return "; ".join([f"{doing} {_effect(report, ratios)}", *_beside(report, story, story.cut)]) + "."
+    return f"{doing} {_effect(report, ratios)}."
 
 
 def caveat(report: Report) -> str | None:
@@ -195,8 +234,14 @@ def _beside(report: Report, story: Story, cut: str) -> list[str]:
     by_kind: dict[str, list[float]] = {}
     for name in story.controls:
         by_kind.setdefault(_control(report, name, cut), []).append(report.summary[name].ratio_to_base)
+    guess = report.guessing()
+
+    def change(value: float) -> str:
+        lost = guess is not None and value > 0 and is_lost(math.log(value), guess)
+        return "no better than guessing" if lost else _change(value)
+
     return [
-        f"{kind}: {' to '.join(dict.fromkeys(map(_change, (min(values), max(values)))))}"
+        f"{kind}: {' to '.join(dict.fromkeys(map(change, (min(values), max(values)))))}"
         for kind, values in by_kind.items()
     ]
 
@@ -204,10 +249,14 @@ def _beside(report: Report, story: Story, cut: str) -> list[str]:
 def _effect(report: Report, ratios: dict[str, float]) -> str:
     broken = [code for code, value in ratios.items() if not math.isfinite(value)]
     worse = {code: value for code, value in ratios.items() if math.isfinite(value) and value >= 1 + SAME}
+    lost = [code for code, value in worse.items() if is_lost(math.log(value), report.guessing(code))]
+    worse = {code: value for code, value in worse.items() if code not in lost}
     better = [value for value in ratios.values() if value <= 1 - SAME]
     parts = []
     if broken:
         parts.append(f"breaks {_languages(report.language, broken, len(ratios))} beyond numbers")
+    if lost:
+        parts.append(f"makes {_languages(report.language, lost, len(ratios))} no better than guessing")
     if worse:
         parts.append(f"makes {_languages(report.language, list(worse), len(ratios))} {_worse(list(worse.values()))}")
     if better:
@@ -231,12 +280,7 @@ def _worse(ratios: Sequence[float]) -> str:
     if high < 2:
         ends = [f"{100 * (value - 1):.2g}" for value in (max(low, 1.0), high)]
         return f"{' to '.join(dict.fromkeys(ends))}\u00a0% worse"
-    return f"{' to '.join(dict.fromkeys(map(_shortly, (low, high))))} times worse"
-
-
-def _shortly(value: float) -> str:
-    """Format a multiple in two digits where that says enough."""
-    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}" if value < 999.5 else number(value)
+    return f"{' to '.join(dict.fromkeys(map(number, (low, high))))} times worse"
 
 
 def _change(value: float) -> str:
@@ -244,7 +288,7 @@ def _change(value: float) -> str:
     if math.isnan(value):
         return "not a number"
     if value >= 2:
-        return f"{_shortly(value)} times"
+        return f"{number(value)} times"
     points = round(100 * (value - 1), 1)
     shown = "0" if points == 0 else f"{points:.1f}" if abs(points) < 9.95 else f"{points:.0f}"
     return f"{shown}\u00a0%".replace("-", "\u2212")
@@ -341,6 +385,34 @@ def _language_of(report: Report, regions: Sequence[str]) -> str | None:
     """Return the language whose own region a variant cuts, if it is one."""
     found = {own_language(report, region) for region in regions}
     return found.pop() if len(found) == 1 else None
+
+
+def own_cuts(report: Report) -> list[tuple[str, str, str]]:
+    """Return each variant that cuts one language's own region, or a control of it: variant, language, what it is."""
+    found = []
+    for name in report.measured_alone:
+        for region in regions_of(report, name) if name in report.variants else ():
+            code = own_language(report, region)
+            of = (_spec(report, region).get("control") or {}).get("of")
+            if code is None and isinstance(of, str):
+                code = own_language(report, of)
+            if code is not None and code in report.perplexity["base"]:
+                kind = {"random": "as many at random", "magnitude": "as many of the largest", "bottom": "lowest"}
+                found.append((name, code, kind.get(str(drawn(report, region)), "own region")))
+    return found
+
+
+def rise(report: Report, variant: str, code: str) -> tuple[float, float, float | None]:
+    """Return how a variant changes a language, and the median of the others: ratios, and what is between them.
+
+    The third is the logarithm of the first over that of the second; None where the others do not rise.
+    """
+    own = log_ratio(report, variant, code)
+    others = sorted(log_ratio(report, variant, other) for other in report.perplexity["base"] if other != code)
+    if not others or not all(map(math.isfinite, [own, *others])):
+        return exponential(own), math.nan, None
+    median = statistics.median(others)
+    return exponential(own), exponential(median), own / median if median > math.log(1 + SAME) else None
 
 
 def own_language(report: Report, region: str) -> str | None:

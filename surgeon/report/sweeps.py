@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from surgeon.model.results import exponential
-from surgeon.report.data import Report
+from surgeon.report.data import Report, SweepReport
 from surgeon.report.drawing import (
     BROKEN,
     SERIES,
@@ -25,22 +26,33 @@ from surgeon.report.drawing import (
     tips,
     words,
 )
-from surgeon.report.words import coordinate, is_number, number
+from surgeon.report.ramps import RATIOS, cells, heads
+from surgeon.report.words import coordinate, is_lost, is_number, number
+
+_MOST_LINES = 6  # that one chart can hold; more become a map
 
 
 def sweep_figure(report: Report, name: str) -> Figure:
     """Draw a sweep: lines over its first axis of numbers, a line per value of the other axes; bars if there is none."""
     sweep, base = report.sweeps[name], report.summary["base"].log_geometric_mean_perplexity
     logs = {point: report.summary[point].log_geometric_mean_perplexity - base for point in sweep.points}
+    across_and_down = _axes_of_a_map(sweep)
+    if across_and_down is not None:
+        return _map(report, name, logs, *across_and_down)
     axis = next((axis for axis, values in sweep.axes.items() if len(values) > 1 and all(map(is_number, values))), None)
     along = axis or next(iter(sweep.axes))
     rows = _rows(name, sweep.points, list(sweep.axes).index(along), logs)
+    for row in rows:
+        item = report.summary[row["point"]]
+        if item.low is not None and item.high is not None and math.isfinite(item.low) and math.isfinite(item.high):
+            row |= {"low": item.low, "high": item.high, "interval": f"×{number(item.low)} to ×{number(item.high)}"}
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     shown: dict[str, Any] = {"title": None, **({"legend": None} if len(kinds) == 1 else {})}
     colours = [colour(SERIES[i % len(SERIES)]) for i in range(len(kinds))]
     shapes = [SHAPES[i % len(SHAPES)] for i in range(len(kinds))]
     hue, shape = (words("kind", scale={"domain": kinds, "range": range_}, **shown) for range_ in (colours, shapes))
-    hover = tips(point="point", along=along, kind="of", times="of the base's perplexity")
+    interval = {"interval": "interval"} if any("low" in row for row in rows) else {}
+    hover = tips(point="point", along=along, kind="of", times="of the base's perplexity", **interval)
     values = sweep.axes[along]
     drawn = _lines(values, along, hue, shape, hover) if axis is not None else _bars(values, along, hue, hover)
     worst = max(logs, key=lambda point: math.inf if math.isnan(logs[point]) else logs[point])
@@ -50,9 +62,71 @@ def sweep_figure(report: Report, name: str) -> Figure:
         "a multiple of the base's (the line at ×1), on a logarithmic scale. "
         f"Most at {worst}: ×{number(exponential(logs[worst]))}."
     )
-    key = list(sweep.axes) != ["seed"]  # the draws of one control are no picture for the first screen
+    caption += " Bars are intervals." if interval and axis is not None else ""
+    caption += _steepest(rows) if axis is not None and axis != "seed" else ""
     spec = finished({"data": {"values": rows}, **drawn})
-    return Figure(f"sweep-{name}", f"What {name} does, by {along}", caption, spec, True, key)
+    return Figure(f"sweep-{name}", f"What {name} does, by {along}", caption, spec, True, True)
+
+
+def _axes_of_a_map(sweep: SweepReport) -> tuple[str, str] | None:
+    """Return the axes across and down if a sweep is a grid of two: of numbers both, of names both, or of many names."""
+    long = [axis for axis, values in sweep.axes.items() if len(values) > 1]
+    if len(long) != 2 or "seed" in long:
+        return None
+    numbers = [all(map(is_number, sweep.axes[axis])) for axis in long]
+    many = any(len(sweep.axes[axis]) > _MOST_LINES for axis, counted in zip(long, numbers, strict=True) if not counted)
+    if numbers[0] != numbers[1] and not many:
+        return None
+    across = long[1] if numbers[1] or not numbers[0] else long[0]
+    return across, next(axis for axis in long if axis != across)
+
+
+def _map(report: Report, name: str, logs: Mapping[str, float], across: str, down: str) -> Figure:
+    """Draw a sweep over two axes as a map: each cell the multiple of the base's perplexity."""
+    sweep, guess, rows = report.sweeps[name], report.guessing(), []
+    places = [list(sweep.axes).index(axis) for axis in (across, down)]
+    for point, values in sweep.points.items():
+        times = exponential(logs[point])
+        rows.append({
+            "point": point, "across": coordinate(values[places[0]]), "down": coordinate(values[places[1]]),
+            "said": number(times), "times": f"×{number(times)}", **RATIOS.of(times, is_lost(logs[point], guess)),
+        })  # fmt: skip
+    columns, lines = (list(map(coordinate, sweep.axes[axis])) for axis in (across, down))
+    hover = tips(across=across, down=down, times="of the base's perplexity", point="variant")
+    narrow = len(columns) > 16
+    spec: Spec = {
+        "data": {"values": rows}, "width": {"step": 22 if narrow else 52}, "height": {"step": 24},
+        "encoding": {
+            "x": heads("across", columns, all(len(column) < 8 for column in columns) and not narrow),
+            "y": words("down", sort=lines, title=down, axis={"domain": False, "ticks": False}),
+        },
+        "layer": cells(rows, RATIOS, hover, not narrow),
+    }  # fmt: skip
+    spec["encoding"]["x"]["title"] = across
+    caption = (
+        f"Perplexity by {down} (down) and {across} (across): geometric mean over the languages, as a multiple of the "
+        "base's. The warmer the worse; grey is within 1 % of the base."
+    )
+    return Figure(f"sweep-{name}", f"What {name} does, by {down} and {across}", caption, finished(spec), key=True)
+
+
+def _steepest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say of the line that rises most where it does: one large step, or a slope in many.
+
+    A rise is one of logarithms, between neighbours on the axis; of fewer than four points nothing is said.
+    """
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if not row["broken"]:
+            lines.setdefault(row["kind"], []).append((row["x"], math.log(row["ratio"])))
+    told = {kind: sorted(line) for kind, line in lines.items() if len(line) > 3}
+    rises = {kind: max(y for _, y in line) - line[0][1] for kind, line in told.items()}
+    kind = max(rises, key=lambda kind: rises[kind], default=None)
+    if kind is None or rises[kind] < math.log(1.05):
+        return ""
+    step, low, high = max((b[1] - a[1], a[0], b[0]) for a, b in pairwise(told[kind]))
+    share = min(step / rises[kind], 1.0)
+    return f" Of the rise of {kind}, {100 * share:.0f} % comes between {low:g} and {high:g}."
 
 
 def _rows(
@@ -83,6 +157,14 @@ def _lines(xs: Sequence[float], along: str, hue: Spec, shape: Spec, hover: list[
     line = layer("line", {"strokeWidth": 2}, color=hue, detail=words("kind"))
     layers = [
         *([] if along == "seed" else [line]),  # between two seeds there is nothing
+        layer(
+            "rule",
+            {"strokeWidth": 5, "opacity": 0.35},
+            "isValid(datum.low)",
+            y=amount("low"),
+            y2={"field": "high"},
+            color=hue,
+        ),
         layer("point", mark, color=hue, shape=shape, tooltip=hover),
         BROKEN,
     ]

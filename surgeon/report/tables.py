@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 
 from surgeon.model.results import PERPLEXITY, exponential
 from surgeon.report.data import Figure, OverSeeds, Perplexity, QuantityReport, RegionReport, Report, Summary
-from surgeon.report.story import SAME, scored_languages
+from surgeon.report.story import SAME, own_cuts, rise, scored_languages
 from surgeon.report.words import (
     coordinate,
     count,
     interval,
+    is_lost,
     is_number,
     number,
     percent,
@@ -140,8 +141,29 @@ def variants_table(report: Report, folder: Path | None = None) -> Grid:
             rows.append(Row(_cells(*_over_seeds(report, name, group), *[""] * 4)))
     if rows and "base" in report.summary:
         rows.insert(0, Row(_cells("base", *[""] * 5, _summed(report.summary["base"])[0], *[""] * 3)))
+        guess = report.guessing()
+        if guess is not None and report.model.vocabulary:
+            alike = Cell(number(report.model.vocabulary), _order(math.log(report.model.vocabulary)))
+            ratio = Cell(number(exponential(guess)), _order(guess))
+            rows.insert(1, Row(_cells("guessing every token alike", *[""] * 3, ratio, "", alike, *[""] * 3)))
     note = " ".join(["Perplexity is the geometric mean over the languages.", *_encoding_words(report)])
     return Grid("Variants", heads, rows, note, (INTERVAL, "operations", "written to"))
+
+
+def own_table(report: Report) -> Grid:
+    """Show what cutting a language's own region does to it, beside the median of the others, and its controls."""
+    cuts = own_cuts(report)
+    many = len(report.perplexity.get("base", {})) > 2
+    order = list(dict.fromkeys(code for _, code, _ in cuts))
+    rows = []
+    for name, code, what in sorted(cuts, key=lambda cut: order.index(cut[1])) if many else ():
+        own, median, between = rise(report, name, code)
+        times = Cell("-") if between is None else Cell(f"{between:.1f}", between)
+        cells = _cells(report.language(code).name, what, _times(own, own), _times(median, median), times, name)
+        rows.append(Row(cells))
+    heads = ("language", "cut", "its own ×", "median of the others ×", "rise", "variant")
+    note = "Rise: how many times as much the logarithm of the own perplexity rises as the median of the others' does."
+    return Grid("A language's own region", heads, rows, note, (heads[1], "variant"))
 
 
 def _encoding_words(report: Report) -> list[str]:
@@ -205,7 +227,10 @@ def languages_table(
             item = found[name][code]
             log = item.log_perplexity - base.log_perplexity
             note = "" if item.low is None else f"interval {interval(item.low, item.high)}"
-            cell = _beside(number(item.perplexity), _times(exponential(log), log), note)
+            times = _times(exponential(log), log)
+            if report is not None and is_lost(log, report.guessing(code)):
+                times = replace(times, text=f"{times.text}°")
+            cell = _beside(number(item.perplexity), times, note)
             by_chance = tested is not None and tested.beyond_chance(name, code, PERPLEXITY) is False
             cells.append(replace(cell, ratio=None, note=f"{note}; may be chance") if by_chance else cell)
         per_byte = found[bits][code].bits_per_byte
@@ -213,8 +238,11 @@ def languages_table(
         data["search"] = f"{known.name} {code} {known.script} {known.family}".lower()
         name, own = f"{'• ' if code in scored else ''}{known.name}", Cell(number(base.perplexity), base.log_perplexity)
         rows.append(Row(_cells(name, own, *cells, Cell(f"{per_byte:.3f}", per_byte), known.script, known.family), data))
-    heads = ("language", *found, f"{bits}, bits/byte", "script", "family")
+    label = report.label if report is not None else str
+    heads = ("language", *map(label, found), f"{bits}, bits/byte", "script", "family")
     note = "× is the multiple of the base's, by which its column sorts. • marks the languages that were scored."
+    if report is not None and report.guessing() is not None:
+        note += " ° is no better than guessing every token alike."
     note += f" What may be chance has no colour. {tested.chance_words(others)}" if tested is not None else ""
     rows.sort(key=lambda row: int(row.data.get("script", 0)))
     foot = None if report is None else _means([report.summary[name] for name in found])

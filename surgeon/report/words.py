@@ -23,9 +23,9 @@ def number(value: float) -> str:
         return "nan"
     if math.isinf(value):
         return "inf"
-    if value >= 99999.5:
+    if value >= 9999.5:
         return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
-    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}" if value >= 10 else f"{value:.2f}"
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -94,3 +94,8 @@ def bounds(at_least: float | None, at_most: float | None) -> str:
     """Say what a ratio was expected to be, such as "at least 2.00 and at most 8.00"."""
     given = [("at least", at_least), ("at most", at_most)]
     return " and ".join(f"{word} {number(value)}" for word, value in given if value is not None)
+
+
+def is_lost(log: float, guess: float | None) -> bool:
+    """True for the logarithm of a ratio at which a model is no better than guessing; `guess` is that of guessing."""
+    return guess is not None and not log < guess

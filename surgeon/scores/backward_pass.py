@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 
 from surgeon.anatomy.slots import Slot
-from surgeon.errors import InputError, present
+from surgeon.errors import CheckpointError, InputError, present
 from surgeon.model.embedding_and_head import enter_some, head_chunks
 from surgeon.model.hidden_states import States
-from surgeon.model.layer_stack import Arguments, Stack
+from surgeon.model.layer_stack import Arguments, Stack, without_gradients
 from surgeon.scores.base import BackwardScore
 from surgeon.scores.sample import UNCOUNTED, Advance, Piece, Sample, Scores, parameters_of, totals, units
 from surgeon.team import ALONE, Team
@@ -152,6 +152,8 @@ def _backpropagate_head(stack: Stack, hidden: torch.Tensor, ids: torch.Tensor, s
 
 
 def _backpropagate(logits: torch.Tensor, labels: torch.Tensor, predicted: int, language: str) -> None:
+    if not logits.requires_grad:  # nothing that is scored takes part in them, as where only an embedding is scored
+        return
     counted = labels.flatten() != UNCOUNTED
     kept, targets = logits.flatten(0, 1)[counted].float(), labels.flatten()[counted]
     loss = torch.nn.functional.cross_entropy(kept, targets, reduction="sum")
@@ -177,7 +179,7 @@ def _backward(
                 output.backward(kept.gradients.get(number + 1, batch, device))  # type: ignore[no-untyped-call]
                 if further:
                     kept.gradients.put(number, batch, present(hidden.grad))
-                sums.take()
+                sums.take(batch in piece.ends)
                 run.advance(BACKWARD)
             return sums.taken()
 
@@ -198,7 +200,7 @@ def _outside(run: _Pass, slots: Mapping[str, Slot], score: BackwardScore) -> Ite
                 entered = stack.enter(ids).hidden
                 if entered is not None and entered.requires_grad:
                     entered.backward(kept.gradients.get(0, batch, stack.loaded.device))  # type: ignore[no-untyped-call]
-                sums.take()
+                sums.take(batch in piece.ends)
                 run.advance(BACKWARD)
             return sums.taken()
 
@@ -213,13 +215,19 @@ def in_one_go(
 
     Each batch's activations in all layers are kept meanwhile, so that no layer is run forward twice. The gradients are
     those of `run`, since layers, head and batches come in the same order.
+
+    Raises:
+        CheckpointError: the model has no gradients.
     """
+    lacking = without_gradients(stack.loaded.model)
+    if lacking is not None:
+        raise CheckpointError(f"{stack.loaded.checkpoint.folder}: {lacking}")
     with stack.loaded.weights.resident(list(stack.loaded.model.parameters())), _Sums(slots, score) as sums:
 
         def of_piece(piece: Piece) -> list[torch.Tensor]:
-            for _, ids in piece.batches:
+            for batch, ids in piece.batches:
                 _backpropagate_batch(stack, ids, sample, piece.language)
-                sums.take()
+                sums.take(batch in piece.ends)
                 advance(1)
             return sums.taken()
 
@@ -271,10 +279,10 @@ class _Sums:
             parameter.grad = None
             parameter.requires_grad_(False)
 
-    def take(self) -> None:
-        """Take over what one batch has left in the gradients."""
+    def take(self, whole: bool) -> None:
+        """Take over what one batch has left in the gradients, once it is whole."""
         for parameter in self._parameters:
-            if parameter.grad is None or (self._plain and parameter.grad.dtype == torch.float32):
+            if not whole or parameter.grad is None or (self._plain and parameter.grad.dtype == torch.float32):
                 continue
             gradient = parameter.grad.float()
             if not self._plain:

@@ -70,7 +70,9 @@ def _headline(diff: Diff) -> Text:
     counts = [f"{diff.count(kind):,} {_words(kind)}" for kind in KINDS if diff.count(kind)]
     lines.append(f"tensors  {', '.join(counts)}")
     whole = diff.total
-    if not whole.changed:
+    if not whole.entries:
+        lines.append("entries  none compared: no tensor of one is in the other with the same shape")
+    elif not whole.changed:
         lines.append(f"entries  no difference in {whole.entries:,}")
     else:
         lines.append(
@@ -201,8 +203,15 @@ def overlap_view(overlap: Overlap, names: tuple[str, ...], details: bool) -> Gro
     for label, only in ((left, overlap.only_left), (right, overlap.only_right)):
         if only:
             parts.append(told(f"{len(only)} tensors only in {label}, such as {next(iter(only))}"))
-    legend = "rows, columns: shared part of the entries' distribution over them, 1 if they crowd into the same ones"
+    legend = (
+        "rows, columns: shared part of the entries' distribution over them, 1 if they crowd into the same ones; x: "
+        "times what as many random entries would share"
+    )
     return Group(*parts, Text(legend, style="dim"))
+
+
+def _beside_chance(value: float, chance: float) -> str:
+    return f"{value:.2f} (x{value / chance:.2f})" if chance else f"{value:.2f}"
 
 
 def _overlap_table(shown: Sequence[TensorOverlap], total: TensorOverlap, names: tuple[str, ...]) -> Table:
@@ -214,7 +223,8 @@ def _overlap_table(shown: Sequence[TensorOverlap], total: TensorOverlap, names: 
             rows.add_section()
         rows.add_row(
             _short(item.name), f"{item.left:,}", f"{item.right:,}", f"{item.shared:,}",
-            f"{item.jaccard:.4f}", f"{item.by_chance:.4f}", f"{item.rows:.2f}", f"{item.columns:.2f}",
+            f"{item.jaccard:.4f}", f"{item.by_chance:.4f}",
+            _beside_chance(item.rows, item.rows_by_chance), _beside_chance(item.columns, item.columns_by_chance),
         )  # fmt: skip
     return rows
 
@@ -286,4 +296,4 @@ def overlap_data(overlap: Overlap) -> dict[str, Any]:
 
 
 def _overlap_fields(item: TensorOverlap) -> dict[str, Any]:
-    return _fields(item, "numel left right shared jaccard by_chance rows columns")
+    return _fields(item, "numel left right shared jaccard by_chance rows columns rows_by_chance columns_by_chance")

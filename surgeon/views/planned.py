@@ -79,7 +79,7 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
         parts.append(variants)
     if expected:
         parts.append(told(_time_words(expected)))
-    return Group(*parts, told(needs, f"output  {plan.output}"))
+    return Group(*parts, told(*needs.split("\n"), f"output  {plan.output}"))
 
 
 def _format_words(plan: Plan) -> list[str]:

@@ -17,13 +17,14 @@ from rich.text import Text
 
 from surgeon.model.results import Continuation, Stopped
 from surgeon.report.data import Expectation, Perplexity, PushReport, Report
-from surgeon.report.story import caveat, no_intervals, sentence, tell, too_little_text
+from surgeon.report.story import caveat, evidence, headline, no_intervals, tell, too_little_text
 from surgeon.report.tables import (
     CROWDS,
     EDITS,
     Cell,
     Grid,
     languages_table,
+    own_table,
     regions_table,
     summary_table,
     sweep_table,
@@ -167,7 +168,7 @@ def perplexity_view(report: Report, variants: Sequence[str]) -> Fitting:
     """
 
     def shown(part: Sequence[str], brief: bool) -> Rows:
-        found = {name: report.perplexity[name] for name in ("base", *part)}
+        found = {name: report.averaged(name) for name in ("base", *part)}
         return grid_table(languages_table(found, "base", report).columns(*range(1 + len(found))), brief)
 
     split = [[variants[i : i + count] for i in range(0, len(variants), count)] for count in (6, 4, 3, 2, 1)]
@@ -244,12 +245,16 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
     """Show a whole report; with `details`, the points of sweeps per language and by what they say, too."""
     parts: list[RenderableType] = []
     if report.perplexity and report.variants:
-        parts += [Text(sentence(report, tell(report)), style="bold"), Text(caveat(report) or "", style="dim")]
+        story = tell(report)
+        parts += [Text(headline(report, story), style="bold"), Text(_plainly(evidence(report, story) or ""))]
+        parts.append(Text(caveat(report) or "", style="dim"))
         if (unsure := no_intervals(report.perplexity, report.language)) is not None:
             parts.append(told(unsure, style="dim"))
     parts.append(grid_table(regions_table(report.regions).columns(*CROWDS)))
     if (variants := variants_table(report)).rows:
         parts.append(grid_table(variants.columns(*EDITS)))
+    if (own := own_table(report)).rows:
+        parts.append(grid_table(own))
     if report.scores:
         samples = (f"{item.language} {item.sequences} ({item.tokens:,} tokens)" for item in report.scores)
         sample = ", ".join(dict.fromkeys(samples))  # scores of two kinds mostly use the same text
@@ -315,3 +320,14 @@ def render(console: Console, view: RenderableType) -> None:
     text = StringIO()
     Console(file=text, width=max(console.width, 120), no_color=True, highlight=False).print(view)
     console.file.write("\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n")
+
+
+def facts(*pairs: tuple[str, str | None]) -> Table:
+    """Lay out names and values in two columns; long values wrap beside their name."""
+    grid = Pairs()
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        if value:
+            grid.add_row(Text(name, style="dim"), value)
+    return grid

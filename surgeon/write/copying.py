@@ -22,6 +22,7 @@ from surgeon.operations.edits import counted_once, may_change, touched_tensors
 from surgeon.region.region import Region
 from surgeon.team import ALONE, Team
 from surgeon.write.companions import copy_companions
+from surgeon.write.plain_shards import copy_plain_shard
 from surgeon.write.shards import Copied, copy_shard
 
 Result = tuple[dict[str, Copied], tuple["Future[None]", ...]]
@@ -48,7 +49,8 @@ def copy_all(
     token = secrets.token_hex(8)
     with inside.create(folder / _TOKEN) as file:
         file.write(token.encode())
-    team.begin(Copying(str(checkpoint.folder), str(folder.absolute()), token, list(operations), regions))
+    plain = checkpoint.written_plain
+    team.begin(Copying(str(checkpoint.folder), str(folder.absolute()), token, list(operations), regions, plain))
     shares = team.divided(by_size(checkpoint))
     inside.remove(folder / _TOKEN)
     mine, background = 0, list[Future[None]]()
@@ -75,12 +77,14 @@ class Copying:
     token: str
     operations: list[Operation]
     regions: Mapping[str, Region]
+    plain: bool = False
 
     def help(self, place: Workplace) -> None:
         """Copy this process's shards, and flush them to the disk."""
         folder = Path(self.folder)
         try:
-            checkpoint = Checkpoint.open(self.source)
+            opened = Checkpoint.open(self.source)
+            checkpoint = opened.dequantized() if self.plain else opened
             able = checkpoint.folder == Path(self.source) and (folder / _TOKEN).read_text() == self.token
             files = by_size(checkpoint)
         except (CheckpointError, OSError):
@@ -128,7 +132,8 @@ def _copy_shards(
     def job(header: Header, stopping: Event) -> None:
         names = by_file[header.path]
         target = folder / header.path.name
-        copied[header.path.name] = copy_shard(checkpoint, header, names, counted, target, operations, regions, stopping)
+        copy = copy_plain_shard if checkpoint.written_plain else copy_shard
+        copied[header.path.name] = copy(checkpoint, header, names, counted, target, operations, regions, stopping)
         flushing.append(disk.submit(flush_file, target))
         advance(header.file_size)
 

@@ -30,10 +30,10 @@ class MarkedModel(BaseModel):
 class Marker(BaseModel):
     """What tells a variant from all others.
 
-    `donors` and `regions` are SHA-256 by name. `tensors` and `entries` count what the operations acted on, stored
-    copies of tied weights included; `edits` count those once, and are None in a variant of an older surgeon. `files`
-    are the SHA-256 of the weights and of what came along, by path in the variant; not of the card and its figures,
-    which tell of measurements, nor of the marker itself.
+    `dtype` is that of a plain checkpoint made of quantized weights. `donors` and `regions` are SHA-256 by name.
+    `tensors` and `entries` count what the operations acted on, stored copies of tied weights included; `edits` count
+    those once, and are None in a variant of an older surgeon. `files` are the SHA-256 of the weights and of what came
+    along, by path in the variant; not of the card and its figures, which tell of measurements, nor of the marker.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="strings")
@@ -43,6 +43,7 @@ class Marker(BaseModel):
     donors: dict[str, str] = {}
     freeze: str | None = None
     train_only: str | None = None
+    dtype: str | None = None
     regions: dict[str, str]
     model: MarkedModel
     recipe: dict[str, Any]

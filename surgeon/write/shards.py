@@ -124,7 +124,7 @@ class _Stream:
                 chosen = slice(bounds[number], bounds[number + 1])
                 chunk.view(edit.values.dtype)[edit.indices[chosen] - start // width] = edit.values[chosen]
             self._digest.update(chunk.data)
-            _write_fully(self._writer, chunk)
+            write_fully(self._writer, chunk)
             self._to_disk.passed(chunk.size)
 
     def finish(self) -> Copied:
@@ -158,7 +158,8 @@ def _read_fully(reader: FileIO, chunk: NDArray[np.uint8]) -> None:
         done += count
 
 
-def _write_fully(writer: FileIO, chunk: NDArray[np.uint8]) -> None:
+def write_fully(writer: FileIO, chunk: NDArray[np.uint8]) -> None:
+    """Write all of some bytes."""
     done = 0
     while done < chunk.size:
         done += writer.write(chunk[done:].data) or 0
@@ -194,7 +195,7 @@ def copy_small(source: Path, target: Path) -> Copied:
         with naming(target), inside.create(target) as writer:
             while piece:
                 digest.update(piece)
-                _write_fully(writer, np.frombuffer(piece, np.uint8))
+                write_fully(writer, np.frombuffer(piece, np.uint8))
                 piece = reader.read(1 << 20)
             stamp = file_stamp(os.fstat(writer.fileno()))
         if file_stamp(os.fstat(reader.fileno())) != before:

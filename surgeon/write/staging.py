@@ -13,16 +13,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.companions import check_companions, companions
 from surgeon.checkpoint.fingerprint import content_hash, file_hashes, refuse_changed
 from surgeon.checkpoint.hashing import Stamp, file_hash, file_stamp, sha256
-from surgeon.checkpoint.quantized import refuse_quantized
+from surgeon.checkpoint.plain_form import plain_bytes, plain_start, tensors_of
+from surgeon.checkpoint.quantized import codecs_of, refuse_quantized
 from surgeon.checkpoint.remembered import remember_file
 from surgeon.checkpoint.sources import refuse_output_inside
-from surgeon.checkpoint.storage import naming, on_disk, replacing
+from surgeon.checkpoint.storage import Header, TensorInfo, naming, on_disk, replacing
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
 from surgeon.freeze.bundle import write_bundle
@@ -196,6 +200,7 @@ def _plain_marker(checkpoint: Checkpoint, name: str, operations: Sequence[Operat
         variant=name,
         operations=[operation.model_dump(by_alias=True, exclude_none=True) for operation in operations],
         regions={},
+        dtype="plain" if checkpoint.written_plain else None,
         model=MarkedModel(source=source.name, revision=source.revision, content_sha256=""),
         recipe={},
     )
@@ -243,9 +248,16 @@ def _has_form_of(checkpoint: Checkpoint, folder: Path, marker: Marker, jobs: int
     }:
         return False
     return len(others) + len(sizes) == len(marker.files) and all(
-        _start(on_disk(header.path), header.data_start) == _start(folder / header.path.name, header.data_start)
-        for header in checkpoint.headers
+        _start(folder / header.path.name, len(start)) == start
+        for header, start in ((header, _start_of(checkpoint, header)) for header in checkpoint.headers)
     )
+
+
+def _start_of(checkpoint: Checkpoint, header: Header) -> bytes:
+    """Return how a variant's file begins: as the source's, or with the header of its plain copy."""
+    if checkpoint.written_plain:
+        return plain_start(header, tensors_of(checkpoint, header))
+    return _start(on_disk(header.path), header.data_start)
 
 
 def _start(path: Path, count: int) -> bytes:
@@ -255,9 +267,10 @@ def _start(path: Path, count: int) -> bytes:
 
 def _require_space(destination: Path, checkpoint: Checkpoint) -> None:
     free = shutil.disk_usage(destination.parent).free
-    if free < checkpoint.data_bytes:
+    needed = plain_bytes(checkpoint) if checkpoint.written_plain else checkpoint.data_bytes
+    if free < needed:
         raise EnvironmentFailure(
-            f"{destination}: {free:,} bytes free, but the variant needs {checkpoint.data_bytes:,}; make room or choose "
+            f"{destination}: {free:,} bytes free, but the variant needs {needed:,}; make room or choose "
             "another --output, and run the same command again: what was finished is kept"
         )
 
@@ -320,7 +333,14 @@ def write_freeze(checkpoint: Checkpoint, region: Region | None, stage: Path, mar
         ties=checkpoint.ties,
         places=model_places(checkpoint),
         train_only=marker.train_only is not None,
+        logical=_decoded(stage) if codecs_of(checkpoint) and not checkpoint.written_plain else None,
     )
+
+
+def _decoded(folder: Path) -> tuple[Mapping[str, TensorInfo], Callable[[str], NDArray[Any]]]:
+    """Return the tensors that a quantized variant decodes to, and what decodes one."""
+    variant = Checkpoint.open(folder)
+    return variant.tensors, variant.array
 
 
 def files_below(folder: Path) -> tuple[Path, ...]:

@@ -89,6 +89,14 @@ def test_what_a_router_counts_is_no_parameter(deepseek: Path) -> None:
     )
 
 
+def test_a_model_that_asks_its_config_for_a_dtype_is_built(make_tiny: Callable[..., Path]) -> None:
+    """Apertus computes two numbers of its activation in it, and trains two others."""
+    found = anatomy_of(Checkpoint.open(make_tiny("apertus")))
+    assert found.unbuilt is None
+    kinds = {name: found.places[f"model.layers.0.mlp.act_fn.{name}"].kind for name in ("beta", "eps", "alpha_p")}
+    assert kinds == {"beta": "buffer", "eps": "buffer", "alpha_p": "parameter"}
+
+
 def test_latent_attention_and_experts_have_roles(deepseek: Path) -> None:
     found = places(deepseek)
     roles = {name.removeprefix("model.layers.1."): where.role for name, where in found.items() if where.layer == 1}

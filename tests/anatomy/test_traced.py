@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from surgeon.anatomy import slots
-from surgeon.anatomy.slots import Slot, _slots
+from surgeon.anatomy.slots import Slot, _lay, _slots
 from surgeon.anatomy.traced import Traced, Untraceable
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -48,12 +48,13 @@ def slots_of(
     """Return the slots, numbered tensors, and what they are converted to."""
     names = [f"t{number}" for number in range(len(shapes))]
     numbered = [torch.arange(1.0, 1 + math.prod(s)).view(s) + 1000 * i for i, s in enumerate(shapes)]
-    real, found = convert(*numbered), convert(*map(Traced.stored, names, shapes))
+    real, found = convert(*numbered), convert(*map(Traced.stored, range(len(shapes)), shapes))
     made, stand_ins = (list(it) if isinstance(it, list | tuple) else [it] for it in (real, found))
     assert [tuple(one.shape) for one in stand_ins] == [tuple(one.shape) for one in made]
     parameters = {str(i): torch.nn.Parameter(value.clone(), requires_grad=False) for i, value in enumerate(made)}
     outputs = {str(i): value for i, value in enumerate(stand_ins)}
-    return _slots(outputs, dict(zip(names, shapes, strict=True)), parameters), numbered, list(parameters.values())
+    found_slots = _slots(_lay("0", outputs, shapes), names, dict(zip(names, shapes, strict=True)), parameters)
+    return found_slots, numbered, list(parameters.values())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -83,7 +84,7 @@ def test_what_is_set_reaches_the_model_as_the_conversion_of_the_changed_tensor_w
 
 def test_what_is_not_followed_or_lost_has_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Untraceable):
-        torch.flip(Traced.stored("a", (3, 4)), [0])
+        torch.flip(Traced.stored(0, (3, 4)), [0])
     assert not slots_of(lambda a: torch.chunk(a, 2, dim=0)[0], ((6, 4),))[0]  # half of it is nowhere
     monkeypatch.setattr(slots, "_MOST_PIECES", 5)
     assert not slots_of(*CASES["rotary pairs"][:2])[0]

@@ -184,3 +184,18 @@ def test_a_table_too_wide_for_the_screen_says_the_same_in_lines() -> None:
         assert "123,456,789" in text
         assert "1,234,567,890" in text
         assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+
+
+def test_a_misspelt_folder_leads_to_the_one_that_is_there(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "my-model").symlink_to(llama)
+    for name in ("my-modle", "my-modle/inner"):
+        done = CliRunner().invoke(app, ["inspect", str(tmp_path / name)])
+        told = str(tmp_path / "my-model" / Path(name).relative_to("my-modle"))
+        assert f"did you mean '{told}'?" in str(done.exception)
+
+
+def test_the_list_of_commands_is_not_cut_off() -> None:
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).stdout
+    commands = shown.partition("Commands:")[2].partition("Example:")[0]
+    assert "..." not in commands
+    assert "from headers alone; writes" in " ".join(commands.split())

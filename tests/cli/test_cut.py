@@ -18,6 +18,7 @@ from surgeon.recipe.reading import load_recipe
 from surgeon.recipe.schema import Recipe
 from surgeon.region.region import Region
 from surgeon.report.data import Report
+from surgeon.report.figures import figures
 
 LITTLE = ["--set", "verify.tokens=64", "--set", "verify.languages=[ar, en]", "--set", "regions.core.score.samples=2"]
 
@@ -105,6 +106,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
         (["--top", "1"], "--top 1: a share between 0 and 1, such as 0.01"),
         (["--top", "0"], "--top 0: a share between 0 and 1"),
         (["--top", "one"], "--top one: write a share such as 0.01, or 1%"),
+        (["--device", "gpu"], "--device gpu: no such device; did you mean 'cuda'?"),
         (["--prompts", "4"], "--prompts 4: there are 3"),
         (["--languages", "ar,xx"], "--languages: no text for 'xx'"),
         (["--languages", "noo"], "did you mean 'no'?"),
@@ -153,3 +155,29 @@ def test_batches_fill_the_memory_that_is_free_and_not_more() -> None:
     one = 4 * 256 * (12 * 1024 + 5 * 4096)  # bytes of one sequence in one layer
     assert [rows_within(shape(1024, False), free) for free in (0, one, 5 * one, 1000 * one)] == [1, 1, 4, 32]
     assert rows_within(shape(1024, True), 64 * one) == 2  # a model held whole keeps all its layers' activations
+
+
+def test_doses_of_core_largest_and_random_are_drawn_as_curves_with_intervals(llama: Path, tmp_path: Path) -> None:
+    arguments = ["cut", str(llama), "--dose", "--languages", "de", "--output", str(tmp_path / "out"), *LITTLE]
+    arguments += ["--set", "verify.window=32", "--set", "verify.divergence=false", "--device", "cpu"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    report = Report.load(tmp_path / "out")
+    points = report.sweeps["dose"].points
+    assert {(kind, share) for kind, share in points.values()} == {
+        (kind, share)
+        for kind in ("core", "largest", "random")
+        for share in (0.001, 0.003, 0.01, 0.03, 0.05)  # of so small a model less is nothing
+    }
+    for kind in ("core", "largest", "random"):  # each control is as large as the core of its share
+        sizes = [report.variants[point].entries for point, (of, _) in points.items() if of == kind]
+        assert sizes == [report.variants[point].entries for point, (of, _) in points.items() if of == "core"]
+        assert sizes == sorted(sizes)
+    assert not any(variant.written for variant in report.variants.values())
+    drawn = next(figure for figure in figures(report) if figure.name == "sweep-dose")
+    rows = {row["point"]: row for row in drawn.spec["data"]["values"]}
+    summary = report.summary["dose-core-0.05"]
+    assert (rows["dose-core-0.05"]["low"], rows["dose-core-0.05"]["high"]) == (summary.low, summary.high)
+    assert "Bars are intervals." in drawn.caption
+    refused = CliRunner().invoke(app, ["cut", str(llama), "--dose", "--no-verify", "--languages", "de"])
+    assert "does not go with --no-verify" in str(refused.exception)

@@ -350,3 +350,21 @@ def test_one_screen(tmp_path: Path) -> None:
     assert len(lines) <= 30
     changed = sum(int((array != poked(before)[name]).sum()) for name, array in before.items())
     assert f"entries  {changed:,} of " in "\n".join(lines)
+
+
+def test_rows_and_columns_in_common_stand_beside_chance(tmp_path: Path) -> None:
+    """Two random regions share what chance makes them share; two that crowd into the same rows far more."""
+    generator = np.random.default_rng(0)
+    strewn = [Region.from_masks({"a": generator.random((200, 300)) < 0.01}) for _ in range(2)]
+    found = overlap(*strewn).total
+    assert found.rows / found.rows_by_chance == pytest.approx(1, abs=0.15)
+    assert found.columns / found.columns_by_chance == pytest.approx(1, abs=0.15)
+    crowded = []
+    for _ in range(2):
+        mask = np.zeros((200, 300), dtype=np.bool_)
+        mask[:4] = generator.random((4, 300)) < 0.4
+        crowded.append(Region.from_masks({"a": mask}))
+    found = overlap(*crowded).total
+    assert found.rows > 0.9
+    assert found.rows / found.rows_by_chance > 1.3
+    assert found.columns / found.columns_by_chance == pytest.approx(1, abs=0.15)

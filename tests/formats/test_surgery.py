@@ -4,6 +4,7 @@ the dequantized model."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from quantizing import BLOCK, dequantized, fp8, mxfp4, stored, tiny_gpt_oss, wri
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.diff.comparison import compare
-from surgeon.errors import present
+from surgeon.errors import RecipeError, present
 from surgeon.plan.planning import open_corpus
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
@@ -73,9 +74,10 @@ regions:
   core: {{score: {{kind: grad_param, languages: [de], samples: 4, sequence_length: 16}}, select: {{top: 0.01}}}}
   drawn: {{select: {{random: 0.02, seed: 3}}}}
 variants:
-  cut: {{operations: [{{zero: core}}]}}
+  cut: {{operations: [{{zero: core}}], freeze: core}}
   louder: {{operations: [{{scale: drawn, by: 3.0}}]}}
   small: {{operations: [{{zero: core}}], write: patch}}
+  wide: {{operations: [{{zero: core}}, {{scale: drawn, by: 3.0}}], write: {{dtype: bfloat16}}}}
 verify: {{languages: all, tokens: 64, window: 32}}
 output: {out}
 """
@@ -131,7 +133,7 @@ def test_the_variant_computes_as_the_dequantized_model_with_zeros(quantized: Pat
 def test_measured_in_memory_is_measured_from_disk(run: Path, texts: dict[str, str]) -> None:
     """Also of the variant whose new values were encoded: what was measured is what was written."""
     report = json.loads((run / "report.json").read_text())
-    for name in ("cut", "louder"):
+    for name in ("cut", "louder", "wide"):
         again = surgeon.verify_checkpoint(
             run / "variants" / name,
             corpus=open_corpus(texts),
@@ -260,3 +262,80 @@ def test_diff_compares_values_and_counts_codes(
         assert present(halved.stored)[1] == tensors[f"{name}_scale_inv"].numel()
         assert not again.identical
         assert halved.change.changed < present(halved.stored)[0] / 4
+
+
+def test_a_dequantized_variant_is_a_plain_checkpoint(plain: Path, quantized: Path, run: Path) -> None:
+    """Its entries are those of transformers' dequantized model, edited in bfloat16; transformers loads it plainly."""
+    import transformers
+
+    made = run / "variants" / "wide"
+    core, drawn = (Region.load(run / "regions" / f"{name}.region.safetensors") for name in ("core", "drawn"))
+    state = dequantized(quantized).state_dict()
+    tensors = stored(made)
+    assert tensors.keys() == stored(plain).keys()
+    for name, tensor in tensors.items():
+        expected = state[name].clone().reshape(-1)
+        if name in core:
+            at = torch.from_numpy(core.indices(name))
+            expected[at] = torch.where(expected[at] == 0, expected[at], 0)
+        if name in drawn:
+            at = torch.from_numpy(drawn.indices(name))
+            expected[at] = (expected[at].double() * 3.0).to(torch.bfloat16)
+        assert torch.equal(tensor.reshape(-1).view(torch.int16), expected.view(torch.int16)), name
+    config = json.loads((made / "config.json").read_text())
+    source = json.loads((quantized / "config.json").read_text())
+    assert config == {key: value for key, value in source.items() if key != "quantization_config"}
+    index = json.loads((made / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == tensors.keys()
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(made, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert model.dtype == torch.bfloat16
+    assert look_at(str(made))["quantization"] is None
+    surgeon.apply(run.parent / "recipe.yaml")  # all of it is found as it was written
+    report = json.loads((run / "report.json").read_text())
+    assert report["variants"]["wide"]["reused"]
+    assert report["variants"]["louder"]["reused"]
+
+
+def test_ways_to_write_that_do_not_fit_are_told(plain: Path, quantized: Path, tmp_path: Path) -> None:
+    for model, dtype, said in ((plain, "bfloat16", "say `write: true`"), (quantized, "float16", "{dtype: bfloat16}")):
+        recipe = tmp_path / "r.yaml"
+        recipe.write_text(f"""\
+version: 1
+name: other
+model: {model}
+regions: {{a: {{select: {{random: 0.1}}}}}}
+variants: {{cut: {{operations: [{{zero: a}}], write: {{dtype: {dtype}}}}}}}
+output: {tmp_path / "out"}
+""")
+        with pytest.raises(RecipeError, match=re.escape(said)):
+            surgeon.apply(recipe)
+    recipe.write_text(recipe.read_text().replace("{dtype: float16}", "native"))
+    surgeon.apply(recipe)
+    assert (tmp_path / "out" / "variants" / "cut" / "config.json").read_bytes() == (
+        quantized / "config.json"
+    ).read_bytes()
+
+
+def test_a_freeze_bundle_holds_for_the_dequantized_model(run: Path, tmp_path: Path) -> None:
+    """Trainers hold the decoded weights: the region stays while the rest trains, and so it does in what is saved."""
+    from surgeon.freeze import Bundle, freeze, verify_saved
+
+    folder = run / "variants" / "cut"
+    model = dequantized(folder)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    freeze(model, folder, optimizer)
+    ids = torch.arange(2, 34)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    region = Bundle.load(folder).region
+    after = model.state_dict()
+    for name in region:
+        at = torch.from_numpy(region.indices(name))
+        assert torch.equal(after[name].reshape(-1)[at], before[name].reshape(-1)[at])
+    assert any(not torch.equal(after[name], before[name]) for name in region)
+    model.save_pretrained(tmp_path / "trained", save_original_format=False)
+    verify_saved(tmp_path / "trained", folder)

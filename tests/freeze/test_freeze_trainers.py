@@ -315,3 +315,26 @@ def test_peft_merge_honours_the_mask(base: Path, tmp_path: Path) -> None:
     double.merge_adapter()
     with pytest.raises(FreezeError, match="merged already"):
         merge(double, base)
+
+
+def test_forgetting_is_measured_while_a_trainer_trains(base: Path, tmp_path: Path) -> None:
+    """The figures are those of `surgeon.perplexity` on the same weights, before and after."""
+    import json
+
+    from surgeon import perplexity
+    from surgeon.forgetting import ForgettingCallback
+
+    model, tokenizer = load(base), byte_tokenizer()
+    options = {"languages": ["en"], "tokens": 32, "window": 16}
+    before = perplexity(model, tokenizer, **options)["en"].perplexity
+    callback = ForgettingCallback(tokenizer, every=2, output=tmp_path / "curve", **options)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "run"), max_steps=3, per_device_train_batch_size=2, learning_rate=0.01, report_to=[],
+        use_cpu=True, save_strategy="no",
+    )  # fmt: skip
+    transformers.Trainer(model, arguments, train_dataset=Rows(), callbacks=[callback]).train()
+    rows = [json.loads(line) for line in (tmp_path / "curve/forgetting.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 2, 3]
+    assert rows[0]["perplexity"] == pytest.approx(before)
+    assert rows[-1]["perplexity"] == pytest.approx(perplexity(model, tokenizer, **options)["en"].perplexity)
+    assert (tmp_path / "curve/forgetting.svg").is_file()

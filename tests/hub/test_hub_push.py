@@ -466,6 +466,8 @@ def test_a_dry_run_contacts_nobody(
     for path in [*files_of(variant), "recipe.yaml", "regions/some.region.safetensors"]:
         assert path in shown
     assert "damaged on purpose" in shown
+    assert "the card names no licence" in shown
+    assert "the card names no base model" in shown
     main(["push", str(variant), "org/cut", "--dry-run", "--json"])
     data = json.loads(capsys.readouterr().out)
     assert data["bytes"] == sum(entry["bytes"] for entry in data["files"].values())

@@ -13,7 +13,7 @@ import pytest
 import transformers
 from conftest import byte_tokenizer
 
-from surgeon.api import plan_recipe, shipped_recipes
+from surgeon.api import plan_recipe
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import place
 from surgeon.checkpoint.storage import header_bytes
@@ -86,12 +86,6 @@ def write_sparse(family: str, folder: Path, layers: int | None = None) -> Path:
     made = getattr(transformers, f"{class_name}Config")(**config)
     (folder / "config.json").write_text(json.dumps(made.to_dict()), encoding="utf-8")
     return folder
-
-
-def test_there_is_a_recipe_for_each() -> None:
-    assert {f"families/{family}" for family in PUBLISHED} == {
-        name for name in shipped_recipes() if name.startswith("families/")
-    }
 
 
 @pytest.mark.parametrize("family", PUBLISHED)

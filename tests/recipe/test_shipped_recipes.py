@@ -71,7 +71,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_can_be_planned(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those for models whose weights are not shipped, on the builtin model; see also test_family_recipes.py."""
-    changed = ["regions.core.exclude=[norm]"] if name == "families/qwen3_moe" else []  # it has no router
+    changed = []
     if name == "methods/super_experts":  # it has no experts either
         changed = [f"regions.{region}.select.unit=neuron" for region in ("experts", "random")]
     if name == "methods/smollm2/super_weight":

@@ -20,6 +20,7 @@ import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import RecipeError
 from surgeon.region.controls import Draw, draw_control, random_like
+from surgeon.region.overlap import likenesses
 from surgeon.region.region import Region
 from surgeon.report.regions import region_report
 
@@ -80,6 +81,31 @@ def test_random_controls_follow_seed_and_name_and_are_even() -> None:
     found = [draw_control(name, values, 500, "random", seed=seed).tolist() for name, seed in labels]
     assert len({tuple(indices) for indices in found}) == 3
     assert all(200 < sum(index < 2000 for index in indices) < 300 for indices in found)
+
+
+def test_two_random_regions_of_one_recipe_are_independent_draws(llama: Path, tmp_path: Path) -> None:
+    """They share what chance makes them share, by whatever way they are drawn; the same recipe draws the same."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"version: 1\nname: r\nmodel: {llama}\nregions:\n"
+        "  of: {select: {random: 0.2}}\n"
+        "  a: {select: {random: 0.1}}\n"
+        "  b: {select: {random: 0.1}}\n"
+        "  c: {control: {of: of}}\n"
+        "  d: {control: {of: of}}\n"
+        "  e: {select: {random: 0.5, unit: neuron}}\n"
+        "  f: {select: {random: 0.5, unit: neuron}}\n"
+        "output: out\n"
+    )
+    made = []
+    for output in ("one", "two"):
+        files = surgeon.score(recipe, output=tmp_path / output, device="cpu")
+        made.append({name: Region.load(path) for name, path in files.items()})
+    assert made[0] == made[1]
+    found = likenesses(made[0])
+    for pair in (("a", "b"), ("c", "d"), ("of", "a")):
+        assert found[pair].jaccard == pytest.approx(found[pair].by_chance, abs=0.03)
+    assert made[0]["e"] != made[0]["f"]
 
 
 def with_zeros(folder: Path) -> Path:

@@ -21,11 +21,13 @@ from reports import LANGUAGES, POINTS, make_region, make_report
 from surgeon.region.region import Region
 from surgeon.report.data import OverlapReport, Report
 from surgeon.report.drawing import COOL, HEAT, PALETTE, STRONG, Figure, svg, themed, write_pictures
-from surgeon.report.figures import CROWDING, JACCARD, RATIOS, figures, language_groups, series, variant_figures
+from surgeon.report.figures import figures, language_groups, series, variant_figures
 from surgeon.report.png import repacked
+from surgeon.report.ramps import CROWDING, JACCARD, LOST, RATIOS
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.report.scan import EXPONENT, brightest, picture, pooled
 from surgeon.report.story import tell
+from surgeon.report.words import number
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -130,19 +132,36 @@ def test_languages_are_grouped_without_loss(report: Report) -> None:
         grouped = [code for _, codes in language_groups(report, order) for code in codes]
         assert sorted(grouped) == sorted(LANGUAGES)
     assert dict(language_groups(report, "script"))["Latin"] == ["en", "fr", "no"]
-    assert set(language_groups(report, "effect")[0][1][:2]) == {"ar", "zh"}  # what broke comes first
+    broken = report.only(["broken"])  # by the effect of the cut, and what broke comes first
+    assert set(language_groups(broken, "effect")[0][1][:2]) == {"ar", "zh"}
 
 
 @pytest.mark.parametrize(
     ("value", "label"),
     [(1.0, "×0.99 to 1.01"), (0.9901, "×0.99 to 1.01"), (1.0099, "×0.99 to 1.01"), (1.0101, "×1.01 to 1.05"),
-     (0.98, "×0.8 to 0.99"), (0.1, "under ×0.5"), (21.0, "×20 and more"), (math.inf, "×20 and more"),
-     (math.nan, "×20 and more")],
+     (0.98, "×0.8 to 0.99"), (0.1, "under ×0.5"), (21.0, "×10 to 100"), (math.inf, "×1000 and more"),
+     (math.nan, "×1000 and more")],
 )  # fmt: skip
 def test_what_changed_by_less_than_a_hundredth_is_grey(value: float, label: str) -> None:
     assert RATIOS.of(value)["step"] == label
     grey = RATIOS.colours[RATIOS.labels.index("×0.99 to 1.01")]
     assert (RATIOS.colours[RATIOS.labels.index(label)] == grey) == (abs(value - 1) < 0.01)
+
+
+def test_what_is_no_better_than_guessing_is_drawn_closer_together_and_said() -> None:
+    """A place beyond guessing keeps its order, and short of it its logarithm."""
+    made = make_report()
+    known = made.model_copy(update={"model": made.model.model_copy(update={"vocabulary": 40})})
+    guess = math.log(40) - known.perplexity["base"]["en"].log_perplexity
+    figure = next(figure for figure in figures(known) if figure.name == "perplexity")
+    rows = [row for row in data_of(figure) if row.get("language") == "English"]
+    for row in rows:
+        log = known.perplexity[row["variant"]]["en"].log_perplexity - known.perplexity["base"]["en"].log_perplexity
+        beyond = log >= guess
+        assert (row["step"] == LOST) == beyond
+        assert row["times"].endswith(", no better than guessing") == beyond
+        assert math.log(row["ratio"]) == pytest.approx(guess + 0.1 * (log - guess) if beyond else log)
+    assert "no better than guessing every one of the 40 tokens alike" in figure.caption
 
 
 def test_overlaps_are_those_of_the_masks(report: Report, drawn: dict[str, Figure]) -> None:
@@ -230,6 +249,21 @@ def test_a_sweep_s_points_stand_at_their_logarithms(report: Report, drawn: dict[
         assert row["x"] == POINTS[point][1]
     assert rows["swept-core-0.1"]["broken"] == "×nan"
     assert '"type": "log"' in json.dumps(drawn["sweep-swept"].spec["layer"][1]["encoding"]["x"])
+
+
+def test_a_sweep_over_two_axes_of_numbers_is_a_map(report: Report) -> None:
+    """Each cell holds the value of its own point."""
+    numbers = {name: [{"core": 1, "<b>": 2}[kind], share] for name, (kind, share) in POINTS.items()}
+    swept = report.model_copy(update={"sweeps": {"swept": report.sweeps["swept"].model_copy(
+        update={"axes": {"rows": [1, 2], "share": [0.001, 0.01, 0.1]}, "points": numbers}
+    )}})  # fmt: skip
+    figure = next(figure for figure in figures(swept) if figure.name == "sweep-swept")
+    assert "by rows and share" in figure.title
+    cells = {(row["down"], row["across"]): row for row in data_of(figure)}
+    assert len(cells) == 6
+    for point, (rows, share) in numbers.items():
+        assert cells[str(rows), f"{share:g}"]["times"] == f"×{number(report.summary[point].ratio_to_base)}"
+    ElementTree.fromstring(svg(figure))
 
 
 def test_a_sweep_without_numbers_is_drawn_as_bars(report: Report) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import math
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from reports import make_region, make_report
 
 from surgeon.region.region import Region
+from surgeon.report.figures import language_groups
 from surgeon.report.html import write_page
 from surgeon.report.regions import overlap_reports, region_report
 
@@ -45,12 +51,12 @@ def opened(browser: Any, address: str) -> Iterator[Open]:
         page.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
         page.goto(address)
         if live:
-            for figure in page.locator("main > div > figure, section > figure").all():
+            for figure in page.locator("main > div > figure, section > figure, .pair figure").all():
                 figure.evaluate("(figure) => figure.scrollIntoView()")  # a figure comes to life when it is seen
                 name = figure.get_attribute("data-figure")
                 if not name.startswith("scan"):
                     page.wait_for_selector(f"figure[data-figure='{name}'][data-ready]")
-            page.evaluate("scrollTo(0, 0)")
+            page.evaluate("document.querySelector('details[data-print]').open = true; scrollTo(0, 0)")
         return page
 
     yield open_page
@@ -75,11 +81,12 @@ BY_SCRIPT = ["English", "French", "Norwegian", "Arabic", "Chinese", "Korean", "k
 
 
 def test_one_switch_orders_chart_map_and_table(opened: Open) -> None:
-    page = opened()
+    page, made = opened(), make_report()
+    by_effect = [made.language(code).name for _, codes in language_groups(made, "effect") for code in codes]
     for order, expected in (
         ("script", BY_SCRIPT),
         ("family", ["English", "Norwegian", "Korean", "French", "Arabic", "Chinese", "klingon"]),
-        ("effect", ["Arabic", "Chinese"]),
+        ("effect", by_effect),
         ("script", BY_SCRIPT),
     ):
         page.locator(f"label[for=order-{order}]").click()
@@ -112,6 +119,7 @@ def test_languages_and_variants_can_be_filtered(opened: Open) -> None:
     page.locator("#find").fill("[(")  # no pattern: nothing is found, nothing breaks
     page.wait_for_timeout(200)
     assert first_column(page) == []
+    assert page.locator("#none").is_visible()
     page.locator("#find").fill("")
     page.locator(".choose summary").click()
     page.locator("input[name=variant]").nth(1).check()
@@ -143,6 +151,25 @@ def test_pointing_says_everything(opened: Open) -> None:
     page.mouse.move(box["x"] + box["width"] * 3.5 / 16, box["y"] + box["height"] * 5.5 / 9)
     page.locator("#tip:visible").wait_for()
     assert page.locator("#tip").inner_text() == "core: layer 2, mlp.down, dimension 3: 100 % of its weights"
+    page.mouse.click(box["x"] + box["width"] * 3.5 / 16, box["y"] + box["height"] * 5.5 / 9)
+    picked = page.locator("figure[data-figure=scan] .picked")
+    picked.wait_for()
+    assert "core, dimension 3. Largest shares of its weights: layer 0 mlp.down 100 %;" in picked.inner_text()
+    assert "random" in picked.inner_text()
+
+
+def test_a_figure_can_be_taken_along(opened: Open) -> None:
+    page = opened()
+    taken = {}
+    for kind in ("csv", "svg"):
+        with page.expect_download() as waiting:
+            page.locator(f"figure[data-figure=perplexity] [data-take={kind}]").click()
+        taken[kind] = Path(waiting.value.path()).read_text(encoding="utf-8")
+    rows = list(csv.DictReader(taken["csv"].splitlines()))
+    english = next(row for row in rows if (row["variant"], row["language"]) == ("cut", "English"))
+    assert float(english["multiple"]) == pytest.approx(math.exp(0.2))
+    assert "var(" not in taken["svg"]
+    ElementTree.fromstring(taken["svg"])
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -172,7 +199,7 @@ def test_everyone_can_use_it(opened: Open, scheme: str) -> None:
 
 def test_without_script_the_pictures_stand(opened: Open) -> None:
     page = opened(live=False)
-    for figure in page.locator("main > div > figure, section > figure").all():
+    for figure in page.locator("main > div > figure, section > figure, .pair figure").all():
         assert figure.locator(".still svg").bounding_box()["height"] > 50
     assert page.locator(".tools").is_hidden()
     assert page.locator("#by-language tr").count() == 7
@@ -185,4 +212,5 @@ def test_on_paper_it_is_light_and_nothing_is_hidden(opened: Open) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.locator("figure[data-figure=perplexity] .still svg").is_visible()
     assert page.locator("figure[data-figure=perplexity] .live").is_hidden()
-    assert page.locator("details:not([open])").count() == 0
+    assert page.locator("#by-language").is_visible()
+    assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4"))) <= 6

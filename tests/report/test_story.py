@@ -11,7 +11,7 @@ from reports import make_report
 from surgeon.model.results import Measure
 from surgeon.report.data import Report, SweepReport, VariantReport
 from surgeon.report.measured import perplexities, perplexity, summarize
-from surgeon.report.story import no_intervals, sentence, tell
+from surgeon.report.story import evidence, headline, no_intervals, sentence, tell
 
 BASE = {"ar": 3.0, "en": 3.1, "zh": 3.2}
 
@@ -43,7 +43,7 @@ CONTROL = {"low-cut": ("zero low", dict.fromkeys(BASE, 1.0)), "any-cut": ("zero 
 def test_a_cut_is_told_beside_its_controls_whatever_their_order() -> None:
     cut = {"core-cut": ("zero core", {"ar": 2.1, "en": 18.3, "zh": 5.0})}
     expected = (
-        "Zeroing 1\u00a0% of the decoder's weights makes all 3 languages 2.1 to 18 times worse; "
+        "Zeroing 1\u00a0% of the decoder's weights makes all 3 languages 2.10 to 18.3 times worse; "
         "as many at random: 2.0\u00a0%; as many of the lowest score: 0\u00a0%."
     )
     for variants in (cut | CONTROL, CONTROL | cut):
@@ -60,7 +60,7 @@ def test_the_largest_weights_are_told_and_drawn_beside_the_cut() -> None:
     story = tell(report)
     assert (story.cut, story.controls) == ("core-cut", ("any-cut", "big-cut", "low-cut"))
     assert story.beside == "any"
-    assert "; as many at random: 2.0\u00a0%; as many of the largest weights: 13 times; " in sentence(report, story)
+    assert "; as many at random: 2.0\u00a0%; as many of the largest weights: 13.0 times; " in sentence(report, story)
 
 
 def test_what_was_in_reach_is_said() -> None:
@@ -79,13 +79,13 @@ def test_what_was_in_reach_is_said() -> None:
         ((1.0, 1.004, 0.996), "changes none of 3 languages by 1\u00a0% or more"),
         ((1.03, 1.12, 1.05), "makes all 3 languages 3 to 12\u00a0% worse"),
         ((1.0, 1.5, 1.2), "makes 2 of 3 languages 20 to 50\u00a0% worse"),
-        ((1.0, 1.0, 3.0), "makes Chinese 3.0 times worse"),
+        ((1.0, 1.0, 3.0), "makes Chinese 3.00 times worse"),
         ((0.8, 1.0, 1.0), "makes 1 language up to 20\u00a0% better"),
         ((1.02, 0.8, 0.7), "makes Arabic 2\u00a0% worse and makes 2 languages up to 30\u00a0% better"),
         ((0.9, 0.8, 0.7), "makes all 3 languages up to 30\u00a0% better"),
-        ((math.nan, 4.0, 4.0), "breaks Arabic beyond numbers and makes 2 of 3 languages 4.0 times worse"),
+        ((math.nan, 4.0, 4.0), "breaks Arabic beyond numbers and makes 2 of 3 languages 4.00 times worse"),
         ((math.inf, math.inf, math.inf), "breaks all 3 languages beyond numbers"),
-        ((1234.0, 2e6, 7.0), "makes all 3 languages 7.0 to 2.0e6 times worse"),
+        ((1234.0, 2e6, 7.0), "makes all 3 languages 7.00 to 2.0e6 times worse"),
     ],
 )
 def test_an_effect_is_told_as_large_as_it_is(factors: tuple[float, ...], told: str) -> None:
@@ -102,7 +102,9 @@ def test_regions_of_single_languages_are_told_together() -> None:
     report = report_of(variants, regions)
     assert tell(report).own == {"ar-cut": "ar", "zh-cut": "zh"}
     told = sentence(report, tell(report))
-    assert "makes that language 1.5 to 3.0 times worse, every other language 0 to 20\u00a0% worse; 2 languages" in told
+    assert (
+        "makes that language 1.50 to 3.00 times worse, every other language 0 to 20\u00a0% worse; 2 languages" in told
+    )
 
 
 def test_a_card_tells_of_its_own_variant() -> None:
@@ -177,7 +179,7 @@ def test_a_cut_that_trainers_are_told_something_of_is_told_as_the_cut(held: str)
     both = report.variants["core-cut"].model_copy(update={"operations": ["zero core", held]})
     report = report.model_copy(update={"variants": {**report.variants, "core-cut": both}})
     told = sentence(report, tell(report))
-    assert told.startswith("Zeroing 1\u00a0% of the decoder's weights makes all 3 languages 3.0 times worse")
+    assert told.startswith("Zeroing 1\u00a0% of the decoder's weights makes all 3 languages 3.00 times worse")
 
 
 def test_of_a_few_tokens_nothing_is_told() -> None:
@@ -204,6 +206,43 @@ def test_where_no_interval_can_be_given_it_is_said() -> None:
     measures = {name: {code: Measure(300, 100, 400, windows) for code in BASE} for name in ("base", "core-cut")}
     assert no_intervals(perplexities(measures)) is None
     assert no_intervals({}) is None
+
+
+def test_the_rise_of_a_language_s_own_region_is_that_of_logarithms_beside_its_control() -> None:
+    from surgeon.report.tables import own_table
+
+    regions: dict[str, dict[str, Any]] = {
+        "ar": {"select": {"top": 0.01, "monolingual": "ar"}},
+        "ar-largest": {"control": {"of": "ar", "draw": "magnitude"}},
+    }  # fmt: skip
+    variants = {
+        "ar-cut": ("zero ar", {"ar": 4.0, "en": 2.0, "zh": 2.0}),
+        "big-cut": ("zero ar-largest", {"ar": 3.0, "en": 1.0, "zh": 1.0}),
+    }
+    rows = [[cell.text for cell in row.cells] for row in own_table(report_of(variants, regions)).rows]
+    assert rows == [
+        ["Arabic", "own region", "4.00", "2.00", "2.0", "ar-cut"],  # log 4 / log 2
+        ["Arabic", "as many of the largest", "3.00", "1.00", "-", "big-cut"],  # nothing to be a multiple of
+    ]
+
+
+def test_what_is_lost_is_said_and_evidence_has_unit_number_and_guessing() -> None:
+    cut = {"core-cut": ("zero core", {"ar": 500.0, "en": 18.3, "zh": 5.0})}
+    report = report_of(cut | CONTROL, REGIONS)
+    known = report.model_copy(
+        update={"model": report.model.model_copy(update={"vocabulary": 2000})}
+    )  # ar: exp(3) * 99.6
+    story = tell(known)
+    told = headline(known, story)
+    assert told == (
+        "Zeroing 1\u00a0% of the decoder's weights makes Arabic no better than guessing and makes 2 of 3 languages "
+        "5.00 to 18.3 times worse."
+    )
+    mean = (500 * 18.3 * 5) ** (1 / 3)
+    line = evidence(known, story)
+    assert line is not None
+    assert f"geometric mean of 3 languages: core-cut {mean:.1f}; any-cut 1.02; low-cut 1.00" in line
+    assert line.endswith(f"Guessing every token alike: {2000 / math.exp(3.1):.1f}.")
 
 
 def test_a_report_of_before_there_were_steps_says_the_same() -> None:

@@ -86,9 +86,11 @@ def test_what_is_derived_is_made_of_its_parts_and_says_of_what(plan: Plan) -> No
     assert list(found["below"]) == [name for name in core if name.endswith("mlp.down_proj.weight")]
     assert all(found["below"].indices(name).tolist() == found["both"].indices(name).tolist() for name in found["below"])
     assert found["lines"] == fullest_lines(core, 2, 1)
-    assert found["others"] == fullest_lines(core, 2, 1, 3) != found["lines"]
+    assert found["others"] == fullest_lines(core, 2, 1, 3, "others") != found["lines"]
     assert found["residual"] == residual_dimensions(core, 2, config)
-    assert found["other-residual"] == residual_dimensions(core, 2, config, 3) != found["residual"]
+    assert (
+        found["other-residual"] == residual_dimensions(core, 2, config, 3, label="other-residual") != found["residual"]
+    )
     for name in ("both", "lines", "of-both"):
         assert found[name].metadata["model"] == plan.checkpoint.source.name
     assert found["again"].metadata["made_from"] == {"combine": "both - core"}

@@ -216,7 +216,7 @@ def test_a_control_drawn_with_several_seeds_is_one_line_with_mean_and_range() ->
     drawn = {point: report.variants[point].model_copy(update=edit) for point, edit in zip(points, edits, strict=True)}
     report = report.model_copy(update={"sweeps": {"drawn": sweep}, "variants": {**report.variants, **drawn}})
     lines = shown(report_view(report, "out"), 100, color_system=None)
-    (line,) = (line for line in lines if "2 seeds" in line)
+    (line,) = (line for line in lines if "2 seeds" in line and "range" in line)
     assert line.split() == [
         "drawn,",
         "2",

@@ -1,0 +1,75 @@
+"""The command that says what a derivative kept of its parent: audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from surgeon.cli.options import DeviceOption, JsonOption, OutputOption, VerboseOption, listed
+from surgeon.console import print_json, progress_to, quiet_libraries
+from surgeon.errors import InputError
+
+
+def audit(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, builtin:NAME or a Hub id.")],
+    base: Annotated[str, typer.Option("--base", help="What it was made of; the tokenizer may be another.")],
+    languages: Annotated[
+        str, typer.Option(help="Comma-separated codes of the shipped languages; all; or none.")
+    ] = "all",
+    texts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--text", help="A further language: CODE.txt, a paragraph a line, or a folder of such; repeatable."
+        ),
+    ] = None,
+    paragraphs: Annotated[int, typer.Option(min=2, help="Paragraphs of a language, at most.")] = 40,
+    prompts: Annotated[int, typer.Option(min=0, help="Beginnings per language to go on from; 0: none.")] = 4,
+    gate: Annotated[str | None, typer.Option("--gate", help="Exit with 1 if there are more: lost=0,worse=3.")] = None,
+    output: OutputOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Say by language what a quantized, pruned, merged or trained model kept of another: kept, worse or lost.
+
+    With --output it writes audit.html, audit.svg, audit.json, badge.svg, and card.md, a section for the model card.
+    """
+    from surgeon.auditing import audit as run
+    from surgeon.auditing import texts_for
+    from surgeon.report.audit import audit_data, change_line, verdict_line, write_audit
+
+    most = _gate(gate)
+    quiet_libraries(verbose)
+    corpus, chosen = texts_for(
+        [] if languages == "none" else None if languages == "all" else listed(languages), texts or []
+    )
+    found = run(
+        model, base, corpus=corpus, languages=chosen, paragraphs=paragraphs, prompts=prompts, device=device,
+        progress=progress_to(as_json),
+    )  # fmt: skip
+    files = write_audit(found, output) if output is not None else []
+    missed = [name for name, bound in most.items() if found.counts[name] > bound]
+    if as_json:
+        print_json(audit_data(found) | {"passed": not missed})
+    else:
+        for one in found.changes:
+            print(change_line(found, one))
+        print(verdict_line(found))
+        for path in files:
+            print(path)
+        for name in missed:
+            print(f"gate: {found.counts[name]} languages {name}, at most {most[name]} allowed")
+    if missed:
+        raise SystemExit(1)
+
+
+def _gate(text: str | None) -> dict[str, int]:
+    found = {}
+    for part in listed(text or ""):
+        name, _, bound = part.partition("=")
+        if name not in ("lost", "worse") or not bound.isdigit():
+            raise InputError(f"--gate {part}: write how many languages may be lost or worse, as lost=0,worse=3")
+        found[name] = int(bound)
+    return found

@@ -1,0 +1,117 @@
+"""Bits per byte, paragraph by paragraph: what models with different tokenizers can be compared in.
+
+A paragraph is a piece, so that what is said of a language rests on as many independent texts as it has paragraphs. Each
+begins anew, after what the tokenizer begins a text with, or else the BOS or EOS token, so that all of its bytes are
+predicted; one that is longer than the window goes on in further windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from surgeon.errors import InputError
+from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Piece, Pieces, Seen, Subject
+from surgeon.model.results import Figures, Quantity
+from surgeon.recipe.fields import Count
+from surgeon.text.windows import beginning, tokenize
+
+if TYPE_CHECKING:
+    import torch
+
+BITS = "bits"
+
+
+@dataclass(frozen=True)
+class _Paragraphs(Pieces):
+    """The paragraphs; `sizes` are their bytes in UTF-8."""
+
+    sizes: Sequence[float] = ()
+
+
+class Paragraphs(Measurement):
+    """Bits per byte of paragraphs of each language."""
+
+    kind: ClassVar[str] = "paragraphs"
+    description: ClassVar[str] = "bits per byte of a language's paragraphs"
+
+    paragraphs: Count = Field(40, description="of each language, at most, evenly over its text")
+
+    def quantities(self) -> Sequence[Quantity]:
+        """Return bits per byte."""
+        return [Quantity(BITS, "bits per byte", "bits per byte", "more", "difference")]
+
+    def pieces(self, subject: Subject) -> Pieces:
+        """Return the paragraphs of all languages, in windows.
+
+        Raises:
+            InputError: a language has none.
+        """
+        begin = beginning(subject.tokenizer) or _any_beginning(subject.tokenizer)
+        pieces: list[Piece] = []
+        sizes: list[float] = []
+        rows: list[tuple[tuple[int, ...], tuple[int, ...], int]] = []
+        for language in subject.languages:
+            lines = [line for line in subject.corpus.text(language).evaluate.splitlines() if line.strip()]
+            if not lines:
+                raise InputError(f"the text for '{language}' has no paragraph")
+            step = max(len(lines) / self.paragraphs, 1)
+            for line in (lines[int(i * step)] for i in range(min(self.paragraphs, len(lines)))):
+                ids = tokenize(subject.tokenizer, line).ids
+                rows += [(*row, len(pieces)) for row in _windows(ids, begin, subject.spec.window)]
+                pieces.append(Piece(language, len(ids)))
+                sizes.append(float(len(line.encode())))
+        return _Paragraphs(pieces, _batches(rows, subject.spec.batch_size), sizes)
+
+    def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
+        """Return the losses in bits."""
+        return {BITS: seen.losses / math.log(2)}
+
+    def figures(self, pieces: Pieces, sums: Mapping[str, NDArray[np.float64]]) -> Figures:
+        """Return bits by paragraph, weighted by bytes."""
+        asked: Any = pieces
+        by_group = pieces.by_group(sums[BITS], asked.sizes)
+        return Figures({language: {BITS: found} for language, found in by_group.items()})
+
+
+def _any_beginning(tokenizer: Any) -> tuple[int, ...]:
+    token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return () if token is None else (int(token),)
+
+
+def _windows(ids: Sequence[int], begin: tuple[int, ...], window: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Cut a paragraph: inputs, and the ids that their last outputs predict."""
+    room = max(window - max(len(begin) - 1, 0), 1)
+    first = 0 if begin else 1
+    starts = range(first, len(ids), room)
+    found = []
+    for start in starts:
+        end = tuple(ids[start : start + room])
+        found.append(((*begin, *ids[start - (0 if begin else 1) : start], *end)[:-1], end))
+    return found
+
+
+def _batches(rows: Sequence[tuple[tuple[int, ...], tuple[int, ...], int]], size: int) -> list[Batch]:
+    import torch
+
+    batches = []
+    ordered = sorted(rows, key=lambda row: len(row[0]))
+    for length, group in groupby(ordered, lambda row: len(row[0])):
+        alike = list(group)
+        for first in range(0, len(alike), size):
+            chosen = alike[first : first + size]
+            inputs = torch.tensor([row[0] for row in chosen], dtype=torch.long)
+            labels = torch.full_like(inputs, UNCOUNTED)
+            numbers = np.full(tuple(inputs.shape), -1, np.int64)
+            for at, (_, end, number) in enumerate(chosen):
+                labels[at, length - len(end) :] = torch.tensor(end)
+                numbers[at, length - len(end) :] = number
+            batches.append(Batch(inputs, labels, numbers))
+    return batches

@@ -1,0 +1,114 @@
+"""What a model kept of another, language by language: kept, worse or lost, by thresholds that are stated beforehand.
+
+The change in bits per byte is paired by paragraph: its interval is a bootstrap over paragraphs, and whether it could be
+chance says the test of `chance`. Many languages are many tests: a rise counts only if it survives at a false discovery
+rate of 5 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from surgeon.measure.chance import RATE, probability, survives
+from surgeon.measure.intervals import change_interval
+from surgeon.model.results import Sums
+
+Verdict = Literal["kept", "worse", "lost"]
+VERDICTS: tuple[Verdict, ...] = ("lost", "worse", "kept")
+
+WORSE = 0.02  # more bits per byte than the base, as a share of its own
+LOST = 0.25  # the same; about twice the perplexity of a token of four bytes
+STAYS = 0.5  # of the base's continuations in the language, below which it is lost
+FEWEST_TEXTS = 4  # of these, for continuations alone to speak
+
+
+@dataclass(frozen=True)
+class Change:
+    """A language in both models. `change`, `low` and `high` are shares of the base's bits; `p` is `chance`'s.
+
+    `stays` are the shares of continuations in the language, the base's first; None where that was not measured.
+    """
+
+    language: str
+    verdict: Verdict
+    base_bits: float
+    bits: float
+    change: float
+    low: float | None
+    high: float | None
+    p: float | None
+    paragraphs: int
+    stays: tuple[float, float] | None = None
+    instead: str = ""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found; `changes` are the languages, the most damaged first. `names` are theirs, by code."""
+
+    model: str
+    base: str
+    same_tokenizer: bool
+    changes: tuple[Change, ...]
+    names: dict[str, str]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many languages are kept, worse and lost."""
+        return {name: sum(one.verdict == name for one in self.changes) for name in VERDICTS}
+
+    @property
+    def rules(self) -> list[str]:
+        """The thresholds, in words."""
+        texts = f"of {FEWEST_TEXTS} or more continuations fewer than {STAYS:.0%} of the base's are in the language"
+        return [
+            f"lost: at least {LOST:.0%} more bits per byte than the base, or {texts}",
+            f"worse: at least {WORSE:.0%} more bits per byte",
+            f"A rise counts only if it survives at a false discovery rate of {RATE:.0%} over all {len(self.changes)} "
+            "languages (paired t-test over paragraphs); without that, about "
+            f"{RATE * len(self.changes):.1f} would look changed by chance",
+        ]
+
+
+def verdicts(
+    base: Mapping[str, Sums],
+    model: Mapping[str, Sums],
+    stays: Mapping[str, tuple[Sums, Sums]],
+    instead: Mapping[str, str],
+) -> list[Change]:
+    """Judge every language, the most damaged first.
+
+    Args:
+        base: bits of each paragraph, weighted by its bytes, by language.
+        model: the same of the other model, of the same paragraphs.
+        stays: 1 for each continuation in the language, of base and model, where that was measured.
+        instead: what the model's other continuations are in.
+    """
+    chances = {language: probability(base[language], model[language]) for language in base}
+    real = {language for language, passed in zip(base, survives(list(chances.values())), strict=True) if passed}
+    found = []
+    for language, before in base.items():
+        after = model[language]
+        bounds = change_interval(before, after, language)
+        change = after.value / before.value - 1
+        low = None if bounds is None else bounds.low / before.value
+        pair = stays.get(language)
+        shares = None if pair is None else (pair[0].value, pair[1].value)
+        silent = shares is not None and pair is not None and len(pair[0].weights) >= FEWEST_TEXTS
+        gone = silent and shares is not None and shares[1] < STAYS * shares[0]
+        # A model that gives no numbers has lost the language.
+        broken = not math.isfinite(change) or (language in real and change >= LOST)
+        verdict: Verdict = "lost" if broken or gone else "worse" if language in real and change >= WORSE else "kept"
+        high = None if bounds is None else bounds.high / before.value
+        found.append(
+            Change(
+                language, verdict, before.value, after.value, change, low, high, chances[language],
+                len(before.weights), shares, instead.get(language, ""),
+            )
+        )  # fmt: skip
+    return sorted(
+        found, key=lambda one: (VERDICTS.index(one.verdict), -math.inf if math.isnan(one.change) else -one.change)
+    )

@@ -1,0 +1,117 @@
+"""The whole product on formats by their definitions: regions and patches of the plain model fit, and the other way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ModelMaker
+from definitions import DEFINITIONS
+from quantizing import stored, written
+from safetensors.torch import load_file
+
+import surgeon
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.cli import main
+from surgeon.diff.comparison import compare
+from surgeon.errors import present
+from surgeon.region.region import Region
+from surgeon.views.inspection import look_at
+
+MODULE = "model.layers.1.self_attn.k_proj"
+NAME = f"{MODULE}.weight"
+RECIPE = """\
+version: 1
+name: product
+model: {model}
+regions: {{drawn: {region}}}
+variants: {variants}
+output: {out}
+"""
+VARIANTS = """
+  cut: {operations: [{zero: drawn}]}
+  small: {operations: [{zero: drawn}], write: patch}
+  softer: {operations: [{scale: drawn, by: 0.5}]}
+"""
+
+
+@pytest.fixture(scope="module")
+def plain(make_model: ModelMaker) -> Path:
+    return make_model("llama", dtype="bfloat16")
+
+
+def apply(folder: Path, model: Path, region: str, variants: str) -> Path:
+    folder.mkdir()
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE.format(model=model, region=region, variants=variants, out=folder / "out"))
+    surgeon.apply(recipe)
+    return folder / "out"
+
+
+@pytest.mark.parametrize("kind", ["nvfp4", "gptq-act-order", "nf4-nested"])
+def test_what_is_made_of_one_fits_the_other(kind: str, plain: Path, tmp_path: Path) -> None:
+    definition, tensors = DEFINITIONS[kind], load_file(plain / "model.safetensors")
+    made = {f"{MODULE}.{end}": tensor for end, tensor in definition.encode(tensors.pop(NAME)).items()}
+    quantized = written(plain, tmp_path / "model", {**tensors, **made}, definition.settings)
+    drawn = apply(
+        tmp_path / "plain", plain, "{select: {random: 0.02, seed: 1}}", "{cut: {operations: [{zero: drawn}]}}"
+    )
+    file = drawn / "regions" / "drawn.region.safetensors"
+    region = Region.load(file)
+    assert region.indices(NAME).size
+    out = apply(tmp_path / "run", quantized, f"{{file: {file}}}", VARIANTS)
+
+    old, new = stored(quantized), stored(out / "variants" / "cut")
+    held = [name for name in old if name.startswith(MODULE) and name != f"{MODULE}.{definition.codes}"]
+    assert all(torch.equal(old[name].view(-1), new[name].view(-1)) for name in held)
+    assert not torch.equal(old[f"{MODULE}.{definition.codes}"].view(-1), new[f"{MODULE}.{definition.codes}"].view(-1))
+    for name in old:
+        end = name.removeprefix(f"{MODULE}.")
+        if end == name and name not in region:
+            assert torch.equal(old[name], new[name])
+    opened = Checkpoint.open(quantized)
+    expected = opened.tensor(NAME).clone()
+    expected.view(-1)[torch.from_numpy(region.indices(NAME))] = 0
+    cut = Checkpoint.open(out / "variants" / "cut")
+    assert torch.equal(cut.tensor(NAME).view(torch.int16), expected.view(torch.int16))
+    assert (out / "variants" / "cut" / "config.json").read_bytes() == (quantized / "config.json").read_bytes()
+
+    patch = out / "variants" / "small.patch.safetensors"
+    twin = tmp_path / "twin"
+    dense = {name: opened.tensor(name).clone() for name in opened.tensors}
+    written(plain, twin, dense, {})
+    config = json.loads((twin / "config.json").read_text())
+    del config["quantization_config"]
+    (twin / "config.json").write_text(json.dumps(config))
+    for source in (quantized, twin):
+        again = apply(
+            tmp_path / f"replay-{source.name}", source, f"{{file: {patch}}}",
+            f"{{again: {{operations: [{{restore: drawn, from: {patch}}}]}}}}",
+        )  # fmt: skip
+        assert torch.equal(Checkpoint.open(again / "variants" / "again").tensor(NAME), expected)
+    told = present(compare(quantized, out / "variants" / "softer").checkpoints)
+    change = {tensor.name: tensor for tensor in told.tensors}[NAME]
+    assert 0 < change.change.changed <= region.indices(NAME).size
+    assert present(change.stored)[1] == 0
+    assert json.loads((out / "report.json").read_text())["variants"]["softer"]["encoding"]["blocks"] > 0
+    looked = look_at(str(quantized))
+    assert looked["parameters"] == look_at(str(plain))["parameters"]
+    assert opened.tensors[NAME].codec.words in looked["quantization"]  # type: ignore[attr-defined]
+
+
+def test_a_format_that_does_not_fit_is_exit_2(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    definition, tensors = DEFINITIONS["gptq"], load_file(plain / "model.safetensors")
+    made = {f"{MODULE}.{end}": tensor for end, tensor in definition.encode(tensors.pop(NAME)).items()}
+    del made[f"{MODULE}.qzeros"]
+    quantized = written(plain, tmp_path / "model", {**tensors, **made}, definition.settings)
+    monkeypatch.setattr("sys.argv", ["surgeon", "inspect", str(quantized)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "qzeros' is missing" in said.replace("\n", " ")
+    assert "Traceback" not in said
