@@ -44,10 +44,10 @@ Arrays = dict[str, NDArray[np.float32]]
 def sequences(plan: Any) -> dict[str, list[tuple[int, ...]]]:
     """Return the token ids that surgeon scores on."""
     from surgeon.model.tokenizer import load_tokenizer
-    from surgeon.scores import scoring
+    from surgeon.scoring import scoring
 
     spec = plan.scores()[0]
-    return scoring._sequences(plan, spec, spec.languages, load_tokenizer(plan.checkpoint))
+    return scoring._sequences(plan, spec, spec.languages, load_tokenizer(plan.checkpoint))[0]
 
 
 def plain(plan: Any, texts: dict[str, list[tuple[int, ...]]]) -> tuple[float, dict[str, Arrays]]:

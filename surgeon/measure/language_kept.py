@@ -54,6 +54,10 @@ class LanguageKept(OwnWork):
         """Return about how many tokens are run for a language."""
         return self.prompts * self.new_tokens
 
+    def check(self) -> None:
+        """Make sure that the identifier is installed."""
+        require_identifier()
+
     def depends(self) -> Mapping[str, str] | None:
         """Return the identifier's release."""
         require_identifier()

@@ -179,7 +179,7 @@ def _backward(
                 output.backward(kept.gradients.get(number + 1, batch, device))  # type: ignore[no-untyped-call]
                 if further:
                     kept.gradients.put(number, batch, present(hidden.grad))
-                sums.take()
+                sums.take(batch in piece.ends)
                 run.advance(BACKWARD)
             return sums.taken()
 
@@ -200,7 +200,7 @@ def _outside(run: _Pass, slots: Mapping[str, Slot], score: BackwardScore) -> Ite
                 entered = stack.enter(ids).hidden
                 if entered is not None and entered.requires_grad:
                     entered.backward(kept.gradients.get(0, batch, stack.loaded.device))  # type: ignore[no-untyped-call]
-                sums.take()
+                sums.take(batch in piece.ends)
                 run.advance(BACKWARD)
             return sums.taken()
 
@@ -225,9 +225,9 @@ def in_one_go(
     with stack.loaded.weights.resident(list(stack.loaded.model.parameters())), _Sums(slots, score) as sums:
 
         def of_piece(piece: Piece) -> list[torch.Tensor]:
-            for _, ids in piece.batches:
+            for batch, ids in piece.batches:
                 _backpropagate_batch(stack, ids, sample, piece.language)
-                sums.take()
+                sums.take(batch in piece.ends)
                 advance(1)
             return sums.taken()
 
@@ -279,10 +279,10 @@ class _Sums:
             parameter.grad = None
             parameter.requires_grad_(False)
 
-    def take(self) -> None:
-        """Take over what one batch has left in the gradients."""
+    def take(self, whole: bool) -> None:
+        """Take over what one batch has left in the gradients, once it is whole."""
         for parameter in self._parameters:
-            if parameter.grad is None or (self._plain and parameter.grad.dtype == torch.float32):
+            if not whole or parameter.grad is None or (self._plain and parameter.grad.dtype == torch.float32):
                 continue
             gradient = parameter.grad.float()
             if not self._plain:

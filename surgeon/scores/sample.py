@@ -25,10 +25,14 @@ Scores = dict[str, torch.Tensor]  # float32, non-negative, in the shapes on disk
 
 @dataclass(frozen=True)
 class Piece:
-    """Some batches of a language that follow one another, each with its number among all. It has a sum of its own."""
+    """Some batches of a language that follow one another, each with its number among all. It has a sum of its own.
+
+    Where `rows` of a batch are run at a time, these are parts of batches; `ends` has the numbers of the last ones.
+    """
 
     language: str
     batches: tuple[tuple[int, torch.Tensor], ...]
+    ends: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Sample:
     batches: Mapping[str, Sequence[torch.Tensor]]
     predicted: Mapping[str, int]
     begun: int = 0
+    rows: int | None = None
 
     def labels(self, ids: torch.Tensor) -> torch.Tensor:
         """Return what a batch's outputs must predict, in its shape; `UNCOUNTED` where nothing is predicted."""
@@ -51,23 +56,35 @@ class Sample:
         return following
 
     def all(self) -> list[torch.Tensor]:
-        """All batches, language by language."""
-        return [ids for batches in self.batches.values() for ids in batches]
+        """All batches, or their parts, language by language."""
+        return [part for batches in self.batches.values() for ids in batches for part in self._parts(ids)]
+
+    def _parts(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.split(ids, self.rows or len(ids)))
 
     @cached_property
     def pieces(self) -> list[Piece]:
         """The pieces of all languages, in order: of each language `PIECES`, or as many as it has batches."""
         found, number = [], 0
         for language, batches in self.batches.items():
-            numbered, count = list(enumerate(batches, number)), min(PIECES, len(batches))
-            ends = [i * len(batches) // count for i in range(count + 1)]
-            found += [Piece(language, tuple(numbered[i:j])) for i, j in pairwise(ends)]
-            number += len(batches)
+            count = min(PIECES, len(batches))
+            for i, j in pairwise(i * len(batches) // count for i in range(count + 1)):
+                parts: list[tuple[int, torch.Tensor]] = []
+                ends = set()
+                for ids in batches[i:j]:
+                    parts += list(enumerate(self._parts(ids), number + len(parts)))
+                    ends.add(parts[-1][0])
+                found.append(Piece(language, tuple(parts), frozenset(ends)))
+                number += len(parts)
         return found
 
 
-def make_sample(sequences: Mapping[str, Sequence[Sequence[int]]], batch_size: int, begun: int = 0) -> Sample:
+def make_sample(
+    sequences: Mapping[str, Sequence[Sequence[int]]], batch_size: int, begun: int = 0, rows: int | None = None
+) -> Sample:
     """Cut each language's sequences of token ids, of which the first `begun` are special, into batches.
+
+    `rows` of a batch are run at a time, if not all.
 
     Raises:
         InputError: a language has no sequence with a token to predict.
@@ -83,7 +100,7 @@ def make_sample(sequences: Mapping[str, Sequence[Sequence[int]]], batch_size: in
         language: sum(ids.shape[0] * predicted(ids.shape[1], begun) for ids in found)
         for language, found in batches.items()
     }
-    return Sample(batches, counts, begun=begun)
+    return Sample(batches, counts, begun, rows)
 
 
 def totals(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -39,6 +39,7 @@ class ScorePass:
     `begun` special tokens at the beginning of each sequence are not predicted. Where others of a `team` help, each
     process keeps the hidden states of its own batches only, and the scores come to one of them. `in_one_go` holds a
     batch's activations in all layers, and so needs no second pass forward; all that is scored is then one unit, -1.
+    `rows` of a batch are run at a time, if not all of them.
     """
 
     stack: Stack
@@ -49,11 +50,12 @@ class ScorePass:
     begun: int = 0
     team: Team = ALONE
     in_one_go: bool = False
+    rows: int | None = None
 
     @cached_property
     def sample(self) -> Sample:
         """The sequences in batches."""
-        return make_sample(self.sequences, self.score.batch_size, self.begun)
+        return make_sample(self.sequences, self.score.batch_size, self.begun, self.rows)
 
     @cached_property
     def slots(self) -> dict[str, Slot]:
@@ -98,9 +100,41 @@ class ScorePass:
 
         `flush` is called before it is noted how far the pass came: what was made of the scores must be on disk then.
         """
-        for layer, language, scores in self._engine(scratch, start, flush):
+        for layer, language, scores in self._beginning(scratch, start, flush):
             on_host = self.stack.loaded.device == "cpu"
             yield layer, language, {name: tensor.numpy() if on_host else tensor for name, tensor in scores.items()}
+
+    def _beginning(self, scratch: Scratch, start: Progressed, flush: Flush) -> Iterator[tuple[int, str, Scores]]:
+        """Begin, and where the device's memory turns out to be short begin anew with less at a time.
+
+        The most is needed before the first scores come, so that later on nothing needs to be begun anew.
+        """
+        made = self._engine(scratch, start, flush)
+        try:
+            first = next(made, None)
+        except torch.OutOfMemoryError:
+            less = self._with_less()
+            if less is None:
+                raise
+        else:
+            if first is not None:
+                yield first
+                yield from made
+            return
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        yield from less._beginning(scratch, start, flush)
+
+    def _with_less(self) -> ScorePass | None:
+        """Return the same with less at a time; None if there is nothing less, or others wait for this process."""
+        rows, device = self.rows or self.score.batch_size, self.stack.loaded.device
+        if len(self._own) < len(self.sample.all()) or (rows == 1 and not self.in_one_go):
+            return None
+        if self.in_one_go:
+            self.progress.note(f"out of memory on {device}: layer by layer, instead of all layers at once")
+            return replace(self, in_one_go=False)
+        self.progress.note(f"out of memory on {device}: {rows // 2} of a batch's {self.score.batch_size} at a time")
+        return replace(self, rows=rows // 2)
 
     def _engine(self, scratch: Scratch, start: Progressed, flush: Flush) -> Iterator[tuple[int, str, Scores]]:
         kept = self._kept(scratch)

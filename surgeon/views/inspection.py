@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from surgeon.anatomy.anatomy import anatomy_of
@@ -32,7 +31,8 @@ from surgeon.report.data import Report
 from surgeon.report.regions import region_report
 from surgeon.report.tables import CROWDS, GLANCE, regions_table, role_counts, roles_table, variants_table
 from surgeon.report.words import count, percent, roles_in_order, size
-from surgeon.views.terminal import Pairs, expectation_line, grid_table, sparkline, table
+from surgeon.views.gguf import gguf_view, look_at_gguf
+from surgeon.views.terminal import expectation_line, facts, grid_table, sparkline, table
 from surgeon.write.marker import MARKER, Marker
 
 DIMENSIONS_SHOWN = 8
@@ -54,6 +54,8 @@ def look_at(target: str) -> dict[str, Any]:
         return _output(path / "report.json")
     if path.is_file() and path.suffix == ".json":
         return _output(path)
+    if path.is_file() and path.suffix == ".gguf":
+        return look_at_gguf(path)
     if path.is_file() and path.suffix in (".yaml", ".yml"):
         return _recipe(path)
     if (path / MANIFEST).is_file() and (path / REGION).is_file():
@@ -204,6 +206,7 @@ def inspection_view(found: Mapping[str, Any]) -> Group:
         "patch": _region_view,
         "output": _output_view,
         "recipe": _recipe_view,
+        "gguf": gguf_view,
     }
     return views.get(found["kind"], _checkpoint_view)(found)
 
@@ -211,7 +214,7 @@ def inspection_view(found: Mapping[str, Any]) -> Group:
 def _recipe_view(found: Mapping[str, Any]) -> Group:
     recipe = Recipe.model_validate(found["recipe"])
     corpus = recipe.corpus if isinstance(recipe.corpus, str) else ", ".join(recipe.corpus)
-    head = _facts(
+    head = facts(
         ("recipe", f"{recipe.name} ({found['path']})"), ("model", recipe.model), ("corpus", corpus),
         ("measures", _verify_words(recipe.verify)), ("output", recipe.output),
         ("push", recipe.push.repo if recipe.push is not None else None),
@@ -241,21 +244,10 @@ def _verify_words(verify: VerifySpec | None) -> str:
     return f"{languages}, at most {verify.tokens} tokens each; {count(len(verify.expect), 'expectation')}"
 
 
-def _facts(*pairs: tuple[str, str | None]) -> Table:
-    """Lay out names and values in two columns; long values wrap beside their name."""
-    grid = Pairs()
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in pairs:
-        if value:
-            grid.add_row(Text(name, style="dim"), value)
-    return grid
-
-
 def _region_view(found: Mapping[str, Any]) -> Group:
     provenance = found["provenance"]
     encodings = ", ".join(f"{count} as {name}" for name, count in found["encodings"].items())
-    head = _facts(
+    head = facts(
         ("freeze bundle" if found["kind"] == "bundle" else found["kind"], found["path"]),
         ("freezes", _frozen_line(found)),
         ("values", ", ".join(f"{name} ({count} tensors)" for name, count in found.get("dtypes", {}).items())),
@@ -278,7 +270,7 @@ def _region_view(found: Mapping[str, Any]) -> Group:
         lines.append(("residual", ", ".join(fullest)))
         explained = f"dimension (entries, tensors it stands out in), of {found['hidden_size']:,}"
         lines.append(("", explained))
-    return Group(head, Text(""), grid_table(roles_table(found["roles"])), _facts(*lines))
+    return Group(head, Text(""), grid_table(roles_table(found["roles"])), facts(*lines))
 
 
 def _frozen_line(found: Mapping[str, Any]) -> str | None:
@@ -331,7 +323,7 @@ def _checkpoint_view(found: Mapping[str, Any]) -> Group:
         count = found["roles"][role]
         share = percent(count["numel"] / found["parameters"]) if found["parameters"] else "-"
         roles.add_row(role, f"{count['tensors']:,}", f"{count['numel']:,}", share)
-    return Group(_facts(*pairs), Text(""), roles)
+    return Group(facts(*pairs), Text(""), roles)
 
 
 def _stored_words(found: Mapping[str, Any]) -> str | None:
@@ -352,7 +344,7 @@ def _tie(group: list[str]) -> str:
 def _output_view(found: Mapping[str, Any]) -> Group:
     report = Report.model_validate(found["report"])
     folder = Path(found["path"])
-    head = _facts(
+    head = facts(
         ("output", found["path"]),
         ("recipe", report.name),
         ("model", f"{report.model.name}, {report.model.parameters:,} parameters"),

@@ -320,3 +320,14 @@ def render(console: Console, view: RenderableType) -> None:
     text = StringIO()
     Console(file=text, width=max(console.width, 120), no_color=True, highlight=False).print(view)
     console.file.write("\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n")
+
+
+def facts(*pairs: tuple[str, str | None]) -> Table:
+    """Lay out names and values in two columns; long values wrap beside their name."""
+    grid = Pairs()
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        if value:
+            grid.add_row(Text(name, style="dim"), value)
+    return grid

@@ -75,6 +75,37 @@ def test_the_scores_are_those_of_the_layers_one_by_one(
         torch.testing.assert_close(found[1][key], one, rtol=1e-5, atol=1e-5 * float(one.max()), msg=str(key))
 
 
+@pytest.mark.parametrize("reduction", ["signed", "absolute"])
+def test_where_the_device_is_full_less_is_run_at_a_time(
+    reduction: str, make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sum of absolute values is still one over whole batches."""
+    checkpoint = Checkpoint.open(make_model("llama"))
+    stack = load_stack(checkpoint, "float32", "cpu")
+    texts = {"de": torch.randint(5, 60, (7, 17), generator=torch.Generator().manual_seed(0)).tolist()}
+    score = GradParam(kind="grad_param", languages=["de"], batch_size=4, reduction=reduction)
+    real, said = Stack.layer, []
+
+    def full(self: Stack, number: int, hidden: torch.Tensor, *rest: Any) -> Any:
+        if len(hidden) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, number, hidden, *rest)
+
+    monkeypatch.setattr(Progress, "note", lambda self, line: said.append(line))
+    found = []
+    for layer in (real, full):
+        monkeypatch.setattr(Stack, "layer", layer)
+        score_pass = ScorePass(stack, texts, list(checkpoint.tensors.values()), score, Progress(), in_one_go=True)
+        with score_pass.scratch("test") as scratch:
+            made = score_pass.run(scratch, score_pass.start(scratch))
+            found.append({name: torch.from_numpy(one.copy()) for _, _, of in made for name, one in of.items()})
+    for name, one in found[0].items():
+        torch.testing.assert_close(found[1][name], one, rtol=1e-4, atol=1e-5 * float(one.max()), msg=name)
+    assert [line.partition(": ")[2] for line in said] == [
+        "layer by layer, instead of all layers at once", "2 of a batch's 4 at a time", "1 of a batch's 4 at a time",
+    ]  # fmt: skip
+
+
 def test_a_run_goes_by_the_memory_there_is_and_finds_the_same(
     make_model: ModelMaker,
     texts: dict[str, str],
