@@ -88,6 +88,7 @@ bench: $(VENV)/installed-dev $(PEERS)/lm_eval/installed $(PEERS)/mergekit/instal
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/verify.py --harness $(PEERS)/lm_eval/bin/python
 	$(BIN)/python benchmarks/variants.py
+	$(BIN)/python benchmarks/measurements.py --languages en --items 4
 	$(BIN)/python benchmarks/region_size.py
 	$(BIN)/python benchmarks/freeze.py --model builtin:tiny30 --tokens 1024 --length 256
 	$(BIN)/python benchmarks/agreement.py --samples 4 --languages ar,es

@@ -38,7 +38,7 @@ def peak() -> int:
 def bundle_of(model: Any, fraction: float) -> Bundle:
     """Make, in memory, a bundle by which a random share of every decoder-layer tensor trains, and nothing else."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    chosen = region_of(model, fraction)
+    chosen = region_of(model, fraction, "random")
     nothing = np.empty(0, dtype=np.int64)
     trained = Region.from_indices(
         {name: chosen.indices(name) if name in chosen else nothing for name in shapes}, shapes

@@ -1,14 +1,17 @@
 """What writing variants costs beside `cp -r`: wall time as ratios, and peak anonymous memory.
 
     python benchmarks/write.py [--gigabytes 2] [--runs 5] [--region 0.01] [--scratch DIR] [--mergekit BIN/mergekit-yaml]
+        [--fp8] [--only NAMES]
 
-Makes a sharded bfloat16 checkpoint of Llama-like tensors with random bytes, a region file of a random share of its
+Makes a sharded bfloat16 checkpoint of Llama-like tensors with random bytes (with --fp8 their matrices are in FP8 with
+scales of blocks of 128 x 128), a region file of a random share of its
 matrices, and one of a single matrix; then runs in turn, each as a fresh process, and flushed unless it says otherwise:
 
     cp       cp -r SOURCE TARGET                                      not flushed
     stage    python: open, load the region, copy, poke and hash       not flushed
     sync     cp -r SOURCE TARGET, then sync of the target's files
     write    python: surgeon.write_variant (stage, flush, rename)
+    scale    surgeon apply of a variant with half of each entry; `louder`: three times each entry
     apply    surgeon apply of the same as a recipe without verification: regions, report and manifest with the SHA-256
              of inputs and outputs included; the source's hashes are remembered
     first    the same with an empty cache, so that the source is hashed too
@@ -41,8 +44,9 @@ from pathlib import Path
 import numpy as np
 
 from surgeon.anatomy.scope import scope
-from surgeon.checkpoint.checkpoint import INDEX_NAME, Checkpoint
+from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.storage import allocate_file, map_bytes, view
+from surgeon.checkpoint.weight_files import INDEX_NAME
 from surgeon.region.region import Region
 from surgeon.region.select import select_random
 
@@ -96,31 +100,46 @@ MERGE = "merge_method: passthrough\nmodels: [{{model: {source}}}]\ndtype: bfloat
 # What each command is compared with.
 REFERENCES = {
     "cp": "cp", "stage": "cp", "sync": "sync", "write": "sync", "apply": "sync", "first": "sync", "again": "sync",
-    "one": "sync", "patch": "sync", "sync3": "sync3", "three": "sync3", "save": "sync", "merge": "sync",
+    "one": "sync", "patch": "sync", "scale": "sync", "louder": "sync", "sync3": "sync3", "three": "sync3",
+    "save": "sync", "merge": "sync",
 }  # fmt: skip
 
 
-def make_checkpoint(folder: Path, gigabytes: float) -> None:
+def make_checkpoint(folder: Path, gigabytes: float, fp8: bool = False) -> None:
     """Write shards of three layers each until the size is reached."""
     generator = np.random.default_rng(0)
-    layer_bytes = 2 * sum(math.prod(shape) for shape in SHAPES.values())
+    layer_bytes = (1 if fp8 else 2) * sum(math.prod(shape) for shape in SHAPES.values())
     layers = max(1, round(gigabytes * 1e9 / layer_bytes))
     groups = [range(start, min(start + 3, layers)) for start in range(0, layers, 3)]
     weight_map = {}
     folder.mkdir(parents=True)
     for number, group in enumerate(groups, 1):
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        specs = [(f"model.layers.{i}.{name}.weight", "BF16", shape) for i in group for name, shape in SHAPES.items()]
+        specs = []
+        for name, shape in (
+            (f"model.layers.{i}.{name}.weight", shape) for i in group for name, shape in SHAPES.items()
+        ):
+            coded = fp8 and len(shape) > 1
+            specs.append((name, "F8_E4M3" if coded else "BF16", shape))
+            specs += [(f"{name}_scale_inv", "F32", tuple(-(-n // 128) for n in shape))] if coded else []
         specs += [(name, "BF16", shape) for name, shape in OUTSIDE.items()] if number == 1 else []
         header = allocate_file(folder / file, specs, {"format": "pt"})
         data = map_bytes(folder / file, "shared")
         for info in header.tensors.values():
+            weight_map[info.name] = file
+            if info.dtype == "F32":
+                view(data, info)[...] = 2e-4
+                continue
+            if info.dtype == "F8_E4M3":  # any code but those of not-a-number
+                codes = generator.integers(0, 0x7F, info.numel, dtype=np.uint8)
+                view(data, info).reshape(-1).view(np.uint8)[:] = codes | (codes & 1) << 7
+                continue
             # Exponents of ordinary weights: random sign and mantissa, values around 0.01.
             words = generator.integers(0, 1 << 16, info.numel, dtype=np.uint16)
             view(data, info).reshape(-1).view(np.uint16)[:] = (words & 0x807F) | 0x3C00
-            weight_map[info.name] = file
     (folder / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))
+    said = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}} if fp8 else {}
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers, **said}))
 
 
 def make_region(source: Path, path: Path, fraction: float, count: int | None = None) -> None:
@@ -160,6 +179,7 @@ def commands_for(
     """Return what is run, by name."""
     cut = "operations: [{zero: r}]"
     variants = {
+        "scale": "v: {operations: [{scale: r, by: 0.5}]}", "louder": "v: {operations: [{scale: r, by: 3.0}]}",
         "apply": f"v: {{{cut}}}", "one": f"v: {{{cut}}}", "patch": f"v: {{{cut}, write: patch}}",
         "three": f"v: {{{cut}}}, w: {{{cut}}}, x: {{{cut}}}",
     }  # fmt: skip
@@ -188,6 +208,8 @@ def commands_for(
         "patch": apply["patch"],
         "sync3": ["sh", "-c", f"mkdir {target} && {copies} && {flush}"],
         "three": apply["three"],
+        "scale": apply["scale"],
+        "louder": apply["louder"],
         "save": [sys.executable, "-c", SAVE, str(source), str(regions["all"]), str(target)],
         **({} if mergekit is None else {"merge": ["sh", "-c", merge]}),
     }
@@ -199,6 +221,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--region", type=float, default=0.01)
+    parser.add_argument("--fp8", action="store_true", help="a checkpoint in FP8 with block scales")
     parser.add_argument("--scratch", type=Path, default=None)
     parser.add_argument("--mergekit", default=None, help="the command `mergekit-yaml` of an environment that has it")
     parser.add_argument("--only", default=None, help="comma-separated names, with those they are compared with")
@@ -206,7 +229,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         folder = Path(scratch)
         source, target, cache = folder / "source", folder / "target", folder / "cache"
-        make_checkpoint(source, arguments.gigabytes)
+        make_checkpoint(source, arguments.gigabytes, arguments.fp8)
         regions = {"all": folder / "r.safetensors", "single": folder / "s.safetensors"}
         make_region(source, regions["all"], arguments.region)
         make_region(source, regions["single"], arguments.region, 1)

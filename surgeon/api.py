@@ -121,7 +121,7 @@ def _apply(
 ) -> Report:
     began = time.perf_counter()
     path, progress = find_recipe(recipe), progress or Progress()
-    with progress.task("plan, texts, libraries", 3) as advance:
+    with progress.task("plan, texts, libraries", 3, least=30) as advance:
         the_plan = _plan_to_run(path, output, overrides)
         advance(1)
         device = chosen_device(device) if the_plan.runs_model else "cpu" if device == "auto" else device

@@ -131,8 +131,11 @@ class Progress:
             self._whole = self._bars = None
 
     @contextmanager
-    def task(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show one piece of work; the yielded function takes the number of units done since its last call."""
+    def task(self, label: str, total: int, least: float = 0.0) -> Iterator[Callable[[int], None]]:
+        """Show one piece of work; the yielded function takes the number of units done since its last call.
+
+        Where there is no terminal, a line says how long it took, if it took `least` seconds.
+        """
         if self._whole is not None:
             self._whole.begin(label)
         if self.console is None:
@@ -146,7 +149,9 @@ class Progress:
         else:
             started = time.monotonic()
             yield lambda count: None
-            self.console.print(f"{label}: {time.monotonic() - started:.1f} s", highlight=False, markup=False)
+            taken = time.monotonic() - started
+            if taken >= least:
+                self.console.print(f"{label}: {taken:.1f} s", highlight=False, markup=False)
 
     def _shown(self) -> Any:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn

@@ -142,7 +142,7 @@ class Run:
     def regions(self) -> dict[str, Region]:
         """The regions that the recipe names."""
         scores = self.scores
-        with self.timed("select"), self.progress.task("select regions", 1):
+        with self.timed("select"), self.progress.task("select regions", 1, least=30):
             return make_regions(
                 self.plan.provenance(self.jobs), scores, self.jobs, self.plan.file.as_written.regions, {}
             )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -13,7 +14,7 @@ import torch
 
 from surgeon.anatomy.hollow import architecture, meta_model
 from surgeon.anatomy.roles import Held, branch, role_of
-from surgeon.anatomy.slots import Names, map_names
+from surgeon.anatomy.slots import Names, Slot, map_names
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import MTP, TOWERS, Place, place, tower_of
 from surgeon.checkpoint.storage import TensorInfo
@@ -22,6 +23,7 @@ from surgeon.errors import CheckpointError
 _OF_TOWERS = re.compile(
     r"vision|visual|image|audio|speech|sound|encoder(?!s)|vit\b|sam|qformer|perceiver|resampler|patch|vq"
 )
+_ALTERNATING = {"GptOssExperts"}  # which multiplies rows of gates and ups in turns
 _PATCHER = "patcher"  # of BLT: a model of its own that says where a text is cut up, and takes no other part
 _CONV1D = "Conv1D"  # transformers' own linear layer of (inputs, outputs)
 
@@ -69,7 +71,9 @@ def read_places(checkpoint: Checkpoint) -> dict[str, Place]:
         made = targets.get(name, [])
         path = next((path for path in made if path in parameters), None)
         if path is not None and parameters[path].requires_grad:
-            places[name] = replace(_parameter(whole, path, info, made), movable=name in names.slots)
+            places[name] = replace(
+                _parameter(whole, path, info, made, names.slots.get(name)), movable=name in names.slots
+            )
         elif path is not None or _buffer(model, made or [name], buffers):
             layer = _layer_of(whole, path or next(iter(made), name))
             places[name] = Place(layer, "buffer", None, "buffer")
@@ -86,14 +90,14 @@ def _refuse_other_models(checkpoint: Checkpoint, model: Any, names: Names) -> No
             raise CheckpointError(f"{checkpoint.where}: no tensor of the right shape makes '{path}' of the model")
 
 
-def _parameter(whole: _Model, path: str, info: TensorInfo, made: Iterable[str]) -> Place:
+def _parameter(whole: _Model, path: str, info: TensorInfo, made: Iterable[str], slot: Slot | None) -> Place:
     layer, inside = _layer_path(whole, path)
     owner = whole.modules[path.rpartition(".")[0]]
     axis = _output_axis(owner, info)
     if layer is None:
         return Place(None, _outer_role(whole, path, owner, info), axis)
-    way, leaf = _way(whole, inside, path)
-    role = role_of([*_part(whole, inside), *way], leaf, len(info.shape))
+    way, _ = _way(whole, inside, path)
+    role = _fused([_role(whole, other, info) for other in (path, *made) if _layer_of(whole, other) == layer])
     by_name = place(info, {}).role  # where several tensors become one, as gate and up do, each has its own name
     if info.name not in (path, *made) and by_name.partition(".")[0] == role.partition(".")[0] and by_name != "other":
         role = by_name
@@ -103,7 +107,34 @@ def _parameter(whole: _Model, path: str, info: TensorInfo, made: Iterable[str]) 
     return Place(
         layer, role, axis, branch=branch(way) if role.startswith("mlp.") else None,  # type: ignore[arg-type]
         heads=_heads(whole, inside, way) if mixer else None, matrix=_is_matrix(owner, role),
+        alternating=role == "mlp.gate_up" and _alternates(owner, info, axis, slot),
     )  # fmt: skip
+
+
+def _role(whole: _Model, path: str, info: TensorInfo) -> str:
+    """Return the role of a parameter of a layer."""
+    _, inside = _layer_path(whole, path)
+    way, leaf = _way(whole, inside, path)
+    return role_of([*_part(whole, inside), *way], leaf, len(info.shape))
+
+
+def _fused(roles: Sequence[str]) -> str:
+    """Return the role of what is split into parameters of some roles; mostly it is one."""
+    blocks, parts = {role.partition(".")[0] for role in roles}, {role.partition(".")[2] for role in roles}
+    if len(set(roles)) == 1 or len(blocks) > 1:
+        return roles[0]
+    block = blocks.pop()
+    if block == "mlp" and parts == {"gate", "up"}:
+        return "mlp.gate_up"
+    return f"{block}.qkv" if parts - {"other"} == {"q", "k", "v"} else f"{block}.other"
+
+
+def _alternates(owner: Any, info: TensorInfo, axis: int | None, slot: Slot | None) -> bool:
+    """True if rows of gates and ups alternate: as the class multiplies them, or as they are loaded."""
+    if type(owner).__name__ in _ALTERNATING:
+        return True
+    row = math.prod(info.shape[1 + (axis or 0) :])
+    return slot is not None and any(stride == 2 * row for piece in slot.pieces for stride in piece.strides)
 
 
 def _way(whole: _Model, inside: str, path: str) -> tuple[list[Held], str]:

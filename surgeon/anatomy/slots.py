@@ -207,21 +207,20 @@ class _Laid:
     outputs: tuple[str, ...]
     pieces: Mapping[int, Sequence[tuple[str, tuple[slice, ...], int, tuple[int, ...]]]]
 
-    def renamed(self, target: str) -> _Laid:
-        """Return it for another target, which differs in the numbers of layers and experts."""
+    def renamed(self, target: str) -> _Laid | None:
+        """Return it for another target; None if that differs in more than the numbers of layers and what holds them."""
         old, new = self.target.split("."), target.split(".")
-        moved = {
-            name: ".".join(
-                new[i] if i < len(old) and len(old) == len(new) and part == old[i] and part.isdecimal() else part
-                for i, part in enumerate(name.split("."))
-            )
-            for name in self.outputs
-        }
-        pieces = {
-            number: [(moved[name], *rest) for name, *rest in found if name in moved]
-            for number, found in self.pieces.items()
-        }
-        return _Laid(target, tuple(moved.values()), pieces)  # type: ignore[arg-type]
+        first = next((i for i, part in enumerate(old) if part.isdecimal()), 0)
+        differ = [i for i, (one, other) in enumerate(zip(old, new, strict=False)) if one != other]
+        if len(old) != len(new) or any(i > first and not (old[i].isdecimal() and new[i].isdecimal()) for i in differ):
+            return None
+
+        def moved(name: str) -> str:
+            parts = name.split(".")
+            return ".".join(new[i] if i in differ and part == old[i] else part for i, part in enumerate(parts))
+
+        pieces = {number: [(moved(path), *rest) for path, *rest in found] for number, found in self.pieces.items()}
+        return _Laid(target, tuple(map(moved, self.outputs)), pieces)  # type: ignore[arg-type]
 
 
 def _found(
@@ -237,8 +236,8 @@ def _found(
         id(origin.converter), wanted.shape if wanted is not None else None,
         tuple((pattern, tuple(shapes[name])) for pattern, name in origin.parts),
     )  # fmt: skip
-    if key in known:
-        moved = known[key].renamed(origin.target)
+    moved = known[key].renamed(origin.target) if key in known else None
+    if moved is not None:
         pairs = zip(known[key].outputs, moved.outputs, strict=True)
         if all(new in state and state[new].shape == state[old].shape for old, new in pairs):
             return moved

@@ -81,7 +81,8 @@ class Place:
     `kind` tells parameters from buffers, which are computed or counted and have no gradient, and from what is absent
     from the model as transformers builds it. `heads` are the key-value heads of this layer, where it has any. `movable`
     is False where transformers splits or transposes the tensor, so that it is no one run of a parameter; `matrix` where
-    it multiplies no inputs, as convolutions and scales do not.
+    it multiplies no inputs, as convolutions and scales do not. `alternating` is True where each row of gates is
+    followed by that of its up, and not all gates by all ups.
     """
 
     layer: int | None
@@ -92,6 +93,7 @@ class Place:
     heads: int | None = None
     movable: bool = True
     matrix: bool = True
+    alternating: bool = False
 
     @property
     def in_decoder(self) -> bool:

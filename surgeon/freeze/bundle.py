@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,18 +230,20 @@ def write_bundle(
     ties: Sequence[Sequence[str]] = (),
     places: Mapping[str, ModelPlace] | None = None,
     train_only: bool = False,
+    logical: tuple[Mapping[str, TensorInfo], Callable[[str], NDArray[Any]]] | None = None,
 ) -> Path:
     """Write `folder/freeze/` for the checkpoint whose safetensors files lie in `folder`; returns that folder.
 
     The hashes are those of the checkpoint as it is on disk now. `base` names the model and revision it was
     made from; `places` says where each tensor stands in the model class, as far as that is known. With `train_only`
-    the region is what may train, and every other entry of the checkpoint is frozen.
+    the region is what may train, and every other entry of the checkpoint is frozen. Where weights are quantized,
+    `logical` are the tensors that they decode to, and what decodes one: trainers hold these.
 
     Raises:
         FreezeError: the region selects nothing, or has a tensor that is not in the folder or of another shape.
     """
     folder = Path(folder)
-    stored = stored_tensors(folder)
+    stored = stored_tensors(folder) if logical is None else logical[0]
     if not any(region[name].entries for name in region):
         raise FreezeError(
             f"{folder}: the region selects no entry, so there is nothing to {'train' if train_only else 'freeze'}"
@@ -252,7 +254,7 @@ def write_bundle(
         info = fitting(folder, stored, name, selected.shapes[name])
         frozen = encode_mask(~selected.mask(name)) if train_only else selected[name]
         if train_only or frozen.entries:
-            array = view(map_bytes(info.path), info)
+            array = view(map_bytes(info.path), info) if logical is None else logical[1](name)
             tensors[name] = {
                 "shape": list(info.shape),
                 "dtype": info.dtype,

@@ -53,6 +53,28 @@ def is_folder(name: str) -> bool:
     return name.endswith(("/", ".yaml")) or name.startswith((".", "/", "~"))
 
 
+def check(names: Sequence[str]) -> list[Path]:
+    """Make sure that the harness is installed, and that folders of tasks hold no code; returns the folders.
+
+    Raises:
+        InputError: a folder is missing or holds code.
+        EnvironmentFailure: the harness is not installed.
+    """
+    version()
+    folders = [Path(os.path.expanduser(name)) for name in names if is_folder(name)]
+    if folders:
+        with quiet():
+            from lm_eval.api import metrics, registry
+
+            known = set(registry.metric_registry.keys())
+            _ = metrics  # which fills the registry
+    for folder in folders:
+        if not folder.exists():
+            raise InputError(f"{folder}: no such folder of tasks")
+        refuse_code(folder, known)
+    return folders
+
+
 def load_tasks(names: Sequence[str], limit: int | None, fewshot: int | None) -> Tasks:
     """Load tasks, with the data that they ask about.
 
@@ -65,17 +87,10 @@ def load_tasks(names: Sequence[str], limit: int | None, fewshot: int | None) -> 
         InputError: there is no such task, a folder holds code, or a task cannot be loaded.
         EnvironmentFailure: the harness is not installed, or data could not be had.
     """
-    version()
-    folders = [Path(os.path.expanduser(name)) for name in names if is_folder(name)]
+    folders = check(names)
     with quiet():
-        from lm_eval.api import metrics, registry
         from lm_eval.tasks import TaskManager
 
-        _ = metrics  # which fills the registry
-        for folder in folders:
-            if not folder.exists():
-                raise InputError(f"{folder}: no such folder of tasks")
-            refuse_code(folder, set(registry.metric_registry.keys()))
         own = any(not is_folder(name) for name in names)
         manager = TaskManager(include_path=[str(f) for f in folders if f.is_dir()] or None, include_defaults=own)
         wanted: list[str] = []

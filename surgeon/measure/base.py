@@ -146,6 +146,13 @@ class Measurement(Model):
     compares: ClassVar[bool] = False
     grouped_by: ClassVar[str] = "language"
 
+    def check(self) -> None:
+        """Make sure, before anything is scored or written, that it can be measured here; no model is there yet.
+
+        Raises:
+            SurgeonError: a package is missing, or what a key names cannot be used.
+        """
+
     def depends(self) -> Mapping[str, str] | None:
         """Return hashes of what its figures depend on beside recipe, model and texts; None if they cannot be kept."""
         return {}

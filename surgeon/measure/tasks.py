@@ -64,6 +64,10 @@ class Tasks(OwnWork):
     def _names_alone(cls, data: Any) -> Any:
         return {"names": data} if isinstance(data, list) else data
 
+    def check(self) -> None:
+        """Make sure that the harness is installed, and that folders hold no code."""
+        running.check(self.names)
+
     def depends(self) -> Mapping[str, str] | None:
         """Return the hashes of the folders; None if data come from elsewhere, so that figures are not kept."""
         hashes = {name: content(name) if running.is_folder(name) else None for name in self.names}

@@ -53,15 +53,17 @@ def check(plan: Plan) -> list[Problem]:
 
 
 def check_ready(plan: Plan, device: str, jobs: int) -> None:
-    """Make sure that a run can be carried out: its device, the bases of its patches, room for its variants.
+    """Make sure that a run can be carried out: measurements, device, bases of patches, room for variants.
 
     The tensors that patches change are hashed for it, where that has not been done before.
 
     Raises:
         CheckpointError: a patch was made for another base.
         InputError: there is no such device.
-        EnvironmentFailure: the disk is too full.
+        EnvironmentFailure: the disk is too full, or a package is missing that a measurement takes.
     """
+    for item in plan.recipe.verify.measurements if plan.recipe.verify is not None else ():
+        item.check()
     lacking, wrong = check_device(device) if plan.runs_model else None, _wrong_bases(plan, jobs)
     if wrong is not None:
         raise CheckpointError(*wrong.said, *(lacking.said if lacking is not None else ()))

@@ -25,7 +25,7 @@ class UnitScores:
 
     def add(self, parts: Parts, scores: NDArray[np.float32]) -> None:
         """Add one tensor's scores, non-negative, of any shape with the tensor's number of entries."""
-        lines = _lines(scores.reshape(parts.view), self._by)
+        lines = _lines(scores.reshape(parts.view), parts.others, self._by)
         count = max(parts.count, len(self._sums.get(parts.group, ())))
         sums, sizes = np.zeros(count), np.zeros(count, dtype=np.int64)
         known = self._sums.get(parts.group)
@@ -44,16 +44,16 @@ class UnitScores:
         return sums.astype(np.float32)
 
 
-def _lines(scores: NDArray[np.float32], by: Aggregate) -> NDArray[np.float64]:
-    """Return what each index of the middle axis adds to its unit, shape (middle,)."""
+def _lines(scores: NDArray[np.float32], others: tuple[int, ...], by: Aggregate) -> NDArray[np.float64]:
+    """Return what the entries at each label add to its unit, flat; `others` are the axes without labels."""
     result: NDArray[np.float64]
     if by == "maximum":
-        result = scores.max(axis=(0, 2)).astype(np.float64)
+        result = scores.max(axis=others).astype(np.float64)
     elif by == "l2":
-        result = np.square(scores, dtype=np.float64).sum(axis=(0, 2))
+        result = np.square(scores, dtype=np.float64).sum(axis=others)
     else:
-        result = scores.sum(axis=(0, 2), dtype=np.float64)
-    return result
+        result = scores.sum(axis=others, dtype=np.float64)
+    return result.reshape(-1)
 
 
 def least_shared(by_language: Mapping[str, NDArray[np.float32]], own: str, fraction: float) -> NDArray[np.bool_]:

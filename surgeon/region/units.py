@@ -3,7 +3,7 @@
 A row or column belongs to one tensor. The others span several, which is why units are numbered by group:
 
     head      a key-value head with the query heads that share it: its rows in q, k and v, its columns in the output
-    neuron    its rows in gate and up, its entries in their biases, its column in down
+    neuron    its rows in gate and up, its entries in their biases, its column in down; of stacked experts each one's
     expert    all feed-forward matrices of one expert, of one layer's experts
 
 What belongs to no unit, such as the bias of an output, is in none.
@@ -34,13 +34,14 @@ _LARGEST = 1 << 24  # number of an expert, or rows of a tensor; those of models 
 class Parts:
     """The parts of units that lie in one tensor.
 
-    Seen as an array of shape `view`, three axes in row-major order, the tensor has at index i of the middle axis
-    entries of unit `labels[i]` (int64, below `count`) of the units of `group`.
+    Seen as an array of shape `view`, in row-major order, the tensor has at indices (i, ...) of `axes` entries of unit
+    `labels[i, ...]` (int64, flat, below `count`) of the units of `group`, whatever the other axes.
     """
 
     group: str
-    view: tuple[int, int, int]
+    view: tuple[int, ...]
     labels: NDArray[np.int64]
+    axes: tuple[int, ...] = (1,)
 
     @property
     def count(self) -> int:
@@ -49,13 +50,21 @@ class Parts:
 
     def sizes(self, count: int) -> NDArray[np.int64]:
         """Return the entries that each of `count` units has in the tensor."""
-        return np.bincount(self.labels, minlength=count) * self.view[0] * self.view[2]
+        return np.bincount(self.labels, minlength=count) * math.prod(self.view[axis] for axis in self.others)
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """The axes that say nothing of the unit."""
+        return tuple(axis for axis in range(len(self.view)) if axis not in self.axes)
+
+    def spread(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return for every entry the value of its unit, shape `view`; a view that must not be written to."""
+        shape = [size if axis in self.axes else 1 for axis, size in enumerate(self.view)]
+        return np.broadcast_to(values[self.labels].reshape(shape), self.view)
 
     def entries(self, chosen: NDArray[np.bool_]) -> Indices:
         """Return the sorted flat indices of the entries of chosen units."""
-        mask = np.zeros(self.view, dtype=np.bool_)
-        mask[:, chosen[self.labels]] = True
-        return np.flatnonzero(mask)
+        return np.flatnonzero(self.spread(chosen))
 
 
 def parts_of(unit: Unit, name: str, shape: tuple[int, ...], where: Place, config: Mapping[str, Any]) -> Parts | None:
@@ -67,6 +76,8 @@ def parts_of(unit: Unit, name: str, shape: tuple[int, ...], where: Place, config
     axis_of = {"head": _head_axis, "neuron": _neuron_axis}
     if unit == "expert":
         return _expert_parts(name, shape, where)
+    if unit == "neuron" and is_stacked(name, shape, where):
+        return _stacked_neurons(name, shape, where)
     if unit not in axis_of or len(shape) > 2:
         return None
     axis = axis_of[unit](shape, where)
@@ -79,9 +90,42 @@ def parts_of(unit: Unit, name: str, shape: tuple[int, ...], where: Place, config
         if heads == 0 or length % heads:
             return None
         labels //= length // heads
-    elif where.role == "mlp.gate_up":  # the gates come first, then the ups
-        labels %= max(length // 2, 1)
+    elif where.role == "mlp.gate_up":
+        labels = _of_pairs(labels, length, where)
     return Parts(group, _view(shape, axis), labels)
+
+
+def _of_pairs(labels: NDArray[np.int64], length: int, where: Place) -> NDArray[np.int64]:
+    """Give a gate and its up the same number: gates come first, then ups, or each gate before its up."""
+    return labels // 2 if where.alternating else labels % max(length // 2, 1)
+
+
+def is_stacked(name: str, shape: tuple[int, ...], where: Place) -> bool:
+    """True for what holds all experts of a layer, along its first axis."""
+    return where.role.startswith("mlp.") and (len(shape) == 3 or (len(shape) == 2 and name.endswith("bias")))
+
+
+def _stacked_neurons(name: str, shape: tuple[int, ...], where: Place) -> Parts | None:
+    """Number the neurons of each expert after those of the expert before."""
+    last, output = len(shape) - 1, where.output_axis or 1
+    if where.role in ("mlp.gate", "mlp.up", "mlp.gate_up"):
+        axis = output if last == 2 else last
+    elif where.role == "mlp.down" and last == 2:
+        axis = 3 - output
+    else:
+        return None
+    labels = np.arange(shape[axis], dtype=np.int64)
+    if where.role == "mlp.gate_up":
+        labels = _of_pairs(labels, shape[axis], where)
+    width = int(labels.max()) + 1
+    every = np.arange(shape[0], dtype=np.int64)[:, None] * width + labels
+    return Parts(_stack_of(name.rpartition(".")[0]), shape, every.reshape(-1), (0, axis))
+
+
+def _stack_of(holder: str) -> str:
+    """Return the name that a layer's stacked experts have in common, of a module that holds them, or one of them."""
+    head, found, _ = holder.partition(".experts")
+    return head + found if found else holder.rpartition(".")[0]
 
 
 def _line_parts(unit: Unit, name: str, shape: tuple[int, ...]) -> Parts | None:

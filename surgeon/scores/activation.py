@@ -20,7 +20,7 @@ from pydantic import Field
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import InputError
-from surgeon.region.units import Parts, parts_of
+from surgeon.region.units import Parts, is_stacked, parts_of
 from surgeon.scores.base import ForwardScore
 from surgeon.scores.statistic import Side, Statistic
 
@@ -46,7 +46,9 @@ class Activation(ForwardScore):
         """True for what holds neurons of the feed-forward; of spikes for its down matrices."""
         if self.measure == "spike":
             return where.role == "mlp.down" and len(info.shape) == 2
-        return where.role.startswith("mlp.") and parts_of("neuron", info.name, info.shape, where, {}) is not None
+        if not where.role.startswith("mlp.") or is_stacked(info.name, info.shape, where):
+            return False
+        return parts_of("neuron", info.name, info.shape, where, {}) is not None
 
     @property
     def limits(self) -> str:
@@ -90,7 +92,7 @@ class Activation(ForwardScore):
         for name, part in parts.items():
             if part.group not in figures:
                 raise InputError(f"tensor '{name}' has no activation score: nothing in its layer tells of its neurons")
-            of_entries = figures[part.group][torch.from_numpy(part.labels)][None, :, None].expand(part.view)
+            of_entries = torch.from_numpy(part.spread(figures[part.group].numpy()).copy())
             result[name] = of_entries.reshape(running.slots[name].shape).contiguous()
         return result
 
@@ -110,7 +112,8 @@ class Activation(ForwardScore):
         if self.measure in ("frequency", "mean"):
             figures = figures / running.vector(name, "tokens").clamp_min(1)
         if running.places[name].role == "mlp.gate_up":
-            figures = figures[: len(figures) // 2]
+            gates = slice(0, None, 2) if running.places[name].alternating else slice(0, len(figures) // 2)
+            figures = figures[gates]
         return figures.float()
 
 

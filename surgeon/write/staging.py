@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
@@ -20,10 +23,10 @@ from surgeon.checkpoint.companions import check_companions, companions
 from surgeon.checkpoint.fingerprint import content_hash, file_hashes, refuse_changed
 from surgeon.checkpoint.hashing import Stamp, file_hash, file_stamp, sha256
 from surgeon.checkpoint.plain_form import plain_bytes, plain_start, tensors_of
-from surgeon.checkpoint.quantized import refuse_quantized
+from surgeon.checkpoint.quantized import codecs_of, refuse_quantized
 from surgeon.checkpoint.remembered import remember_file
 from surgeon.checkpoint.sources import refuse_output_inside
-from surgeon.checkpoint.storage import Header, naming, on_disk, replacing
+from surgeon.checkpoint.storage import Header, TensorInfo, naming, on_disk, replacing
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
 from surgeon.freeze.bundle import write_bundle
@@ -330,7 +333,14 @@ def write_freeze(checkpoint: Checkpoint, region: Region | None, stage: Path, mar
         ties=checkpoint.ties,
         places=model_places(checkpoint),
         train_only=marker.train_only is not None,
+        logical=_decoded(stage) if codecs_of(checkpoint) and not checkpoint.written_plain else None,
     )
+
+
+def _decoded(folder: Path) -> tuple[Mapping[str, TensorInfo], Callable[[str], NDArray[Any]]]:
+    """Return the tensors that a quantized variant decodes to, and what decodes one."""
+    variant = Checkpoint.open(folder)
+    return variant.tensors, variant.array
 
 
 def files_below(folder: Path) -> tuple[Path, ...]:

@@ -30,3 +30,23 @@ def test_a_renaming_that_fits_a_name_of_the_class_by_accident_is_taken_back(fami
     assert {name: names.origins[name].parts[0][1] for name in parameters if name in names.origins} == {
         name: name for name in parameters
     }
+
+
+def test_what_is_known_of_one_stack_goes_for_another_under_its_own_names() -> None:
+    """HRM has two stacks of the same shapes; each fused matrix of the one must not lie in the other."""
+    import transformers
+    from transformers.core_model_loading import revert_weight_conversion
+
+    blank: Any = transformers.AutoConfig.for_model("hrm_text")
+    config = type(blank)(**{key: value for key, value in SMALL.items() if hasattr(blank, key)})
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    stored = revert_weight_conversion(model, dict(model.state_dict()))
+    names = map_names(model, {name: tuple(tensor.shape) for name, tensor in stored.items()})
+    parameters = dict(model.named_parameters())
+    assert set(parameters) <= set(names.origins)
+    paths = {id(parameter): path for path, parameter in parameters.items()}
+    fused = {name: slot for name, slot in names.slots.items() if len(slot.pieces) > 1}
+    assert {name.split(".")[1] for name in fused} == {"H_module", "L_module"}
+    for name, slot in fused.items():
+        assert {tuple(paths[id(it)].split(".")[1:4]) for it in slot.parameters} == {tuple(name.split(".")[1:4])}

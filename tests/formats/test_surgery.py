@@ -74,7 +74,7 @@ regions:
   core: {{score: {{kind: grad_param, languages: [de], samples: 4, sequence_length: 16}}, select: {{top: 0.01}}}}
   drawn: {{select: {{random: 0.02, seed: 3}}}}
 variants:
-  cut: {{operations: [{{zero: core}}]}}
+  cut: {{operations: [{{zero: core}}], freeze: core}}
   louder: {{operations: [{{scale: drawn, by: 3.0}}]}}
   small: {{operations: [{{zero: core}}], write: patch}}
   wide: {{operations: [{{zero: core}}, {{scale: drawn, by: 3.0}}], write: {{dtype: bfloat16}}}}
@@ -317,3 +317,25 @@ output: {tmp_path / "out"}
     assert (tmp_path / "out" / "variants" / "cut" / "config.json").read_bytes() == (
         quantized / "config.json"
     ).read_bytes()
+
+
+def test_a_freeze_bundle_holds_for_the_dequantized_model(run: Path, tmp_path: Path) -> None:
+    """Trainers hold the decoded weights: the region stays while the rest trains, and so it does in what is saved."""
+    from surgeon.freeze import Bundle, freeze, verify_saved
+
+    folder = run / "variants" / "cut"
+    model = dequantized(folder)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    freeze(model, folder, optimizer)
+    ids = torch.arange(2, 34)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    region = Bundle.load(folder).region
+    after = model.state_dict()
+    for name in region:
+        at = torch.from_numpy(region.indices(name))
+        assert torch.equal(after[name].reshape(-1)[at], before[name].reshape(-1)[at])
+    assert any(not torch.equal(after[name], before[name]) for name in region)
+    model.save_pretrained(tmp_path / "trained", save_original_format=False)
+    verify_saved(tmp_path / "trained", folder)

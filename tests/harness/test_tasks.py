@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import surgeon
-from surgeon.errors import InputError
+from surgeon.errors import EnvironmentFailure, InputError
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and what it brings
@@ -197,3 +197,14 @@ def test_the_harness_asks_a_variant_that_was_never_written(
         metrics = {key.partition(",")[0]: value for key, value in own[task].items() if key.endswith(",none")}
         for metric, figure in found[task].items():
             assert metrics[metric] == pytest.approx(figure.value, rel=1e-15)
+
+
+def test_what_cannot_be_asked_is_told_before_anything_is_written(
+    llama: Path, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="no such folder of tasks"):
+        surgeon.apply(_recipe(tmp_path / "nowhere", llama, texts, tmp_path / "out"))
+    monkeypatch.setattr("surgeon.harness.running.find_spec", lambda name: None)
+    with pytest.raises(EnvironmentFailure, match="pip install"):
+        surgeon.apply(_recipe(tmp_path / "nowhere", llama, texts, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -107,9 +107,9 @@ def test_a_units_score_is_that_of_its_entries_taken_one_by_one(
     entries: dict[tuple[str, int], list[float]] = defaultdict(list)
     for name, part in parts.items():
         adding.add(part, scores[name])
-        before, middle, after = part.view
-        for flat in range(before * middle * after):
-            entries[part.group, int(part.labels[flat // after % middle])].append(float(scores[name][flat]))
+        numbers = part.spread(np.arange(part.count)).reshape(-1)
+        for flat, number in enumerate(numbers.tolist()):
+            entries[part.group, number].append(float(scores[name][flat]))
     plain = {
         "sum": math.fsum,
         "mean": lambda values: math.fsum(values) / len(values),
@@ -160,3 +160,33 @@ def test_a_languages_own_neurons_are_those_of_the_definition(fraction: float) ->
         found += chosen
     assert len(found) > 0
     assert not set(found) & set(range(10, 30))
+
+
+@pytest.mark.parametrize("alternating", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_neuron_of_stacked_experts_is_that_of_one_expert(turned: bool, alternating: bool) -> None:
+    """Three experts of two neurons on four dimensions; neuron 3 is the second of the middle one."""
+    from surgeon.checkpoint.naming import Place
+
+    name, alone = "model.layers.0.mlp.experts.", np.arange(6) == 3
+    pair = [2, 3] if alternating else [1, 3]  # the rows of its gate and its up among an expert's four
+    shape = (3, 4, 4)
+    numbers = np.arange(48).reshape(shape)
+    up = parts_of("neuron", f"{name}gate_up_proj", shape, Place(0, "mlp.gate_up", 2 if turned else 1,
+                  branch="experts", alternating=alternating), {})  # fmt: skip
+    assert up is not None
+    assert (up.group, up.count) == ("model.layers.0.mlp.experts", 6)
+    wanted = numbers[1, :, pair] if turned else numbers[1, pair]
+    assert up.entries(alone).tolist() == sorted(wanted.flatten().tolist())
+    bias = parts_of(
+        "neuron", f"{name}gate_up_proj_bias", (3, 4), Place(0, "mlp.gate_up", 1, alternating=alternating), {}
+    )
+    assert bias is not None
+    assert bias.entries(alone).tolist() == [4 + row for row in pair]
+    shape = (3, 2, 4) if turned else (3, 4, 2)
+    numbers = np.arange(24).reshape(shape)
+    down = parts_of("neuron", f"{name}down_proj", shape, Place(0, "mlp.down", 2 if turned else 1), {})
+    assert down is not None
+    assert down.group == up.group == bias.group
+    assert down.entries(alone).tolist() == sorted((numbers[1, 1] if turned else numbers[1, :, 1]).tolist())
+    assert parts_of("neuron", f"{name}down_proj_bias", (3, 4), Place(0, "mlp.down", 1), {}) is None
