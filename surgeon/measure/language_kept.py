@@ -35,10 +35,9 @@ _NO_TEXT = "no text"
 
 @dataclass(frozen=True)
 class _Begun(Pieces):
-    """The beginnings, each with its language; `tokens` are those of the windows, which say what would be dear."""
+    """The beginnings, each with its language."""
 
     begun: Sequence[tuple[str, str]] = ()
-    tokens: int = 0
 
 
 class LanguageKept(OwnWork):
@@ -80,7 +79,7 @@ class LanguageKept(OwnWork):
             if language in known_languages()
             for start in beginnings(subject.corpus.text(language).evaluate, self.prompts)
         ]
-        return _Begun([], [], begun, sum(piece.tokens for piece in subject.windows.pieces))
+        return _Begun([], [], begun)
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
         """Return nothing: outputs are not looked at."""
@@ -89,19 +88,15 @@ class LanguageKept(OwnWork):
     def work(
         self, stack: Stack, variants: Sequence[Variant], pieces: Pieces, progress: Progress
     ) -> Mapping[str, Sequence[Continuation]]:
-        """Have each model go on, unless that would cost far more than all the rest."""
-        from surgeon.model.continuations import continue_prompts, cost, encode_prompts
+        """Have each model go on; one that does not stay in memory is read once for every new token, as a note says."""
+        from surgeon.model.continuations import continue_prompts, encode_prompts
 
         asked: Any = pieces
         prompts = encode_prompts(stack, [start for _, start in asked.begun], self.new_tokens)
-        price = cost(stack, prompts, len(variants), self.new_tokens)
-        if not prompts or (not stack.loaded.weights.stays and price > 8 * asked.tokens * len(variants)):
-            if prompts:
-                progress.note(
-                    f"language_kept is not measured: {self.new_tokens} tokens would read the weights as many times; "
-                    "ask for fewer (verify.language_kept.new_tokens)"
-                )
+        if not prompts:
             return {variant.name: [] for variant in variants}
+        if not stack.loaded.weights.stays:
+            progress.note(f"to see what the models go on in, their weights are read {self.new_tokens} times")
         return continue_prompts(stack, variants, prompts, self.new_tokens, progress)
 
     def figures_with(
