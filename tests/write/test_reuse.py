@@ -245,6 +245,7 @@ def test_an_interrupted_run_says_one_line_and_the_same_command_goes_on(
     assert time.monotonic() - started < 60
     before = (
         "plan, texts, libraries",
+        "note: neither written nor measured",
         "select regions",
         "write cut",
         "2 steps (",
