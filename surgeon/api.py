@@ -135,10 +135,10 @@ def _apply(
         expected = steps(the_plan, device) if progress.console is not None else []
     for line in [*the_plan.remarks, *notes]:
         progress.note(line)
-    if the_plan.idle:
-        progress.note(f"neither written nor measured, so that nothing comes of it: {', '.join(the_plan.idle)}")
     ahead = progress.steps(expected)
     with output_lock(out, the_plan.recipe.name, overwrite), ahead:
+        if the_plan.idle:
+            progress.note(f"neither written nor measured, so that nothing comes of it: {', '.join(the_plan.idle)}")
         reclaim_cache()
         run.token_counts.keep()
         before = read_object(out / MANIFEST)

@@ -106,7 +106,7 @@ class ScaledBlocks(Codec):
             return (self.numbers(codes) * scales).astype(NUMPY_DTYPES[tensor.dtype])
 
     def _scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
-        distinct, which = np.unique(blocks, return_inverse=True)
+        distinct, which = _distinct(blocks)
         return self.scales(tensor, read, distinct)[which]
 
     def encode(self, tensor: Coded, read: Stored, indices: Indices, values: NDArray[np.float64]) -> Encoded:
@@ -221,3 +221,14 @@ def _rounding(after: NDArray[Any], wanted: NDArray[np.float64]) -> Rounding:
     error = error[np.isfinite(error)]
     largest = float(np.abs(error).max(initial=0.0))
     return Rounding(rounded=int(np.count_nonzero(error)), largest=largest, square=float(error @ error))
+
+
+def _distinct(blocks: Indices) -> tuple[Indices, Indices]:
+    """Return what `np.unique` with its inverse returns, without sorting where many entries lie in few blocks."""
+    if not blocks.size or int(np.ptp(blocks)) >= 4 * blocks.size:
+        found, which = np.unique(blocks, return_inverse=True)
+        return found, which
+    first = int(blocks.min())
+    there = np.zeros(int(blocks.max()) - first + 1, dtype=bool)
+    there[blocks - first] = True
+    return np.flatnonzero(there) + first, (np.cumsum(there) - 1)[blocks - first]
