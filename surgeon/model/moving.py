@@ -16,7 +16,7 @@ def brought(stored: torch.Tensor, device: torch.device, dtype: torch.dtype) -> t
     if device.type != "cuda":
         return stored.to(device).to(dtype)
     if device not in _streams:
-        _streams[device] = torch.cuda.Stream(device)
+        _streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(_streams[device]):
         there = stored.contiguous().pin_memory().to(device, non_blocking=True).to(dtype)
     _streams[device].synchronize()
