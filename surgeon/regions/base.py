@@ -109,6 +109,7 @@ class Planning:
 
     def whole(self, name: str, spec: RegionSpec, region: Region) -> RegionPlan:
         """Return the outline of a region that is known already."""
+        region.metadata = without_paths(region.metadata)  # what a file says of where it was made
         tensors = tuple(self.checkpoint.tensors[tensor] for tensor in region)
         return RegionPlan(name, spec, tensors, self.places(tensors), region.entries, True, known=region)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from surgeon.checkpoint.local_paths import without_paths
 from surgeon.errors import present
 from surgeon.region.region import Region
 from surgeon.regions.base import Making, Provenance, RegionPlan, Stream, made_from
@@ -59,7 +58,6 @@ def make_regions(
             if not plan.kind.says_itself:
                 region = region.only(info.name for info in plan.tensors)
                 region.metadata = made_from(plan, source)
-            region.metadata = without_paths(region.metadata)  # of one that was read, its own file says where from
             made[name] = region
         return made[name]
 

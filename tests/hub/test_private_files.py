@@ -183,7 +183,7 @@ regions:
   saved: {file: ROOT/saved.region.safetensors}
 variants:
   cut: {operations: [{zero: top}, {restore: saved, from: ROOT/donor}], freeze: saved}
-verify: {languages: all, tokens: 32, bos: never}
+verify: {languages: all, tokens: 32}
 output: ROOT/out
 """
 
@@ -202,7 +202,7 @@ def test_no_byte_that_is_sent_tells_of_a_folder_of_this_machine(
     (root / "texts" / "yy.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
     model = surgeon.Checkpoint.open(root / "model")
     name = next(name for name in model.tensors if "down_proj" in name)
-    saved = surgeon.Region.from_masks({name: model.array(name) > 0}, {"model": str(root)})
+    saved = surgeon.Region.from_masks({name: model.array(name) > 0}, {"model": str(root / "trained")})
     saved.save(root / "saved.region.safetensors")
     (root / "own.yaml").write_text(OWN.replace("ROOT", str(root)))
     surgeon.apply(root / "own.yaml")
