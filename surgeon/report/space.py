@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from surgeon import inside
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import InputError
 from surgeon.report.data import Report
@@ -31,7 +32,7 @@ def write_space(output: str | Path, folder: str | Path) -> list[Path]:
     if target.exists() and any(target.iterdir()) and not (card.is_file() and "sdk: static" in card.read_text("utf-8")):
         raise InputError(f"{target}: not empty, and no static Space; choose a new folder")
     page, *figures = write_page(report, target)
-    page.rename(target / "index.html")
+    inside.rename(page, target / "index.html")
     report.save(target / "report.json")
     recipe = yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True)
     beside = {target / RECIPE: recipe}
