@@ -45,6 +45,7 @@ class RegionPlan:
     score: Score | None = None  # that it is made by
     known: Region | None = None  # where it needs no score and no other region
     parts: Mapping[str, Parts] = field(default_factory=dict)  # by tensor, where whole units are selected
+    leaves_out: tuple[str, ...] = ()  # what of its scope no entry can be selected of, and why
 
     @property
     def kind(self) -> RegionKind:
