@@ -46,6 +46,7 @@ class RegionPlan:
     known: Region | None = None  # where it needs no score and no other region
     parts: Mapping[str, Parts] = field(default_factory=dict)  # by tensor, where whole units are selected
     leaves_out: tuple[str, ...] = ()  # what of its scope no entry can be selected of, and why
+    written: str = ""  # its name in the recipe, where it is a copy at a point of a sweep
 
     @property
     def kind(self) -> RegionKind:
@@ -61,6 +62,11 @@ class RegionPlan:
     def origin(self) -> str:
         """How the region is made, in a word: top, bottom, random, or a key of the recipe such as file or combine."""
         return self.kind.origin
+
+    @property
+    def drawn_as(self) -> str:
+        """The name that random draws go by beside the seed: copies at points of a sweep draw as what is written."""
+        return self.written or self.name
 
     @property
     def seed(self) -> int | None:

@@ -105,8 +105,8 @@ class Select(Share, RegionKind):
 
     def _draw(self, plan: RegionPlan, group: Sequence[TensorInfo]) -> Mapping[str, Indices]:
         if plan.parts:
-            return UnitCut(self, plan.parts, plan.name).choose(group)
-        label = f"{plan.name}:{group[0].name}"  # by the region's name, so that two draws are independent
+            return UnitCut(self, plan.parts, plan.drawn_as).choose(group)
+        label = f"{plan.drawn_as}:{group[0].name}"  # by the region's name, so that two draws are independent
         return select_random([(info.name, info.numel) for info in group], self.random or 0.0, self.seed, label)
 
     def _most(self, plan: RegionPlan) -> tuple[int, bool]:
@@ -165,7 +165,7 @@ class Select(Share, RegionKind):
             "score": None if plan.score is None else plan.score.model_dump(),
             "corpus": source.corpus,
             "source_sha256": source.hashes(plan.tensors),
-            **({} if self.random is None else {"region": plan.name}),
+            **({} if self.random is None else {"region": plan.drawn_as}),
         }
 
 

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from surgeon import inside
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import InputError
 from surgeon.report.data import Report
@@ -26,7 +27,7 @@ def write_space(output: str | Path, folder: str | Path) -> list[Path]:
     if target.exists() and any(target.iterdir()) and not (card.is_file() and "sdk: static" in card.read_text("utf-8")):
         raise InputError(f"{target}: not empty, and no static Space; choose a new folder")
     page, *figures = write_page(report, target)
-    page.rename(target / "index.html")
+    inside.rename(page, target / "index.html")
     report.save(target / "report.json")
     name = re.sub(r"[^\w .-]+", " ", report.name).strip() or "report"
     text = f"""---

@@ -12,7 +12,8 @@ from rich.text import Text
 from surgeon.anatomy.scope import left_out, senses, unknown_kinds
 from surgeon.checkpoint.coded import Coded
 from surgeon.checkpoint.quantized import quantization
-from surgeon.plan.estimates import SHARE_OF_DISK, scores_in_one_go, shape_of, stores
+from surgeon.plan.device import device_needs
+from surgeon.plan.estimates import SHARE_OF_DISK, peak_memory, scores_in_one_go, shape_of, stores
 from surgeon.plan.plan import Plan
 from surgeon.plan.ranks import rank_needs
 from surgeon.progress import Step, duration, extent
@@ -21,10 +22,16 @@ from surgeon.report.words import percent, size, text_alone
 from surgeon.views.terminal import table, told
 
 
-def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = None, notes: Sequence[str] = ()) -> Group:
+def plan_view(
+    plan: Plan,
+    expected: Sequence[Step] = (),
+    ranks: int | None = None,
+    notes: Sequence[str] = (),
+    device: str = "cpu",
+) -> Group:
     """Show a plan: regions, variants, and what they need; `expected` are the steps with the time they may take.
 
-    `notes` are on the texts. With `ranks` also what each of so many processes takes.
+    `notes` are on the texts. With `ranks` also what each of so many processes takes. `device` is where the model runs.
     """
     regions = table("Regions", "region", "selects", "tensors", "entries", "of", words=["selects"])
     for name in plan.file.as_written.regions:
@@ -51,7 +58,7 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
     lines += _format_words(plan)
     lines += [f"text    {note}" for note in notes]
     lines += [f"score   {score.described()}" for score in plan.scores()]
-    lines += _run_words(plan)
+    lines += _run_words(plan, device)
     unknown = unknown_kinds(plan.checkpoint)
     if unknown:
         lines.append(f"unknown {', '.join(unknown)}: roles not told; name them in include or exclude by such patterns")
@@ -72,7 +79,14 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
     for name in plan.recipe.pushed_variants() if push is not None else ():
         repo, revision = push.place(name) if push is not None else ("", None)
         lines.append(f"push    {name} to hf://{repo}{'@' + revision if revision else ''}")
-    needs = f"needs   about {size(plan.peak_memory)} of memory (estimate), at most {size(plan.disk_needed)} of disk"
+    needs = f"needs   about {size(peak_memory(plan, device))} of memory (estimate), "
+    needs += f"at most {size(plan.disk_needed)} of disk"
+    if device != "cpu" and plan.runs_model:
+        found = device_needs(plan, device)
+        needs += (
+            f"\ndevice  about {size(found.memory)} of memory on {device} (estimate); copied: about {size(found.up)} "
+        )
+        needs += f"to it, {size(found.down)} from it"
     if ranks is not None:
         needs += f"\n{_rank_words(plan, ranks, expected)}"
     parts: list[Any] = [told(*lines), Text("")]
@@ -114,14 +128,14 @@ def _time_words(expected: Sequence[Step]) -> str:
 _STEPS = {"score ": "scoring", "perplexity": "measuring perplexity", "page": "drawing the report"}
 
 
-def _run_words(plan: Plan) -> list[str]:
+def _run_words(plan: Plan, device: str) -> list[str]:
     """Say how the model is run, and what scoring leaves on the disk."""
     if not plan.runs_model:
         return []
     lines = ["runs    layer by layer, each layer's weights read once a pass"]
     if shape_of(plan.checkpoint).whole:
         lines = ["runs    held as a whole: its layers are no plain stack, so that memory grows with the model"]
-    elif any(scores_in_one_go(plan, score) for score in plan.sampled_scores()):
+    elif any(scores_in_one_go(plan, score, device) for score in plan.sampled_scores()):
         lines = [
             "runs    in one go, batch by batch forward and back: the model and a batch's activations fit the memory"
         ]
@@ -157,15 +171,22 @@ def _fetched(plan: Plan) -> str:
 
 
 def plan_data(
-    plan: Plan, expected: Sequence[Step] = (), ranks: int | None = None, notes: Sequence[str] = ()
+    plan: Plan,
+    expected: Sequence[Step] = (),
+    ranks: int | None = None,
+    notes: Sequence[str] = (),
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Return a plan as plain data, for `--json`; `seconds` is what the `expected` steps may take.
 
-    With `ranks` also what each of so many processes takes.
+    With `ranks` also what each of so many processes takes; where the model runs on another `device` than the CPU, also
+    what is taken there.
     """
     data = _plan_data(plan, expected) | {"text_notes": list(notes)}
     if ranks is not None:
         data["per_rank"] = asdict(rank_needs(plan, ranks, expected))
+    if device != "cpu" and plan.runs_model:
+        data |= {"peak_memory": peak_memory(plan, device), "on_device": asdict(device_needs(plan, device))}
     return data
 
 
