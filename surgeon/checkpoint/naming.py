@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from surgeon.checkpoint.config import LAYERS, whole_number
-from surgeon.checkpoint.ends import is_embedding, is_head, is_position_table
 from surgeon.checkpoint.storage import TensorInfo
 
 LAYER_ROLES = (
@@ -55,6 +54,8 @@ MTP = re.compile(r"(?:^|\.)(?:mtp|nextn|mtp_layers|draft)[^.]*\.")
 _SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)\.")
 _NORM = re.compile(r"norm|^ln_|^ln\d?$|_ln$")
 _BUFFERS = {"inv_freq", "masked_bias", "rotary_emb"}
+_EMBEDDINGS = {"embed_tokens", "wte", "wpe", "embed_in", "word_embeddings", "embed_positions"}
+_HEADS = {"lm_head", "embed_out", "output"}
 _MODULES = {
     "q_proj": "attn.q", "k_proj": "attn.k", "v_proj": "attn.v", "o_proj": "attn.o", "out_proj": "attn.o",
     "c_attn": "attn.qkv", "qkv_proj": "attn.qkv", "query_key_value": "attn.qkv",
@@ -142,12 +143,8 @@ def _output_axis(info: TensorInfo, family: str) -> int | None:
         return None
     if len(info.shape) == 3:
         return 2 if family in _TRANSPOSED_EXPERTS else 1
-    return 1 if family in _CONV1D_FAMILIES and not _is_table(info.name) else 0
-
-
-def _is_table(name: str) -> bool:
-    """True for what is at a model's ends, which is no Conv1D in any family."""
-    return is_embedding(name) or is_position_table(name) or is_head(name)
+    is_table = _parts(info.name)[-1] in _EMBEDDINGS | _HEADS  # these are no Conv1D
+    return 1 if family in _CONV1D_FAMILIES and not is_table else 0
 
 
 def _parts(name: str) -> list[str]:
@@ -157,9 +154,9 @@ def _parts(name: str) -> list[str]:
 
 def _outer_role(name: str) -> str:
     last = _parts(name)[-1]
-    if is_embedding(name) or is_position_table(name):
+    if last in _EMBEDDINGS:
         return "embed"
-    if is_head(name):
+    if last in _HEADS:
         return "head"
     if last in _BUFFERS:
         return "buffer"

@@ -15,7 +15,6 @@ from pathlib import Path
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
-from surgeon.checkpoint.ends import is_position_table
 from surgeon.checkpoint.fingerprint import base_hashes
 from surgeon.checkpoint.naming import TOWERS
 from surgeon.checkpoint.plain_form import plain_dtypes
@@ -37,6 +36,7 @@ from surgeon.text.corpora import Corpus
 from surgeon.text.languages import code_meant
 
 _ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")  # of CUDA, of that in WSL, of ROCm, of Jetson
+POSITION_TABLES = ("wpe.weight", "embed_positions.weight")
 
 
 def check(plan: Plan) -> list[Problem]:
@@ -116,7 +116,7 @@ def most_positions(checkpoint: Checkpoint) -> int | None:
 
     Other models compute their positions and read on, if ever more badly.
     """
-    table = next((info for name, info in checkpoint.tensors.items() if is_position_table(name)), None)
+    table = next((info for name, info in checkpoint.tensors.items() if name.endswith(POSITION_TABLES)), None)
     if table is None or not table.shape:
         return None
     said = whole_number(checkpoint.config, "max_position_embeddings", "n_positions")
