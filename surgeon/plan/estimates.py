@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.coded import Coded
 from surgeon.checkpoint.config import whole_number
 from surgeon.checkpoint.plain_form import plain_bytes
 from surgeon.checkpoint.sources import cache_folder
@@ -22,6 +23,7 @@ from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
 from surgeon.model import budgets
 from surgeon.model.prospect import known_prospect
 from surgeon.operations import Add, Slerp
+from surgeon.operations.edits import may_change
 from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import VerifySpec
 from surgeon.regions.base import RegionPlan
@@ -34,6 +36,7 @@ _BETWEEN_BYTES = 1 << 27  # of blocks between and beside those in use, which the
 _WASTED_BYTES = 100_000_000  # at most, since blocks are not cut to measure: some per cent more than asked for
 _DRAWING_BYTES = 160_000_000  # the figures of the page
 SHARE_OF_DISK = 0.05  # scores that take more of what is free are not kept, unless asked for
+_ENCODED_BYTES = 80  # for each entry of a block that gets another scale
 _PIECES = 24 * (1 << 22)  # of a cut, which looks at four million scores at a time
 
 
@@ -158,7 +161,20 @@ def _editing(plan: Plan) -> int:
         fetched = max((info.nbytes for info in tensors), default=0)
     done = [operation for variant in plan.recipe.variants.values() for operation in variant.operations]
     merging = any(isinstance(operation, Add | Slerp) for operation in done)
-    return int(largest * densest) * (80 if merging else 40) + fetched
+    return int(largest * densest) * (80 if merging else 40) + fetched + _ENCODED_BYTES * _encoded_entries(plan)
+
+
+def _encoded_entries(plan: Plan) -> int:
+    """Return at most how many entries of one tensor are encoded anew, all those of blocks that get another scale."""
+    most = 0
+    for name, variant in plan.recipe.variants.items():
+        source, labels = plan.source_of(name), {label for done in variant.operations for label in done.regions}
+        for region in (plan.regions[label] for label in labels):
+            for info in region.tensors:
+                if isinstance(info, Coded) and len(may_change(source, info.name, variant.operations)) > 1:
+                    chosen = math.ceil(info.numel * region.entries / region.numel)
+                    most = max(most, min(info.numel, chosen * math.ceil(info.numel / info.codec.blocks(info))))
+    return most
 
 
 def _selecting(plan: Plan, score: Score) -> int:

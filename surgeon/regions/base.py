@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.local_paths import last_part, without_paths
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import Problem, present
@@ -115,6 +116,7 @@ class Planning:
 
     def whole(self, name: str, spec: RegionSpec, region: Region) -> RegionPlan:
         """Return the outline of a region that is known already."""
+        region.metadata = without_paths(region.metadata)  # what a file says of where it was made
         tensors = tuple(self.checkpoint.tensors[tensor] for tensor in region)
         return RegionPlan(name, spec, tensors, self.places(tensors), region.entries, True, known=region)
 
@@ -228,7 +230,7 @@ class RegionKind:
 def made_from(plan: RegionPlan, source: Provenance) -> dict[str, Any]:
     """Return the model and the keys of the recipe that a region is made from."""
     spec = plan.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    return {"model": source.checkpoint.source.name, "made_from": spec}
+    return {"model": last_part(source.checkpoint.source.name), "made_from": without_paths(spec)}
 
 
 def shapes_of(tensors: Iterable[TensorInfo]) -> Shapes:

@@ -12,6 +12,7 @@ import numpy as np
 from surgeon.anatomy.scope import counted, unknown_kinds
 from surgeon.anatomy.scope import scope as reach_of
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.local_paths import last_part
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import present
@@ -158,7 +159,7 @@ class Select(Share, RegionKind):
         """Return what it was selected from, by which score, and how."""
         checkpoint = source.checkpoint
         return {
-            "model": checkpoint.source.name,
+            "model": last_part(checkpoint.source.name),
             "model_type": checkpoint.config.get("model_type"),
             "revision": checkpoint.source.revision,
             "select": self.model_dump(exclude_none=True),

@@ -486,12 +486,16 @@ class Report(Model):
             values = sweep.points.get(variant)
             if values is None:
                 continue
-            if list(sweep.axes) == ["seed"] and len(sweep.points) > 1:
-                return (
-                    f"{name}, {len(sweep.points)} seeds"
-                    if variant == next(iter(sweep.points))
-                    else f"{name}, seed {values[0]}"
-                )
+            if list(sweep.axes) == ["seed"] and len(sweep.points) > 1 and variant == next(iter(sweep.points)):
+                return f"{name}, {len(sweep.points)} seeds"
+        return self.named(variant)
+
+    def named(self, variant: str) -> str:
+        """Return the name for people of this very variant: that of a sweep's point says its values."""
+        for name, sweep in self.sweeps.items():
+            values = sweep.points.get(variant)
+            if values is None:
+                continue
             return f"{name}, " + ", ".join(
                 f"{axis} {coordinate(value)}" for axis, value in zip(sweep.axes, values, strict=True)
             )

@@ -181,8 +181,10 @@ def _said(text: str, stopped: Stopped) -> Text:
     return Text.assemble(visible(text), (f" {note}" if note else "", "dim"))
 
 
-def generations_view(generations: Mapping[str, Sequence[Continuation]], models: Sequence[str]) -> Group:
-    """Show what models put after each prompt, one below the other."""
+def generations_view(
+    generations: Mapping[str, Sequence[Continuation]], models: Sequence[str], named: Callable[[str], str] = str
+) -> Group:
+    """Show what models put after each prompt, one below the other; `named` returns a model's name for people."""
     parts: list[RenderableType] = []
     for i, first in enumerate(generations[models[0]]):
         rows = Pairs()
@@ -190,7 +192,7 @@ def generations_view(generations: Mapping[str, Sequence[Continuation]], models: 
         rows.add_column(overflow="fold")
         for model in models:
             found = generations[model][i]
-            rows.add_row(model, _said(found.continuation, found.stopped))
+            rows.add_row(visible(named(model)), _said(found.continuation, found.stopped))
         parts += [Text(f'"{visible(first.prompt)}" goes on:', style="bold"), rows, Text("")]
     return Group(*parts)
 
@@ -230,15 +232,13 @@ def measures_view(
     return Group(*parts, generations_view(said, list(said))) if said else Group(*parts)
 
 
-def expectation_line(item: Expectation, named: Callable[[str], Language] = language) -> Text:
+def expectation_line(item: Expectation, report: Report) -> Text:
     """Say of one expectation whether it held."""
-    where = f" in {named(item.language).name}" if item.language else ""
+    where = f" in {report.language(item.language).name}" if item.language else ""
     mark, style = ("held  ", "green") if item.passed else ("FAILED", "bold red")
     ratio = "nan" if math.isnan(item.ratio) else f"{item.ratio:.4g}"
-    return Text.assemble(
-        (mark, style),
-        f"  {visible(item.variant + where)}: ratio {ratio}, expected {bounds(item.ratio_at_least, item.ratio_at_most)}",
-    )
+    which, expected = report.named(item.variant) + where, bounds(item.ratio_at_least, item.ratio_at_most)
+    return Text.assemble((mark, style), f"  {visible(which)}: ratio {ratio}, expected {expected}")
 
 
 def report_view(report: Report, output: str, details: bool = False) -> Group:
@@ -278,8 +278,8 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         )
         if report.generations:
             talkers = [name for name in ["base", *shown] if name in report.generations]
-            parts += [Text(""), generations_view(report.generations, talkers)]
-    parts += [expectation_line(item, report.language) for item in report.expectations]
+            parts += [Text(""), generations_view(report.generations, talkers, report.named)]
+    parts += [expectation_line(item, report) for item in report.expectations]
     written = [name for name, variant in report.variants.items() if variant.written]
     parts.append(Text(""))
     for name in written:
