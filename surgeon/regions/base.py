@@ -46,6 +46,7 @@ class RegionPlan:
     score: Score | None = None  # that it is made by
     known: Region | None = None  # where it needs no score and no other region
     parts: Mapping[str, Parts] = field(default_factory=dict)  # by tensor, where whole units are selected
+    leaves_out: tuple[str, ...] = ()  # what of its scope no entry can be selected of, and why
     written: str = ""  # its name in the recipe, where it is a copy at a point of a sweep
 
     @property

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from surgeon.anatomy.scope import counted, unknown_kinds
 from surgeon.anatomy.scope import scope as reach_of
-from surgeon.anatomy.scope import unknown_kinds
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.local_paths import last_part
 from surgeon.checkpoint.naming import Place
@@ -53,18 +53,16 @@ class Select(Share, RegionKind):
         checkpoint, score = planning.checkpoint, planning.file.recipe.score_of(name)
         reach = reach_of(checkpoint, spec.include, spec.exclude, spec.layers)
         tensors = [info for info in reach.tensors if score is None or score.can_score(info, reach.places[info.name])]
+        limits = score.limits if score is not None else None
+        leaves_out = _missing(reach.tensors, {info.name for info in tensors}, limits or "no score of this kind")
         before = len(planning.problems)
         planning.problems.extend(misnamed(planning, name, spec, reach))
         parts: dict[str, Parts] = {}
         if self.unit != "entry":
-            config = checkpoint.config
-            found = {
-                info.name: parts_of(self.unit, info.name, info.shape, reach.places[info.name], config)
-                for info in tensors
-            }
-            parts = {tensor: part for tensor, part in found.items() if part is not None}
+            parts = self._parts(checkpoint, tensors, reach.places)
+            leaves_out += _missing(tensors, parts, f"no {self.unit} has a part there")
             tensors = [info for info in tensors if info.name in parts]
-        plan = RegionPlan(name, spec, tuple(tensors), reach.places, 0, True, score, parts=parts)
+        plan = RegionPlan(name, spec, tuple(tensors), reach.places, 0, True, score, None, parts, leaves_out)
         entries, exact = self._most(plan)
         if entries == 0 and len(planning.problems) == before:
             nothing = self._nothing(checkpoint, score, bool(reach.tensors), bool(tensors))
@@ -170,6 +168,12 @@ class Select(Share, RegionKind):
             "source_sha256": source.hashes(plan.tensors),
             **({} if self.random is None else {"region": plan.drawn_as}),
         }
+
+
+def _missing(scope: Iterable[TensorInfo], kept: Container[str], why: str) -> tuple[str, ...]:
+    """Say in a line which tensors of a scope are not kept; nothing where all are."""
+    missing = [info.name for info in scope if info.name not in kept]
+    return (f"{counted(missing)}: {why}",) if missing else ()
 
 
 def _unknown(checkpoint: Checkpoint) -> str:

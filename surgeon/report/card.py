@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from surgeon.anatomy.scope import left_out
+from surgeon.anatomy.scope import left_out, senses
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.local_paths import last_part
 from surgeon.checkpoint.storage import replacing
@@ -34,7 +34,7 @@ from surgeon.report.published import published
 from surgeon.report.story import caveat, no_intervals, sentence, tell
 from surgeon.report.tables import languages_table
 from surgeon.report.templates import rendered
-from surgeon.report.words import quantity_text
+from surgeon.report.words import quantity_text, text_alone
 from surgeon.text.documents import DatasetLocation
 
 FIGURES, RESULTS = "figures", ".eval_results"
@@ -112,7 +112,8 @@ def model_card(plan: Plan, variant: str, regions: Mapping[str, Region], report: 
         base=base_model(source.name),
         regions=regions,
         why=lambda region: _why(plan, region),
-        left_out=left_out(plan.checkpoint),
+        left_out=left_out(plan.checkpoint, plan.edited(variant)),
+        text_alone=text_alone(senses(plan.checkpoint)) if plan.runs_model else "",
         rebuild=REBUILD,
         **_measured(variant, report),
     )

@@ -342,7 +342,8 @@ class ModelReport(Model):
     """The source model. `content_sha256` is None if only parts of it were fetched from the Hub; `vocabulary` counts the
     tokens that it chooses among.
 
-    `left_out` says which of its tensors are no weights of the text model, and so were left as they are.
+    `left_out` says which of its tensors are no weights of the text model, and so were left as they are. `senses`
+    (vision, audio) is what it takes in beside text, of which neither scores nor measurements say anything.
     `files_left_out` says of files beside its weights why they are not read, or do not travel with variants; `notes`
     where its index or its config says other things than its weights.
     """
@@ -357,6 +358,7 @@ class ModelReport(Model):
     content_sha256: str | None
     vocabulary: int | None = None
     left_out: list[str] = []
+    senses: list[str] = []
     files_left_out: dict[str, str] = {}
     notes: list[str] = []
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from surgeon.anatomy.scope import left_out, unknown_kinds
+from surgeon.anatomy.scope import left_out, senses, unknown_kinds
 from surgeon.checkpoint.coded import Coded
 from surgeon.checkpoint.quantized import quantization
 from surgeon.plan.device import device_needs
@@ -18,7 +18,7 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.ranks import rank_needs
 from surgeon.progress import Step, duration, extent
 from surgeon.regions.narrowing import excludes_nothing
-from surgeon.report.words import percent, size
+from surgeon.report.words import percent, size, text_alone
 from surgeon.views.terminal import table, told
 
 
@@ -62,10 +62,13 @@ def plan_view(
     unknown = unknown_kinds(plan.checkpoint)
     if unknown:
         lines.append(f"unknown {', '.join(unknown)}: roles not told; name them in include or exclude by such patterns")
-    lines += [f"left    {line}" for line in left_out(plan.checkpoint)]
+    lines += [f"left    {line}" for line in left_out(plan.checkpoint, plan.edited())]
+    if plan.runs_model and senses(plan.checkpoint):
+        lines.append(f"note    {text_alone(senses(plan.checkpoint))}")
     for name in plan.file.as_written.regions:
         for role in excludes_nothing(plan.checkpoint, plan.regions[name].spec):
             lines.append(f"note    region '{name}' excludes {role}, of which the model has none")
+        lines += [f"note    region '{name}' leaves out {what}" for what in plan.regions[name].leaves_out]
     if plan.verify_languages:
         lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
         prompts = plan.recipe.verify.prompts if plan.recipe.verify else []
@@ -196,7 +199,10 @@ def _plan_data(plan: Plan, expected: Sequence[Step]) -> dict[str, Any]:
         "remarks": plan.remarks,
         "quantization": quantization(plan.checkpoint),
         "regions": {
-            name: {"tensors": len(r.tensors), "numel": r.numel, "entries": r.entries, "exact": r.exact}
+            name: {
+                "tensors": len(r.tensors), "numel": r.numel, "entries": r.entries, "exact": r.exact,
+                "leaves_out": list(r.leaves_out),
+            }
             for name, r in plan.regions.items()
         },
         "variants": {
@@ -207,7 +213,7 @@ def _plan_data(plan: Plan, expected: Sequence[Step]) -> dict[str, Any]:
             for v in plan.variants.values()
         },
         "unknown_kinds": unknown_kinds(plan.checkpoint),
-        "left_out": left_out(plan.checkpoint),
+        "left_out": left_out(plan.checkpoint, plan.edited()),
         "verify_languages": list(plan.verify_languages),
         "push": {
             name: dict(zip(("repo", "revision"), plan.recipe.push.place(name), strict=True))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ModelMaker
 from definitions import DEFINITIONS
-from quantizing import plain_copy, stored, written
+from quantizing import BLOCK, fp8, plain_copy, stored, written
 from safetensors.torch import load_file
 
 import surgeon
@@ -17,6 +18,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.cli import main
 from surgeon.diff.comparison import compare
 from surgeon.errors import FreezeError, present
+from surgeon.formats.fp8_block import _NUMBERS as E4M3
 from surgeon.freeze import Bundle, freeze, verify_saved
 from surgeon.region.region import Region
 from surgeon.views.inspection import look_at
@@ -153,3 +155,37 @@ def test_a_format_that_does_not_fit_is_exit_2(
     assert MODULE in said.err.replace("\n", "")
     assert "Traceback" not in said.err
     assert not said.out
+
+
+def test_every_operation_does_what_it_does_to_the_dequantized_model(make_model: ModelMaker, tmp_path: Path) -> None:
+    """FP8 beside its dequantized copy, both restored from the original: the nearest codes of the copy's values."""
+    original = make_model("qwen3", dtype="bfloat16")
+    quantized = fp8(original, tmp_path / "fp8")
+    twin = plain_copy(original, quantized, tmp_path / "twin")
+    variants = f"""
+  noisy: {{operations: [{{noise: drawn, relative: 0.5, seed: 1}}]}}
+  filled: {{operations: [{{fill: drawn, mean: row}}]}}
+  back: {{operations: [{{restore: drawn, from: {original}}}]}}
+"""
+    here = apply(tmp_path / "native", quantized, "{select: {random: 0.02, seed: 3}}", variants)
+    file = here / "regions" / "drawn.region.safetensors"
+    there = apply(tmp_path / "plain", twin, f"{{file: {file}}}", variants)
+    region = Region.load(file)
+    for name in ("noisy", "filled", "back"):
+        ours, theirs = (Checkpoint.open(out / "variants" / name) for out in (here, there))
+        held = stored(here / "variants" / name)
+        for tensor in ours.tensors:
+            made, wanted = (side.array(tensor).astype(np.float64) for side in (ours, theirs))
+            if f"{tensor}_scale_inv" not in held:
+                assert np.array_equal(made, wanted)
+                continue
+            if tensor not in region:
+                continue
+            at = region.indices(tensor)
+            rows, columns = np.unravel_index(at, made.shape)
+            scale = held[f"{tensor}_scale_inv"].double().numpy()[rows // BLOCK, columns // BLOCK]
+            nearest = np.nanmin(np.abs(E4M3.astype(np.float64) * scale[:, None] - wanted[rows, columns, None]), axis=1)
+            # The copy's values and the decoded ones are rounded to bfloat16 beside that.
+            room = 2.0**-8 * (2 * np.abs(wanted[rows, columns]) + np.abs(made[rows, columns]))
+            assert np.all(np.abs(made - wanted)[rows, columns] <= nearest + room)
+            assert nearest.any()
