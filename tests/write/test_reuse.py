@@ -207,13 +207,13 @@ main()
 """
 COPYING = """
 import time, surgeon.write.shards as shards
-real = shards._write_fully
+real = shards.write_fully
 def slow(writer, chunk):
     print("here", flush=True)
     time.sleep(0.1)
     real(writer, chunk)
 shards._BUFFER_BYTES = 1024
-shards._write_fully = slow
+shards.write_fully = slow
 from surgeon.cli import main
 main()
 """
@@ -265,8 +265,8 @@ def test_a_run_that_is_interrupted_while_it_copies_ends_at_once(light_recipe: Re
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts,
     )  # fmt: skip
     assert process.stdout is not None
-    while process.stdout.readline() != b"here\n":
-        pass
+    while (line := process.stdout.readline()) != b"here\n":
+        assert line, process.communicate()[1].decode()[-2000:]  # it ended before it copied anything
     process.send_signal(signal.SIGINT)  # some hundred pieces before its end
     rest, _ = process.communicate(timeout=300)
     assert process.returncode == 130
