@@ -327,15 +327,27 @@ class PushReport(Model):
 
 
 class Expectation(Model):
-    """A bound of the recipe and what came out; `ratio` is the ratio itself, or a bound of its interval: `at` says."""
+    """A bound of the recipe and what came out: the figure itself, or a bound of its interval, as `at` says.
+
+    `ratio` is that of perplexities. With a `measurement` it is None, `value` is what came out, and `quantity` says
+    what that is; nan, and no `quantity`, if nothing of the kind was found.
+    """
 
     variant: str
     language: str | None
     ratio_at_least: float | None
     ratio_at_most: float | None
-    ratio: float
+    ratio: float | None
     passed: bool
     at: Literal["point", "lower", "upper"] = "point"
+    measurement: str | None = None
+    quantity: QuantityReport | None = None
+    group: str | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    change_at_least: float | None = None
+    change_at_most: float | None = None
+    value: float | None = None
 
 
 class ModelReport(Model):

@@ -17,6 +17,7 @@ from surgeon.checkpoint.storage import replacing
 from surgeon.report import tables
 from surgeon.report.data import Report, SweepReport
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
+from surgeon.report.expected import came_out, expected
 from surgeon.report.figures import ORDERS, figures, places
 from surgeon.report.scan import EXPONENT, brightest, light_palette
 from surgeon.report.story import Story, caveat, evidence, headline, no_intervals, tell
@@ -50,6 +51,8 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
     return rendered(
         "page.html",
         exactly=_exactly,
+        came_out=came_out,
+        expected=expected,
         report=report,
         story=story,
         headline=headline(report, story),
