@@ -62,6 +62,7 @@ from surgeon.report.measured import (
     summarize,
     sweep_report,
 )
+from surgeon.report.passages import passages
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
 from surgeon.team import ALONE, Team
@@ -400,6 +401,7 @@ def make_report(
         perplexity=perplexities(measures) if measures else {},
         summary=summary,
         measurements=measurements,
+        passages=passages(found),
         generations={name: list(items) for name, items in found.continuations.items()},
         expectations=check_expectations(recipe.verify.expect, measures, measurements) if recipe.verify else [],
         timings=run.timings,

@@ -39,6 +39,8 @@ def _problems(item: ExpectSpec, made: Measurement) -> Iterator[tuple[str, str]]:
         yield "language", f"{made.kind} is told by {made.grouped_by}: say `group: ...`"
     if item.group is not None and by_language:
         yield "group", f"{made.kind} is told by language: say `language: ...`"
+    if not made.has_mean and item.group is None:
+        yield "", f"{made.kind} has no mean over each {made.grouped_by}: say `group: ...`"
     quantities = {quantity.name: quantity for quantity in made.quantities()}
     if not quantities:  # only the figures themselves say which there are
         return

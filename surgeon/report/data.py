@@ -244,6 +244,17 @@ class MeasurementReport(Model):
         )
 
 
+class PassageReport(Model):
+    """The beginning of a language's text: its tokens, the numbers of those that begin a word, and their losses in nats.
+
+    `losses` are those of each model; None where the loss is not a number.
+    """
+
+    tokens: list[str]
+    words: list[int]
+    losses: dict[str, list[float | None]]
+
+
 class StepReport(Model):
     """One operation on one region; `settings` are its other keys in the recipe.
 
@@ -398,6 +409,7 @@ class Report(Model):
     perplexity: dict[str, dict[str, Perplexity]] = {}
     summary: dict[str, Summary] = {}
     measurements: dict[str, MeasurementReport] = {}
+    passages: dict[str, PassageReport] = {}
     generations: dict[str, list[Continuation]] = {}
     expectations: list[Expectation] = []
     pushed: dict[str, PushReport] = {}

@@ -91,6 +91,7 @@ def measurement_reports(found: Verification, made: Sequence[Measurement]) -> dic
                 if any(quantity.name in by_name for by_name in groups.values())
             }
             for name, groups in by_model.items()
+            if item.has_mean
         }
         if table:
             reports[item.kind] = MeasurementReport(
