@@ -10,14 +10,15 @@ one prefix, the same for every tensor.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.nn import Parameter
 
 from surgeon.errors import FreezeError
-from surgeon.freeze.bundle import Bundle, aliases, enlarged_rows
+from surgeon.freeze.bundle import Bundle, aliases, allowed_shapes
 from surgeon.freeze.layout import is_plain, shape_of
+from surgeon.region.region import Indices, Region, united
 
 # Inserted by torch.compile, activation checkpointing, Fabric and PEFT: `base_layer` holds the weight that LoRA adds to,
 # and beside `original_module`, which no longer trains, `modules_to_save.ADAPTER` is what does.
@@ -51,11 +52,13 @@ def bind(bundle: Bundle, parameters: Mapping[str, Parameter]) -> tuple[dict[str,
     places = _places(bundle, parameters)
     chosen: dict[str, list[Bound]] = {}
     misfits: dict[str, str] = {}
-    grown = _grown(bundle, [place for found in places.values() for place in found])
+    # A bare region has no hashes to tell an enlarged model from another one, so that there no tensor may have grown.
+    known = [place for found in places.values() for place in found] if bundle.tensors else []
+    allowed = allowed_shapes((place.shape, shape_of(place.parameter)) for place in known)
     for name in bundle.names():
         found = [place for alias in aliases(bundle.ties, name) for place in places.get(alias, ())]
         distinct = list({id(place.parameter): place for place in found}.values())
-        odd = next((place for place in distinct if shape_of(place.parameter) not in (place.shape, grown(place))), None)
+        odd = next((place for place in distinct if shape_of(place.parameter) not in allowed(place.shape)), None)
         if not distinct:
             misfits[name] = "the model has no parameter of that name"
         elif odd is not None:
@@ -72,29 +75,28 @@ def bind(bundle: Bundle, parameters: Mapping[str, Parameter]) -> tuple[dict[str,
     return chosen, misfits
 
 
-def _grown(bundle: Bundle, places: Sequence[Bound]) -> Callable[[Bound], tuple[int, ...] | None]:
-    """Return which shape a place may have instead of its own: more rows, the same number of them in all that have more.
+def by_parameter(chosen: Mapping[str, Sequence[Bound]], region: Region) -> Iterator[tuple[str, int, Bound, Indices]]:
+    """Yield each bound parameter once, with the union of the entries that its tensors have in a region.
 
-    A bare region has no hashes to tell an enlarged model from another one, so that there nothing may.
+    First come the name of the first of these tensors, and the parameter's number among those that bear it.
     """
-    pairs = [(place.shape, shape_of(place.parameter)) for place in places if place.offset == 0]
-    rows = enlarged_rows(pairs) if bundle.tensors else None
-    if rows is None:
-        return lambda place: None
-    few, many = rows
-    return lambda place: (many, *place.shape[1:]) if place.offset == 0 and place.shape[:1] == (few,) else None
+    parts: dict[int, list[tuple[str, int, Bound]]] = {}
+    for name, places in chosen.items():
+        for copy, place in enumerate(places):
+            parts.setdefault(id(place.parameter), []).append((name, copy, place))
+    for several in parts.values():
+        name, copy, place = several[0]
+        yield name, copy, place, united([region.indices(other) + part.offset for other, _, part in several])
 
 
 def _places(bundle: Bundle, parameters: Mapping[str, Parameter]) -> dict[str, list[Bound]]:
     """Bind every name of the bundle, tied ones included: as the model class names it, else as it is on disk."""
     shapes = {alias: bundle.region.shapes[name] for name in bundle.names() for alias in aliases(bundle.ties, name)}
-    in_class = {name: tensor.model_name for name, tensor in bundle.tensors.items() if tensor.model_name}
+    in_class = {name: tensor.place.name for name, tensor in bundle.tensors.items() if tensor.place}
     places: dict[str, list[Bound]] = {}
     for name, partners in match_all(sorted(shapes), parameters, in_class).items():
-        tensor = bundle.tensors.get(name)
-        shape, offset = shapes[name], 0
-        if tensor is not None and tensor.model_name and tensor.model_shape is not None:
-            shape, offset = tensor.model_shape, tensor.model_offset
+        place = bundle.tensors[name].place if name in in_class else None
+        shape, offset = (place.shape, place.offset) if place else (shapes[name], 0)
         places[name] = [Bound(parameters[partner], shape, offset) for partner in partners]
     renamed = sorted(name for name in shapes if name not in places and in_class.get(name, name) != name)
     for name, partners in match_all(renamed, parameters, {}).items():

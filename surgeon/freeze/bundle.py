@@ -32,27 +32,8 @@ MANIFEST = "manifest.json"
 REGION = "region.safetensors"
 FORMAT = "surgeon-freeze"
 FLOATS = ("F64", "F32", "F16", "BF16")
+Shape = tuple[int, ...]
 FROZEN, TRAINED = "selected entries are frozen", "selected entries train"  # polarity of versions 1 and 2
-
-
-@dataclass(frozen=True)
-class FrozenTensor:
-    """What the manifest says of one tensor.
-
-    `dtype` is the safetensors name; `sha256` hashes the whole tensor, `frozen_sha256` only the frozen entries,
-    in ascending flat index. `model_name` is the parameter's name in the model class, None if that is not known;
-    the tensor is the entries from `model_offset` on, in row-major order, of that parameter of shape `model_shape`.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    entries: int
-    sha256: str
-    frozen_sha256: str
-    model_name: str | None = None
-    model_shape: tuple[int, ...] | None = None
-    model_offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +43,23 @@ class ModelPlace:
     name: str
     shape: tuple[int, ...]
     offset: int = 0
+
+
+@dataclass(frozen=True)
+class FrozenTensor:
+    """What the manifest says of one tensor.
+
+    `dtype` is the safetensors name; `sha256` hashes the whole tensor, `frozen_sha256` only the frozen entries,
+    in ascending flat index. `place` is None if it is not known where the tensor stands in the model class.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    entries: int
+    sha256: str
+    frozen_sha256: str
+    place: ModelPlace | None = None
 
 
 @dataclass(frozen=True)
@@ -203,20 +201,23 @@ def _check_ties(ties: Any) -> None:
 def _frozen_tensor(path: Path, name: str, said: Any) -> FrozenTensor:
     try:
         entry = as_object(said, "its entry")
-        model_name, model_shape = entry.get("model_name"), entry.get("model_shape")
+        shape, in_class, model_shape = as_shape(entry.get("shape")), entry.get("model_name"), entry.get("model_shape")
+        place = ModelPlace(
+            "" if in_class is None else as_text(in_class, "the name in the model"),
+            shape if model_shape is None else as_shape(model_shape, "the shape in the model"),
+            as_size(entry.get("model_offset", 0), "the offset in the model"),
+        )
         dtype = as_text(entry.get("dtype"), "the dtype")
         if dtype not in DTYPE_BITS:
             raise NotPlain(f"dtype {dtype[:20]!r}, which surgeon does not know")
         return FrozenTensor(
             name,
-            as_shape(entry.get("shape")),
+            shape,
             dtype,
             as_size(entry.get("entries"), "the number of entries"),
             as_text(entry.get("sha256"), "the hash"),
             as_text(entry.get("frozen_sha256"), "the hash of the frozen entries"),
-            None if model_name is None else as_text(model_name, "the name in the model"),
-            None if model_shape is None else as_shape(model_shape, "the shape in the model"),
-            as_size(entry.get("model_offset", 0), "the offset in the model"),
+            place if place.name else None,
         )
     except NotPlain as error:
         raise FreezeError(f"{path}: not a freeze manifest: tensor '{name}': {error}") from None
@@ -251,7 +252,7 @@ def write_bundle(
     selected = _over_all_tensors(region, stored) if train_only else region
     tensors = {}
     for name in selected:
-        info = fitting(folder, stored, name, selected.shapes[name])
+        info = fitting(folder, name, stored.get(name), selected.shapes[name])
         frozen = encode_mask(~selected.mask(name)) if train_only else selected[name]
         if train_only or frozen.entries:
             array = view(map_bytes(info.path), info) if logical is None else logical[1](name)
@@ -340,29 +341,30 @@ def stored_copies(folder: Path) -> dict[str, list[TensorInfo]]:
     return copies
 
 
-def fitting(folder: Path, stored: Mapping[str, TensorInfo], name: str, shape: tuple[int, ...]) -> TensorInfo:
+def fitting(folder: Path, name: str, info: TensorInfo | None, shape: Shape) -> TensorInfo:
     """Return a stored tensor that must be there and of that shape.
 
     Raises:
         FreezeError: it is not.
     """
-    if name not in stored:
+    if info is None:
         raise FreezeError(f"{folder}: has no tensor '{name}', which the region needs")
-    if stored[name].shape != shape:
+    if info.shape != shape:
         raise FreezeError(
-            f"{folder}: tensor '{name}' has shape {list(stored[name].shape)}, in the region {list(shape)}: "
+            f"{folder}: tensor '{name}' has shape {list(info.shape)}, in the region {list(shape)}: "
             "the region belongs to another model"
         )
-    return stored[name]
+    return info
 
 
-def enlarged_rows(pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> tuple[int, int] | None:
-    """Return old and new number of rows if tensors of these shapes, each then and now, are of an enlarged vocabulary.
+def allowed_shapes(pairs: Iterable[tuple[Shape, Shape]]) -> Callable[[Shape], tuple[Shape, ...]]:
+    """Say, of tensors with these shapes then and now, which shapes one may have now: its own, or an enlarged one.
 
-    They are if all that have more rows now have the same number of them, and had so then.
+    A vocabulary was enlarged if all that have more rows now have the same number of them, and had so then.
     """
     rows = {(then[0], now[0]) for then, now in pairs if then and now[1:] == then[1:] and now[0] > then[0]}
-    return rows.pop() if len(rows) == 1 else None
+    few, many = rows.pop() if len(rows) == 1 else (-1, -1)
+    return lambda shape: (shape, (many, *shape[1:])) if shape[:1] == (few,) else (shape,)
 
 
 def aliases(ties: Iterable[Sequence[str]], name: str) -> tuple[str, ...]:

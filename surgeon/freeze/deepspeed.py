@@ -55,7 +55,7 @@ class FragmentHeld(Held):
 
     def __init__(self, item: Held) -> None:
         self.name, self.copy, self.parameter, self.entries = item.name, item.copy, item.parameter, item.entries
-        self.gradient_is_clean, self.gradient_hook = False, item.gradient_hook
+        self.gradient_hook = item.gradient_hook
         start, length = self.span()
         indices = self.entries.indices()
         first, last = torch.searchsorted(indices, torch.tensor([start, start + length]).to(indices)).tolist()

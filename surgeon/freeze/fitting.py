@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from torch.nn import Parameter
 
-from surgeon.checkpoint.hashing import sha256
 from surgeon.errors import FreezeError
-from surgeon.freeze.binding import Bound, bind
+from surgeon.freeze.binding import Bound, bind, by_parameter
 from surgeon.freeze.bundle import Bundle
-from surgeon.freeze.entries import bits
 from surgeon.freeze.held import Held
-from surgeon.freeze.layout import TORCH_DTYPES, shape_of, whole_flat
+from surgeon.freeze.layout import TORCH_DTYPES, as_numpy, shape_of, whole_flat
+from surgeon.freeze.saved import frozen_hash
 from surgeon.freeze.trained import MOST, TrainedEntries
-from surgeon.region.region import Mask, Region, encode_indices, united
+from surgeon.region.region import Mask, Region, encode_indices
 
 
 def hold(bundle: Bundle, chosen: Mapping[str, list[Bound]], keep_values: bool = False) -> list[Held]:
@@ -26,34 +25,26 @@ def hold(bundle: Bundle, chosen: Mapping[str, list[Bound]], keep_values: bool = 
 
     Where at most a tenth of the entries train, it is these that are held instead, unless values are to be kept.
     """
-    by_parameter: dict[int, tuple[int, Parameter, dict[str, Bound]]] = {}
-    for name, places in chosen.items():
-        for copy, place in enumerate(places):
-            entry = by_parameter.setdefault(id(place.parameter), (copy, place.parameter, {}))
-            entry[2][name] = place
-    few = not keep_values and _few_train(bundle, [parameter for _, parameter, _ in by_parameter.values()])
+    few = not keep_values and _few_train(bundle, [place.parameter for places in chosen.values() for place in places])
     region = bundle.trained if few and bundle.trained is not None else bundle.region
     held: list[Held] = []
-    for copy, parameter, places_of in by_parameter.values():
-        parts = [region.indices(name) + place.offset for name, place in places_of.items()]
-        name, place = next(iter(places_of.items()))
+    for name, copy, place, indices in by_parameter(chosen, region):
         if few:
-            if parameter.numel() > np.prod(place.shape, dtype=np.int64):  # rows that the bundle does not know
-                parts.append(np.arange(np.prod(place.shape, dtype=np.int64), parameter.numel(), dtype=np.int64))
-            held.append(TrainedEntries(name, parameter, united(parts), copy))
+            known, there = math.prod(place.shape), place.parameter.numel()
+            unknown = np.arange(known, there, dtype=np.int64)  # of rows that the bundle does not know
+            held.append(TrainedEntries(name, place.parameter, np.concatenate([indices, unknown]), copy))
         else:
-            held.append(Held(name, parameter, united(parts), copy))
+            held.append(Held(name, place.parameter, indices, copy))
     return held
 
 
 def _few_train(bundle: Bundle, parameters: list[Parameter]) -> bool:
-    """True if gradients and moments can be kept for the trained entries alone: few, of parameters that are whole "
-    "here."""
+    """True if gradients and moments can be kept for trained entries alone: few, of parameters that are whole here."""
     if bundle.trained is None:
         return False
     if any(hasattr(parameter, mark) for parameter in parameters for mark in ("to_local", "ds_id", "_hp_mapping")):
         return False
-    whole = sum(parameter.numel() for parameter in parameters)
+    whole = sum(parameter.numel() for parameter in {id(parameter): parameter for parameter in parameters}.values())
     known = sum(map(math.prod, bundle.trained.shapes.values()))
     return bundle.trained.entries + max(0, whole - known) <= MOST * whole
 
@@ -66,11 +57,9 @@ def other_values(bundle: Bundle, name: str, place: Bound) -> str | None:
     where = torch.from_numpy(mask.flat() if dense else mask.indices())
     with whole_flat(place.parameter) as flat:
         values = flat[place.offset : place.offset + mask.numel][where.to(flat.device)].cpu()
-    stored = TORCH_DTYPES[expected.dtype]
-    cast = values.to(stored)
-    exact = bool((bits(cast.to(values.dtype)) == bits(values)).all())
-    if exact and sha256(bits(cast).numpy().tobytes()) == expected.frozen_sha256:
+    if frozen_hash(as_numpy(values), expected.dtype) == expected.frozen_sha256:
         return None
+    stored = TORCH_DTYPES[expected.dtype]
     if not _holds(values.dtype, stored):
         return (
             f"stored as {expected.dtype} but loaded as {values.dtype}, which does not hold all its values, so that "

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from surgeon.errors import FreezeError, shorten
 from surgeon.freeze.binding import Bound, bind
@@ -27,7 +28,7 @@ from surgeon.freeze.gradients import Gradients
 from surgeon.freeze.held import Held
 from surgeon.freeze.hooks import kind_of, tell, tell_no_more
 from surgeon.freeze.layout import is_distributed
-from surgeon.freeze.refusals import inside, refuse_all, refuse_swapping
+from surgeon.freeze.refusals import refuse_all, refuse_swapping, wraps
 from surgeon.freeze.trained import short_ones, swap_in, swap_out
 from surgeon.freeze.watch import Watch, find_twins, judge, release
 
@@ -61,7 +62,7 @@ class Frozen:
         self._mended: set[str] = set()  # tensors whose entries had moved when a part of the model was saved
         self._open: dict[int, list[Held]] = {}  # by id of the optimizer whose step is under way
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that stepped on a few entries only
-        self._known: dict[int, weakref.ref[torch.Tensor]] = {}  # other parameters that optimizers hold
+        self._known: Any = WeakTensorKeyDictionary()  # other parameters that optimizers hold
         self._looked_for_twins = False
         self._passes_moved = 0  # backward passes in a row, without a step, that found entries moved
         release(model)
@@ -203,17 +204,16 @@ class Frozen:
             if moved is not None:
                 raise FreezeError(
                     f"tensor '{moved.name}': something other than an optimizer's step has changed frozen entries "
-                    "since the "
-                    "last step (a hook, clamping or another write to the weights, a perturbation, an average that "
-                    "was put "
-                    "in); write to the weights before freeze() or not at all, or call frozen.restore() after it"
+                    "since the last step (a hook, clamping or another write to the weights, a perturbation, an average "
+                    "that was put in); write to the weights before freeze() or not at all, or call frozen.restore() "
+                    "after it"
                 )
             for item in mine:
                 if item.gradient_hook is None and item.parameter.requires_grad:  # it was switched on late
                     self._gradients.hook(item)
                 if not item.gradient_is_clean:
                     item.zero_gradient()  # it was assigned, not accumulated by a backward pass
-            if not any(hasattr(each, "param_groups") for each in inside(optimizer)):
+            if not wraps(optimizer):
                 swap_in(optimizer, short_ones(mine), has_closure)
                 self._optimizers.add(optimizer)
         self._open[id(optimizer)] = mine
@@ -255,8 +255,7 @@ class Frozen:
             if found is None:
                 raise FreezeError(
                     f"the model no longer has the parameter that was frozen in '{item.name}', nor one that could "
-                    "hold the "
-                    "frozen entries: it was replaced after freeze() by another library; freeze after that"
+                    "hold the frozen entries: it was replaced after freeze() by another library; freeze after that"
                 )
             new = found[min(item.copy, len(found) - 1)]
             gathered = is_distributed(item.parameter) and not is_distributed(new.parameter)  # by FSDP2, for a while
@@ -268,8 +267,7 @@ class Frozen:
         return changed
 
     def mend_at_save(self, item: Held) -> bool:
-        """Put an item's values back where raising in one process would leave the others waiting; `verify` raises "
-        "then."""
+        """Put values back where raising in one process would leave the others waiting; `verify` raises then."""
         if not item.is_partial:
             return False
         logger.error("tensor '%s': frozen entries had moved, and were put back before saving", item.name)
@@ -317,19 +315,16 @@ class Frozen:
     def _held_by(self, optimizer: Optimizer) -> list[Held]:
         """Return the items whose parameters an optimizer holds; others that it holds are looked at once."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        new = [p for p in parameters if id(p) not in self._by_id and p.requires_grad and not self._is_known(p)]
+        new = [p for p in parameters if id(p) not in self._by_id and p.requires_grad and p not in self._known]
         if new:
             if self.follow_model(new):
                 new = [p for p in new if id(p) not in self._by_id]
             judge(new, self.copies, kind_of(optimizer))
-            self._known.update((id(p), weakref.ref(p)) for p in new)
+            for parameter in new:
+                self._known[parameter] = True
         slots = dict.fromkeys(self._by_id[id(p)] for p in parameters if id(p) in self._by_id)
         mine = [self.held[slot] for slot in slots if self.held[slot] not in self._elsewhere]
         return mine + self._elsewhere
-
-    def _is_known(self, parameter: torch.Tensor) -> bool:
-        known = self._known.get(id(parameter))
-        return known is not None and known() is parameter
 
     def _first_that_moved(self, mine: Sequence[Held]) -> Held | None:
         """Compare all entries where something is new or was written to, and in turn; a few entries everywhere."""
@@ -360,15 +355,13 @@ class Frozen:
         if moved is not None and (taken or self._passes_moved >= EVERY):
             raise FreezeError(
                 f"tensor '{moved.name}': frozen entries have changed although no step of a torch optimizer took "
-                "place: an "
-                "optimizer that steps inside the backward pass by itself (LOMO), that keeps master weights "
-                "elsewhere, or "
-                "that does not call torch.optim.Optimizer.__init__; use one whose step() torch knows of"
+                "place: an optimizer that steps inside the backward pass by itself (LOMO), that keeps master weights "
+                "elsewhere, or that does not call torch.optim.Optimizer.__init__; use one whose step() torch knows of"
             )
 
     def _find_twins(self) -> None:
         self._looked_for_twins = True
-        trained = {number for number, known in self._known.items() if known() is not None}
+        trained = set(map(id, self._known))
         if not any(item.is_partial for item in self.held):
             self.copies.update(find_twins(self, self._model, self._owners(), trained))
 

@@ -44,6 +44,9 @@ class Held:
     steps = 0  # since it is held
     is_partial = False  # the masters are spread over processes
     cleans_at_once = False  # the gradient must be clean as soon as it is there, not only when the pass is through
+    part = slice(None)
+    gradient_is_clean = False
+    gradient_hook: Any = None
 
     def __init__(
         self,
@@ -54,9 +57,6 @@ class Held:
         values: Tensor | None = None,
     ) -> None:
         self.name, self.copy, self.parameter = name, copy, parameter
-        self.part = slice(None)
-        self.gradient_is_clean = False
-        self.gradient_hook: Any = None
         self.is_partial = is_distributed(parameter)
         mine, positions = part_here(parameter, indices, f"tensor '{name}'")
         self.entries = self.here = encode(mine, tuple(local(parameter).shape), parameter.device)
@@ -132,7 +132,7 @@ class Held:
     def moved(self) -> int:
         """Return how many frozen entries in this process do not hold their saved bits."""
         target = self.master()
-        values = self.values(target)
+        values = self.values(target)  # which moves `here` along
         return count_moved(self.here.select(target), values)
 
     def seems_moved(self) -> bool:
@@ -162,9 +162,8 @@ class Held:
         self.require_same_shards(parameter)
         if hasattr(parameter, "ds_id"):
             raise FreezeError(f"tensor '{self.name}': restore works on a saved ZeRO-3 model, not on a running one")
-        with self.flat_view(parameter) as flat:
-            places = self.entries.indices()[self.part].to(flat.device)
-            bits(flat).scatter_(0, places, bits(self.saved.to(flat)))
+        flat = local_flat(parameter.data, f"tensor '{self.name}'")
+        bits(flat).scatter_(0, self.entries.indices()[self.part].to(flat.device), bits(self.saved.to(flat)))
 
     def in_place_of(self, parameter: torch.nn.Parameter, fits: Any) -> Held:
         """Return the same entries held in a parameter that has taken this one's place, sharded perhaps.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from surgeon.freeze.watch import Watch
 
 _told: weakref.WeakValueDictionary[int, Frozen | Watch] = weakref.WeakValueDictionary()
-_numbers = itertools.count()
 _hooks: list[Any] = []
 
 
@@ -24,7 +22,7 @@ def tell(frozen: Frozen | Watch) -> None:
 
     The hooks stay in the process: they do nothing where nothing is frozen.
     """
-    _told[next(_numbers)] = frozen
+    _told[id(frozen)] = frozen
     if not _hooks:  # outside of what torch.compile makes of a step
         outside: Any = torch.compiler.disable
         _hooks.append(register_optimizer_step_pre_hook(outside(_before)))
@@ -33,19 +31,17 @@ def tell(frozen: Frozen | Watch) -> None:
 
 def tell_no_more(frozen: Frozen | Watch) -> None:
     """Tell it of no further step."""
-    for number, other in list(_told.items()):
-        if other is frozen:
-            del _told[number]
+    _told.pop(id(frozen), None)
 
 
 def _before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     has_closure = kwargs.get("closure") is not None or any(callable(value) for value in args[1:])
-    for _, frozen in sorted(_told.items()):
+    for frozen in list(_told.values()):
         frozen.before_step(optimizer, has_closure)
 
 
 def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for _, frozen in sorted(_told.items()):
+    for frozen in list(_told.values()):
         frozen.after_step(optimizer)
 
 

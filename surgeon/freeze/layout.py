@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from surgeon.checkpoint.storage import NUMPY_DTYPES
 from surgeon.errors import FreezeError
+from surgeon.freeze.entries import bits
 from surgeon.region.region import Indices
 
+TORCH_DTYPES = {
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}  # fmt: skip
 PLAIN = (torch.nn.Parameter, Tensor)  # asked for first, since asking for an attribute that is not there takes time
 
 
@@ -105,8 +113,7 @@ def is_first_replica(parameter: Tensor) -> bool:
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
-TORCH_DTYPES = {
-    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2": torch.float8_e5m2, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-}  # fmt: skip
+def as_numpy(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor of the processor's, of a dtype that checkpoints have, as an array that shares its memory."""
+    stored = next(name for name, kind in TORCH_DTYPES.items() if kind == tensor.dtype)
+    return np.asarray(bits(tensor).numpy().view(NUMPY_DTYPES[stored]))

@@ -47,15 +47,11 @@ class LightningFreeze(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Put the entries back into averages."""
-        self._restore_averages()
+        if self.frozen is not None:
+            self.frozen.restore_copies()
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Put the entries back into averages."""
-        self._restore_averages()
-
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Put the entries back into averages, which validation may swap into the model."""
-        self._restore_averages()
+    # Validation may swap averages into the model.
+    on_train_epoch_start = on_validation_start = on_train_batch_end
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Put the entries back into averages, which become the model now, and verify it.
@@ -63,8 +59,8 @@ class LightningFreeze(Callback):
         Raises:
             FreezeError: entries have moved.
         """
-        self._restore_averages()
         if self.frozen is not None:
+            self.frozen.restore_copies()
             self.frozen.verify()
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -77,7 +73,3 @@ class LightningFreeze(Callback):
             checked = self.frozen.verify()
             self.frozen.remove()
             logger.info("%d frozen entries hold their original bits", checked)
-
-    def _restore_averages(self) -> None:
-        if self.frozen is not None:
-            self.frozen.restore_copies()

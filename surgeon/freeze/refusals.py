@@ -19,8 +19,19 @@ def refuse_all(optimizers: Any) -> None:
         FreezeError: one cannot.
     """
     for optimizer in optimizers if isinstance(optimizers, list | tuple) else [optimizers]:
-        if optimizer is not None and not refuse_without_masters(optimizer):
-            refuse_optimizer(optimizer)
+        if optimizer is None or refuse_without_masters(optimizer) or wraps(optimizer):
+            continue
+        kind = kind_of(optimizer)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise FreezeError(f"{kind} is no torch.optim.Optimizer, so its steps cannot be followed")
+        if not getattr(type(optimizer).step, "hooked", False):
+            raise FreezeError(f"{kind} did not call torch.optim.Optimizer.__init__, so its steps cannot be followed")
+        refuse_swapping(optimizer)
+
+
+def wraps(optimizer: Any) -> bool:
+    """True for an optimizer that has others inside, which take the steps."""
+    return any(hasattr(each, "param_groups") for each in inside(optimizer))
 
 
 def inside(optimizer: Any) -> Iterator[Any]:
@@ -32,22 +43,6 @@ def inside(optimizer: Any) -> Iterator[Any]:
         if each is not None and each is not optimizer:
             yield each
             yield from inside(each)
-
-
-def refuse_optimizer(optimizer: Any) -> None:
-    """Refuse an optimizer of whose steps nothing is heard, or that moves weights between them.
-
-    Raises:
-        FreezeError: it is one.
-    """
-    if any(hasattr(each, "param_groups") for each in inside(optimizer)):
-        return
-    kind = kind_of(optimizer)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise FreezeError(f"{kind} is no torch.optim.Optimizer, so its steps cannot be followed")
-    if not getattr(type(optimizer).step, "hooked", False):
-        raise FreezeError(f"{kind} did not call torch.optim.Optimizer.__init__, so its steps cannot be followed")
-    refuse_swapping(optimizer)
 
 
 def refuse_swapping(optimizer: Any) -> None:

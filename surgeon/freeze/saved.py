@@ -15,7 +15,7 @@ from surgeon.checkpoint.plain_json import NotPlain
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo, map_bytes, view
 from surgeon.checkpoint.torch_files import load_plain, refuse_repeated
 from surgeon.errors import FreezeError, shorten
-from surgeon.freeze.bundle import Bundle, aliases, enlarged_rows, entries_of, fitting, stored_copies
+from surgeon.freeze.bundle import Bundle, aliases, allowed_shapes, entries_of, fitting, stored_copies
 
 TORCH_FILES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 _INSIDE = ("state_dict", "model_state_dict", "module", "model")  # where trainers put the weights in their own files
@@ -75,35 +75,27 @@ def _from_safetensors(path: Path, bundle: Bundle) -> dict[str, list[_Read]]:
     """Read every tensor that bears one of a name's aliases, in every file of the checkpoint that has it."""
     stored = stored_copies(path)
     known = {name: [alias for alias in aliases(bundle.ties, name) if alias in stored] for name in bundle.names()}
-    pairs = [
-        (bundle.tensors[name].shape, info.shape)
-        for name, found in known.items()
-        for alias in found
-        for info in stored[alias]
-    ]
-    rows = enlarged_rows(pairs)
+    copies = {name: [(alias, info) for alias in found for info in stored[alias]] for name, found in known.items()}
+    allowed = allowed_shapes((bundle.tensors[name].shape, info.shape) for name in copies for _, info in copies[name])
 
-    def reader(name: str, known_as: str, info: TensorInfo) -> _Read:
+    def reader(name: str, alias: str, info: TensorInfo) -> _Read:
         shape = bundle.tensors[name].shape
-        grown = (rows[1], *shape[1:]) if rows is not None and shape[:1] == rows[:1] else shape
-        fitting(path, {known_as: info}, known_as, grown if info.shape == grown else shape)
-        return lambda: entries_of(_first(view(map_bytes(info.path), info), math.prod(shape)), bundle.region[name])
+        fitting(path, alias, info, info.shape if info.shape in allowed(shape) else shape)
+        count = math.prod(shape)
+        return lambda: entries_of(view(map_bytes(info.path), info).reshape(-1)[:count], bundle.region[name])
 
     for name, found in known.items():
         if not found:
-            fitting(path, {}, name, bundle.tensors[name].shape)
-    return {
-        name: [reader(name, alias, info) for alias in found for info in stored[alias]] for name, found in known.items()
-    }
-
-
-def _first(array: NDArray[Any], count: int) -> NDArray[Any]:
-    return array.reshape(-1)[:count]
+            fitting(path, name, None, bundle.tensors[name].shape)
+    return {name: [reader(name, alias, info) for alias, info in found] for name, found in copies.items()}
 
 
 def _from_torch(path: Path, files: list[Path], bundle: Bundle) -> dict[str, list[_Read]]:
     """Read files of tensors named as in the model class, with whatever prefix a trainer gave them."""
+    import torch
+
     from surgeon.freeze.binding import Bound, bind
+    from surgeon.freeze.layout import as_numpy
 
     tensors: dict[str, Any] = {}
     for file in files:
@@ -114,7 +106,11 @@ def _from_torch(path: Path, files: list[Path], bundle: Bundle) -> dict[str, list
         raise FreezeError(f"{path}: tensor '{name}': {reason.replace('the model', 'the file')}")
 
     def reader(name: str, place: Bound) -> _Read:
-        return lambda: _as_numpy(place.parameter.reshape(-1), bundle.region.indices(name) + place.offset)
+        def read() -> NDArray[Any]:
+            where = torch.from_numpy(bundle.region.indices(name) + place.offset)
+            return as_numpy(place.parameter.detach().reshape(-1)[where])
+
+        return read
 
     return {name: [reader(name, place) for place in places] for name, places in chosen.items()}
 
@@ -140,14 +136,3 @@ def _state(file: Path) -> Mapping[str, Any]:
     if not tensors:
         raise FreezeError(f"{file}: holds no tensors by name")
     return tensors
-
-
-def _as_numpy(flat: Any, indices: NDArray[np.int64]) -> NDArray[Any]:
-    import torch
-
-    from surgeon.freeze.entries import bits
-    from surgeon.freeze.layout import TORCH_DTYPES
-
-    stored = next(name for name, kind in TORCH_DTYPES.items() if kind == flat.dtype)
-    values = bits(flat.detach()[torch.from_numpy(indices)]).numpy()
-    return np.asarray(values.view(NUMPY_DTYPES[stored]))

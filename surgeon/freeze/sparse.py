@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from surgeon.errors import FreezeError
-from surgeon.freeze.binding import bind
+from surgeon.freeze.binding import bind, by_parameter
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.entries import bits
-from surgeon.freeze.fitting import bundle_of
+from surgeon.freeze.fitting import bundle_of, refusal
 from surgeon.freeze.freezing import freeze
-from surgeon.region.region import Indices, Region, united
+from surgeon.region.region import Indices, Region
 
 
 def shira(model: torch.nn.Module, source: str | Path | Bundle | Region | None = None) -> Any:
@@ -99,13 +99,8 @@ def _indices(model: torch.nn.Module, bundle: Bundle) -> dict[int, Indices]:
     tensors = {name: replace(tensor, entries=region[name].entries) for name, tensor in bundle.tensors.items()}
     chosen, misfits = bind(replace(bundle, region=region, tensors=tensors), dict(model.named_parameters()))
     if misfits:
-        name, reason = next(iter(misfits.items()))
-        raise FreezeError(f"{bundle.source}: tensor '{name}': {reason}")
-    parts: dict[int, list[Indices]] = {}
-    for name, places in chosen.items():
-        for place in places:
-            parts.setdefault(id(place.parameter), []).append(region.indices(name) + place.offset)
-    return {number: united(several) for number, several in parts.items()}
+        raise FreezeError(refusal(bundle, misfits))
+    return {id(place.parameter): indices for _, _, place, indices in by_parameter(chosen, region)}
 
 
 def _filled(name: str, at: Indices, weight: torch.Tensor, rank: int) -> Indices:

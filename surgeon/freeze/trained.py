@@ -90,8 +90,6 @@ class TrainedEntries(Held):
 
     def __init__(self, name: str, parameter: torch.nn.Parameter, trained: Indices, copy: int = 0) -> None:
         self.name, self.copy, self.parameter = name, copy, parameter
-        self.part = slice(None)
-        self.gradient_is_clean, self.gradient_hook = False, None
         self.trained = encode(trained, tuple(parameter.shape), parameter.device)
         flat = self.master()
         self.vector = torch.nn.Parameter(self.trained.select(flat))
@@ -259,8 +257,7 @@ class TrainedEntries(Held):
 
 
 def swap_in(optimizer: Optimizer, items: Sequence[TrainedEntries], has_closure: bool) -> None:
-    """Give an optimizer the vectors instead of the parameters, and what it knows of these, if it can step on "
-    "vectors."""
+    """Give an optimizer the vectors for the parameters, with what it knows of these, if it can step on vectors."""
     whole = any(word in type(optimizer).__name__.lower() for word in _NEEDS_MATRIX)
     whole = whole or (has_closure and torch.distributed.is_initialized())
     for item in items:

@@ -8,7 +8,7 @@ from typing import Any
 
 import transformers
 
-from surgeon.freeze.bundle import Bundle, stored_tensors
+from surgeon.freeze.bundle import Bundle, aliases, stored_tensors
 from surgeon.freeze.freezing import freeze
 from surgeon.freeze.frozen import Frozen
 from surgeon.freeze.saved import torch_files, verify_saved
@@ -75,5 +75,5 @@ def _holds_weights(folder: Path, bundle: Bundle) -> bool:
         return False
     if any(folder.glob("*.safetensors")):
         names = stored_tensors(folder).keys()
-        return any(name in names for name in (*bundle.names(), *(other for group in bundle.ties for other in group)))
+        return any(alias in names for name in bundle.names() for alias in aliases(bundle.ties, name))
     return any(file.name.startswith("pytorch_model") for file in torch_files(folder))

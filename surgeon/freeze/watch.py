@@ -58,8 +58,7 @@ class Watch:
             )
             raise FreezeError(
                 f"{what} holds other values in {shorten(moved)}, as averaging leaves them; frozen.follow(copy) "
-                "keeps them "
-                "in it, frozen.restore(copy) writes them once, frozen.release(copy) lets it go"
+                "keeps them in it, frozen.restore(copy) writes them once, frozen.release(copy) lets it go"
             )
         if moved:
             raise FreezeError(f"not saved: frozen entries have moved, in {shorten(moved)}")
@@ -84,8 +83,7 @@ class Watch:
     def parameters(self) -> list[Tensor]:
         """Return the parameters at the frozen names, as the module has them now."""
         module = None if self.module is None else self.module()
-        found = [] if module is None else [module._parameters.get(name) for name in self.slots]
-        return [parameter for parameter in found if parameter is not None]
+        return [] if module is None else [parameter for _, parameter in self._present(module)]
 
     def before_step(self, optimizer: torch.optim.Optimizer, has_closure: bool) -> None:
         """Refuse to train a model that was frozen when it was pickled.
@@ -112,11 +110,16 @@ class Watch:
 
     def put_back(self, module: torch.nn.Module) -> None:
         """Write the frozen values into the module's parameters."""
+        frozen = self.frozen
+        if frozen is None:
+            return
         with torch.no_grad():
-            for name, slot in self.slots.items():
-                parameter = module._parameters.get(name)
-                if parameter is not None and self.frozen is not None:
-                    self.frozen.held[slot].write_to(parameter)
+            for slot, parameter in self._present(module):
+                frozen.held[slot].write_to(parameter)
+
+    def _present(self, module: torch.nn.Module) -> list[tuple[int, Tensor]]:
+        found = [(slot, module._parameters.get(name)) for name, slot in self.slots.items()]
+        return [(slot, parameter) for slot, parameter in found if parameter is not None]
 
     def _moved(self, module: torch.nn.Module) -> list[str]:
         frozen = self.frozen
@@ -124,11 +127,10 @@ class Watch:
             return []
         names = []
         with torch.no_grad():
-            for name, slot in self.slots.items():
-                parameter = module._parameters.get(name)
+            for slot, parameter in self._present(module):
                 if self.role == "model" and parameter is not frozen.held[slot].parameter:
                     frozen.follow_model()
-                if parameter is None or parameter.device.type == "meta":
+                if parameter.device.type == "meta":
                     continue
                 item = frozen.held[slot]
                 moved = item.moved() if parameter is item.parameter else item.moved_in(parameter)

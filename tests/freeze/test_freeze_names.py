@@ -133,8 +133,8 @@ def test_the_moved_expert_is_found(experts: Path) -> None:
     name = next(name for name in frozen.tensors if "experts.2." in name)
     tensor = Bundle.load(experts).tensors[name]
     with torch.no_grad():
-        index = tensor.model_offset + int(Bundle.load(experts).region.indices(name)[0])
-        model.get_parameter(tensor.model_name).view(-1)[index] += 1
+        index = tensor.place.offset + int(Bundle.load(experts).region.indices(name)[0])
+        model.get_parameter(tensor.place.name).view(-1)[index] += 1
     with pytest.raises(FreezeError, match=f"1 of {frozen.entries} frozen entries have moved"):
         frozen.verify()
     with pytest.raises(FreezeError, match="its frozen entries are not those of tiny"):
@@ -165,7 +165,7 @@ def test_a_model_that_names_experts_as_the_disk_does(experts: Path) -> None:
 
 def test_a_checkpoint_without_the_prefix_of_the_model_class(tmp_path: Path) -> None:
     base = bundled(tmp_path / "base", tiny_model(tie_word_embeddings=True).model)
-    names = {name: tensor.model_name for name, tensor in Bundle.load(base).tensors.items()}
+    names = {name: tensor.place.name for name, tensor in Bundle.load(base).tensors.items()}
     assert names["layers.0.mlp.up_proj.weight"] == "model.layers.0.mlp.up_proj.weight"
     assert names["embed_tokens.weight"] == "model.embed_tokens.weight"
     for model in (transformers.LlamaForCausalLM.from_pretrained(base), transformers.LlamaModel.from_pretrained(base)):
@@ -177,7 +177,7 @@ def test_an_architecture_that_is_unknown_leaves_the_places_open(tmp_path: Path) 
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "model_type": "nobody-knows"}))
     assert model_places(Checkpoint.open(base)) == {}
-    assert {tensor.model_name for tensor in Bundle.load(base).tensors.values()} == {None}
+    assert {tensor.place for tensor in Bundle.load(base).tensors.values()} == {None}
 
 
 def test_a_place_of_another_shape_is_refused(experts: Path) -> None:
