@@ -9,10 +9,13 @@ WORK/gpu.md.
                the CPU's: Jaccard of regions, the largest relative difference of a score and of a perplexity
     fast       `zero_core` on a random Llama made on the spot (8B at full size): seconds by step, tokens a second beside
                transformers' own forward and backward pass of the same batches, in float32 and in bfloat16
-    memory     the highest that the device held, beside what it has
+    memory     the highest that the device held, beside what the plan said
     variants   eight variants verified in one pass, beside eight times the base alone
+    shares     of the time of a run: in arithmetic, in copies, and neither
+    nccl       the same recipe under torchrun with one rank
+    mixture    the core of a random mixture of 30 billion parameters, with `--mixture`
 
-At tiny size it runs on a CPU in a minute; the tests run it so.
+A CPU skips the last three, and memory, in words. At tiny size it runs on one in a minute; the tests run it so.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -35,6 +39,10 @@ SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
          "max_position_embeddings": 512, "n_positions": 512}  # fmt: skip
 LARGE = {"tiny": SMALL, "full": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
                                  "num_attention_heads": 32, "num_key_value_heads": 8}}  # fmt: skip
+MIXTURE = {"hidden_size": 2048, "moe_intermediate_size": 768, "intermediate_size": 6144, "num_hidden_layers": 48,
+           "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128,
+           "num_experts_per_tok": 8}  # fmt: skip
+TAKES_A_GPU = "skipped: it takes a GPU"
 SAMPLE = {"tiny": (2, 32), "full": (64, 256)}  # sequences a language, and their length
 RECIPE = """
 version: 1
@@ -169,6 +177,52 @@ def timed(once: Callable[[], None], device: str) -> float:
     return min(times[1:])
 
 
+def planned_memory(path: Path, device: str) -> int:
+    """Return what the plan says that a recipe takes of the device's memory."""
+    import surgeon
+    from surgeon.plan.device import device_needs
+
+    return device_needs(surgeon.plan_recipe(path), device).memory
+
+
+def shares(folder: Path, model: str, device: str) -> dict[str, float] | str:
+    """Return which part of a run's scoring the device spends in arithmetic, in copies, and in neither."""
+    if not device.startswith("cuda"):
+        return TAKES_A_GPU
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        seconds = applied(folder, model, "tiny", device)["seconds"]
+    spent = {"arithmetic": 0.0, "copies": 0.0}
+    for event in profiler.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            spent["copies" if event.name.startswith(("Memcpy", "Memset")) else "arithmetic"] += event.device_time / 1e6
+    whole = seconds["score"] + seconds["verify"]
+    found = {name: taken / whole for name, taken in spent.items()}
+    return {**found, "waiting": max(1 - sum(found.values()), 0.0)}
+
+
+def one_rank(folder: Path, model: str, device: str) -> str:
+    """Carry a recipe out under torchrun with one rank, which sums through nccl."""
+    if not device.startswith("cuda"):
+        return TAKES_A_GPU
+    path = recipe(folder, model, "tiny")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "surgeon"]
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "SURGEON_CACHE": str(folder / "cache")}
+    done = subprocess.run([*command, "apply", str(path), "--device", device], env=here, capture_output=True, text=True)
+    return "done" if done.returncode == 0 else f"failed: {done.stderr.strip()[-500:]}"
+
+
+def mixture(folder: Path, device: str) -> dict[str, Any] | str:
+    """Time the core of a large mixture, in bfloat16."""
+    if not device.startswith("cuda"):
+        return TAKES_A_GPU
+    model = random_model("qwen3_moe", MIXTURE, folder / "model", device)
+    samples, length = SAMPLE["full"]
+    seconds = applied(folder / "run", str(model), "full", device, dtype="native")["seconds"]
+    return {"seconds": seconds, "tokens": 2 * samples * length / seconds["score"]}
+
+
 def fast(folder: Path, size: str, device: str) -> dict[str, Any]:
     """Time a large model, in float32 and in bfloat16, beside a plain pass; and eight variants beside one."""
     import torch
@@ -183,6 +237,7 @@ def fast(folder: Path, size: str, device: str) -> dict[str, Any]:
         found[dtype] = {"seconds": seconds, "tokens": 2 * samples * length / seconds["score"]}
         if device.startswith("cuda"):
             found[dtype]["memory"] = torch.cuda.max_memory_allocated()
+            found[dtype]["planned"] = planned_memory(folder / dtype / "recipe.yaml", device)
             torch.cuda.empty_cache()
         found[dtype]["plain"] = plain_pass(model, size, device, dtype)
     many = applied(folder / "many", str(model), size, device, variants=8)["seconds"]["verify"]
@@ -198,10 +253,15 @@ def table(found: dict[str, Any]) -> str:
     lines += ["", "| arithmetic | scoring | of a plain pass's speed | highest memory |", "|---|---|---|---|"]
     for dtype in ("float32", "native"):
         one = found["fast"][dtype]
-        memory = f"{one['memory'] / 1e9:.1f} GB" if "memory" in one else ""
+        memory = "a GPU's alone is told"
+        if "memory" in one:
+            memory = f"{one['memory'] / 1e9:.1f} GB; {one['planned'] / 1e9:.1f} GB planned"
         lines.append(f"| {dtype} | {one['tokens']:.0f} tokens/s | {one['tokens'] / one['plain']:.2f} | {memory} |")
     share = found["fast"]["eight variants beside eight evaluations"]
-    return "\n".join([*lines, "", f"Eight variants in one pass take {share:.2f} of as many evaluations."]) + "\n"
+    lines += ["", f"Eight variants in one pass take {share:.2f} of as many evaluations.", ""]
+    for name in ("shares", "nccl", "mixture"):
+        lines.append(f"{name}: {found[name]}")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -211,6 +271,7 @@ def main() -> None:
     add("--device", default="cuda")
     add("--size", choices=tuple(LARGE), default="full")
     add("--families", nargs="*", default=list(FAMILIES))
+    add("--mixture", action="store_true", help="time a mixture of 30 billion parameters, too; 61 GB on disk")
     options = parser.parse_args()
     absent = missing()
     if absent:
@@ -231,6 +292,9 @@ def main() -> None:
         model = random_model(family, SMALL, work / family / "model", "cpu")
         found["right"][family] = right(work / family, str(model), "tiny", options.device)
     found["fast"] = fast(work / "large", options.size, options.device)
+    found["shares"] = shares(work / "shares", "builtin:tiny30", options.device)
+    found["nccl"] = one_rank(work / "nccl", "builtin:tiny30", options.device)
+    found["mixture"] = mixture(work / "mixture", options.device) if options.mixture else "not asked for"
     (work / "gpu.json").write_text(json.dumps(found, indent=1))
     (work / "gpu.md").write_text(table(found))
     print(table(found))

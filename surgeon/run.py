@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon import inside
 from surgeon.anatomy.anatomy import anatomy_of
-from surgeon.anatomy.scope import left_out
+from surgeon.anatomy.scope import left_out, senses
 from surgeon.checkpoint.companions import companions
 from surgeon.checkpoint.fingerprint import content_hash, refuse_changed
 from surgeon.checkpoint.hashing import CHANGED, file_hash
@@ -384,7 +384,8 @@ def make_report(
             bytes=checkpoint.data_bytes,
             content_sha256=None if checkpoint.is_remote else content_hash(checkpoint, run.jobs),
             vocabulary=shape_of(checkpoint).vocabulary or None,
-            left_out=left_out(checkpoint),
+            left_out=left_out(checkpoint, the_plan.edited()),
+            senses=senses(checkpoint),
             files_left_out=dict(companions(checkpoint).left_out),
             notes=notes_on(checkpoint),
         ),

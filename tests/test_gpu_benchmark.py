@@ -21,4 +21,5 @@ def test_it_runs_on_a_cpu(tmp_path: Path) -> None:
     assert found["right"] == {"builtin:tiny30": {"jaccard": 1.0, "score": 0.0, "perplexity": 0.0}}
     for dtype in ("float32", "native"):
         assert found["fast"][dtype]["tokens"] > 0 < found["fast"][dtype]["plain"]
+    assert found["shares"] == found["nccl"] == "skipped: it takes a GPU"
     assert "| builtin:tiny30 | 1.000000 | 0.0e+00 |" in (tmp_path / "gpu.md").read_text()

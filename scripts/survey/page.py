@@ -32,6 +32,9 @@ that autograd on the whole model chooses (*region*: shared entries as a share of
 model and variant are those of plain transformers (*perplexity*: the largest relative difference); and whatever of the
 layers was not cut is named by `plan`. **Refused** means: exit code 2, and the message below.
 
+Of a model that takes in images or sound, too, the text decoder is what is scored, cut and measured, on text alone; its
+other parts stay byte for byte, and `plan`, `inspect`, the page and the model card say so.
+
 A tiny model of each type says that names, layers, experts and arithmetic are understood. It says nothing about what a
 cut does to a trained one, nor about weights that are quantized.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from surgeon.anatomy.anatomy import anatomy_of
@@ -74,16 +74,25 @@ def unknown_kinds(checkpoint: Checkpoint) -> list[str]:
     return list(found)
 
 
-def left_out(checkpoint: Checkpoint) -> list[str]:
-    """Say what of a checkpoint is no part of the text model's weights, and so left as it is: by kind and count."""
+def senses(checkpoint: Checkpoint) -> list[str]:
+    """Return what a model takes in beside text, by the towers that it has for it: vision, audio."""
+    roles = {where.role for where in anatomy_of(checkpoint).places.values()}
+    return [role for role in ("vision", "audio") if role in roles]
+
+
+def left_out(checkpoint: Checkpoint, edited: Container[str] = ()) -> list[str]:
+    """Say what of a checkpoint is no part of the text model's weights, and so left as it is: by kind and count.
+
+    `edited` are the names of tensors that are changed all the same, since a region names them.
+    """
     places = anatomy_of(checkpoint).places
     groups: dict[str, list[str]] = {}
     for name in sorted(checkpoint.tensors, key=natural_key):
         reason = _reason(places[name])
-        if reason is not None:
+        if reason is not None and name not in edited:
             groups.setdefault(reason, []).append(name)
     return [
-        f"{_tensors(names)} {f'is {reason}: left as it is' if len(names) == 1 else f'are {reason}: left as they are'}"
+        f"{counted(names)} {f'is {reason}: left as it is' if len(names) == 1 else f'are {reason}: left as they are'}"
         for reason, names in groups.items()
     ]
 
@@ -98,7 +107,7 @@ def _reason(where: Place) -> str | None:
     return f"of another tower ({where.role})" if where.role in TOWERS else None
 
 
-def _tensors(names: Sequence[str]) -> str:
+def counted(names: Sequence[str]) -> str:
     """Count tensors, and show what their names have in common."""
     kinds = Counter(pattern(name) for name in names)
     shown = list(kinds)[:3]

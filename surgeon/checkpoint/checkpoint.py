@@ -67,7 +67,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     written_plain: bool = False
     _maps: dict[tuple[Path, MapMode], NDArray[np.uint8]] = field(default_factory=dict, repr=False, compare=False)
-    _fetched: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
+    _fetched: dict[tuple[str, str], NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, source: str | Path | Source) -> Checkpoint:
@@ -194,12 +194,12 @@ class Checkpoint:
         return view(self._mapped(info.path, "read"), info)
 
     def _fetch(self, info: TensorInfo) -> NDArray[Any]:
-        found = self._fetched.get(info.name)
+        found = self._fetched.get((info.name, info.dtype))  # codecs may ask for its bytes
         if found is None:
             kept = sum(array.nbytes for array in self._fetched.values())
             if kept + info.nbytes > _FETCHED_BYTES:
                 self._fetched.clear()
-            self._fetched[info.name] = found = read_tensor(info)
+            self._fetched[info.name, info.dtype] = found = read_tensor(info)
             found.flags.writeable = False
         return found
 

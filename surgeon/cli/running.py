@@ -189,6 +189,7 @@ def _show_plan(
     as_json: bool,
     ranks: int | None = None,
 ) -> None:
+    from surgeon.plan.check import chosen_device
     from surgeon.plan.recipes import expected_steps, plan_recipe
     from surgeon.plan.texts import open_datasets, short_texts
     from surgeon.views.planned import plan_data, plan_view
@@ -197,10 +198,11 @@ def _show_plan(
     made = plan_recipe(recipe, output=output, overrides=overrides or (), device=device)
     notes = [*open_datasets(made), *short_texts(made)]
     expected = expected_steps(made, device)
+    where = chosen_device(device) if made.runs_model else "cpu"
     if as_json:
-        print_json(plan_data(made, expected, ranks, notes))
+        print_json(plan_data(made, expected, ranks, notes, where))
     else:
-        render(stdout(), plan_view(made, expected, ranks, notes))
+        render(stdout(), plan_view(made, expected, ranks, notes, where))
 
 
 def score(

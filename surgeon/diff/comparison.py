@@ -141,8 +141,13 @@ def _save_patch(found: Diff, path: Path, progress: Progress) -> Patch:
     carried = [tensor for tensor in found.tensors if tensor.kind == "changed" and not _obstacle(tensor)]
     left_out = {tensor.name: reason for tensor in found.tensors if (reason := _obstacle(tensor))}
     if not carried:
-        others = f"; a patch cannot carry {shorten(list(left_out))} ({', '.join(sorted(set(left_out.values())))})"
-        raise RegionError(f"{path}: not written, since no entry differs" + (others if left_out else ""))
+        if not left_out:
+            raise RegionError(f"{path}: not written, since no entry differs")
+        why = ", ".join(sorted(set(left_out.values())))
+        raise RegionError(
+            f"{path}: not written. What differs are tensors that a patch cannot carry ({why}): "
+            f"{shorten(list(left_out))}. A patch holds new values for tensors of the same name, shape and dtype"
+        )
     before, after = found.before.source, found.after.source
     provenance = {
         "model": before.name,

@@ -24,6 +24,8 @@ from surgeon.errors import CheckpointError, InputError
 from surgeon.formats.base import StoredEdit, coded, logical_dtype
 from surgeon.formats.blocks import ScaledBlocks
 from surgeon.formats.gptq import misfit, required
+from surgeon.formats.packing import halves, with_halves
+from surgeon.formats.places import distinct, gathered
 from surgeon.formats.said import require_method, whole
 
 _METHODS = ("bitsandbytes",)
@@ -132,9 +134,8 @@ class BitsAndBytes4(ScaledBlocks):
 
     def codes(self, tensor: Coded, read: Stored, at: Indices) -> NDArray[np.float32]:
         """Return what the codes stand for, since the table is stored."""
-        distinct, which = np.unique(at // 2, return_inverse=True)
-        halves = read.entries(_as_bytes(tensor.codes), distinct)[which] >> _shift(at) & np.uint8(15)
-        found: NDArray[np.float32] = self._table(tensor, read)[halves]
+        held = halves(read, _as_bytes(tensor.codes), at, high_first=True)
+        found: NDArray[np.float32] = self._table(tensor, read)[held]
         return found
 
     def with_codes(self, tensor: Coded, read: Stored, at: Indices, codes: NDArray[Any]) -> dict[str, StoredEdit]:
@@ -143,16 +144,12 @@ class BitsAndBytes4(ScaledBlocks):
         An entry whose number is the one that it has keeps its code: FP4 has two codes for zero.
         """
         table, info = self._table(tensor, read), _as_bytes(tensor.codes)
-        distinct, which = np.unique(at // 2, return_inverse=True)
-        data = read.entries(info, distinct).copy()
-        halves = data[which] >> _shift(at) & np.uint8(15)
+        held = halves(read, info, at, high_first=True)
         order = np.lexsort((np.signbit(table), table))  # of two zeros the positive one first
         found = order[np.searchsorted(table[order], codes)].astype(np.uint8)
-        same = (table[halves] == codes) & (np.signbit(table[halves]) == np.signbit(codes))
-        chosen = np.where(same, halves, found)
-        np.bitwise_and.at(data, which, ~(np.uint8(15) << _shift(at)))
-        np.bitwise_or.at(data, which, chosen << _shift(at))
-        return {tensor.codes.name: _stored_bytes(tensor.codes, read, distinct, data)}
+        same = (table[held] == codes) & (np.signbit(table[held]) == np.signbit(codes))
+        edit = with_halves(read, info, at, np.where(same, held, found), high_first=True)
+        return {tensor.codes.name: _stored_bytes(tensor.codes, read, edit)}
 
     def numbers(self, codes: NDArray[Any]) -> NDArray[np.float32]:
         """Return the numbers, which are there already."""
@@ -180,8 +177,7 @@ class BitsAndBytes4(ScaledBlocks):
         if self.nested:
             outer = tensor.parts["nested_scales"]
             table = read.span(tensor.parts["nested_table"], 0, 256)
-            distinct, which = np.unique(blocks // self.nested, return_inverse=True)
-            found = table[found] * read.entries(outer, distinct)[which] + np.float32(self.offset)
+            found = table[found] * gathered(read, outer, blocks // self.nested) + np.float32(self.offset)
         return _finite(tensor, info, found)
 
     def enlarged(
@@ -369,21 +365,16 @@ def _finite(tensor: Coded, info: TensorInfo, values: NDArray[np.float32]) -> NDA
     return values
 
 
-def _shift(at: Indices) -> NDArray[np.uint8]:
-    """Return how far up the half of a byte is: the first entry has the high one."""
-    return ((1 - at % 2) * 4).astype(np.uint8)
-
-
 def _as_bytes(info: TensorInfo) -> TensorInfo:
     return replace(info, dtype="U8", shape=(info.nbytes,))
 
 
-def _stored_bytes(info: TensorInfo, read: Stored, at: Indices, data: NDArray[np.uint8]) -> StoredEdit:
+def _stored_bytes(info: TensorInfo, read: Stored, edit: StoredEdit) -> StoredEdit:
     """Return the edit of bytes as one in the stored dtype, which is wider where `bnb_4bit_quant_storage` says so."""
     if info.dtype == "U8":
-        return StoredEdit(at, data)
+        return edit
     dtype = NUMPY_DTYPES[info.dtype]
-    words, which = np.unique(at // dtype.itemsize, return_inverse=True)
+    words, which = distinct(edit.indices // dtype.itemsize)
     held = read.entries(info, words).copy().view(np.uint8).reshape(-1, dtype.itemsize)
-    held[which, at % dtype.itemsize] = data
+    held[which, edit.indices % dtype.itemsize] = edit.values
     return StoredEdit(words, held.reshape(-1).view(dtype))

@@ -8,7 +8,7 @@ they are, unless they become smaller than the smallest normal code.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,8 +19,9 @@ from surgeon.checkpoint.rounding import rounded
 from surgeon.checkpoint.storage import NUMPY_DTYPES
 from surgeon.errors import InputError
 from surgeon.formats.base import Codec, Coded, Encoded, Indices, Rounding, Stored, StoredEdit
+from surgeon.formats.places import distinct, united
 
-_MOST_DOUBLINGS = 300
+AT_ONCE = 1 << 20  # entries that are worked on
 
 
 @dataclass(frozen=True)
@@ -98,16 +99,19 @@ class ScaledBlocks(Codec):
 
     def entries(self, tensor: Coded, read: Stored, indices: Indices) -> NDArray[Any]:
         """Return codes times scales, multiplied in float32 and rounded to the logical dtype."""
-        at, blocks = self.locate(tensor, read, indices)
-        return self._values(tensor, self.codes(tensor, read, at), self._scales(tensor, read, blocks))
+        values = np.empty(indices.size, NUMPY_DTYPES[tensor.dtype])
+        for part in _parts(indices.size, AT_ONCE):
+            at, blocks = self.locate(tensor, read, indices[part])
+            values[part] = self._values(tensor, self.codes(tensor, read, at), self._scales(tensor, read, blocks))
+        return values
 
     def _values(self, tensor: Coded, codes: NDArray[Any], scales: NDArray[np.float32]) -> NDArray[Any]:
         with np.errstate(over="ignore", invalid="ignore"):
             return (self.numbers(codes) * scales).astype(NUMPY_DTYPES[tensor.dtype])
 
     def _scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
-        distinct, which = _distinct(blocks)
-        return self.scales(tensor, read, distinct)[which]
+        found, which = distinct(blocks)
+        return self.scales(tensor, read, found)[which]
 
     def encode(self, tensor: Coded, read: Stored, indices: Indices, values: NDArray[np.float64]) -> Encoded:
         """Encode with the stored scale of each block where the new values fit, else with a doubled one."""
@@ -129,49 +133,63 @@ class ScaledBlocks(Codec):
         new[kept] = self.nearest(tensor, read, numbers[kept], blocks[kept])
         after = self._values(tensor, new, scales)
         rounding = _rounding(after[kept], values[kept]) + Rounding(touched.size, rescaled.size)
-        if not rescaled.size:
-            return Encoded(self.with_codes(tensor, read, at[kept], new[kept]), indices, after, rounding)
-        other = self._rescale(tensor, read, rescaled, indices[there], values[there], asked[there])
-        order = np.argsort(np.concatenate([indices[~there], other.indices]), kind="stable")
-        # All codes at once: those of several blocks may share a byte or word.
-        places, made = np.concatenate([at[kept], other.at]), np.concatenate([new[kept], other.codes])
-        return Encoded(
-            {**self.with_codes(tensor, read, places, made), **other.scales},
-            np.concatenate([indices[~there], other.indices])[order],
-            np.concatenate([after[~there], other.values])[order],
-            rounding + other.rounding,
-        )
+        edits = self.with_codes(tensor, read, at[kept], new[kept]) if kept.any() else {}
+        made = Encoded(edits, indices[~there], after[~there], rounding)
+        del at, blocks, codes, scales, before, numbers, new, after
+        chosen = asked & there
+        return _together(tensor, read, [made, *self._rescaled(tensor, read, rescaled, indices[chosen], values[chosen])])
 
-    def _rescale(
+    def _rescaled(
+        self, tensor: Coded, read: Stored, blocks: Indices, indices: Indices, wanted: NDArray[np.float64]
+    ) -> Iterator[Encoded]:
+        """Make blocks anew with scales in which everything fits: the entries that were asked for, and the others.
+
+        Some blocks at a time, and of large ones some entries, so that the work takes less memory than what comes of it.
+        """
+        none = np.empty(0, np.int64), np.empty(0, NUMPY_DTYPES[tensor.dtype])
+        for some in _parts(blocks.size, AT_ONCE * self.blocks(tensor) // tensor.numel):
+            batch = blocks[some]
+            every = self.members(tensor, read, batch)
+            pieces = [every[part] for part in _parts(every.size, AT_ONCE)]
+            lowest, highest = np.zeros(batch.size), np.zeros(batch.size)
+            for piece in pieces:
+                held = self._held(tensor, read, batch, piece, indices, wanted)
+                finite = np.where(np.isfinite(held.values), held.values, 0.0)
+                np.minimum.at(lowest, held.number, finite)
+                np.maximum.at(highest, held.number, finite)
+            stored = self.scales(tensor, read, batch).astype(np.float64)
+            scale = self.enlarged(tensor, read, batch, stored, lowest, highest)
+            yield Encoded(self.with_scales(tensor, read, batch, scale), *none)
+            for piece in pieces:
+                if len(pieces) > 1:
+                    held = self._held(tensor, read, batch, piece, indices, wanted)
+                new = self.nearest(tensor, read, held.values / scale[held.number], batch[held.number])
+                with np.errstate(over="ignore"):
+                    after = self._values(tensor, new, scale.astype(np.float32)[held.number])
+                edits = self.with_codes(tensor, read, held.at, new)
+                yield Encoded(edits, piece, after, _rounding(after, held.before))
+
+    def _held(
         self,
         tensor: Coded,
         read: Stored,
         blocks: Indices,
+        piece: Indices,
         indices: Indices,
         wanted: NDArray[np.float64],
-        asked: NDArray[np.bool_],
-    ) -> _Rescaled:
-        """Make blocks anew with scales in which everything fits: entries that were asked for, and the others."""
-        every = self.members(tensor, read, blocks)
-        at, owner = self.locate(tensor, read, every)
-        codes, scales = self.codes(tensor, read, at), self._scales(tensor, read, owner)
+    ) -> _Held:
+        """Return what entries `piece` of some blocks are to hold: some have new values, the others what they have."""
+        at, owner = self.locate(tensor, read, piece)
+        found, which = distinct(owner)
+        codes, scales = self.codes(tensor, read, at), self.scales(tensor, read, found)[which]
         before = self._values(tensor, codes, scales).astype(np.float64)
         values = self.numbers(codes).astype(np.float64) * scales
-        chosen = np.searchsorted(every, indices[asked])
-        values[chosen] = wanted[asked]
-        before[chosen] = wanted[asked]
-        number = np.searchsorted(blocks, owner)
-        finite = np.isfinite(values)
-        lowest, highest = np.zeros(blocks.size), np.zeros(blocks.size)
-        np.minimum.at(lowest, number[finite], values[finite])
-        np.maximum.at(highest, number[finite], values[finite])
-        stored = self.scales(tensor, read, blocks).astype(np.float64)
-        scale = self.enlarged(tensor, read, blocks, stored, lowest, highest)
-        new = self.nearest(tensor, read, values / scale[number], owner)
-        with np.errstate(over="ignore"):
-            after = self._values(tensor, new, scale.astype(np.float32)[number])
-        edits = self.with_scales(tensor, read, blocks, scale)
-        return _Rescaled(edits, at, new, every, after, _rounding(after, before))
+        first, last = np.searchsorted(indices, [piece[0], piece[-1] + 1])
+        near = slice(first, last)
+        to = np.searchsorted(piece, indices[near])
+        here = piece[to] == indices[near]
+        values[to[here]] = before[to[here]] = wanted[near][here]
+        return _Held(at, np.searchsorted(blocks, found)[which], values, before)
 
     def _require_codes(self, tensor: Coded, values: NDArray[np.float64]) -> None:
         wrong = values[~np.isfinite(values)]
@@ -183,15 +201,34 @@ class ScaledBlocks(Codec):
 
 
 @dataclass(frozen=True)
-class _Rescaled:
-    """Blocks that got other scales: the edits of these, all codes by their places, and all entries by their indices."""
+class _Held:
+    """Entries to encode: where their codes are, which of the blocks in question each is in, and their values.
 
-    scales: Mapping[str, StoredEdit]
+    `before` are the values that encoding is measured by: in the logical dtype, but for new ones.
+    """
+
     at: Indices
-    codes: NDArray[Any]
-    indices: Indices
-    values: NDArray[Any]
-    rounding: Rounding
+    number: Indices
+    values: NDArray[np.float64]
+    before: NDArray[np.float64]
+
+
+def _parts(size: int, step: int) -> Iterator[slice]:
+    step = max(step, 1)
+    return (slice(start, start + step) for start in range(0, size, step))
+
+
+def _together(tensor: Coded, read: Stored, parts: Sequence[Encoded]) -> Encoded:
+    """Put parts of an edit together; codes of several may share a byte or word."""
+    if len(parts) == 1:
+        return parts[0]
+    infos = {part.name: part for part in tensor.parts.values()}
+    edits = {name: [part.stored[name] for part in parts if name in part.stored] for name in infos}
+    stored = {name: united(read, infos[name], some) for name, some in edits.items() if some}
+    indices = np.concatenate([part.indices for part in parts])
+    order = np.argsort(indices, kind="stable")
+    values = np.concatenate([part.values for part in parts])
+    return Encoded(stored, indices[order], values[order], sum((part.rounding for part in parts), Rounding()))
 
 
 def stored_edit(at: Indices, values: NDArray[Any]) -> StoredEdit:
@@ -221,14 +258,3 @@ def _rounding(after: NDArray[Any], wanted: NDArray[np.float64]) -> Rounding:
     error = error[np.isfinite(error)]
     largest = float(np.abs(error).max(initial=0.0))
     return Rounding(rounded=int(np.count_nonzero(error)), largest=largest, square=float(error @ error))
-
-
-def _distinct(blocks: Indices) -> tuple[Indices, Indices]:
-    """Return what `np.unique` with its inverse returns, without sorting where many entries lie in few blocks."""
-    if not blocks.size or int(np.ptp(blocks)) >= 4 * blocks.size:
-        found, which = np.unique(blocks, return_inverse=True)
-        return found, which
-    first = int(blocks.min())
-    there = np.zeros(int(blocks.max()) - first + 1, dtype=bool)
-    there[blocks - first] = True
-    return np.flatnonzero(there) + first, (np.cumsum(there) - 1)[blocks - first]

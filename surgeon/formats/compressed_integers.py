@@ -23,6 +23,7 @@ from surgeon.formats.beside import tensors_beside
 from surgeon.formats.gptq import misfit, required
 from surgeon.formats.integers import FLOATS, Integers, checked_order
 from surgeon.formats.packing import Places, unpacked
+from surgeon.formats.places import gathered
 from surgeon.formats.said import COMPRESSED, require_method, weight_groups, whole
 
 
@@ -130,8 +131,7 @@ class CompressedIntegers(Integers):
         if info is None:
             return np.full(blocks.size, half)
         if not self.packed:
-            distinct, which = np.unique(blocks, return_inverse=True)
-            return read.entries(info, distinct)[which].astype(np.int64) + half
+            return gathered(read, info, blocks).astype(np.int64) + half
         row, group = np.divmod(blocks, info.shape[1])
         bit = row * self.bits
         places = Places(bit // 32 * info.shape[1] + group, bit % 32, self.bits, step=info.shape[1])
@@ -146,8 +146,7 @@ class CompressedIntegers(Integers):
         """Read words, or bytes whose highest bit is turned over."""
         if self.packed:
             return self._places(tensor, indices).read(read, tensor.codes)
-        distinct, which = np.unique(indices, return_inverse=True)
-        return read.entries(tensor.codes, distinct).view(np.uint8)[which] ^ np.uint8(128)
+        return gathered(read, tensor.codes, indices).view(np.uint8) ^ np.uint8(128)
 
     def stored_rows(self, tensor: Coded, read: Stored, first: int, last: int) -> NDArray[np.uint8]:
         """Read whole rows."""

@@ -22,6 +22,7 @@ from surgeon.formats.base import StoredEdit, coded, logical_dtype, require_scale
 from surgeon.formats.beside import tensors_beside
 from surgeon.formats.blocks import ScaledBlocks
 from surgeon.formats.gptq import misfit, required
+from surgeon.formats.packing import halves, with_halves
 from surgeon.formats.said import COMPRESSED, require_method
 
 _MAGNITUDES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
@@ -128,18 +129,11 @@ class Fp4(ScaledBlocks):
 
     def codes(self, tensor: Coded, read: Stored, at: Indices) -> NDArray[np.uint8]:
         """Return the low or high half of bytes."""
-        distinct, which = np.unique(at // 2, return_inverse=True)
-        data: NDArray[np.uint8] = read.entries(tensor.codes, distinct)[which]
-        halves: NDArray[np.uint8] = data >> (at % 2 * 4).astype(np.uint8) & np.uint8(15)
-        return halves
+        return halves(read, tensor.codes, at)
 
     def with_codes(self, tensor: Coded, read: Stored, at: Indices, codes: NDArray[Any]) -> dict[str, StoredEdit]:
         """Put codes into their halves of bytes; the other half stays."""
-        distinct, which = np.unique(at // 2, return_inverse=True)
-        data, shift = read.entries(tensor.codes, distinct).copy(), (at % 2 * 4).astype(np.uint8)
-        np.bitwise_and.at(data, which, ~(np.uint8(15) << shift))
-        np.bitwise_or.at(data, which, codes.astype(np.uint8) << shift)
-        return {tensor.codes.name: StoredEdit(distinct, data)}
+        return {tensor.codes.name: with_halves(read, tensor.codes, at, codes)}
 
     def numbers(self, codes: NDArray[Any]) -> NDArray[np.float32]:
         """Return the numbers of E2M1."""

@@ -133,14 +133,13 @@ class Fp8Block(ScaledBlocks):
         """Return the entries of blocks, the last ones of a row or column cut off."""
         height, width = tensor.shape[-2:]
         down, across = math.ceil(height / self.rows), math.ceil(width / self.columns)
-        found = []
-        for block in blocks:
-            band, at = divmod(int(block), across)
-            matrix, down_at = divmod(band, down)
-            rows = np.arange(down_at * self.rows, min((down_at + 1) * self.rows, height)) + matrix * height
-            columns = np.arange(at * self.columns, min((at + 1) * self.columns, width))
-            found.append((rows[:, None] * width + columns).reshape(-1))
-        return np.sort(np.concatenate(found))
+        band, at = np.divmod(blocks, across)
+        matrix, down_at = np.divmod(band, down)
+        rows = (down_at * self.rows)[:, None] + np.arange(min(self.rows, height))
+        columns = (at * self.columns)[:, None] + np.arange(min(self.columns, width))
+        found = ((matrix[:, None] * height + rows) * width)[:, :, None] + columns[:, None, :]
+        there = (rows < height)[:, :, None] & (columns < width)[:, None, :]
+        return np.sort(found[there])
 
     def codes(self, tensor: Coded, read: Stored, at: Indices) -> NDArray[np.uint8]:
         """Return the codes; `at` is sorted, as entries are."""

@@ -21,6 +21,7 @@ from surgeon.errors import CheckpointError
 from surgeon.formats.base import StoredEdit, coded, logical_dtype
 from surgeon.formats.integers import FLOATS, Integers, checked_order
 from surgeon.formats.packing import Places, unpacked
+from surgeon.formats.places import gathered
 from surgeon.formats.said import require_method
 
 _METHODS = ("gptq", "auto-round", "intel/auto-round")
@@ -129,10 +130,9 @@ class Gptq(Integers):
         if not self.offset or self.bits == 3:
             stored = Places(words, bit % 32, self.bits).read(read, info).astype(np.int64)
             return stored + self.offset & self.most
-        distinct, which = np.unique(words, return_inverse=True)
         ones = sum(1 << shift for shift in range(0, 32, self.bits))
-        made = read.entries(info, distinct).view(np.uint32) + np.uint32(ones)
-        return made[which].astype(np.int64) >> bit % 32 & self.most
+        made = gathered(read, info, words).view(np.uint32) + np.uint32(ones)
+        return made.astype(np.int64) >> bit % 32 & self.most
 
     def _places(self, tensor: Coded, indices: Indices) -> Places:
         row, column = np.divmod(indices, tensor.shape[1])

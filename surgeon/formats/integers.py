@@ -106,11 +106,12 @@ class Integers(ScaledBlocks):
         """Return the inputs of the blocks' groups in the blocks' rows."""
         rows, numbers = self.row_and_group(tensor, blocks)
         groups = self.groups(tensor, read)
-        found = [
-            (rows[numbers == number][:, None] * tensor.shape[1] + np.flatnonzero(groups == number)).reshape(-1)
-            for number in np.unique(numbers)
-        ]
-        return np.sort(np.concatenate(found))
+        inputs, sizes = np.argsort(groups, kind="stable"), np.bincount(groups, minlength=self.group_count(tensor))
+        many = sizes[numbers]
+        # Where the inputs of each block begin, less where its entries begin in what is returned.
+        begin = (np.cumsum(sizes) - sizes)[numbers] - (np.cumsum(many) - many)
+        column = inputs[np.repeat(begin, many) + np.arange(many.sum())]
+        return np.sort(np.repeat(rows * tensor.shape[1], many) + column)
 
     def codes(self, tensor: Coded, read: Stored, at: Indices) -> NDArray[np.int64]:
         """Return codes less the zero points."""

@@ -23,6 +23,7 @@ from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo
 from surgeon.errors import CheckpointError, InputError
 from surgeon.formats.base import Coded, Indices, Stored, StoredEdit, coded, logical_dtype, require_scales
 from surgeon.formats.blocks import ScaledBlocks, nearest_float
+from surgeon.formats.packing import halves, with_halves
 
 BLOCKS, SCALES = "_blocks", "_scales"  # behind the name of the logical tensor
 WIDE = 32  # codes of a block
@@ -135,17 +136,11 @@ class Mxfp4(ScaledBlocks):
 
     def codes(self, tensor: Coded, read: Stored, at: Indices) -> NDArray[np.uint8]:
         """Return halves of bytes."""
-        places, which = np.unique(at // 2, return_inverse=True)
-        data = read.entries(tensor.codes, places)[which]
-        return np.where(at % 2 == 0, data & 0x0F, data >> 4).astype(np.uint8)
+        return halves(read, tensor.codes, at)
 
     def with_codes(self, tensor: Coded, read: Stored, at: Indices, codes: NDArray[Any]) -> dict[str, StoredEdit]:
         """Return the edit of whole bytes, of which the other half may stay."""
-        places, which = np.unique(at // 2, return_inverse=True)
-        data, low = read.entries(tensor.codes, places).copy(), at % 2 == 0
-        data[which[low]] = data[which[low]] & 0xF0 | codes[low]
-        data[which[~low]] = data[which[~low]] & 0x0F | codes[~low] << 4
-        return {tensor.codes.name: StoredEdit(places, data)}
+        return {tensor.codes.name: with_halves(read, tensor.codes, at, codes)}
 
     def numbers(self, codes: NDArray[Any]) -> NDArray[np.float32]:
         """Return the numbers of E2M1."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from surgeon.checkpoint.coded import Indices, Stored
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.formats.base import StoredEdit
+from surgeon.formats.places import distinct, gathered
 
 
 @dataclass(frozen=True)
@@ -24,36 +25,52 @@ class Places:
 
     def read(self, read: Stored, info: TensorInfo) -> NDArray[np.uint8]:
         """Return the codes, in any order; shape (n,)."""
-        distinct, which = np.unique(self._both(info), return_inverse=True)
-        words = read.entries(info, distinct).view(np.uint32).astype(np.uint64)
-        low, high = words[which.reshape(2, -1)]
-        codes: NDArray[np.uint8] = (low | high << np.uint64(32)) >> self.shifts.astype(np.uint64) & self._mask
-        return codes.astype(np.uint8)
+        words = gathered(read, info, self.words).view(np.uint32)
+        most = np.uint32((1 << self.bits) - 1)
+        across = self._across()
+        if not across.any():
+            return (words >> self.shifts.astype(np.uint32) & most).astype(np.uint8)
+        both = words.astype(np.uint64)
+        rest = gathered(read, info, self.words[across] + self.step).view(np.uint32)
+        both[across] |= rest.astype(np.uint64) << np.uint64(32)
+        return (both >> self.shifts.astype(np.uint64) & np.uint64(most)).astype(np.uint8)
 
     def edit(self, read: Stored, info: TensorInfo, codes: NDArray[Any]) -> StoredEdit:
         """Return the edit of the words that puts codes there; places are in any order, each there once."""
-        both, shifts = self._both(info), self.shifts.astype(np.uint64)
-        distinct, which = np.unique(both, return_inverse=True)
-        low, high = which.reshape(2, -1)
-        words = read.entries(info, distinct).view(np.uint32).copy()
-        keep, put = ~(self._mask << shifts), codes.astype(np.uint64) << shifts
-        across = self.shifts + self.bits > 32
-        for part, at in ((np.uint64(0), low), (np.uint64(32), high)):
-            chosen = slice(None) if not part else across
-            np.bitwise_and.at(words, at[chosen], (keep[chosen] >> part).astype(np.uint32))
-            np.bitwise_or.at(words, at[chosen], (put[chosen] >> part).astype(np.uint32))
-        used = np.zeros(distinct.size, bool)
-        used[low] = used[high[across]] = True
-        return StoredEdit(distinct[used], words[used].view(np.int32))
+        across = self._across()
+        found, which = distinct(np.concatenate([self.words, self.words[across] + self.step]))
+        low, high = which[: self.words.size], which[self.words.size :]
+        change = (self.read(read, info) ^ codes.astype(np.uint8)).astype(np.uint64) << self.shifts.astype(np.uint64)
+        changes = np.zeros(found.size, np.uint32)  # no two of one word have a bit in common, so that a sum is both
+        np.add.at(changes, low, change.astype(np.uint32))
+        np.add.at(changes, high, (change[across] >> np.uint64(32)).astype(np.uint32))
+        return StoredEdit(found, (read.entries(info, found).view(np.uint32) ^ changes).view(np.int32))
 
-    @property
-    def _mask(self) -> np.uint64:
-        return np.uint64((1 << self.bits) - 1)
+    def _across(self) -> NDArray[np.bool_]:
+        """True for codes that go on in the next word."""
+        across: NDArray[np.bool_] = self.shifts + self.bits > 32
+        return across
 
-    def _both(self, info: TensorInfo) -> Indices:
-        """Return the word of each code and that of its rest, which is the same one where there is no rest."""
-        rest = np.where(self.shifts + self.bits > 32, self.words + self.step, self.words)
-        return np.concatenate([self.words, np.minimum(rest, info.numel - 1)])
+
+def halves(read: Stored, info: TensorInfo, at: Indices, *, high_first: bool = False) -> NDArray[np.uint8]:
+    """Return codes of four bits, two a byte, by their places in any order; the first of a byte in its low half."""
+    found: NDArray[np.uint8] = gathered(read, info, at // 2) >> _shifts(at, high_first) & np.uint8(15)
+    return found
+
+
+def with_halves(
+    read: Stored, info: TensorInfo, at: Indices, codes: NDArray[np.uint8], *, high_first: bool = False
+) -> StoredEdit:
+    """Return the edit of bytes that puts codes there, each place once; the other half of a byte stays."""
+    found, which = distinct(at // 2)
+    data, changes = read.entries(info, found), np.zeros(found.size, np.uint8)
+    shifts = _shifts(at, high_first)
+    np.add.at(changes, which, ((data[which] >> shifts & np.uint8(15)) ^ codes) << shifts)
+    return StoredEdit(found, data ^ changes)
+
+
+def _shifts(at: Indices, high_first: bool) -> NDArray[np.uint8]:
+    return ((at + high_first) % 2 * 4).astype(np.uint8)
 
 
 def unpacked(words: NDArray[Any], bits: int, count: int) -> NDArray[np.uint8]:

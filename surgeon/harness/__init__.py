@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness (`pip install model-surgeon[tasks]`), whose code stays as it is.
+"""Tasks of lm-evaluation-harness (`pip install '.[tasks]'` in a checkout), whose code stays as it is.
 
 The harness makes the requests and turns answers into its metrics; the answers come from elsewhere. Nothing here runs
 a model but `speaking`, and nothing outside of here imports the harness.

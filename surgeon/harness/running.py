@@ -41,7 +41,7 @@ def version() -> str:
     """
     if find_spec("lm_eval") is None:
         raise EnvironmentFailure(
-            "lm-evaluation-harness is not installed, which verify.tasks needs: `pip install 'model-surgeon[tasks]'`"
+            "lm-evaluation-harness is not installed, which verify.tasks needs: `pip install '.[tasks]'` in a checkout"
         )
     from importlib.metadata import version as of
 

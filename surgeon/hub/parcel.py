@@ -26,13 +26,27 @@ from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import damaged
 from surgeon.checkpoint.hashing import file_hash, sha256
+from surgeon.checkpoint.local_paths import is_local, last_part, recipe_without_paths, without_paths
 from surgeon.errors import CheckpointError, InputError
 from surgeon.report.card import REBUILD, RESULTS, SourceCard, base_model
+from surgeon.report.published import published_manifest
 from surgeon.report.words import size
 from surgeon.visible import visible, visible_lines
-from surgeon.write.integrity import CARD, FIGURES, MANIFEST, RECIPE, REGIONS, is_made_anew, read_own_text, run_manifest
+from surgeon.write.integrity import (
+    CARD,
+    FIGURES,
+    MANIFEST,
+    RECIPE,
+    REGIONS,
+    is_made_anew,
+    read_object,
+    read_own_text,
+    run_manifest,
+)
 from surgeon.write.marker import MARKER, Marker
 
+# By file of a source, the key under which older versions of transformers wrote the folder that it was loaded from.
+_SOURCE_FOLDER = {"config.json": "_name_or_path", "tokenizer_config.json": "name_or_path"}
 _DESCRIBING = (f"{FIGURES}/", f"{RESULTS}/")
 
 
@@ -96,22 +110,53 @@ def pack(folder: Path, address: str, *, weights: bool = True, jobs: int = 2) -> 
         Checkpoint.open(folder)
     items = [Item(name, folder / name, (folder / name).stat().st_size, digest) for name, digest in named.items()]
     regions = list(_regions(folder, marker))
-    rebuildable = len(regions) == len(marker.regions)
+    rebuildable = len(regions) == len(marker.regions) and not any(map(is_local, marker.donors))
     origin = _origin(marker)
     if not weights:
-        _refuse_unless_rebuildable(folder, marker, rebuildable, origin)
+        _refuse_unless_rebuildable(folder, marker, len(regions) == len(marker.regions), origin)
         items = [item for item in items if item.path == MARKER or item.path.startswith(_DESCRIBING)]
     card = _card(folder, marker, address, weights, rebuildable, origin)
-    recipe = yaml.safe_dump(marker.recipe, sort_keys=False, allow_unicode=True)
+    told = _without_paths(marker)
+    if origin is None:
+        items, told = _without_source_folder(items, told)
+    if told != marker:
+        items = [text_item(MARKER, told.text()) if item.path == MARKER else item for item in items]
+    recipe = yaml.safe_dump(told.recipe, sort_keys=False, allow_unicode=True)
     items += [*regions, text_item(RECIPE, recipe)]
     outputs = named | {item.path: item.sha256 for item in items}
-    manifest = {key: value for key, value in run.items() if key != "report"}
+    manifest = published_manifest(run)
     manifest["outputs"] = dict(sorted(outputs.items()))
     items += [text_item(MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"), text_item(CARD, card)]
     sent = {item.path for item in items}
     there = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not inside.is_folder(path))
     behind = tuple(name for name in there if name not in sent and name not in named)
     return Parcel(folder, tuple(sorted(items, key=lambda item: item.path)), card, origin, behind)
+
+
+def _without_paths(marker: Marker) -> Marker:
+    """Return the marker without the folders of this machine; rebuilding then takes `--set model=SOURCE`."""
+    return marker.model_copy(
+        update={
+            "model": marker.model.model_copy(update={"source": last_part(marker.model.source)}),
+            "operations": without_paths(marker.operations),
+            "donors": {last_part(name): digest for name, digest in marker.donors.items()},
+            "recipe": recipe_without_paths(marker.recipe),
+        }
+    )
+
+
+def _without_source_folder(items: list[Item], marker: Marker) -> tuple[list[Item], Marker]:
+    """Leave out of the configs of a local source what older versions of transformers wrote into them: its folder."""
+    result = []
+    for item in items:
+        key = _SOURCE_FOLDER.get(item.path)
+        data = read_object(item.content) if key is not None and isinstance(item.content, Path) else {}
+        if key is not None and is_local(str(data.get(key, ""))):
+            del data[key]
+            item = text_item(item.path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+            marker = marker.model_copy(update={"files": {**marker.files, item.path: item.sha256}})
+        result.append(item)
+    return result, marker
 
 
 def text_item(path: str, text: str) -> Item:

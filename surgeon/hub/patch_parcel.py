@@ -13,14 +13,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from surgeon import inside
 from surgeon.checkpoint.hashing import file_hash
+from surgeon.checkpoint.local_paths import recipe_without_paths
 from surgeon.checkpoint.sources import builtin_names
-from surgeon.errors import CheckpointError, InputError
+from surgeon.errors import CheckpointError, InputError, RecipeError
 from surgeon.hub.parcel import Item, Parcel, text_item
+from surgeon.recipe.lines import plain
+from surgeon.recipe.plain_yaml import read_yaml
 from surgeon.region.patch import Patch, is_patch_file
 from surgeon.report.card import base_model
 from surgeon.report.escaping import markdown, markdown_code, quoted, yaml_text
+from surgeon.report.published import published_manifest
 from surgeon.report.words import count, percent, size
 from surgeon.write.integrity import CARD, MANIFEST, RECIPE, VARIANTS, outputs_of, read_object, read_own_text
 
@@ -53,10 +59,10 @@ def pack_patch(path: Path, address: str) -> Parcel:
     digest = file_hash(path)
     if digest != expected:
         raise CheckpointError(f"{path}: not the file that was written; run `surgeon apply` again")
-    told = {**{key: value for key, value in manifest.items() if key != "report"}, "outputs": {path.name: digest}}
+    told = {**published_manifest(manifest), "outputs": {path.name: digest}}
     if not inside.is_plain_file(run, RECIPE):
         raise CheckpointError(f"{run / RECIPE}: no plain file there; run `surgeon apply` again")
-    recipe = read_own_text(run / RECIPE, "the recipe of the run")
+    recipe = _recipe(run / RECIPE)
     card = _card(patch, path.name, address)
     items = [
         Item(path.name, path, path.stat().st_size, digest),
@@ -65,6 +71,17 @@ def pack_patch(path: Path, address: str) -> Parcel:
         text_item(CARD, card),
     ]
     return Parcel(path, tuple(sorted(items, key=lambda item: item.path)), card, None)
+
+
+def _recipe(path: Path) -> str:
+    """Return a run's recipe as it is sent: without the folders of this machine."""
+    text = read_own_text(path, "the recipe of the run")
+    try:
+        data = plain(read_yaml(text, lambda line: f"{path}:{line}")[0])
+    except RecipeError as error:
+        raise CheckpointError(f"{error}; run `surgeon apply` again") from None
+    told = recipe_without_paths(data if isinstance(data, dict) else {})
+    return yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
 
 
 def _card(patch: Patch, file: str, address: str) -> str:

@@ -86,6 +86,31 @@ class _Pass:
             _note(sums, look.measurement, Seen(outputs, labels, base), watcher, rows, positions)
 
 
+class _Parts:
+    """A pass whose batches are run at most some `rows` at a time, and noted as if they were not."""
+
+    def __init__(self, whole: _Pass, rows: int) -> None:
+        self._whole = whole
+        self._places = [(b, first) for b, ids in enumerate(whole.inputs) for first in range(0, len(ids), rows)]
+        self.inputs = [whole.inputs[batch][first : first + rows] for batch, first in self._places]
+
+    def uses(self, model: int, part: int) -> bool:
+        """See `_Pass.uses`."""
+        return self._whole.uses(model, self._places[part][0])
+
+    def wanted(self, part: int, rows: slice, positions: slice) -> bool:
+        """See `_Pass.wanted`."""
+        return self._whole.wanted(*self._place(part, rows), positions)
+
+    def take(self, model: int, part: int, rows: slice, positions: slice, logits: torch.Tensor) -> None:
+        """See `_Pass.take`."""
+        self._whole.take(model, *self._place(part, rows), positions, logits)
+
+    def _place(self, part: int, rows: slice) -> tuple[int, slice]:
+        batch, first = self._places[part]
+        return batch, slice(first + rows.start, first + rows.stop)
+
+
 def measure(
     stack: Stack, variants: Sequence[Variant], looks: Sequence[Look], progress: Progress, team: Team = ALONE
 ) -> dict[str, dict[str, Figures]]:
@@ -100,18 +125,43 @@ def measure(
     label = f"{told} of {len(variants)} models" if len(variants) > 1 else f"{told} of {names[0]}"
 
     def noted(share: Sequence[int]) -> dict[int, dict[tuple[int, int], _Sums]]:
-        notes: list[dict[tuple[int, int], _Sums]] = [{} for _ in share]
-        if share:
-            part = _Pass(looks, names, [whole.inputs[i] for i in share], [whole.watchers[i] for i in share], notes)
-            with progress.task(label, work(stack, variants, len(share), part.uses)) as advance:
-                run_models(stack, variants, part.inputs, part.take, wanted=part.wanted, uses=part.uses, advance=advance)
-        return dict(zip(share, notes, strict=True))
+        part = _Pass(looks, names, [whole.inputs[i] for i in share], [whole.watchers[i] for i in share])
+        _run(stack, variants, part, label, progress, may_halve=len(share) == len(whole.inputs))
+        return dict(zip(share, part.notes, strict=True))
 
     shares = list(team.map(noted, team.divided(range(len(whole.inputs)))))
     if not shares:
         return {}
     notes = {number: found for share in shares for number, found in share.items()}
     return _figures(whole, [notes[number] for number in sorted(notes)], _own_work(stack, variants, looks, progress))
+
+
+def _run(
+    stack: Stack, variants: Sequence[Variant], part: _Pass, label: str, progress: Progress, may_halve: bool
+) -> None:
+    """Fill the notes of a pass; where the device's memory is short, anew with half as many rows at a time.
+
+    It is not begun anew, unless it `may_halve`: others may wait for this process.
+    """
+    rows = max((len(ids) for ids in part.inputs), default=0)
+    while rows:
+        part.notes = [{} for _ in part.inputs]
+        parts = _Parts(part, rows)
+        count = len(parts.inputs)
+        try:
+            with progress.task(label, work(stack, variants, count, parts.uses)) as advance:
+                run_models(
+                    stack, variants, parts.inputs, parts.take,
+                    wanted=parts.wanted, uses=parts.uses, advance=advance,
+                )  # fmt: skip
+            return
+        except torch.OutOfMemoryError:
+            if rows == 1 or not may_halve:
+                raise
+        rows //= 2
+        progress.note(f"out of memory on {stack.loaded.device}: {rows} of a batch's texts at a time")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _own_work(

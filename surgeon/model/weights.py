@@ -16,6 +16,7 @@ import torch
 from surgeon.anatomy.slots import Names, ReadTensor, check_slots
 from surgeon.memory import give_memory_back
 from surgeon.model import budgets
+from surgeon.model.moving import brought, taken_over
 
 Parameters = Sequence[torch.nn.Parameter]
 _Fetched = list[tuple[torch.nn.Parameter, torch.Tensor]]
@@ -48,7 +49,7 @@ class Weights:
         empty = self._empty(parameters)
         waiting = self._ahead.pop(_key(empty), None)
         for parameter, value in self._fetch(empty) if waiting is None else waiting.result():
-            parameter.data = value
+            parameter.data = taken_over(value)
         self._filled.update(map(id, empty))
         self._read_ahead(self._empty(ahead))
         try:
@@ -89,7 +90,7 @@ class Weights:
                 for path, value in values.items():
                     parameter = wanted.pop(path, None)
                     if parameter is not None:
-                        result.append((parameter, value.to(parameter.device, parameter.dtype)))
+                        result.append((parameter, brought(value, parameter.device, parameter.dtype)))
         return result
 
 

@@ -17,8 +17,7 @@ import numpy as np
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.model import budgets
-from surgeon.plan.estimates import Shape, edited_entries, shape_of
+from surgeon.plan.estimates import Shape, edited_entries, model_stays, scores_in_one_go, shape_of
 from surgeon.plan.plan import Plan
 from surgeon.plan.texts import BYTES_PER_TOKEN
 from surgeon.progress import Step
@@ -32,7 +31,7 @@ _REACHED = 0.35  # of the best speed of matrix products alone
 _AFFINE = hasattr(os, "sched_getaffinity")
 _TRIED = 0.1  # seconds
 _ROWS = 64  # of the matrices: so few that some products come to their end before other work takes the processor
-_FORWARD, _BOTH_WAYS = 2, 8  # operations per weight and token: the way back does the way there once more
+_FORWARD, _IN_ONE_GO, _BOTH_WAYS = 2, 6, 8  # operations a weight and token: layer by layer there is a second way there
 _DISK = 3e8  # bytes a second, copied and hashed
 _PAGE = 7.0  # seconds for the figures, none of which is kept from before
 _PER_READ = 4e-9  # seconds an entry of the weights, read and widened
@@ -54,7 +53,8 @@ def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] 
     active = active_entries(plan.checkpoint)
     head = shape.hidden * shape.vocabulary
     for score in plan.sampled_scores():
-        per_weight = _BOTH_WAYS if score.backward else _FORWARD
+        back = _IN_ONE_GO if scores_in_one_go(plan, score, device) else _BOTH_WAYS
+        per_weight = back if score.backward else _FORWARD
         tokens = _scored_tokens(plan.corpus, score)
         result.append(Step("score ", per_weight * tokens * (active + head) / rate))
     for name, variant in plan.variants.items():
@@ -67,8 +67,10 @@ def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] 
         tokens = len(plan.verify_languages) * each * models
         result.append(Step("perplexity", _FORWARD * tokens * (active + head) / rate))
         if verify.prompts:
-            edits = edited_entries(plan)
-            result.append(Step("continuations", _continuations(verify, len(plan.talkers), shape, active, rate, edits)))
+            edits, stays = edited_entries(plan), model_stays(shape, device)
+            result.append(
+                Step("continuations", _continuations(verify, len(plan.talkers), shape, active, rate, edits, stays))
+            )
     result.append(Step("page", _PAGE))
     return result
 
@@ -88,7 +90,9 @@ def _supply(corpus: Corpus, language: str, asked: int) -> int:
     return path.stat().st_size // (halves * BYTES_PER_TOKEN)
 
 
-def _continuations(verify: VerifySpec, models: int, shape: Shape, active: float, rate: float, edits: int) -> float:
+def _continuations(
+    verify: VerifySpec, models: int, shape: Shape, active: float, rate: float, edits: int, stays: bool
+) -> float:
     """What is in memory as a whole goes on from what it has computed; else each token takes the whole text again,
     reads the weights, and does the edits of all variants.
 
@@ -96,7 +100,6 @@ def _continuations(verify: VerifySpec, models: int, shape: Shape, active: float,
     """
     given = sum(len(prompt.encode()) // BYTES_PER_TOKEN for prompt in verify.prompts)
     added = verify.new_tokens * len(verify.prompts)
-    stays = 4 * shape.total <= budgets.resident_bytes()
     tokens = given + added if stays else verify.new_tokens * (given + added // 2)
     calls = (added if stays else verify.new_tokens) * (shape.layers + 1)
     operations = _FORWARD * (tokens * active + added * shape.hidden * shape.vocabulary)
@@ -152,6 +155,6 @@ def _on_cpu(hidden: int, wide: int) -> Callable[[], object]:
 def _on_device(hidden: int, wide: int, device: str) -> Callable[[], object]:
     import torch
 
-    left = torch.ones(_ROWS, hidden, dtype=torch.bfloat16, device=device)
-    right = torch.ones(hidden, wide, dtype=torch.bfloat16, device=device)
+    left = torch.ones(_ROWS, hidden, device=device)  # float32, as models are run unless told otherwise
+    right = torch.ones(hidden, wide, device=device)
     return lambda: float((left @ right)[0, 0])  # which waits for the device

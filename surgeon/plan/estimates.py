@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.coded import Coded
 from surgeon.checkpoint.config import whole_number
 from surgeon.checkpoint.plain_form import plain_bytes
 from surgeon.checkpoint.sources import cache_folder
@@ -22,6 +23,7 @@ from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
 from surgeon.model import budgets
 from surgeon.model.prospect import known_prospect
 from surgeon.operations import Add, Slerp
+from surgeon.operations.edits import may_change
 from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import VerifySpec
 from surgeon.regions.base import RegionPlan
@@ -34,6 +36,7 @@ _BETWEEN_BYTES = 1 << 27  # of blocks between and beside those in use, which the
 _WASTED_BYTES = 100_000_000  # at most, since blocks are not cut to measure: some per cent more than asked for
 _DRAWING_BYTES = 160_000_000  # the figures of the page
 SHARE_OF_DISK = 0.05  # scores that take more of what is free are not kept, unless asked for
+_ENCODED_BYTES = 80  # for each entry of a block that gets another scale
 _PIECES = 24 * (1 << 22)  # of a cut, which looks at four million scores at a time
 
 
@@ -96,24 +99,50 @@ def _mask_bytes(region: RegionPlan) -> int:
     return min(math.ceil(region.entries * 1.3), region.numel // 8)
 
 
-def peak_memory(plan: Plan) -> int:
-    """Estimate the peak of anonymous memory in bytes; mapped files are not counted, they page out."""
-    checkpoint, recipe = plan.checkpoint, plan.recipe
-    editing = _editing(plan)
+def peak_memory(plan: Plan, device: str = "cpu") -> int:
+    """Estimate the peak of the host's anonymous memory in bytes; mapped files are not counted, they page out.
+
+    What running the model takes is the host's where the `device` is the CPU; else the host holds hidden states that
+    the device has no room for, and two layers' weights on their way.
+    """
     selecting = max((_selecting(plan, score) for score in plan.scores()), default=0)
+    beside = max(_editing(plan), selecting, _DRAWING_BYTES)
     if not plan.runs_model:
-        return _BASELINE_BYTES + max(editing, selecting, _DRAWING_BYTES)
-    shape = shape_of(checkpoint)
-    stays = 4 * shape.total <= budgets.resident_bytes()
-    resident = 0 if shape.mapped else 4 * shape.total if stays or shape.whole else None
-    running = [_scoring(plan, shape, score, resident) for score in plan.sampled_scores()]
-    if recipe.verify is not None:
-        running.append(_verifying(shape, recipe.verify, len(plan.verify_languages), 1 + len(plan.variants), resident))
-        if recipe.verify.prompts and resident is None:
+        return _BASELINE_BYTES + beside
+    shape = shape_of(plan.checkpoint)
+    if device == "cpu":
+        taken = max(running_memory(plan), beside + (_resident(shape, device) or 0))
+    else:
+        states = [*(scratch_bytes(shape, score) for score in plan.sampled_scores()), verified_bytes(plan, shape)]
+        on_host = [size for size in states if budgets.home_of_hidden(size, device) == "cpu"]
+        taken = beside + max(on_host, default=0) + 8 * shape.layer
+    return _TORCH_BYTES + taken + min(taken // 20, _WASTED_BYTES)
+
+
+def running_memory(plan: Plan, device: str = "cpu") -> int:
+    """Estimate what running the model takes of a device's memory: weights, states, sums, activations, logits."""
+    shape, verify = shape_of(plan.checkpoint), plan.recipe.verify
+    resident = _resident(shape, device)
+    running = [_scoring(plan, shape, score, resident, device) for score in plan.sampled_scores()]
+    if verify is not None:
+        models = 1 + len(plan.variants)
+        running.append(_verifying(shape, verify, len(plan.verify_languages), models, resident, device))
+        if verify.prompts and resident is None:
             held = min(budgets.EDIT_BYTES_PER_ENTRY * edited_entries(plan), budgets.EDITS_BYTES)
             running.append(8 * shape.layer + held)
-    taken = max(*running, max(selecting, editing, _DRAWING_BYTES) + (resident or 0))
-    return _TORCH_BYTES + taken + min(taken // 20, _WASTED_BYTES)
+    return max(running, default=0)
+
+
+def model_stays(shape: Shape, device: str = "cpu") -> bool:
+    """True if the weights stay in a device's memory once they are there."""
+    return 4 * shape.total <= budgets.resident_bytes(device)
+
+
+def _resident(shape: Shape, device: str) -> int | None:
+    """Return what weights take that stay; None if they come and go. On a CPU what is mapped takes nothing."""
+    if shape.mapped and device == "cpu":
+        return 0
+    return 4 * shape.total if shape.whole or model_stays(shape, device) else None
 
 
 def edited_entries(plan: Plan) -> int:
@@ -132,7 +161,20 @@ def _editing(plan: Plan) -> int:
         fetched = max((info.nbytes for info in tensors), default=0)
     done = [operation for variant in plan.recipe.variants.values() for operation in variant.operations]
     merging = any(isinstance(operation, Add | Slerp) for operation in done)
-    return int(largest * densest) * (80 if merging else 40) + fetched
+    return int(largest * densest) * (80 if merging else 40) + fetched + _ENCODED_BYTES * _encoded_entries(plan)
+
+
+def _encoded_entries(plan: Plan) -> int:
+    """Return at most how many entries of one tensor are encoded anew, all those of blocks that get another scale."""
+    most = 0
+    for name, variant in plan.recipe.variants.items():
+        source, labels = plan.source_of(name), {label for done in variant.operations for label in done.regions}
+        for region in (plan.regions[label] for label in labels):
+            for info in region.tensors:
+                if isinstance(info, Coded) and len(may_change(source, info.name, variant.operations)) > 1:
+                    chosen = math.ceil(info.numel * region.entries / region.numel)
+                    most = max(most, min(info.numel, chosen * math.ceil(info.numel / info.codec.blocks(info))))
+    return most
 
 
 def _selecting(plan: Plan, score: Score) -> int:
@@ -144,19 +186,19 @@ def _selecting(plan: Plan, score: Score) -> int:
     return min(24 * largest, _PIECES) + 2 * largest + max(drawn, compared, 8 * largest if summed else 0)
 
 
-def _scoring(plan: Plan, shape: Shape, score: SampledScore, resident: int | None) -> int:
+def _scoring(plan: Plan, shape: Shape, score: SampledScore, resident: int | None, device: str) -> int:
     """A layer with its gradients and the scores of the language before; or the head with a chunk of its logits.
 
     On the way forward there is the next layer, which is read ahead. Where scores are not kept there are also their
     sums over several languages. In one go there are all layers at once, and no hidden states between them.
     """
-    if scores_in_one_go(plan, score):
-        return _in_one_go(plan, shape, score)
+    if scores_in_one_go(plan, score, device):
+        return _in_one_go(plan, shape, score, device)
     tokens, backward = score.batch_size * score.sequence_length, score.backward
     unit = 4 * (shape.total if shape.whole else shape.layer)
     widened = resident if resident is not None else unit
     layer = max(widened + unit, widened + (1 + _sums(plan, score)) * unit) + _activations(shape, tokens, backward)
-    return max(layer, _head(shape, tokens, 4 if backward else 3, resident)) + _hidden(shape, score)
+    return max(layer, _head(shape, tokens, 4 if backward else 3, resident)) + _hidden(shape, score, device)
 
 
 def _sums(plan: Plan, score: SampledScore) -> int:
@@ -172,29 +214,29 @@ def scores_in_one_go(plan: Plan, score: SampledScore, device: str = "cpu") -> bo
     So it is where the model stays in memory and the activations of a batch fit beside it, with all sums.
     """
     shape = shape_of(plan.checkpoint)
-    if not score.backward or shape.whole or 4 * shape.total > budgets.resident_bytes(device):
+    if not score.backward or shape.whole or not model_stays(shape, device):
         return False
     if scratch_bytes(shape, score) > budgets.hidden_bytes():
         return False
-    return _in_one_go(plan, shape, score) <= budgets.memory(device)
+    return _in_one_go(plan, shape, score, device) <= budgets.memory(device)
 
 
-def _in_one_go(plan: Plan, shape: Shape, score: SampledScore) -> int:
+def _in_one_go(plan: Plan, shape: Shape, score: SampledScore, device: str) -> int:
     """The model, its sums and the scores of the language before; a batch's activations in all layers; its logits."""
     tokens = score.batch_size * score.sequence_length
-    widened = 0 if shape.mapped else 4 * shape.total
+    widened = _resident(shape, device) or 0
     scored = 4 * sum(info.numel for info in plan.scored_tensors(score))
     logits = 4 * min(tokens, budgets.chunk_tokens(shape.vocabulary)) * shape.vocabulary * 4
     held = widened + (1 + _sums(plan, score)) * scored
     return held + _activations(replace(shape, whole=True), tokens, True) + logits
 
 
-def _verifying(shape: Shape, spec: VerifySpec, languages: int, models: int, resident: int | None) -> int:
+def _verifying(shape: Shape, spec: VerifySpec, languages: int, models: int, resident: int | None, device: str) -> int:
     """A layer, and the next one, which is read ahead; or the head with a chunk of its logits."""
     tokens = spec.batch_size * min(spec.window, spec.tokens)
     widened = resident if resident is not None else 8 * shape.layer
     hidden = 4 * models * languages * spec.tokens * shape.hidden
-    kept = hidden if hidden <= budgets.hidden_bytes() and not shape.whole else 0
+    kept = hidden if hidden <= budgets.hidden_bytes(device) and not shape.whole else 0
     return max(widened + _activations(shape, tokens, False), _head(shape, tokens, 3, resident)) + kept
 
 
@@ -210,10 +252,10 @@ def _activations(shape: Shape, tokens: int, backward: bool) -> int:
     return alive + min(alive // 2, _BETWEEN_BYTES)
 
 
-def _hidden(shape: Shape, score: SampledScore) -> int:
-    """Hidden states in memory: none if they go to disk, beside those of one batch."""
+def _hidden(shape: Shape, score: SampledScore, device: str) -> int:
+    """Hidden states in the device's memory: none if they go elsewhere, beside those of one batch."""
     needed = scratch_bytes(shape, score)
-    return needed if needed <= budgets.hidden_bytes() else 0
+    return needed if needed <= budgets.hidden_bytes(device) else 0
 
 
 def scratch_bytes(shape: Shape, score: SampledScore) -> int:
@@ -223,6 +265,14 @@ def scratch_bytes(shape: Shape, score: SampledScore) -> int:
     tokens = len(dict.fromkeys(score.languages)) * score.samples * score.sequence_length
     rows = shape.layers + 5 if score.backward else 2
     return 4 * rows * tokens * shape.hidden
+
+
+def verified_bytes(plan: Plan, shape: Shape) -> int:
+    """Return the bytes of the hidden states of all models that are verified, and of the unedited one."""
+    verify = plan.recipe.verify
+    if verify is None or shape.whole:
+        return 0
+    return 4 * (2 + len(plan.variants)) * len(plan.verify_languages) * verify.tokens * shape.hidden
 
 
 def score_bytes(tensors: Iterable[TensorInfo], score: SampledScore) -> int:

@@ -78,6 +78,12 @@ class Plan:
             return []
         return [name for name, variant in self.variants.items() if not variant.write]
 
+    def edited(self, *variants: str) -> set[str]:
+        """Return the names of tensors that operations may change, those of some variants or of all."""
+        specs = [self.recipe.variants[name] for name in variants or self.recipe.variants]
+        regions = {label for spec in specs for operation in spec.operations for label in operation.regions}
+        return {info.name for label in regions for info in self.regions[label].tensors}
+
     @property
     def talkers(self) -> list[str]:
         """The models that continue the prompts: the base, and all variants or those that the recipe names."""

@@ -59,6 +59,10 @@ class Expansion:
         written = (*self.origins[key[:2]], *key[2:]) if key[0] == "regions" else key[2:]
         return max(choices, key=lambda choice: (_shared(choice.key, written), choice.axis)).where
 
+    def written(self, kind: str, name: str) -> str:
+        """Return the name in the recipe of a variant or region, which may be a copy of it at a point."""
+        return str(self.origins.get((kind, name), (kind, name))[1])
+
     def add(self, kind: str, name: str, origin: str, data: Any, choices: Sequence[Choice]) -> None:
         """Add a variant or a region."""
         (self.variants if kind == "variants" else self.regions)[name] = data

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.local_paths import last_part, without_paths
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import Problem, present
@@ -45,6 +46,8 @@ class RegionPlan:
     score: Score | None = None  # that it is made by
     known: Region | None = None  # where it needs no score and no other region
     parts: Mapping[str, Parts] = field(default_factory=dict)  # by tensor, where whole units are selected
+    leaves_out: tuple[str, ...] = ()  # what of its scope no entry can be selected of, and why
+    written: str = ""  # its name in the recipe, where it is a copy at a point of a sweep
 
     @property
     def kind(self) -> RegionKind:
@@ -60,6 +63,11 @@ class RegionPlan:
     def origin(self) -> str:
         """How the region is made, in a word: top, bottom, random, or a key of the recipe such as file or combine."""
         return self.kind.origin
+
+    @property
+    def drawn_as(self) -> str:
+        """The name that random draws go by beside the seed: copies at points of a sweep draw as what is written."""
+        return self.written or self.name
 
     @property
     def seed(self) -> int | None:
@@ -108,6 +116,7 @@ class Planning:
 
     def whole(self, name: str, spec: RegionSpec, region: Region) -> RegionPlan:
         """Return the outline of a region that is known already."""
+        region.metadata = without_paths(region.metadata)  # what a file says of where it was made
         tensors = tuple(self.checkpoint.tensors[tensor] for tensor in region)
         return RegionPlan(name, spec, tensors, self.places(tensors), region.entries, True, known=region)
 
@@ -221,7 +230,7 @@ class RegionKind:
 def made_from(plan: RegionPlan, source: Provenance) -> dict[str, Any]:
     """Return the model and the keys of the recipe that a region is made from."""
     spec = plan.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    return {"model": source.checkpoint.source.name, "made_from": spec}
+    return {"model": last_part(source.checkpoint.source.name), "made_from": without_paths(spec)}
 
 
 def shapes_of(tensors: Iterable[TensorInfo]) -> Shapes:

@@ -85,7 +85,7 @@ class Control(Model, RegionKind):
         if drawing is None:
             return Region(
                 of.shapes,
-                lambda name: encode_indices(self.indices(checkpoint, of, name, region=plan.name), of.shapes[name]),
+                lambda name: encode_indices(self.indices(checkpoint, of, name, region=plan.drawn_as), of.shapes[name]),
             )
         return draw_from(making.stream(plan), drawing, of, present(plan.score).labels)
 
@@ -119,5 +119,5 @@ class Control(Model, RegionKind):
         of = source.plans[self.of]
         if of.select is None:
             return super().provenance(plan, source)
-        named = {"region": plan.name} if self.draw == "random" else {}
+        named = {"region": plan.drawn_as} if self.draw == "random" else {}
         return {"control": self.model_dump(), **named, "of": of.kind.provenance(of, source)}

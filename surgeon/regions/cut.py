@@ -47,7 +47,7 @@ class RegionCut:
         self._spanned = {name: spanning for spanning in self._spanning for name in spanning.names}
 
     @property
-    def _cuts_anywhere(self) -> bool:
+    def cuts_anywhere(self) -> bool:
         """True if the cut is one of so many extreme entries, which is made where the scores are."""
         plain = type(self._scope).cut is Scope.cut and self._select.at_least is None
         return plain and self.labels == [SUM]
@@ -61,7 +61,7 @@ class RegionCut:
         elif self._spanned:
             for info in mine:
                 self._spanned[info.name].streams[label].take(info.name, on_host(scores[info.name]))
-        elif self._cuts_anywhere and mine and not isinstance(scores[mine[0].name], np.ndarray):
+        elif self.cuts_anywhere and mine and not isinstance(scores[mine[0].name], np.ndarray):
             for group in self.plan.groups(mine):
                 wanted = self._scope.count(self._select, group, self.plan.places)
                 given = [(info.name, scores[info.name]) for info in group]

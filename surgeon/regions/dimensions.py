@@ -79,8 +79,8 @@ class Dimensions(Model, RegionKind):
         region, checkpoint = making.part(self.of), making.checkpoint
         if self.residual:
             places = anatomy_of(checkpoint).places
-            return residual_dimensions(region, self.residual, checkpoint.config, self.drawn_with, places, plan.name)
-        return fullest_lines(region, self.rows, self.columns, self.drawn_with, plan.name)
+            return residual_dimensions(region, self.residual, checkpoint.config, self.drawn_with, places, plan.drawn_as)
+        return fullest_lines(region, self.rows, self.columns, self.drawn_with, plan.drawn_as)
 
     def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
         """Return which dimensions they are."""

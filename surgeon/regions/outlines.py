@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from graphlib import TopologicalSorter
 
 from surgeon.checkpoint.checkpoint import Checkpoint
@@ -17,7 +18,8 @@ def plan_regions(file: RecipeFile, checkpoint: Checkpoint, problems: list[Proble
     specs, planning = file.recipe.regions, Planning(file, checkpoint, problems)
     plans: dict[str, RegionPlan] = {}
     for name in TopologicalSorter({name: spec.kind.parents for name, spec in specs.items()}).static_order():
-        plans[name] = narrowed(planning, specs[name].kind.outline(planning, name, specs[name], plans))
+        plan = narrowed(planning, specs[name].kind.outline(planning, name, specs[name], plans))
+        plans[name] = replace(plan, written=file.expansion.written("regions", name))
     return {name: plans[name] for name in specs}
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from surgeon.anatomy.scope import counted, unknown_kinds
 from surgeon.anatomy.scope import scope as reach_of
-from surgeon.anatomy.scope import unknown_kinds
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.local_paths import last_part
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import present
@@ -52,18 +53,16 @@ class Select(Share, RegionKind):
         checkpoint, score = planning.checkpoint, planning.file.recipe.score_of(name)
         reach = reach_of(checkpoint, spec.include, spec.exclude, spec.layers)
         tensors = [info for info in reach.tensors if score is None or score.can_score(info, reach.places[info.name])]
+        limits = score.limits if score is not None else None
+        leaves_out = _missing(reach.tensors, {info.name for info in tensors}, limits or "no score of this kind")
         before = len(planning.problems)
         planning.problems.extend(misnamed(planning, name, spec, reach))
         parts: dict[str, Parts] = {}
         if self.unit != "entry":
-            config = checkpoint.config
-            found = {
-                info.name: parts_of(self.unit, info.name, info.shape, reach.places[info.name], config)
-                for info in tensors
-            }
-            parts = {tensor: part for tensor, part in found.items() if part is not None}
+            parts = self._parts(checkpoint, tensors, reach.places)
+            leaves_out += _missing(tensors, parts, f"no {self.unit} has a part there")
             tensors = [info for info in tensors if info.name in parts]
-        plan = RegionPlan(name, spec, tuple(tensors), reach.places, 0, True, score, parts=parts)
+        plan = RegionPlan(name, spec, tuple(tensors), reach.places, 0, True, score, None, parts, leaves_out)
         entries, exact = self._most(plan)
         if entries == 0 and len(planning.problems) == before:
             nothing = self._nothing(checkpoint, score, bool(reach.tensors), bool(tensors))
@@ -107,8 +106,8 @@ class Select(Share, RegionKind):
 
     def _draw(self, plan: RegionPlan, group: Sequence[TensorInfo]) -> Mapping[str, Indices]:
         if plan.parts:
-            return UnitCut(self, plan.parts, plan.name).choose(group)
-        label = f"{plan.name}:{group[0].name}"  # by the region's name, so that two draws are independent
+            return UnitCut(self, plan.parts, plan.drawn_as).choose(group)
+        label = f"{plan.drawn_as}:{group[0].name}"  # by the region's name, so that two draws are independent
         return select_random([(info.name, info.numel) for info in group], self.random or 0.0, self.seed, label)
 
     def _most(self, plan: RegionPlan) -> tuple[int, bool]:
@@ -160,15 +159,21 @@ class Select(Share, RegionKind):
         """Return what it was selected from, by which score, and how."""
         checkpoint = source.checkpoint
         return {
-            "model": checkpoint.source.name,
+            "model": last_part(checkpoint.source.name),
             "model_type": checkpoint.config.get("model_type"),
             "revision": checkpoint.source.revision,
             "select": self.model_dump(exclude_none=True),
             "score": None if plan.score is None else plan.score.model_dump(),
             "corpus": source.corpus,
             "source_sha256": source.hashes(plan.tensors),
-            **({} if self.random is None else {"region": plan.name}),
+            **({} if self.random is None else {"region": plan.drawn_as}),
         }
+
+
+def _missing(scope: Iterable[TensorInfo], kept: Container[str], why: str) -> tuple[str, ...]:
+    """Say in a line which tensors of a scope are not kept; nothing where all are."""
+    missing = [info.name for info in scope if info.name not in kept]
+    return (f"{counted(missing)}: {why}",) if missing else ()
 
 
 def _unknown(checkpoint: Checkpoint) -> str:

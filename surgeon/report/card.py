@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from surgeon.anatomy.scope import left_out
+from surgeon.anatomy.scope import left_out, senses
 from surgeon.checkpoint.address import is_repository
+from surgeon.checkpoint.local_paths import last_part
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import RecipeError
 from surgeon.model.results import PERPLEXITY
@@ -29,10 +30,11 @@ from surgeon.report.data import Report
 from surgeon.report.drawing import svg, write_pictures
 from surgeon.report.escaping import markdown, markdown_code
 from surgeon.report.figures import variant_figures
+from surgeon.report.published import published
 from surgeon.report.story import caveat, no_intervals, sentence, tell
 from surgeon.report.tables import languages_table
 from surgeon.report.templates import rendered
-from surgeon.report.words import quantity_text
+from surgeon.report.words import quantity_text, text_alone
 from surgeon.text.documents import DatasetLocation
 
 FIGURES, RESULTS = "figures", ".eval_results"
@@ -95,6 +97,7 @@ def _has_form(value: Any, form: re.Pattern[str]) -> bool:
 def model_card(plan: Plan, variant: str, regions: Mapping[str, Region], report: Report | None = None) -> str:
     """Return README.md of a variant that uses `regions`; with a report it shows what was measured."""
     inherited, source = SourceCard.read(plan.checkpoint.folder), plan.checkpoint.source
+    report = published(report) if report is not None else None
     return rendered(
         "card.md",
         code=markdown_code,
@@ -104,11 +107,13 @@ def model_card(plan: Plan, variant: str, regions: Mapping[str, Region], report: 
         plan=plan,
         spec=plan.recipe.variants[variant],
         variant=variant,
-        source=source,
+        source=last_part(source.name),
+        revision=source.revision,
         base=base_model(source.name),
         regions=regions,
         why=lambda region: _why(plan, region),
-        left_out=left_out(plan.checkpoint),
+        left_out=left_out(plan.checkpoint, plan.edited(variant)),
+        text_alone=text_alone(senses(plan.checkpoint)) if plan.runs_model else "",
         rebuild=REBUILD,
         **_measured(variant, report),
     )
@@ -143,6 +148,7 @@ def _measured(variant: str, report: Report | None) -> dict[str, Any]:
 
 def write_card(folder: Path, card: str, report: Report, variant: str) -> None:
     """Replace README.md of a variant's folder, and put figures beside it if it was measured; files change at once."""
+    report = published(report)
     for figure in variant_figures(report, variant) if variant in report.perplexity else ():
         write_pictures(figure, svg(figure), folder / FIGURES)
     with replacing(folder / "README.md") as part:

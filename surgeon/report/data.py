@@ -365,7 +365,8 @@ class ModelReport(Model):
     """The source model. `content_sha256` is None if only parts of it were fetched from the Hub; `vocabulary` counts the
     tokens that it chooses among.
 
-    `left_out` says which of its tensors are no weights of the text model, and so were left as they are.
+    `left_out` says which of its tensors are no weights of the text model, and so were left as they are. `senses`
+    (vision, audio) is what it takes in beside text, of which neither scores nor measurements say anything.
     `files_left_out` says of files beside its weights why they are not read, or do not travel with variants; `notes`
     where its index or its config says other things than its weights.
     """
@@ -380,6 +381,7 @@ class ModelReport(Model):
     content_sha256: str | None
     vocabulary: int | None = None
     left_out: list[str] = []
+    senses: list[str] = []
     files_left_out: dict[str, str] = {}
     notes: list[str] = []
 
@@ -508,12 +510,16 @@ class Report(Model):
             values = sweep.points.get(variant)
             if values is None:
                 continue
-            if list(sweep.axes) == ["seed"] and len(sweep.points) > 1:
-                return (
-                    f"{name}, {len(sweep.points)} seeds"
-                    if variant == next(iter(sweep.points))
-                    else f"{name}, seed {values[0]}"
-                )
+            if list(sweep.axes) == ["seed"] and len(sweep.points) > 1 and variant == next(iter(sweep.points)):
+                return f"{name}, {len(sweep.points)} seeds"
+        return self.named(variant)
+
+    def named(self, variant: str) -> str:
+        """Return the name for people of this very variant: that of a sweep's point says its values."""
+        for name, sweep in self.sweeps.items():
+            values = sweep.points.get(variant)
+            if values is None:
+                continue
             return f"{name}, " + ", ".join(
                 f"{axis} {coordinate(value)}" for axis, value in zip(sweep.axes, values, strict=True)
             )

@@ -23,7 +23,7 @@ from surgeon.report.passages import words
 from surgeon.report.scan import EXPONENT, brightest, light_palette
 from surgeon.report.story import Story, caveat, evidence, headline, no_intervals, tell
 from surgeon.report.templates import HERE, rendered
-from surgeon.report.words import number
+from surgeon.report.words import number, text_alone
 
 
 def write_page(report: Report, output: str | Path) -> list[Path]:
@@ -106,6 +106,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     packages: Mapping[str, str] = environment.get("packages", {})
     facts: list[tuple[str, Any]] = [
         ("model", report.model.name), ("revision", report.model.revision), 
+        ("run on", text_alone(report.model.senses) if report.scores or report.perplexity else None),
         ("not of the text model", "; ".join(report.model.left_out)),
         ("content SHA-256", report.model.content_sha256),
         *((key, environment.get(key)) for key in ("python", "platform", "processors", "device")),

@@ -11,6 +11,7 @@ from typing import Any
 
 from surgeon.checkpoint.fingerprint import source_file_hashes
 from surgeon.checkpoint.hashing import file_hash
+from surgeon.checkpoint.local_paths import last_part, origin_without_path
 from surgeon.plan.plan import Plan
 from surgeon.text.corpora import Corpus
 
@@ -45,7 +46,7 @@ def manifest(plan: Plan, outputs: Mapping[Path, str], report: Sequence[Path], de
     return {
         "name": plan.recipe.name,
         "environment": environment(device),
-        "model": {"source": checkpoint.source.name, "revision": checkpoint.source.revision},
+        "model": {"source": last_part(checkpoint.source.name), "revision": checkpoint.source.revision},
         "seeds": seeds,
         "inputs": {path.name: digest for path, digest in source_file_hashes(checkpoint, jobs).items()},
         "corpus": {
@@ -102,4 +103,7 @@ def _text_hashes(corpus: Corpus, languages: Iterable[str]) -> dict[str, dict[str
 
 def _origins(corpus: Corpus, languages: Iterable[str]) -> dict[str, dict[str, str | None]]:
     texts = {language: corpus.text(language) for language in languages}
-    return {language: {"source": text.origin, "revision": text.revision} for language, text in texts.items()}
+    return {
+        language: {"source": origin_without_path(text.origin), "revision": text.revision}
+        for language, text in texts.items()
+    }

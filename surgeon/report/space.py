@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 
+import yaml
+
+from surgeon import inside
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import InputError
 from surgeon.report.data import Report
 from surgeon.report.html import write_page
+from surgeon.report.published import published, published_manifest
 from surgeon.report.story import headline, tell
+from surgeon.write.integrity import MANIFEST, RECIPE, read_object
 
 
 def write_space(output: str | Path, folder: str | Path) -> list[Path]:
@@ -21,13 +27,17 @@ def write_space(output: str | Path, folder: str | Path) -> list[Path]:
     Raises:
         InputError: there is no report, or the folder holds files already that are no Space of ours.
     """
-    report, target = _without_paths(Report.load(output)), Path(os.path.expanduser(folder))
+    report, target = published(Report.load(output)), Path(os.path.expanduser(folder))
     card = target / "README.md"
     if target.exists() and any(target.iterdir()) and not (card.is_file() and "sdk: static" in card.read_text("utf-8")):
         raise InputError(f"{target}: not empty, and no static Space; choose a new folder")
     page, *figures = write_page(report, target)
-    page.rename(target / "index.html")
+    inside.rename(page, target / "index.html")
     report.save(target / "report.json")
+    recipe = yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True)
+    beside = {target / RECIPE: recipe}
+    if run := read_object(Path(os.path.expanduser(output)) / MANIFEST):
+        beside[target / MANIFEST] = json.dumps(published_manifest(run), indent=2, ensure_ascii=False) + "\n"
     name = re.sub(r"[^\w .-]+", " ", report.name).strip() or "report"
     text = f"""---
 title: {name}
@@ -43,20 +53,7 @@ pinned: false
 
 A report of surgeon (the Python package `model-surgeon`). `report.json` holds every figure.
 """
-    with replacing(card) as part:
-        part.write_text(text, encoding="utf-8")
-    return [target / "index.html", card, target / "report.json", *figures]
-
-
-def _without_paths(report: Report) -> Report:
-    """Return the report with the last part of each local path only."""
-    model, where = report.model, Path(os.path.expanduser(report.model.name))
-    named = where.name if where.is_absolute() or where.exists() else model.name
-    variants = {
-        name: item.model_copy(update={"path": f"variants/{name}" if item.path else None})
-        for name, item in report.variants.items()
-    }
-    recipe = {**report.recipe, "model": named, "output": Path(str(report.recipe.get("output", "out"))).name}
-    return report.model_copy(
-        update={"model": model.model_copy(update={"name": named}), "variants": variants, "recipe": recipe}
-    )
+    for path, written in {**beside, card: text}.items():
+        with replacing(path) as part:
+            part.write_text(written, encoding="utf-8")
+    return [target / "index.html", card, target / "report.json", *beside, *figures]

@@ -134,7 +134,8 @@ def variants_table(report: Report, folder: Path | None = None) -> Grid:
         place = Path(*Path(variant.path or name).parts[-2:])
         there = size(variant.bytes or 0) if folder is None or (folder / place).exists() else "gone"
         written = f"{place.as_posix()}, {there}" if variant.written else "measured only"
-        edits = _cells(name, variant.entries, variant.changed, norm, ratio, bounds, mean, share)
+        called = report.named(name) if folder is None else name
+        edits = _cells(called, variant.entries, variant.changed, norm, ratio, bounds, mean, share)
         rows.append(Row([*edits, *_cells(", ".join(variant.operations), written)]))
     for name, sweep in report.sweeps.items():
         for group in sweep.over_seeds if len(sweep.axes) == 1 and folder is None else ():
@@ -159,7 +160,9 @@ def own_table(report: Report) -> Grid:
     for name, code, what in sorted(cuts, key=lambda cut: order.index(cut[1])) if many else ():
         own, median, between = rise(report, name, code)
         times = Cell("-") if between is None else Cell(f"{between:.1f}", between)
-        cells = _cells(report.language(code).name, what, _times(own, own), _times(median, median), times, name)
+        cells = _cells(
+            report.language(code).name, what, _times(own, own), _times(median, median), times, report.named(name)
+        )
         rows.append(Row(cells))
     heads = ("language", "cut", "its own ×", "median of the others ×", "rise", "variant")
     note = "Rise: how many times as much the logarithm of the own perplexity rises as the median of the others' does."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from surgeon.checkpoint.naming import ROLES
@@ -46,6 +46,15 @@ def size(count: int) -> str:
 def roles_in_order(roles: Iterable[str]) -> list[str]:
     """Sort roles as a layer has them: attention, MLP, norms, then what is outside."""
     return sorted(set(roles), key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES))
+
+
+def text_alone(senses: Sequence[str]) -> str:
+    """Say of a model that takes in more than text that it was run on text alone; nothing of any other."""
+    if not senses:
+        return ""
+    other = {"vision": "images", "audio": "sound"}
+    said = " and ".join(other[sense] for sense in senses)
+    return f"The model takes in {said}, too. Scores and figures are of text alone, and say nothing of {said}"
 
 
 def percent(share: float) -> str:

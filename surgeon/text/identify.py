@@ -1,4 +1,4 @@
-"""Which language a text is in, by py3langid (`pip install model-surgeon[language]`), whose model lies in its wheel.
+"""Which language a text is in, by py3langid (`pip install '.[language]'` in a checkout), whose model lies in its wheel.
 
 Compared with others on the shipped texts in docs/method.md.
 """
@@ -26,7 +26,7 @@ def require_identifier() -> None:
     """
     if find_spec("py3langid") is None:
         raise EnvironmentFailure(
-            "py3langid is not installed, which tells languages apart: `pip install 'model-surgeon[language]'`"
+            "py3langid is not installed, which tells languages apart: `pip install '.[language]'` in a checkout"
         )
 
 

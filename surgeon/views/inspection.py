@@ -355,4 +355,4 @@ def _output_view(found: Mapping[str, Any]) -> Group:
         parts.append(grid_table(regions_table(report.regions).columns(*CROWDS)))
     if report.variants:
         parts.append(grid_table(variants_table(report, folder).columns(*GLANCE)))
-    return Group(*parts, *(expectation_line(item, report.language) for item in report.expectations))
+    return Group(*parts, *(expectation_line(item, report) for item in report.expectations))

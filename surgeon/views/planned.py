@@ -9,22 +9,29 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from surgeon.anatomy.scope import left_out, unknown_kinds
+from surgeon.anatomy.scope import left_out, senses, unknown_kinds
 from surgeon.checkpoint.coded import Coded
 from surgeon.checkpoint.quantized import quantization
-from surgeon.plan.estimates import SHARE_OF_DISK, scores_in_one_go, shape_of, stores
+from surgeon.plan.device import device_needs
+from surgeon.plan.estimates import SHARE_OF_DISK, peak_memory, scores_in_one_go, shape_of, stores
 from surgeon.plan.plan import Plan
 from surgeon.plan.ranks import rank_needs
 from surgeon.progress import Step, duration, extent
 from surgeon.regions.narrowing import excludes_nothing
-from surgeon.report.words import percent, size
+from surgeon.report.words import percent, size, text_alone
 from surgeon.views.terminal import table, told
 
 
-def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = None, notes: Sequence[str] = ()) -> Group:
+def plan_view(
+    plan: Plan,
+    expected: Sequence[Step] = (),
+    ranks: int | None = None,
+    notes: Sequence[str] = (),
+    device: str = "cpu",
+) -> Group:
     """Show a plan: regions, variants, and what they need; `expected` are the steps with the time they may take.
 
-    `notes` are on the texts. With `ranks` also what each of so many processes takes.
+    `notes` are on the texts. With `ranks` also what each of so many processes takes. `device` is where the model runs.
     """
     regions = table("Regions", "region", "selects", "tensors", "entries", "of", words=["selects"])
     for name in plan.file.as_written.regions:
@@ -51,14 +58,17 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
     lines += _format_words(plan)
     lines += [f"text    {note}" for note in notes]
     lines += [f"score   {score.described()}" for score in plan.scores()]
-    lines += _run_words(plan)
+    lines += _run_words(plan, device)
     unknown = unknown_kinds(plan.checkpoint)
     if unknown:
         lines.append(f"unknown {', '.join(unknown)}: roles not told; name them in include or exclude by such patterns")
-    lines += [f"left    {line}" for line in left_out(plan.checkpoint)]
+    lines += [f"left    {line}" for line in left_out(plan.checkpoint, plan.edited())]
+    if plan.runs_model and senses(plan.checkpoint):
+        lines.append(f"note    {text_alone(senses(plan.checkpoint))}")
     for name in plan.file.as_written.regions:
         for role in excludes_nothing(plan.checkpoint, plan.regions[name].spec):
             lines.append(f"note    region '{name}' excludes {role}, of which the model has none")
+        lines += [f"note    region '{name}' leaves out {what}" for what in plan.regions[name].leaves_out]
     if plan.verify_languages:
         lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
         prompts = plan.recipe.verify.prompts if plan.recipe.verify else []
@@ -69,7 +79,14 @@ def plan_view(plan: Plan, expected: Sequence[Step] = (), ranks: int | None = Non
     for name in plan.recipe.pushed_variants() if push is not None else ():
         repo, revision = push.place(name) if push is not None else ("", None)
         lines.append(f"push    {name} to hf://{repo}{'@' + revision if revision else ''}")
-    needs = f"needs   about {size(plan.peak_memory)} of memory (estimate), at most {size(plan.disk_needed)} of disk"
+    needs = f"needs   about {size(peak_memory(plan, device))} of memory (estimate), "
+    needs += f"at most {size(plan.disk_needed)} of disk"
+    if device != "cpu" and plan.runs_model:
+        found = device_needs(plan, device)
+        needs += (
+            f"\ndevice  about {size(found.memory)} of memory on {device} (estimate); copied: about {size(found.up)} "
+        )
+        needs += f"to it, {size(found.down)} from it"
     if ranks is not None:
         needs += f"\n{_rank_words(plan, ranks, expected)}"
     parts: list[Any] = [told(*lines), Text("")]
@@ -111,14 +128,14 @@ def _time_words(expected: Sequence[Step]) -> str:
 _STEPS = {"score ": "scoring", "perplexity": "measuring perplexity", "page": "drawing the report"}
 
 
-def _run_words(plan: Plan) -> list[str]:
+def _run_words(plan: Plan, device: str) -> list[str]:
     """Say how the model is run, and what scoring leaves on the disk."""
     if not plan.runs_model:
         return []
     lines = ["runs    layer by layer, each layer's weights read once a pass"]
     if shape_of(plan.checkpoint).whole:
         lines = ["runs    held as a whole: its layers are no plain stack, so that memory grows with the model"]
-    elif any(scores_in_one_go(plan, score) for score in plan.sampled_scores()):
+    elif any(scores_in_one_go(plan, score, device) for score in plan.sampled_scores()):
         lines = [
             "runs    in one go, batch by batch forward and back: the model and a batch's activations fit the memory"
         ]
@@ -154,15 +171,22 @@ def _fetched(plan: Plan) -> str:
 
 
 def plan_data(
-    plan: Plan, expected: Sequence[Step] = (), ranks: int | None = None, notes: Sequence[str] = ()
+    plan: Plan,
+    expected: Sequence[Step] = (),
+    ranks: int | None = None,
+    notes: Sequence[str] = (),
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Return a plan as plain data, for `--json`; `seconds` is what the `expected` steps may take.
 
-    With `ranks` also what each of so many processes takes.
+    With `ranks` also what each of so many processes takes; where the model runs on another `device` than the CPU, also
+    what is taken there.
     """
     data = _plan_data(plan, expected) | {"text_notes": list(notes)}
     if ranks is not None:
         data["per_rank"] = asdict(rank_needs(plan, ranks, expected))
+    if device != "cpu" and plan.runs_model:
+        data |= {"peak_memory": peak_memory(plan, device), "on_device": asdict(device_needs(plan, device))}
     return data
 
 
@@ -175,7 +199,10 @@ def _plan_data(plan: Plan, expected: Sequence[Step]) -> dict[str, Any]:
         "remarks": plan.remarks,
         "quantization": quantization(plan.checkpoint),
         "regions": {
-            name: {"tensors": len(r.tensors), "numel": r.numel, "entries": r.entries, "exact": r.exact}
+            name: {
+                "tensors": len(r.tensors), "numel": r.numel, "entries": r.entries, "exact": r.exact,
+                "leaves_out": list(r.leaves_out),
+            }
             for name, r in plan.regions.items()
         },
         "variants": {
@@ -186,7 +213,7 @@ def _plan_data(plan: Plan, expected: Sequence[Step]) -> dict[str, Any]:
             for v in plan.variants.values()
         },
         "unknown_kinds": unknown_kinds(plan.checkpoint),
-        "left_out": left_out(plan.checkpoint),
+        "left_out": left_out(plan.checkpoint, plan.edited()),
         "verify_languages": list(plan.verify_languages),
         "push": {
             name: dict(zip(("repo", "revision"), plan.recipe.push.place(name), strict=True))

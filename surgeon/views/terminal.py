@@ -182,8 +182,10 @@ def _said(text: str, stopped: Stopped) -> Text:
     return Text.assemble(visible(text), (f" {note}" if note else "", "dim"))
 
 
-def generations_view(generations: Mapping[str, Sequence[Continuation]], models: Sequence[str]) -> Group:
-    """Show what models put after each prompt, one below the other."""
+def generations_view(
+    generations: Mapping[str, Sequence[Continuation]], models: Sequence[str], named: Callable[[str], str] = str
+) -> Group:
+    """Show what models put after each prompt, one below the other; `named` returns a model's name for people."""
     parts: list[RenderableType] = []
     for i, first in enumerate(generations[models[0]]):
         rows = Pairs()
@@ -191,7 +193,7 @@ def generations_view(generations: Mapping[str, Sequence[Continuation]], models: 
         rows.add_column(overflow="fold")
         for model in models:
             found = generations[model][i]
-            rows.add_row(model, _said(found.continuation, found.stopped))
+            rows.add_row(visible(named(model)), _said(found.continuation, found.stopped))
         parts += [Text(f'"{visible(first.prompt)}" goes on:', style="bold"), rows, Text("")]
     return Group(*parts)
 
@@ -231,13 +233,14 @@ def measures_view(
     return Group(*parts, generations_view(said, list(said))) if said else Group(*parts)
 
 
-def expectation_line(item: Expectation, named: Callable[[str], Language] = language) -> Text:
+def expectation_line(item: Expectation, report: Report) -> Text:
     """Say of one expectation whether it held."""
-    where = f" in {named(item.language).name}" if item.language else ""
+    where = f" in {report.language(item.language).name}" if item.language else ""
     mark, style = ("held  ", "green") if item.passed else ("FAILED", "bold red")
     where += f" in {item.group}" if item.group else ""
     told = came_out(item) if item.ratio is None else f"ratio {item.ratio:.4g}"
-    return Text.assemble((mark, style), f"  {visible(f'{item.variant}{where}: {told}')}, expected {expected(item)}")
+    which = f"{report.named(item.variant)}{where}: {told}"
+    return Text.assemble((mark, style), f"  {visible(which)}, expected {expected(item)}")
 
 
 def report_view(report: Report, output: str, details: bool = False) -> Group:
@@ -277,8 +280,8 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         )
         if report.generations:
             talkers = [name for name in ["base", *shown] if name in report.generations]
-            parts += [Text(""), generations_view(report.generations, talkers)]
-    parts += [expectation_line(item, report.language) for item in report.expectations]
+            parts += [Text(""), generations_view(report.generations, talkers, report.named)]
+    parts += [expectation_line(item, report) for item in report.expectations]
     written = [name for name, variant in report.variants.items() if variant.written]
     parts.append(Text(""))
     for name in written:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import identity, refuse_changed
 from surgeon.checkpoint.hashing import file_hash
+from surgeon.checkpoint.local_paths import last_part, without_paths
 from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.sources import refuse_output_inside
 from surgeon.checkpoint.storage import TensorInfo
@@ -40,12 +41,12 @@ def write_as_patch(plan: Plan, variant: str, regions: Mapping[str, Region], prog
     """
     checkpoint, operations = plan.checkpoint, plan.recipe.variants[variant].operations
     provenance = {
-        "model": checkpoint.source.name,
+        "model": last_part(checkpoint.source.name),
         "model_type": checkpoint.config.get("model_type"),
         "revision": checkpoint.source.revision,
         "recipe": plan.recipe.name,
         "variant": variant,
-        "operations": _plain(operations),
+        "operations": without_paths(_plain(operations)),
     }
     path = plan.output / "variants" / f"{variant}.patch.safetensors"
     total = sum(checkpoint.tensors[name].nbytes for name in touched_tensors(checkpoint, operations, regions))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from surgeon import inside
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.storage import replacing
 from surgeon.model.results import Figures
@@ -20,8 +21,8 @@ def write_samples(output: Path, found: Mapping[str, Mapping[str, Figures]]) -> d
             if not figures.samples:
                 continue
             path = output / SAMPLES / kind / f"{variant}.jsonl"
-            with replacing(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+            with replacing(path) as part, inside.create(part) as file:
                 for sample in figures.samples:
-                    file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+                    file.write((json.dumps(sample, ensure_ascii=False) + "\n").encode())
             files[path] = file_hash(path)
     return files

@@ -22,6 +22,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.companions import check_companions, companions
 from surgeon.checkpoint.fingerprint import content_hash, file_hashes, refuse_changed
 from surgeon.checkpoint.hashing import Stamp, file_hash, file_stamp, sha256
+from surgeon.checkpoint.local_paths import last_part
 from surgeon.checkpoint.plain_form import plain_bytes, plain_start, tensors_of
 from surgeon.checkpoint.quantized import codecs_of, refuse_quantized
 from surgeon.checkpoint.remembered import remember_file
@@ -325,7 +326,7 @@ def write_freeze(checkpoint: Checkpoint, region: Region | None, stage: Path, mar
     from surgeon.model.model import model_places
 
     model = marker.model
-    base = {"name": model.source, "revision": model.revision, "content_sha256": model.content_sha256}
+    base = {"name": last_part(model.source), "revision": model.revision, "content_sha256": model.content_sha256}
     write_bundle(
         stage,
         region,

@@ -150,10 +150,11 @@ def test_verdicts_are_in_colour_on_a_terminal(recipe: RecipeMaker) -> None:
     from surgeon.views.terminal import expectation_line
 
     bounds = {"variant": "cut", "language": None, "ratio_at_least": 2.0, "ratio_at_most": None}
-    styles = {
-        passed: {str(span.style) for span in expectation_line(Expectation(**bounds, ratio=1.0, passed=passed)).spans}
+    lines = {
+        passed: expectation_line(Expectation(**bounds, ratio=1.0, passed=passed), make_report())
         for passed in (True, False)
     }
+    styles = {passed: {str(span.style) for span in line.spans} for passed, line in lines.items()}
     assert styles == {True: {"green"}, False: {"bold red"}}
 
 

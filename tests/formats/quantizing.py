@@ -46,6 +46,17 @@ def written(plain: Path, folder: Path, tensors: Mapping[str, torch.Tensor], sett
     return folder
 
 
+def plain_copy(plain: Path, quantized: Path, folder: Path) -> Path:
+    """Write the checkpoint that a quantized one decodes to: `plain` with its values."""
+    from surgeon.checkpoint.checkpoint import Checkpoint
+
+    opened = Checkpoint.open(quantized)
+    shutil.copytree(plain, folder)
+    tensors = {name: opened.tensor(name).contiguous() for name in opened.tensors}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 def stored(folder: Path) -> dict[str, torch.Tensor]:
     """Read all stored tensors of a checkpoint."""
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}

@@ -37,7 +37,7 @@ def test_a_frozen_variant_is_the_source_and_a_bundle(frozen: Path, llama: Path) 
     assert (frozen / "frozen" / "model.safetensors").read_bytes() == (llama / "model.safetensors").read_bytes()
     assert bundle.region == surgeon.Region.load(frozen.parent / "regions" / "core.region.safetensors")
     assert bundle.base is not None
-    assert bundle.base["name"] == str(llama)
+    assert bundle.base["name"] == llama.name
     assert verify_saved(frozen / "frozen", bundle) == bundle.region.entries
     assert "freeze/" in (frozen / "frozen" / "README.md").read_text()
     assert "byte for byte" in (frozen / "frozen" / "README.md").read_text()

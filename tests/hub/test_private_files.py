@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import ModelMaker
+from hub_server import LoopbackHub
 
 import surgeon
 from surgeon.cli import app
@@ -15,6 +17,7 @@ from surgeon.cli.talking import _serve
 from surgeon.errors import CheckpointError, InputError
 from surgeon.hub.parcel import pack, parcel_text
 from surgeon.hub.patch_parcel import pack_patch
+from surgeon.hub.push import Target, push
 from surgeon.hub.rebuild import rebuild
 from surgeon.progress import Progress
 
@@ -167,3 +170,49 @@ def test_a_page_that_leads_elsewhere_is_not_served(out: Path, secret: Path) -> N
     replaced(out / "report.html", secret)
     with pytest.raises(InputError, match="no page there"):
         _serve(None, out / "report.html", 0)  # type: ignore[arg-type]  # before anybody is asked
+
+
+TELLING = "Wilhelmina-vs-Acme"
+OWN = """\
+version: 1
+name: own
+model: ROOT/model
+corpus: {xx: ROOT/texts/xx.txt, yy: {file: ROOT/texts/yy.jsonl, name: Yyish}}
+regions:
+  top: {score: {kind: grad_param, languages: [xx], samples: 2, sequence_length: 16}, select: {top: 0.01}}
+  saved: {file: ROOT/saved.region.safetensors}
+variants:
+  cut: {operations: [{zero: top}, {restore: saved, from: ROOT/donor}], freeze: saved}
+verify: {languages: all, tokens: 32}
+output: ROOT/out
+"""
+
+
+def test_no_byte_that_is_sent_tells_of_a_folder_of_this_machine(
+    hub_here: LoopbackHub, make_model: ModelMaker, tmp_path: Path
+) -> None:
+    root = tmp_path / TELLING
+    for name in ("model", "donor"):
+        shutil.copytree(make_model("llama", seed=5 if name == "model" else 6), root / name)
+    config = json.loads((root / "model" / "config.json").read_text())
+    (root / "model" / "config.json").write_text(json.dumps({**config, "_name_or_path": str(root / "trained")}))
+    (root / "texts").mkdir()
+    lines = [f"Sentence {number} of a text that is long enough." for number in range(40)]
+    (root / "texts" / "xx.txt").write_text("\n".join(lines))
+    (root / "texts" / "yy.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    model = surgeon.Checkpoint.open(root / "model")
+    name = next(name for name in model.tensors if "down_proj" in name)
+    saved = surgeon.Region.from_masks({name: model.array(name) > 0}, {"model": str(root / "trained")})
+    saved.save(root / "saved.region.safetensors")
+    (root / "own.yaml").write_text(OWN.replace("ROOT", str(root)))
+    surgeon.apply(root / "own.yaml")
+    push(pack(root / "out" / "variants" / "cut", "hf://org/cut"), Target("org/cut"))
+    there = hub_here.files("org/cut")
+    assert {"freeze/region.safetensors", "regions/top.region.safetensors", "recipe.yaml"} <= there.keys()
+    for path, data in there.items():
+        assert TELLING.encode() not in data, path
+    for path, digest in json.loads(there["surgeon.json"])["files"].items():
+        assert hashlib.sha256(there[path]).hexdigest() == digest, path
+    app(["report", str(root / "out"), "--space", str(tmp_path / "space")], standalone_mode=False)
+    for file in (tmp_path / "space").rglob("*"):
+        assert not file.is_file() or TELLING.encode() not in file.read_bytes(), file

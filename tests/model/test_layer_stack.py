@@ -20,7 +20,7 @@ from surgeon.measure.measuring import measure_variants
 from surgeon.measure.windows import evaluation_texts
 from surgeon.model import budgets, hidden_states
 from surgeon.model.editing import Variant
-from surgeon.model.layer_stack import Stack, make_stack
+from surgeon.model.layer_stack import Arguments, Stack, make_stack
 from surgeon.model.model import load_model
 from surgeon.operations import Zero
 from surgeon.progress import Progress
@@ -208,6 +208,28 @@ def test_a_layer_is_run_for_a_variant_only_from_its_first_edit_on(llama: Path, t
     late = [v for v in some_variants(stack) if v.name.startswith("model.layers.1.")][:4]
     measure_variants(stack, [Variant("base"), *late], prepared, 3, Progress())
     assert runs == [2 * base, 2 * base + 4 * base]
+
+
+def test_where_the_device_is_full_a_verification_takes_fewer_rows(
+    llama: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = stack_of(llama)
+    prepared, variants = all_texts(stack, texts), some_variants(stack)[:2]
+    expected, said, real = measure_variants(stack, variants, prepared, 3, Progress()), [], Stack.layer
+
+    def full(self: Stack, number: int, hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
+        if number == 1 and len(hidden) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, number, hidden, arguments)
+
+    monkeypatch.setattr(Stack, "layer", full)
+    monkeypatch.setattr(Progress, "note", lambda self, line: said.append(line))
+    found = measure_variants(stack, variants, prepared, 3, Progress())
+    assert said == ["out of memory on cpu: 1 of a batch's texts at a time"]
+    for name, language in itertools.product(expected, prepared):
+        one, other = (of[name][language].pieces for of in (found, expected))
+        assert [tokens for _, tokens in one] == [tokens for _, tokens in other]
+        np.testing.assert_allclose([nll for nll, _ in one], [nll for nll, _ in other], rtol=1e-5)
 
 
 def test_float32_is_the_disk_s_whatever_the_config_says(make_model: ModelMaker, texts: dict[str, str]) -> None:

@@ -169,14 +169,14 @@ def test_verify_refuses_such_a_window_too(make_model: ModelMaker, texts: dict[st
     folder = make_model("gpt2")
     with pytest.raises(InputError, match=r"--window 65: 65 tokens at a time are more than the 64 positions"):
         verify_checkpoint(folder, corpus=corpus, spec=VerifySpec(window=65))
-    with pytest.raises(InputError, match="--device nowhere: not available here"):
+    with pytest.raises(InputError, match="--device nowhere: no such device"):
         verify_checkpoint(folder, corpus=corpus, spec=VerifySpec(window=16), device="nowhere")
 
 
 def test_the_device_and_the_room_on_the_disk_are_looked_at_before_scoring(
     recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_scoring: None
 ) -> None:
-    with pytest.raises(InputError, match="--device nowhere: not available here"):
+    with pytest.raises(InputError, match="--device nowhere: no such device"):
         surgeon.apply(recipe(), device="nowhere")
     monkeypatch.setattr(surgeon.plan.check.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(EnvironmentFailure, match=r"0\.0 GB free, but the variants to be written need"):

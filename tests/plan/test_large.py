@@ -13,7 +13,11 @@ from conftest import byte_tokenizer
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.storage import header_bytes
-from surgeon.plan.estimates import stores
+from surgeon.model import budgets
+from surgeon.plan import estimates
+from surgeon.plan.device import device_needs
+from surgeon.plan.estimates import scratch_bytes, shape_of, stores
+from surgeon.views.planned import plan_data
 
 # Layers, hidden, feed-forward, query heads, key heads, vocabulary; and the parameters by their makers, in billions.
 LLAMAS = {
@@ -66,7 +70,7 @@ def test_what_a_large_model_takes_is_known_from_its_headers(name: str, tmp_path:
     layer = 2 * hidden * hidden + 2 * hidden * narrow + 3 * hidden * wide + 2 * hidden
     tokens = len(LANGUAGES) * 64 * 256
     found = stores(plan)
-    assert found.scratch == 4 * (layers + 3) * tokens * hidden
+    assert found.scratch == 4 * (layers + 5) * tokens * hidden
     assert found.kept + found.not_kept == 4 * len(LANGUAGES) * layers * layer
     # The bound: a gigabyte, three of the largest layer in float32 (or what is as large), one batch's activations.
     largest = max(layer, vocabulary * hidden)
@@ -74,3 +78,36 @@ def test_what_a_large_model_takes_is_known_from_its_headers(name: str, tmp_path:
     drawing = 34 * hidden * wide + 100_000_000  # of a control, beside them
     assert plan.peak_memory <= 1e9 + 12 * largest + activations + drawing
     assert plan.peak_memory >= 12 * layer
+
+
+def test_what_a_device_takes_is_known_from_headers_and_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "SHARE_OF_DISK", 0.0)  # scores are not kept
+    monkeypatch.setenv(budgets.HOST, "64G")
+    layers, hidden, wide, heads, keys, vocabulary, _ = LLAMAS["7B"]
+    folder = sparse_llama(tmp_path / "model", layers, hidden, wide, heads, keys, vocabulary)
+    few = [f"model={folder}", "regions.core.score.samples=4"]
+    plan = surgeon.plan_recipe("zero_core", output=tmp_path / "out", overrides=few)
+    stored, score, verify = plan.checkpoint.data_bytes, plan.sampled_scores()[0], plan.recipe.verify
+    assert verify is not None
+    found = {}
+    for said in ("80G", "24G", "4G"):
+        monkeypatch.setenv(budgets.DEVICE, said)
+        found[said] = device_needs(plan, "cuda")
+    tokens, models = len(plan.verify_languages) * verify.tokens, 1 + len(plan.variants)
+    states, verified = scratch_bytes(shape_of(plan.checkpoint), score), 4 * (1 + models) * tokens * hidden
+    assert 1e9 < verified < states < 6e9  # they stay where they take a quarter of the memory
+    assert [found[said].stays for said in found] == [True, False, False]
+    passes = 3 + verify.new_tokens
+    moved = 3 * states + layers * verified
+    assert [found[said].up for said in found] == [stored, passes * stored, passes * stored + moved]
+    core = plan.regions["core"].numel
+    drawn = [region for name, region in plan.regions.items() if name != "core" and region.score == score]
+    down = core // 8 + 4 * core * len(drawn) + 8 * tokens * models
+    assert [found[said].down for said in found] == [down, down, down + moved - states]
+    assert 4 * stored > found["80G"].memory > 2 * stored > found["24G"].memory > found["4G"].memory
+    assert found["4G"].host_memory > found["24G"].host_memory + states / 2
+    shown = plan_data(plan, device="cuda")
+    assert shown["on_device"]["memory"] == found["4G"].memory
+    assert shown["peak_memory"] == found["4G"].host_memory

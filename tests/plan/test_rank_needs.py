@@ -20,8 +20,8 @@ def test_work_is_divided_and_weights_are_not(tmp_path: Path) -> None:
     assert one.memory == plan.peak_memory < two.memory == eight.memory
     assert one.sent == 0
     decoder = sum(info.numel for info in plan.scored_tensors(plan.scores()[0]))
-    assert eight.sent == 2 * 4 * decoder  # of the languages of its run, at most two
-    assert two.sent == 4 * 4 * decoder
+    assert eight.sent == 3 * 4 * decoder  # the sums of its pieces: of 24, four a language
+    assert two.sent == 12 * 4 * decoder
     assert one.read == eight.read == 3 * plan.checkpoint.data_bytes  # forward, backward, verification
     assert eight.scratch < one.scratch / 4
     assert (one.seconds, two.seconds, eight.seconds) == (91.0, 47.0, 14.0)

@@ -92,7 +92,7 @@ def test_what_is_derived_is_made_of_its_parts_and_says_of_what(plan: Plan) -> No
         found["other-residual"] == residual_dimensions(core, 2, config, 3, label="other-residual") != found["residual"]
     )
     for name in ("both", "lines", "of-both"):
-        assert found[name].metadata["model"] == plan.checkpoint.source.name
+        assert found[name].metadata["model"] == plan.checkpoint.source.path.name
     assert found["again"].metadata["made_from"] == {"combine": "both - core"}
     assert found["others"].metadata["made_from"]["dimensions"] == {
         "of": "core", "rows": 2, "columns": 1, "random": True, "seed": 3,

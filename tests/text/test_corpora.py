@@ -129,7 +129,7 @@ def test_a_recipe_names_files_of_every_kind(recipe: Callable[..., Path], tmp_pat
         name: hashlib.sha256(("\n".join(half) + "\n").encode()).hexdigest() for name, half in halves.items()
     }
     assert found["drawn_from"] == {
-        "de": {"source": str(lines), "revision": None}, "fr": {"source": str(table), "revision": None},
+        "de": {"source": "de.jsonl", "revision": None}, "fr": {"source": "fr.parquet", "revision": None},
     }  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def test_sweeps_and_continuations_fit_eighty_columns() -> None:
     lines = shown(report_view(make_report(), "out"), 80, color_system=None)
     assert max(cell_len(line.rstrip()) for line in lines) <= 80
     whole = "\n".join(shown(report_view(make_report(), "out", details=True), 80, color_system=None))
-    assert all(name in whole for name in POINTS)
+    assert whole.count("swept, ") >= len(POINTS)  # by their values, not by the names of their folders
     assert "\u202e" not in brief + whole
     assert "\x1b" not in brief
     assert "the end, says the model" in brief
