@@ -113,6 +113,7 @@ def applied(folder: Path, model: str, size: str, device: str, **more: Any) -> di
 
     surgeon.run.write_page = lambda report, out: []  # the page is drawn by the processor, whatever the device
     os.environ["SURGEON_CACHE"] = str(folder / "cache")
+    shutil.rmtree(folder / "cache", ignore_errors=True)  # what an earlier try has left would not be timed
     report = surgeon.apply(recipe(folder, model, size, **more), device=device)
     scores: dict[str, Any] = {}
     for path in sorted((folder / "cache" / "scores").glob("*.safetensors")):
