@@ -65,6 +65,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "perplexity": "surgeon.measure.perplexity:Perplexity",
         "divergence": "surgeon.measure.divergence:Divergence",
         "choice": "surgeon.measure.choice:Choice",
+        "words": "surgeon.measure.words:Words",
         "language_kept": "surgeon.measure.language_kept:LanguageKept",
         "tasks": "surgeon.measure.tasks:Tasks",
     },

@@ -52,16 +52,17 @@ from surgeon.report.data import (
     StepReport,
     VariantReport,
 )
+from surgeon.report.expected import check_expectations
 from surgeon.report.html import write_page
 from surgeon.report.manifest import environment, manifest
 from surgeon.report.measured import (
-    check_expectations,
     first_finding,
     measurement_reports,
     perplexities,
     summarize,
     sweep_report,
 )
+from surgeon.report.passages import passages
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
 from surgeon.team import ALONE, Team
@@ -369,6 +370,7 @@ def make_report(
     the_plan, measures = run.plan, found.measures
     recipe, checkpoint = the_plan.recipe, the_plan.checkpoint
     summary = summarize(measures) if measures else {}
+    measurements = measurement_reports(found, recipe.verify.measurements) if recipe.verify else {}
     return Report(
         name=recipe.name,
         recipe=_recipe_data(the_plan.file.as_written, set()),
@@ -399,9 +401,10 @@ def make_report(
         method=method,
         perplexity=perplexities(measures) if measures else {},
         summary=summary,
-        measurements=measurement_reports(found, recipe.verify.measurements) if recipe.verify else {},
+        measurements=measurements,
+        passages=passages(found),
         generations={name: list(items) for name, items in found.continuations.items()},
-        expectations=check_expectations(recipe.verify.expect, measures) if recipe.verify else [],
+        expectations=check_expectations(recipe.verify.expect, measures, measurements) if recipe.verify else [],
         timings=run.timings,
         environment=environment(run.device),
     )

@@ -11,12 +11,14 @@ from surgeon.recipe.schema import ExpectSpec
 from surgeon.region.region import Region
 from surgeon.report.data import (
     ModelReport,
+    PassageReport,
     Report,
     ScoreReport,
     SweepReport,
     VariantReport,
 )
-from surgeon.report.measured import check_expectations, perplexity, summarize
+from surgeon.report.expected import check_expectations
+from surgeon.report.measured import perplexity, summarize
 from surgeon.report.regions import region_report
 
 LANGUAGES = ["ar", "en", "fr", "ko", "no", "zh", "klingon"]
@@ -53,6 +55,7 @@ def make_report() -> Report:
     measures["broken"]["ar"] = Measure(math.nan, 100, 400)
     measures["broken"]["zh"] = Measure(1e6, 100, 400)
     measures["swept-core-0.1"] = measures["broken"]
+    losses: dict[str, list[float | None]] = {name: [9.0 * i] for i, name in enumerate(VARIANTS)}
     expect = [ExpectSpec(variant="cut", ratio_at_least=1.1), ExpectSpec(variant="broken", ratio_at_most=2.0)]
     return Report(
         name="test <report>",
@@ -72,7 +75,8 @@ def make_report() -> Report:
         method={"tokens": 512, "window": 256, "stride": 256, "bos": "never", "precision": "float32"},
         perplexity={name: {k: perplexity(m) for k, m in row.items()} for name, row in measures.items()},
         summary=summarize(measures),
-        expectations=check_expectations(expect, measures),
+        passages={"ar": PassageReport(tokens=[HOSTILE], words=[0], losses=losses)},
+        expectations=check_expectations(expect, measures, {}),
         timings={"total": 1.0},
         environment={"python": "3.11", "packages": {"model-surgeon": "0.1.0"}},
     )  # fmt: skip

@@ -21,6 +21,7 @@ import surgeon.scoring.scoring
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.region.region import Region
 from surgeon.report.data import Report
+from surgeon.report.words import quantity_text
 
 RecipeMaker = Callable[..., Path]
 
@@ -166,13 +167,24 @@ def test_json_is_all_there_is_on_stdout(recipe: RecipeMaker) -> None:
 
 
 def test_a_failed_expectation_exits_with_1_and_keeps_the_work(recipe: RecipeMaker, tmp_path: Path) -> None:
-    bounds = "{variant: cut, ratio_at_least: 1000000}, {variant: control, ratio_at_most: 9, language: de}"
+    bounds = (
+        "{variant: cut, ratio_at_least: 1000000}, {variant: control, ratio_at_most: 9, language: de},"
+        "{variant: cut, measurement: divergence, at_least: 1000},"
+        "{variant: cut, measurement: divergence, quantity: agreement, at_most: 1, at: upper, language: de}"
+    )
     expect = f"  window: 32\n  expect: [{bounds}]\n"
     result = run("apply", recipe(**{"  window: 32\n": expect}))
     assert result.returncode == 1, result.stderr
     assert "FAILED" in result.stdout
-    expectations = Report.load(tmp_path / "out" / "report.json").expectations
-    assert [item.passed for item in expectations] == [False, True]
+    report = Report.load(tmp_path / "out" / "report.json")
+    assert [item.passed for item in report.expectations] == [False, True, False, True]
+    found = report.measurements["divergence"]
+    assert report.expectations[2].value == found.overall["cut"]["kl"].value
+    assert report.expectations[3].value == found.found["cut"]["de"]["agreement"].high
+    value = quantity_text(found.quantities[0], found.overall["cut"]["kl"].value)
+    said = f"cut: KL from the base {value} nats/token, expected at least 1,000"
+    assert f"FAILED {said}" in " ".join(result.stdout.split())
+    assert said in (tmp_path / "out" / "report.html").read_text()
 
 
 BAD = {

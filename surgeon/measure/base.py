@@ -136,7 +136,8 @@ class Measurement(Model):
     """Base of all kinds; its fields are the keys that a recipe gives it, under its name in `verify`.
 
     `compares` says that it needs the base's outputs beside a variant's; of the base itself it then makes no figures.
-    `grouped_by` names what its figures are told by. Raise its `version` when the same keys give other figures.
+    `grouped_by` names what its figures are told by, `has_mean` says whether their mean means anything. Raise its
+    `version` when the same keys give other figures.
     """
 
     kind: ClassVar[str]
@@ -145,6 +146,7 @@ class Measurement(Model):
     on_by_default: ClassVar[bool] = False
     compares: ClassVar[bool] = False
     grouped_by: ClassVar[str] = "language"
+    has_mean: ClassVar[bool] = True
 
     def check(self) -> None:
         """Make sure, before anything is scored or written, that it can be measured here; no model is there yet.

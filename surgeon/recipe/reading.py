@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from surgeon.errors import InputError, Problem, RecipeError, did_you_mean
+from surgeon.recipe.expected import unmeasured
 from surgeon.recipe.faults import faults
 from surgeon.recipe.fields import Model
 from surgeon.recipe.inline_regions import named
@@ -90,7 +91,8 @@ def _expanded(written: Recipe, tree: Node) -> RecipeFile:
         ]
         recipe = written.model_copy(update={"regions": points.regions, "variants": dict(carried_out)})
         file = RecipeFile(recipe, tree, written, expansion)
-    _refuse([file.problem(*found) for found in islice(expectations(data, file.recipe.variants), _MOST_PROBLEMS + 1)])
+    wrong = chain(expectations(data, file.recipe.variants), unmeasured(file.recipe.verify))
+    _refuse([file.problem(*found) for found in islice(wrong, _MOST_PROBLEMS + 1)])
     return file
 
 

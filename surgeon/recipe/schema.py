@@ -190,21 +190,48 @@ class VariantSpec(Model):
         return self
 
 
+_Ratio: TypeAlias = Annotated[float, Field(gt=0)] | None
+_Bound: TypeAlias = Annotated[float, Field(allow_inf_nan=False)] | None
+
+
 class ExpectSpec(Model):
-    """A bound on the ratio of a variant's perplexity to the base's, over all languages or one."""
+    """Bounds on a figure of a variant: on the ratio of its perplexity to the base's, or on any other measurement."""
 
     variant: str = Field(description="name of the variant")
-    ratio_at_least: Annotated[float, Field(gt=0)] | None = Field(None, description="the ratio may not be lower")
-    ratio_at_most: Annotated[float, Field(gt=0)] | None = Field(None, description="the ratio may not be higher")
-    language: str | None = Field(None, description="of this language; of the geometric means when left out")
+    ratio_at_least: _Ratio = Field(None, description="the ratio of perplexities may not be lower")
+    ratio_at_most: _Ratio = Field(None, description="the ratio of perplexities may not be higher")
+    measurement: str | None = Field(None, description="of this measurement instead, by its key in `verify`")
+    quantity: str | None = Field(None, description="which of its quantities, as in report.json; the first if left out")
+    at_least: _Bound = Field(None, description="its value may not be lower; a share is a number from 0 to 1")
+    at_most: _Bound = Field(None, description="its value may not be higher")
+    change_at_least: _Bound = Field(None, description="its change from the base's value may not be lower")
+    change_at_most: _Bound = Field(None, description="its change from the base's value may not be higher")
+    language: str | None = Field(None, description="of this language; of the mean over all when left out")
+    group: str | None = Field(None, description="where figures are told by something else, such as a task: of this one")
     at: Literal["point", "lower", "upper"] = Field(
-        "point", description="what the bound is to hold for: the ratio itself, or a bound of its interval"
+        "point", description="what the bound is to hold for: the figure itself, or a bound of its interval"
     )
+
+    @property
+    def of_change(self) -> bool:
+        """True if the bounds are on the change from the base."""
+        return self.change_at_least is not None or self.change_at_most is not None
 
     @model_validator(mode="after")
     def _some_bound(self) -> ExpectSpec:
-        if self.ratio_at_least is None and self.ratio_at_most is None:
-            raise ValueError("give ratio_at_least or ratio_at_most")
+        ratio = self.ratio_at_least is not None or self.ratio_at_most is not None
+        value = self.at_least is not None or self.at_most is not None
+        if self.measurement is None:
+            if value or self.of_change or self.quantity is not None or self.group is not None:
+                raise ValueError("say which measurement, such as `measurement: divergence`")
+            if not ratio:
+                raise ValueError("give ratio_at_least or ratio_at_most")
+        elif ratio:
+            raise ValueError("a ratio is of perplexities and takes no measurement; give at_least or at_most")
+        elif value == self.of_change:
+            raise ValueError("give at_least or at_most, or change_at_least or change_at_most")
+        if self.language is not None and self.group is not None:
+            raise ValueError("give either language or group, not both")
         return self
 
 

@@ -244,6 +244,17 @@ class MeasurementReport(Model):
         )
 
 
+class PassageReport(Model):
+    """The beginning of a language's text: its tokens, the numbers of those that begin a word, and their losses in nats.
+
+    `losses` are those of each model; None where the loss is not a number.
+    """
+
+    tokens: list[str]
+    words: list[int]
+    losses: dict[str, list[float | None]]
+
+
 class StepReport(Model):
     """One operation on one region; `settings` are its other keys in the recipe.
 
@@ -327,15 +338,27 @@ class PushReport(Model):
 
 
 class Expectation(Model):
-    """A bound of the recipe and what came out; `ratio` is the ratio itself, or a bound of its interval: `at` says."""
+    """A bound of the recipe and what came out: the figure itself, or a bound of its interval, as `at` says.
+
+    `ratio` is that of perplexities. With a `measurement` it is None, `value` is what came out, and `quantity` says
+    what that is; nan, and no `quantity`, if nothing of the kind was found.
+    """
 
     variant: str
     language: str | None
     ratio_at_least: float | None
     ratio_at_most: float | None
-    ratio: float
+    ratio: float | None
     passed: bool
     at: Literal["point", "lower", "upper"] = "point"
+    measurement: str | None = None
+    quantity: QuantityReport | None = None
+    group: str | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    change_at_least: float | None = None
+    change_at_most: float | None = None
+    value: float | None = None
 
 
 class ModelReport(Model):
@@ -388,6 +411,7 @@ class Report(Model):
     perplexity: dict[str, dict[str, Perplexity]] = {}
     summary: dict[str, Summary] = {}
     measurements: dict[str, MeasurementReport] = {}
+    passages: dict[str, PassageReport] = {}
     generations: dict[str, list[Continuation]] = {}
     expectations: list[Expectation] = []
     pushed: dict[str, PushReport] = {}

@@ -17,7 +17,9 @@ from surgeon.checkpoint.storage import replacing
 from surgeon.report import tables
 from surgeon.report.data import Report, SweepReport
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
+from surgeon.report.expected import came_out, expected
 from surgeon.report.figures import ORDERS, figures, places
+from surgeon.report.passages import words
 from surgeon.report.scan import EXPONENT, brightest, light_palette
 from surgeon.report.story import Story, caveat, evidence, headline, no_intervals, tell
 from surgeon.report.templates import HERE, rendered
@@ -50,6 +52,9 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
     return rendered(
         "page.html",
         exactly=_exactly,
+        words=words,
+        came_out=came_out,
+        expected=expected,
         report=report,
         story=story,
         headline=headline(report, story),

@@ -1,4 +1,4 @@
-"""What was measured, as entries of the report: perplexities, ratios with their intervals, seeds, expectations."""
+"""What was measured, as entries of the report: perplexities, ratios with their intervals, seeds."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from surgeon.measure.intervals import (
     mean_interval,
 )
 from surgeon.model.results import PERPLEXITY, Measure, Quantity, Sums, Verification, exponential, geometric_mean
-from surgeon.recipe.schema import ExpectSpec
 from surgeon.recipe.sweeps import Sweep
 from surgeon.report.data import (
-    Expectation,
     Figure,
     MeasurementReport,
     OverSeeds,
@@ -61,7 +59,8 @@ def _bounds(interval: Interval | None) -> dict[str, float]:
     return {} if interval is None else {"low": interval.low, "high": interval.high}
 
 
-def _mean_interval(measures: Measures, name: str) -> Interval | None:
+def mean_ratio_interval(measures: Measures, name: str) -> Interval | None:
+    """Return the interval of the ratio of a model's geometric mean perplexity to the base's; None for the base."""
     base, other = ({code: item.pieces for code, item in measures[key].items()} for key in ("base", name))
     return None if name == "base" else mean_interval(base, other)
 
@@ -92,6 +91,7 @@ def measurement_reports(found: Verification, made: Sequence[Measurement]) -> dic
                 if any(quantity.name in by_name for by_name in groups.values())
             }
             for name, groups in by_model.items()
+            if item.has_mean
         }
         if table:
             reports[item.kind] = MeasurementReport(
@@ -219,7 +219,7 @@ def summarize(measures: Measures) -> dict[str, Summary]:
             geometric_mean_perplexity=exponential(log),
             log_geometric_mean_perplexity=log,
             ratio_to_base=exponential(log - base),
-            **_bounds(_mean_interval(measures, name)),
+            **_bounds(mean_ratio_interval(measures, name)),
         )
     return result
 
@@ -231,33 +231,3 @@ def first_finding(measures: Measures) -> str:
     if not found:
         return f"the base is measured in {languages}"
     return f"perplexity as a multiple of the base's, mean of {languages}: {', '.join(found)}"
-
-
-def check_expectations(expect: Sequence[ExpectSpec], measures: Measures) -> list[Expectation]:
-    """Compare what was measured with what the recipe expects; a ratio that is not a number fails any bound.
-
-    So does a bound that is to hold `at` one of an interval, where there is too little text for an interval.
-    """
-    result = []
-    for item in expect:
-        ratio = _ratio(item, measures)
-        passed = not math.isnan(ratio)
-        if item.ratio_at_least is not None:
-            passed &= ratio >= item.ratio_at_least
-        if item.ratio_at_most is not None:
-            passed &= ratio <= item.ratio_at_most
-        result.append(Expectation(**item.model_dump(), ratio=ratio, passed=passed))
-    return result
-
-
-def _ratio(item: ExpectSpec, measures: Measures) -> float:
-    if item.at != "point":
-        interval = _mean_interval(measures, item.variant)
-        if item.language is not None:
-            base, variant = (measures[name][item.language].pieces for name in ("base", item.variant))
-            interval = language_interval(base, variant, item.language)
-        return math.nan if interval is None else interval.low if item.at == "lower" else interval.high
-    if item.language is None:
-        return exponential(geometric_mean(measures[item.variant]) - geometric_mean(measures["base"]))
-    before, after = (measures[name][item.language].log_perplexity for name in ("base", item.variant))
-    return exponential(after - before)

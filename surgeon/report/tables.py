@@ -277,12 +277,14 @@ def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> li
                     for model, cell in zip(shown, cells, strict=True)
                 ]
             rows.append(Row(_cells(name, *cells)))
-        means = [_measured(quantity, item.overall[model].get(quantity.name)) for model in shown]
+        means = [_measured(quantity, item.overall[model].get(quantity.name)) for model in shown if item.overall]
         chance = "" if quantity.chance is None else f" By chance {quantity_text(quantity, quantity.chance)}."
         note = f"{'More' if quantity.worse == 'more' else 'Less'} is worse.{chance}"
         note += "" if quantity.compare == "base" else " In brackets the change from the base; * is more than chance."
         note += "" if grids else f" {item.chance_words(variants)}".rstrip()
-        grids.append(Grid(_titled(quantity), (item.by, *shown), rows, note, foot=_cells("mean", *means)))
+        grids.append(
+            Grid(_titled(quantity), (item.by, *shown), rows, note, foot=_cells("mean", *means) if means else None)
+        )
     return grids
 
 
@@ -293,7 +295,7 @@ def _titled(quantity: QuantityReport) -> str:
 
 def summary_table(report: Report) -> Grid:
     """Show every measurement but perplexity over all groups: a row per variant, a column per quantity."""
-    told = [(kind, quantity) for kind, item in report.measurements.items() if kind != "perplexity"
+    told = [(kind, quantity) for kind, item in report.measurements.items() if kind != "perplexity" and item.overall
             for quantity in item.quantities]  # fmt: skip
     names = dict.fromkeys(name for kind, _ in told for name in report.measurements[kind].overall)
     rows = []

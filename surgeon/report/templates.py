@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgeon.report.words import bounds, count, interval, number, percent, size, stopped_note
+from surgeon.report.words import count, interval, number, percent, size, stopped_note
 from surgeon.visible import visible
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 _FILTERS: dict[str, Callable[..., str]] = {
-    "bounds": bounds, "count": count, "interval": interval, "number": number,
+    "count": count, "interval": interval, "number": number,
     "percent": percent, "size": size, "stopped": stopped_note, "visible": visible,
 }  # fmt: skip
 

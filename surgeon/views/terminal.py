@@ -17,6 +17,7 @@ from rich.text import Text
 
 from surgeon.model.results import Continuation, Stopped
 from surgeon.report.data import Expectation, Perplexity, PushReport, Report
+from surgeon.report.expected import came_out, expected
 from surgeon.report.story import caveat, evidence, headline, no_intervals, tell, too_little_text
 from surgeon.report.tables import (
     CROWDS,
@@ -30,7 +31,7 @@ from surgeon.report.tables import (
     sweep_table,
     variants_table,
 )
-from surgeon.report.words import bounds, size, stopped_note
+from surgeon.report.words import size, stopped_note
 from surgeon.text.languages import Language, language
 from surgeon.visible import visible, visible_lines
 
@@ -236,9 +237,10 @@ def expectation_line(item: Expectation, report: Report) -> Text:
     """Say of one expectation whether it held."""
     where = f" in {report.language(item.language).name}" if item.language else ""
     mark, style = ("held  ", "green") if item.passed else ("FAILED", "bold red")
-    ratio = "nan" if math.isnan(item.ratio) else f"{item.ratio:.4g}"
-    which, expected = report.named(item.variant) + where, bounds(item.ratio_at_least, item.ratio_at_most)
-    return Text.assemble((mark, style), f"  {visible(which)}: ratio {ratio}, expected {expected}")
+    where += f" in {item.group}" if item.group else ""
+    told = came_out(item) if item.ratio is None else f"ratio {item.ratio:.4g}"
+    which = f"{report.named(item.variant)}{where}: {told}"
+    return Text.assemble((mark, style), f"  {visible(which)}, expected {expected(item)}")
 
 
 def report_view(report: Report, output: str, details: bool = False) -> Group:

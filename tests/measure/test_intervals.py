@@ -10,7 +10,8 @@ import pytest
 from surgeon.measure.intervals import RESAMPLES, language_interval, mean_interval, resampled_logs
 from surgeon.model.results import Measure
 from surgeon.recipe.schema import ExpectSpec
-from surgeon.report.measured import check_expectations, perplexities, summarize
+from surgeon.report.expected import check_expectations
+from surgeon.report.measured import perplexities, summarize
 from surgeon.seeds import generator
 
 Windows = list[tuple[float, int]]
@@ -105,7 +106,7 @@ def test_the_report_has_them_and_expectations_may_ask_for_a_bound() -> None:
         ExpectSpec(variant="cut", ratio_at_least=low, ratio_at_most=low, at="lower", language="l2"),
         ExpectSpec(variant="cut", ratio_at_least=high, ratio_at_most=high, at="upper", language="l2"),
     ]
-    done = check_expectations(expect, found)
+    done = check_expectations(expect, found, {})
     assert [item.passed for item in done] == [True, False, True, True, True]
     assert [item.ratio for item in done] == [cut.ratio_to_base, cut.low, cut.high, low, high]
 
@@ -118,7 +119,7 @@ def test_one_window_has_no_interval_and_a_bound_that_needs_one_fails() -> None:
     rows = perplexities(found)["cut"]
     assert rows["l1"].low is None
     assert rows["l0"].low is not None
-    (item,) = check_expectations([ExpectSpec(variant="cut", ratio_at_least=0.1, at="lower")], found)
+    (item,) = check_expectations([ExpectSpec(variant="cut", ratio_at_least=0.1, at="lower")], found, {})
     assert not item.passed
     assert math.isnan(item.ratio)
 

@@ -99,6 +99,23 @@ MISTAKES = {
     "circle": ("from: core", "from: rest", "recipe.yaml:8: region 'rest' has no score to take"),
     "variant": ("variant: cut", "variant: cat", "recipe.yaml:12: no variant 'cat'; did you mean 'cut'?"),
     "bound": (", ratio_at_least: 2", "", "recipe.yaml:12: verify.expect.0: give ratio_at_least or ratio_at_most"),
+    "measurement": (
+        "ratio_at_least: 2", "measurement: divergense, at_least: 1",
+        "recipe.yaml:12: no measurement 'divergense'; did you mean 'divergence'?",
+    ),
+    "measurement that is not made": (
+        "ratio_at_least: 2", "measurement: choice, at_least: 1",
+        "recipe.yaml:12: choice is not measured: give it its key in `verify`",
+    ),
+    "quantity": (
+        "ratio_at_least: 2", "measurement: divergence, quantity: klo, at_least: 1",
+        "recipe.yaml:12: divergence has no quantity 'klo'; did you mean 'kl'?",
+    ),
+    "change of a comparison": (
+        "ratio_at_least: 2", "measurement: divergence, change_at_least: 1",
+        "recipe.yaml:12: kl compares with the base already",
+    ),
+    "bound without a measurement": ("ratio_at_least: 2", "at_least: 2", "verify.expect.0: say which measurement"),
     "two selections": ("top: 0.01", "top: 0.01, random: 0.1", "recipe.yaml:7: regions.core.select: give exactly one"),
     "monolingual": ("top: 0.01", "top: 0.01, monolingual: de", "recipe.yaml:7: 'de' is not scored"),
     "file name": ("  cut:", "  ../cut:", "recipe.yaml:10: variant name '../cut' cannot name a folder"),
