@@ -197,7 +197,10 @@ def _scoring(plan: Plan, shape: Shape, score: SampledScore, resident: int | None
     tokens, backward = score.batch_size * score.sequence_length, score.backward
     unit = 4 * (shape.total if shape.whole else shape.layer)
     widened = resident if resident is not None else unit
-    layer = max(widened + unit, widened + (1 + _sums(plan, score)) * unit) + _activations(shape, tokens, backward)
+    # The scores of one tensor are made of its weights and its sum, each once more in float32.
+    made = 8 * max((info.numel for info in plan.scored_tensors(score)), default=0) if backward else 0
+    summed = widened + (1 + _sums(plan, score)) * unit + made
+    layer = max(widened + unit, summed) + _activations(shape, tokens, backward)
     return max(layer, _head(shape, tokens, 4 if backward else 3, resident)) + _hidden(shape, score, device)
 
 

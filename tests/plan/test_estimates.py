@@ -15,6 +15,9 @@ import surgeon
 
 # A run in a process of its own, whose anonymous memory a thread looks at all the while.
 MEASURED = """
+# as the command line does it, which sets how the allocator keeps memory
+from surgeon.memory import hand_back_large_blocks
+hand_back_large_blocks()
 import sys, threading, time
 import surgeon
 peak, done = 0, threading.Event()

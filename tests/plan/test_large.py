@@ -76,7 +76,8 @@ def test_what_a_large_model_takes_is_known_from_its_headers(name: str, tmp_path:
     largest = max(layer, vocabulary * hidden)
     activations = 4 * 4 * 256 * (12 * hidden + 5 * wide)
     drawing = 34 * hidden * wide + 100_000_000  # of a control, beside them
-    assert plan.peak_memory <= 1e9 + 12 * largest + activations + drawing
+    made = 8 * hidden * wide  # the scores of one tensor, of its weights and its sum in float32
+    assert plan.peak_memory <= 1e9 + 12 * largest + activations + drawing + made
     assert plan.peak_memory >= 12 * layer
 
 
