@@ -50,7 +50,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("scenario", "start", "runs"),
-    [("kill", "empty", 8), ("kill", "older run", 4), ("fail", "empty", 10), ("fail", "older run", 10)],
+    [("kill", "empty", 5), ("kill", "older run", 3), ("fail", "empty", 6), ("fail", "older run", 6)],
 )
 def test_whatever_call_a_run_dies_at_the_same_command_finishes_it(
     scenario: str, start: str, runs: int, shim: Path, make_model: ModelMaker, texts: dict[str, str], tmp_path: Path
