@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,11 @@ from surgeon.checkpoint.storage import replacing
 from surgeon.errors import CheckpointError, RegionError, SurgeonError
 from surgeon.json_text import to_json
 from surgeon.measure.intervals import LEVEL, RESAMPLES, SEED
+from surgeon.measure.parts import Part, parts_of
 from surgeon.measure.verification_cache import keep, kept_path, load_kept
 from surgeon.memory import give_memory_back
 from surgeon.model.precision import Precision, resolve_precision
-from surgeon.model.results import CONTINUATIONS, Verification
+from surgeon.model.results import CONTINUATIONS, PERPLEXITY, Verification
 from surgeon.model.token_counts import TokenCounts
 from surgeon.model.tokenizer import load_tokenizer
 from surgeon.model.workplace import Workplace
@@ -62,6 +64,7 @@ from surgeon.report.measured import (
     summarize,
     sweep_report,
 )
+from surgeon.report.parts import part_reports
 from surgeon.report.passages import passages
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
@@ -157,6 +160,17 @@ class Run:
         scores, known = self.scores, self.regions
         with self.timed("select"):
             return make_regions(self.plan.provenance(self.jobs), scores, self.jobs, used, known)
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The parts of cuts that are measured by themselves."""
+        verify, source = self.plan.recipe.verify, self.plan.checkpoint
+        places, by = anatomy_of(source).places, verify.by if verify is not None else []
+        return [
+            part
+            for name in self.plan.dissected
+            for part in parts_of(name, self.regions_of(name), by, places, source.ties)
+        ]
 
     @cached_property
     def donors(self) -> dict[str, str]:
@@ -291,9 +305,11 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
     if spec is None:
         return Verification(), {}
     precision = resolve_precision("auto")
-    operations = {"base": [], **{name: item.operations for name, item in run.plan.recipe.variants.items()}}
+    models = {"base": _Measured(run, ""), **{name: _Measured(run, name) for name in run.plan.recipe.variants}}
+    whole = list(models)
+    models |= {part.name: _Measured(run, part.variant, part) for part in run.parts}
     found, missing = Verification(), {}
-    paths = {name: _kept_paths(run, name, done, spec, precision) for name, done in operations.items()}
+    paths = {name: _kept_paths(model, spec, precision) for name, model in models.items()}
     for name, by_kind in paths.items():
         there = {kind: load_kept(path, name, kind) for kind, path in by_kind.items()}
         for one in there.values():
@@ -309,13 +325,13 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
         if "base" not in missing and any(compares.intersection(kinds) for kinds in missing.values()):
             names = ["base", *names]  # its outputs are needed once more
         stack = run.stack(precision)
-        regions = {name: run.regions_of(name) if name != "base" else {} for name in names}
-        plain = {name: item.dequantized for name, item in run.plan.recipe.variants.items()}
-        variants = [Variant(name, operations[name], regions[name], plain=plain.get(name, False)) for name in names]
+        variants = [
+            Variant(name, models[name].operations, models[name].regions, plain=models[name].plain) for name in names
+        ]
         known, languages = found, run.plan.verify_languages
 
         def tell(new: Verification) -> None:
-            run.progress.found(first_finding(known.joined(new).ordered(operations).measures))
+            run.progress.found(first_finding(known.joined(new).ordered(whole).measures))
 
         with run.timed("verify"):
             new = verify(stack, variants, run.plan.corpus, languages, spec, run.progress, missing, tell, run.team)
@@ -323,23 +339,47 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
             for kind in lacking:
                 keep(paths[name][kind], name, new, kind)
         found = found.joined(new)
-    return found.ordered(operations), _method(run, precision, spec)
+    return found.ordered(models), _method(run, precision, spec)
 
 
-def _kept_paths(
-    run: Run, name: str, operations: Sequence[Operation], spec: VerifySpec, precision: Precision
-) -> dict[str, Path | None]:
-    """Return where the figures of a model are kept, by kind: those that are told of it, and its continuations."""
-    donors = {donor: run.donors[donor] for item in operations for donor in item.donors}
+@dataclass(frozen=True)
+class _Measured:
+    """A model to be measured: the base (no `variant`), a variant, or a part of its cut."""
+
+    run: Run
+    variant: str
+    part: Part | None = None
+
+    @property
+    def operations(self) -> list[Operation]:
+        return list(self.run.plan.recipe.variants[self.variant].operations) if self.variant else []
+
+    @property
+    def regions(self) -> Mapping[str, Region]:
+        return self.part.regions if self.part else self.run.regions_of(self.variant) if self.variant else {}
+
+    @property
+    def plain(self) -> bool:
+        return bool(self.variant) and self.run.plan.recipe.variants[self.variant].dequantized
+
+    def kinds(self, spec: VerifySpec) -> list[str]:
+        """What is kept of it: figures by kind, and its continuations; of a part, perplexity alone."""
+        if self.part is not None:
+            return [PERPLEXITY]
+        kinds = [item.kind for item in spec.measurements if self.variant or not item.compares]
+        return [*kinds, *([CONTINUATIONS] if (self.variant or "base") in self.run.plan.talkers else [])]
+
+
+def _kept_paths(model: _Measured, spec: VerifySpec, precision: Precision) -> dict[str, Path | None]:
+    """Return where the figures of a model are kept, by kind."""
+    run = model.run
+    donors = {donor: run.donors[donor] for item in model.operations for donor in item.donors}
     texts = {language: run.plan.corpus.text(language).evaluate_hash for language in run.plan.verify_languages}
-    regions = run.regions_of(name) if name != "base" else {}
-    kinds = [item.kind for item in spec.measurements if name != "base" or not item.compares]
-    kinds += [CONTINUATIONS] if spec.prompts and name in run.plan.talkers else []
     of_model = partial(
         kept_path,
-        run.plan.source_of(name),
-        list(operations),
-        regions,
+        run.plan.source_of(model.variant),
+        model.operations,
+        model.regions,
         donors,
         texts,
         spec,
@@ -347,7 +387,7 @@ def _kept_paths(
         run.device,
         run.jobs,
     )
-    return {kind: of_model(kind) for kind in kinds}
+    return {kind: of_model(kind) for kind in model.kinds(spec)}
 
 
 def _method(run: Run, precision: Precision, spec: VerifySpec) -> dict[str, Any]:
@@ -367,7 +407,9 @@ def make_report(
     run: Run, staged: Mapping[str, Staged | Written], found: Verification, method: dict[str, Any]
 ) -> Report:
     """Put together all that a run did and found."""
-    the_plan, measures = run.plan, found.measures
+    the_plan, parts = run.plan, part_reports(run.parts, found.measures, run.plan.checkpoint.ties)
+    found = found.ordered(["base", *the_plan.recipe.variants])
+    measures = found.measures
     recipe, checkpoint = the_plan.recipe, the_plan.checkpoint
     summary = summarize(measures) if measures else {}
     measurements = measurement_reports(found, recipe.verify.measurements) if recipe.verify else {}
@@ -402,6 +444,7 @@ def make_report(
         perplexity=perplexities(measures) if measures else {},
         summary=summary,
         measurements=measurements,
+        parts=parts,
         passages=passages(found),
         generations={name: list(items) for name, items in found.continuations.items()},
         expectations=check_expectations(recipe.verify.expect, measures, measurements) if recipe.verify else [],
