@@ -64,8 +64,8 @@ def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] 
     if verify is not None:
         models = 1 + len(plan.variants)
         each = verify.tokens + sum(item.tokens() for item in verify.measurements)
-        tokens = len(plan.verify_languages) * (each * models + verify.tokens * parts_in_models(plan))
-        result.append(Step("perplexity", _FORWARD * tokens * (active + head) / rate))
+        measured = len(plan.verify_languages) * (each * models + verify.tokens * parts_in_models(plan))
+        result.append(Step("perplexity", _FORWARD * measured * (active + head) / rate))
         if verify.prompts:
             edits, stays = edited_entries(plan), model_stays(shape, device)
             result.append(

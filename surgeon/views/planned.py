@@ -74,9 +74,9 @@ def plan_view(
         lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
         prompts = plan.recipe.verify.prompts if plan.recipe.verify else []
         lines[-1] += f", {len(prompts)} prompt{'' if len(prompts) == 1 else 's'}" if prompts else ""
-    if parts := len(plan.parts()):
+    if count := len(plan.parts()):
         lines.append(
-            f"parts   {parts} parts of cuts, one at a time: as much work as {parts_in_models(plan):.1f} more models"
+            f"parts   {count} parts of cuts, one at a time: as much work as {parts_in_models(plan):.1f} more models"
         )
     if plan.idle:
         lines.append(f"note    neither written nor measured, so that nothing comes of it: {', '.join(plan.idle)}")
