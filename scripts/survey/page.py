@@ -1,5 +1,7 @@
 """Writes docs/models.md from the results of a survey."""
 
+# ruff: noqa: E501  (rows of tables in Markdown are one line each)
+
 from __future__ import annotations
 
 import datetime
