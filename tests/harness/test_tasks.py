@@ -200,9 +200,15 @@ def test_the_harness_asks_a_variant_that_was_never_written(
             assert metrics[metric] == pytest.approx(figure.value, rel=1e-15)
 
 
-def test_questions_that_the_hub_has_and_cannot_be_had_are_one_sentence(task_folder: Callable[..., Path]) -> None:
+def test_questions_that_cannot_be_had_from_the_hub_are_one_sentence(
+    task_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach 'org/data' on the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
     with pytest.raises(EnvironmentFailure, match=r"tiny_choice: their questions could not be had .* come from the Hub"):
-        load_tasks([f"{task_folder('tiny_choice', extra='dataset_path: org/nowhere')}/"], 4, None)
+        load_tasks([f"{task_folder('tiny_choice', extra='dataset_path: org/data')}/"], 4, None)
 
 
 def test_what_cannot_be_asked_is_told_before_anything_is_written(
