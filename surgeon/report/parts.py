@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from surgeon.checkpoint.naming import ROLES
 from surgeon.checkpoint.ties import Ties
 from surgeon.measure.intervals import mean_change_interval
-from surgeon.measure.parts import Part
+from surgeon.measure.parts import Part, place_of
 from surgeon.model.results import Measure, Sums, exponential, geometric_mean
 from surgeon.report.data import PartReport, PartsReport, Report
 from surgeon.report.drawing import Figure, Spec, finished, named, tips
@@ -119,10 +118,7 @@ def _by_axis(report: Report) -> dict[str, dict[str, PartsReport]]:
 
 def _labels(taken: Mapping[str, PartsReport]) -> list[str]:
     """Return the parts of all variants, in the order of the model."""
-    labels = dict.fromkeys(label for one in taken.values() for label in one.parts)
-    layers = sorted((label for label in labels if label.isdigit()), key=int)
-    others = [label for label in labels if not label.isdigit()]
-    return [*layers, *sorted(others, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES))]
+    return sorted({label for one in taken.values() for label in one.parts}, key=place_of)
 
 
 def _map(report: Report, by: str, taken: Mapping[str, PartsReport]) -> Figure:
