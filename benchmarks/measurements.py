@@ -72,7 +72,9 @@ def main() -> None:
         def looks(spec: VerifySpec) -> list[Look]:
             loaded = stack.loaded
             windows = window_pieces(evaluation_texts(loaded.tokenizer, corpus, languages, spec), spec.batch_size)
-            subject = Subject(loaded.tokenizer, loaded.model.config, corpus, languages, spec, windows)
+            subject = Subject(
+                loaded.tokenizer, loaded.model.config, corpus, languages, spec.window, spec.batch_size, windows
+            )
             return [
                 Look(item, item.pieces(subject), models - {"base"} if item.compares else models)
                 for item in spec.measurements

@@ -107,7 +107,9 @@ def _measured(
         raise InputError(f"--window {spec.window}: {too_long}")
     stack = Workplace(device, os.cpu_count() or 1).load(checkpoint, resolve_precision("auto"))
     loaded = stack.loaded
-    subject = Subject(loaded.tokenizer, loaded.model.config, corpus, languages, spec, Pieces([], []))
+    subject = Subject(
+        loaded.tokenizer, loaded.model.config, corpus, languages, spec.window, spec.batch_size, Pieces([], [])
+    )
     made = [Look(item, item.pieces(subject), frozenset([label])) for item in looks]
     ids: list[Any] = [row for look in made for batch in look.pieces.batches for row in batch.inputs.tolist()]
     check_ids(loaded.model, loaded.tokenizer, ids)

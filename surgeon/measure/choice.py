@@ -67,7 +67,7 @@ class Choice(Measurement):
                     "length. Give more text, or leave `choice` out"
                 )
             asked += [(language, question) for question in made]
-        begin, room = beginning(subject.tokenizer), subject.spec.window
+        begin, room = beginning(subject.tokenizer), subject.window
         rows, pieces = [], []
         for language, question in asked:
             for end in question.ends:
@@ -75,7 +75,7 @@ class Choice(Measurement):
                 ids = [*begin, *[*before, *after][-(room + 1 - len(begin)) :]]
                 rows.append((ids[:-1], after[-len(ids) + 1 :]))
                 pieces.append(Piece(language, len(rows[-1][1])))
-        return _Asked(pieces, list(_batches(rows, subject.spec.batch_size * room)), asked)
+        return _Asked(pieces, list(_batches(rows, subject.batch_size * room)), asked)
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
         """Return the log-likelihoods."""

@@ -65,10 +65,10 @@ class Paragraphs(Measurement):
             step = max(len(lines) / self.paragraphs, 1)
             for line in (lines[int(i * step)] for i in range(min(self.paragraphs, len(lines)))):
                 ids = tokenize(subject.tokenizer, line).ids
-                rows += [(*row, len(pieces)) for row in _windows(ids, begin, subject.spec.window)]
+                rows += [(*row, len(pieces)) for row in _windows(ids, begin, subject.window)]
                 pieces.append(Piece(language, len(ids)))
                 sizes.append(float(len(line.encode())))
-        return _Paragraphs(pieces, _batches(rows, subject.spec.batch_size), sizes)
+        return _Paragraphs(pieces, _batches(rows, subject.batch_size), sizes)
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
         """Return the losses in bits."""

@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import Coded, parts_of
+from surgeon.checkpoint.coded import Coded, Rounding, StoredEdit, parts_of
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.checkpoint.ties import stored_copies
 from surgeon.errors import CheckpointError, InputError, RegionError, did_you_mean
-from surgeon.formats.base import Rounding, StoredEdit
 from surgeon.operations import Operation, Target, open_donor
 from surgeon.region.patch import Patch
 from surgeon.region.region import Indices, Region, united

@@ -23,8 +23,9 @@ from surgeon.recipe.inline_regions import named
 from surgeon.recipe.lines import KeyPath, Node, dotted_path, line_number, nearest, plain, replaced
 from surgeon.recipe.plain_yaml import DEEPEST, LONGEST, NotYaml, read_yaml
 from surgeon.recipe.references import dangling, expectations
-from surgeon.recipe.schema import Recipe, RegionSpec, TextSpec, VariantSpec
+from surgeon.recipe.schema import Recipe, RegionSpec, VariantSpec
 from surgeon.recipe.sweeps import Expansion, Sweep, expand
+from surgeon.recipe.text_spec import TextSpec
 
 _MOST_PROBLEMS = 100  # that are shown
 _LONGEST_PROBLEM = 1000  # characters

@@ -15,18 +15,18 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.checkpoint.naming import places_of
 from surgeon.checkpoint.opened import OpenFile
 from surgeon.checkpoint.plain_json import NotPlain, as_object, parse_json
 from surgeon.checkpoint.storage import read_header, replacing, write_stream
 from surgeon.errors import CheckpointError, RegionError
-from surgeon.notebook import table
+from surgeon.notebook import picture, table
 from surgeon.region.tables import PATCH_FORMAT, described, mask_names, read_table
 
 FORMAT = "surgeon-region"
@@ -223,14 +223,14 @@ class Region:
 
         Columns are residual-stream dimensions, rows are layers grouped by role (docs/seeing.md).
         """
-        return import_module("surgeon.report.shown").region_figure(self)  # drawing lies above regions
+        return picture("region", self)
 
     def by_role(self) -> dict[str, tuple[int, int]]:
         """Return by role, such as `attn.q`, how many entries are selected, and of how many."""
         found: dict[str, tuple[int, int]] = {}
-        for cell in import_module("surgeon.region.dimensions").profile(self, {}).cells:  # which is made of regions
-            before = found.get(cell.role, (0, 0))
-            found[cell.role] = (before[0] + cell.entries, before[1] + cell.numel)
+        for name, where in places_of(self.shapes, {}).items():
+            entries, numel = found.get(where.role, (0, 0))
+            found[where.role] = (entries + self[name].entries, numel + self[name].numel)
         return found
 
     def _repr_html_(self) -> str:

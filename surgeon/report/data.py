@@ -7,7 +7,6 @@ import math
 import os
 import zlib
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from surgeon.checkpoint.plain_json import read_object
 from surgeon.errors import InputError
-from surgeon.model.results import Continuation, exponential
-from surgeon.notebook import table
+from surgeon.model.results import Continuation, Quantity, exponential
+from surgeon.notebook import picture, table
 from surgeon.region.dimensions import Cell, Dimension, Spread
 from surgeon.report.words import coordinate, interval, number
 from surgeon.text.languages import Language, language
@@ -189,22 +188,6 @@ class Figure(Model):
     beyond_chance: bool | None = None
 
 
-class QuantityReport(Model):
-    """What a figure is: its `name`, `title`, `unit` and direction (`worse`), and how it stands beside the base's.
-
-    Of `compare`: `ratio` and `difference` are those to the base, `base` says that the value is a comparison itself. A
-    `share` is between 0 and 1; `chance` is what a model reaches that knows nothing.
-    """
-
-    name: str
-    title: str
-    unit: str
-    worse: Literal["more", "less"]
-    compare: Literal["ratio", "difference", "base"]
-    share: bool = False
-    chance: float | None = None
-
-
 class MeasurementReport(Model):
     """One kind of measurement: its quantities, and its figures by variant, group and quantity.
 
@@ -214,7 +197,7 @@ class MeasurementReport(Model):
 
     title: str
     by: str
-    quantities: list[QuantityReport]
+    quantities: list[Quantity]
     found: dict[str, dict[str, dict[str, Figure]]]
     overall: dict[str, dict[str, Figure]]
     remarks: dict[str, dict[str, str]] = {}
@@ -352,7 +335,7 @@ class Expectation(Model):
     passed: bool
     at: Literal["point", "lower", "upper"] = "point"
     measurement: str | None = None
-    quantity: QuantityReport | None = None
+    quantity: Quantity | None = None
     group: str | None = None
     at_least: float | None = None
     at_most: float | None = None
@@ -431,7 +414,7 @@ class Report(Model):
 
     def plot(self, name: str | None = None) -> Any:
         """Return a figure, which a notebook shows: by name, such as `perplexity`, `ratios` or `scan`, or the first."""
-        return import_module("surgeon.report.shown").report_figure(self, name)  # figures are made of reports
+        return picture("report", self, name)
 
     def _repr_html_(self) -> str:
         """Show the report in a notebook: what became of each variant."""

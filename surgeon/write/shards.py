@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 
 from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import parts_of
+from surgeon.checkpoint.coded import StoredEdit, parts_of
 from surgeon.checkpoint.hashing import CHANGED, Stamp, file_stamp
 from surgeon.checkpoint.remembered import FileDigest, hashes_of, known_hashes
 from surgeon.checkpoint.storage import Header, TensorInfo, naming, on_disk
 from surgeon.errors import CheckpointError, EnvironmentFailure
-from surgeon.formats.base import StoredEdit
 from surgeon.operations import Operation
 from surgeon.operations.edits import EditCount, make_stored_edits, may_change
 from surgeon.region.region import Region

@@ -23,6 +23,7 @@ from surgeon.errors import RecipeError
 from surgeon.recipe.reading import RecipeFile, load_recipe
 from surgeon.recipe.written import resolved_yaml
 from surgeon.region.region import Mask, Region
+from surgeon.regions.base import kind_of
 from surgeon.report.data import Report
 
 RecipeMaker = Callable[..., Path]
@@ -107,7 +108,7 @@ def test_regions_made_from_a_swept_one_follow_it(tmp_path: Path) -> None:
     assert [operation.regions[0] for operation in recipe.variants["cut-0.03"].operations] == [
         "lines-0.03", "both-0.03", "rest"
     ]  # fmt: skip
-    assert recipe.regions["lines-0.03"].kind.parents == ["both-0.03"]
+    assert kind_of(recipe.regions["lines-0.03"]).parents == ["both-0.03"]
     assert recipe.regions["both-0.03"].kind.described(None, str) == ["core-0.03 | rest"]
 
 
