@@ -17,7 +17,7 @@ from surgeon.memory import require_room_for_torch
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Figures
 from surgeon.model.workplace import Workplace
-from surgeon.plan.check import check_device, check_length, chosen_device
+from surgeon.plan.check import check_length, usable_device
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.text.corpora import Corpus, builtin_corpus, given_corpus
@@ -49,10 +49,7 @@ def audit(
     """
     from surgeon.measure.paragraphs import BITS, Paragraphs
 
-    progress, device = progress or Progress(), chosen_device(device)
-    lacking = check_device(device)
-    if lacking is not None:
-        raise lacking
+    progress, device = progress or Progress(), usable_device(device)
     chosen = list(dict.fromkeys(languages)) if languages is not None else corpus.languages
     looks: list[Measurement] = [Paragraphs(paragraphs=paragraphs)]
     if prompts and find_spec("py3langid") is not None:

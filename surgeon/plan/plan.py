@@ -14,6 +14,7 @@ from surgeon.checkpoint.naming import natural_key
 from surgeon.checkpoint.remarks import notes_on, remarks
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.storage import TensorInfo
+from surgeon.operations import Operation
 from surgeon.recipe.reading import RecipeFile
 from surgeon.recipe.schema import Recipe
 from surgeon.regions.base import Provenance, RegionPlan
@@ -52,6 +53,10 @@ class Plan:
     verify_languages: tuple[str, ...]
     peak_memory: int
     disk_needed: int
+
+    def operations_of(self, model: str) -> list[Operation]:
+        """Return what is done to a variant; to the base, nothing."""
+        return list(self.recipe.variants[model].operations) if model in self.recipe.variants else []
 
     def source_of(self, variant: str) -> Checkpoint:
         """Return the checkpoint that a variant, or the base, is made of: dequantized if it is written so."""

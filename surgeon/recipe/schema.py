@@ -168,6 +168,12 @@ class VariantSpec(Model):
         """The region that a bundle beside the weights speaks of, if there is one."""
         return self.freeze if self.freeze is not None else self.train_only
 
+    @property
+    def regions(self) -> list[str]:
+        """The regions that it is made with: those of its operations, and the one that a bundle speaks of."""
+        named = [label for operation in self.operations for label in operation.regions]
+        return list(dict.fromkeys([*named, self.held] if self.held is not None else named))
+
     @model_validator(mode="after")
     def _does_something(self) -> VariantSpec:
         if not self.operations and self.held is None:
