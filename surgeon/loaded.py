@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
@@ -182,7 +182,7 @@ def _corpus(said: Corpus | str | Mapping[str, str | Sequence[str] | TextSpec | M
         if found is not None:
             others[code] = found
         else:
-            given[code] = [text] if isinstance(text, str) else list(text)
+            given[code] = [text] if isinstance(text, str) else [*cast(Sequence[str], text)]
     return given_corpus(given, open_corpus(others))
 
 

@@ -20,7 +20,7 @@ from surgeon.model.precision import Precision
 from surgeon.model.token_counts import TokenCounts
 from surgeon.model.tokenizer import load_tokenizer
 from surgeon.model.workplace import Workplace
-from surgeon.operations.edits import EditCount, count_edits
+from surgeon.operations.edits import EditCount, Surgery
 from surgeon.plan.pinning import pinned, pinned_operations
 from surgeon.plan.plan import Plan
 from surgeon.plan.text_supply import check_supply, needs_text
@@ -123,7 +123,7 @@ class Run:
 
         Raises:
             RegionError: a region that any variant uses, written or not, turned out to be empty; all such at once.
-            InputError: see `make_edit`.
+            InputError: see `Surgery.edit`.
         """
         problems = []
         for name, variant in self.plan.recipe.variants.items():
@@ -141,7 +141,7 @@ class Run:
         """Count what a variant changes, in a pass over what it touches."""
         regions = self.regions_of(variant)
         with self.timed("count"):
-            return count_edits(self.plan.source_of(variant), self.plan.operations_of(variant), regions)
+            return Surgery(self.plan.source_of(variant), self.plan.operations_of(variant), regions).count()
 
 
 def save_regions(run: Run) -> dict[str, Path]:

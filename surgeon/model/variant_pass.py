@@ -62,7 +62,7 @@ def run_models(
 
     Raises:
         CheckpointError: a variant edits a tensor that is no parameter of the model.
-        InputError: see `make_edit`.
+        InputError: see `Surgery.edit`.
     """
     models = _models(stack, variants, len(batches), uses)
     with torch.inference_mode():

@@ -23,7 +23,7 @@ from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
 from surgeon.model import budgets
 from surgeon.model.prospect import known_prospect
 from surgeon.operations import Add, Slerp
-from surgeon.operations.edits import may_change
+from surgeon.operations.edits import Surgery
 from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import VerifySpec
 from surgeon.regions.base import RegionPlan
@@ -168,10 +168,10 @@ def _encoded_entries(plan: Plan) -> int:
     """Return at most how many entries of one tensor are encoded anew, all those of blocks that get another scale."""
     most = 0
     for name, variant in plan.recipe.variants.items():
-        source, labels = plan.source_of(name), {label for done in variant.operations for label in done.regions}
-        for region in (plan.regions[label] for label in labels):
+        surgery = Surgery(plan.source_of(name), variant.operations, {})
+        for region in {label: plan.regions[label] for done in variant.operations for label in done.regions}.values():
             for info in region.tensors:
-                if isinstance(info, Coded) and len(may_change(source, info.name, variant.operations)) > 1:
+                if isinstance(info, Coded) and len(surgery.stored(info.name)) > 1:
                     chosen = math.ceil(info.numel * region.entries / region.numel)
                     most = max(most, min(info.numel, chosen * math.ceil(info.numel / info.codec.blocks(info))))
     return most

@@ -16,7 +16,7 @@ from surgeon.checkpoint.quantized import refuse_quantized
 from surgeon.checkpoint.sources import refuse_output_inside
 from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, present
 from surgeon.model.prospect import prospect_of
-from surgeon.operations.edits import may_change, most_blocks, touched_tensors
+from surgeon.operations.edits import Surgery
 from surgeon.plan.check import check
 from surgeon.plan.estimates import bytes_to_write, disk_needed, peak_memory
 from surgeon.plan.plan import Plan, VariantPlan
@@ -105,7 +105,7 @@ def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Ma
     shapes = {
         label: Region({info.name: info.shape for info in region.tensors}, no_masks) for label, region in used.items()
     }
-    touched = touched_tensors(checkpoint, spec.operations, shapes)
+    surgery = Surgery(checkpoint, spec.operations, shapes)
     operations = [line for operation in spec.operations for line in operation.described()]
     named = (("freeze", spec.freeze), ("train only", spec.train_only))
     held = [f"{polarity} {region}" for polarity, region in named if region is not None]
@@ -113,9 +113,9 @@ def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Ma
         name,
         write,
         tuple(operations + held),
-        len(touched),
+        len(surgery.touched),
         sum(region.entries for region in used.values()),
-        len({info.path for tensor in touched for info in may_change(checkpoint, tensor, spec.operations)}),
+        len({info.path for tensor in surgery.touched for info in surgery.stored(tensor)}),
         bytes_to_write(write, checkpoint, used.values()),
-        most_blocks(checkpoint, touched, spec.operations, sum(region.entries for region in used.values())),
+        surgery.most_blocks(sum(region.entries for region in used.values())),
     )
