@@ -7,8 +7,12 @@ from html import escape
 from importlib import import_module
 from typing import Any
 
-# What draws an object of a room below: named here, since drawing lies above, and loaded when a notebook asks.
-_DRAWN_BY = {"region": "surgeon.report.shown:region_figure", "report": "surgeon.report.shown:report_figure"}
+# What regions and reports show of themselves and what is made in files above theirs: named here, loaded when asked for.
+_VIEWS = {
+    "region": "surgeon.report.shown:region_figure",
+    "report": "surgeon.report.shown:report_figure",
+    "roles": "surgeon.region.dimensions:by_role",
+}
 
 
 def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -19,9 +23,9 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     return f"<div><p>{escape(caption)}</p>{shown}</div>"
 
 
-def picture(kind: str, of: Any, *chosen: Any) -> Any:
-    """Return the picture of a region or a report, which a notebook shows; None if there is none."""
-    module, _, name = _DRAWN_BY[kind].partition(":")
+def view(kind: str, of: Any, *chosen: Any) -> Any:
+    """Return a view of a region or a report: its picture, or a region's entries by role."""
+    module, _, name = _VIEWS[kind].partition(":")
     return getattr(import_module(module), name)(of, *chosen)
 
 

@@ -173,6 +173,15 @@ def profile(
     )
 
 
+def by_role(region: Region) -> dict[str, tuple[int, int]]:
+    """Return by role, such as `attn.q`, how many entries are selected, and of how many."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, where in places_of(region.shapes, {}).items():
+        entries, numel = found.get(where.role, (0, 0))
+        found[where.role] = (entries + region[name].entries, numel + region[name].numel)
+    return found
+
+
 class _Tally:
     """What is counted of the tensors of one role in one layer; `hits` and `outstanding` by residual dimension."""
 

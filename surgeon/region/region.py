@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.naming import places_of
 from surgeon.checkpoint.opened import OpenFile
 from surgeon.checkpoint.plain_json import NotPlain, as_object, parse_json
 from surgeon.checkpoint.storage import read_header, replacing, write_stream
 from surgeon.errors import CheckpointError, RegionError
-from surgeon.notebook import picture, table
+from surgeon.notebook import table, view
 from surgeon.region.tables import PATCH_FORMAT, described, mask_names, read_table
 
 FORMAT = "surgeon-region"
@@ -223,15 +222,11 @@ class Region:
 
         Columns are residual-stream dimensions, rows are layers grouped by role (docs/seeing.md).
         """
-        return picture("region", self)
+        return view("region", self)
 
     def by_role(self) -> dict[str, tuple[int, int]]:
         """Return by role, such as `attn.q`, how many entries are selected, and of how many."""
-        found: dict[str, tuple[int, int]] = {}
-        for name, where in places_of(self.shapes, {}).items():
-            entries, numel = found.get(where.role, (0, 0))
-            found[where.role] = (entries + self[name].entries, numel + self[name].numel)
-        return found
+        return dict(view("roles", self))
 
     def _repr_html_(self) -> str:
         """Show the region in a notebook: a line per tensor, the fullest first."""

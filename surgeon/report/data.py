@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from surgeon.checkpoint.plain_json import read_object
 from surgeon.errors import InputError
 from surgeon.model.results import Continuation, Quantity, exponential
-from surgeon.notebook import picture, table
+from surgeon.notebook import table, view
 from surgeon.region.dimensions import Cell, Dimension, Spread
 from surgeon.report.words import coordinate, interval, number
 from surgeon.text.languages import Language, language
@@ -414,7 +414,7 @@ class Report(Model):
 
     def plot(self, name: str | None = None) -> Any:
         """Return a figure, which a notebook shows: by name, such as `perplexity`, `ratios` or `scan`, or the first."""
-        return picture("report", self, name)
+        return view("report", self, name)
 
     def _repr_html_(self) -> str:
         """Show the report in a notebook: what became of each variant."""
