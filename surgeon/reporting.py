@@ -35,6 +35,7 @@ from surgeon.report.data import (
 from surgeon.report.expected import check_expectations
 from surgeon.report.manifest import environment
 from surgeon.report.measured import measurement_reports, perplexities, summarize, sweep_report
+from surgeon.report.parts import part_reports
 from surgeon.report.passages import passages
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.run import Run
@@ -46,7 +47,9 @@ def make_report(
     run: Run, staged: Mapping[str, Staged | Written], found: Verification, method: dict[str, Any]
 ) -> Report:
     """Put together all that a run did and found."""
-    the_plan, measures = run.plan, found.measures
+    the_plan, parts = run.plan, part_reports(run.parts, found.measures, run.plan.checkpoint.ties)
+    found = found.ordered(["base", *the_plan.recipe.variants])
+    measures = found.measures
     recipe, checkpoint = the_plan.recipe, the_plan.checkpoint
     summary = summarize(measures) if measures else {}
     measurements = measurement_reports(found, recipe.verify.measurements) if recipe.verify else {}
@@ -81,6 +84,7 @@ def make_report(
         perplexity=perplexities(measures) if measures else {},
         summary=summary,
         measurements=measurements,
+        parts=parts,
         passages=passages(found),
         generations={name: list(items) for name, items in found.continuations.items()},
         expectations=check_expectations(recipe.verify.expect, measures, measurements) if recipe.verify else [],

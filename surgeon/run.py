@@ -9,12 +9,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.fingerprint import refuse_changed
 from surgeon.checkpoint.hashing import CHANGED, file_hash
 from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import CheckpointError, RegionError
 from surgeon.json_text import to_json
+from surgeon.measure.parts import Part, parts_of
 from surgeon.memory import give_memory_back
 from surgeon.model.precision import Precision
 from surgeon.model.token_counts import TokenCounts
@@ -99,6 +101,17 @@ class Run:
     def _made(self, scores: Sequence[ScoreSet], names: Iterable[str], known: Mapping[str, Region]) -> dict[str, Region]:
         jobs = self.place.jobs
         return make_regions(self.plan.provenance(jobs), scores, jobs, names, known)
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The parts of cuts that are measured by themselves."""
+        verify, source = self.plan.recipe.verify, self.plan.checkpoint
+        places, by = anatomy_of(source).places, verify.by if verify is not None else []
+        return [
+            part
+            for name in self.plan.dissected
+            for part in parts_of(name, self.regions_of(name), by, places, source.ties)
+        ]
 
     @cached_property
     def donors(self) -> dict[str, str]:

@@ -125,7 +125,7 @@ def running_memory(plan: Plan, device: str = "cpu") -> int:
     resident = _resident(shape, device)
     running = [_scoring(plan, shape, score, resident, device) for score in plan.sampled_scores()]
     if verify is not None:
-        models = 1 + len(plan.variants)
+        models = 1 + len(plan.variants) + len(plan.parts())
         running.append(_verifying(shape, verify, len(plan.verify_languages), models, resident, device))
         if verify.prompts and resident is None:
             held = min(budgets.EDIT_BYTES_PER_ENTRY * edited_entries(plan), budgets.EDITS_BYTES)
@@ -275,7 +275,7 @@ def verified_bytes(plan: Plan, shape: Shape) -> int:
     verify = plan.recipe.verify
     if verify is None or shape.whole:
         return 0
-    return 4 * (2 + len(plan.variants)) * len(plan.verify_languages) * verify.tokens * shape.hidden
+    return 4 * (2 + len(plan.variants) + len(plan.parts())) * len(plan.verify_languages) * verify.tokens * shape.hidden
 
 
 def score_bytes(tensors: Iterable[TensorInfo], score: SampledScore) -> int:

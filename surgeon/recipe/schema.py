@@ -251,6 +251,10 @@ class VerifyBase(Model):
     window: Annotated[int, Field(ge=2)] = Field(256, description="tokens that the model sees at a time")
     stride: Count | None = Field(None, description="new tokens per window; the window itself when left out")
     batch_size: Count = Field(4, description="windows at a time; does not change the figures")
+    by: list[Literal["layer", "role"]] = Field(
+        [],
+        description="measure each cut also in one layer, or one role, at a time; not those of sweeps",
+    )
     expect: list[ExpectSpec] = Field([], description="bounds on what comes out; exit code 1 if one is missed")
     prompts: list[Annotated[str, Field(min_length=1)]] = Field([], description="texts for the models to continue")
     continued_by: list[str] | None = Field(

@@ -227,6 +227,32 @@ class MeasurementReport(Model):
         )
 
 
+class PartReport(Model):
+    """A variant's cut done in one layer, or one role, alone: how many entries, and the model's mean perplexity.
+
+    `ratio_to_base` is that of geometric means over the languages, `nats` its logarithm, `low` and `high` bound it.
+    """
+
+    entries: int
+    ratio_to_base: float
+    nats: float
+    low: float | None = None
+    high: float | None = None
+
+
+class PartsReport(Model):
+    """The parts of a variant's cut, by layer or by role, in the order of the model.
+
+    `sum_nats` adds up their nats, with an interval; `whole_nats` are those of the whole cut.
+    """
+
+    parts: dict[str, PartReport]
+    sum_nats: float
+    sum_low: float | None = None
+    sum_high: float | None = None
+    whole_nats: float
+
+
 class PassageReport(Model):
     """The beginning of a language's text: its tokens, the numbers of those that begin a word, and their losses in nats.
 
@@ -379,7 +405,7 @@ class ScoreReport(Model):
 
 
 class Report(Model):
-    """Everything that one `apply` found."""
+    """Everything that one `apply` found. `parts` are by variant, and by what its cut was taken apart by."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -394,6 +420,7 @@ class Report(Model):
     perplexity: dict[str, dict[str, Perplexity]] = {}
     summary: dict[str, Summary] = {}
     measurements: dict[str, MeasurementReport] = {}
+    parts: dict[str, dict[str, PartsReport]] = {}
     passages: dict[str, PassageReport] = {}
     generations: dict[str, list[Continuation]] = {}
     expectations: list[Expectation] = []
