@@ -14,19 +14,21 @@ from surgeon.errors import InputError
 
 def audit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, builtin:NAME or a Hub id.")],
-    base: Annotated[str, typer.Option("--base", help="What it was made of; the tokenizer may be another.")],
+    base: Annotated[str, typer.Option("--base", help="The model that it was made from; the tokenizer may differ.")],
     languages: Annotated[
         str, typer.Option(help="Comma-separated codes of the shipped languages; all; or none.")
     ] = "all",
     texts: Annotated[
         list[Path] | None,
         typer.Option(
-            "--text", help="A further language: CODE.txt, a paragraph a line, or a folder of such; repeatable."
+            "--text", help="A further language: CODE.txt with one paragraph per line, or a folder of them; repeatable."
         ),
     ] = None,
-    paragraphs: Annotated[int, typer.Option(min=2, help="Paragraphs of a language, at most.")] = 40,
-    prompts: Annotated[int, typer.Option(min=0, help="Beginnings per language to go on from; 0: none.")] = 4,
-    gate: Annotated[str | None, typer.Option("--gate", help="Exit with 1 if there are more: lost=0,worse=3.")] = None,
+    paragraphs: Annotated[int, typer.Option(min=2, help="Paragraphs per language, at most.")] = 40,
+    prompts: Annotated[int, typer.Option(min=0, help="Beginnings per language to continue; 0: none.")] = 4,
+    gate: Annotated[
+        str | None, typer.Option("--gate", help="Exit with 1 if more languages are lost or worse: lost=0,worse=3.")
+    ] = None,
     output: OutputOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

@@ -133,11 +133,11 @@ class VariantSpec(Model):
     operations: list[AnyOperation] = Field([], max_length=1000, description="what to do to which region, in this order")
     freeze: Held = Field(
         None,
-        description="a region whose entries trainers shall keep, or `{tokens: [...]}`; writes `freeze/` beside",
+        description="a region whose entries trainers must keep, or `{tokens: [...]}`; also writes `freeze/`",
     )
     train_only: Held = Field(
         None,
-        description="a region whose entries alone trainers shall change, or `{tokens: [...]}`; writes `freeze/` beside",
+        description="the only region that trainers may change, or `{tokens: [...]}`; also writes `freeze/`",
     )
     write: bool | Literal["patch"] | Dequantized = Field(
         True,
@@ -207,7 +207,9 @@ class ExpectSpec(Model):
     change_at_least: _Bound = Field(None, description="its change from the base's value may not be lower")
     change_at_most: _Bound = Field(None, description="its change from the base's value may not be higher")
     language: str | None = Field(None, description="of this language; of the mean over all when left out")
-    group: str | None = Field(None, description="where figures are told by something else, such as a task: of this one")
+    group: str | None = Field(
+        None, description="the one that is meant, if figures are by something other than language, such as a task"
+    )
     at: Literal["point", "lower", "upper"] = Field(
         "point", description="what the bound is to hold for: the figure itself, or a bound of its interval"
     )

@@ -27,7 +27,7 @@ class Share(Model):
     top: Fraction | None = Field(None, description="share of the entries, or units, those of highest score")
     bottom: Fraction | None = Field(None, description="share, those of lowest score")
     random: Fraction | None = Field(None, description="share, drawn at random; needs no score")
-    count: Count | None = Field(None, description="so many of highest score, instead of a share")
+    count: Count | None = Field(None, description="number of entries or units of highest score, instead of a share")
     at_least: Annotated[float, Field(gt=0)] | None = Field(None, description="all whose score is so high")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of `random`")
     scope: ScopeName = Field(
