@@ -32,6 +32,7 @@ from surgeon.report.drawing import (
     tips,
     words,
 )
+from surgeon.report.parts import part_figures
 from surgeon.report.ramps import CROWDING, JACCARD, RATIOS, cells, heads
 from surgeon.report.scan import scan_figures
 from surgeon.report.story import Story, log_ratio, own_language, ratio, regions_of, scored_languages, tell
@@ -51,6 +52,7 @@ def figures(report: Report) -> list[Figure]:
         if story.cut is not None:
             result += [perplexity_figure(alone, story), ratio_figure(alone, story)]
         result += [sweep_figure(report, name) for name in report.sweeps if list(report.sweeps[name].axes) != ["seed"]]
+    result += part_figures(report)
     result += scan_figures(report, story)
     if any(abs(pair.jaccard - pair.by_chance) >= 0.01 for pair in report.overlaps):
         result.append(overlap_figure(report))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from surgeon.model.results import PERPLEXITY, exponential
-from surgeon.report.data import Figure, OverSeeds, Perplexity, QuantityReport, RegionReport, Report, Summary
+from surgeon.model.results import PERPLEXITY, Quantity, exponential
+from surgeon.report.data import Figure, OverSeeds, Perplexity, RegionReport, Report, Summary
 from surgeon.report.story import SAME, own_cuts, rise, scored_languages
 from surgeon.report.words import (
     coordinate,
@@ -288,7 +288,7 @@ def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> li
     return grids
 
 
-def _titled(quantity: QuantityReport) -> str:
+def _titled(quantity: Quantity) -> str:
     title = quantity.title + (f", {quantity.unit}" if quantity.unit else "")
     return title[:1].upper() + title[1:]
 
@@ -309,7 +309,7 @@ def summary_table(report: Report) -> Grid:
     return Grid("Other measurements", ("variant", *heads), rows, note)
 
 
-def _measured(quantity: QuantityReport, figure: Figure | None) -> Cell:
+def _measured(quantity: Quantity, figure: Figure | None) -> Cell:
     """Show a value, and in brackets its interval or the change's."""
     if figure is None:
         return Cell("-")
