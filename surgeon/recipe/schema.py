@@ -161,7 +161,12 @@ class VariantSpec(Model):
     @property
     def dequantized(self) -> bool:
         """True if quantized weights are written plainly."""
-        return isinstance(self.write, Dequantized)
+        return self.plain_dtype is not None
+
+    @property
+    def plain_dtype(self) -> str | None:
+        """The dtype in which quantized weights are written plainly, if they are."""
+        return self.write.dtype if isinstance(self.write, Dequantized) else None
 
     @property
     def held(self) -> str | None:
