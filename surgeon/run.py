@@ -98,8 +98,7 @@ class Run:
             return self._made(scores, spec.regions if spec is not None else (), known)
 
     def _made(self, scores: Sequence[ScoreSet], names: Iterable[str], known: Mapping[str, Region]) -> dict[str, Region]:
-        jobs = self.place.jobs
-        return make_regions(self.plan.provenance(jobs), scores, jobs, names, known)
+        return make_regions(self.plan.provenance(self.place.jobs), scores, names, known)
 
     @cached_property
     def parts(self) -> list[Part]:
