@@ -66,7 +66,7 @@ def head_chunks(stack: Stack, ids: torch.Tensor) -> Iterator[tuple[slice, slice]
     rows, length = ids.shape
     config = stack.loaded.model.config
     vocabulary = int((config.get_text_config() if hasattr(config, "get_text_config") else config).vocab_size)
-    tokens = chunk_tokens(vocabulary)
+    tokens = chunk_tokens(vocabulary, stack.loaded.device)
     together, step = max(1, tokens // length), min(tokens, length)
     for first in range(0, rows, together):
         for start in range(0, length, step):
