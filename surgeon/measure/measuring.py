@@ -14,6 +14,7 @@ from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Outputs, OwnWork
 from surgeon.measure.perplexity import Perplexity, as_measures
 from surgeon.measure.windows import EvaluationText, window_pieces
 from surgeon.model.editing import Variant
+from surgeon.model.full_device import with_less_at_a_time
 from surgeon.model.layer_stack import Stack
 from surgeon.model.results import Figures, Measure
 from surgeon.model.variant_pass import run_models, work
@@ -143,25 +144,16 @@ def _run(
 
     It is not begun anew, unless it `may_halve`: others may wait for this process.
     """
-    rows = max((len(ids) for ids in part.inputs), default=0)
-    while rows:
+
+    def noted(rows: int) -> None:
         part.notes = [{} for _ in part.inputs]
         parts = _Parts(part, rows)
         count = len(parts.inputs)
-        try:
-            with progress.task(label, work(stack, variants, count, parts.uses)) as advance:
-                run_models(
-                    stack, variants, parts.inputs, parts.take,
-                    wanted=parts.wanted, uses=parts.uses, advance=advance,
-                )  # fmt: skip
-            return
-        except torch.OutOfMemoryError:
-            if rows == 1 or not may_halve:
-                raise
-        rows //= 2
-        progress.note(f"out of memory on {stack.loaded.device}: {rows} of a batch's texts at a time")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        with progress.task(label, work(stack, variants, count, parts.uses)) as advance:
+            run_models(stack, variants, parts.inputs, parts.take, wanted=parts.wanted, uses=parts.uses, advance=advance)
+
+    rows = max((len(ids) for ids in part.inputs), default=0)
+    with_less_at_a_time(rows, noted, stack.loaded.device, progress, may_halve)
 
 
 def _own_work(

@@ -20,6 +20,8 @@ from surgeon.plan.plan import Plan
 from surgeon.regions.cut import RegionCut
 from surgeon.scores.base import SampledScore
 
+_CANDIDATE = 24  # bytes of an entry of a cut over all layers: its place and key, and those that drop out later
+
 
 @dataclass(frozen=True)
 class DeviceNeeds:
@@ -79,5 +81,6 @@ def _selected(plan: Plan, score: SampledScore) -> int:
             total += 4 * region.numel
         elif region.select is not None:
             cut = RegionCut(region, score.labels)
-            total += region.numel // 8 if cut.cuts_anywhere else 4 * region.numel * len(cut.labels)
+            masks = _CANDIDATE * region.entries if region.select.scoped.spans_layers else region.numel // 8
+            total += (masks if cut.cuts_anywhere else 4 * region.numel) * len(cut.labels)
     return total

@@ -82,9 +82,9 @@ def test_hidden_states_that_lie_elsewhere_come_and_go_behind_the_arithmetic(
         monkeypatch.setattr(States, name, slow(getattr(States, name)))
 
     def seconds(away: bool) -> float:
-        states = States([(1,)] * LAYERS, torch.float32, tmp_path if away else None, device="cpu")
+        states = States([(1, 1)] * LAYERS, torch.float32, tmp_path if away else None, device="cpu")
         for batch in range(LAYERS):
-            states.put(0, batch, torch.tensor([float(batch)]))
+            states.put(0, batch, torch.tensor([[float(batch)]]))
         states.flush(0)
         started = time.perf_counter()
         for batch in range(LAYERS):
