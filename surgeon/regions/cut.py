@@ -21,6 +21,7 @@ from surgeon.errors import present
 from surgeon.region.region import Indices, Mask, Region, encode_indices
 from surgeon.region.streaming import StreamingCut
 from surgeon.regions.base import SUM, Drawing, RegionPlan, Scores, Stream
+from surgeon.regions.scopes import scope_of
 from surgeon.regions.share import Share
 from surgeon.regions.unit_cut import UnitCut
 
@@ -33,21 +34,21 @@ class RegionCut:
 
     def __init__(self, plan: RegionPlan, languages: Sequence[str]) -> None:
         self.plan, self._select = plan, present(plan.select)
-        self._scope = self._select.scoped
+        self.scope = scope_of(self._select)
         self.labels = [SUM] if self._select.own is None else list(languages)
         self.masks: dict[str, Mask] = {}
         self._order = {info.name: i for i, info in enumerate(plan.tensors)}
         self._units = UnitCut(self._select, plan.parts) if plan.parts else None
         self._cuts: dict[str, dict[str, Indices]] = {}  # of this unit, by label
         self._spanning: list[_Spanning] = []  # groups of tensors in several units that share one cut
-        if self._scope.spans_layers and self._units is None and self._select.at_least is None:
+        if self.scope.spans_layers and self._units is None and self._select.at_least is None:
             self._spanning = [_Spanning(self._select, group, self.labels) for group in plan.groups()]
         self._spanned = {name: spanning for spanning in self._spanning for name in spanning.names}
 
     @property
     def cuts_anywhere(self) -> bool:
         """True if the cut is made where the scores are."""
-        return self._units is None and self._scope.cuts_on_device
+        return self._units is None and self.scope.cuts_on_device
 
     def take(self, label: str, scores: Scores) -> None:
         """Take the scores of a unit's tensors, of one language or their sum."""
@@ -60,11 +61,11 @@ class RegionCut:
                 self._spanned[info.name].streams[label].take(info.name, scores[info.name])
         elif self.cuts_anywhere and mine and not isinstance(scores[mine[0].name], np.ndarray):
             for group in self.plan.groups(mine):
-                self._take_masks(label, self._scope.cut_on_device(self._select, group, scores, self.plan.places))
+                self._take_masks(label, self.scope.cut_on_device(self._select, group, scores, self.plan.places))
         else:
             cuts = self._cuts.setdefault(label, {})
             for group in self.plan.groups(mine):
-                cuts |= self._scope.cut(self._select, group, lambda name: on_host(scores[name]), self.plan.places)
+                cuts |= self.scope.cut(self._select, group, lambda name: on_host(scores[name]), self.plan.places)
 
     def _take_masks(self, label: str, masks: Mapping[str, Mask]) -> None:
         if self.labels == [SUM]:
@@ -74,7 +75,7 @@ class RegionCut:
 
     def end_unit(self, names: Iterable[str]) -> None:
         """Make the masks of a unit's tensors, now that all languages have come."""
-        if self._units is not None and not self._scope.spans_layers:
+        if self._units is not None and not self.scope.spans_layers:
             for group in self.plan.groups(self._mine(names)):
                 self._encode(self._units.choose(group))
             self._units = UnitCut(self._select, self.plan.parts)
@@ -84,7 +85,7 @@ class RegionCut:
 
     def finish(self) -> Region:
         """Return the region, now that every unit has come by."""
-        if self._units is not None and self._scope.spans_layers:
+        if self._units is not None and self.scope.spans_layers:
             for group in self.plan.groups():
                 self._encode(self._units.choose(group))
         for spanning in self._spanning:
@@ -143,8 +144,7 @@ class Cut:
     @property
     def spans_layers(self) -> bool:
         """True if a region is known only when all scores have come by."""
-        selects = [cut.plan.select for cut in self._cuts.values()]
-        return any(select is not None and select.scoped.spans_layers for select in selects)
+        return any(cut.scope.spans_layers for cut in self._cuts.values())
 
     def take(self, stream: Stream) -> Iterator[int]:
         """Take a stream of scores; yields each unit when its masks are made.

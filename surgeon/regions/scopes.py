@@ -13,6 +13,7 @@ import numpy as np
 
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
+from surgeon.kinds import kinds
 from surgeon.region.region import Indices, Mask
 from surgeon.region.select import Scores, entry_count_in_outputs, keys_of, select_count, select_in_outputs
 from surgeon.region.select_on_device import (
@@ -74,6 +75,12 @@ class Scope:
     def cuts_on_device(self) -> bool:
         """True if `cut_on_device` goes with `cut`."""
         return "cut_on_device" in vars(next(kind for kind in type(self).__mro__ if "cut" in vars(kind)))
+
+
+def scope_of(select: Share) -> Scope:
+    """Return what a share is taken of."""
+    found: Scope = kinds("surgeon.scopes")[select.scope]()
+    return found
 
 
 class PerTensor(Scope):

@@ -7,7 +7,6 @@ import math
 import os
 import zlib
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from surgeon.checkpoint.plain_json import read_object
 from surgeon.errors import InputError
-from surgeon.model.results import Continuation, exponential
-from surgeon.notebook import table
+from surgeon.model.results import Continuation, Quantity, exponential
+from surgeon.notebook import table, view
 from surgeon.region.dimensions import Cell, Dimension, Spread
 from surgeon.report.words import coordinate, interval, number
 from surgeon.text.languages import Language, language
@@ -189,22 +188,6 @@ class Figure(Model):
     beyond_chance: bool | None = None
 
 
-class QuantityReport(Model):
-    """What a figure is: its `name`, `title`, `unit` and direction (`worse`), and how it stands beside the base's.
-
-    Of `compare`: `ratio` and `difference` are those to the base, `base` says that the value is a comparison itself. A
-    `share` is between 0 and 1; `chance` is what a model reaches that knows nothing.
-    """
-
-    name: str
-    title: str
-    unit: str
-    worse: Literal["more", "less"]
-    compare: Literal["ratio", "difference", "base"]
-    share: bool = False
-    chance: float | None = None
-
-
 class MeasurementReport(Model):
     """One kind of measurement: its quantities, and its figures by variant, group and quantity.
 
@@ -214,7 +197,7 @@ class MeasurementReport(Model):
 
     title: str
     by: str
-    quantities: list[QuantityReport]
+    quantities: list[Quantity]
     found: dict[str, dict[str, dict[str, Figure]]]
     overall: dict[str, dict[str, Figure]]
     remarks: dict[str, dict[str, str]] = {}
@@ -242,6 +225,32 @@ class MeasurementReport(Model):
             f"Worse beyond chance (false discovery rate 5 %): {', '.join(parts)}. By chance alone some "
             f"{most * 0.025:.1f} of {most} intervals would lie on the worse side."
         )
+
+
+class PartReport(Model):
+    """A variant's cut done in one layer, or one role, alone: how many entries, and the model's mean perplexity.
+
+    `ratio_to_base` is that of geometric means over the languages, `nats` its logarithm, `low` and `high` bound it.
+    """
+
+    entries: int
+    ratio_to_base: float
+    nats: float
+    low: float | None = None
+    high: float | None = None
+
+
+class PartsReport(Model):
+    """The parts of a variant's cut, by layer or by role, in the order of the model.
+
+    `sum_nats` adds up their nats, with an interval; `whole_nats` are those of the whole cut.
+    """
+
+    parts: dict[str, PartReport]
+    sum_nats: float
+    sum_low: float | None = None
+    sum_high: float | None = None
+    whole_nats: float
 
 
 class PassageReport(Model):
@@ -352,7 +361,7 @@ class Expectation(Model):
     passed: bool
     at: Literal["point", "lower", "upper"] = "point"
     measurement: str | None = None
-    quantity: QuantityReport | None = None
+    quantity: Quantity | None = None
     group: str | None = None
     at_least: float | None = None
     at_most: float | None = None
@@ -396,7 +405,7 @@ class ScoreReport(Model):
 
 
 class Report(Model):
-    """Everything that one `apply` found."""
+    """Everything that one `apply` found. `parts` are by variant, and by what its cut was taken apart by."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -411,6 +420,7 @@ class Report(Model):
     perplexity: dict[str, dict[str, Perplexity]] = {}
     summary: dict[str, Summary] = {}
     measurements: dict[str, MeasurementReport] = {}
+    parts: dict[str, dict[str, PartsReport]] = {}
     passages: dict[str, PassageReport] = {}
     generations: dict[str, list[Continuation]] = {}
     expectations: list[Expectation] = []
@@ -431,7 +441,7 @@ class Report(Model):
 
     def plot(self, name: str | None = None) -> Any:
         """Return a figure, which a notebook shows: by name, such as `perplexity`, `ratios` or `scan`, or the first."""
-        return import_module("surgeon.report.shown").report_figure(self, name)  # figures are made of reports
+        return view("report", self, name)
 
     def _repr_html_(self) -> str:
         """Show the report in a notebook: what became of each variant."""

@@ -19,6 +19,7 @@ from surgeon.report.data import Report, SweepReport
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
 from surgeon.report.expected import came_out, expected
 from surgeon.report.figures import ORDERS, figures, places
+from surgeon.report.parts import part_lines, part_tables
 from surgeon.report.passages import words
 from surgeon.report.scan import EXPONENT, brightest, light_palette
 from surgeon.report.story import Story, caveat, evidence, headline, no_intervals, tell
@@ -55,6 +56,8 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         words=words,
         came_out=came_out,
         expected=expected,
+        part_lines=part_lines,
+        part_tables=part_tables,
         report=report,
         story=story,
         headline=headline(report, story),
