@@ -81,6 +81,6 @@ def _selected(plan: Plan, score: SampledScore) -> int:
             total += 4 * region.numel
         elif region.select is not None:
             cut = RegionCut(region, score.labels)
-            masks = _CANDIDATE * region.entries if region.select.scoped.spans_layers else region.numel // 8
+            masks = _CANDIDATE * region.entries if cut.scope.spans_layers else region.numel // 8
             total += (masks if cut.cuts_anywhere else 4 * region.numel) * len(cut.labels)
     return total
