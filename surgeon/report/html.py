@@ -15,10 +15,11 @@ import yaml
 
 from surgeon.checkpoint.storage import replacing
 from surgeon.report import tables
-from surgeon.report.data import Report, SweepReport
+from surgeon.report.data import Report
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
 from surgeon.report.expected import came_out, expected
 from surgeon.report.figures import ORDERS, figures, places
+from surgeon.report.measured_entries import SweepReport
 from surgeon.report.passages import words
 from surgeon.report.scan import EXPONENT, brightest, light_palette
 from surgeon.report.story import Story, caveat, evidence, headline, no_intervals, tell

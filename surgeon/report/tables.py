@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from surgeon.model.results import PERPLEXITY, exponential
-from surgeon.report.data import Figure, OverSeeds, Perplexity, QuantityReport, RegionReport, Report, Summary
+from surgeon.report.data import Report
+from surgeon.report.measured_entries import Figure, OverSeeds, Perplexity, QuantityReport, Summary
+from surgeon.report.region_entries import RegionReport
 from surgeon.report.story import SAME, own_cuts, rise, scored_languages
 from surgeon.report.words import (
     coordinate,
