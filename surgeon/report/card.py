@@ -31,7 +31,8 @@ from surgeon.report.drawing import svg, write_pictures
 from surgeon.report.escaping import markdown, markdown_code
 from surgeon.report.figures import variant_figures
 from surgeon.report.published import published
-from surgeon.report.story import caveat, no_intervals, sentence, tell
+from surgeon.report.sentences import caveat, no_intervals, sentence
+from surgeon.report.story import tell
 from surgeon.report.tables import languages_table
 from surgeon.report.templates import rendered
 from surgeon.report.words import quantity_text, text_alone

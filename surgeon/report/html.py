@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from surgeon.checkpoint.storage import replacing
-from surgeon.report import tables
+from surgeon.report import measurement_tables, region_tables, tables
 from surgeon.report.data import Report
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
 from surgeon.report.expected import came_out, expected
@@ -22,7 +22,8 @@ from surgeon.report.figures import ORDERS, figures, places
 from surgeon.report.measured_entries import SweepReport
 from surgeon.report.passages import words
 from surgeon.report.scan import EXPONENT, brightest, light_palette
-from surgeon.report.story import Story, caveat, evidence, headline, no_intervals, tell
+from surgeon.report.sentences import caveat, evidence, headline, no_intervals
+from surgeon.report.story import Story, tell
 from surgeon.report.templates import HERE, rendered
 from surgeon.report.words import number, text_alone
 
@@ -64,6 +65,8 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         unsure=no_intervals(report.perplexity, report.language),
         figures={figure.name: (figure, Markup(picture)) for figure, picture in drawn},
         tables=tables,
+        region_tables=region_tables,
+        measurement_tables=measurement_tables,
         languages=lambda variants: _languages(report, variants),
         palette=PALETTE,
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),

@@ -12,7 +12,8 @@ from surgeon.model.results import Measure
 from surgeon.report.data import Report, VariantReport
 from surgeon.report.measured import perplexities, perplexity, summarize
 from surgeon.report.measured_entries import SweepReport
-from surgeon.report.story import evidence, headline, no_intervals, sentence, tell
+from surgeon.report.sentences import evidence, headline, no_intervals, sentence
+from surgeon.report.story import tell
 
 BASE = {"ar": 3.0, "en": 3.1, "zh": 3.2}
 

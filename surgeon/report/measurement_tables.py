@@ -1,0 +1,75 @@
+"""The tables of measurements other than perplexity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from surgeon.report.data import Report
+from surgeon.report.grid import Cell, Grid, Row, as_cells, order_of
+from surgeon.report.measured_entries import Figure, QuantityReport
+from surgeon.report.words import quantity_text
+
+
+def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> list[Grid]:
+    """Show a measurement, a table per quantity: a row per group, the base's value, and beside it each variant's."""
+    item = report.measurements[kind]
+    shown = [name for name in ("base", *variants) if name in item.found]
+    grids: list[Grid] = []
+    for quantity in item.quantities:
+        rows = []
+        for group in dict.fromkeys(group for name in shown for group in item.found[name]):
+            name = report.language(group).name if item.by == "language" else group
+            cells = [_measured(quantity, item.found[model].get(group, {}).get(quantity.name)) for model in shown]
+            if quantity is item.quantities[0]:
+                cells = [
+                    _remarked(cell, item.remarks.get(model, {}).get(group))
+                    for model, cell in zip(shown, as_cells, strict=True)
+                ]
+            rows.append(Row(as_cells(name, *cells)))
+        means = [_measured(quantity, item.overall[model].get(quantity.name)) for model in shown if item.overall]
+        chance = "" if quantity.chance is None else f" By chance {quantity_text(quantity, quantity.chance)}."
+        note = f"{'More' if quantity.worse == 'more' else 'Less'} is worse.{chance}"
+        note += "" if quantity.compare == "base" else " In brackets the change from the base; * is more than chance."
+        note += "" if grids else f" {item.chance_words(variants)}".rstrip()
+        grids.append(
+            Grid(_titled(quantity), (item.by, *shown), rows, note, foot=as_cells("mean", *means) if means else None)
+        )
+    return grids
+
+
+def _titled(quantity: QuantityReport) -> str:
+    title = quantity.title + (f", {quantity.unit}" if quantity.unit else "")
+    return title[:1].upper() + title[1:]
+
+
+def summary_table(report: Report) -> Grid:
+    """Show every measurement but perplexity over all groups: a row per variant, a column per quantity."""
+    told = [(kind, quantity) for kind, item in report.measurements.items() if kind != "perplexity" and item.overall
+            for quantity in item.quantities]  # fmt: skip
+    names = dict.fromkeys(name for kind, _ in told for name in report.measurements[kind].overall)
+    rows = []
+    for name in names:
+        figures = [
+            (quantity, report.measurements[kind].overall.get(name, {}).get(quantity.name)) for kind, quantity in told
+        ]
+        rows.append(Row(as_cells(name, *(_measured(quantity, figure) for quantity, figure in figures))))
+    heads = [_titled(quantity) for _, quantity in told]
+    note = "Means over all languages or tasks; in brackets the change from the base."
+    return Grid("Other measurements", ("variant", *heads), rows, note)
+
+
+def _measured(quantity: QuantityReport, figure: Figure | None) -> Cell:
+    """Show a value, and in brackets its interval or the change's."""
+    if figure is None:
+        return Cell("-")
+    said = quantity_text(quantity, figure.value)
+    if figure.change is not None:
+        said += f" ({quantity_text(quantity, figure.change, change=True)}){'*' if figure.beyond_chance else ''}"
+    bounds = [] if figure.low is None or figure.high is None else [figure.low, figure.high]
+    note = " to ".join(quantity_text(quantity, bound, change=figure.change is not None) for bound in bounds)
+    return Cell(said, order_of(figure.value), note=f"interval {note}" if note else "")
+
+
+def _remarked(cell: Cell, remark: str | None) -> Cell:
+    return cell if remark is None else replace(cell, text=f"{cell.text}; {remark}")
