@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from surgeon.checkpoint.plain_json import read_object
 from surgeon.errors import InputError
-from surgeon.model.results import Continuation, exponential
+from surgeon.model.results import PERPLEXITY, Continuation, exponential
 from surgeon.notebook import table
 from surgeon.report.entry import Entry
 from surgeon.report.measured_entries import (
@@ -188,14 +188,23 @@ class Report(Entry):
         ]  # fmt: skip
         return table(repr(self), ["variant", "entries", "perplexity", "x base", "95 %"], rows)
 
-    def to_pandas(self) -> Any:
-        """Return what was measured as a `pandas.DataFrame` with a row per variant and language, the base's first.
+    def to_pandas(self, measurement: str = PERPLEXITY) -> Any:
+        """Return what was measured as a `pandas.DataFrame`, the base's rows first.
 
-        Columns: variant, language, name, script, family, nll, tokens, bytes, perplexity, bits_per_byte, ratio (to the
-        base), low, high (the ratio's interval; missing for the base).
+        Of perplexity there is a row per variant and language: variant, language, name, script, family, nll, tokens,
+        bytes, perplexity, bits_per_byte, ratio (to the base), low, high (the ratio's interval; missing for the base).
+
+        Of any other `measurement`, by its key in the recipe's `verify`, there is a row per variant, group (a language
+        or a task) and quantity: variant, group, quantity, title, unit, worse ("more" or "less"), compare, chance,
+        value, change (from the base's), low, high (of the change, or else of the value), pieces, p, beyond_chance.
+
+        Raises:
+            InputError: nothing of the kind was measured.
         """
         import pandas  # type: ignore[import-untyped]
 
+        if measurement != PERPLEXITY:
+            return pandas.DataFrame(self._rows_of(measurement))
         rows = []
         for variant, measured in self.perplexity.items():
             for code, item in measured.items():
@@ -205,6 +214,21 @@ class Report(Entry):
                 named = {"name": known.name, "script": known.script, "family": known.family}
                 rows.append({"variant": variant, "language": code, **named, **found, "ratio": ratio})
         return pandas.DataFrame(rows, columns=list(_COLUMNS))
+
+    def _rows_of(self, measurement: str) -> list[dict[str, Any]]:
+        item = self.measurements.get(measurement)
+        if item is None:
+            there = ", ".join(self.measurements) or "nothing"
+            raise InputError(f"'{measurement}' was not measured in this run; measured: {there}")
+        return [
+            {
+                "variant": variant, "group": group, "quantity": quantity.name,
+                **quantity.model_dump(include={"title", "unit", "worse", "compare", "chance"}),
+                **by_quantity[quantity.name].model_dump(exclude={"effective"}),
+            }
+            for variant, groups in item.found.items() for group, by_quantity in groups.items()
+            for quantity in item.quantities if quantity.name in by_quantity
+        ]  # fmt: skip
 
     def language(self, code: str) -> Language:
         """Return what is known of a language, by the recipe or at all."""

@@ -18,11 +18,12 @@ from surgeon.report import measurement_tables, region_tables, tables
 from surgeon.report.data import Report
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
 from surgeon.report.expected import came_out, expected
-from surgeon.report.figures import ORDERS, figures, places
+from surgeon.report.figures import figures
+from surgeon.report.language_figures import ORDERS, places
 from surgeon.report.measured_entries import SweepReport
 from surgeon.report.passages import words
 from surgeon.report.scan import EXPONENT, brightest, light_palette
-from surgeon.report.sentences import caveat, evidence, headline, no_intervals
+from surgeon.report.sentences import caveat, evidence, headline, measured_lines, no_intervals
 from surgeon.report.story import Story, tell
 from surgeon.report.templates import HERE, rendered
 from surgeon.report.words import number, text_alone
@@ -61,6 +62,7 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         story=story,
         headline=headline(report, story),
         evidence=evidence(report, story),
+        beside=measured_lines(report, story),
         caveat=caveat(report),
         unsure=no_intervals(report.perplexity, report.language),
         figures={figure.name: (figure, Markup(picture)) for figure, picture in drawn},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from surgeon.report.entry import Entry
@@ -94,22 +95,40 @@ class MeasurementReport(Entry):
         figure = self.found.get(variant, {}).get(group, {}).get(quantity)
         return None if figure is None else figure.beyond_chance
 
-    def chance_words(self, variants: Sequence[str]) -> str:
-        """Say how many groups are worse beyond chance, by variant, and how many would look so by chance."""
+    def averaged(self, draws: Sequence[str], group: str | None, quantity: str) -> Figure | None:
+        """Return a figure of a group, or over all; of a control that was drawn several times, the mean.
+
+        Its `low` and `high` are then the smallest and the largest change of a draw, or its value where there is none.
+        """
+        rows = [
+            self.overall.get(name, {}) if group is None else self.found.get(name, {}).get(group, {}) for name in draws
+        ]
+        found = [row[quantity] for row in rows if quantity in row]
+        if len(found) < 2:
+            return next(iter(found), None)
+        values, changes = [item.value for item in found], [item.change for item in found if item.change is not None]
+        ends = changes or values
+        return Figure(
+            value=math.fsum(values) / len(values), pieces=found[0].pieces, low=min(ends), high=max(ends),
+            change=math.fsum(changes) / len(changes) if changes else None,
+        )  # fmt: skip
+
+    def chance_words(self, variants: Mapping[str, str]) -> str:
+        """Say how many groups are worse beyond chance, by variant and its name for people, and how many by chance."""
         parts, first = [], self.quantities[0]
-        for name in variants:
+        for name, label in variants.items():
             tested = [row[first.name] for row in self.found.get(name, {}).values() if first.name in row]
             tested = [figure for figure in tested if figure.p is not None]
             if tested:
                 base = 1.0 if first.compare == "ratio" else 0.0
                 sign = 1 if first.worse == "more" else -1
                 worse = sum(bool(f.beyond_chance) and sign * ((f.change or 0.0) - base) > 0 for f in tested)
-                parts.append(f"{name} {worse} of {len(tested)}")
+                parts.append(f"{label}: {worse} of {len(tested)}")
         if not parts:
             return ""
         most = max(len(self.found[name]) for name in variants if name in self.found)
         return (
-            f"Worse beyond chance (false discovery rate 5 %): {', '.join(parts)}. By chance alone some "
+            f"Worse beyond chance (false discovery rate 5 %): {'; '.join(parts)}. By chance alone some "
             f"{most * 0.025:.1f} of {most} intervals would lie on the worse side."
         )
 

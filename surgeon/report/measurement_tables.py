@@ -20,26 +20,28 @@ def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> li
         rows = []
         for group in dict.fromkeys(group for name in shown for group in item.found[name]):
             name = report.language(group).name if item.by == "language" else group
-            cells = [_measured(quantity, item.found[model].get(group, {}).get(quantity.name)) for model in shown]
+            cells = [_measured(quantity, item.averaged(report.draws(model), group, quantity.name)) for model in shown]
             if quantity is item.quantities[0]:
                 cells = [
                     _remarked(cell, item.remarks.get(model, {}).get(group))
-                    for model, cell in zip(shown, as_cells, strict=True)
+                    for model, cell in zip(shown, cells, strict=True)
                 ]
             rows.append(Row(as_cells(name, *cells)))
-        means = [_measured(quantity, item.overall[model].get(quantity.name)) for model in shown if item.overall]
+        means = [
+            _measured(quantity, item.averaged(report.draws(model), None, quantity.name))
+            for model in shown if item.overall
+        ]  # fmt: skip
         chance = "" if quantity.chance is None else f" By chance {quantity_text(quantity, quantity.chance)}."
         note = f"{'More' if quantity.worse == 'more' else 'Less'} is worse.{chance}"
         note += "" if quantity.compare == "base" else " In brackets the change from the base; * is more than chance."
-        note += "" if grids else f" {item.chance_words(variants)}".rstrip()
-        grids.append(
-            Grid(_titled(quantity), (item.by, *shown), rows, note, foot=as_cells("mean", *means) if means else None)
-        )
+        note += "" if grids else f" {item.chance_words({name: report.named(name) for name in variants})}".rstrip()
+        heads = (item.by, *map(report.label, shown))
+        grids.append(Grid(_titled(quantity), heads, rows, note, foot=as_cells("mean", *means) if means else None))
     return grids
 
 
 def _titled(quantity: QuantityReport) -> str:
-    title = quantity.title + (f", {quantity.unit}" if quantity.unit else "")
+    title = quantity.title + (f", {quantity.unit}" if quantity.unit not in ("", quantity.title) else "")
     return title[:1].upper() + title[1:]
 
 
@@ -47,13 +49,16 @@ def summary_table(report: Report) -> Grid:
     """Show every measurement but perplexity over all groups: a row per variant, a column per quantity."""
     told = [(kind, quantity) for kind, item in report.measurements.items() if kind != "perplexity" and item.overall
             for quantity in item.quantities]  # fmt: skip
-    names = dict.fromkeys(name for kind, _ in told for name in report.measurements[kind].overall)
+    measured = dict.fromkeys(name for kind, _ in told for name in report.measurements[kind].overall)
+    draws = {draw for name in report.measured_alone for draw in report.draws(name)}
+    names = [name for name in measured if name in report.measured_alone or name not in draws]
     rows = []
     for name in names:
         figures = [
-            (quantity, report.measurements[kind].overall.get(name, {}).get(quantity.name)) for kind, quantity in told
+            (quantity, report.measurements[kind].averaged(report.draws(name), None, quantity.name))
+            for kind, quantity in told
         ]
-        rows.append(Row(as_cells(name, *(_measured(quantity, figure) for quantity, figure in figures))))
+        rows.append(Row(as_cells(report.label(name), *(_measured(quantity, figure) for quantity, figure in figures))))
     heads = [_titled(quantity) for _, quantity in told]
     note = "Means over all languages or tasks; in brackets the change from the base."
     return Grid("Other measurements", ("variant", *heads), rows, note)

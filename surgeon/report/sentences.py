@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from surgeon.model.results import FEWEST_TOKENS, exponential
+from surgeon.model.results import FEWEST_TOKENS, PERPLEXITY, exponential
 from surgeon.report.data import Report
-from surgeon.report.measured_entries import Perplexity
+from surgeon.report.measured_entries import Figure, Perplexity, QuantityReport
 from surgeon.report.story import SAME, Story, alike, drawn, ratio, regions_of, spec_of, steps_of
-from surgeon.report.words import count, interval, is_lost, number, percent, roles_in_order
+from surgeon.report.words import count, interval, is_lost, number, percent, quantity_text, roles_in_order
 from surgeon.text.languages import Language, language
 
 Named = Callable[[str], Language]  # what is known of a language, by its code
@@ -55,6 +55,35 @@ def _mean(report: Report, name: str) -> str:
     if item.low is None or item.high is None:
         return number(item.ratio_to_base)
     return f"{number(item.ratio_to_base)} (95 % interval {interval(item.low, item.high)})"
+
+
+def measured_lines(report: Report, story: Story) -> list[str]:
+    """Say in a line each what every other measurement found: means with intervals, unit, direction, and chance."""
+    lines = []
+    for kind, item in report.measurements.items():
+        quantity, said = item.quantities[0], []
+        for name in ("base", *story.shown) if kind != PERPLEXITY else ():
+            figure = item.averaged(report.draws(name), None, quantity.name)
+            if figure is not None:
+                said.append(f"{report.label(name)} {_value(report, quantity, name, figure)}")
+        if said:
+            unit = f", {quantity.unit}" if quantity.unit not in ("", quantity.title) else ""
+            worse = f"{'more' if quantity.worse == 'more' else 'less'} is worse"
+            chance = "" if quantity.chance is None else f"; by chance {quantity_text(quantity, quantity.chance)}"
+            title = f"{quantity.title[:1].upper()}{quantity.title[1:]}{unit}, mean by {item.by} ({worse})"
+            lines.append(f"{title}: {'; '.join(said)}{chance}.".replace(" %", "\u00a0%"))
+    return lines
+
+
+def _value(report: Report, quantity: QuantityReport, name: str, figure: Figure) -> str:
+    """Return a mean, its change from the base, and the interval of the change, or else of the value."""
+    change = figure.change is not None
+    text = quantity_text(quantity, figure.value)
+    told = [] if figure.change is None else [f"change {quantity_text(quantity, figure.change, change=True)}"]
+    if figure.low is not None and figure.high is not None:
+        low, high = (quantity_text(quantity, end, change=change) for end in (figure.low, figure.high))
+        told.append(f"{'range' if len(report.draws(name)) > 1 else '95 % interval'} {low} to {high}")
+    return f"{text} ({', '.join(told)})" if told else text
 
 
 def _tells_of_a_cut(report: Report, story: Story) -> bool:

@@ -170,9 +170,11 @@ def languages_table(
     note = "× is the multiple of the base's, by which its column sorts. • marks the languages that were scored."
     if report is not None and report.guessing() is not None:
         note += " ° is no better than guessing every token alike."
-    note += f" What may be chance has no colour. {tested.chance_words(others)}" if tested is not None else ""
+    if tested is not None and report is not None:
+        said = tested.chance_words({name: report.named(name) for name in others})
+        note += f" What may be chance has no colour. {said}"
     rows.sort(key=lambda row: int(row.data.get("script", 0)))
-    foot = None if report is None else _means([report.summary[name] for name in found])
+    foot = None if report is None else _means(found)
     return Grid("Perplexity", heads, rows, note, ("script", "family"), foot)
 
 
@@ -180,9 +182,14 @@ def _beside(perplexity: str, times: Cell, note: str = "") -> Cell:
     return replace(times, text=f"×{times.text}", before=perplexity, note=note)
 
 
-def _means(items: Sequence[Summary]) -> list[Cell]:
-    cells = [_beside(number(item.geometric_mean_perplexity), times_cell(item.ratio_to_base)) for item in items[1:]]
-    return as_cells("geometric mean", _summed(items[0])[0], *cells, "", "", "")
+def _means(found: Mapping[str, Mapping[str, Perplexity]]) -> list[Cell]:
+    """Return the geometric means over the languages, of the first model and of the others beside it."""
+    first, *others = (
+        math.fsum(item.log_perplexity for item in by_language.values()) / len(by_language)
+        for by_language in found.values()
+    )
+    cells = [_beside(number(exponential(log)), times_cell(exponential(log - first))) for log in others]
+    return as_cells("geometric mean", number(exponential(first)), *cells, "", "", "")
 
 
 def sweep_table(report: Report, name: str) -> Grid:

@@ -21,7 +21,8 @@ from reports import LANGUAGES, POINTS, make_region, make_report
 from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.drawing import COOL, HEAT, PALETTE, STRONG, Figure, svg, themed, write_pictures
-from surgeon.report.figures import figures, language_groups, series, variant_figures
+from surgeon.report.figures import figures, variant_figures
+from surgeon.report.language_figures import language_groups, series
 from surgeon.report.png import repacked
 from surgeon.report.ramps import CROWDING, JACCARD, LOST, RATIOS
 from surgeon.report.region_entries import OverlapReport
