@@ -26,7 +26,7 @@ from surgeon.report.language_figures import (
 from surgeon.report.measured_entries import Figure as Found
 from surgeon.report.measured_entries import MeasurementReport, QuantityReport
 from surgeon.report.story import Story
-from surgeon.report.words import count, quantity_text
+from surgeon.report.words import count, quantity_interval, quantity_text
 
 _WIDE = 50.0  # values that span more than this factor stand on an axis that grows by factors
 
@@ -34,7 +34,7 @@ _WIDE = 50.0  # values that span more than this factor stand on an axis that gro
 def measurement_figures(report: Report, story: Story) -> list[Figure]:
     """Draw the first quantity of every measurement but perplexity."""
     drawn = []
-    for kind, item in report.measurements.items():
+    for kind, item in report.measurements.items() if report.perplexity else ():
         models = [name for name in ("base", *drawn_variants(report, story)) if item.found.get(name)]
         if kind != PERPLEXITY and models:
             drawn.append(_figure(report, story, kind, item, models))
@@ -113,8 +113,7 @@ def _change(quantity: QuantityReport, figure: Found) -> dict[str, str]:
     change = figure.change
     said = {} if change is None else {"change": quantity_text(quantity, change, change=True)}
     if figure.low is not None and figure.high is not None:
-        ends = [quantity_text(quantity, end, change=change is not None) for end in (figure.low, figure.high)]
-        said["interval"] = " to ".join(ends)
+        said["interval"] = quantity_interval(quantity, figure.low, figure.high, change is not None)
     return said
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from surgeon.report.data import Report
 from surgeon.report.grid import Cell, Grid, Row, as_cells, order_of
 from surgeon.report.measured_entries import Figure, QuantityReport
-from surgeon.report.words import quantity_text
+from surgeon.report.words import quantity_interval, quantity_text
 
 
 def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> list[Grid]:
@@ -71,9 +71,10 @@ def _measured(quantity: QuantityReport, figure: Figure | None) -> Cell:
     said = quantity_text(quantity, figure.value)
     if figure.change is not None:
         said += f" ({quantity_text(quantity, figure.change, change=True)}){'*' if figure.beyond_chance else ''}"
-    bounds = [] if figure.low is None or figure.high is None else [figure.low, figure.high]
-    note = " to ".join(quantity_text(quantity, bound, change=figure.change is not None) for bound in bounds)
-    return Cell(said, order_of(figure.value), note=f"interval {note}" if note else "")
+    if figure.low is None or figure.high is None:
+        return Cell(said, order_of(figure.value))
+    bounds = quantity_interval(quantity, figure.low, figure.high, figure.change is not None)
+    return Cell(said, order_of(figure.value), note=f"interval {bounds}")
 
 
 def _remarked(cell: Cell, remark: str | None) -> Cell:

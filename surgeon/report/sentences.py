@@ -9,7 +9,16 @@ from surgeon.model.results import FEWEST_TOKENS, PERPLEXITY, exponential
 from surgeon.report.data import Report
 from surgeon.report.measured_entries import Figure, Perplexity, QuantityReport
 from surgeon.report.story import SAME, Story, alike, drawn, ratio, regions_of, spec_of, steps_of
-from surgeon.report.words import count, interval, is_lost, number, percent, quantity_text, roles_in_order
+from surgeon.report.words import (
+    count,
+    interval,
+    is_lost,
+    number,
+    percent,
+    quantity_interval,
+    quantity_text,
+    roles_in_order,
+)
 from surgeon.text.languages import Language, language
 
 Named = Callable[[str], Language]  # what is known of a language, by its code
@@ -81,8 +90,8 @@ def _value(report: Report, quantity: QuantityReport, name: str, figure: Figure) 
     text = quantity_text(quantity, figure.value)
     told = [] if figure.change is None else [f"change {quantity_text(quantity, figure.change, change=True)}"]
     if figure.low is not None and figure.high is not None:
-        low, high = (quantity_text(quantity, end, change=change) for end in (figure.low, figure.high))
-        told.append(f"{'range' if len(report.draws(name)) > 1 else '95 % interval'} {low} to {high}")
+        kind = "range" if len(report.draws(name)) > 1 else "95 % interval"
+        told.append(f"{kind} {quantity_interval(quantity, figure.low, figure.high, change)}")
     return f"{text} ({', '.join(told)})" if told else text
 
 

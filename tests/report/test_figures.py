@@ -72,7 +72,16 @@ def data_of(figure: Figure) -> list[dict[str, Any]]:
 
 
 def test_all_figures_are_there_and_none_that_is_constant(drawn: dict[str, Figure], report: Report) -> None:
-    assert list(drawn) == ["perplexity", "ratios", "sweep-swept", "scan", "scan-random", "overlaps", "crowding"]
+    assert list(drawn) == [
+        "perplexity",
+        "ratios",
+        "sweep-swept",
+        "scan",
+        "scan-random",
+        "measured-choice",
+        "overlaps",
+        "crowding",
+    ]
     alone = report.model_copy(update={"overlaps": [OverlapReport(left="a", right="b", jaccard=0.003, by_chance=0.004)]})
     assert "overlaps" not in {figure.name for figure in figures(alone)}
 
@@ -127,6 +136,32 @@ def test_an_interval_is_drawn_where_there_is_one(report: Report) -> None:
     assert [(row["language"], row["low"], row["high"]) for row in with_interval] == [("English", 1.1, 1.4)]
     before, after = (svg(one).count('stroke-width="5"') for one in (figures(report)[0], figure))
     assert (before, after) == (0, 1)
+
+
+def test_any_measurement_is_drawn_by_its_name_with_its_interval_and_chance(report: Report) -> None:
+    """The interval of a change stands at the base's value; the base has its own; what is not a number says so."""
+    figure = next(figure for figure in figures(report) if figure.name == "measured-choice")
+    rows = {(row["variant"], row["language"]): row for row in data_of(figure) if "language" in row}
+    assert len(rows) == 2 * len(LANGUAGES) + 1
+    base, cut, broken = (rows[name, "Arabic"] for name in ("base", "cut", "broken"))
+    assert (base["value"], base["low"], base["high"]) == (0.75, 0.5, 0.9)
+    assert (cut["value"], cut["low"], cut["high"]) == (0.35, 0.25, 0.5)
+    assert (cut["change"], cut["interval"]) == ("−40.0 points", "\u221250.0 to \u221225.0 points")
+    assert (broken["broken"], broken["value"]) == ("nan", 0.35)
+    assert figure.title == "Own end chosen, by language"
+    assert "Less is worse. The dashed line is chance, 25.0 %." in figure.caption
+    root = ElementTree.fromstring(svg(figure))
+    dots = [path for path in root.iter(f"{SVG}path") if path.get("fill") in ("var(--ink)", "var(--series-0)")]
+    assert len([dot for dot in dots if dot.get("transform")]) >= 2 * len(LANGUAGES)
+
+
+def test_draws_of_a_control_are_one_in_every_measurement(report: Report) -> None:
+    item = report.measurements["choice"]
+    mean = item.averaged(["base", "cut"], "fr", "accuracy")
+    assert mean is not None
+    assert (mean.value, mean.low, mean.high) == (pytest.approx(0.55), -0.4, -0.4)
+    assert item.averaged(["cut"], "fr", "accuracy") == item.found["cut"]["fr"]["accuracy"]
+    assert item.averaged(["broken"], "fr", "accuracy") is None
 
 
 def test_languages_are_grouped_without_loss(report: Report) -> None:
