@@ -95,7 +95,7 @@ def quantity_text(quantity: QuantityReport, value: float, change: bool = False) 
 
 
 def quantity_interval(quantity: QuantityReport, low: float, high: float, change: bool = False) -> str:
-    """Say the bounds of a measured value, or of its change, such as "50.0 to 90.0 %": what both end with stands once."""
+    """Say the bounds of a measured value, or of its change, such as "50.0 to 90.0 %"."""
     first, last = (quantity_text(quantity, end, change) for end in (low, high))
     number_alone, blank, unit = first.rpartition(" ")
     return f"{number_alone} to {last}" if blank and last.endswith(f" {unit}") else f"{first} to {last}"
