@@ -46,10 +46,10 @@ def _figure(report: Report, story: Story, kind: str, item: MeasurementReport, mo
     rows = _rows(report, item, quantity, models)
     looks = [("ink", SHAPES[0])] * models.count("base") + series(_variants(models), story)
     shown = [name for name in models if name in story.shown] or _variants(models)
-    base = ["base"] if "base" in models else []
     legend: Spec = {"title": None, "symbolOpacity": 1, "labelExpr": shown_names(report, models)}
     if of_languages:
-        legend["values"] = {"expr": f"concat({base}, shown)"}
+        of_all = "split('base\\n' + join(shown, '\\n'), '\\n')" if "base" in models else "shown"
+        legend["values"] = {"expr": of_all}
     hue, shape = (
         words("variant", legend=legend, scale={"domain": list(models), "range": values})
         for values in ([colour(look) for look, _ in looks], [form for _, form in looks])

@@ -51,8 +51,8 @@ def tell(report: Report, about: str | None = None) -> Story:
     controls = [name for name in measured if name not in cuts and name != cut]
     if cut is not None:
         size = report.variants[cut].entries
-        alike = [name for name in controls if alike(report.variants[name].entries, size)]
-        controls = sorted(alike or controls, key=lambda name: max(_rank(report, region) for region in used[name]))
+        of_its_size = [name for name in controls if alike(report.variants[name].entries, size)]
+        controls = sorted(of_its_size or controls, key=lambda name: max(_rank(report, region) for region in used[name]))
     named = [region for region in (used[cut] if cut else []) if region in report.regions]
     others = sorted(report.regions, key=lambda name: is_control(report, name))
     shown = next(iter([*named, *others]), None)
