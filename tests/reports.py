@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 
-from surgeon.model.results import Continuation, Measure
+from surgeon.model.results import Continuation, Measure, Quantity
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.region.region import Region
 from surgeon.report.data import ModelReport, Report, ScoreReport, VariantReport
 from surgeon.report.expected import check_expectations
 from surgeon.report.measured import perplexity, summarize
-from surgeon.report.measured_entries import Figure, MeasurementReport, PassageReport, QuantityReport, SweepReport
+from surgeon.report.measured_entries import Figure, MeasurementReport, PassageReport, SweepReport
 from surgeon.report.regions import region_report
 
 LANGUAGES = ["ar", "en", "fr", "ko", "no", "zh", "klingon"]
@@ -40,7 +40,7 @@ def said(name: str) -> Continuation:
 
 def make_choice() -> MeasurementReport:
     """How often each model chose a text's own end: the base and one variant in all languages, one not a number."""
-    accuracy = QuantityReport(
+    accuracy = Quantity(
         name="accuracy", title="own end chosen", unit="", worse="less", compare="difference", share=True, chance=0.25
     )
     found = {

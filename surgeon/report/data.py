@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,12 @@ from pydantic import model_validator
 from surgeon.checkpoint.plain_json import read_object
 from surgeon.errors import InputError
 from surgeon.model.results import PERPLEXITY, Continuation, exponential
-from surgeon.notebook import table
+from surgeon.notebook import table, view
 from surgeon.report.entry import Entry
 from surgeon.report.measured_entries import (
     Expectation,
     MeasurementReport,
+    PartsReport,
     PassageReport,
     Perplexity,
     Summary,
@@ -142,7 +142,7 @@ class ScoreReport(Entry):
 
 
 class Report(Entry):
-    """Everything that one `apply` found."""
+    """Everything that one `apply` found. `parts` are by variant, and by what its cut was taken apart by."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -157,6 +157,7 @@ class Report(Entry):
     perplexity: dict[str, dict[str, Perplexity]] = {}
     summary: dict[str, Summary] = {}
     measurements: dict[str, MeasurementReport] = {}
+    parts: dict[str, dict[str, PartsReport]] = {}
     passages: dict[str, PassageReport] = {}
     generations: dict[str, list[Continuation]] = {}
     expectations: list[Expectation] = []
@@ -177,7 +178,7 @@ class Report(Entry):
 
     def plot(self, name: str | None = None) -> Any:
         """Return a figure, which a notebook shows: by name, such as `perplexity`, `ratios` or `scan`, or the first."""
-        return import_module("surgeon.report.shown").report_figure(self, name)  # figures are made of reports
+        return view("report", self, name)
 
     def _repr_html_(self) -> str:
         """Show the report in a notebook: what became of each variant."""
@@ -223,7 +224,8 @@ class Report(Entry):
         return [
             {
                 "variant": variant, "group": group, "quantity": quantity.name,
-                **quantity.model_dump(include={"title", "unit", "worse", "compare", "chance"}),
+                "title": quantity.title, "unit": quantity.unit, "worse": quantity.worse, "compare": quantity.compare,
+                "chance": quantity.chance,
                 **by_quantity[quantity.name].model_dump(exclude={"effective"}),
             }
             for variant, groups in item.found.items() for group, by_quantity in groups.items()

@@ -8,6 +8,7 @@ from surgeon.report.data import Report
 from surgeon.report.drawing import Figure
 from surgeon.report.language_figures import perplexity_figure, ratio_figure
 from surgeon.report.measurement_figures import measurement_figures
+from surgeon.report.parts import part_figures
 from surgeon.report.region_figures import crowding_figure, overlap_figure
 from surgeon.report.scan import scan_figures
 from surgeon.report.story import regions_of, tell
@@ -22,6 +23,7 @@ def figures(report: Report) -> list[Figure]:
         if story.cut is not None:
             result += [perplexity_figure(alone, story), ratio_figure(alone, story)]
         result += [sweep_figure(report, name) for name in report.sweeps if list(report.sweeps[name].axes) != ["seed"]]
+    result += part_figures(report)
     result += scan_figures(report, story)
     result += measurement_figures(report, story)
     if any(abs(pair.jaccard - pair.by_chance) >= 0.01 for pair in report.overlaps):

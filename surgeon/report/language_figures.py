@@ -214,8 +214,8 @@ def perplexity_figure(report: Report, story: Story) -> Figure:
     )
     if guesses:
         text += (
-            f" Shaded: no better than guessing every one of the {report.model.vocabulary:,} tokens alike; what lies "
-            "there is broken, and is drawn closer together."
+            f" Shaded: no better than a uniform guess over {report.model.vocabulary:,} tokens; what lies "
+            "there is broken, and is compressed."
         )
     text += " • marks the languages on whose text importance was scored." if scored_languages(report) else ""
     text += " Bars are intervals of 95 %, or the range over seeds." if report.has_intervals else ""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from surgeon.model.results import Quantity
 from surgeon.report.entry import Entry
 
 
@@ -60,22 +61,6 @@ class Figure(Entry):
     beyond_chance: bool | None = None
 
 
-class QuantityReport(Entry):
-    """What a figure is: its `name`, `title`, `unit` and direction (`worse`), and how it stands beside the base's.
-
-    Of `compare`: `ratio` and `difference` are those to the base, `base` says that the value is a comparison itself. A
-    `share` is between 0 and 1; `chance` is what a model reaches that knows nothing.
-    """
-
-    name: str
-    title: str
-    unit: str
-    worse: Literal["more", "less"]
-    compare: Literal["ratio", "difference", "base"]
-    share: bool = False
-    chance: float | None = None
-
-
 class MeasurementReport(Entry):
     """One kind of measurement: its quantities, and its figures by variant, group and quantity.
 
@@ -85,7 +70,7 @@ class MeasurementReport(Entry):
 
     title: str
     by: str
-    quantities: list[QuantityReport]
+    quantities: list[Quantity]
     found: dict[str, dict[str, dict[str, Figure]]]
     overall: dict[str, dict[str, Figure]]
     remarks: dict[str, dict[str, str]] = {}
@@ -131,6 +116,32 @@ class MeasurementReport(Entry):
             f"Worse beyond chance (false discovery rate 5 %): {'; '.join(parts)}. By chance alone some "
             f"{most * 0.025:.1f} of {most} intervals would lie on the worse side."
         )
+
+
+class PartReport(Entry):
+    """A variant's cut done in one layer, or one role, alone: how many entries, and the model's mean perplexity.
+
+    `ratio_to_base` is that of geometric means over the languages, `nats` its logarithm, `low` and `high` bound it.
+    """
+
+    entries: int
+    ratio_to_base: float
+    nats: float
+    low: float | None = None
+    high: float | None = None
+
+
+class PartsReport(Entry):
+    """The parts of a variant's cut, by layer or by role, in the order of the model.
+
+    `sum_nats` adds up their nats, with an interval; `whole_nats` are those of the whole cut.
+    """
+
+    parts: dict[str, PartReport]
+    sum_nats: float
+    sum_low: float | None = None
+    sum_high: float | None = None
+    whole_nats: float
 
 
 class PassageReport(Entry):
@@ -183,7 +194,7 @@ class Expectation(Entry):
     passed: bool
     at: Literal["point", "lower", "upper"] = "point"
     measurement: str | None = None
-    quantity: QuantityReport | None = None
+    quantity: Quantity | None = None
     group: str | None = None
     at_least: float | None = None
     at_most: float | None = None

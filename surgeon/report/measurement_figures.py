@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from surgeon.model.results import PERPLEXITY
+from surgeon.model.results import PERPLEXITY, Quantity
 from surgeon.report.data import Report
 from surgeon.report.drawing import BROKEN, SHAPES, Figure, Spec, amount, colour, finished, layer, named, tips, words
 from surgeon.report.language_figures import (
@@ -24,7 +24,7 @@ from surgeon.report.language_figures import (
     shown_names,
 )
 from surgeon.report.measured_entries import Figure as Found
-from surgeon.report.measured_entries import MeasurementReport, QuantityReport
+from surgeon.report.measured_entries import MeasurementReport
 from surgeon.report.story import Story
 from surgeon.report.words import count, quantity_interval, quantity_text
 
@@ -85,9 +85,7 @@ def _variants(models: Sequence[str]) -> list[str]:
     return [name for name in models if name != "base"]
 
 
-def _rows(
-    report: Report, item: MeasurementReport, quantity: QuantityReport, models: Sequence[str]
-) -> list[dict[str, Any]]:
+def _rows(report: Report, item: MeasurementReport, quantity: Quantity, models: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row for each model and group; a value that is not a number stands at the edge, and says so."""
     fields = language_fields(report) if item.by == "language" else {}
     found = {
@@ -109,7 +107,7 @@ def _rows(
     return rows
 
 
-def _change(quantity: QuantityReport, figure: Found) -> dict[str, str]:
+def _change(quantity: Quantity, figure: Found) -> dict[str, str]:
     change = figure.change
     said = {} if change is None else {"change": quantity_text(quantity, change, change=True)}
     if figure.low is not None and figure.high is not None:
@@ -117,7 +115,7 @@ def _change(quantity: QuantityReport, figure: Found) -> dict[str, str]:
     return said
 
 
-def _ends(quantity: QuantityReport, figure: Found, base: Found | None) -> dict[str, float]:
+def _ends(quantity: Quantity, figure: Found, base: Found | None) -> dict[str, float]:
     """Return where an interval begins and ends on the axis of values; that of a change stands at the base's value."""
     if figure.low is None or figure.high is None:
         return {}
@@ -131,18 +129,18 @@ def _values(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     return [abs(row[key]) for row in rows for key in ("value", "low", "high") if key in row]
 
 
-def _is_wide(rows: Sequence[Mapping[str, Any]], quantity: QuantityReport) -> bool:
+def _is_wide(rows: Sequence[Mapping[str, Any]], quantity: Quantity) -> bool:
     values = [row["value"] for row in rows]
     return not quantity.share and min(values) >= -1e-6 and max(values) > _WIDE * max(min(values), 1e-6)
 
 
-def _scale(rows: Sequence[Mapping[str, Any]], quantity: QuantityReport) -> Spec:
+def _scale(rows: Sequence[Mapping[str, Any]], quantity: Quantity) -> Spec:
     if _is_wide(rows, quantity):  # small values in their place, and zero on the axis
         return {"type": "symlog", "constant": max(_values(rows)) / 1000, "nice": False, "padding": 8}
     return {"zero": quantity.share, "padding": 8, **({"domain": [0, 1], "clamp": True} if quantity.share else {})}
 
 
-def _axis(rows: Sequence[Mapping[str, Any]], quantity: QuantityReport) -> Spec:
+def _axis(rows: Sequence[Mapping[str, Any]], quantity: Quantity) -> Spec:
     axis: Spec = {"grid": True, "orient": "top"}
     if quantity.share:
         return {**axis, "format": ".0%"}
@@ -152,12 +150,12 @@ def _axis(rows: Sequence[Mapping[str, Any]], quantity: QuantityReport) -> Spec:
     return axis
 
 
-def _axis_title(quantity: QuantityReport) -> str:
+def _axis_title(quantity: Quantity) -> str:
     unit = f", {quantity.unit}" if quantity.unit and quantity.unit != quantity.title else ""
     return f"{quantity.title}{unit} ({'right' if quantity.worse == 'more' else 'left'} is worse)"
 
 
-def _caption(item: MeasurementReport, quantity: QuantityReport, rows: Sequence[Mapping[str, Any]]) -> str:
+def _caption(item: MeasurementReport, quantity: Quantity, rows: Sequence[Mapping[str, Any]]) -> str:
     groups = len({row[item.by] for row in rows})
     text = f"{item.title[:1].upper()}{item.title[1:]}, in {count(groups, item.by)}."
     text += f" {'More' if quantity.worse == 'more' else 'Less'} is worse."

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from surgeon.model.results import Quantity
 from surgeon.report.data import Report
 from surgeon.report.grid import Cell, Grid, Row, as_cells, order_of
-from surgeon.report.measured_entries import Figure, QuantityReport
+from surgeon.report.measured_entries import Figure
 from surgeon.report.words import quantity_interval, quantity_text
 
 
@@ -40,7 +41,7 @@ def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> li
     return grids
 
 
-def _titled(quantity: QuantityReport) -> str:
+def _titled(quantity: Quantity) -> str:
     title = quantity.title + (f", {quantity.unit}" if quantity.unit not in ("", quantity.title) else "")
     return title[:1].upper() + title[1:]
 
@@ -64,7 +65,7 @@ def summary_table(report: Report) -> Grid:
     return Grid("Other measurements", ("variant", *heads), rows, note)
 
 
-def _measured(quantity: QuantityReport, figure: Figure | None) -> Cell:
+def _measured(quantity: Quantity, figure: Figure | None) -> Cell:
     """Show a value, and in brackets its interval or the change's."""
     if figure is None:
         return Cell("-")

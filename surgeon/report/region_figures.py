@@ -28,8 +28,8 @@ def overlap_figure(report: Report) -> Figure:
         "layer": cells(rows, JACCARD, hover, len(names) <= 16),
     }  # fmt: skip
     text = (
-        "Entries that two regions share, as a part of those that either has (Jaccard index). Grey: no more and no "
-        "fewer than random regions of their sizes would, within 0.01."
+        "Entries that two regions share, divided by those that either has (Jaccard index). Grey: what random regions "
+        "of their sizes would share, within 0.01."
     )
     return Figure("overlaps", "Which regions share entries", text, finished(spec))
 

@@ -149,7 +149,7 @@ def own_cuts(report: Report) -> list[tuple[str, str, str]]:
             if code is None and isinstance(of, str):
                 code = own_language(report, of)
             if code is not None and code in report.perplexity["base"]:
-                kind = {"random": "as many at random", "magnitude": "as many of the largest", "bottom": "lowest"}
+                kind = {"random": "random", "magnitude": "largest", "bottom": "lowest"}
                 found.append((name, code, kind.get(str(drawn(report, region)), "own region")))
     return found
 

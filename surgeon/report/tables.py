@@ -63,7 +63,7 @@ def variants_table(report: Report, folder: Path | None = None) -> Grid:
         if guess is not None and report.model.vocabulary:
             alike = Cell(number(report.model.vocabulary), order_of(math.log(report.model.vocabulary)))
             ratio = Cell(number(exponential(guess)), order_of(guess))
-            rows.insert(1, Row(as_cells("guessing every token alike", *[""] * 3, ratio, "", alike, *[""] * 3)))
+            rows.insert(1, Row(as_cells("a uniform guess", *[""] * 3, ratio, "", alike, *[""] * 3)))
     note = " ".join(["Perplexity is the geometric mean over the languages.", *_encoding_words(report)])
     return Grid("Variants", heads, rows, note, (INTERVAL, "operations", "written to"))
 
@@ -98,7 +98,7 @@ def _encoding_words(report: Report) -> list[str]:
         done = variant.encoding
         if done is not None and done.rounded:
             lines.append(
-                f"{name}: {count(done.blocks, 'block')} encoded anew, {done.rescaled:,} of them with another scale; "
+                f"{name}: {count(done.blocks, 'block')} encoded again, {done.rescaled:,} of them with another scale; "
                 f"rounding adds an error of at most {done.largest:.3g}, L2 {done.norm:.4g}."
             )
     return lines
@@ -169,7 +169,7 @@ def languages_table(
     heads = ("language", *map(label, found), f"{bits}, bits/byte", "script", "family")
     note = "× is the multiple of the base's, by which its column sorts. • marks the languages that were scored."
     if report is not None and report.guessing() is not None:
-        note += " ° is no better than guessing every token alike."
+        note += " ° is no better than a uniform guess."
     if tested is not None and report is not None:
         said = tested.chance_words({name: report.named(name) for name in others})
         note += f" What may be chance has no colour. {said}"

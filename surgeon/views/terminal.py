@@ -21,6 +21,7 @@ from surgeon.report.expected import came_out, expected
 from surgeon.report.grid import Cell, Grid
 from surgeon.report.measured_entries import Expectation, Perplexity
 from surgeon.report.measurement_tables import summary_table
+from surgeon.report.parts import part_lines
 from surgeon.report.region_tables import CROWDS, regions_table
 from surgeon.report.sentences import caveat, evidence, headline, measured_lines, no_intervals, too_little_text
 from surgeon.report.story import tell
@@ -264,6 +265,7 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
             parts.append(grid_table(sweep.columns(*range(len(sweep.heads) - 1))))
         if (others := summary_table(report)).rows:
             parts.append(grid_table(others))
+        parts += [Text(_plainly(visible(line))) for line in part_lines(report)]
         method = report.method
         parts.append(
             told(

@@ -198,7 +198,7 @@ def test_what_is_no_better_than_guessing_is_drawn_closer_together_and_said() -> 
         assert (row["step"] == LOST) == beyond
         assert row["times"].endswith(", no better than guessing") == beyond
         assert math.log(row["ratio"]) == pytest.approx(guess + 0.1 * (log - guess) if beyond else log)
-    assert "no better than guessing every one of the 40 tokens alike" in figure.caption
+    assert "no better than a uniform guess over 40 tokens" in figure.caption
 
 
 def test_overlaps_are_those_of_the_masks(report: Report, drawn: dict[str, Figure]) -> None:
