@@ -22,7 +22,7 @@ from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
 from surgeon.model import budgets
 from surgeon.model.prospect import known_prospect
-from surgeon.operations import Add, Slerp
+from surgeon.operations import Operation
 from surgeon.operations.edits import Surgery
 from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import VerifySpec
@@ -161,16 +161,16 @@ def edited_entries(plan: Plan) -> int:
 
 
 def _editing(plan: Plan) -> int:
-    """Return what an edit of one tensor takes: some forty bytes an entry, and as many more where models are merged."""
+    """Return what an edit of one tensor takes."""
     tensors = [info for region in plan.regions.values() for info in region.tensors]
     largest = max((info.numel for info in tensors), default=0)
     densest = max((region.entries / max(region.numel, 1) for region in plan.regions.values()), default=0.0)
     fetched = 0
     if plan.checkpoint.is_remote and not plan.needs_all_weights:  # a tensor on the Hub is fetched into memory
         fetched = max((info.nbytes for info in tensors), default=0)
-    done = [operation for variant in plan.recipe.variants.values() for operation in variant.operations]
-    merging = any(isinstance(operation, Add | Slerp) for operation in done)
-    return int(largest * densest) * (80 if merging else 40) + fetched + _ENCODED_BYTES * _encoded_entries(plan)
+    done = [operation.bytes_per_entry for variant in plan.recipe.variants.values() for operation in variant.operations]
+    edit = int(largest * densest) * max(done, default=Operation.bytes_per_entry)
+    return edit + fetched + _ENCODED_BYTES * _encoded_entries(plan)
 
 
 def _encoded_entries(plan: Plan) -> int:
