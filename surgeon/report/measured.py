@@ -16,7 +16,7 @@ from surgeon.measure.intervals import (
 )
 from surgeon.model.results import PERPLEXITY, Measure, Quantity, Sums, Verification, exponential, geometric_mean
 from surgeon.recipe.sweeps import Sweep
-from surgeon.report.data import (
+from surgeon.report.measured_entries import (
     Figure,
     MeasurementReport,
     OverSeeds,

@@ -8,8 +8,8 @@ import pytest
 
 from surgeon.model.results import Quantity
 from surgeon.recipe.schema import ExpectSpec
-from surgeon.report.data import Figure, MeasurementReport
 from surgeon.report.expected import came_out, check_expectations, expected
+from surgeon.report.measured_entries import Figure, MeasurementReport
 
 SHARE = Quantity(name="right", title="right", unit="", worse="less", compare="difference", share=True)
 REPORT = MeasurementReport(
