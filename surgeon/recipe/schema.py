@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, create_model, field
 
 from surgeon.kinds import kinds
 from surgeon.operations import AnyOperation
+from surgeon.recipe.corpus import TextSpec
 from surgeon.recipe.fields import Count, Model
-from surgeon.recipe.text_spec import TextSpec
 
 if TYPE_CHECKING:
     from surgeon.measure.base import Measurement
