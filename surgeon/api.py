@@ -138,7 +138,7 @@ def _apply(
     ahead = progress.steps(expected)
     with output_lock(out, the_plan.recipe.name, overwrite), ahead:
         if the_plan.idle:
-            progress.note(f"neither written nor measured, so that nothing comes of it: {', '.join(the_plan.idle)}")
+            progress.note(f"neither written nor measured, so without effect: {', '.join(the_plan.idle)}")
         reclaim_cache()
         run.token_counts.keep()
         before = read_object(out / MANIFEST)
