@@ -8,7 +8,7 @@ from pathlib import Path
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.sources import look_again
-from surgeon.errors import InputError, did_you_mean
+from surgeon.errors import InputError, close_to
 from surgeon.plan.check import check_device, chosen_device
 from surgeon.plan.duration import steps
 from surgeon.plan.plan import Plan
@@ -39,9 +39,10 @@ def find_recipe(name: str | Path) -> Path:
         return path
     if str(name) in shipped:
         return shipped[str(name)]
-    raise InputError(
-        f"{name}: no such recipe file, and no shipped recipe of that name{did_you_mean(str(name), shipped)}"
-    )
+    here = [str(file) for file in Path(path.parent).glob("*.y*ml")]
+    close = close_to(str(name), [*shipped, *here])
+    remedy = f"did you mean '{close}'?" if close else "`surgeon recipes` lists the shipped ones"
+    raise InputError(f"{name}: no such recipe file, and no shipped recipe of that name; {remedy}")
 
 
 def plan_recipe(
@@ -79,7 +80,7 @@ def copy_recipe(name: str, target: str | Path) -> Path:
     """
     shipped = shipped_recipes()
     if name not in shipped:
-        raise InputError(f"no shipped recipe '{name}'{did_you_mean(name, shipped)}")
+        raise InputError(f"no shipped recipe '{name}'{close_to(name, shipped)}")
     destination = Path(target) / shipped[name].name
     try:
         with destination.open("xb") as file:  # also a link that leads nowhere is something that is there
