@@ -21,11 +21,12 @@ RECIPE_FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes shipped with the package by name, such as `zero_core` or `smollm2/zero_core`."""
+    """Return the recipes shipped with the package by name, such as `zero_core` or `smollm2/zero_core`; general ones first."""
     folder = next((folder for folder in RECIPE_FOLDERS if folder.is_dir()), None)
     if folder is None:
         return {}
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+    found = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
 
 
 def find_recipe(name: str | Path) -> Path:
