@@ -51,26 +51,26 @@ def apply(
     from surgeon.hub.rebuild import is_published
 
     overrides = [*(overrides or ()), *(["verify=null"] if no_verify else [])]
-    if is_published(recipe):
-        _rebuild(recipe, output, overrides, jobs, as_json, dry_run, overwrite)
-        return
-    if dry_run:
+    published = is_published(recipe)
+    if dry_run and not published:
         _show_plan(recipe, output, overrides, device, as_json)
-        return
-    from surgeon import api
+    elif not published:
+        from surgeon import api
 
-    quiet_libraries(verbose)
-    report = api.apply(
-        recipe,
-        output=output,
-        overrides=overrides or (),
-        device=device,
-        jobs=jobs,
-        progress=progress_to(as_json),
-        push=push_too,
-        overwrite=overwrite,
-    )
-    _show_report(report, str(output if output is not None else report.recipe["output"]), as_json, verbose)
+        quiet_libraries(verbose)
+        report = api.apply(
+            recipe,
+            output=output,
+            overrides=overrides,
+            device=device,
+            jobs=jobs,
+            progress=progress_to(as_json),
+            push=push_too,
+            overwrite=overwrite,
+        )
+        _show_report(report, str(output if output is not None else report.recipe["output"]), as_json, verbose)
+    else:
+        _rebuild(recipe, output, overrides, jobs, as_json, dry_run, overwrite)
 
 
 def _show_report(report: Report, output: str, as_json: bool, verbose: bool) -> None:

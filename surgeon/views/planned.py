@@ -13,6 +13,7 @@ from surgeon.anatomy.scope import left_out, senses, unknown_kinds
 from surgeon.checkpoint.coded import Coded
 from surgeon.checkpoint.quantized import quantization
 from surgeon.plan.device import device_needs
+from surgeon.plan.duration import parts_in_models
 from surgeon.plan.estimates import SHARE_OF_DISK, peak_memory, scores_in_one_go, shape_of, stores
 from surgeon.plan.plan import Plan
 from surgeon.plan.ranks import rank_needs
@@ -75,6 +76,10 @@ def plan_view(
         lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
         prompts = plan.recipe.verify.prompts if plan.recipe.verify else []
         lines[-1] += f", {len(prompts)} prompt{'' if len(prompts) == 1 else 's'}" if prompts else ""
+    if count := len(plan.parts()):
+        lines.append(
+            f"parts   {count} parts of cuts, one at a time: as much work as {parts_in_models(plan):.1f} more models"
+        )
     if plan.idle:
         lines.append(f"note    neither written nor measured, so without effect: {', '.join(plan.idle)}")
     push = plan.recipe.push
@@ -215,6 +220,7 @@ def _plan_data(plan: Plan, expected: Sequence[Step]) -> dict[str, Any]:
         "unknown_kinds": unknown_kinds(plan.checkpoint),
         "left_out": left_out(plan.checkpoint, plan.edited()),
         "verify_languages": list(plan.verify_languages),
+        "parts": {"count": len(plan.parts()), "in_models": round(parts_in_models(plan), 2)},
         "push": {
             name: dict(zip(("repo", "revision"), plan.recipe.push.place(name), strict=True))
             for name in plan.recipe.pushed_variants() if plan.recipe.push is not None
