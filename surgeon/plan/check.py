@@ -170,7 +170,7 @@ def _unfound_problems(plan: Plan) -> Iterator[Problem]:
             yield plan.file.problem(
                 ("regions", name),
                 f"{shorten(lost)} in the scope of region '{name}' cannot be found again in the model that "
-                f"transformers builds, so that it cannot be {'scored' if scored else 'measured'} there: exclude it"
+                f"transformers builds, so it cannot be {'scored' if scored else 'measured'} there: exclude it"
                 + ("" if scored else ", or leave out `verify` and measure what is written with `surgeon verify`"),
             )
         towers = [n for n, where in places.items() if where.role in TOWERS] if scored else []
@@ -258,7 +258,7 @@ def _compared_problems(file: RecipeFile, checkpoint: Checkpoint, region: RegionP
         try:
             check_donor(checkpoint, other, Region(shapes, no_masks))
             patch = isinstance(open_donor(other), Patch)
-            wrong = f"{other} is a patch, which says nothing of the entries that it leaves" if patch else None
+            wrong = f"{other} is a patch, which does not hold the entries that it leaves unchanged" if patch else None
         except InputError as error:
             wrong = str(error)
         if wrong is not None:

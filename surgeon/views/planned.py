@@ -70,7 +70,7 @@ def plan_view(
         lines.append(f"note    {text_alone(senses(plan.checkpoint))}")
     for name in plan.file.as_written.regions:
         for role in excludes_nothing(plan.checkpoint, plan.regions[name].spec):
-            lines.append(f"note    region '{name}' excludes {role}, of which the model has none")
+            lines.append(f"note    region '{name}' excludes {role}, which the model does not have")
         lines += [f"note    region '{name}' leaves out {what}" for what in plan.regions[name].leaves_out]
     if plan.verify_languages:
         lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
@@ -171,7 +171,7 @@ def _fetched(plan: Plan) -> str:
     if not plan.checkpoint.is_remote:
         return ""
     if plan.needs_all_weights:
-        return f", of which {size(plan.bytes_to_download)} are to be downloaded"
+        return f", of which {size(plan.bytes_to_download)} to download"
     return ", on the Hub; only the tensors that change are fetched"
 
 
