@@ -43,15 +43,7 @@ from surgeon.recipe.written import resolved_yaml
 from surgeon.region.region import Region
 from surgeon.regions.make import make_regions
 from surgeon.report.card import model_card, write_card, write_results
-from surgeon.report.data import (
-    EncodingReport,
-    ModelReport,
-    RegionReport,
-    Report,
-    ScoreReport,
-    StepReport,
-    VariantReport,
-)
+from surgeon.report.data import Report
 from surgeon.report.expected import check_expectations
 from surgeon.report.html import write_page
 from surgeon.report.manifest import environment, manifest
@@ -62,6 +54,7 @@ from surgeon.report.measured import (
     summarize,
     sweep_report,
 )
+from surgeon.report.parts import EncodingReport, ModelReport, RegionReport, ScoreReport, StepReport, VariantReport
 from surgeon.report.passages import passages
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores

@@ -9,16 +9,10 @@ import numpy as np
 from surgeon.model.results import Continuation, Measure
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.region.region import Region
-from surgeon.report.data import (
-    ModelReport,
-    PassageReport,
-    Report,
-    ScoreReport,
-    SweepReport,
-    VariantReport,
-)
+from surgeon.report.data import Report
 from surgeon.report.expected import check_expectations
 from surgeon.report.measured import perplexity, summarize
+from surgeon.report.parts import ModelReport, PassageReport, ScoreReport, SweepReport, VariantReport
 from surgeon.report.regions import region_report
 
 LANGUAGES = ["ar", "en", "fr", "ko", "no", "zh", "klingon"]

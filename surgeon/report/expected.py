@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from surgeon.measure.intervals import language_interval
 from surgeon.model.results import exponential, geometric_mean
 from surgeon.recipe.schema import ExpectSpec
-from surgeon.report.data import Expectation, MeasurementReport, QuantityReport
 from surgeon.report.measured import Measures, mean_ratio_interval
+from surgeon.report.parts import Expectation, MeasurementReport, QuantityReport
 from surgeon.report.words import bounds, quantity_text
 
 

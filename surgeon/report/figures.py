@@ -50,7 +50,7 @@ def figures(report: Report) -> list[Figure]:
         alone = report.only(report.measured_alone)
         if story.cut is not None:
             result += [perplexity_figure(alone, story), ratio_figure(alone, story)]
-        result += [sweep_figure(report, name) for name in report.sweeps if list(report.sweeps[name].axes) != ["seed"]]
+        result += [sweep_figure(report, name) for name, sweep in report.sweeps.items() if sweep.control is None]
     result += scan_figures(report, story)
     if any(abs(pair.jaccard - pair.by_chance) >= 0.01 for pair in report.overlaps):
         result.append(overlap_figure(report))

@@ -15,10 +15,11 @@ import yaml
 
 from surgeon.checkpoint.storage import replacing
 from surgeon.report import tables
-from surgeon.report.data import Report, SweepReport
+from surgeon.report.data import Report
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
 from surgeon.report.expected import came_out, expected
 from surgeon.report.figures import ORDERS, figures, places
+from surgeon.report.parts import SweepReport
 from surgeon.report.passages import words
 from surgeon.report.scan import EXPONENT, brightest, light_palette
 from surgeon.report.story import Story, caveat, evidence, headline, no_intervals, tell
@@ -89,7 +90,7 @@ def _long_sweeps(report: Report) -> dict[str, SweepReport]:
     """Return the sweeps that have a section of their own; the draws of one control stand in the table of variants."""
     if not report.perplexity:
         return {}
-    return {name: sweep for name, sweep in report.sweeps.items() if list(sweep.axes) != ["seed"]}
+    return {name: sweep for name, sweep in report.sweeps.items() if sweep.control is None}
 
 
 def _languages(report: Report, variants: Sequence[str]) -> tables.Grid:

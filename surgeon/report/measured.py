@@ -17,15 +17,7 @@ from surgeon.measure.intervals import (
 )
 from surgeon.model.results import PERPLEXITY, Measure, Quantity, Sums, Verification, exponential, geometric_mean
 from surgeon.recipe.sweeps import Sweep
-from surgeon.report.data import (
-    Figure,
-    MeasurementReport,
-    OverSeeds,
-    Perplexity,
-    QuantityReport,
-    Summary,
-    SweepReport,
-)
+from surgeon.report.parts import Figure, MeasurementReport, OverSeeds, Perplexity, QuantityReport, Summary, SweepReport
 from surgeon.report.words import count, number
 
 if TYPE_CHECKING:

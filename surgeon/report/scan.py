@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.report.data import RegionReport, Report, Scan
+from surgeon.report.data import Report
 from surgeon.report.drawing import SERIES, Figure, Spec, amount, colour, finished, layer, words
+from surgeon.report.parts import RegionReport, Scan
 from surgeon.report.png import encoded
 from surgeon.report.story import Story, is_control
 from surgeon.report.words import percent

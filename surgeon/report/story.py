@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.model.results import FEWEST_TOKENS, exponential
-from surgeon.report.data import Perplexity, Report
+from surgeon.report.data import Report
+from surgeon.report.parts import Perplexity
 from surgeon.report.words import count, interval, is_lost, number, percent, roles_in_order
 from surgeon.text.languages import Language, language
 

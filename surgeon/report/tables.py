@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from surgeon.model.results import PERPLEXITY, exponential
-from surgeon.report.data import Figure, OverSeeds, Perplexity, QuantityReport, RegionReport, Report, Summary
+from surgeon.report.data import Report
+from surgeon.report.parts import Figure, OverSeeds, Perplexity, QuantityReport, RegionReport, Summary
 from surgeon.report.story import SAME, own_cuts, rise, scored_languages
 from surgeon.report.words import (
     coordinate,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from surgeon.checkpoint.naming import ROLES
 
 if TYPE_CHECKING:
-    from surgeon.report.data import QuantityReport
+    from surgeon.report.parts import QuantityReport
 
 
 def count(number_of: int, thing: str) -> str:

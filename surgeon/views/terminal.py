@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from surgeon.model.results import Continuation, Stopped
-from surgeon.report.data import Expectation, Perplexity, PushReport, Report
+from surgeon.report.data import Report
 from surgeon.report.expected import came_out, expected
+from surgeon.report.parts import Expectation, Perplexity, PushReport
 from surgeon.report.story import caveat, evidence, headline, no_intervals, tell, too_little_text
 from surgeon.report.tables import (
     CROWDS,

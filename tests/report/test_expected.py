@@ -7,8 +7,8 @@ import math
 import pytest
 
 from surgeon.recipe.schema import ExpectSpec
-from surgeon.report.data import Figure, MeasurementReport, QuantityReport
 from surgeon.report.expected import came_out, check_expectations, expected
+from surgeon.report.parts import Figure, MeasurementReport, QuantityReport
 
 SHARE = QuantityReport(name="right", title="right", unit="", worse="less", compare="difference", share=True)
 REPORT = MeasurementReport(

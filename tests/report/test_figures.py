@@ -19,9 +19,10 @@ import vl_convert
 from reports import LANGUAGES, POINTS, make_region, make_report
 
 from surgeon.region.region import Region
-from surgeon.report.data import OverlapReport, Report
+from surgeon.report.data import Report
 from surgeon.report.drawing import COOL, HEAT, PALETTE, STRONG, Figure, svg, themed, write_pictures
 from surgeon.report.figures import figures, language_groups, series, variant_figures
+from surgeon.report.parts import OverlapReport
 from surgeon.report.png import repacked
 from surgeon.report.ramps import CROWDING, JACCARD, LOST, RATIOS
 from surgeon.report.regions import overlap_reports, region_report

@@ -9,8 +9,9 @@ import pytest
 from reports import make_report
 
 from surgeon.model.results import Measure
-from surgeon.report.data import Report, SweepReport, VariantReport
+from surgeon.report.data import Report
 from surgeon.report.measured import perplexities, perplexity, summarize
+from surgeon.report.parts import SweepReport, VariantReport
 from surgeon.report.story import evidence, headline, no_intervals, sentence, tell
 
 BASE = {"ar": 3.0, "en": 3.1, "zh": 3.2}
