@@ -27,9 +27,9 @@ from surgeon.text.corpora import Corpus
 from surgeon.text.documents import FileLocation
 from surgeon.text.unpacked import PACKED
 
-_REACHED = 0.35  # of the best speed of matrix products alone
+_REACHED = 0.35  # of the speed of matrix products alone: norms, attention and copies take the rest of a pass
 _AFFINE = hasattr(os, "sched_getaffinity")
-_TRIED = 0.1  # seconds
+_TRIED = 0.1  # seconds: long enough for some dozen products, short enough for a plan
 _ROWS = 64  # of the matrices: so few that some products come to their end before other work takes the processor
 _FORWARD, _IN_ONE_GO, _BOTH_WAYS = 2, 6, 8  # operations a weight and token: layer by layer there is a second way there
 _DISK = 3e8  # bytes a second, copied and hashed

@@ -24,7 +24,7 @@ from surgeon.operations.edits import Edit, EditCount, make_edit
 from surgeon.region.region import Region
 from surgeon.write.shards import Copied, write_fully
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 20  # at a time, whatever the tensor's size
 
 
 def copy_plain_shard(
