@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from surgeon.anatomy.scope import left_out, senses, unknown_kinds
 from surgeon.checkpoint.coded import Coded
@@ -36,6 +37,19 @@ class RegionSummary:
 
 
 @dataclass(frozen=True)
+class VariantSummary:
+    """A variant, in the words of `VariantPlan`."""
+
+    operations: Sequence[str]
+    write: bool | Literal["patch"]
+    tensors: int
+    entries_at_most: int
+    shards: int
+    bytes_to_write: int
+    blocks_at_most: int | None
+
+
+@dataclass(frozen=True)
 class PlanSummary:
     """What `apply` would do, and what that takes: bytes, and `seconds` on this machine, all estimates or bounds.
 
@@ -64,7 +78,7 @@ class PlanSummary:
     output: str
     scores: Sequence[str]
     regions: Mapping[str, RegionSummary]
-    variants: Mapping[str, VariantPlan]
+    variants: Mapping[str, VariantSummary]
     idle: Sequence[str]
     verify_languages: Sequence[str]
     prompts: int
@@ -105,7 +119,8 @@ def summarize(
         senses=senses(checkpoint), corpus=plan.corpus.name, languages=len(plan.corpus.languages), text_notes=notes,
         output=str(plan.output), scores=[score.described() for score in plan.scores()],
         regions={name: _region(plan, name, region) for name, region in plan.regions.items()},
-        variants=plan.variants, idle=plan.idle, verify_languages=plan.verify_languages,
+        variants={name: _variant(variant) for name, variant in plan.variants.items()},
+        idle=plan.idle, verify_languages=plan.verify_languages,
         prompts=len(recipe.verify.prompts) if recipe.verify is not None else 0,
         push={name: {"repo": repo, "revision": revision} for name, (repo, revision) in targets.items()},
         runs_model=plan.runs_model, held_whole=plan.runs_model and shape_of(checkpoint).whole,
@@ -123,4 +138,11 @@ def _region(plan: Plan, name: str, region: RegionPlan) -> RegionSummary:
     return RegionSummary(
         region.kind.selects(), len(region.tensors), region.entries, region.exact, region.numel,
         name in plan.file.as_written.regions, region.leaves_out, excludes_nothing(plan.checkpoint, region.spec),
+    )  # fmt: skip
+
+
+def _variant(variant: VariantPlan) -> VariantSummary:
+    return VariantSummary(
+        variant.operations, variant.write, variant.tensors, variant.entries, variant.shards, variant.bytes_to_write,
+        variant.blocks,
     )  # fmt: skip
