@@ -44,8 +44,6 @@ class Awq(Integers):
         Raises:
             CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
         """
-        if not settings:
-            return []
         dtype = logical_dtype(config)
         modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
         return [cls._claimed(module, dtype, settings, stored) for module in modules]

@@ -68,7 +68,7 @@ class BitsAndBytes4(_LargestMagnitudes):
             CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
         """
         states = [info for name, info in stored.items() if _STATE in name]
-        if not states or not settings:
+        if not states:
             return []
         with ThreadPoolExecutor(_READERS) as pool:
             texts = list(pool.map(_state_bytes, states))
@@ -212,8 +212,6 @@ class BitsAndBytes8(_LargestMagnitudes):
         Raises:
             CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
         """
-        if not settings:
-            return []
         modules = [name.removesuffix(".SCB") for name in stored if name.endswith(".SCB")]
         if settings.get("load_in_8bit") is True:
             codes = [name for name, info in stored.items() if info.dtype == "I8" and name.endswith(".weight")]

@@ -43,8 +43,6 @@ class CompressedIntegers(Integers):
         Raises:
             CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
         """
-        if not settings:
-            return []
         dtype, found = logical_dtype(config), []
         ours = settings.get("quant_method", settings.get("format")) == COMPRESSED
         for name, info in stored.items():

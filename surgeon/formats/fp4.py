@@ -55,8 +55,6 @@ class Fp4(E2M1):
         Raises:
             CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
         """
-        if not settings:
-            return []
         dtype, found = logical_dtype(config), []
         optimized = str(settings.get("quant_method")) == "modelopt"
         for name, info in stored.items():

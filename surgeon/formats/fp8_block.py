@@ -50,7 +50,7 @@ class Fp8Block(ScaledBlocks):
             CheckpointError: scales are missing, of another shape or dtype, or the config says another format.
         """
         pairs = {name.removesuffix(SCALE): info for name, info in stored.items() if name.endswith(SCALE)}
-        if not pairs or not settings:
+        if not pairs:
             return []
         method = settings.get("quant_method")
         if method != "fp8":

@@ -43,8 +43,6 @@ class Fp8Scaled(Fp8Block):
         Raises:
             CheckpointError: scales are missing, of another shape or dtype, or the config says another format.
         """
-        if not settings:
-            return []
         ending = "_scale_inv" if settings.get("quant_method") == "fp8" else "_scale"
         dtype, sizes = logical_dtype(config), _block_sizes(settings)
         found = []

@@ -49,8 +49,6 @@ class Gptq(Integers):
         Raises:
             CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
         """
-        if not settings:
-            return []
         modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
         ours = settings.get("quant_method") in _METHODS and "awq" not in str(settings.get("packing_format"))
         dtype = logical_dtype(config)

@@ -48,7 +48,7 @@ class Mxfp4(E2M1):
             for name, info in stored.items()
             if name.endswith(BLOCKS) and info.dtype == "U8" and len(info.shape) == 4 and info.shape[3] == WIDE // 2
         }
-        if not found or not settings:
+        if not found:
             return []
         method = settings.get("quant_method")
         if method != "mxfp4":
