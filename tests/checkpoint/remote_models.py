@@ -1,4 +1,7 @@
-"""A model of four shards that tests put on a Hub, a recipe on it, and what of it went over the wire."""
+"""A model of four shards that tests put on a Hub, a recipe on it, and what of it went over the wire.
+
+PYTEST_DONT_REWRITE: it asserts nothing, and tests import it before it is loaded as a plugin.
+"""
 
 from __future__ import annotations
 

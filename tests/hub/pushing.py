@@ -1,4 +1,7 @@
-"""Two variants of a tiny model, and how tests send them."""
+"""Two variants of a tiny model, and how tests send them.
+
+PYTEST_DONT_REWRITE: it asserts nothing, and tests import it before it is loaded as a plugin.
+"""
 
 from __future__ import annotations
 
