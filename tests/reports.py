@@ -12,8 +12,8 @@ from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.expected import check_expectations
 from surgeon.report.measured import perplexity, summarize
-from surgeon.report.parts import ModelReport, PassageReport, ScoreReport, SweepReport, VariantReport
 from surgeon.report.regions import region_report
+from surgeon.report.sections import ModelReport, PassageReport, ScoreReport, SweepReport, VariantReport
 
 LANGUAGES = ["ar", "en", "fr", "ko", "no", "zh", "klingon"]
 HOSTILE = "</bdi><script>alert(2)</script>\x1b[2J\u202e\n\ufffd مرحبا"

@@ -83,11 +83,8 @@ def rebuild(
         said = error.errors(include_input=False, include_url=False)[0]["msg"]
         raise InputError(f"{name}: {MARKER} holds operations that this surgeon does not know ({said})") from None
     regions = _regions(folder, name, marker)
-    used = {label for item in spec.operations for label in item.regions} | (
-        {spec.held} if spec.held is not None else set()
-    )
-    if not used <= regions.keys():
-        raise InputError(f"{name}: {MARKER} does not name the file of region '{min(used - regions.keys())}'")
+    if lacking := set(spec.regions) - regions.keys():
+        raise InputError(f"{name}: {MARKER} does not name the file of region '{min(lacking)}'")
     checkpoint = _source(name, marker, model, jobs)
     for donor, expected in marker.donors.items():
         if donor_hash(donor, jobs) != expected:

@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 
 from surgeon.checkpoint.scratch import own_scratch
+from surgeon.errors import present
 from surgeon.model import budgets
 from surgeon.model.editing import Variant, edited, prepared
 from surgeon.model.embedding_and_head import enter_all, head_chunks, hidden_layout
@@ -62,7 +63,7 @@ def run_models(
 
     Raises:
         CheckpointError: a variant edits a tensor that is no parameter of the model.
-        InputError: see `make_edit`.
+        InputError: see `Surgery.edit`.
     """
     models = _models(stack, variants, len(batches), uses)
     with torch.inference_mode():
@@ -75,6 +76,45 @@ def run_models(
             for number in range(len(stack.layers)):
                 _run_layer(stack, models, number, arguments, states, advance)
             _run_heads(stack, models, batches, states, take, wanted, advance)
+
+
+@contextmanager
+def outputs_of(
+    stack: Stack, batches: Sequence[torch.Tensor], advance: Callable[[int], None] = lambda count: None
+) -> Iterator[Callable[[int, slice, slice], torch.Tensor]]:
+    """Run an unedited model through its layers, and give its logits of any part of a batch while inside.
+
+    What stays meanwhile is the last layer's hidden states and the head. A model that is no plain stack is run on a
+    batch when it is first asked for. `advance` is called as `run_models` does, but for the head.
+    """
+    if not stack.layers:
+        with stack.loaded.weights.resident(stack.outer()):
+            yield _WholeOutputs(stack, batches).part
+        return
+    shapes, dtype = hidden_layout(stack, batches)
+    everything = _Model(Variant(""), {}, len(stack.layers), 1, range(len(batches)))
+    with torch.inference_mode(), _states(shapes, dtype, 1, stack.loaded.device) as states:
+        arguments = _enter(stack, [everything], batches, states)
+        for number in range(len(stack.layers)):
+            _run_layer(stack, [everything], number, arguments, states, advance)
+        with stack.loaded.weights.resident(stack.outer("out")):
+            yield lambda batch, rows, positions: stack.head(states.part(0, batch, rows, positions, stack.loaded.device))
+
+
+@dataclass
+class _WholeOutputs:
+    """A model that is run whole, and the logits of the last batch that was asked for."""
+
+    stack: Stack
+    batches: Sequence[torch.Tensor]
+    at: int = -1
+    logits: torch.Tensor | None = None
+
+    def part(self, batch: int, rows: slice, positions: slice) -> torch.Tensor:
+        if self.at != batch:
+            with torch.inference_mode():
+                self.at, self.logits = batch, self.stack.whole(self.batches[batch])
+        return present(self.logits)[rows, positions]
 
 
 def work(

@@ -23,7 +23,7 @@ from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
 from surgeon.model import budgets
 from surgeon.model.prospect import known_prospect
 from surgeon.operations import Add, Slerp
-from surgeon.operations.edits import may_change
+from surgeon.operations.edits import Surgery
 from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import VerifySpec
 from surgeon.regions.base import RegionPlan
@@ -125,7 +125,7 @@ def running_memory(plan: Plan, device: str = "cpu") -> int:
     resident = _resident(shape, device)
     running = [_scoring(plan, shape, score, resident, device) for score in plan.sampled_scores()]
     if verify is not None:
-        models = 1 + len(plan.variants)
+        models = 1 + len(plan.variants) + len(plan.parts())
         running.append(_verifying(shape, verify, len(plan.verify_languages), models, resident, device))
         if verify.prompts and resident is None:
             held = min(budgets.EDIT_BYTES_PER_ENTRY * edited_entries(plan), budgets.EDITS_BYTES)
@@ -168,10 +168,10 @@ def _encoded_entries(plan: Plan) -> int:
     """Return at most how many entries of one tensor are encoded anew, all those of blocks that get another scale."""
     most = 0
     for name, variant in plan.recipe.variants.items():
-        source, labels = plan.source_of(name), {label for done in variant.operations for label in done.regions}
-        for region in (plan.regions[label] for label in labels):
+        surgery = Surgery(plan.source_of(name), variant.operations, {})
+        for region in {label: plan.regions[label] for done in variant.operations for label in done.regions}.values():
             for info in region.tensors:
-                if isinstance(info, Coded) and len(may_change(source, info.name, variant.operations)) > 1:
+                if isinstance(info, Coded) and len(surgery.stored(info.name)) > 1:
                     chosen = math.ceil(info.numel * region.entries / region.numel)
                     most = max(most, min(info.numel, chosen * math.ceil(info.numel / info.codec.blocks(info))))
     return most
@@ -275,7 +275,7 @@ def verified_bytes(plan: Plan, shape: Shape) -> int:
     verify = plan.recipe.verify
     if verify is None or shape.whole:
         return 0
-    return 4 * (2 + len(plan.variants)) * len(plan.verify_languages) * verify.tokens * shape.hidden
+    return 4 * (2 + len(plan.variants) + len(plan.parts())) * len(plan.verify_languages) * verify.tokens * shape.hidden
 
 
 def score_bytes(tensors: Iterable[TensorInfo], score: SampledScore) -> int:

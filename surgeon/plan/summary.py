@@ -10,6 +10,7 @@ from surgeon.anatomy.scope import left_out, senses, unknown_kinds
 from surgeon.checkpoint.coded import Coded
 from surgeon.checkpoint.quantized import quantization
 from surgeon.plan.device import DeviceNeeds, device_needs
+from surgeon.plan.duration import parts_in_models
 from surgeon.plan.estimates import peak_memory, scores_in_one_go, shape_of, stores
 from surgeon.plan.plan import Plan, VariantPlan
 from surgeon.plan.ranks import RankNeeds, rank_needs
@@ -50,6 +51,14 @@ class VariantSummary:
 
 
 @dataclass(frozen=True)
+class PartsSummary:
+    """How many parts of cuts are measured by themselves, and how many whole models would cost as much."""
+
+    count: int
+    in_models: float
+
+
+@dataclass(frozen=True)
 class PlanSummary:
     """What `apply` would do, and what that takes: bytes, and `seconds` on this machine, all estimates or bounds.
 
@@ -81,6 +90,7 @@ class PlanSummary:
     variants: Mapping[str, VariantSummary]
     idle: Sequence[str]
     verify_languages: Sequence[str]
+    parts: PartsSummary
     prompts: int
     push: Mapping[str, Mapping[str, str | None]]
     runs_model: bool
@@ -121,6 +131,7 @@ def summarize(
         regions={name: _region(plan, name, region) for name, region in plan.regions.items()},
         variants={name: _variant(variant) for name, variant in plan.variants.items()},
         idle=plan.idle, verify_languages=plan.verify_languages,
+        parts=PartsSummary(len(plan.parts()), round(parts_in_models(plan), 2)),
         prompts=len(recipe.verify.prompts) if recipe.verify is not None else 0,
         push={name: {"repo": repo, "revision": revision} for name, (repo, revision) in targets.items()},
         runs_model=plan.runs_model, held_whole=plan.runs_model and shape_of(checkpoint).whole,

@@ -13,6 +13,7 @@ import numpy as np
 
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
+from surgeon.kinds import kinds
 from surgeon.region.region import Indices
 from surgeon.region.select import Scores, entry_count_in_outputs, keys_of, select_count, select_in_outputs
 
@@ -52,6 +53,12 @@ class Scope:
             return {info.name: np.flatnonzero(keys_of(info.name, scores(info.name)) >= least) for info in group}
         sizes = [(info.name, info.numel) for info in group]
         return select_count(scores, sizes, self.count(select, group, places), select.end)
+
+
+def scope_of(select: Share) -> Scope:
+    """Return what a share is taken of."""
+    found: Scope = kinds("surgeon.scopes")[select.scope]()
+    return found
 
 
 class PerTensor(Scope):

@@ -26,6 +26,7 @@ from surgeon.plan.plan import Plan
 from surgeon.recipe.lines import plain
 from surgeon.recipe.plain_yaml import read_yaml
 from surgeon.region.region import Region
+from surgeon.regions.base import kind_of
 from surgeon.report.data import Report
 from surgeon.report.drawing import svg, write_pictures
 from surgeon.report.escaping import markdown, markdown_code
@@ -241,7 +242,7 @@ def _why(plan: Plan, region: str) -> str:
     spec, named = plan.recipe.regions.get(region), plan.corpus.language
     if spec is None:
         return ""
-    parts = spec.kind.described(plan.recipe.score_of(region), lambda code: named(code).name)
+    parts = kind_of(spec).described(plan.recipe.score_of(region), lambda code: named(code).name)
     limits = [("in", spec.include), ("without", spec.exclude)]
     parts += [f"{word} {', '.join(names)}" for word, names in limits if names]
     if spec.layers is not None:

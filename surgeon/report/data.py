@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ from pydantic import BaseModel
 from surgeon.checkpoint.plain_json import read_object
 from surgeon.errors import InputError
 from surgeon.model.results import Continuation, exponential
-from surgeon.notebook import table
-from surgeon.report.parts import (
+from surgeon.notebook import table, view
+from surgeon.report.sections import (
     Expectation,
     MeasurementReport,
     Model,
     ModelReport,
     OverlapReport,
+    PartsReport,
     PassageReport,
     Perplexity,
     PushReport,
@@ -40,7 +40,7 @@ _COLUMNS = (
 
 
 class Report(BaseModel):
-    """Everything that one `apply` found."""
+    """Everything that one `apply` found. `parts` are by variant, and by what its cut was taken apart by."""
 
     model_config = Model.model_config
 
@@ -57,6 +57,7 @@ class Report(BaseModel):
     perplexity: dict[str, dict[str, Perplexity]] = {}
     summary: dict[str, Summary] = {}
     measurements: dict[str, MeasurementReport] = {}
+    parts: dict[str, dict[str, PartsReport]] = {}
     passages: dict[str, PassageReport] = {}
     generations: dict[str, list[Continuation]] = {}
     expectations: list[Expectation] = []
@@ -77,7 +78,7 @@ class Report(BaseModel):
 
     def plot(self, name: str | None = None) -> Any:
         """Return a figure, which a notebook shows: by name, such as `perplexity`, `ratios` or `scan`, or the first."""
-        return import_module("surgeon.report.shown").report_figure(self, name)  # figures are made of reports
+        return view("report", self, name)
 
     def _repr_html_(self) -> str:
         """Show the report in a notebook: what became of each variant."""

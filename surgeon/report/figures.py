@@ -32,6 +32,7 @@ from surgeon.report.drawing import (
     tips,
     words,
 )
+from surgeon.report.parts import part_figures
 from surgeon.report.ramps import CROWDING, JACCARD, RATIOS, cells, heads
 from surgeon.report.scan import scan_figures
 from surgeon.report.story import Story, log_ratio, own_language, ratio, regions_of, scored_languages, tell
@@ -51,6 +52,7 @@ def figures(report: Report) -> list[Figure]:
         if story.cut is not None:
             result += [perplexity_figure(alone, story), ratio_figure(alone, story)]
         result += [sweep_figure(report, name) for name, sweep in report.sweeps.items() if sweep.control is None]
+    result += part_figures(report)
     result += scan_figures(report, story)
     if any(abs(pair.jaccard - pair.by_chance) >= 0.01 for pair in report.overlaps):
         result.append(overlap_figure(report))
@@ -231,8 +233,8 @@ def perplexity_figure(report: Report, story: Story) -> Figure:
     )
     if guesses:
         text += (
-            f" Shaded: no better than guessing every one of the {report.model.vocabulary:,} tokens alike; what lies "
-            "there is broken, and is drawn closer together."
+            f" Shaded: no better than a uniform guess over {report.model.vocabulary:,} tokens; what lies "
+            "there is broken, and is compressed."
         )
     text += " • marks the languages on whose text importance was scored." if scored_languages(report) else ""
     text += " Bars are intervals of 95 %, or the range over seeds." if report.has_intervals else ""
@@ -300,8 +302,8 @@ def overlap_figure(report: Report) -> Figure:
         "layer": cells(rows, JACCARD, hover, len(names) <= 16),
     }  # fmt: skip
     text = (
-        "Entries that two regions share, as a part of those that either has (Jaccard index). Grey: no more and no "
-        "fewer than random regions of their sizes would, within 0.01."
+        "Entries that two regions share, divided by those that either has (Jaccard index). Grey: what random regions "
+        "of their sizes would share, within 0.01."
     )
     return Figure("overlaps", "Which regions share entries", text, finished(spec))
 

@@ -19,9 +19,10 @@ from surgeon.report.data import Report
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
 from surgeon.report.expected import came_out, expected
 from surgeon.report.figures import ORDERS, figures, places
-from surgeon.report.parts import SweepReport
+from surgeon.report.parts import part_lines, part_tables
 from surgeon.report.passages import words
 from surgeon.report.scan import EXPONENT, brightest, light_palette
+from surgeon.report.sections import SweepReport
 from surgeon.report.story import Story, caveat, evidence, headline, no_intervals, tell
 from surgeon.report.templates import HERE, rendered
 from surgeon.report.words import number, text_alone
@@ -56,6 +57,8 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         words=words,
         came_out=came_out,
         expected=expected,
+        part_lines=part_lines,
+        part_tables=part_tables,
         report=report,
         story=story,
         headline=headline(report, story),

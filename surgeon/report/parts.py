@@ -1,385 +1,180 @@
-"""The parts of a report as data: regions, variants, measurements, sweeps, what was pushed, the source model."""
+"""Where a cut breaks the model: its parts one at a time, as report, figures, tables and sentences."""
 
 from __future__ import annotations
 
-import base64
-import zlib
-from collections.abc import Sequence
-from typing import Any, Literal
+import math
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, model_validator
+from surgeon.checkpoint.naming import ROLES
+from surgeon.checkpoint.ties import Ties
+from surgeon.measure.intervals import mean_change_interval
+from surgeon.measure.parts import Part
+from surgeon.model.results import Measure, Sums, exponential, geometric_mean
+from surgeon.report.data import Report
+from surgeon.report.drawing import Figure, Spec, finished, named, tips
+from surgeon.report.measured import Measures, mean_ratio_interval
+from surgeon.report.ramps import RATIOS, cells, heads
+from surgeon.report.sections import PartReport, PartsReport
+from surgeon.report.tables import Cell, Grid, Row
+from surgeon.report.words import interval, is_lost, number, percent
 
-from surgeon.region.dimensions import Cell, Dimension, Spread
-
-MOST_COLUMNS = 600  # of a scan
-_MOST_ROWS = 100_000  # roles times layers
-
-
-class Model(BaseModel):
-    """Base: immutable; inf and nan are written as the strings "Infinity" and "NaN", which JSON itself lacks."""
-
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings", extra="forbid")
-
-
-class RoleCount(Model):
-    """Entries selected of a role's, over all layers."""
-
-    entries: int
-    numel: int
+_SAME = 0.01  # nats per token: a whole cut that does less has no damage to take apart
+_TALL = 40  # rows of a map, above which they are lower and say nothing
 
 
-class Scan(Model):
-    """How a region runs along the residual stream: a row per role and layer, a column per dimension, or per few.
-
-    `levels` holds a byte per cell, row by row, compressed by zlib, in base64: the share of the dimension's entries
-    there that are selected, as 255 times its square root. Where a column stands for `width` neighbouring dimensions
-    it has the share of the fullest of them, so that a single dimension stays as bright as it is.
-    """
-
-    rows: list[tuple[int | None, str]]
-    columns: int
-    width: int
-    levels: str
-
-    def shares(self) -> NDArray[np.float64]:
-        """Return the shares: float64 of shape (rows, columns), exact to about 1/255 of their square root."""
-        levels = np.frombuffer(self._unpacked(), dtype=np.uint8)
-        shares: NDArray[np.float64] = np.square(levels / 255.0).reshape(len(self.rows), self.columns)
-        return shares
-
-    def _unpacked(self) -> bytes:
-        """Return a byte per cell; what would unpack to more is not unpacked."""
-        cells = len(self.rows) * self.columns
-        return zlib.decompressobj().decompress(base64.b64decode(self.levels), cells + 1)
-
-    @model_validator(mode="after")
-    def _levels_are_whole(self) -> Scan:
-        if not 0 < self.columns <= MOST_COLUMNS or len(self.rows) > _MOST_ROWS:
-            raise ValueError("a scan has too many rows or columns")
-        try:
-            whole = len(self._unpacked()) == len(self.rows) * self.columns
-        except (ValueError, zlib.error):
-            whole = False
-        if not whole:
-            raise ValueError("the levels of a scan do not fit its rows and columns")
-        return self
-
-
-class RegionReport(Model):
-    """A region as it was cut. `fraction` is the density reached: selected / in scope.
-
-    `spread_at` are shares of rows or columns; `spreads` says how many entries they hold per role, and `chance` how many
-    they would hold of as many entries drawn at random in each tensor (seed 0): few entries crowd a little by chance.
-    `dimensions` are the residual dimensions that hold most entries.
-    """
-
-    fraction: float
-    entries: int
-    numel: int
-    tensors: int
-    roles: dict[str, RoleCount]
-    origin: str
-    cells: list[Cell] = []
-    spread_at: list[float] = []
-    spreads: dict[str, Spread] = {}
-    chance: dict[str, Spread] = {}
-    hidden_size: int | None = None
-    dimensions: list[Dimension] = []
-    scan: Scan | None = None
-
-    @model_validator(mode="after")
-    def _spreads_are_whole(self) -> RegionReport:
-        """Each spread has a value for every share, also for the hundredth that is shown."""
-        lines = [
-            line for spread in (*self.spreads.values(), *self.chance.values()) for line in (spread.rows, spread.columns)
-        ]
-        if any(len(line) != len(self.spread_at) for line in lines) or (lines and 0.01 not in self.spread_at):
-            raise ValueError("spreads do not fit spread_at")
-        return self
-
-
-class OverlapReport(Model):
-    """Two regions: the Jaccard index of their entries, and that of random entries in their numbers."""
-
-    left: str
-    right: str
-    jaccard: float
-    by_chance: float
-
-
-class Perplexity(Model):
-    """One language under one model. `nll` in nats, summed over `tokens` predicted tokens of `bytes` of text.
-
-    `low` and `high` bound its ratio to the base (see model/intervals.py); None for the base itself, and where the text
-    is one sentence and one window only.
-    """
-
-    nll: float
-    tokens: int
-    bytes: int
-    perplexity: float
-    log_perplexity: float
-    bits_per_byte: float
-    low: float | None = None
-    high: float | None = None
-
-
-class Summary(Model):
-    """A model over all languages; ratios are of geometric means, `log` the natural logarithm of the mean.
-
-    `low` and `high` bound the ratio (see model/intervals.py); None for the base itself, and where some language's text
-    is one sentence and one window only.
-    """
-
-    geometric_mean_perplexity: float
-    log_geometric_mean_perplexity: float
-    ratio_to_base: float
-    low: float | None = None
-    high: float | None = None
-
-
-class EncodingReport(Model):
-    """What it took to encode a variant's new values in the format of its quantized weights.
-
-    `blocks` are those of which an entry was encoded anew; of them `rescaled` got another scale. `rounded` entries hold
-    another value than was asked for, or than they had; `largest` is the largest of these errors, `norm` their L2 norm.
-    """
-
-    blocks: int
-    rescaled: int
-    rounded: int
-    largest: float
-    norm: float
-
-
-class Figure(Model):
-    """What was measured of a model in one group (a language, or a task), over `pieces` independent pieces of it.
-
-    They say as much as `effective` pieces of equal weight. `change` is the ratio or difference to the base, as the
-    quantity says; None for the base itself, and where the value is a comparison with the base already. `low` and `high`
-    bound the change, or else the value (measure/intervals.py); None where one piece alone was measured. `p` is the
-    probability of a change as large by chance. It is `beyond_chance` if it stays among all groups of this variant
-    (measure/chance.py).
-    """
-
-    value: float
-    pieces: int
-    effective: float | None = None
-    change: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-    beyond_chance: bool | None = None
-
-
-class QuantityReport(Model):
-    """What a figure is: its `name`, `title`, `unit` and direction (`worse`), and how it stands beside the base's.
-
-    Of `compare`: `ratio` and `difference` are those to the base, `base` says that the value is a comparison itself. A
-    `share` is between 0 and 1; `chance` is what a model reaches that knows nothing.
-    """
-
-    name: str
-    title: str
-    unit: str
-    worse: Literal["more", "less"]
-    compare: Literal["ratio", "difference", "base"]
-    share: bool = False
-    chance: float | None = None
-
-
-class MeasurementReport(Model):
-    """One kind of measurement: its quantities, and its figures by variant, group and quantity.
-
-    `by` says what the groups are; `overall` are means over them (geometric ones where the comparison is a ratio).
-    `remarks` say more in words, by variant and group.
-    """
-
-    title: str
-    by: str
-    quantities: list[QuantityReport]
-    found: dict[str, dict[str, dict[str, Figure]]]
-    overall: dict[str, dict[str, Figure]]
-    remarks: dict[str, dict[str, str]] = {}
-
-    def beyond_chance(self, variant: str, group: str, quantity: str) -> bool | None:
-        """Say whether a variant's change in a group is more than chance; None if that was not tested."""
-        figure = self.found.get(variant, {}).get(group, {}).get(quantity)
-        return None if figure is None else figure.beyond_chance
-
-    def chance_words(self, variants: Sequence[str]) -> str:
-        """Say how many groups are worse beyond chance, by variant, and how many would look so by chance."""
-        parts, first = [], self.quantities[0]
-        for name in variants:
-            tested = [row[first.name] for row in self.found.get(name, {}).values() if first.name in row]
-            tested = [figure for figure in tested if figure.p is not None]
-            if tested:
-                base = 1.0 if first.compare == "ratio" else 0.0
-                sign = 1 if first.worse == "more" else -1
-                worse = sum(bool(f.beyond_chance) and sign * ((f.change or 0.0) - base) > 0 for f in tested)
-                parts.append(f"{name} {worse} of {len(tested)}")
-        if not parts:
-            return ""
-        most = max(len(self.found[name]) for name in variants if name in self.found)
-        return (
-            f"Worse beyond chance (false discovery rate 5 %): {', '.join(parts)}. By chance alone some "
-            f"{most * 0.025:.1f} of {most} intervals would lie on the worse side."
+def part_reports(parts: Sequence[Part], measures: Measures, ties: Ties) -> dict[str, dict[str, PartsReport]]:
+    """Turn what was measured of parts into their entries of the report, by variant and by what they are parts by."""
+    grouped: dict[tuple[str, str], list[Part]] = {}
+    for part in parts:
+        grouped.setdefault((part.variant, part.by), []).append(part)
+    found: dict[str, dict[str, PartsReport]] = {}
+    for (variant, by), those in grouped.items():
+        base = measures["base"]
+        bounds = mean_change_interval({
+            code: (None, _added([measures[part.name][code] for part in those], base[code])) for code in base
+        })  # fmt: skip
+        made = {part.label: _part(part, measures, ties) for part in those}
+        found.setdefault(variant, {})[by] = PartsReport(
+            parts=made,
+            sum_nats=math.fsum(one.nats for one in made.values()),
+            sum_low=None if bounds is None else bounds.low,
+            sum_high=None if bounds is None else bounds.high,
+            whole_nats=geometric_mean(measures[variant]) - geometric_mean(base),
         )
+    return found
 
 
-class PassageReport(Model):
-    """The beginning of a language's text: its tokens, the numbers of those that begin a word, and their losses in nats.
-
-    `losses` are those of each model; None where the loss is not a number.
-    """
-
-    tokens: list[str]
-    words: list[int]
-    losses: dict[str, list[float | None]]
+def _part(part: Part, measures: Measures, ties: Ties) -> PartReport:
+    nats = geometric_mean(measures[part.name]) - geometric_mean(measures["base"])
+    bounds = mean_ratio_interval(measures, part.name)
+    low, high = (None, None) if bounds is None else (bounds.low, bounds.high)
+    return PartReport(
+        entries=part.entries(ties), ratio_to_base=exponential(nats), nats=nats, low=low, high=high
+    )  # fmt: skip
 
 
-class StepReport(Model):
-    """One operation on one region; `settings` are its other keys in the recipe.
-
-    The kinds `freeze` and `train_only` do nothing to the weights: they are what a bundle beside them tells trainers.
-    """
-
-    kind: str
-    region: str
-    settings: dict[str, Any] = {}
+def _added(parts: Sequence[Measure], base: Measure) -> Sums:
+    """Return what all parts cost together, in nats by piece of text."""
+    totals = [
+        math.fsum(part.pieces[i][0] - nll for part in parts) for i, (nll, _) in enumerate(base.pieces)
+    ]  # fmt: skip
+    return Sums(tuple(totals), tuple(float(tokens) for _, tokens in base.pieces))
 
 
-class VariantReport(Model):
-    """A variant, written or not; `path` is set if it was written.
-
-    `operations` says in words what was done, `steps` says the same as data.
-
-    `entries` counts the entries that its operations act on, `changed` those whose bits are others afterwards (zeroing
-    zeros changes nothing), `norm_removed` is the L2 norm of the difference over all of them. Stored copies of a tied
-    weight count once. None in reports of before these were counted. `encoding` is there for quantized weights: what
-    encoding new values added beside that.
-    """
-
-    operations: list[str]
-    steps: list[StepReport] = []
-    entries: int
-    changed: int | None = None
-    norm_removed: float | None = None
-    encoding: EncodingReport | None = None
-    written: bool
-    path: str | None = None
-    bytes: int | None = None
-    reused: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _steps_of_earlier_reports(cls, data: Any) -> Any:
-        """Reports of before there were steps have the words alone: the kind, and the region."""
-        if not isinstance(data, dict) or data.get("steps") or not isinstance(data.get("operations"), list):
-            return data
-        steps = []
-        for line in (str(line).replace("train only ", "train_only ", 1) for line in data["operations"]):
-            kind, _, region = line.partition(" ")
-            steps += [{"kind": kind, "region": region}] if region else []
-        return {**data, "steps": steps}
+def part_lines(report: Report) -> list[str]:
+    """Say of each variant what its parts do one at a time, and how much of the whole that explains."""
+    return [
+        f"{report.named(variant)}, one {by} at a time: {_explained(by, found)}"
+        for variant, by_axis in report.parts.items()
+        for by, found in by_axis.items()
+    ]
 
 
-class OverSeeds(Model):
-    """What became of points of a sweep that differ in their seed alone; `values` are theirs on the other axes.
-
-    `mean` is the geometric mean of their ratios to the base, `low` and `high` the smallest and the largest.
-    """
-
-    values: list[Any]
-    points: list[str]
-    mean: float
-    low: float
-    high: float
-
-
-class SweepReport(Model):
-    """A grid: the values of each axis, and the variant at each point with its value on every axis.
-
-    A sweep with an axis `seed` has its points together `over_seeds`.
-    """
-
-    axes: dict[str, list[Any]]
-    points: dict[str, list[Any]]
-    over_seeds: list[OverSeeds] = []
-
-    @property
-    def control(self) -> str | None:
-        """The draw that stands for all, where the points differ in their seed alone: they are one control then."""
-        return next(iter(self.points)) if list(self.axes) == ["seed"] else None
+def _explained(by: str, found: PartsReport) -> str:
+    worst = max(found.parts, key=lambda label: _order(found.parts[label].nats))
+    most = f"most at {_called(by, worst)} (×{number(found.parts[worst].ratio_to_base)})"
+    bounds = "" if found.sum_low is None else f" ({_nats(found.sum_low)} to {_nats(found.sum_high or 0.0)})"
+    together = f"{_nats(found.sum_nats)} nats per token{bounds}"
+    if not math.isfinite(found.whole_nats) or not math.isfinite(found.sum_nats):
+        return f"{most}; what is not a number cannot be added up"
+    if found.whole_nats < _SAME:
+        return f"the whole cut does hardly any damage ({_nats(found.whole_nats)} nats per token), {most}"
+    said = f"{most}; together the parts explain {together} of the whole cut's {_nats(found.whole_nats)}"
+    share = found.sum_nats / found.whole_nats
+    if share > 1.1:
+        return f"{said}: each alone already costs what others cost, too"
+    return f"{said}, {percent(share)}" + (": the rest comes of cutting them together" if share < 0.9 else "")
 
 
-class PushReport(Model):
-    """Where a variant was pushed to; `sent`, `copied` (by the Hub itself), `removed`, `unchanged` count files."""
-
-    address: str
-    url: str
-    commit: str
-    sent: int
-    copied: int
-    removed: int
-    unchanged: int
+def _called(by: str, label: str) -> str:
+    return f"layer {label}" if by == "layer" and label.isdigit() else label
 
 
-class Expectation(Model):
-    """A bound of the recipe and what came out: the figure itself, or a bound of its interval, as `at` says.
-
-    `ratio` is that of perplexities. With a `measurement` it is None, `value` is what came out, and `quantity` says
-    what that is; nan, and no `quantity`, if nothing of the kind was found.
-    """
-
-    variant: str
-    language: str | None
-    ratio_at_least: float | None
-    ratio_at_most: float | None
-    ratio: float | None
-    passed: bool
-    at: Literal["point", "lower", "upper"] = "point"
-    measurement: str | None = None
-    quantity: QuantityReport | None = None
-    group: str | None = None
-    at_least: float | None = None
-    at_most: float | None = None
-    change_at_least: float | None = None
-    change_at_most: float | None = None
-    value: float | None = None
+def _order(nats: float) -> float:
+    return math.inf if math.isnan(nats) else nats
 
 
-class ModelReport(Model):
-    """The source model. `content_sha256` is None if only parts of it were fetched from the Hub; `vocabulary` counts the
-    tokens that it chooses among.
-
-    `left_out` says which of its tensors are no weights of the text model, and so were left as they are. `senses`
-    (vision, audio) is what it takes in beside text, of which neither scores nor measurements say anything.
-    `files_left_out` says of files beside its weights why they are not read, or do not travel with variants; `notes`
-    where its index or its config says other things than its weights.
-    """
-
-    name: str
-    revision: str | None
-    model_type: str | None
-    parameters: int
-    tensors: int
-    shards: int
-    bytes: int
-    content_sha256: str | None
-    vocabulary: int | None = None
-    left_out: list[str] = []
-    senses: list[str] = []
-    files_left_out: dict[str, str] = {}
-    notes: list[str] = []
+def _nats(value: float) -> str:
+    sign = "\u2212" if value < 0 else ""
+    return f"{sign}{abs(value):.3g}"
 
 
-class ScoreReport(Model):
-    """How much text one score was computed on, in one language."""
+def part_figures(report: Report) -> list[Figure]:
+    """Draw a map for layers and one for roles: parts down, variants across, the multiple of the base's perplexity."""
+    return [_map(report, by, taken) for by, taken in _by_axis(report).items()]
 
-    kind: str
-    language: str
-    sequences: int
-    tokens: int
+
+def _by_axis(report: Report) -> dict[str, dict[str, PartsReport]]:
+    """Return the parts by what they are parts by, and then by variant."""
+    found: dict[str, dict[str, PartsReport]] = {}
+    for variant, by_axis in report.parts.items():
+        for by, taken in by_axis.items():
+            found.setdefault(by, {})[variant] = taken
+    return found
+
+
+def _labels(taken: Mapping[str, PartsReport]) -> list[str]:
+    """Return the parts of all variants, in the order of the model."""
+    labels = dict.fromkeys(label for one in taken.values() for label in one.parts)
+    layers = sorted((label for label in labels if label.isdigit()), key=int)
+    others = [label for label in labels if not label.isdigit()]
+    return [*layers, *sorted(others, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES))]
+
+
+def _map(report: Report, by: str, taken: Mapping[str, PartsReport]) -> Figure:
+    labels, guess, rows = _labels(taken), report.guessing(), []
+    for variant, found in taken.items():
+        for label, part in found.parts.items():
+            said = number(part.ratio_to_base)
+            rows.append({
+                "part": _called(by, label), "variant": report.named(variant), "said": said, "times": f"×{said}",
+                "interval": f"×{interval(part.low, part.high)}", "entries": f"{part.entries:,}", "nats": part.nats
+                if math.isfinite(part.nats) else said, **RATIOS.of(part.ratio_to_base, is_lost(part.nats, guess)),
+            })  # fmt: skip
+    variants = [report.named(variant) for variant in taken]
+    tall, longest = len(labels) > _TALL, max(map(len, variants))
+    level = len(variants) <= 3
+    hover = tips(part=by, variant="variant", times="of the base's perplexity", interval="interval", entries="entries")
+    spec: Spec = {
+        "data": {"values": rows},
+        "width": {"step": max(50, 7 * longest + 10) if level else 50}, "height": {"step": 11 if tall else 20},
+        "encoding": {
+            "x": heads("variant", variants, level),
+            "y": named("part", [_called(by, label) for label in labels]),
+        },
+        "layer": cells(rows, RATIOS, hover, not tall),
+    }  # fmt: skip
+    text = (
+        f"Each cut done in one {by} alone, and nowhere else: perplexity as a multiple of the base's, geometric mean "
+        "over the languages. The warmer the worse; grey is within 1 % of the base."
+    )
+    return Figure(f"parts-{by}", f"Where it breaks, by {by}", text, finished(spec))
+
+
+def part_tables(report: Report) -> list[Grid]:
+    """Show the parts, a table for layers and one for roles: entries and the ratio to the base, by variant."""
+    grids = []
+    for by, taken in _by_axis(report).items():
+        rows = []
+        for label in _labels(taken):
+            parts = [found.parts.get(label) for found in taken.values()]
+            rows.append(Row([Cell(_called(by, label)), *(cell for part in parts for cell in _shown(part))]))
+        names = [report.named(variant) for variant in taken]
+        top = [head for name in names for head in (f"{name}, entries", f"{name}, ×\u00a0base")]
+        whole = [
+            cell
+            for found in taken.values()
+            for cell in (Cell(""), Cell(number(exponential(found.whole_nats)), found.whole_nats))
+        ]
+        note = "Each is the cut in that part alone; the last line is the whole cut, all parts together."
+        grids.append(Grid(f"One {by} at a time", (by, *top), rows, note, foot=[Cell("the whole cut"), *whole]))
+    return grids
+
+
+def _shown(part: PartReport | None) -> list[Cell]:
+    if part is None:
+        return [Cell("-"), Cell("-")]
+    order = round(part.nats, 6) if math.isfinite(part.nats) else 1e9
+    note = "" if part.low is None else f"interval {interval(part.low, part.high)}"
+    ratio = Cell(number(part.ratio_to_base), order, ratio=part.ratio_to_base, note=note)
+    return [Cell(f"{part.entries:,}", part.entries), ratio]

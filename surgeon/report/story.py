@@ -10,7 +10,7 @@ from typing import Any
 
 from surgeon.model.results import FEWEST_TOKENS, exponential
 from surgeon.report.data import Report
-from surgeon.report.parts import Perplexity
+from surgeon.report.sections import Perplexity
 from surgeon.report.words import count, interval, is_lost, number, percent, roles_in_order
 from surgeon.text.languages import Language, language
 
@@ -144,7 +144,7 @@ def evidence(report: Report, story: Story) -> str | None:
     languages = count(len(report.perplexity["base"]), "language")
     means = [f"{report.label(name)} {_mean(report, name)}" for name in story.shown if name in report.summary]
     guess = report.guessing()
-    told = f". Guessing every token alike: {number(exponential(guess))}" if guess is not None else ""
+    told = f". A uniform guess: {number(exponential(guess))}" if guess is not None else ""
     text = f"Perplexity as a multiple of the base's, geometric mean of {languages}: {'; '.join(means)}{told}."
     return text.replace(" %", "\u00a0%")
 
@@ -235,16 +235,19 @@ def _beside(report: Report, story: Story, cut: str) -> list[str]:
     by_kind: dict[str, list[float]] = {}
     for name in story.controls:
         by_kind.setdefault(_control(report, name, cut), []).append(report.summary[name].ratio_to_base)
-    guess = report.guessing()
+    guess, entries = report.guessing(), report.variants[cut].entries
 
     def change(value: float) -> str:
         lost = guess is not None and value > 0 and is_lost(math.log(value), guess)
         return "no better than guessing" if lost else _change(value)
 
-    return [
-        f"{kind}: {' to '.join(dict.fromkeys(map(change, (min(values), max(values)))))}"
+    found = [
+        f"{kind} {' to '.join(dict.fromkeys(map(change, (min(values), max(values)))))}"
         for kind, values in by_kind.items()
     ]
+    same = all(_alike(report.variants[name].entries, entries) for name in story.controls)
+    size = "of the same size" if same else "of other sizes too"
+    return [f"controls {size}: {', '.join(found)}"] if found else []
 
 
 def _effect(report: Report, ratios: dict[str, float]) -> str:
@@ -334,16 +337,18 @@ def _share(report: Report, name: str, entries: int) -> str:
 
 
 def _control(report: Report, variant: str, cut: str) -> str:
-    """Name a control by how its entries were chosen."""
+    """Name a control by how its entries were chosen, and by its variant where their number is another."""
     kinds = {drawn(report, region) for region in regions_of(report, variant)}
-    many = "as many" if _alike(report.variants[variant].entries, report.variants[cut].entries) else variant + ","
-    if "dimensions" in kinds:
-        return f"{many} in other dimensions"
     said = {
-        "bottom": f"{many} of the lowest score", "magnitude": f"{many} of the largest weights",
-        "random": f"{many} at random",
+        "bottom": "lowest scores", "magnitude": "largest weights", "random": "random weights",
+        "dimensions": "other dimensions",
     }  # fmt: skip
-    return said.get(str(next(iter(kinds))), variant) if len(kinds) == 1 else variant
+    if "dimensions" in kinds:
+        kinds = {"dimensions"}
+    kind = said.get(str(next(iter(kinds)))) if len(kinds) == 1 else None
+    if kind is None:
+        return variant
+    return kind if _alike(report.variants[variant].entries, report.variants[cut].entries) else f"{kind} ({variant})"
 
 
 def _of_a_sweep(report: Report) -> str:
@@ -398,7 +403,7 @@ def own_cuts(report: Report) -> list[tuple[str, str, str]]:
             if code is None and isinstance(of, str):
                 code = own_language(report, of)
             if code is not None and code in report.perplexity["base"]:
-                kind = {"random": "as many at random", "magnitude": "as many of the largest", "bottom": "lowest"}
+                kind = {"random": "random", "magnitude": "largest", "bottom": "lowest"}
                 found.append((name, code, kind.get(str(drawn(report, region)), "own region")))
     return found
 

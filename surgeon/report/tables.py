@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from surgeon.model.results import PERPLEXITY, exponential
+from surgeon.model.results import PERPLEXITY, Quantity, exponential
 from surgeon.report.data import Report
-from surgeon.report.parts import Figure, OverSeeds, Perplexity, QuantityReport, RegionReport, Summary
+from surgeon.report.sections import Figure, OverSeeds, Perplexity, RegionReport, Summary
 from surgeon.report.story import SAME, own_cuts, rise, scored_languages
 from surgeon.report.words import (
     coordinate,
@@ -147,7 +147,7 @@ def variants_table(report: Report, folder: Path | None = None) -> Grid:
         if guess is not None and report.model.vocabulary:
             alike = Cell(number(report.model.vocabulary), _order(math.log(report.model.vocabulary)))
             ratio = Cell(number(exponential(guess)), _order(guess))
-            rows.insert(1, Row(_cells("guessing every token alike", *[""] * 3, ratio, "", alike, *[""] * 3)))
+            rows.insert(1, Row(_cells("a uniform guess", *[""] * 3, ratio, "", alike, *[""] * 3)))
     note = " ".join(["Perplexity is the geometric mean over the languages.", *_encoding_words(report)])
     return Grid("Variants", heads, rows, note, (INTERVAL, "operations", "written to"))
 
@@ -177,7 +177,7 @@ def _encoding_words(report: Report) -> list[str]:
         done = variant.encoding
         if done is not None and done.rounded:
             lines.append(
-                f"{name}: {count(done.blocks, 'block')} encoded anew, {done.rescaled:,} of them with another scale; "
+                f"{name}: {count(done.blocks, 'block')} encoded again, {done.rescaled:,} of them with another scale; "
                 f"rounding adds an error of at most {done.largest:.3g}, L2 {done.norm:.4g}."
             )
     return lines
@@ -246,7 +246,7 @@ def languages_table(
     heads = ("language", *map(label, found), f"{bits}, bits/byte", "script", "family")
     note = "× is the multiple of the base's, by which its column sorts. • marks the languages that were scored."
     if report is not None and report.guessing() is not None:
-        note += " ° is no better than guessing every token alike."
+        note += " ° is no better than a uniform guess."
     note += f" What may be chance has no colour. {tested.chance_words(others)}" if tested is not None else ""
     rows.sort(key=lambda row: int(row.data.get("script", 0)))
     foot = None if report is None else _means([report.summary[name] for name in found])
@@ -289,7 +289,7 @@ def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> li
     return grids
 
 
-def _titled(quantity: QuantityReport) -> str:
+def _titled(quantity: Quantity) -> str:
     title = quantity.title + (f", {quantity.unit}" if quantity.unit else "")
     return title[:1].upper() + title[1:]
 
@@ -310,7 +310,7 @@ def summary_table(report: Report) -> Grid:
     return Grid("Other measurements", ("variant", *heads), rows, note)
 
 
-def _measured(quantity: QuantityReport, figure: Figure | None) -> Cell:
+def _measured(quantity: Quantity, figure: Figure | None) -> Cell:
     """Show a value, and in brackets its interval or the change's."""
     if figure is None:
         return Cell("-")

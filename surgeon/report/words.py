@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from surgeon.checkpoint.naming import ROLES
-
-if TYPE_CHECKING:
-    from surgeon.report.parts import QuantityReport
+from surgeon.model.results import Quantity
 
 
 def count(number_of: int, thing: str) -> str:
@@ -80,7 +78,7 @@ def coordinate(value: Any) -> str:
     )
 
 
-def quantity_text(quantity: QuantityReport, value: float, change: bool = False) -> str:
+def quantity_text(quantity: Quantity, value: float, change: bool = False) -> str:
     """Format a measured value, or its change from the base's, which has a sign where it is a difference."""
     if change and quantity.compare == "ratio":
         return f"×{number(value)}"

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
-from surgeon.anatomy.slots import Slot
+from surgeon.anatomy.slots import Slot, parameters_of
 from surgeon.errors import CheckpointError, InputError, present
 from surgeon.model.embedding_and_head import enter_some, head_chunks
 from surgeon.model.hidden_states import States
 from surgeon.model.layer_stack import Arguments, Stack, without_gradients
 from surgeon.scores.base import BackwardScore
-from surgeon.scores.sample import UNCOUNTED, Advance, Piece, Sample, Scores, parameters_of, totals, units
+from surgeon.scores.sample import UNCOUNTED, Advance, Piece, Sample, Scores, totals, units
 from surgeon.team import ALONE, Team
 
 BEHIND = 2  # rows of states on disk that stay when a layer is done, as processes that share a pass are not all as far

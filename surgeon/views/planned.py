@@ -78,17 +78,17 @@ def _encoding(plan: PlanSummary) -> Iterator[str]:
 def _running(plan: PlanSummary) -> Iterator[str]:
     """Say how the model is run, and what scoring leaves on the disk."""
     if plan.held_whole:
-        yield "runs    held as a whole: its layers are no plain stack, so that memory grows with the model"
+        yield "runs    kept in memory as a whole, which grows with the model: its layers are no plain stack"
     elif plan.in_one_go:
-        yield "runs    in one go, batch by batch forward and back: the model and a batch's activations fit the memory"
+        yield "runs    all layers at once, batch by batch: the model and a batch's activations fit into memory"
     else:
-        yield "runs    layer by layer, each layer's weights read once a pass"
+        yield "runs    layer by layer; each layer's weights are read once per pass"
     kept, not_kept = plan.score_bytes["kept"], plan.score_bytes["not_kept"]
     if kept:
-        yield f"scores  kept, {size(kept)}: another recipe on them needs no model"
+        yield f"scores  kept, {size(kept)}: another recipe on the same scores runs no model"
     if not_kept:
         yield (
-            f"scores  not kept: {size(not_kept)} would be more than {percent(SHARE_OF_DISK)} of the free disk; "
+            f"scores  not kept: {size(not_kept)} are more than {percent(SHARE_OF_DISK)} of the free disk; "
             "a layer's regions are selected when its scores are complete"
         )
     if plan.scratch_bytes:
@@ -99,7 +99,7 @@ def _notes(plan: PlanSummary) -> Iterator[str]:
     """Say what of the model no region reaches, and what regions do not reach of what they name."""
     if plan.unknown_kinds:
         names = ", ".join(plan.unknown_kinds)
-        yield f"unknown {names}: roles not told; name them in include or exclude by such patterns"
+        yield f"unknown {names}: unknown role; name them in include or exclude by patterns like these"
     yield from (f"left    {line}" for line in plan.left_out)
     if plan.runs_model and plan.senses:
         yield f"note    {text_alone(plan.senses)}"
@@ -115,8 +115,13 @@ def _outcome(plan: PlanSummary) -> Iterator[str]:
     if plan.verify_languages:
         prompts = f", {count(plan.prompts, 'prompt')}" if plan.prompts else ""
         yield f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models{prompts}"
+    if plan.parts.count:
+        yield (
+            f"parts   {plan.parts.count} parts of cuts, one at a time: as much work as {plan.parts.in_models:.1f} more "
+            "models"
+        )
     if plan.idle:
-        yield f"note    neither written nor measured, so that nothing comes of it: {', '.join(plan.idle)}"
+        yield f"note    neither written nor measured, so without effect: {', '.join(plan.idle)}"
     for name, target in plan.push.items():
         yield f"push    {name} to hf://{target['repo']}{'@' + target['revision'] if target['revision'] else ''}"
 
@@ -140,5 +145,5 @@ def _needs(plan: PlanSummary) -> Iterator[str]:
         )
         yield (
             f"        reads {size(rank.read)} of weights, sends {size(rank.sent)} at most; about "
-            f"{duration(rank.seconds)} on as many such processors, without what waits for the network"
+            f"{duration(rank.seconds)} on {rank.ranks} such processors, without waiting for the network"
         )

@@ -18,7 +18,8 @@ from rich.text import Text
 from surgeon.model.results import Continuation, Stopped
 from surgeon.report.data import Report
 from surgeon.report.expected import came_out, expected
-from surgeon.report.parts import Expectation, Perplexity, PushReport
+from surgeon.report.parts import part_lines
+from surgeon.report.sections import Expectation, Perplexity, PushReport
 from surgeon.report.story import caveat, evidence, headline, no_intervals, tell, too_little_text
 from surgeon.report.tables import (
     CROWDS,
@@ -270,6 +271,7 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
             parts.append(grid_table(sweep.columns(*range(len(sweep.heads) - 1))))
         if (others := summary_table(report)).rows:
             parts.append(grid_table(others))
+        parts += [Text(_plainly(visible(line))) for line in part_lines(report)]
         method = report.method
         parts.append(
             told(

@@ -32,7 +32,7 @@ from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
 from surgeon.freeze.bundle import write_bundle
 from surgeon.operations import Operation
-from surgeon.operations.edits import EditCount, check_regions_fit, touched_tensors
+from surgeon.operations.edits import EditCount, Surgery, check_regions_fit
 from surgeon.region.region import Region
 from surgeon.team import ALONE, Team
 from surgeon.write.copying import copy_all, flush_file
@@ -164,10 +164,11 @@ def stage_variant(
     inside.new_folder(folder)
     try:
         _require_space(destination, checkpoint)
-        copied, flushing = copy_all(checkpoint, operations, regions, folder, jobs, advance, team)
+        surgery = Surgery(checkpoint, operations, regions)
+        copied, flushing = copy_all(surgery, folder, jobs, advance, team)
         marker = _with_content(marker or _plain_marker(checkpoint, destination.name, operations), checkpoint, jobs)
         complete(folder, marker)
-        marker = _filled(marker, folder, copied, len(touched_tensors(checkpoint, operations, regions)))
+        marker = _filled(marker, folder, copied, len(surgery.touched))
         with naming(folder / MARKER), inside.create(folder / MARKER) as file:
             file.write(marker.text().encode("utf-8"))
     except Exception:

@@ -22,11 +22,11 @@ from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.drawing import COOL, HEAT, PALETTE, STRONG, Figure, svg, themed, write_pictures
 from surgeon.report.figures import figures, language_groups, series, variant_figures
-from surgeon.report.parts import OverlapReport
 from surgeon.report.png import repacked
 from surgeon.report.ramps import CROWDING, JACCARD, LOST, RATIOS
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.report.scan import EXPONENT, brightest, picture, pooled
+from surgeon.report.sections import OverlapReport
 from surgeon.report.story import tell
 from surgeon.report.words import number
 

@@ -11,7 +11,7 @@ from reports import make_report
 from surgeon.model.results import Measure
 from surgeon.report.data import Report
 from surgeon.report.measured import perplexities, perplexity, summarize
-from surgeon.report.parts import SweepReport, VariantReport
+from surgeon.report.sections import SweepReport, VariantReport
 from surgeon.report.story import evidence, headline, no_intervals, sentence, tell
 
 BASE = {"ar": 3.0, "en": 3.1, "zh": 3.2}
@@ -45,7 +45,7 @@ def test_a_cut_is_told_beside_its_controls_whatever_their_order() -> None:
     cut = {"core-cut": ("zero core", {"ar": 2.1, "en": 18.3, "zh": 5.0})}
     expected = (
         "Zeroing 1\u00a0% of the decoder's weights makes all 3 languages 2.10 to 18.3 times worse; "
-        "as many at random: 2.0\u00a0%; as many of the lowest score: 0\u00a0%."
+        "controls of the same size: random weights 2.0\u00a0%, lowest scores 0\u00a0%."
     )
     for variants in (cut | CONTROL, CONTROL | cut):
         report = report_of(variants, REGIONS)
@@ -61,7 +61,8 @@ def test_the_largest_weights_are_told_and_drawn_beside_the_cut() -> None:
     story = tell(report)
     assert (story.cut, story.controls) == ("core-cut", ("any-cut", "big-cut", "low-cut"))
     assert story.beside == "any"
-    assert "; as many at random: 2.0\u00a0%; as many of the largest weights: 13.0 times; " in sentence(report, story)
+    controls = "random weights 2.0\u00a0%, largest weights 13.0 times, lowest scores 0\u00a0%"
+    assert sentence(report, story).endswith(f"; controls of the same size: {controls}.")
 
 
 def test_what_was_in_reach_is_said() -> None:
@@ -223,7 +224,7 @@ def test_the_rise_of_a_language_s_own_region_is_that_of_logarithms_beside_its_co
     rows = [[cell.text for cell in row.cells] for row in own_table(report_of(variants, regions)).rows]
     assert rows == [
         ["Arabic", "own region", "4.00", "2.00", "2.0", "ar-cut"],  # log 4 / log 2
-        ["Arabic", "as many of the largest", "3.00", "1.00", "-", "big-cut"],  # nothing to be a multiple of
+        ["Arabic", "largest", "3.00", "1.00", "-", "big-cut"],  # nothing to be a multiple of
     ]
 
 
@@ -243,7 +244,7 @@ def test_what_is_lost_is_said_and_evidence_has_unit_number_and_guessing() -> Non
     line = evidence(known, story)
     assert line is not None
     assert f"geometric mean of 3 languages: core-cut {mean:.1f}; any-cut 1.02; low-cut 1.00" in line
-    assert line.endswith(f"Guessing every token alike: {2000 / math.exp(3.1):.1f}.")
+    assert line.endswith(f"A uniform guess: {2000 / math.exp(3.1):.1f}.")
 
 
 def test_a_report_of_before_there_were_steps_says_the_same() -> None:
