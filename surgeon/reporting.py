@@ -23,14 +23,14 @@ from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import VariantSpec
 from surgeon.recipe.written import as_data
 from surgeon.region.region import Region
-from surgeon.report.data import Report
+from surgeon.report.data import EncodingReport, ModelReport, Report, ScoreReport, StepReport, VariantReport
 from surgeon.report.expected import check_expectations
 from surgeon.report.manifest import environment
 from surgeon.report.measured import measurement_reports, perplexities, summarize, sweep_report
 from surgeon.report.parts import part_reports
 from surgeon.report.passages import passages
+from surgeon.report.region_entries import RegionReport
 from surgeon.report.regions import overlap_reports, region_report
-from surgeon.report.sections import EncodingReport, ModelReport, RegionReport, ScoreReport, StepReport, VariantReport
 from surgeon.run import Run
 from surgeon.write.integrity import VARIANTS
 from surgeon.write.staging import Staged, Written

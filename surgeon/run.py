@@ -186,15 +186,12 @@ def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Stag
         held = used[spec.held] if spec.held is not None else None
         with run.timed("write"), run.progress.task(f"write {name}", run.plan.checkpoint.data_bytes) as advance:
             staged[name] = stage_variant(
-                run.plan.source_of(name),
-                spec.operations,
-                used,
+                Surgery(run.plan.source_of(name), spec.operations, used),
                 run.plan.output / VARIANTS / name,
+                run.place,
                 marker=_marker(run, name, {label: region_files[label] for label in used}),
                 complete=partial(write_freeze, run.plan.checkpoint, held),
-                jobs=run.place.jobs,
                 advance=advance,
-                team=run.place.team,
             )
     return staged
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from surgeon.json_text import to_json
 from surgeon.report.data import Report
-from surgeon.report.sections import SweepReport
+from surgeon.report.measured_entries import SweepReport
 
 
 def strict(text: str) -> Any:

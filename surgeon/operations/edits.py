@@ -179,7 +179,7 @@ class Surgery:
         Zeros need no other scale.
         """
         info = self.checkpoint.info(name)
-        zeros = all(item.kind == "zero" for item in self.operations)
+        zeros = all(operation.zeroes for operation in self.operations)
         exact = isinstance(info, Coded) and info.codec.zero_is_exact and zeros
         return parts_of(info)[:1] if exact or self.checkpoint.written_plain else parts_of(info)
 

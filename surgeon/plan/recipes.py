@@ -57,7 +57,8 @@ def plan_recipe(
         SurgeonError: the recipe, the model, the corpus or the device cannot be used.
     """
     look_again()
-    file = load_recipe(find_recipe(recipe), overrides)
+    path = find_recipe(recipe)
+    file = load_recipe(path, overrides)
     checkpoint = Checkpoint.open(file.recipe.model)
     made = make_plan(file, checkpoint, Path(output if output is not None else file.recipe.output))
     if device is not None and made.runs_model:

@@ -34,8 +34,8 @@ from surgeon.report.drawing import (
     words,
     write_pictures,
 )
+from surgeon.report.grid import Cell, Grid, Row
 from surgeon.report.story import Story, log_ratio, tell
-from surgeon.report.tables import Cell, Grid, Row
 from surgeon.report.templates import HERE, rendered
 from surgeon.report.words import interval, is_lost, number
 

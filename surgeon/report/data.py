@@ -8,43 +8,143 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import model_validator
 
 from surgeon.checkpoint.plain_json import read_object
 from surgeon.errors import InputError
-from surgeon.model.results import Continuation, exponential
+from surgeon.model.results import PERPLEXITY, Continuation, exponential
 from surgeon.notebook import table, view
-from surgeon.report.sections import (
+from surgeon.report.entry import Entry
+from surgeon.report.measured_entries import (
     Expectation,
     MeasurementReport,
-    Model,
-    ModelReport,
-    OverlapReport,
     PartsReport,
     PassageReport,
     Perplexity,
-    PushReport,
-    RegionReport,
-    ScoreReport,
     Summary,
     SweepReport,
-    VariantReport,
 )
+from surgeon.report.region_entries import OverlapReport, RegionReport
 from surgeon.report.words import coordinate, interval, number
 from surgeon.text.languages import Language, language
 
+SCHEMA_VERSION = 1
 _COLUMNS = (
     "variant", "language", "name", "script", "family", "nll", "tokens", "bytes", "perplexity", "bits_per_byte", "ratio",
     "low", "high",
 )  # fmt: skip
 
 
-class Report(BaseModel):
+class EncodingReport(Entry):
+    """What it took to encode a variant's new values in the format of its quantized weights.
+
+    `blocks` are those of which an entry was encoded anew; of them `rescaled` got another scale. `rounded` entries hold
+    another value than was asked for, or than they had; `largest` is the largest of these errors, `norm` their L2 norm.
+    """
+
+    blocks: int
+    rescaled: int
+    rounded: int
+    largest: float
+    norm: float
+
+
+class StepReport(Entry):
+    """One operation on one region; `settings` are its other keys in the recipe.
+
+    The kinds `freeze` and `train_only` do nothing to the weights: they are what a bundle beside them tells trainers.
+    """
+
+    kind: str
+    region: str
+    settings: dict[str, Any] = {}
+
+
+class VariantReport(Entry):
+    """A variant, written or not; `path` is set if it was written.
+
+    `operations` says in words what was done, `steps` says the same as data.
+
+    `entries` counts the entries that its operations act on, `changed` those whose bits are others afterwards (zeroing
+    zeros changes nothing), `norm_removed` is the L2 norm of the difference over all of them. Stored copies of a tied
+    weight count once. None in reports of before these were counted. `encoding` is there for quantized weights: what
+    encoding new values added beside that.
+    """
+
+    operations: list[str]
+    steps: list[StepReport] = []
+    entries: int
+    changed: int | None = None
+    norm_removed: float | None = None
+    encoding: EncodingReport | None = None
+    written: bool
+    path: str | None = None
+    bytes: int | None = None
+    reused: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_of_earlier_reports(cls, data: Any) -> Any:
+        """Reports of before there were steps have the words alone: the kind, and the region."""
+        if not isinstance(data, dict) or data.get("steps") or not isinstance(data.get("operations"), list):
+            return data
+        steps = []
+        for line in (str(line).replace("train only ", "train_only ", 1) for line in data["operations"]):
+            kind, _, region = line.partition(" ")
+            steps += [{"kind": kind, "region": region}] if region else []
+        return {**data, "steps": steps}
+
+
+class PushReport(Entry):
+    """Where a variant was pushed to; `sent`, `copied` (by the Hub itself), `removed`, `unchanged` count files."""
+
+    address: str
+    url: str
+    commit: str
+    sent: int
+    copied: int
+    removed: int
+    unchanged: int
+
+
+class ModelReport(Entry):
+    """The source model. `content_sha256` is None if only parts of it were fetched from the Hub; `vocabulary` counts the
+    tokens that it chooses among.
+
+    `left_out` says which of its tensors are no weights of the text model, and so were left as they are. `senses`
+    (vision, audio) is what it takes in beside text, of which neither scores nor measurements say anything.
+    `files_left_out` says of files beside its weights why they are not read, or do not travel with variants; `notes`
+    where its index or its config says other things than its weights.
+    """
+
+    name: str
+    revision: str | None
+    model_type: str | None
+    parameters: int
+    tensors: int
+    shards: int
+    bytes: int
+    content_sha256: str | None
+    vocabulary: int | None = None
+    left_out: list[str] = []
+    senses: list[str] = []
+    files_left_out: dict[str, str] = {}
+    notes: list[str] = []
+
+
+class ScoreReport(Entry):
+    """How much text one score was computed on, in one language."""
+
+    kind: str
+    language: str
+    sequences: int
+    tokens: int
+
+
+class Report(Entry):
     """Everything that one `apply` found. `parts` are by variant, and by what its cut was taken apart by."""
 
-    model_config = Model.model_config
-
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
     name: str
     recipe: dict[str, Any]
     model: ModelReport
@@ -89,14 +189,23 @@ class Report(BaseModel):
         ]  # fmt: skip
         return table(repr(self), ["variant", "entries", "perplexity", "x base", "95 %"], rows)
 
-    def to_pandas(self) -> Any:
-        """Return what was measured as a `pandas.DataFrame` with a row per variant and language, the base's first.
+    def to_pandas(self, measurement: str = PERPLEXITY) -> Any:
+        """Return what was measured as a `pandas.DataFrame`, the base's rows first.
 
-        Columns: variant, language, name, script, family, nll, tokens, bytes, perplexity, bits_per_byte, ratio (to the
-        base), low, high (the ratio's interval; missing for the base).
+        Of perplexity there is a row per variant and language: variant, language, name, script, family, nll, tokens,
+        bytes, perplexity, bits_per_byte, ratio (to the base), low, high (the ratio's interval; missing for the base).
+
+        Of any other `measurement`, by its key in the recipe's `verify`, there is a row per variant, group (a language
+        or a task) and quantity: variant, group, quantity, title, unit, worse ("more" or "less"), compare, chance,
+        value, change (from the base's), low, high (of the change, or else of the value), pieces, p, beyond_chance.
+
+        Raises:
+            InputError: nothing of the kind was measured.
         """
         import pandas  # type: ignore[import-untyped]
 
+        if measurement != PERPLEXITY:
+            return pandas.DataFrame(self._rows_of(measurement))
         rows = []
         for variant, measured in self.perplexity.items():
             for code, item in measured.items():
@@ -106,6 +215,22 @@ class Report(BaseModel):
                 named = {"name": known.name, "script": known.script, "family": known.family}
                 rows.append({"variant": variant, "language": code, **named, **found, "ratio": ratio})
         return pandas.DataFrame(rows, columns=list(_COLUMNS))
+
+    def _rows_of(self, measurement: str) -> list[dict[str, Any]]:
+        item = self.measurements.get(measurement)
+        if item is None:
+            there = ", ".join(self.measurements) or "nothing"
+            raise InputError(f"'{measurement}' was not measured in this run; measured: {there}")
+        return [
+            {
+                "variant": variant, "group": group, "quantity": quantity.name,
+                "title": quantity.title, "unit": quantity.unit, "worse": quantity.worse, "compare": quantity.compare,
+                "chance": quantity.chance,
+                **by_quantity[quantity.name].model_dump(exclude={"effective"}),
+            }
+            for variant, groups in item.found.items() for group, by_quantity in groups.items()
+            for quantity in item.quantities if quantity.name in by_quantity
+        ]  # fmt: skip
 
     def language(self, code: str) -> Language:
         """Return what is known of a language, by the recipe or at all."""
@@ -128,7 +253,7 @@ class Report(BaseModel):
     def draws(self, variant: str) -> list[str]:
         """Return the draws of a control that a variant stands for (see `measured_alone`), or the variant alone."""
         for sweep in self.sweeps.values():
-            if variant == sweep.control:
+            if list(sweep.axes) == ["seed"] and variant == next(iter(sweep.points)):
                 return [point for point in sweep.points if point in self.perplexity] or [variant]
         return [variant]
 
@@ -154,16 +279,22 @@ class Report(BaseModel):
     def label(self, variant: str) -> str:
         """Return a variant's name for people; that of a sweep's point says its values, or how often it was drawn."""
         for name, sweep in self.sweeps.items():
-            if variant == sweep.control and len(sweep.points) > 1:
+            values = sweep.points.get(variant)
+            if values is None:
+                continue
+            if list(sweep.axes) == ["seed"] and len(sweep.points) > 1 and variant == next(iter(sweep.points)):
                 return f"{name}, {len(sweep.points)} seeds"
         return self.named(variant)
 
     def named(self, variant: str) -> str:
         """Return the name for people of this very variant: that of a sweep's point says its values."""
         for name, sweep in self.sweeps.items():
-            if variant in sweep.points:
-                values = zip(sweep.axes, sweep.points[variant], strict=True)
-                return f"{name}, " + ", ".join(f"{axis} {coordinate(value)}" for axis, value in values)
+            values = sweep.points.get(variant)
+            if values is None:
+                continue
+            return f"{name}, " + ", ".join(
+                f"{axis} {coordinate(value)}" for axis, value in zip(sweep.axes, values, strict=True)
+            )
         return variant
 
     @property
@@ -175,8 +306,9 @@ class Report(BaseModel):
     def measured_alone(self) -> list[str]:
         """The measured variants that are no points of a sweep; of one over seeds alone, the first."""
         points = {point for sweep in self.sweeps.values() for point in sweep.points}
-        controls = {sweep.control for sweep in self.sweeps.values()}
-        return [name for name in self.perplexity if name != "base" and name not in points - controls]
+        # A control that is drawn with several seeds is one control: the first draw stands for it.
+        drawn = {next(iter(sweep.points)) for sweep in self.sweeps.values() if list(sweep.axes) == ["seed"]}
+        return [name for name in self.perplexity if name != "base" and name not in points - drawn]
 
     @property
     def has_intervals(self) -> bool:

@@ -9,7 +9,7 @@ from surgeon.measure.intervals import language_interval
 from surgeon.model.results import Quantity, exponential, geometric_mean
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.report.measured import Measures, mean_ratio_interval
-from surgeon.report.sections import Expectation, MeasurementReport
+from surgeon.report.measured_entries import Expectation, MeasurementReport
 from surgeon.report.words import bounds, quantity_text
 
 

@@ -16,7 +16,14 @@ from surgeon.measure.intervals import (
 )
 from surgeon.model.results import PERPLEXITY, Measure, Quantity, Sums, Verification, exponential, geometric_mean
 from surgeon.recipe.sweeps import Sweep
-from surgeon.report.sections import Figure, MeasurementReport, OverSeeds, Perplexity, Summary, SweepReport
+from surgeon.report.measured_entries import (
+    Figure,
+    MeasurementReport,
+    OverSeeds,
+    Perplexity,
+    Summary,
+    SweepReport,
+)
 from surgeon.report.words import count, number
 
 if TYPE_CHECKING:

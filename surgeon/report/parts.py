@@ -12,10 +12,10 @@ from surgeon.measure.parts import Part
 from surgeon.model.results import Measure, Sums, exponential, geometric_mean
 from surgeon.report.data import Report
 from surgeon.report.drawing import Figure, Spec, finished, named, tips
+from surgeon.report.grid import Cell, Grid, Row
 from surgeon.report.measured import Measures, mean_ratio_interval
+from surgeon.report.measured_entries import PartReport, PartsReport
 from surgeon.report.ramps import RATIOS, cells, heads
-from surgeon.report.sections import PartReport, PartsReport
-from surgeon.report.tables import Cell, Grid, Row
 from surgeon.report.words import interval, is_lost, number, percent
 
 _SAME = 0.01  # nats per token: a whole cut that does less has no damage to take apart

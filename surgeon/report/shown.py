@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from surgeon.region.region import Region
-from surgeon.report.data import Report
+from surgeon.report.data import ModelReport, Report
 from surgeon.report.drawing import Figure
 from surgeon.report.figures import figures
 from surgeon.report.regions import region_report
 from surgeon.report.scan import scan_figures
-from surgeon.report.sections import ModelReport
 from surgeon.report.story import Story
 
 

@@ -26,8 +26,8 @@ from surgeon.report.drawing import (
     tips,
     words,
 )
+from surgeon.report.measured_entries import SweepReport
 from surgeon.report.ramps import RATIOS, cells, heads
-from surgeon.report.sections import SweepReport
 from surgeon.report.words import coordinate, is_lost, is_number, number
 
 _MOST_LINES = 6  # that one chart can hold; more become a map

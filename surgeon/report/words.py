@@ -92,6 +92,13 @@ def quantity_text(quantity: Quantity, value: float, change: bool = False) -> str
     return sign + (number(size) if size >= 10 else f"{size:.3f}" if size >= 0.1 else f"{size:.2g}")
 
 
+def quantity_interval(quantity: Quantity, low: float, high: float, change: bool = False) -> str:
+    """Say the bounds of a measured value, or of its change, such as "50.0 to 90.0 %"."""
+    first, last = (quantity_text(quantity, end, change) for end in (low, high))
+    number_alone, blank, unit = first.rpartition(" ")
+    return f"{number_alone} to {last}" if blank and last.endswith(f" {unit}") else f"{first} to {last}"
+
+
 def stopped_note(stopped: str) -> str:
     """Say why a continuation ends where it does, if it is not for its length."""
     return {"end": "(the end, says the model)", "nan": "(then the output is not a number)"}.get(stopped, "")

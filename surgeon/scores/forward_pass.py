@@ -91,7 +91,7 @@ def run(
     watched = _Watched(stack.loaded.model, sample, score, statistics, team)
 
     def through(layer: int, batch: int, ids: torch.Tensor) -> None:
-        before = hidden.get(layer, batch, stack.loaded.device)
+        before = hidden.get(layer, batch)
         hidden.put(layer + 1, batch, stack.layer(layer, before, arguments[batch][layer]))
         advance(1)
 
@@ -99,7 +99,7 @@ def run(
         if not stack.layers:
             stack.whole(ids)
         else:
-            last = hidden.get(len(stack.layers), batch, stack.loaded.device)
+            last = hidden.get(len(stack.layers), batch)
             for rows, positions in head_chunks(stack, ids):
                 stack.head(last[rows, positions])
         advance(1)

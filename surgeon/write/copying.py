@@ -20,7 +20,6 @@ from surgeon.model.workplace import Workplace
 from surgeon.operations import Operation
 from surgeon.operations.edits import Surgery
 from surgeon.region.region import Region
-from surgeon.team import ALONE, Team
 from surgeon.write.companions import copy_companions
 from surgeon.write.plain_shards import copy_plain_shard
 from surgeon.write.shards import Copied, copy_shard
@@ -29,15 +28,15 @@ Result = tuple[dict[str, Copied], tuple["Future[None]", ...]]
 _TOKEN = ".ranks"  # a file in the staged folder by which a rank finds out that it sees the same folder as rank 0
 
 
-def copy_all(surgery: Surgery, folder: Path, jobs: int, advance: Callable[[int], None], team: Team = ALONE) -> Result:
+def copy_all(surgery: Surgery, folder: Path, place: Workplace, advance: Callable[[int], None]) -> Result:
     """Copy companions and shards, by all of a team that see the folder; also returns files on their way to the disk.
 
     What others wrote is on the disk already.
     """
-    checkpoint = surgery.checkpoint
+    checkpoint, team = surgery.checkpoint, place.team
     copied = copy_companions(checkpoint, folder)
     if len(checkpoint.headers) == 1:
-        shards, flushing = _copy_shards(surgery, checkpoint.headers, folder, jobs, advance)
+        shards, flushing = _copy_shards(surgery, checkpoint.headers, folder, place.jobs, advance)
         return copied | shards, flushing
     token = secrets.token_hex(8)
     with inside.create(folder / _TOKEN) as file:
@@ -55,7 +54,7 @@ def copy_all(surgery: Surgery, folder: Path, jobs: int, advance: Callable[[int],
     def copy(share: Sequence[Header]) -> dict[str, Copied]:
         nonlocal mine
         mine = sum(header.file_size for header in share)
-        shards, flushing = _copy_shards(surgery, share, folder, jobs, advance)
+        shards, flushing = _copy_shards(surgery, share, folder, place.jobs, advance)
         background.extend(flushing)
         return shards
 

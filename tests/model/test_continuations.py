@@ -24,7 +24,7 @@ from surgeon.errors import InputError, RecipeError
 from surgeon.model import budgets
 from surgeon.model.continuations import continue_prompts, encode_prompts
 from surgeon.model.editing import Variant
-from surgeon.model.layer_stack import Stack, make_stack
+from surgeon.model.layer_stack import Arguments, Stack, make_stack
 from surgeon.model.model import load_model
 from surgeon.model.results import Continuation
 from surgeon.operations import Zero
@@ -170,6 +170,17 @@ def test_edits_are_made_once_where_every_token_is_a_sweep(llama: Path, monkeypat
     assert len(made) > 2 * len(region)
     for name, slot in stack.loaded.parameters.items():  # and nothing of the cut is left behind
         assert torch.equal(slot.values().detach(), checkpoint.tensor(name))
+    real, said = Stack.layer, []
+
+    def full(self: Stack, number: int, hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
+        if number == 1 and hidden[..., 0].numel() > 14:  # when both texts have eight tokens
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, number, hidden, arguments)
+
+    monkeypatch.setattr(Stack, "layer", full)
+    monkeypatch.setattr(Progress, "note", lambda self, line: said.append(line))
+    assert continue_prompts(stack, variants, prompts, 6, Progress()) == expected
+    assert said == ["out of memory on cpu: 1 of a batch's texts at a time"]
 
 
 def select_region(checkpoint: Checkpoint) -> Region:

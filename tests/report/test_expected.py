@@ -9,7 +9,7 @@ import pytest
 from surgeon.model.results import Quantity
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.report.expected import came_out, check_expectations, expected
-from surgeon.report.sections import Figure, MeasurementReport
+from surgeon.report.measured_entries import Figure, MeasurementReport
 
 SHARE = Quantity(name="right", title="right", unit="", worse="less", compare="difference", share=True)
 REPORT = MeasurementReport(

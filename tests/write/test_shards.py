@@ -19,6 +19,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import source_file_hashes, tensor_hashes
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.errors import CheckpointError
+from surgeon.model.workplace import Workplace
 from surgeon.operations.edits import Surgery
 from surgeon.region.region import Region
 from surgeon.write.staging import publish, stage_variant, write_variant
@@ -106,7 +107,7 @@ def test_a_source_that_changes_is_refused_and_nothing_published(
         monkeypatch.setattr("surgeon.write.copying.copy_shard", copy)
 
     def write() -> None:
-        staged = stage_variant(source, ZERO, regions, tmp_path / "out" / "v", jobs=1)
+        staged = stage_variant(Surgery(source, ZERO, regions), tmp_path / "out" / "v", Workplace("cpu", 1))
         if when == "after":
             change(last)
         publish(staged)
