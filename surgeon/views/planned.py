@@ -132,7 +132,12 @@ def _time_words(expected: Sequence[Step]) -> str:
     return f"time    {extent(whole)} on this machine (estimate){mostly}"
 
 
-_STEPS = {"score ": "scoring", "perplexity": "measuring perplexity", "page": "drawing the report"}
+_STEPS = {
+    "score ": "scoring",
+    "perplexity": "measuring perplexity",
+    "page": "drawing the report",
+    "copies": "copying to and from the device",
+}
 
 
 def _run_words(plan: Plan, device: str) -> list[str]:
