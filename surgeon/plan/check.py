@@ -209,7 +209,7 @@ def _require_space(plan: Plan) -> None:
     free = shutil.disk_usage(there).free
     if free < needed:
         raise EnvironmentFailure(
-            f"{plan.output}: {free / 1e9:.1f} GB free, but the variants to be written need {needed / 1e9:.1f} GB; make "
+            f"{plan.output}: {free / 1e6:,.0f} MB free, but the variants to write need {needed / 1e6:,.1f} MB; make "
             "room, choose another --output, or set `write: false` or `write: patch`"
         )
 

@@ -195,6 +195,16 @@ def test_a_misspelt_folder_leads_to_the_one_that_is_there(llama: Path, tmp_path:
         assert f"did you mean '{told}'?" in str(done.exception)
 
 
+def test_a_misspelt_recipe_leads_to_a_shipped_one_or_to_a_file_beside(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("{}")
+    for name, told in (
+        ("zero-core", "did you mean 'zero_core'?"),
+        (str(tmp_path / "mine.yam"), f"'{tmp_path}/mine.yaml'?"),
+    ):
+        assert told in str(CliRunner().invoke(app, ["plan", name]).exception)
+    assert "`surgeon recipes` lists" in str(CliRunner().invoke(app, ["plan", "qqqq"]).exception)
+
+
 def test_the_list_of_commands_is_not_cut_off() -> None:
     shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).stdout
     commands = shown.partition("Commands:")[2].partition("Example:")[0]
