@@ -73,6 +73,10 @@ def check_ready(plan: Plan, device: str, jobs: int) -> None:
     _require_space(plan)
 
 
+class NotHere(InputError):
+    """A device that there may be elsewhere."""
+
+
 def check_device(device: str) -> InputError | None:
     """Return what is wrong with a device, such as that it is not there."""
     if device == "cpu":  # always there, and no reason to load torch
@@ -87,7 +91,7 @@ def check_device(device: str) -> InputError | None:
         if device.partition(":")[0] not in kinds:
             meant = "; did you mean 'cuda'?" if device.lower().startswith("gpu") else ""
             return InputError(f"--device {device}: no such device{meant}; write cpu, cuda, cuda:1, mps or auto")
-        return InputError(f"--device {device}: not available here ({str(error).splitlines()[0]})")
+        return NotHere(f"--device {device}: not available here ({str(error).splitlines()[0]})")
     return None
 
 
@@ -212,7 +216,7 @@ def _require_space(plan: Plan) -> None:
     free = shutil.disk_usage(there).free
     if free < needed:
         raise EnvironmentFailure(
-            f"{plan.output}: {free / 1e9:.1f} GB free, but the variants to be written need {needed / 1e9:.1f} GB; make "
+            f"{plan.output}: {free / 1e6:,.0f} MB free, but the variants to write need {needed / 1e6:,.1f} MB; make "
             "room, choose another --output, or set `write: false` or `write: patch`"
         )
 

@@ -13,7 +13,12 @@ from surgeon.progress import duration, extent
 from surgeon.report.words import count, percent, size, text_alone
 from surgeon.views.terminal import Rows, table, told
 
-_STEPS = {"score ": "scoring", "perplexity": "measuring perplexity", "page": "drawing the report"}
+_STEPS = {
+    "score ": "scoring",
+    "perplexity": "measuring perplexity",
+    "page": "drawing the report",
+    "copies": "copying to and from the device",
+}
 
 
 def plan_view(plan: PlanSummary) -> Group:
