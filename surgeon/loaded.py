@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
+from surgeon.checkpoint.embeddings import is_position_table
 from surgeon.errors import InputError, RegionError, shorten
 from surgeon.model.results import Measure
-from surgeon.plan.check import POSITION_TABLES
 from surgeon.plan.planning import open_corpus
 from surgeon.recipe.schema import VerifySpec
 from surgeon.recipe.text_spec import TextSpec
@@ -153,7 +153,7 @@ def perplexity(
         raise InputError(f"{type(inner).__name__} has no language modelling head, so it predicts no token")
     check_ids(inner, tokenizer, ([*cut.inputs, *cut.labels] for text in windows.values() for cut in text.windows))
     positions = getattr(inner.config, "max_position_embeddings", window)
-    if any(name.endswith(POSITION_TABLES) for name, _ in inner.named_parameters()) and min(window, tokens) > positions:
+    if any(is_position_table(name) for name, _ in inner.named_parameters()) and min(window, tokens) > positions:
         raise InputError(f"window {window}: more than the {positions} positions of the model")
     training = [module for module in inner.modules() if module.training]
     inner.eval()

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
+from surgeon.checkpoint.embeddings import is_position_table
 from surgeon.checkpoint.fingerprint import base_hashes
 from surgeon.checkpoint.naming import TOWERS
 from surgeon.checkpoint.plain_form import plain_dtypes
@@ -36,7 +38,6 @@ from surgeon.text.corpora import Corpus
 from surgeon.text.languages import code_meant
 
 _ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")  # of CUDA, of that in WSL, of ROCm, of Jetson
-POSITION_TABLES = ("wpe.weight", "embed_positions.weight")
 
 
 def check(plan: Plan) -> list[Problem]:
@@ -72,6 +73,10 @@ def check_ready(plan: Plan, device: str, jobs: int) -> None:
     _require_space(plan)
 
 
+class NotHere(InputError):
+    """A device that there may be elsewhere."""
+
+
 def check_device(device: str) -> InputError | None:
     """Return what is wrong with a device, such as that it is not there."""
     if device == "cpu":  # always there, and no reason to load torch
@@ -86,7 +91,7 @@ def check_device(device: str) -> InputError | None:
         if device.partition(":")[0] not in kinds:
             meant = "; did you mean 'cuda'?" if device.lower().startswith("gpu") else ""
             return InputError(f"--device {device}: no such device{meant}; write cpu, cuda, cuda:1, mps or auto")
-        return InputError(f"--device {device}: not available here ({str(error).splitlines()[0]})")
+        return NotHere(f"--device {device}: not available here ({str(error).splitlines()[0]})")
     return None
 
 
@@ -129,8 +134,10 @@ def most_positions(checkpoint: Checkpoint) -> int | None:
 
     Other models compute their positions and read on, if ever more badly.
     """
-    table = next((info for name, info in checkpoint.tensors.items() if name.endswith(POSITION_TABLES)), None)
-    if table is None or not table.shape:
+    places = anatomy_of(checkpoint).places  # other towers may have such tables too
+    tables = (info for name, info in checkpoint.tensors.items() if is_position_table(name) and len(info.shape) == 2)
+    table = next((info for info in tables if places[info.name].role == "embed"), None)
+    if table is None:
         return None
     said = whole_number(checkpoint.config, "max_position_embeddings", "n_positions")
     return min(said or table.shape[0], table.shape[0])
