@@ -78,7 +78,7 @@ def open_corpus(said: str | Mapping[str, str | TextSpec]) -> Corpus:
     if isinstance(said, str):
         if not said.startswith("builtin:"):
             raise InputError(
-                f"corpus: {said!r} is no corpus; write builtin:udhr30, or a mapping of languages such as "
+                f"corpus: {said!r} is not a corpus; write builtin:udhr30, or a mapping of languages such as "
                 "{ar: texts/ar.txt}"
             )
         return builtin_corpus(said.removeprefix("builtin:"))
