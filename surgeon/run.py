@@ -141,7 +141,7 @@ class Run:
         problems = []
         for name, variant in self.plan.recipe.variants.items():
             problems += [
-                f"region '{label}' turned out to be empty, so that '{name}' would do nothing"
+                f"region '{label}' is empty, so '{name}' would do nothing"
                 for label, region in self.regions_of(name).items()
                 if not region.entries
             ]
@@ -248,7 +248,7 @@ def seal(run: Run, report: Report, outputs: Mapping[Path, str], before: Mapping[
     variants = [name for name, variant in run.plan.variants.items() if variant.write is True]
     replaced = before.get("name") not in (None, made["name"])
     for path in remove_old(out, outputs_of(before), outputs_of(made), variants, replaced):
-        run.progress.note(f"{out / path}: of an earlier run, and not named by this recipe; left as it is")
+        run.progress.note(f"{out / path}: from an earlier run, and not in this recipe; it stays")
     with replacing(out / MANIFEST) as part:
         part.write_text(to_json(made) + "\n", encoding="utf-8")
     return made

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
+from surgeon.checkpoint.embeddings import is_position_table
 from surgeon.checkpoint.fingerprint import base_hashes
 from surgeon.checkpoint.naming import TOWERS
 from surgeon.checkpoint.plain_form import plain_dtypes
@@ -36,7 +38,6 @@ from surgeon.text.corpora import Corpus
 from surgeon.text.languages import code_meant
 
 _ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")  # of CUDA, of that in WSL, of ROCm, of Jetson
-POSITION_TABLES = ("wpe.weight", "embed_positions.weight")
 
 
 def check(plan: Plan) -> list[Problem]:
@@ -133,8 +134,10 @@ def most_positions(checkpoint: Checkpoint) -> int | None:
 
     Other models compute their positions and read on, if ever more badly.
     """
-    table = next((info for name, info in checkpoint.tensors.items() if name.endswith(POSITION_TABLES)), None)
-    if table is None or not table.shape:
+    places = anatomy_of(checkpoint).places  # other towers may have such tables too
+    tables = (info for name, info in checkpoint.tensors.items() if is_position_table(name) and len(info.shape) == 2)
+    table = next((info for info in tables if places[info.name].role == "embed"), None)
+    if table is None:
         return None
     said = whole_number(checkpoint.config, "max_position_embeddings", "n_positions")
     return min(said or table.shape[0], table.shape[0])
@@ -174,7 +177,7 @@ def _unfound_problems(plan: Plan) -> Iterator[Problem]:
             yield plan.file.problem(
                 ("regions", name),
                 f"{shorten(lost)} in the scope of region '{name}' cannot be found again in the model that "
-                f"transformers builds, so that it cannot be {'scored' if scored else 'measured'} there: exclude it"
+                f"transformers builds, so it cannot be {'scored' if scored else 'measured'} there: exclude it"
                 + ("" if scored else ", or leave out `verify` and measure what is written with `surgeon verify`"),
             )
         towers = [n for n, where in places.items() if where.role in TOWERS] if scored else []
@@ -262,7 +265,7 @@ def _compared_problems(file: RecipeFile, checkpoint: Checkpoint, region: RegionP
         try:
             check_donor(checkpoint, other, Region(shapes, no_masks))
             patch = isinstance(open_donor(other), Patch)
-            wrong = f"{other} is a patch, which says nothing of the entries that it leaves" if patch else None
+            wrong = f"{other} is a patch, which does not hold the entries that it leaves unchanged" if patch else None
         except InputError as error:
             wrong = str(error)
         if wrong is not None:

@@ -76,7 +76,7 @@ def _refuse_encoders(checkpoint: Checkpoint) -> None:
     named = architectures if isinstance(architectures, list) else []
     masked = [word for word in named if isinstance(word, str) and word.endswith("ForMaskedLM")]
     if masked and config.get("is_decoder") is not True:
-        raise CheckpointError(f"{name}: {masked[0]} sees later tokens, so that it has no perplexity; {works}")
+        raise CheckpointError(f"{name}: {masked[0]} sees later tokens, so it has no perplexity; {works}")
 
 
 def open_corpus(said: str | Mapping[str, str | TextSpec]) -> Corpus:

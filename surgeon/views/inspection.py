@@ -37,7 +37,7 @@ from surgeon.views.gguf import gguf_view, look_at_gguf
 from surgeon.views.terminal import expectation_line, facts, grid_table, sparkline, table
 from surgeon.write.marker import MARKER, Marker
 
-DIMENSIONS_SHOWN = 8
+DIMENSIONS_SHOWN = 8  # that fit on a line or two
 
 
 def look_at(target: str) -> dict[str, Any]:
