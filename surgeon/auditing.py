@@ -19,7 +19,7 @@ from surgeon.memory import require_room_for_torch
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Figures
 from surgeon.model.workplace import Workplace
-from surgeon.plan.check import check_device, check_length, chosen_device
+from surgeon.plan.check import check_length, usable_device
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.report.words import text_alone
@@ -55,10 +55,7 @@ def audit(
     """
     from surgeon.measure.paragraphs import BITS, Paragraphs
 
-    progress, device = progress or Progress(), chosen_device(device)
-    lacking = check_device(device)
-    if lacking is not None:
-        raise lacking
+    progress, device = progress or Progress(), usable_device(device)
     chosen = list(dict.fromkeys(languages)) if languages is not None else corpus.languages
     kept: Measurement | None = None
     if prompts and find_spec("py3langid") is not None:
@@ -66,7 +63,9 @@ def audit(
 
         kept = LanguageKept(prompts=prompts, new_tokens=new_tokens)
     elif prompts:
-        progress.note("what the models go on in is not told: it takes `pip install '.[language]'` in a checkout")
+        progress.note(
+            "the language of continuations is not measured: that needs `pip install '.[language]'` in a checkout"
+        )
     opened = [Checkpoint.open(source).downloaded() for source in (base, model)]
     for line in dict.fromkeys(line for item in opened for line in remarks(item)):
         progress.note(line)
@@ -79,7 +78,15 @@ def audit(
     place = Workplace(device, os.cpu_count() or 1)
     stacks = [place.load(item, resolve_precision("auto")) for item in opened]
     subjects = [
-        Subject(stack.loaded.tokenizer, stack.loaded.model.config, corpus, chosen, spec, Pieces([], []))
+        Subject(
+            stack.loaded.tokenizer,
+            stack.loaded.model.config,
+            corpus,
+            chosen,
+            spec.window,
+            spec.batch_size,
+            Pieces([], []),
+        )
         for stack in stacks
     ]
     found = _outputs(stacks, subjects, Paragraphs(paragraphs=paragraphs), progress)

@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
+from surgeon.checkpoint.embeddings import is_position_table
 from surgeon.errors import InputError, RegionError, shorten
 from surgeon.model.results import Measure
-from surgeon.plan.check import POSITION_TABLES
-from surgeon.plan.planning import open_corpus
-from surgeon.recipe.schema import TextSpec, VerifySpec
+from surgeon.recipe.corpus import TextSpec, open_corpus
+from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
 from surgeon.text.corpora import Corpus, given_corpus
 
@@ -149,10 +149,10 @@ def perplexity(
     spec = VerifySpec(tokens=tokens, window=window, stride=stride, batch_size=batch_size)
     windows = evaluation_texts(tokenizer, texts, chosen, spec)
     if inner.get_output_embeddings() is None:
-        raise InputError(f"{type(inner).__name__} has no language modelling head, so that it predicts no token")
+        raise InputError(f"{type(inner).__name__} has no language modelling head, so it predicts no token")
     check_ids(inner, tokenizer, ([*cut.inputs, *cut.labels] for text in windows.values() for cut in text.windows))
     positions = getattr(inner.config, "max_position_embeddings", window)
-    if any(name.endswith(POSITION_TABLES) for name, _ in inner.named_parameters()) and min(window, tokens) > positions:
+    if any(is_position_table(name) for name, _ in inner.named_parameters()) and min(window, tokens) > positions:
         raise InputError(f"window {window}: more than the {positions} positions of the model")
     training = [module for module in inner.modules() if module.training]
     inner.eval()
@@ -171,20 +171,17 @@ def _corpus(said: Corpus | str | Mapping[str, str | Sequence[str] | TextSpec | M
     if isinstance(said, str):
         return open_corpus(said)
     given: dict[str, Sequence[str]] = {}
-    others: dict[str, str | TextSpec] = {}
+    others: dict[str, TextSpec] = {}
     for code, text in said.items():
-        if isinstance(text, str) and "\n" in text:
-            given[code] = [text]
-        elif isinstance(text, str | TextSpec):
-            others[code] = text
-        elif isinstance(text, Mapping):
-            try:
-                others[code] = TextSpec.model_validate(dict(text))
-            except ValidationError as error:
-                what = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise InputError(f"corpus, '{code}': {what}") from None
+        try:
+            found = None if isinstance(text, str) and "\n" in text else TextSpec.of(text)
+        except ValidationError as error:
+            what = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise InputError(f"corpus, '{code}': {what}") from None
+        if found is not None:
+            others[code] = found
         else:
-            given[code] = list(text)
+            given[code] = [text] if isinstance(text, str) else [*cast(Sequence[str], text)]
     return given_corpus(given, open_corpus(others))
 
 
@@ -208,7 +205,7 @@ def _inner(model: Any) -> Any:
     inside = set(found[0].modules()) if found else set()
     if not found or any(module not in inside for module in found):
         raise InputError(
-            f"{type(model).__name__} is no transformers model, and wraps {'several' if found else 'none'}: "
+            f"{type(model).__name__} is not a transformers model, and wraps {'several' if found else 'none'}: "
             "give the model itself"
         )
     return found[0]

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.coded import Coded, Indices, logical_tensors, parts_of
+from surgeon.checkpoint.coded import Coded, Indices, parts_of
 from surgeon.checkpoint.config import read_config
 from surgeon.checkpoint.hashing import CHANGED
+from surgeon.checkpoint.logical import logical_tensors
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.sources import Source, download, locate
 from surgeon.checkpoint.storage import (
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 _FETCHED_BYTES = 1 << 26  # of tensors on the Hub, kept in memory; a larger one is kept alone
 _HEADERS_AT_ONCE = 8  # requests for headers that wait for the Hub side by side
-_PIECE_BYTES = 1 << 22
+_PIECE_BYTES = 1 << 22  # compared at a time; the first difference ends it
 
 
 @dataclass(frozen=True, repr=False)

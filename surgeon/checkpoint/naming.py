@@ -25,9 +25,11 @@ import fnmatch
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from surgeon.checkpoint.config import LAYERS, whole_number
+from surgeon.checkpoint.embeddings import is_embedding, is_head, is_position_table
 from surgeon.checkpoint.storage import TensorInfo
 
 LAYER_ROLES = (
@@ -54,8 +56,6 @@ MTP = re.compile(r"(?:^|\.)(?:mtp|nextn|mtp_layers|draft)[^.]*\.")
 _SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)\.")
 _NORM = re.compile(r"norm|^ln_|^ln\d?$|_ln$")
 _BUFFERS = {"inv_freq", "masked_bias", "rotary_emb"}
-_EMBEDDINGS = {"embed_tokens", "wte", "wpe", "embed_in", "word_embeddings", "embed_positions"}
-_HEADS = {"lm_head", "embed_out", "output"}
 _MODULES = {
     "q_proj": "attn.q", "k_proj": "attn.k", "v_proj": "attn.v", "o_proj": "attn.o", "out_proj": "attn.o",
     "c_attn": "attn.qkv", "qkv_proj": "attn.qkv", "query_key_value": "attn.qkv",
@@ -121,6 +121,11 @@ def place(info: TensorInfo, config: Mapping[str, Any]) -> Place:
     )
 
 
+def places_of(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, Place]:
+    """Return the place of each tensor, from names and shapes alone; an empty config means the usual orientation."""
+    return {name: place(TensorInfo(name, "F32", shape, Path(), 0, 0), config) for name, shape in shapes.items()}
+
+
 def branch_of(name: str) -> Branch | None:
     """Tell the experts that a router picks from, and those that every token passes, by a name."""
     if _SHARED.search(name):
@@ -143,7 +148,7 @@ def _output_axis(info: TensorInfo, family: str) -> int | None:
         return None
     if len(info.shape) == 3:
         return 2 if family in _TRANSPOSED_EXPERTS else 1
-    is_table = _parts(info.name)[-1] in _EMBEDDINGS | _HEADS  # these are no Conv1D
+    is_table = is_embedding(info.name) or is_position_table(info.name) or is_head(info.name)  # these are no Conv1D
     return 1 if family in _CONV1D_FAMILIES and not is_table else 0
 
 
@@ -153,14 +158,13 @@ def _parts(name: str) -> list[str]:
 
 
 def _outer_role(name: str) -> str:
-    last = _parts(name)[-1]
-    if last in _EMBEDDINGS:
+    last, tower = _parts(name)[-1], _OTHER_TOWERS.search(name)
+    if is_embedding(name) or (tower is None and is_position_table(name)):
         return "embed"
-    if last in _HEADS:
+    if is_head(name):
         return "head"
     if last in _BUFFERS:
         return "buffer"
-    tower = _OTHER_TOWERS.search(name)
     if tower is not None:
         return tower_of(tower[1])
     if "embed" in last:  # BLOOM has a norm after its embeddings

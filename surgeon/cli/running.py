@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,26 +52,26 @@ def apply(
     from surgeon.hub.rebuild import is_published
 
     overrides = [*(overrides or ()), *(["verify=null"] if no_verify else [])]
-    if is_published(recipe):
-        _rebuild(recipe, output, overrides, jobs, as_json, dry_run, overwrite)
-        return
-    if dry_run:
+    published = is_published(recipe)
+    if dry_run and not published:
         _show_plan(recipe, output, overrides, device, as_json)
-        return
-    from surgeon import api
+    elif not published:
+        from surgeon import api
 
-    quiet_libraries(verbose)
-    report = api.apply(
-        recipe,
-        output=output,
-        overrides=overrides or (),
-        device=device,
-        jobs=jobs,
-        progress=progress_to(as_json),
-        push=push_too,
-        overwrite=overwrite,
-    )
-    _show_report(report, str(output if output is not None else report.recipe["output"]), as_json, verbose)
+        quiet_libraries(verbose)
+        report = api.apply(
+            recipe,
+            output=output,
+            overrides=overrides,
+            device=device,
+            jobs=jobs,
+            progress=progress_to(as_json),
+            push=push_too,
+            overwrite=overwrite,
+        )
+        _show_report(report, str(output if output is not None else report.recipe["output"]), as_json, verbose)
+    else:
+        _rebuild(recipe, output, overrides, jobs, as_json, dry_run, overwrite)
 
 
 def _show_report(report: Report, output: str, as_json: bool, verbose: bool) -> None:
@@ -191,18 +192,20 @@ def _show_plan(
 ) -> None:
     from surgeon.plan.check import chosen_device
     from surgeon.plan.recipes import expected_steps, plan_recipe
+    from surgeon.plan.summary import summarize
     from surgeon.plan.texts import open_datasets, short_texts
-    from surgeon.views.planned import plan_data, plan_view
+    from surgeon.views.planned import plan_view
     from surgeon.views.terminal import render
 
     made = plan_recipe(recipe, output=output, overrides=overrides or (), device=device)
     notes = [*open_datasets(made), *short_texts(made)]
     expected = expected_steps(made, device)
     where = chosen_device(device) if made.runs_model else "cpu"
+    found = summarize(made, expected, ranks, notes, where)
     if as_json:
-        print_json(plan_data(made, expected, ranks, notes, where))
+        print_json(asdict(found))
     else:
-        render(stdout(), plan_view(made, expected, ranks, notes, where))
+        render(stdout(), plan_view(found))
 
 
 def score(

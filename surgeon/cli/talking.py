@@ -44,14 +44,10 @@ def chat(
 ) -> None:
     """Let the base and its variants answer the same prompts side by side, each prompt on its own."""
     from surgeon.chat.speakers import open_output
-    from surgeon.plan.check import check_device, chosen_device
+    from surgeon.plan.check import usable_device
 
     quiet_libraries(verbose)
-    device = chosen_device(device)
-    lacking = check_device(device)
-    if lacking is not None:
-        raise lacking
-    speakers = open_output(output, variants or (), device=device, new_tokens=new_tokens, plain=plain)
+    speakers = open_output(output, variants or (), device=usable_device(device), new_tokens=new_tokens, plain=plain)
     if serve:
         _serve(speakers, Path(os.path.expanduser(output)) / "report.html", port)
         return

@@ -68,7 +68,7 @@ class Choice(Measurement):
                     "length. Give more text, or leave `choice` out"
                 )
             asked += [(language, question) for question in made]
-        begin, room = beginning(subject.tokenizer), subject.spec.window
+        begin, room = beginning(subject.tokenizer), subject.window
         rows: list[tuple[list[int], End]] = []
         pieces: list[Piece] = []
         for language, question in asked:
@@ -78,7 +78,7 @@ class Choice(Measurement):
                 chosen = after[-len(ids) + 1 :]
                 rows.append((ids[:-1], (chosen, [len(pieces)] * len(chosen))))
                 pieces.append(Piece(language, len(chosen)))
-        most = subject.spec.batch_size * room
+        most = subject.batch_size * room
         return _Asked(pieces, list(batched(rows, lambda length: most // length)), asked)
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Outputs, OwnWork
 from surgeon.measure.perplexity import Perplexity, as_measures
 from surgeon.measure.windows import EvaluationText, window_pieces
 from surgeon.model.editing import Variant
+from surgeon.model.full_device import with_less_at_a_time
 from surgeon.model.layer_stack import Stack
 from surgeon.model.results import Figures, Measure
 from surgeon.model.variant_pass import Take, outputs_of, run_models, work
@@ -158,24 +159,18 @@ def _run(
     It is not begun anew, unless it `may_halve`: others may wait for this process.
     """
     first = 0 if beside is None else 1  # the number of the first variant among all models
-    rows = max((len(ids) for ids in part.inputs), default=0)
-    while rows:
+
+    def noted(rows: int) -> None:
         part.notes = [{} for _ in part.inputs]
         parts = _Parts(part, rows)
         count = len(parts.inputs)
         uses = partial(_uses, parts, first)
         cost = work(stack, variants, count, uses) + (0 if beside is None else count * len(beside.layers))
-        try:
-            with progress.task(label, cost) as advance, _takes(parts, beside, advance) as take:
-                run_models(stack, variants, parts.inputs, take, wanted=parts.wanted, uses=uses, advance=advance)
-            return
-        except torch.OutOfMemoryError:
-            if rows == 1 or not may_halve:
-                raise
-        rows //= 2
-        progress.note(f"out of memory on {stack.loaded.device}: {rows} of a batch's texts at a time")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        with progress.task(label, cost) as advance, _takes(parts, beside, advance) as take:
+            run_models(stack, variants, parts.inputs, take, wanted=parts.wanted, uses=uses, advance=advance)
+
+    rows = max((len(ids) for ids in part.inputs), default=0)
+    with_less_at_a_time(rows, noted, stack.loaded.device, progress, may_halve)
 
 
 def _uses(parts: _Parts, first: int, variant: int, batch: int) -> bool:

@@ -66,12 +66,11 @@ class Paragraphs(Measurement):
             for line in (lines[int(i * step)] for i in range(min(self.paragraphs, len(lines)))):
                 ids = tokenize(subject.tokenizer, line).ids
                 rows += [
-                    (inputs, (end, [len(pieces)] * len(end)))
-                    for inputs, end in _windows(ids, begin, subject.spec.window)
+                    (inputs, (end, [len(pieces)] * len(end))) for inputs, end in _windows(ids, begin, subject.window)
                 ]
                 pieces.append(Piece(language, len(ids)))
                 sizes.append(float(len(line.encode())))
-        return _Paragraphs(pieces, list(batched(rows, lambda length: subject.spec.batch_size)), sizes)
+        return _Paragraphs(pieces, list(batched(rows, lambda length: subject.batch_size)), sizes)
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
         """Return the losses in bits."""

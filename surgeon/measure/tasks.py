@@ -85,7 +85,7 @@ class Tasks(OwnWork):
         with running.quiet():
             asked = recorder(subject.tokenizer, subject.config, questions)
         running.evaluate(asked, tasks)
-        asks = question_pieces(list(questions.likelihoods), subject.spec.batch_size)
+        asks = question_pieces(list(questions.likelihoods), subject.batch_size)
         return _Asked(asks.pieces, asks.batches, tasks, questions, subject)
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:

@@ -70,7 +70,7 @@ def verify(
     loaded = stack.loaded
     texts = evaluation_texts(loaded.tokenizer, corpus, languages, spec)
     windows = window_pieces(texts, spec.batch_size)
-    subject = Subject(loaded.tokenizer, loaded.model.config, corpus, languages, spec, windows)
+    subject = Subject(loaded.tokenizer, loaded.model.config, corpus, languages, spec.window, spec.batch_size, windows)
     looks = [
         Look(item, item.pieces(subject), frozenset(models))
         for item in spec.measurements
@@ -97,7 +97,7 @@ def verify(
         if not loaded.weights.stays and cost(stack, prompts, len(asked), spec.new_tokens) > tokens:
             progress.note(
                 f"no continuations: {spec.new_tokens} tokens after {len(prompts)} prompts would read the weights "
-                f"{spec.new_tokens} times, which costs more than all the rest; ask for fewer (verify.new_tokens)"
+                f"{spec.new_tokens} times, which costs more than everything else; ask for fewer (verify.new_tokens)"
             )
         else:
             continuations = continue_prompts(stack, asked, prompts, spec.new_tokens, progress)

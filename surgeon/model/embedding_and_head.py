@@ -70,7 +70,7 @@ def vocabulary(stack: Stack) -> int:
 def head_chunks(stack: Stack, ids: torch.Tensor) -> Iterator[tuple[slice, slice]]:
     """Cut a batch (rows, length) into rows and positions, such that the logits of a chunk stay small."""
     rows, length = ids.shape
-    tokens = chunk_tokens(vocabulary(stack))
+    tokens = chunk_tokens(vocabulary(stack), stack.loaded.device)
     together, step = max(1, tokens // length), min(tokens, length)
     for first in range(0, rows, together):
         for start in range(0, length, step):

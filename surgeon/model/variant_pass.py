@@ -20,6 +20,7 @@ from surgeon.model.editing import Variant, edited, prepared
 from surgeon.model.embedding_and_head import enter_all, head_chunks, hidden_layout
 from surgeon.model.hidden_states import States, bytes_needed
 from surgeon.model.layer_stack import Arguments, Stack
+from surgeon.model.repeatable import repeatable
 
 _OUTSIDE = -1
 Take = Callable[[int, int, slice, slice, torch.Tensor], None]  # variant, batch, its rows and positions, their logits
@@ -63,15 +64,14 @@ def run_models(
 
     Raises:
         CheckpointError: a variant edits a tensor that is no parameter of the model.
-        InputError: see `make_edit`.
+        InputError: see `Surgery.edit`.
     """
     models = _models(stack, variants, len(batches), uses)
-    with torch.inference_mode():
+    with torch.inference_mode(), repeatable(stack.loaded.device):
         if not stack.layers:
             _run_whole(stack, models, batches, take, advance)
             return
-        shapes, dtype = hidden_layout(stack, batches)
-        with _states(shapes, dtype, 1 + len(models), stack.loaded.device) as states:
+        with _states(stack, batches, 1 + len(models)) as states:
             arguments = _enter(stack, models, batches, states)
             for number in range(len(stack.layers)):
                 _run_layer(stack, models, number, arguments, states, advance)
@@ -91,14 +91,13 @@ def outputs_of(
         with stack.loaded.weights.resident(stack.outer()):
             yield _WholeOutputs(stack, batches).part
         return
-    shapes, dtype = hidden_layout(stack, batches)
     everything = _Model(Variant(""), {}, len(stack.layers), 1, range(len(batches)))
-    with torch.inference_mode(), _states(shapes, dtype, 1, stack.loaded.device) as states:
+    with torch.inference_mode(), repeatable(stack.loaded.device), _states(stack, batches, 1) as states:
         arguments = _enter(stack, [everything], batches, states)
         for number in range(len(stack.layers)):
             _run_layer(stack, [everything], number, arguments, states, advance)
         with stack.loaded.weights.resident(stack.outer("out")):
-            yield lambda batch, rows, positions: stack.head(states.part(0, batch, rows, positions, stack.loaded.device))
+            yield lambda batch, rows, positions: stack.head(states.part(0, batch, rows, positions))
 
 
 @dataclass
@@ -155,13 +154,14 @@ def _unedited(models: Sequence[_Model], number: int) -> list[int]:
 
 
 @contextmanager
-def _states(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, rows: int, device: str) -> Iterator[States]:
-    home = budgets.home_of_hidden(bytes_needed(shapes, rows, dtype), device)
+def _states(stack: Stack, batches: Sequence[torch.Tensor], rows: int) -> Iterator[States]:
+    (shapes, dtype), device = hidden_layout(stack, batches), stack.loaded.device
+    home = budgets.home_of_hidden(bytes_needed(shapes, rows, dtype), device, stack.size)
     if home is not None:
-        yield States(shapes, dtype, None, home=home)
+        yield States(shapes, dtype, None, home=home, device=device)
         return
     with own_scratch() as folder:
-        yield States(shapes, dtype, folder)
+        yield States(shapes, dtype, folder, device=device)
 
 
 def _enter(
@@ -196,15 +196,21 @@ def _run_layer(
 ) -> None:
     def step(batch: int, source: int, target: int) -> None:
         how = arguments.get(target, arguments[0])[batch][number]
-        states.put(target, batch, stack.layer(number, states.get(source, batch, stack.loaded.device), how))
+        states.put(target, batch, stack.layer(number, states.get(source, batch), how))
         advance(1)
 
-    with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
-        for model in models:  # before the unedited states move on, since a model begins from them
-            if model.first <= number:
-                with edited(stack.loaded, model.variant, model.names.get(number, ())):
-                    for batch in model.batches:
-                        step(batch, 0 if model.first == number else model.row, model.row)
+    loaded, running = stack.loaded, [model for model in models if model.first <= number]
+    with loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
+        names = [model.names.get(number, ()) for model in running]
+        ready = (prepared(loaded, [model.variant], [of])[0] for model, of in zip(running, names, strict=True))
+        variant = next(ready, None)
+        for model, of in zip(
+            running, names, strict=True
+        ):  # before the unedited states move on: a model begins with them
+            with edited(loaded, present(variant), of):
+                for batch in model.batches:
+                    step(batch, 0 if model.first == number else model.row, model.row)
+                variant = next(ready, None)  # made while a device still computes
         for batch in _unedited(models, number):
             step(batch, 0, 0)
 
@@ -228,7 +234,7 @@ def _run_heads(
                     continue
                 for i in users:
                     row = models[i].row if models[i].first < len(stack.layers) else 0
-                    hidden = states.part(row, batch, rows, positions, loaded.device)
+                    hidden = states.part(row, batch, rows, positions)
                     with edited(loaded, variants[i], names[i]):
                         take(i, batch, rows, positions, stack.head(hidden))
             advance(len(users))

@@ -16,10 +16,10 @@ from surgeon.checkpoint.remarks import notes_on, remarks
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.measure.parts import parted
+from surgeon.operations import Operation
 from surgeon.recipe.reading import RecipeFile
 from surgeon.recipe.schema import Recipe
 from surgeon.regions.base import Provenance, RegionPlan
-from surgeon.regions.kept import provenance_of
 from surgeon.scores.base import SampledScore, Score
 from surgeon.text.corpora import Corpus
 
@@ -54,6 +54,10 @@ class Plan:
     verify_languages: tuple[str, ...]
     peak_memory: int
     disk_needed: int
+
+    def operations_of(self, model: str) -> list[Operation]:
+        """Return what is done to a variant; to the base, nothing."""
+        return list(self.recipe.variants[model].operations) if model in self.recipe.variants else []
 
     def source_of(self, variant: str) -> Checkpoint:
         """Return the checkpoint that a variant, or the base, is made of: dequantized if it is written so."""
@@ -158,5 +162,5 @@ class Plan:
         return [score.on_text for score in self.scores() if score.on_text is not None]
 
     def provenance(self, jobs: int) -> Provenance:
-        """Return what the files of the regions may say of where they come from."""
-        return provenance_of(self.checkpoint, self.corpus.name, self.regions, jobs)
+        """Return what the regions are made from."""
+        return Provenance(self.checkpoint, self.corpus.name, self.regions, jobs)

@@ -10,11 +10,11 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, create_model, field
 
 from surgeon.kinds import kinds
 from surgeon.operations import AnyOperation
+from surgeon.recipe.corpus import TextSpec
 from surgeon.recipe.fields import Count, Model
 
 if TYPE_CHECKING:
     from surgeon.measure.base import Measurement
-    from surgeon.regions.base import RegionKind
     from surgeon.regions.share import Share
     from surgeon.scores.base import Score
 
@@ -43,12 +43,6 @@ class RegionBase(Model):
     if TYPE_CHECKING:
         select: Share | None
 
-    @property
-    def kind(self) -> RegionKind:
-        """How the region is made: what stands under the key of its kind."""
-        found: RegionKind = next(value for key in _REGIONS if (value := getattr(self, key)) is not None)
-        return found
-
     @field_validator("layers")
     @classmethod
     def _in_order(cls, layers: list[int] | None) -> list[int] | None:
@@ -72,7 +66,7 @@ class RegionBase(Model):
         if self.score is not None and self.from_ is not None:
             raise ValueError("give either score or from, not both")
         if self.select.random is None and self.score is None and self.from_ is None:
-            raise ValueError(f"select {self.kind.origin} needs a score: add `score:` or `from: REGION`")
+            raise ValueError(f"select {self.select.end} needs a score: add `score:` or `from: REGION`")
         return self
 
 
@@ -167,12 +161,23 @@ class VariantSpec(Model):
     @property
     def dequantized(self) -> bool:
         """True if quantized weights are written plainly."""
-        return isinstance(self.write, Dequantized)
+        return self.plain_dtype is not None
+
+    @property
+    def plain_dtype(self) -> str | None:
+        """The dtype in which quantized weights are written plainly, if they are."""
+        return self.write.dtype if isinstance(self.write, Dequantized) else None
 
     @property
     def held(self) -> str | None:
         """The region that a bundle beside the weights speaks of, if there is one."""
         return self.freeze if self.freeze is not None else self.train_only
+
+    @property
+    def regions(self) -> list[str]:
+        """The regions that it is made with: those of its operations, and the one that a bundle speaks of."""
+        named = [label for operation in self.operations for label in operation.regions]
+        return list(dict.fromkeys([*named, self.held] if self.held is not None else named))
 
     @model_validator(mode="after")
     def _does_something(self) -> VariantSpec:
@@ -306,36 +311,6 @@ else:
             for name, kind in _MEASUREMENTS.items()
         },
     )
-
-
-class TextSpec(Model):
-    """One language's text: from a file, or from a dataset read as a stream."""
-
-    file: str | None = Field(
-        None, description="`.txt` (a document per line), `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet`"
-    )
-    dataset: str | None = Field(None, description="an id on the Hub, or a folder")
-    config: str | None = Field(None, description="the dataset's configuration, often a language")
-    split: str = Field("train", description="which part of the dataset")
-    field: str = Field("text", description="the field or column of the text; `translation.en` is one inside another")
-    revision: str | None = Field(None, description="a branch, tag or commit of the dataset; the newest when left out")
-    name: Annotated[str, Field(min_length=1, max_length=60)] | None = Field(
-        None, description="English name of the language; known for those of `surgeon languages`"
-    )
-    script: Annotated[str, Field(min_length=1, max_length=60)] | None = Field(None, description="its script")
-    family: Annotated[str, Field(min_length=1, max_length=60)] | None = Field(None, description="its family")
-    documents: Count | None = Field(
-        None, description="how many to read, from the first; when left out, all of a file and 2000 of a dataset"
-    )
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> TextSpec:
-        if (self.file is None) == (self.dataset is None):
-            raise ValueError("give either file or dataset")
-        # Defaults may stand there, as they do in a recipe with its defaults filled in.
-        if self.file is not None and (self.config, self.split, self.revision) != (None, "train", None):
-            raise ValueError("config, split and revision go with dataset, not with file")
-        return self
 
 
 class PushSpec(Model):

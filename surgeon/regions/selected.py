@@ -20,8 +20,9 @@ from surgeon.region.region import Indices, Mask, Region, encode_indices
 from surgeon.region.select import select_random
 from surgeon.region.units import Parts, most_entries, parts_of, unit_sizes
 from surgeon.regions.base import Making, Planning, Provenance, RegionKind, RegionPlan
-from surgeon.regions.cut import select_from
+from surgeon.regions.cut import Cut, region_from
 from surgeon.regions.narrowing import misnamed
+from surgeon.regions.scopes import scope_of
 from surgeon.regions.share import Share
 from surgeon.regions.unit_cut import UnitCut
 
@@ -89,7 +90,7 @@ class Select(Share, RegionKind):
             return ahead
         if self.random is not None:
             return self._drawn(plan)
-        return select_from(making.stream(plan), [plan], present(plan.score).labels)[plan.name]
+        return region_from(making.stream(plan), Cut([plan], present(plan.score).labels))
 
     def _drawn(self, plan: RegionPlan) -> Region:
         """Return a random selection, whose masks are made group by group as they are asked for."""
@@ -113,7 +114,7 @@ class Select(Share, RegionKind):
     def _most(self, plan: RegionPlan) -> tuple[int, bool]:
         """Return at most how many entries are selected, and whether it is exactly so many."""
         if not plan.parts:
-            scope = self.scoped
+            scope = scope_of(self)
             return sum(scope.count(self, group, plan.places) for group in plan.groups()), True
         cuts = []
         for group in plan.groups():
@@ -142,7 +143,7 @@ class Select(Share, RegionKind):
         return list(self._described(score, named))
 
     def _described(self, score: Score | None, named: Callable[[str], str]) -> Iterator[str]:
-        share = f"{self.amount} of {self.scoped.of}"
+        share = f"{self.amount} of {scope_of(self).of}"
         if self.random is not None or score is None:
             yield f"{share} at random, seed {self.seed}"
         else:

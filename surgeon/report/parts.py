@@ -9,11 +9,12 @@ from surgeon.checkpoint.ties import Ties
 from surgeon.measure.intervals import mean_change_interval
 from surgeon.measure.parts import Part, place_of
 from surgeon.model.results import Measure, Sums, exponential, geometric_mean
-from surgeon.report.data import PartReport, PartsReport, Report
+from surgeon.report.data import Report
 from surgeon.report.drawing import Figure, Spec, finished, named, tips
+from surgeon.report.grid import Cell, Grid, Row
 from surgeon.report.measured import Measures, mean_ratio_interval
+from surgeon.report.measured_entries import PartReport, PartsReport
 from surgeon.report.ramps import RATIOS, cells, heads
-from surgeon.report.tables import Cell, Grid, Row
 from surgeon.report.words import interval, is_lost, number
 
 _SAME = 0.01  # nats per token: a whole cut that does less has no damage to take apart

@@ -6,11 +6,12 @@ import math
 
 import pytest
 
+from surgeon.model.results import Quantity
 from surgeon.recipe.schema import ExpectSpec
-from surgeon.report.data import Figure, MeasurementReport, QuantityReport
 from surgeon.report.expected import came_out, check_expectations, expected
+from surgeon.report.measured_entries import Figure, MeasurementReport
 
-SHARE = QuantityReport(name="right", title="right", unit="", worse="less", compare="difference", share=True)
+SHARE = Quantity(name="right", title="right", unit="", worse="less", compare="difference", share=True)
 REPORT = MeasurementReport(
     title="answers", by="task", quantities=[SHARE],
     found={"cut": {"t": {"right": Figure(value=0.25, pieces=4, change=-0.5, low=-0.75, high=-0.125)}}},
@@ -28,8 +29,8 @@ REPORT = MeasurementReport(
             {"change_at_least": -0.7, "change_at_most": 0.0, "at": "lower", "group": "t"}, -0.75, False,
             "right −75.0 points from the base (lower bound)", "at least −70.0 points and at most +0.0 points",
         ),
-        ({"at_most": 1.0, "group": "u"}, math.nan, False, "tests: nothing of the kind was measured", "at most 1.00"),
-        ({"at_most": 1.0, "quantity": "r"}, math.nan, False, "tests: nothing of the kind was measured", "at most 1.00"),
+        ({"at_most": 1.0, "group": "u"}, math.nan, False, "tests: this was not measured", "at most 1.00"),
+        ({"at_most": 1.0, "quantity": "r"}, math.nan, False, "tests: this was not measured", "at most 1.00"),
         (
             {"change_at_most": 1.0, "at": "upper"}, math.nan, False,
             "right nan from the base (upper bound)", "at most +100.0 points",

@@ -9,9 +9,11 @@ import pytest
 from reports import make_report
 
 from surgeon.model.results import Measure
-from surgeon.report.data import Report, SweepReport, VariantReport
+from surgeon.report.data import Report, VariantReport
 from surgeon.report.measured import perplexities, perplexity, summarize
-from surgeon.report.story import evidence, headline, no_intervals, sentence, tell
+from surgeon.report.measured_entries import SweepReport
+from surgeon.report.sentences import evidence, headline, measured_lines, no_intervals, sentence
+from surgeon.report.story import tell
 
 BASE = {"ar": 3.0, "en": 3.1, "zh": 3.2}
 
@@ -92,6 +94,15 @@ def test_what_was_in_reach_is_said() -> None:
 def test_an_effect_is_told_as_large_as_it_is(factors: tuple[float, ...], told: str) -> None:
     report = report_of({"core-cut": ("zero core", dict(zip(BASE, factors, strict=True)))}, REGIONS)
     assert sentence(report, tell(report)).endswith(f" {told}.")
+
+
+def test_other_measurements_are_told_with_unit_direction_interval_and_chance() -> None:
+    made = make_report()
+    assert measured_lines(made, tell(made)) == [
+        "Own end chosen, mean by language (less is worse): base 75.0\u00a0% (95\u00a0% interval 50.0 to "
+        "90.0\u00a0%); cut 35.0\u00a0% (change \u221240.0 points, 95\u00a0% interval \u221250.0 to "
+        "\u221225.0 points); by chance 25.0\u00a0%."
+    ]
 
 
 def test_regions_of_single_languages_are_told_together() -> None:
