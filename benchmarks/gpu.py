@@ -41,8 +41,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve()
 NEEDED = (
-    "torch", "transformers", "safetensors", "numpy", "pydantic", "yaml", "datasets", "huggingface_hub", "jinja2",
-    "ml_dtypes", "pyarrow", "rich", "typer",
+    "torch", "transformers", "safetensors", "numpy", "pydantic", "yaml", "huggingface_hub", "jinja2", "ml_dtypes",
+    "rich", "typer",
 )  # fmt: skip
 PACKAGES = {"yaml": "pyyaml", "ml_dtypes": "ml-dtypes", "huggingface_hub": "huggingface-hub"}
 FAMILIES = ("llama", "qwen3", "gemma2", "gpt2", "mixtral", "granite")
