@@ -17,9 +17,8 @@ from pydantic import ValidationError
 from surgeon.checkpoint.embeddings import is_position_table
 from surgeon.errors import InputError, RegionError, shorten
 from surgeon.model.results import Measure
-from surgeon.plan.planning import open_corpus
+from surgeon.recipe.corpus import TextSpec, open_corpus
 from surgeon.recipe.schema import VerifySpec
-from surgeon.recipe.text_spec import TextSpec
 from surgeon.region.region import Region
 from surgeon.text.corpora import Corpus, given_corpus
 

@@ -27,7 +27,6 @@ from surgeon.plan.pinning import pinned, pinned_operations
 from surgeon.plan.plan import Plan
 from surgeon.plan.text_supply import check_supply, needs_text
 from surgeon.progress import Progress
-from surgeon.recipe.schema import Dequantized
 from surgeon.recipe.written import as_data, resolved_yaml
 from surgeon.region.region import Region
 from surgeon.regions.make import make_regions
@@ -99,8 +98,7 @@ class Run:
             return self._made(scores, spec.regions if spec is not None else (), known)
 
     def _made(self, scores: Sequence[ScoreSet], names: Iterable[str], known: Mapping[str, Region]) -> dict[str, Region]:
-        jobs = self.place.jobs
-        return make_regions(self.plan.provenance(jobs), scores, jobs, names, known)
+        return make_regions(self.plan.provenance(self.place.jobs), scores, names, known)
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -207,7 +205,7 @@ def _marker(run: Run, name: str, region_files: Mapping[str, Path]) -> Marker:
         donors={donor: donor_hash(donor, run.place.jobs) for donor in donors},
         freeze=spec.freeze,
         train_only=spec.train_only,
-        dtype=spec.write.dtype if isinstance(spec.write, Dequantized) else None,
+        dtype=spec.plain_dtype,
         regions={label: stored_hash(path) for label, path in region_files.items()},
         model=MarkedModel(source=source.name, revision=source.revision, content_sha256=""),
         recipe=as_data(pinned(run.plan), {"push"}),  # where it goes makes it no other variant

@@ -29,7 +29,6 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.texts import file_problems
 from surgeon.recipe.lines import KeyPath
 from surgeon.recipe.reading import RecipeFile
-from surgeon.recipe.schema import Dequantized
 from surgeon.region.patch import Patch
 from surgeon.region.region import Region
 from surgeon.regions.base import RegionPlan, no_masks
@@ -277,10 +276,10 @@ def _format_problems(file: RecipeFile, checkpoint: Checkpoint) -> Iterator[Probl
     decoded = plain_dtypes(checkpoint)
     only_read = [codec.kind for codec in codecs_of(checkpoint) if not codec.encodes]
     for name, variant in file.recipe.variants.items():
-        if isinstance(variant.write, Dequantized):
+        if variant.dequantized:
             if not decoded:
                 yield file.problem(("variants", name, "write"), "no weight is quantized here; say `write: true`")
-            elif decoded != [variant.write.dtype]:
+            elif decoded != [variant.plain_dtype]:
                 what = f"the weights decode to {', '.join(decoded)}, by config.json; say `{{dtype: {decoded[0]}}}`"
                 yield file.problem(("variants", name, "write", "dtype"), what)
         elif only_read and variant.operations:
