@@ -72,7 +72,7 @@ def picture(found: Audit) -> Figure:
         "verdict", legend={"title": None},
         scale={"domain": list(VERDICTS), "range": [colour(_COLOURS[name]) for name in VERDICTS]},
     )  # fmt: skip
-    axis = {"format": "+.0%", "grid": True}
+    axis = {"format": "+.2~%", "grid": True}
     zero = {"data": {"values": [{}]}, "mark": {"type": "rule", "color": colour("ink")}, "encoding": {"x": {"datum": 0}}}
     place = {
         "x": amount("change", title="change in bits per byte; to the right is worse", axis=axis),
