@@ -211,8 +211,8 @@ def _scoring(plan: Plan, shape: Shape, score: SampledScore, resident: int | None
     unit = 4 * (shape.total if shape.whole else shape.layer)
     widened = resident if resident is not None else unit
     # The scores of one tensor are made of its weights and its sum, each once more in float32.
-    made = 8 * max((info.numel for info in plan.scored_tensors(score)), default=0) if backward else 0
-    summed = widened + (1 + _sums(plan, score)) * unit + made
+    of_one_tensor = 8 * max((info.numel for info in plan.scored_tensors(score)), default=0) if backward else 0
+    summed = widened + (1 + _sums(plan, score)) * unit + of_one_tensor
     layer = max(widened + unit, summed) + _activations(shape, tokens, backward)
     return max(layer, _head(shape, tokens, 4 if backward else 3, resident, device)) + _hidden(shape, score, device)
 
@@ -252,8 +252,8 @@ def _verifying(shape: Shape, spec: VerifySpec, languages: int, models: int, resi
     tokens = spec.batch_size * min(spec.window, spec.tokens)
     widened = resident if resident is not None else 8 * shape.layer
     hidden = 4 * models * languages * spec.tokens * shape.hidden
-    kept = hidden if home_of_states(shape, hidden, device) == device and not shape.whole else 0
-    return max(widened + _activations(shape, tokens, False), _head(shape, tokens, 3, resident, device)) + kept
+    states = hidden if home_of_states(shape, hidden, device) == device and not shape.whole else 0
+    return max(widened + _activations(shape, tokens, False), _head(shape, tokens, 3, resident, device)) + states
 
 
 def _head(shape: Shape, tokens: int, copies: int, resident: int | None, device: str) -> int:
@@ -319,8 +319,8 @@ def keeps_scores(plan: Plan, score: SampledScore) -> bool:
 
 def _fits(size: int) -> bool:
     folder = cache_folder()
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    return size <= SHARE_OF_DISK * shutil.disk_usage(there).free
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return size <= SHARE_OF_DISK * shutil.disk_usage(existing).free
 
 
 @dataclass(frozen=True)
@@ -347,5 +347,5 @@ def disk_needed(plan: Plan) -> int:
     """Return at most how many bytes of disk the run takes: variants, scores, scratch, regions twice, downloads."""
     variants = sum(variant.bytes_to_write for variant in plan.variants.values())
     regions = sum(_mask_bytes(region) for region in plan.regions.values())
-    found = stores(plan)
-    return variants + found.kept + found.scratch + 2 * regions + plan.bytes_to_download
+    scored = stores(plan)
+    return variants + scored.kept + scored.scratch + 2 * regions + plan.bytes_to_download
