@@ -296,7 +296,7 @@ def _read_state(info: TensorInfo, text: bytes) -> tuple[Mapping[str, Any], tuple
         sane = False
     if not sane or dtype is None:
         raise CheckpointError(
-            f"{info.path}: '{info.name}' is no state of bitsandbytes with a shape, a dtype and a block size; fetch the "
+            f"{info.path}: '{info.name}' is not a bitsandbytes state with a shape, a dtype and a block size; fetch the "
             "file again"
         )
     return state, shape, dtype

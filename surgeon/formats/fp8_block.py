@@ -75,7 +75,9 @@ class Fp8Block(ScaledBlocks):
                 "scales has codes in F8_E4M3; fetch the file again"
             )
         if len(codes.shape) < 2 or not codes.numel:
-            raise CheckpointError(f"{codes.path}: '{name}' of shape {list(codes.shape)} has scales, but is no matrix")
+            raise CheckpointError(
+                f"{codes.path}: '{name}' of shape {list(codes.shape)} has scales, but is not a matrix"
+            )
         *stack, rows, columns = codes.shape
         wanted = (*stack, math.ceil(rows / self.rows), math.ceil(columns / self.columns))
         dtypes = (*_SCALE_DTYPES, "U8") if self.exponents else _SCALE_DTYPES

@@ -200,7 +200,7 @@ class Report(Entry):
         value, change (from the base's), low, high (of the change, or else of the value), pieces, p, beyond_chance.
 
         Raises:
-            InputError: nothing of the kind was measured.
+            InputError: this was not measured.
         """
         import pandas  # type: ignore[import-untyped]
 
