@@ -130,7 +130,10 @@ def running_memory(plan: Plan, device: str = "cpu") -> int:
     running = [_scoring(plan, shape, score, resident, device) for score in plan.sampled_scores()]
     if verify is not None:
         models = 1 + len(plan.variants) + len(plan.parts())
-        running.append(_verifying(shape, verify, len(plan.verify_languages), models, resident, device))
+        # A model that was scored in its own dtype still lies on the device, beside the one in float32.
+        native = device != "cpu" and any(score.dtype == "native" for score in plan.sampled_scores())
+        before = plan.checkpoint.data_bytes if native and resident is not None else 0
+        running.append(before + _verifying(shape, verify, len(plan.verify_languages), models, resident, device))
         if verify.prompts and resident is None:
             held = min(budgets.EDIT_BYTES_PER_ENTRY * edited_entries(plan), budgets.EDITS_BYTES)
             running.append(8 * shape.layer + held)
