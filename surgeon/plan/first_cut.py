@@ -24,7 +24,7 @@ _LENGTH = 256  # tokens of a sequence and of a window, as in the shipped recipes
 _QUICK_LENGTH, _QUICK_SAMPLES, _QUICK_TOKENS, _QUICK_PROMPTS = 128, 2, 256, 1
 # The smallest region that is more than chance, to a twentieth: equal steps of the logarithm, but for the last.
 _DOSES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.05)
-_MOST_ROWS = 32  # of a batch: more gain nothing
+_MOST_ROWS = 32  # of a batch: with so many the device is busy
 _ROWS_ON_CPU = 4  # with which its processors are busy; more take memory alone
 _SHARE_OF_FREE = 0.25  # of an accelerator's free memory, for a batch's activations; weights and sums take the rest
 
