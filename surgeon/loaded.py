@@ -17,9 +17,8 @@ from pydantic import ValidationError
 from surgeon.checkpoint.embeddings import is_position_table
 from surgeon.errors import InputError, RegionError, shorten
 from surgeon.model.results import Measure
-from surgeon.plan.planning import open_corpus
+from surgeon.recipe.corpus import TextSpec, open_corpus
 from surgeon.recipe.schema import VerifySpec
-from surgeon.recipe.text_spec import TextSpec
 from surgeon.region.region import Region
 from surgeon.text.corpora import Corpus, given_corpus
 
@@ -150,7 +149,7 @@ def perplexity(
     spec = VerifySpec(tokens=tokens, window=window, stride=stride, batch_size=batch_size)
     windows = evaluation_texts(tokenizer, texts, chosen, spec)
     if inner.get_output_embeddings() is None:
-        raise InputError(f"{type(inner).__name__} has no language modelling head, so that it predicts no token")
+        raise InputError(f"{type(inner).__name__} has no language modelling head, so it predicts no token")
     check_ids(inner, tokenizer, ([*cut.inputs, *cut.labels] for text in windows.values() for cut in text.windows))
     positions = getattr(inner.config, "max_position_embeddings", window)
     if any(is_position_table(name) for name, _ in inner.named_parameters()) and min(window, tokens) > positions:
@@ -206,7 +205,7 @@ def _inner(model: Any) -> Any:
     inside = set(found[0].modules()) if found else set()
     if not found or any(module not in inside for module in found):
         raise InputError(
-            f"{type(model).__name__} is no transformers model, and wraps {'several' if found else 'none'}: "
+            f"{type(model).__name__} is not a transformers model, and wraps {'several' if found else 'none'}: "
             "give the model itself"
         )
     return found[0]

@@ -58,4 +58,4 @@ def _check(config: Mapping[str, Any]) -> None:
     for name in LAYERS:  # of which transformers makes a list before anything can be held against the tensors
         given = config.get(name)
         if type(given) is int and given >= _LARGEST:
-            raise NotPlain(f"`{name}` is no number of layers")
+            raise NotPlain(f"`{name}` is not a number of layers")

@@ -106,7 +106,7 @@ def _chosen(
             folder / INDEX_NAME,
             f"not loaded, since {INDEX_NAME} does not name it",
         )
-    return _without_index(source, there, weights), None, "not loaded, since it is no part of the set of shards"
+    return _without_index(source, there, weights), None, "not loaded: it is not part of the set of shards"
 
 
 def _without_index(source: Source, there: Mapping[str, File], weights: Mapping[str, File]) -> tuple[File, ...]:
@@ -175,7 +175,7 @@ def _refuse_adapter(source: Source, there: Mapping[str, File], config: Mapping[s
 def _indexed(index: Path, there: Mapping[str, File]) -> tuple[File, ...]:
     names = sorted(set(weight_map(index).values()))
     if not names:
-        raise CheckpointError(f"{index}: names no tensor, so that no weights would be loaded; fetch the file again")
+        raise CheckpointError(f"{index}: names no tensor, so no weights would be loaded; fetch the file again")
     for name in names:
         if not _is_plain(name):
             raise CheckpointError(f"{index}: shard name {name!r} is not a plain file name")

@@ -29,7 +29,6 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.texts import file_problems
 from surgeon.recipe.lines import KeyPath
 from surgeon.recipe.reading import RecipeFile
-from surgeon.recipe.schema import Dequantized
 from surgeon.region.patch import Patch
 from surgeon.region.region import Region
 from surgeon.regions.base import RegionPlan, no_masks
@@ -84,6 +83,10 @@ def check_device(device: str) -> InputError | None:
     require_room_for_torch()
     import torch
 
+    from surgeon.model.repeatable import set_workspace
+
+    if device.startswith("cuda"):
+        set_workspace()
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -177,7 +180,7 @@ def _unfound_problems(plan: Plan) -> Iterator[Problem]:
             yield plan.file.problem(
                 ("regions", name),
                 f"{shorten(lost)} in the scope of region '{name}' cannot be found again in the model that "
-                f"transformers builds, so that it cannot be {'scored' if scored else 'measured'} there: exclude it"
+                f"transformers builds, so it cannot be {'scored' if scored else 'measured'} there: exclude it"
                 + ("" if scored else ", or leave out `verify` and measure what is written with `surgeon verify`"),
             )
         towers = [n for n, where in places.items() if where.role in TOWERS] if scored else []
@@ -265,7 +268,7 @@ def _compared_problems(file: RecipeFile, checkpoint: Checkpoint, region: RegionP
         try:
             check_donor(checkpoint, other, Region(shapes, no_masks))
             patch = isinstance(open_donor(other), Patch)
-            wrong = f"{other} is a patch, which says nothing of the entries that it leaves" if patch else None
+            wrong = f"{other} is a patch, which does not hold the entries that it leaves unchanged" if patch else None
         except InputError as error:
             wrong = str(error)
         if wrong is not None:
@@ -277,10 +280,10 @@ def _format_problems(file: RecipeFile, checkpoint: Checkpoint) -> Iterator[Probl
     decoded = plain_dtypes(checkpoint)
     only_read = [codec.kind for codec in codecs_of(checkpoint) if not codec.encodes]
     for name, variant in file.recipe.variants.items():
-        if isinstance(variant.write, Dequantized):
+        if variant.dequantized:
             if not decoded:
                 yield file.problem(("variants", name, "write"), "no weight is quantized here; say `write: true`")
-            elif decoded != [variant.write.dtype]:
+            elif decoded != [variant.plain_dtype]:
                 what = f"the weights decode to {', '.join(decoded)}, by config.json; say `{{dtype: {decoded[0]}}}`"
                 yield file.problem(("variants", name, "write", "dtype"), what)
         elif only_read and variant.operations:

@@ -128,7 +128,10 @@ def headline(report: Report, story: Story) -> str:
                 f"{_worse(rest)}; {count(len(story.own), 'language')} tried."
             )
     ratios = {code: ratio(report, story.cut, code) for code in report.perplexity[story.cut]}
-    return f"{doing} {_effect(report, ratios)}."
+    unknown = report.unknown_languages()
+    where = _languages(report.language, unknown, len(ratios)) if unknown else ""
+    but = f", but in {where} the base itself is no better than guessing" if unknown else ""
+    return f"{doing} {_effect(report, ratios)}{but}."
 
 
 def caveat(report: Report) -> str | None:

@@ -55,7 +55,7 @@ def _head(plan: PlanSummary) -> Iterator[str]:
     """Say what the model and its files are, what is scored, and how the model is run."""
     fetched = ", on the Hub; only the tensors that change are fetched" if plan.remote else ""
     if plan.bytes_to_download:
-        fetched = f", of which {size(plan.bytes_to_download)} are to be downloaded"
+        fetched = f", of which {size(plan.bytes_to_download)} to download"
     yield f"model   {plan.model}: {plan.tensors} tensors in {plan.files} file(s), {size(plan.bytes)}{fetched}"
     yield f"corpus  {plan.corpus}: {plan.languages} languages"
     yield from (f"files   {line}" for line in plan.remarks)
@@ -111,7 +111,7 @@ def _notes(plan: PlanSummary) -> Iterator[str]:
     for name, region in plan.regions.items():
         if region.in_recipe:
             for role in region.excludes_nothing:
-                yield f"note    region '{name}' excludes {role}, of which the model has none"
+                yield f"note    region '{name}' excludes {role}, which the model does not have"
             yield from (f"note    region '{name}' leaves out {what}" for what in region.leaves_out)
 
 

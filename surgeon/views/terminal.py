@@ -33,7 +33,7 @@ from surgeon.text.languages import Language, language
 from surgeon.visible import visible, visible_lines
 
 _HEAD = 14  # characters of a head of several words that stand on one line
-_NARROWEST = 14  # characters that a column of words may be folded to
+_NARROWEST = 14  # characters that a column of words may be folded to: a long word
 
 
 _TONES = {"much-worse": "bold red", "worse": "yellow", "same": "dim"}

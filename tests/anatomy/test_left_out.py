@@ -71,7 +71,7 @@ def test_a_model_that_sees_is_said_to_be_run_on_text_alone(llava: Path, texts: d
     path = recipe(tmp_path, llava, f"{{score: {score}, select: {{top: 0.1}}}}", rest)
     count = f"{len(of_vision(llava))} tensors"
     report = surgeon.apply(path)
-    alone = "takes in images, too. Scores and figures are of text alone, and say nothing of images"
+    alone = "also takes images. Scores and figures are about text alone, not about images"
     card = (tmp_path / "out/variants/cut/README.md").read_text("utf-8")
     page = (tmp_path / "out/report.html").read_text("utf-8")
     for told in (shown(path), card, page):

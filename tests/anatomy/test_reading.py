@@ -295,7 +295,7 @@ output: {tmp_path / "out"}
 """)
     console = Console(width=200, file=io.StringIO())
     console.print(plan_view(summarize(surgeon.plan_recipe(recipe))))
-    assert "region 'some' excludes norm, of which the model has none" in console.file.getvalue()
+    assert "region 'some' excludes norm, which the model does not have" in console.file.getvalue()
     recipe.write_text(recipe.read_text().replace("exclude: [norm]", "exclude: [nrom]"))
     with pytest.raises(RecipeError, match="'nrom' names no role and no tensor"):
         surgeon.plan_recipe(recipe)

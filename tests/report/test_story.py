@@ -258,6 +258,12 @@ def test_what_is_lost_is_said_and_evidence_has_unit_number_and_guessing() -> Non
     assert line is not None
     assert f"geometric mean of 3 languages: core-cut {mean:.1f}; any-cut 1.02; low-cut 1.00" in line
     assert line.endswith(f"A uniform guess: {2000 / math.exp(3.1):.1f}.")
+    few = report.model_copy(update={"model": report.model.model_copy(update={"vocabulary": 2})})
+    assert headline(few, story) == (
+        "Zeroing 1\u00a0% of the decoder's weights makes all 3 languages 5.00 to 500 times worse, but in all 3 "
+        "languages the base itself is no better than guessing."
+    )
+    assert "uniform guess" not in str(evidence(few, story))
 
 
 def test_a_report_of_before_there_were_steps_says_the_same() -> None:
