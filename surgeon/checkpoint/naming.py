@@ -54,7 +54,7 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,9})\.(.+)$", re.DOTA
 _OTHER_TOWERS = re.compile(r"(?:^|\.)((?:vision|visual|audio|encoder)[^.]*)\.")
 MTP = re.compile(r"(?:^|\.)(?:mtp|nextn|mtp_layers|draft)[^.]*\.")
 _SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)\.")
-_NORM = re.compile(r"norm|^ln_|^ln\d?$|_ln$")
+NORM = re.compile(r"norm|^ln_|^ln\d?$|_ln$")
 _BUFFERS = {"inv_freq", "masked_bias", "rotary_emb"}
 _MODULES = {
     "q_proj": "attn.q", "k_proj": "attn.k", "v_proj": "attn.v", "o_proj": "attn.o", "out_proj": "attn.o",
@@ -169,7 +169,7 @@ def _outer_role(name: str) -> str:
         return tower_of(tower[1])
     if "embed" in last:  # BLOOM has a norm after its embeddings
         return "outside"
-    return "final_norm" if _NORM.search(last) else "outside"
+    return "final_norm" if NORM.search(last) else "outside"
 
 
 def tower_of(name: str) -> str:
@@ -184,7 +184,7 @@ def _layer_role(rest: str, info: TensorInfo) -> str:
     last = parts[-1]
     if _BUFFERS & set(parts) or (last in ("attn", "attention") and len(info.shape) != 1):
         return "buffer"  # GPT-2's `attn.bias` is a causal mask, not a bias
-    if _NORM.search(last):
+    if NORM.search(last):
         return "norm"
     if last in _MODULES:
         return _MODULES[last]
