@@ -130,6 +130,9 @@ def test_what_was_not_measured_is_not_told() -> None:
     made = make_report()
     bare = made.model_copy(update={"perplexity": {}, "summary": {}, "sweeps": {}})
     assert sentence(bare, tell(bare)).startswith("The region core holds ")
+    kept = {"kept": VariantReport(operations=["freeze core"], entries=0, written=True)}
+    frozen = bare.model_copy(update={"variants": kept})
+    assert sentence(frozen, tell(frozen)).startswith("The weights are the source's, byte for byte; a trainer")
     nothing = bare.model_copy(update={"regions": {}})
     assert sentence(nothing, tell(nothing)).endswith(" of m.")
 
@@ -140,7 +143,7 @@ def test_a_sweep_alone_is_told_by_its_ends() -> None:
     swept = made.only(points)
     told = sentence(swept, tell(swept))
     assert told.startswith("At 6 points of a sweep, ")
-    assert told.endswith("most at swept-core-0.1.")
+    assert told.endswith("most at swept, kind core, share 0.1.")
 
 
 def test_a_control_with_several_seeds_is_told_by_its_first_draw() -> None:
