@@ -51,7 +51,7 @@ class Divergence(Measurement):
         rows, vocabulary = base.log_probabilities.shape[:-1], base.log_probabilities.shape[-1]
         # The differences need never leave the processor's cache: several times as fast as all of them at once.
         together = max(1, _IN_CACHE // vocabulary) if base.logits.device.type == "cpu" else rows.numel()
-        blocks = zip(*(values.flatten(0, -2).split(together) for values in apart), strict=True)
+        blocks = zip(*(torch.split(values.flatten(0, -2), together) for values in apart), strict=True)
         nats = torch.cat([torch.linalg.vecdot(p, of_base - of_other) for p, of_base, of_other in blocks]).view(rows)
         same = (base.likeliest == seen.outputs.likeliest).float()
         return {"kl": nats, "kl_bits": nats / math.log(2), "agreement": same}
