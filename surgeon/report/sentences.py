@@ -46,14 +46,15 @@ def evidence(report: Report, story: Story) -> str | None:
     if story.cut is None or not _tells_of_a_cut(report, story) or "base" not in report.summary:
         return None
     languages = count(len(report.perplexity["base"]), "language")
-    means = [f"{report.label(name)} {_mean(report, name)}" for name in story.shown if name in report.summary]
+    means = [f"{report.label(name)} {mean_words(report, name)}" for name in story.shown if name in report.summary]
     guess = report.guessing()
     told = f". A uniform guess: {number(exponential(guess))}" if guess is not None else ""
     text = f"Perplexity as a multiple of the base's, geometric mean of {languages}: {'; '.join(means)}{told}."
     return text.replace(" %", "\u00a0%")
 
 
-def _mean(report: Report, name: str) -> str:
+def mean_words(report: Report, name: str) -> str:
+    """Say a variant's mean ratio to the base with its interval; of a control drawn several times, with its range."""
     item, draws = report.summary[name], report.draws(name)
     if len(draws) > 1:
         found = [report.summary[draw] for draw in draws]
