@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from freezing import batches, compare, load, make_bundle
+from freezing import assert_held, batches, load
 
 from surgeon.errors import FreezeError
 from surgeon.freeze import freeze
@@ -25,11 +25,6 @@ pytestmark = pytest.mark.filterwarnings("default")
 def block(kind: str, having: str) -> str:
     """The page's code block of a kind that has a word in it."""
     return next(text for text in re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) if having in text)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("base"))
 
 
 def test_axolotl_takes_the_plugin_of_the_page(base: Path) -> None:
@@ -109,9 +104,7 @@ def test_torchtitan_container(base: Path) -> None:
         container.zero_grad()
         model(**batch).loss.backward()
         container.step()
-    inside, outside = compare(base, model.state_dict())
-    assert inside == 0 < outside
-    assert frozen.verify() == frozen.entries
+    assert_held(base, model, frozen)
 
 
 def test_a_container_of_optimizers(base: Path) -> None:
@@ -136,6 +129,4 @@ def test_a_container_of_optimizers(base: Path) -> None:
         container.zero_grad()
         model(**batch).loss.backward()
         container.step()
-    inside, outside = compare(base, model.state_dict())
-    assert inside == 0 < outside
-    assert frozen.verify() == frozen.entries
+    assert_held(base, model, frozen)
