@@ -125,15 +125,17 @@ class Held:
 
     def moved(self) -> int:
         """Return how many frozen entries in this process do not hold their saved bits."""
-        target = self.master()
-        values = self.values(target)  # which moves `here` along
-        return int((bits(self.here.select(target)) != bits(values)).sum())
+        now, then = self._now_and_then()
+        return int((now != then).sum())
 
     def seems_moved(self) -> bool:
         """Like `moved`, as it is asked between steps."""
+        return not torch.equal(*self._now_and_then())
+
+    def _now_and_then(self) -> tuple[Tensor, Tensor]:
         target = self.master()
-        values = self.values(target)
-        return not torch.equal(bits(self.here.select(target)), bits(values))
+        values = self.values(target)  # which moves `here` along
+        return bits(self.here.select(target)), bits(values)
 
     def mend(self) -> None:
         """Put the values back, and remember that this was needed."""
@@ -192,13 +194,22 @@ class Held:
         Raises:
             FreezeError: the gradient is sparse.
         """
-        gradient = self.parameter.grad
-        if gradient is None:
-            return
-        refuse_sparse(self.name, gradient)
-        flat = local_flat(gradient, f"the gradient of tensor '{self.name}'")
-        self.entries.on(flat.device).clear(flat)
-        self.gradient_is_clean = True
+        if self.parameter.grad is not None:
+            flat = self.flat_gradient(self.parameter.grad)
+            self.entries.on(flat.device).clear(flat)
+            self.gradient_is_clean = True
+
+    def flat_gradient(self, gradient: Tensor) -> Tensor:
+        """Return a gradient as one dimension.
+
+        Raises:
+            FreezeError: it is sparse, so that no entry of it can be zeroed.
+        """
+        if gradient.is_sparse:
+            raise FreezeError(
+                f"tensor '{self.name}': its gradient is sparse; make the embedding with sparse=False to freeze entries"
+            )
+        return local_flat(gradient, f"the gradient of tensor '{self.name}'")
 
     def require_same_shards(self, other: Tensor) -> None:
         """Refuse another copy of the parameter in which `entries` are other places.
@@ -217,18 +228,6 @@ class Held:
     def _stamp(self) -> tuple[int, int]:
         parameter = self.parameter
         return parameter._version, 0 if self.is_partial else parameter.data_ptr()
-
-
-def refuse_sparse(name: str, gradient: Tensor) -> None:
-    """Refuse a sparse gradient, of which no entry can be zeroed.
-
-    Raises:
-        FreezeError: it is one.
-    """
-    if gradient.is_sparse:
-        raise FreezeError(
-            f"tensor '{name}': its gradient is sparse; make the embedding with sparse=False to freeze entries"
-        )
 
 
 def first_that_differs(items: Sequence[Held]) -> Held | None:

@@ -23,7 +23,7 @@ from surgeon.freeze.binding import Bound
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.entries import Entries, bits, encode
 from surgeon.freeze.fitting import other_values
-from surgeon.freeze.held import Held, refuse_sparse
+from surgeon.freeze.held import Held
 from surgeon.freeze.layout import is_distributed, local_flat
 from surgeon.region.region import Indices
 
@@ -184,8 +184,7 @@ class TrainedEntries(Held):
         self.gradient_is_clean = True
         if gradient is None or type(gradient) is ShortGradient:
             return
-        refuse_sparse(self.name, gradient)
-        flat = local_flat(gradient, f"the gradient of tensor '{self.name}'")
+        flat = self.flat_gradient(gradient)
         self.trained = self.trained.on(flat.device)
         taken = self.trained.select(flat)
         if self._stepping:  # the optimizer, which calls the model itself, looks at the vector

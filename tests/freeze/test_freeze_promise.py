@@ -389,13 +389,13 @@ class TestCost:
     @pytest.mark.parametrize(
         ("where", "most"),
         [
-            (lambda m: m.__setitem__(slice(None), True), 64 * 4),  # a whole layer
-            (lambda m: m.__setitem__(slice(8, 24), True), 16 * 4),  # neighbouring rows
-            (lambda m: m.__setitem__([3, 17, 40], True), 3 * 4),  # rows anywhere
-            (lambda m: m.__setitem__((slice(None), [5, 90]), True), 2 * 64 * 4),  # columns
+            (lambda m: m.__setitem__(slice(None), True), 64 * 8),  # a whole layer
+            (lambda m: m.__setitem__(slice(8, 24), True), 16 * 8),  # neighbouring rows
+            (lambda m: m.__setitem__([3, 17, 40], True), 3 * 8),  # rows anywhere
+            (lambda m: m.__setitem__((slice(None), [5, 90]), True), 2 * 64 * 8),  # columns
             (lambda m: m.__setitem__(np.random.default_rng(0).random(m.shape) < 0.5, True), 64 * 256 / 8),
             (lambda m: m.__setitem__(np.random.default_rng(0).random(m.shape) < 0.1, True), 4 * 64 * 256 * 0.11),
-            (lambda m: m.__setitem__(np.random.default_rng(0).random(m.shape) < 0.01, True), 4 * 64 * 256 * 0.013),
+            (lambda m: m.__setitem__(np.random.default_rng(0).random(m.shape) < 0.01, True), 8 * 64 * 256 * 0.013),
         ],
     )
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
