@@ -164,6 +164,25 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), target
 
 
+def sentences(page: str) -> Iterator[str]:
+    """Yield the sentences of a page's running text, its tables' cells and its lists' items, without blocks of code."""
+    page = re.sub(r"^```.*?^```$|<[^>]*>|^    [^\n]*$", "", page, flags=re.MULTILINE | re.DOTALL)
+    page = re.sub(r"\]\([^)]*\)", "]", page)
+    for block in re.split(r"\n\s*\n|\n(?=[|#-])|\|", page):
+        yield from re.split(r"(?<=[.?!])[*)\"']*\s+", " ".join(block.split()))
+
+
+def test_no_sentence_of_the_readme_is_long() -> None:
+    told = list(sentences((ROOT / "README.md").read_text(encoding="utf-8")))
+    assert len(told) > 100
+    assert [one for one in told if len(one.split()) > 30] == []
+
+
+def test_the_map_of_the_pages_leads_to_each() -> None:
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8")))
+    assert linked == {path.name for path in PAGES[1:]} - {"README.md"}
+
+
 def test_the_pieces_of_recipes_on_sweeps_can_be_planned(tmp_path: Path) -> None:
     """Each piece of the page, put into the shipped recipe."""
     page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")

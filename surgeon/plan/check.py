@@ -104,6 +104,19 @@ def chosen_device(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def usable_device(device: str) -> str:
+    """Return the device that is meant, see `chosen_device`.
+
+    Raises:
+        InputError: it is not there.
+    """
+    chosen = chosen_device(device)
+    lacking = check_device(chosen)
+    if lacking is not None:
+        raise lacking
+    return chosen
+
+
 def may_accelerate() -> bool:
     """Say whether there may be an accelerator; where there surely is none, torch need not be loaded to ask."""
     if not sys.platform.startswith("linux"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.sources import look_again
 from surgeon.errors import InputError, did_you_mean
-from surgeon.plan.check import check_device, chosen_device
+from surgeon.plan.check import chosen_device, usable_device
 from surgeon.plan.duration import steps
 from surgeon.plan.plan import Plan
 from surgeon.plan.planning import make_plan
@@ -57,12 +57,12 @@ def plan_recipe(
         SurgeonError: the recipe, the model, the corpus or the device cannot be used.
     """
     look_again()
-    file = load_recipe(find_recipe(recipe), overrides)
+    path = find_recipe(recipe)
+    file = load_recipe(path, overrides)
     checkpoint = Checkpoint.open(file.recipe.model)
     made = make_plan(file, checkpoint, Path(output if output is not None else file.recipe.output))
-    lacking = check_device(chosen_device(device)) if device is not None and made.runs_model else None
-    if lacking is not None:
-        raise lacking
+    if device is not None and made.runs_model:
+        usable_device(device)
     return made
 
 
