@@ -12,7 +12,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from freezing import load, random_region, saved_state, tiny_model
+from freezing import load, make_bundle, random_region, saved_state, tiny_model
 from hub_server import LoopbackHub
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
@@ -21,6 +21,11 @@ from surgeon.errors import EnvironmentFailure, FreezeError, RegionError
 from surgeon.freeze import Bundle, freeze, verify_saved, write_bundle
 from surgeon.freeze.binding import match_all
 from surgeon.region.region import Region
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("base"))
 
 
 def edited_manifest(base: Path, target: Path, edit) -> Path:  # type: ignore[no-untyped-def]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from freezing import assert_held, batches, load
+from freezing import assert_held, batches, load, make_bundle
 
 from surgeon.errors import FreezeError
 from surgeon.freeze import freeze
@@ -25,6 +25,11 @@ pytestmark = pytest.mark.filterwarnings("default")
 def block(kind: str, having: str) -> str:
     """The page's code block of a kind that has a word in it."""
     return next(text for text in re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) if having in text)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("base"))
 
 
 def test_axolotl_takes_the_plugin_of_the_page(base: Path) -> None:

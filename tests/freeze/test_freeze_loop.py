@@ -28,6 +28,11 @@ OPTIMIZERS: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("base"))
+
+
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_frozen_entries_keep_their_bits(base: Path, kind: str) -> None:
     model = load(base)

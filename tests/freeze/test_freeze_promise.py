@@ -18,6 +18,11 @@ from surgeon.freeze.frozen import EVERY
 from surgeon.region.region import Region
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("base"))
+
+
 def step(model: Any, optimizer: Any, seed: int = 1) -> None:
     train(model, optimizer, 1, seed=seed, clip=1.0)
 

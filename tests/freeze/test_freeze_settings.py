@@ -6,7 +6,6 @@ import copy
 import gc
 import json
 import shutil
-import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from surgeon.errors import FreezeError
 from surgeon.freeze import Bundle, FreezeCallback, freeze, verify_saved, write_bundle
+from surgeon.freeze.held import Held
 from surgeon.freeze.trained import TrainedEntries
 from surgeon.region.region import Region
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("base"))
 
 
 def half(average: Any, now: Any, _: Any) -> Any:
@@ -57,21 +62,6 @@ class TestAverages:
         averaged.module.save_pretrained(tmp_path)
         inside, outside = compare(base, saved_state(tmp_path))
         assert inside == 0 < outside
-
-    def test_a_module_of_ones_own(self, base: Path) -> None:
-        """As timm and others keep them: a copy in a module, its state changed in place."""
-        model = load(base)
-        shadow = load(base).requires_grad_(False)
-        freeze(model, base)
-
-        def update() -> None:
-            for mine, now in zip(shadow.parameters(), model.parameters(), strict=True):
-                mine.lerp_(now.detach(), 0.1)
-                mine.mul_(0.9999)
-
-        train(model, adamw(model.parameters()), after=update)
-        with pytest.raises(FreezeError, match="equal to the frozen one"):
-            shadow.state_dict()
 
     def test_another_model_that_trains_is_left_alone(self, base: Path) -> None:
         """Whichever trains first, and one that is given other weights."""
@@ -229,26 +219,18 @@ class TestNotRefused:
         train(model, optimizer)
         assert_held(base, model, frozen)
 
-    def test_many_optimizers_are_looked_at_in_linear_time(self) -> None:
-        """An optimizer per parameter: four times as many take about four times as long, not sixteen."""
-
-        def seconds(count: int) -> float:
-            model = torch.nn.ParameterList(torch.nn.Parameter(torch.randn(4, 8)) for _ in range(count))
-            freeze(model, Region.from_indices({str(i): np.array([1, 5]) for i in range(count)},
-                                              {str(i): (4, 8) for i in range(count)}))  # fmt: skip
-            optimizers = [torch.optim.SGD([parameter], lr=0.1) for parameter in model]
-            taken = []
-            for _ in range(3):
-                for parameter in model:
-                    parameter.grad = torch.ones_like(parameter)
-                started = time.process_time()
-                for optimizer in optimizers:
-                    optimizer.step()
-                taken.append(time.process_time() - started)
-            return min(taken)
-
-        seconds(8)
-        assert seconds(400) < 9 * seconds(100)
+    def test_each_of_many_optimizers_looks_at_its_own_parameters(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With an optimizer per parameter a round is linear in them, not square."""
+        looked: list[str] = []
+        look = Held.look
+        monkeypatch.setattr(Held, "look", lambda item: looked.append(item.name) or look(item))
+        model = torch.nn.ParameterList(torch.nn.Parameter(torch.randn(4, 8)) for _ in range(20))
+        names = [str(i) for i in range(20)]
+        freeze(model, Region.from_indices(dict.fromkeys(names, np.array([1, 5])), dict.fromkeys(names, (4, 8))))
+        for parameter in model:
+            parameter.grad = torch.ones_like(parameter)
+            torch.optim.SGD([parameter], lr=0.1).step()
+        assert sorted(looked, key=int) == names
 
 
 class TestEnlargedVocabulary:
