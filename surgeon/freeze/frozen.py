@@ -27,7 +27,8 @@ from surgeon.freeze.optimizers import parameters_of, refuse_swapping, refuse_unk
 from surgeon.freeze.trained import TrainedEntries, needs_whole, short_ones, swap_in, swap_out
 from surgeon.freeze.watch import Watch, release, watch_twins
 
-EVERY = 16  # steps of a parameter within which all its frozen entries are compared once
+EVERY = 32  # steps of a parameter within which all its frozen entries are compared once
+PASSES = 16  # backward passes in a row after which entries that have moved are no perturbation
 _FIRST_STEPS = 2  # in which they are compared each time
 
 
@@ -353,7 +354,7 @@ class Frozen:
             moved = first_that_differs(passed)
         self._passes_moved = 0 if moved is None else self._passes_moved + 1
         taken = any(item.parameter.grad is None for item in passed if not is_elsewhere(item.parameter))
-        if moved is not None and (taken or self._passes_moved >= EVERY):
+        if moved is not None and (taken or self._passes_moved >= PASSES):
             raise FreezeError(
                 f"tensor '{moved.name}': frozen entries have changed although no step of a torch optimizer took "
                 "place: an optimizer that steps inside the backward pass by itself (LOMO), that keeps master weights "

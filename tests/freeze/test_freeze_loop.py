@@ -13,7 +13,7 @@ from freezing import adamw, assert_held, batches, compare, load, make_bundle, ti
 
 from surgeon.errors import FreezeError
 from surgeon.freeze import Bundle, freeze, verify_saved
-from surgeon.freeze.frozen import EVERY
+from surgeon.freeze.frozen import PASSES
 from surgeon.region.region import Region
 
 OPTIMIZERS: dict[str, Any] = {
@@ -362,7 +362,7 @@ class TestInTheBackwardPass:
         freeze(model, base)
         model(**batches(1)[0]).loss.backward()
         optimizer.step()
-        for _ in range(EVERY - 1):
+        for _ in range(PASSES - 1):
             model(**batches(1)[0]).loss.backward()  # moved weights may be a perturbation, as noise is
         with pytest.raises(FreezeError, match="although no step of a torch optimizer took place"):
             model(**batches(1)[0]).loss.backward()
