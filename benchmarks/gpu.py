@@ -292,7 +292,7 @@ def variants(work: Path, options: argparse.Namespace) -> Found:
     seconds = {}
     for count in (1, 8):
         path = recipe(work, f"variants-{count}", large_model(work, options), options.size, "float32", count)
-        shutil.rmtree(work / "float32" / "cache" / "verifications", ignore_errors=True)
+        shutil.rmtree(work / "float32" / "cache" / "measures", ignore_errors=True)
         seconds[count] = applied(path, options.device, work / "float32" / "cache")["seconds"]["verify"]
     return {"seconds": seconds[8], "of as many evaluations": seconds[8] / (9 * seconds[1] / 2)}
 

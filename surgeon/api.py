@@ -128,7 +128,7 @@ def _apply(
     ahead = progress.steps(expected)
     with output_lock(out, the_plan.recipe.name, overwrite), ahead:
         if the_plan.idle:
-            progress.note(f"neither written nor measured, so that nothing comes of it: {', '.join(the_plan.idle)}")
+            progress.note(f"neither written nor measured, so without effect: {', '.join(the_plan.idle)}")
         reclaim_cache()
         run.token_counts.keep()
         before, path = read_object(out / MANIFEST), the_plan.file.path

@@ -63,7 +63,9 @@ def audit(
 
         kept = LanguageKept(prompts=prompts, new_tokens=new_tokens)
     elif prompts:
-        progress.note("what the models go on in is not told: it takes `pip install '.[language]'` in a checkout")
+        progress.note(
+            "the language of continuations is not measured: that needs `pip install '.[language]'` in a checkout"
+        )
     opened = [Checkpoint.open(source).downloaded() for source in (base, model)]
     for line in dict.fromkeys(line for item in opened for line in remarks(item)):
         progress.note(line)

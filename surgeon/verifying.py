@@ -126,7 +126,7 @@ def _method(run: Run, precision: Precision, spec: VerifySpec) -> dict[str, Any]:
         "tokens": spec.tokens,
         "window": spec.window,
         "stride": new_tokens(begun, spec.window, spec.stride or spec.window),
-        "bos": f"{begun} before every window" if begun else "none, since the tokenizer adds none",
+        "bos": f"{begun} before every window" if begun else "none (the tokenizer adds none)",
         "precision": precision,
         "device": run.place.device,
         "interval": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},

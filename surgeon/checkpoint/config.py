@@ -10,7 +10,7 @@ from surgeon.checkpoint.plain_json import NotPlain, read_object
 from surgeon.errors import CheckpointError
 
 _LONGEST = 1 << 22  # bytes; the longest known, of quantizers that list their layers, have some hundred kilobytes
-_LARGEST = 2**40
+_LARGEST = 2**40  # of a size: far beyond any model's, so that what is larger is a mistake
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # what families call how many there are
 _KINDS: Mapping[str, tuple[type, str]] = {
     "model_type": (str, "text"),
@@ -58,4 +58,4 @@ def _check(config: Mapping[str, Any]) -> None:
     for name in LAYERS:  # of which transformers makes a list before anything can be held against the tensors
         given = config.get(name)
         if type(given) is int and given >= _LARGEST:
-            raise NotPlain(f"`{name}` is no number of layers")
+            raise NotPlain(f"`{name}` is not a number of layers")

@@ -34,6 +34,8 @@ def logical_tensors(
     if not any(is_code(info.dtype) for info in stored.values()):
         return stored
     left, settings = dict(stored), quantizer_settings(config, folder)
+    if not settings:  # then transformers would take the codes for the values
+        return stored
     made: dict[str, TensorInfo] = {}
     for format_ in kinds("surgeon.formats").values():
         for tensor in format_.claim(config, settings, left):

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from surgeon.checkpoint.config import LAYERS, whole_number
+from surgeon.checkpoint.embeddings import is_embedding, is_head, is_position_table
 from surgeon.checkpoint.storage import TensorInfo
 
 LAYER_ROLES = (
@@ -55,8 +56,6 @@ MTP = re.compile(r"(?:^|\.)(?:mtp|nextn|mtp_layers|draft)[^.]*\.")
 _SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)\.")
 _NORM = re.compile(r"norm|^ln_|^ln\d?$|_ln$")
 _BUFFERS = {"inv_freq", "masked_bias", "rotary_emb"}
-_EMBEDDINGS = {"embed_tokens", "wte", "wpe", "embed_in", "word_embeddings", "embed_positions"}
-_HEADS = {"lm_head", "embed_out", "output"}
 _MODULES = {
     "q_proj": "attn.q", "k_proj": "attn.k", "v_proj": "attn.v", "o_proj": "attn.o", "out_proj": "attn.o",
     "c_attn": "attn.qkv", "qkv_proj": "attn.qkv", "query_key_value": "attn.qkv",
@@ -149,7 +148,7 @@ def _output_axis(info: TensorInfo, family: str) -> int | None:
         return None
     if len(info.shape) == 3:
         return 2 if family in _TRANSPOSED_EXPERTS else 1
-    is_table = _parts(info.name)[-1] in _EMBEDDINGS | _HEADS  # these are no Conv1D
+    is_table = is_embedding(info.name) or is_position_table(info.name) or is_head(info.name)  # these are no Conv1D
     return 1 if family in _CONV1D_FAMILIES and not is_table else 0
 
 
@@ -159,14 +158,13 @@ def _parts(name: str) -> list[str]:
 
 
 def _outer_role(name: str) -> str:
-    last = _parts(name)[-1]
-    if last in _EMBEDDINGS:
+    last, tower = _parts(name)[-1], _OTHER_TOWERS.search(name)
+    if is_embedding(name) or (tower is None and is_position_table(name)):
         return "embed"
-    if last in _HEADS:
+    if is_head(name):
         return "head"
     if last in _BUFFERS:
         return "buffer"
-    tower = _OTHER_TOWERS.search(name)
     if tower is not None:
         return tower_of(tower[1])
     if "embed" in last:  # BLOOM has a norm after its embeddings

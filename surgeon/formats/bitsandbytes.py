@@ -22,9 +22,9 @@ from surgeon.checkpoint.plain_json import NotPlain, as_object, as_shape, parse_j
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo
 from surgeon.errors import CheckpointError, InputError
 from surgeon.formats.base import StoredEdit, coded, logical_dtype
-from surgeon.formats.blocks import ScaledBlocks
-from surgeon.formats.gptq import misfit, required
+from surgeon.formats.blocks import AT_ONCE, Extremes, ScaledBlocks
 from surgeon.formats.packing import halves, with_halves
+from surgeon.formats.parts import misfit, required
 from surgeon.formats.places import distinct, gathered
 from surgeon.formats.said import require_method, whole
 
@@ -32,14 +32,21 @@ _METHODS = ("bitsandbytes",)
 _STATE = ".quant_state.bitsandbytes__"
 _TABLES = ("nf4", "fp4")
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_STATE_BYTES = 1 << 12
-_AT_ONCE = 8
-_PIECE = 1 << 20
+_STATE_BYTES = 1 << 12  # a state has some hundred
+_READERS = 8  # states that are read side by side, since each is a short wait for the disk
 _STEP = np.float32(7.874015718698502e-3)  # 1 / 127, as bitsandbytes has it
 
 
+class _LargestMagnitudes(ScaledBlocks):
+    """Scales that are the largest magnitude of a block."""
+
+    def enlarged(self, tensor: Coded, read: Stored, asked: Extremes) -> NDArray[np.float64]:
+        """Return the largest magnitudes, as bitsandbytes does."""
+        return np.maximum(asked.scales, asked.largest).astype(np.float32).astype(np.float64)
+
+
 @dataclass(frozen=True)
-class BitsAndBytes4(ScaledBlocks):
+class BitsAndBytes4(_LargestMagnitudes):
     """Codes of four bits in blocks of `size`; scales are codes themselves in blocks of `nested`, plus `offset`."""
 
     kind: ClassVar[str] = "bitsandbytes"
@@ -61,9 +68,9 @@ class BitsAndBytes4(ScaledBlocks):
             CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
         """
         states = [info for name, info in stored.items() if _STATE in name]
-        if not states or not settings:
+        if not states:
             return []
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_READERS) as pool:
             texts = list(pool.map(_state_bytes, states))
         return [cls._claimed(info, text, settings, stored) for info, text in zip(states, texts, strict=True)]
 
@@ -111,7 +118,11 @@ class BitsAndBytes4(ScaledBlocks):
 
     def piece(self, tensor: Coded) -> int:
         """Return whole blocks, about a million entries."""
-        return self.size * max(1, _PIECE // self.size)
+        return self.size * max(1, AT_ONCE // self.size)
+
+    def run(self, tensor: Coded) -> int:
+        """Return the size of a block; the last one may be cut off."""
+        return self.size
 
     def decode(self, tensor: Coded, read: Stored, start: int, stop: int) -> NDArray[Any]:
         """Decode whole blocks, and return the part of them that is asked for."""
@@ -122,15 +133,6 @@ class BitsAndBytes4(ScaledBlocks):
         codes = np.stack([data >> 4, data & 15], axis=-1).reshape(-1)[: high - low]
         scales = np.repeat(self.scales(tensor, read, np.arange(first, last)), self.size)[: high - low]
         return self._values(tensor, self._table(tensor, read)[codes], scales)[start - low : stop - low]
-
-    def locate(self, tensor: Coded, read: Stored, indices: Indices) -> tuple[Indices, Indices]:
-        """Codes lie as the entries do, and blocks count them through."""
-        return indices, indices // self.size
-
-    def members(self, tensor: Coded, read: Stored, blocks: Indices) -> Indices:
-        """Return the entries of blocks, the last one cut off."""
-        every = (blocks[:, None] * self.size + np.arange(self.size)).reshape(-1)
-        return every[every < tensor.numel]
 
     def codes(self, tensor: Coded, read: Stored, at: Indices) -> NDArray[np.float32]:
         """Return what the codes stand for, since the table is stored."""
@@ -180,16 +182,8 @@ class BitsAndBytes4(ScaledBlocks):
             found = table[found] * gathered(read, outer, blocks // self.nested) + np.float32(self.offset)
         return _finite(tensor, info, found)
 
-    def enlarged(
-        self,
-        tensor: Coded,
-        read: Stored,
-        blocks: Indices,
-        scales: NDArray[np.float64],
-        lowest: NDArray[np.float64],
-        highest: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        """Return the largest magnitudes, as bitsandbytes does.
+    def enlarged(self, tensor: Coded, read: Stored, asked: Extremes) -> NDArray[np.float64]:
+        """Return the largest magnitudes.
 
         Raises:
             InputError: the scales are codes themselves, so that another one would not be what it has to be.
@@ -199,17 +193,11 @@ class BitsAndBytes4(ScaledBlocks):
                 f"new values of tensor '{tensor.name}' do not fit the scales of their blocks, which are quantized too "
                 "and cannot be set; use smaller values, or `write: {dtype: bfloat16}`"
             )
-        return np.maximum(scales, np.maximum(-lowest, highest)).astype(np.float32).astype(np.float64)
-
-    def with_scales(
-        self, tensor: Coded, read: Stored, blocks: Indices, scales: NDArray[np.float64]
-    ) -> dict[str, StoredEdit]:
-        """Return the edit of the scales."""
-        return {tensor.parts["scales"].name: StoredEdit(blocks, scales.astype(np.float32))}
+        return super().enlarged(tensor, read, asked)
 
 
 @dataclass(frozen=True)
-class BitsAndBytes8(ScaledBlocks):
+class BitsAndBytes8(_LargestMagnitudes):
     """Codes of a byte, -127 to 127, and the largest magnitude of each row."""
 
     kind: ClassVar[str] = "bitsandbytes-8"
@@ -224,8 +212,6 @@ class BitsAndBytes8(ScaledBlocks):
         Raises:
             CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
         """
-        if not settings:
-            return []
         modules = [name.removesuffix(".SCB") for name in stored if name.endswith(".SCB")]
         if settings.get("load_in_8bit") is True:
             codes = [name for name, info in stored.items() if info.dtype == "I8" and name.endswith(".weight")]
@@ -251,18 +237,6 @@ class BitsAndBytes8(ScaledBlocks):
         """Name the format."""
         return "bitsandbytes INT8, a scale per row"
 
-    def piece(self, tensor: Coded) -> int:
-        """Return whole rows, about a million entries."""
-        return tensor.shape[1] * max(1, _PIECE // tensor.shape[1])
-
-    def locate(self, tensor: Coded, read: Stored, indices: Indices) -> tuple[Indices, Indices]:
-        """Codes lie as the entries do; a row is a block."""
-        return indices, indices // tensor.shape[1]
-
-    def members(self, tensor: Coded, read: Stored, blocks: Indices) -> Indices:
-        """Return the entries of rows."""
-        return (blocks[:, None] * tensor.shape[1] + np.arange(tensor.shape[1])).reshape(-1)
-
     def decode(self, tensor: Coded, read: Stored, start: int, stop: int) -> NDArray[Any]:
         """Decode a range with the scales of its rows."""
         scales = self._scales(tensor, read, np.arange(start, stop) // tensor.shape[1])
@@ -283,10 +257,6 @@ class BitsAndBytes8(ScaledBlocks):
             raise CheckpointError(f"{info.path}: '{info.name}' says that the codes of '{tensor.name}' are not in rows")
         return read.entries(tensor.codes, at)
 
-    def with_codes(self, tensor: Coded, read: Stored, at: Indices, codes: NDArray[Any]) -> dict[str, StoredEdit]:
-        """Return the edit of the codes."""
-        return {tensor.codes.name: StoredEdit(at, codes.astype(np.int8))}
-
     def numbers(self, codes: NDArray[Any]) -> NDArray[np.float32]:
         """Return parts of the largest magnitude."""
         return codes.astype(np.float32) * _STEP
@@ -303,24 +273,6 @@ class BitsAndBytes8(ScaledBlocks):
         """Return the largest magnitudes; one may be zero, where all of a row is."""
         info = tensor.parts["scales"]
         return _finite(tensor, info, read.entries(info, blocks))
-
-    def enlarged(
-        self,
-        tensor: Coded,
-        read: Stored,
-        blocks: Indices,
-        scales: NDArray[np.float64],
-        lowest: NDArray[np.float64],
-        highest: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        """Return the largest magnitudes, as bitsandbytes does."""
-        return np.maximum(scales, np.maximum(-lowest, highest)).astype(np.float32).astype(np.float64)
-
-    def with_scales(
-        self, tensor: Coded, read: Stored, blocks: Indices, scales: NDArray[np.float64]
-    ) -> dict[str, StoredEdit]:
-        """Return the edit of the scales."""
-        return {tensor.parts["scales"].name: StoredEdit(blocks, scales.astype(np.float32))}
 
 
 def _state_bytes(info: TensorInfo) -> bytes:
@@ -344,7 +296,7 @@ def _read_state(info: TensorInfo, text: bytes) -> tuple[Mapping[str, Any], tuple
         sane = False
     if not sane or dtype is None:
         raise CheckpointError(
-            f"{info.path}: '{info.name}' is no state of bitsandbytes with a shape, a dtype and a block size; fetch the "
+            f"{info.path}: '{info.name}' is not a bitsandbytes state with a shape, a dtype and a block size; fetch the "
             "file again"
         )
     return state, shape, dtype

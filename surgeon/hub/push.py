@@ -3,6 +3,9 @@
 LFS files that the repository holds already are not sent again, so that an interrupted push goes on where it broke
 off; those of the source model that no operation touched are copied by the Hub itself. Nothing shows in the
 repository before the commit, and after it every file is compared with what the Hub says it has.
+
+`HfApi.upload_folder` is not used: with hf_xet, huggingface_hub 2.4 sends a large folder in several commits,
+so that half a variant would show. Nor can it have the Hub copy the source's shards, or send a card that is no file.
 """
 
 from __future__ import annotations

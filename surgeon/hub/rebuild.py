@@ -106,7 +106,7 @@ def rebuild(
         )
         _check(name, staged, hashes)
         for left_out in () if staged.reused else _copy_described(folder, staged.folder, marker, hashes):
-            progress.note(f"{folder / left_out}: not a file that was published with the variant, so it is left out")
+            progress.note(f"{folder / left_out}: was not published with the variant, so it is left out")
         return publish(staged)
 
 

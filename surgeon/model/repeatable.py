@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-_ALL_PAIRS = 1024  # tokens of a sequence, at most, whose attention is computed as a matrix of all pairs
+_ALL_PAIRS = 512  # tokens of a sequence, at most, whose attention is computed as a matrix of all pairs
 
 
 def compute_in_float32() -> None:

@@ -19,14 +19,14 @@ from surgeon.text.languages import code_meant
 
 RECIPE = "zero_core"
 LANGUAGES = ("ar", "es", "ru", "zh", "ko", "vi")  # that the paper scores on
-_LENGTH = 256  # tokens of a sequence and of a window
+_LENGTH = 256  # tokens of a sequence and of a window, as in the shipped recipes
 # Of a first picture: each language has two windows, the fewest that give an interval.
 _QUICK_LENGTH, _QUICK_SAMPLES, _QUICK_TOKENS, _QUICK_PROMPTS = 128, 2, 256, 1
 # The smallest region that is more than chance, to a twentieth: equal steps of the logarithm, but for the last.
 _DOSES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.05)
 _MOST_ROWS = 32  # of a batch: more gain nothing
-_ROWS_ON_CPU = 4
-_SHARE_OF_FREE = 0.25  # of an accelerator's free memory, for the activations of a batch
+_ROWS_ON_CPU = 4  # with which its processors are busy; more take memory alone
+_SHARE_OF_FREE = 0.25  # of an accelerator's free memory, for a batch's activations; weights and sums take the rest
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ FORMAT_VERSION = "1"
 Indices = NDArray[np.int64]
 _SHOWN = 12  # tensors in a notebook
 _MOST_LINES = 1 << 26  # rows or columns that are counted one by one
-_PIECE = 1 << 20
+_PIECE = 1 << 20  # jumps that are decoded at a time
 _SKIP = 255  # in `gaps`: advance by 255, no entry here
 
 

@@ -200,7 +200,7 @@ class Report(Entry):
         value, change (from the base's), low, high (of the change, or else of the value), pieces, p, beyond_chance.
 
         Raises:
-            InputError: nothing of the kind was measured.
+            InputError: this was not measured.
         """
         import pandas  # type: ignore[import-untyped]
 
@@ -350,7 +350,9 @@ class Report(Entry):
         try:
             return cls.model_validate(read_object(path))
         except OSError as error:
-            raise InputError(f"{path}: no report there ({error.strerror}); `surgeon apply` writes one") from None
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); name the output folder of `surgeon apply` or `surgeon cut`"
+            ) from None
         except ValueError as error:
             raise InputError(
                 f"{path}: not a report that this surgeon reads ({str(error).splitlines()[0]}); run `apply` again"

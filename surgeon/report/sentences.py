@@ -197,7 +197,8 @@ def _effect(report: Report, ratios: dict[str, float]) -> str:
     if worse:
         parts.append(f"makes {_languages(report.language, list(worse), len(ratios))} {_worse(list(worse.values()))}")
     if better:
-        which = f"all {len(ratios)} languages" if len(better) == len(ratios) > 1 else count(len(better), "language")
+        everywhere = "both languages" if len(ratios) == 2 else f"all {len(ratios)} languages"
+        which = everywhere if len(better) == len(ratios) > 1 else count(len(better), "language")
         parts.append(f"makes {which} up to {100 * (1 - min(better)):.2g}\u00a0% better")
     return " and ".join(parts) or f"changes none of {count(len(ratios), 'language')} by 1\u00a0% or more"
 
@@ -205,7 +206,9 @@ def _effect(report: Report, ratios: dict[str, float]) -> str:
 def _languages(named: Named, codes: Sequence[str], of: int) -> str:
     if len(codes) == 1:
         return named(codes[0]).name
-    return f"all {of} languages" if len(codes) == of else f"{len(codes)} of {of} languages"
+    if len(codes) == of:
+        return "both languages" if of == 2 else f"all {of} languages"
+    return f"{len(codes)} of {of} languages"
 
 
 def _worse(ratios: Sequence[float]) -> str:

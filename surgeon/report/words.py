@@ -52,7 +52,7 @@ def text_alone(senses: Sequence[str]) -> str:
         return ""
     other = {"vision": "images", "audio": "sound"}
     said = " and ".join(other[sense] for sense in senses)
-    return f"The model takes in {said}, too. Scores and figures are of text alone, and say nothing of {said}"
+    return f"The model also takes {said}. Scores and figures are about text alone, not about {said}"
 
 
 def percent(share: float) -> str:

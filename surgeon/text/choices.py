@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from surgeon.seeds import generator
 
-ENDS = 4
+ENDS = 4  # as most tasks of choice have: chance is a quarter
 _PARTS = 4  # of a paragraph of mean length: an end is one of them, and before it stands at least another
 _SHORTEST = 8  # characters of an end
 _ALIKE = 9  # of other paragraphs' ends, those nearest in length, from which the wrong ones are drawn

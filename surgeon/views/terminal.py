@@ -269,7 +269,7 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         method = report.method
         parts.append(
             told(
-                f"Token-weighted over at most {method['tokens']} tokens a language; window {method['window']}, "
+                f"At most {method['tokens']} tokens per language; window {method['window']}, "
                 f"stride {method['stride']}, special tokens {method['bos']}, {method['precision']} arithmetic. "
                 "x = ratio to base.",
                 style="dim",

@@ -71,8 +71,8 @@ def test_a_region_that_turns_out_empty_is_an_error_before_anything_is_written(
     }
     with pytest.raises(RegionError) as caught:
         surgeon.apply(recipe(**changes))
-    assert "region 'nothing' turned out to be empty" in str(caught.value)
-    assert "region 'nor-this' turned out to be empty" in str(caught.value)
+    assert "region 'nothing' is empty" in str(caught.value)
+    assert "region 'nor-this' is empty" in str(caught.value)
     assert not (tmp_path / "out" / "variants").exists()
     unused = {"  random:": "  nothing: {combine: core - core}\n  random:"}
     assert surgeon.apply(recipe(**unused)).regions["nothing"].entries == 0  # a finding, where nobody builds on it
@@ -179,7 +179,7 @@ def test_the_device_and_the_room_on_the_disk_are_looked_at_before_scoring(
     with pytest.raises(InputError, match="--device nowhere: no such device"):
         surgeon.apply(recipe(), device="nowhere")
     monkeypatch.setattr(surgeon.plan.check.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(EnvironmentFailure, match=r"0\.0 GB free, but the variants to be written need"):
+    with pytest.raises(EnvironmentFailure, match=r"0 MB free, but the variants to write need"):
         surgeon.apply(recipe())
     assert not (tmp_path / "out").exists()
     surgeon.plan_recipe(recipe())  # a plan is shown all the same
