@@ -62,11 +62,7 @@ class BitsAndBytes4(_LargestMagnitudes):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim every tensor that has a state of bitsandbytes beside it.
-
-        Raises:
-            CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
-        """
+        """Claim every tensor that has a state of bitsandbytes beside it."""
         states = [info for name, info in stored.items() if _STATE in name]
         if not states:
             return []
@@ -137,8 +133,8 @@ class BitsAndBytes4(_LargestMagnitudes):
     def codes(self, tensor: Coded, read: Stored, at: Indices) -> NDArray[np.float32]:
         """Return what the codes stand for, since the table is stored."""
         held = halves(read, _as_bytes(tensor.codes), at, high_first=True)
-        found: NDArray[np.float32] = self._table(tensor, read)[held]
-        return found
+        numbers: NDArray[np.float32] = self._table(tensor, read)[held]
+        return numbers
 
     def with_codes(self, tensor: Coded, read: Stored, at: Indices, codes: NDArray[Any]) -> dict[str, StoredEdit]:
         """Put the codes of numbers of the table into their halves of bytes; the other half stays.
@@ -148,9 +144,9 @@ class BitsAndBytes4(_LargestMagnitudes):
         table, info = self._table(tensor, read), _as_bytes(tensor.codes)
         held = halves(read, info, at, high_first=True)
         order = np.lexsort((np.signbit(table), table))  # of two zeros the positive one first
-        found = order[np.searchsorted(table[order], codes)].astype(np.uint8)
+        nearest = order[np.searchsorted(table[order], codes)].astype(np.uint8)
         same = (table[held] == codes) & (np.signbit(table[held]) == np.signbit(codes))
-        edit = with_halves(read, info, at, np.where(same, held, found), high_first=True)
+        edit = with_halves(read, info, at, np.where(same, held, nearest), high_first=True)
         return {tensor.codes.name: _stored_bytes(tensor.codes, read, edit)}
 
     def numbers(self, codes: NDArray[Any]) -> NDArray[np.float32]:
@@ -175,12 +171,12 @@ class BitsAndBytes4(_LargestMagnitudes):
     def scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
         """Return the scales; one may be zero, where all of a block is."""
         info = tensor.parts["scales"]
-        found = read.entries(info, blocks)
+        scales = read.entries(info, blocks)
         if self.nested:
             outer = tensor.parts["nested_scales"]
             table = read.span(tensor.parts["nested_table"], 0, 256)
-            found = table[found] * gathered(read, outer, blocks // self.nested) + np.float32(self.offset)
-        return _finite(tensor, info, found)
+            scales = table[scales] * gathered(read, outer, blocks // self.nested) + np.float32(self.offset)
+        return _finite(tensor, info, scales)
 
     def enlarged(self, tensor: Coded, read: Stored, asked: Extremes) -> NDArray[np.float64]:
         """Return the largest magnitudes.
@@ -207,18 +203,14 @@ class BitsAndBytes8(_LargestMagnitudes):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim every matrix that has `SCB` beside it.
-
-        Raises:
-            CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
-        """
+        """Claim every matrix that has `SCB` beside it."""
         modules = [name.removesuffix(".SCB") for name in stored if name.endswith(".SCB")]
         if settings.get("load_in_8bit") is True:
             codes = [name for name, info in stored.items() if info.dtype == "I8" and name.endswith(".weight")]
             modules += [
                 name.removesuffix(".weight") for name in codes if name.removesuffix("weight") + "SCB" not in stored
             ]
-        found, dtype = [], logical_dtype(config)
+        tensors, dtype = [], logical_dtype(config)
         for module in modules:
             if f"{module}.weight" not in stored:
                 raise CheckpointError(f"{stored[f'{module}.SCB'].path}: '{module}.SCB' are scales of no tensor")
@@ -229,8 +221,8 @@ class BitsAndBytes8(_LargestMagnitudes):
             shape, scales = parts["codes"].shape, parts["scales"]
             if len(shape) != 2 or parts["codes"].dtype != "I8" or (scales.dtype, scales.shape) != ("F32", shape[:1]):
                 raise misfit(parts, "bitsandbytes' 8 bits")
-            found.append(coded(cls(), f"{module}.weight", dtype, shape, parts))
-        return found
+            tensors.append(coded(cls(), f"{module}.weight", dtype, shape, parts))
+        return tensors
 
     @property
     def words(self) -> str:

@@ -124,10 +124,10 @@ class ScaledBlocks(Codec):
         """
         info = tensor.parts["scales"]
         with np.errstate(over="ignore", invalid="ignore"):
-            made = scales.astype(np.float32).astype(_E8M0 if info.dtype == "U8" else NUMPY_DTYPES[info.dtype])
-        if not np.isfinite(made.astype(np.float64)).all():
+            narrowed = scales.astype(np.float32).astype(_E8M0 if info.dtype == "U8" else NUMPY_DTYPES[info.dtype])
+        if not np.isfinite(narrowed.astype(np.float64)).all():
             raise InputError(f"new values of tensor '{tensor.name}' need a scale too large for {info.dtype}")
-        return {info.name: StoredEdit(blocks, made.view(NUMPY_DTYPES[info.dtype]))}
+        return {info.name: StoredEdit(blocks, narrowed.view(NUMPY_DTYPES[info.dtype]))}
 
     def decode(self, tensor: Coded, read: Stored, start: int, stop: int) -> NDArray[Any]:
         """Return the entries of a range; formats that can do it faster do."""
@@ -146,8 +146,8 @@ class ScaledBlocks(Codec):
             return (self.numbers(codes) * scales).astype(NUMPY_DTYPES[tensor.dtype])
 
     def _scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
-        found, which = distinct(blocks)
-        return self.scales(tensor, read, found)[which]
+        numbers, which = distinct(blocks)
+        return self.scales(tensor, read, numbers)[which]
 
     def encode(self, tensor: Coded, read: Stored, indices: Indices, values: NDArray[np.float64]) -> Encoded:
         """Encode with the stored scale of each block where the new values fit, else with a doubled one."""
@@ -163,17 +163,19 @@ class ScaledBlocks(Codec):
         fits = self.fits(tensor, read, numbers, blocks)
         rescaled = np.unique(blocks[asked & ~fits])
         touched = np.unique(blocks[asked])
-        there = np.isin(blocks, rescaled)
-        kept = asked & ~there
+        outgrown = np.isin(blocks, rescaled)
+        fitting = asked & ~outgrown
         new = codes.copy()
-        new[kept] = self.nearest(tensor, read, numbers[kept], blocks[kept])
+        new[fitting] = self.nearest(tensor, read, numbers[fitting], blocks[fitting])
         after = self._values(tensor, new, scales)
-        rounding = _rounding(after[kept], values[kept]) + Rounding(touched.size, rescaled.size)
-        edits = self.with_codes(tensor, read, at[kept], new[kept]) if kept.any() else {}
-        made = Encoded(edits, indices[~there], after[~there], rounding)
+        rounding = _rounding(after[fitting], values[fitting]) + Rounding(touched.size, rescaled.size)
+        edits = self.with_codes(tensor, read, at[fitting], new[fitting]) if fitting.any() else {}
+        unscaled = Encoded(edits, indices[~outgrown], after[~outgrown], rounding)
         del at, blocks, codes, scales, before, numbers, new, after
-        chosen = asked & there
-        return _together(tensor, read, [made, *self._rescaled(tensor, read, rescaled, indices[chosen], values[chosen])])
+        chosen = asked & outgrown
+        return _together(
+            tensor, read, [unscaled, *self._rescaled(tensor, read, rescaled, indices[chosen], values[chosen])]
+        )
 
     def _rescaled(
         self, tensor: Coded, read: Stored, blocks: Indices, indices: Indices, wanted: NDArray[np.float64]
@@ -216,8 +218,8 @@ class ScaledBlocks(Codec):
     ) -> _Held:
         """Return what entries `piece` of some blocks are to hold: some have new values, the others what they have."""
         at, owner = self.locate(tensor, read, piece)
-        found, which = distinct(owner)
-        codes, scales = self.codes(tensor, read, at), self.scales(tensor, read, found)[which]
+        owners, which = distinct(owner)
+        codes, scales = self.codes(tensor, read, at), self.scales(tensor, read, owners)[which]
         before = self._values(tensor, codes, scales).astype(np.float64)
         values = self.numbers(codes).astype(np.float64) * scales
         first, last = np.searchsorted(indices, [piece[0], piece[-1] + 1])
@@ -225,7 +227,7 @@ class ScaledBlocks(Codec):
         to = np.searchsorted(piece, indices[near])
         here = piece[to] == indices[near]
         values[to[here]] = before[to[here]] = wanted[near][here]
-        return _Held(at, np.searchsorted(blocks, found)[which], values, before)
+        return _Held(at, np.searchsorted(blocks, owners)[which], values, before)
 
     def _require_codes(self, tensor: Coded, values: NDArray[np.float64]) -> None:
         wrong = values[~np.isfinite(values)]

@@ -167,7 +167,7 @@ class Integers(ScaledBlocks):
         below, above = np.maximum(zeros, 1), np.maximum(self.most - zeros, 1)
         needed = np.maximum(asked.scales, np.maximum(-lowest / below, highest / above))
         dtype = NUMPY_DTYPES[tensor.parts["scales"].dtype]
-        made = needed.astype(np.float32).astype(dtype)
-        short = made.astype(np.float64) < needed
-        made[short] = np.nextafter(made[short], np.array(np.inf, dtype))
-        return made.astype(np.float64)
+        scales = needed.astype(np.float32).astype(dtype)
+        short = scales.astype(np.float64) < needed
+        scales[short] = np.nextafter(scales[short], np.array(np.inf, dtype))
+        return scales.astype(np.float64)

@@ -83,6 +83,10 @@ def check_device(device: str) -> InputError | None:
     require_room_for_torch()
     import torch
 
+    from surgeon.model.repeatable import set_workspace
+
+    if device.startswith("cuda"):
+        set_workspace()
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

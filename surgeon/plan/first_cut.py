@@ -12,7 +12,7 @@ from typing import Any
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import InputError
 from surgeon.plan.check import most_positions
-from surgeon.plan.estimates import Shape, shape_of
+from surgeon.plan.estimates import Shape, activations, shape_of
 from surgeon.plan.recipes import find_recipe
 from surgeon.recipe.reading import load_recipe
 from surgeon.text.languages import code_meant
@@ -24,7 +24,7 @@ _LENGTH = 256  # tokens of a sequence and of a window, as in the shipped recipes
 _QUICK_LENGTH, _QUICK_SAMPLES, _QUICK_TOKENS, _QUICK_PROMPTS = 128, 2, 256, 1
 # The smallest region that is more than chance, to a twentieth: equal steps of the logarithm, but for the last.
 _DOSES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.05)
-_MOST_ROWS = 32  # of a batch: more gain nothing
+_MOST_ROWS = 32  # of a batch: with so many the device is busy
 _ROWS_ON_CPU = 4  # with which its processors are busy; more take memory alone
 _SHARE_OF_FREE = 0.25  # of an accelerator's free memory, for a batch's activations; weights and sums take the rest
 
@@ -134,9 +134,7 @@ def rows_at_a_time(checkpoint: Checkpoint, device: str) -> int:
 
 def rows_within(shape: Shape, free: int) -> int:
     """Return the largest power of two of sequences whose activations in a layer, both ways, fit into so many bytes."""
-    layers = shape.layers if shape.whole else 1
-    row = 4 * _LENGTH * layers * (12 * shape.hidden + 5 * shape.wide)
-    rows = _MOST_ROWS
+    row, rows = activations(shape, _LENGTH, backward=True), _MOST_ROWS
     while rows > 1 and rows * row > free:
         rows //= 2
     return rows

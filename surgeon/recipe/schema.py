@@ -281,10 +281,6 @@ class VerifyBase(Model):
             )
         return self
 
-    def without_prompts(self) -> VerifySpec:
-        """Return what holds for a model that continues nothing."""
-        return self.model_copy(update={"prompts": [], "continued_by": None})
-
 
 def _switched(kind: type[Any]) -> Any:
     """Return the type of a measurement's key: its own keys, or `true` for their defaults, or `false`."""

@@ -99,7 +99,7 @@ def _long_sweeps(report: Report) -> dict[str, SweepReport]:
     """Return the sweeps that have a section of their own; the draws of one control stand in the table of variants."""
     if not report.perplexity:
         return {}
-    return {name: sweep for name, sweep in report.sweeps.items() if list(sweep.axes) != ["seed"]}
+    return {name: sweep for name, sweep in report.sweeps.items() if sweep.control is None}
 
 
 def _languages(report: Report, variants: Sequence[str]) -> Grid:

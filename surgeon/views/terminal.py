@@ -30,7 +30,7 @@ from surgeon.report.words import size, stopped_note
 from surgeon.text.languages import Language, language
 from surgeon.visible import visible, visible_lines
 
-_NARROWEST = 14  # characters that a column of words may be folded to
+_NARROWEST = 14  # characters that a column of words may be folded to: a long word
 
 
 _TONES = {"much-worse": "bold red", "worse": "yellow", "same": "dim"}

@@ -105,7 +105,7 @@ def test_what_a_device_takes_is_known_from_headers_and_its_memory(
     assert [found[said].up for said in found] == [stored, passes * stored, passes * stored + moved]
     core = plan.regions["core"].numel
     drawn = [region for name, region in plan.regions.items() if name != "core" and region.score == score]
-    down = core // 8 + 4 * core * len(drawn) + 8 * tokens * models
+    down = core // 8 + 4 * core * len(drawn) + 4 * tokens * models
     assert [found[said].down for said in found] == [down, down, down + moved - states]
     assert 4 * stored > found["80G"].memory > 2 * stored > found["24G"].memory > found["4G"].memory
     assert found["4G"].host_memory > found["24G"].host_memory + states / 2
