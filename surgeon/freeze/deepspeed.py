@@ -84,6 +84,6 @@ class Stage3Held(FragmentHeld):
         self.here.write(part, self.values(part))
         parameter._z3_optimizer.set_local_hp_param(part, parameter)
 
-    def look(self) -> tuple[Tensor, Tensor] | None:
+    def look(self) -> Tensor | None:
         """Return nothing: an offloaded master would be fetched whole."""
         return None
