@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from conftest import with_pictures
 from hub_server import TOKEN, LoopbackHub
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
@@ -433,7 +434,7 @@ def test_a_private_repository_needs_the_token_and_the_token_goes_nowhere_else(
         assert not one.authorized
     path = recipe(tmp_path)
     hub.fail("GET", "/resolve/.*model-00003", status=503, times=1)
-    done = surgeon_on_hub("apply", path, SURGEON_CACHE=str(tmp_path / "scores"))
+    done = surgeon_on_hub("apply", path, SURGEON_CACHE=str(with_pictures(tmp_path / "scores")))
     assert done.returncode == 0, done.stderr
     texts = [done.stdout, done.stderr, shown.stderr, refused.stderr]
     texts += [item.read_text(errors="replace") for item in (tmp_path / "out").rglob("*") if item.is_file()]
