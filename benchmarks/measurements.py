@@ -1,10 +1,12 @@
-"""Perplexity, divergence and choice of seven models in one pass, against perplexity alone of as many tokens.
+"""More measurements of seven models in one pass, against perplexity alone of as many tokens.
 
-    python benchmarks/measurements.py [--model builtin:tiny30] [--variants 6] [--items 8] [--rounds 3]
+    python benchmarks/measurements.py [--model builtin:tiny30] [--variants 6] [--items 8] [--questions 16] [--rounds 3]
 
-Each variant zeroes 1 % of the matrices at random, from the first layer on. Both sides run in this process in turn,
-after one round that is not counted; figures are processor seconds a token, the ratio is that of the medians. Perplexity
-alone is measured in windows of 256 tokens, on about as many tokens as the other side runs.
+Four sides: perplexity alone; with divergence; with choice, too; and with two tasks of lm-evaluation-harness out of a
+folder (`surgeon choice`), where the harness is installed. Each variant zeroes 1 % of the matrices at random, from the
+first layer on. All sides run in this process in turn, after one round that is not counted. Figures are processor
+seconds for each token that goes through the layers, those of several measurements counted once; a ratio is that of the
+medians. Perplexity alone is measured in windows of 256 tokens, on about as many tokens as the last side runs.
 """
 
 from __future__ import annotations
@@ -15,13 +17,16 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
 import surgeon
 from surgeon.measure.base import Pieces, Subject
+from surgeon.measure.choice_tasks import write_choice_tasks
 from surgeon.measure.measuring import Look, measure
 from surgeon.measure.windows import evaluation_texts, window_pieces
 from surgeon.model.editing import Variant
@@ -46,6 +51,7 @@ def main() -> None:
     add("--model", default="builtin:tiny30")
     add("--variants", type=int, default=6)
     add("--items", type=int, default=8)
+    add("--questions", type=int, default=16, help="of each task")
     add("--rounds", type=int, default=3)
     add("--languages", default="ar,en,zh")
     arguments = parser.parse_args()
@@ -72,29 +78,38 @@ def main() -> None:
         def looks(spec: VerifySpec) -> list[Look]:
             loaded = stack.loaded
             windows = window_pieces(evaluation_texts(loaded.tokenizer, corpus, languages, spec), spec.batch_size)
-            subject = Subject(loaded.tokenizer, loaded.model.config, corpus, languages, spec, windows)
+            subject = Subject(
+                loaded.tokenizer, loaded.model.config, corpus, languages, spec.window, spec.batch_size, windows
+            )
             return [
                 Look(item, item.pieces(subject), models - {"base"} if item.compares else models)
                 for item in spec.measurements
             ]
 
-        every = looks(VerifySpec.model_validate({"tokens": 512, "choice": {"items": arguments.items}}))
-        wanted = tokens_of([look.pieces for look in every])
-        only = {"divergence": False, "tokens": max(wanted // len(languages), 2)}
-        alone = looks(VerifySpec.model_validate(only))
-        have = tokens_of([look.pieces for look in alone])
-        seconds: dict[str, list[float]] = {"perplexity alone": [], "with divergence and choice": []}
+        keys: dict[str, dict[str, Any]] = {
+            "with divergence": {"divergence": True},
+            "and choice": {"divergence": True, "choice": {"items": arguments.items}},
+        }
+        if find_spec("lm_eval") is not None:
+            folder = Path(temporary) / "tasks"
+            write_choice_tasks(folder, corpus, list(dict.fromkeys([*languages, "en", "zh"]))[:2], arguments.questions)
+            keys["and two tasks"] = {**keys["and choice"], "tasks": {"names": [f"{folder}/"]}}
+        sides = {name: looks(VerifySpec.model_validate({"tokens": 512, **item})) for name, item in keys.items()}
+        most = max(tokens_of([look.pieces for look in side]) for side in sides.values())
+        only = {"divergence": False, "tokens": max(most // len(languages), 2)}
+        sides = {"perplexity alone": looks(VerifySpec.model_validate(only)), **sides}
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(arguments.rounds + 1):
-            for name, chosen in (("perplexity alone", alone), ("with divergence and choice", every)):
+            for name, chosen in sides.items():
                 started = time.process_time()
                 measure(stack, variants, chosen, Progress())
                 seconds[name].append(time.process_time() - started)
-    counts = {"perplexity alone": have, "with divergence and choice": wanted}
+    counts = {name: tokens_of([look.pieces for look in side]) for name, side in sides.items()}
     each = {name: statistics.median(values[1:]) / counts[name] for name, values in seconds.items()}
     print(f"{arguments.model}, {len(variants)} models, load {os.getloadavg()[0]:.1f}")
     for name, value in each.items():
-        print(f"{name:27} {counts[name]:7,} tokens  {1e3 * value:8.3f} ms of processor time a token, all models")
-    print(f"ratio {each['with divergence and choice'] / each['perplexity alone']:.2f}")
+        ratio = value / each["perplexity alone"]
+        print(f"{name:17} {counts[name]:7,} tokens  {1e3 * value:8.3f} ms of processor time a token  {ratio:.2f}")
 
 
 if __name__ == "__main__":

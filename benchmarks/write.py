@@ -68,11 +68,15 @@ CONFIG = {
 }  # fmt: skip
 
 WRITE = """
-import surgeon, surgeon.write.staging, sys
+import surgeon, sys
 from pathlib import Path
+from surgeon.model.workplace import Workplace
 from surgeon.operations import OPERATIONS
+from surgeon.operations.edits import Surgery
+from surgeon.write.staging import stage_variant, write_variant
 checkpoint, region = surgeon.Checkpoint.open(sys.argv[1]), surgeon.Region.load(sys.argv[2])
-surgeon.write.staging.{function}(checkpoint, [OPERATIONS["zero"](zero="r")], {{"r": region}}, Path(sys.argv[3]))
+given, target = (checkpoint, [OPERATIONS["zero"](zero="r")], {{"r": region}}), Path(sys.argv[3])
+{call}
 """
 
 RECIPE = """
@@ -189,8 +193,11 @@ def commands_for(
         (folder / f"{name}.yaml").write_text(recipe, encoding="utf-8")
     flush = f"find {target} -type f -exec sync {{}} +"
     python = {
-        name: [sys.executable, "-c", WRITE.format(function=function), str(source), str(regions["all"]), str(target)]
-        for name, function in (("stage", "stage_variant"), ("write", "write_variant"))
+        name: [sys.executable, "-c", WRITE.format(call=call), str(source), str(regions["all"]), str(target)]
+        for name, call in (
+            ("stage", 'stage_variant(Surgery(*given), target, Workplace("cpu", 2))'),
+            ("write", "write_variant(*given, target)"),
+        )
     }
     apply = {name: [sys.executable, "-m", "surgeon", "apply", str(folder / f"{name}.yaml")] for name in variants}
     (folder / "merge.yaml").write_text(MERGE.format(source=source), encoding="utf-8")

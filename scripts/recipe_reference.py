@@ -3,6 +3,8 @@
 Run `python scripts/recipe_reference.py` after changing the schema; a test checks that the page is current.
 """
 
+# ruff: noqa: E501  (rows of tables in Markdown are one line each)
+
 from __future__ import annotations
 
 import json
@@ -23,13 +25,17 @@ A recipe is a YAML file. `surgeon recipes` lists the shipped ones, `surgeon reci
 `surgeon schema` prints the schema for editors. `--set PATH=VALUE` overrides any key, for example
 `--set verify.tokens=128`. A key that is not listed here is an error, with a guess at what was meant.
 
-All mistakes of a recipe are shown at once, each with its line. Of YAML, plain data is read: text, numbers, `true`,
-`false`, `null`, lists, mappings, and aliases (`&a`, `*a`) of these; dates and times are text. Tags (`!!int`), merge
-keys (`<<`) and numbers that are none (`.nan`, `.inf`) are errors, and so are the traps of YAML 1.1: a bare `no`,
-which means false, and `010`, which means 8. A number with an exponent needs a point and a sign: `1.0e-2`. A recipe
-has at most 1 MiB, 100,000 values (those that aliases repeat counted) and 50 levels, and a region is made from a chain
-of at most 32 others. A value of `--set` is YAML by the same rules, or else the text that it is; it cannot reach into
-a region or variant that is not there, but give a new one whole: `--set 'regions.few={select: {random: 0.001}}'`.
+All mistakes of a recipe are shown at once, each with its line.
+
+| YAML | |
+|---|---|
+| is read | plain data: text, numbers, `true`, `false`, `null`, lists, mappings, and aliases (`&a`, `*a`) of these; dates and times are text |
+| is an error | tags (`!!int`), merge keys (`<<`), `.nan`, `.inf`; the traps of YAML 1.1: a bare `no`, which means false, and `010`, which means 8 |
+| exponents | need a point and a sign: `1.0e-2` |
+| limits | 1 MiB, 100,000 values (repeats by aliases count), 50 levels; a region is made from a chain of at most 32 others |
+
+A value of `--set` is YAML by the same rules, or plain text. It cannot reach into a region or variant that does not exist. Give a new one
+whole: `--set 'regions.few={select: {random: 0.001}}'`.
 """
 
 
@@ -76,9 +82,11 @@ def _section(name: str, node: dict[str, Any], schema: dict[str, Any]) -> str:
         lines += [description, ""]
     if node.get("enum"):
         return "\n".join([*lines, f"One of {_values(node['enum'])}.", ""])
+    if not node.get("properties"):
+        return "\n".join([*lines, "It has no keys: `true` or `{}` asks for it.", ""])
     lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
-    for key, value in node.get("properties", {}).items():
-        meaning = " ".join(value.get("description", "").split())
+    for key, value in node["properties"].items():
+        meaning = " ".join(value.get("description", "").split()).replace("|", "\\|")
         lines.append(f"| `{key}` | {_kind(value)} | {_default(key, value, node)} | {meaning} |")
     return "\n".join([*lines, ""])
 

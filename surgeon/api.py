@@ -18,7 +18,7 @@ from surgeon.memory import require_room_for_figures, require_room_for_torch
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Verification
 from surgeon.model.workplace import Workplace
-from surgeon.plan.check import check_device, check_length, check_ready, chosen_device
+from surgeon.plan.check import check_length, check_ready, chosen_device, usable_device
 from surgeon.plan.duration import steps
 from surgeon.plan.first_cut import RECIPE as FIRST_CUT
 from surgeon.plan.first_cut import FirstCut, rows_at_a_time
@@ -31,18 +31,10 @@ from surgeon.ranks.team import Ranks, joined
 from surgeon.recipe.schema import VerifySpec
 from surgeon.report.data import Report
 from surgeon.report.manifest import differences
-from surgeon.run import (
-    Run,
-    make_report,
-    publish_variants,
-    save_regions,
-    seal,
-    stage_variants,
-    unchanged_report,
-    verify_variants,
-)
-from surgeon.team import Team
+from surgeon.reporting import make_report, unchanged_report
+from surgeon.run import Run, publish_variants, save_regions, seal, stage_variants
 from surgeon.text.corpora import Corpus, builtin_corpus
+from surgeon.verifying import verify_variants
 from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, check_written, is_output, read_object
 from surgeon.write.marker import MARKER
 from surgeon.write.output import output_lock
@@ -87,68 +79,66 @@ def apply(
         SurgeonError: something in the recipe, the model, or the environment; nothing is left half written.
     """
     return carried_out(
-        device,
-        jobs,
-        lambda own, team: _apply(recipe, output, overrides, own, jobs, progress, push, overwrite, team),
+        device, jobs, lambda place: _apply(place, recipe, output, overrides, progress or Progress(), push, overwrite)
     )
 
 
-def carried_out(device: str, jobs: int | None, work: Callable[[str, Team], Found]) -> Found:
-    """Return what comes of `work`, which is given a device and the team; of several processes one does it, all help."""
+def carried_out(device: str, jobs: int | None, work: Callable[[Workplace], Found]) -> Found:
+    """Return what comes of `work`, which is given a place to work at; of several processes one does it, all help."""
     number, size = started()
-    device = device if size == 1 else chosen_device(device)
+    device, jobs = device if size == 1 else chosen_device(device), jobs or os.cpu_count() or 1
     with joined(device) as team:
         if not isinstance(team, Ranks):
-            return work(device, team)
-        own = own_device(device)
+            return work(Workplace(device, jobs, team))
+        place = Workplace(own_device(device), jobs, team)
         if number > 0:
-            return cast(Found, team.help(Workplace(own, jobs or os.cpu_count() or 1, team)))
-        found = work(own, team)
+            return cast(Found, team.help(place))
+        found = work(place)
         team.end(found)
         return found
 
 
 def _apply(
+    place: Workplace,
     recipe: str | Path,
     output: str | Path | None,
     overrides: Sequence[str],
-    device: str,
-    jobs: int | None,
-    progress: Progress | None,
+    progress: Progress,
     push: bool | None,
     overwrite: bool,
-    team: Team,
 ) -> Report:
     began = time.perf_counter()
-    path, progress = find_recipe(recipe), progress or Progress()
     with progress.task("plan, texts, libraries", 3, least=30) as advance:
-        the_plan = _plan_to_run(path, output, overrides)
+        the_plan = _plan_to_run(recipe, output, overrides)
         advance(1)
-        device = chosen_device(device) if the_plan.runs_model else "cpu" if device == "auto" else device
-        run, out = Run(the_plan, device, jobs, progress, team=team), the_plan.output
+        if the_plan.runs_model or place.device != "auto":
+            place.device = chosen_device(place.device)
+        else:
+            place.device = "cpu"
+        run, out = Run(the_plan, place, progress), the_plan.output
         if push and the_plan.recipe.push is None:
             raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
-        check_ready(the_plan, device, run.jobs)
+        check_ready(the_plan, place.device, place.jobs)
         require_room_for_figures()  # now, and not after an hour
         advance(1)
         notes = run.check_texts()
-        expected = steps(the_plan, device) if progress.console is not None else []
+        expected = steps(the_plan, place.device) if progress.console is not None else []
     for line in [*the_plan.remarks, *notes]:
         progress.note(line)
     ahead = progress.steps(expected)
     with output_lock(out, the_plan.recipe.name, overwrite), ahead:
         if the_plan.idle:
-            progress.note(f"neither written nor measured, so that nothing comes of it: {', '.join(the_plan.idle)}")
+            progress.note(f"neither written nor measured, so without effect: {', '.join(the_plan.idle)}")
         reclaim_cache()
         run.token_counts.keep()
-        before = read_object(out / MANIFEST)
+        before, path = read_object(out / MANIFEST), the_plan.file.path
         repeated = read_object(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
         run.refuse_changed()  # from here on donors stay what they are, too
         region_files = save_regions(run)
         run.count_unwritten()
         staged = stage_variants(run, region_files)
         found, method = verify_variants(run)  # meanwhile the disk takes what was staged
-        with run.progress.task("page", 1):
+        with progress.task("page", 1):
             report = make_report(run, staged, found, method)
             earlier = unchanged_report(out, report, before)
             written = publish_variants(run, staged, report if earlier is None else None)
@@ -159,11 +149,11 @@ def _apply(
             report = report.model_copy(update={"timings": run.timings if earlier is None else earlier.timings})
             sealed = dict(before) if earlier is not None else seal(run, report, outputs, before)
         for line in differences(repeated, sealed):
-            run.progress.note(line)
+            progress.note(line)
         if push is not False and report.passed and the_plan.recipe.push is not None:
             from surgeon.hub.push import push_variants  # only here: most runs push nothing
 
-            report = report.model_copy(update={"pushed": push_variants(the_plan.recipe, out, run.jobs, run.progress)})
+            report = report.model_copy(update={"pushed": push_variants(the_plan.recipe, out, place.jobs, progress)})
             seal(run, report, outputs, sealed)
     return report
 
@@ -176,10 +166,7 @@ def cut_overrides(wanted: FirstCut, overrides: Sequence[str] = (), device: str =
     Raises:
         SurgeonError: the model cannot be read, or a language is not in the corpus.
     """
-    device = chosen_device(device)
-    lacking = check_device(device)
-    if lacking is not None:
-        raise lacking
+    device = usable_device(device)
     checkpoint = Checkpoint.open(wanted.model)
     rows = rows_at_a_time(checkpoint, device)
     return [*wanted.overrides(checkpoint, builtin_corpus("udhr30").languages, rows), *overrides]
@@ -217,12 +204,12 @@ def score(
 ) -> dict[str, Path]:
     """Compute the scores and regions of a recipe only; returns the region files by name."""
 
-    def work(device: str, team: Team) -> dict[str, Path]:
-        own = chosen_device(device)
-        run = Run(_plan_to_run(recipe, output, overrides), own, jobs, progress, keep=True, team=team)
+    def work(place: Workplace) -> dict[str, Path]:
+        place.device = chosen_device(place.device)
+        run = Run(_plan_to_run(recipe, output, overrides), place, progress or Progress(), keep=True)
         for line in remarks(run.plan.checkpoint):
             run.progress.note(line)
-        check_ready(run.plan, own, run.jobs)
+        check_ready(run.plan, place.device, place.jobs)
         for line in run.check_texts():
             run.progress.note(line)
         with output_lock(run.plan.output, run.plan.recipe.name, overwrite):
@@ -251,48 +238,43 @@ def verify_checkpoint(
             long.
     """
     return carried_out(
-        device,
-        None,
-        lambda own, team: _verify(checkpoint, base, corpus, spec, own, progress or Progress(), team),
+        device, None, lambda place: _verify(place, checkpoint, base, corpus, spec, progress or Progress())
     )
 
 
 def _verify(
+    place: Workplace,
     checkpoint: str | Path,
     base: str | Path | None,
     corpus: Corpus,
     spec: VerifySpec,
-    device: str,
     progress: Progress,
-    team: Team,
 ) -> Verification:
     require_room_for_torch()
     from surgeon.measure.verification import verify
     from surgeon.model.editing import Variant
 
-    device = chosen_device(device)
+    place.device = chosen_device(place.device)
     languages = corpus.languages if spec.languages == "all" else list(dict.fromkeys(spec.languages))
     variants = _written_variants(Path(os.path.expanduser(checkpoint)))
     if variants:
-        check_written(Path(os.path.expanduser(checkpoint)), os.cpu_count() or 1)
+        check_written(Path(os.path.expanduser(checkpoint)), place.jobs)
     named = [("base", base)] if base is not None else []
     named += variants.items() if variants else [("checkpoint", checkpoint)]
     opened = [(label, Checkpoint.open(source).downloaded()) for label, source in named]
     for line in dict.fromkeys(line for _, item in opened for line in remarks(item)):
         progress.note(line)
-    lacking = check_device(device)
-    if lacking is not None:
-        raise lacking
+    usable_device(place.device)
     for _, item in opened:
         too_long = check_length(item, min(spec.window, spec.tokens))
         if too_long is not None:
             raise InputError(f"--window {spec.window}: {too_long}")
-    found, place = Verification(), Workplace(device, os.cpu_count() or 1, team)
+    found = Verification()
     for _, item in opened:
-        check_written(item.folder, os.cpu_count() or 1)
+        check_written(item.folder, place.jobs)
     for label, item in opened:
         stack = place.load(item, resolve_precision("auto"))
-        one = verify(stack, [Variant(label)], corpus, languages, spec, progress, team=team)
+        one = verify(stack, [Variant(label)], corpus, languages, spec, progress, team=place.team)
         found = found.joined(one)
         refuse_changed(item)
     return found

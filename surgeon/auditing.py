@@ -6,24 +6,29 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from surgeon.anatomy.scope import senses
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed, tokenizer_hashes
 from surgeon.checkpoint.remarks import remarks
 from surgeon.errors import InputError, reason
+from surgeon.measure.base import Pieces, Subject
 from surgeon.measure.verdicts import Audit, verdicts
 from surgeon.memory import require_room_for_torch
 from surgeon.model.precision import resolve_precision
 from surgeon.model.results import Figures
 from surgeon.model.workplace import Workplace
-from surgeon.plan.check import check_device, check_length, chosen_device
+from surgeon.plan.check import check_length, usable_device
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
+from surgeon.report.words import text_alone
 from surgeon.text.corpora import Corpus, builtin_corpus, given_corpus
 
 if TYPE_CHECKING:
     from surgeon.measure.base import Measurement
+    from surgeon.measure.paragraphs import Paragraphs
+    from surgeon.model.layer_stack import Stack
 
 
 def audit(
@@ -41,7 +46,8 @@ def audit(
 ) -> Audit:
     """Measure two checkpoints on the same texts and say, language by language, what the one kept of the other.
 
-    The tokenizers may differ, since bits per byte are compared. Where py3langid is installed, both also go on from
+    The tokenizers may differ, since bits per byte are compared; where both models see the same tokens and choose among
+    as many, it is also told how far their predictions are apart. Where py3langid is installed, both also go on from
     `prompts` beginnings per language, and it is told whether they stay in it; 0 leaves that out.
 
     Raises:
@@ -49,71 +55,112 @@ def audit(
     """
     from surgeon.measure.paragraphs import BITS, Paragraphs
 
-    progress, device = progress or Progress(), chosen_device(device)
-    lacking = check_device(device)
-    if lacking is not None:
-        raise lacking
+    progress, device = progress or Progress(), usable_device(device)
     chosen = list(dict.fromkeys(languages)) if languages is not None else corpus.languages
-    looks: list[Measurement] = [Paragraphs(paragraphs=paragraphs)]
+    kept: Measurement | None = None
     if prompts and find_spec("py3langid") is not None:
         from surgeon.measure.language_kept import LanguageKept
 
-        looks.append(LanguageKept(prompts=prompts, new_tokens=new_tokens))
+        kept = LanguageKept(prompts=prompts, new_tokens=new_tokens)
     elif prompts:
-        progress.note("what the models go on in is not told: it takes `pip install '.[language]'` in a checkout")
+        progress.note(
+            "the language of continuations is not measured: that needs `pip install '.[language]'` in a checkout"
+        )
     opened = [Checkpoint.open(source).downloaded() for source in (base, model)]
     for line in dict.fromkeys(line for item in opened for line in remarks(item)):
         progress.note(line)
+    require_room_for_torch()
     spec = VerifySpec(window=window)
-    found = [
-        _measured(label, item, corpus, chosen, looks, spec, device, progress)
-        for label, item in zip(("base", "model"), opened, strict=True)
+    for item in opened:
+        too_long = check_length(item, window)
+        if too_long is not None:
+            raise InputError(f"--window {window}: {too_long}")
+    place = Workplace(device, os.cpu_count() or 1)
+    stacks = [place.load(item, resolve_precision("auto")) for item in opened]
+    subjects = [
+        Subject(
+            stack.loaded.tokenizer,
+            stack.loaded.model.config,
+            corpus,
+            chosen,
+            spec.window,
+            spec.batch_size,
+            Pieces([], []),
+        )
+        for stack in stacks
     ]
+    found = _outputs(stacks, subjects, Paragraphs(paragraphs=paragraphs), progress)
+    said = [Figures(), Figures()]
+    if kept is not None:
+        said = [_said(stack, subject, kept, progress) for stack, subject in zip(stacks, subjects, strict=True)]
+    for item in opened:
+        refuse_changed(item)
     bits = [{code: by_name[BITS] for code, by_name in one["paragraphs"].groups.items()} for one in found]
-    said = [one["language_kept"] if "language_kept" in one else Figures() for one in found]
     stays = {
         code: (said[0].groups[code]["kept"], said[1].groups[code]["kept"])
         for code in said[0].groups
         if code in said[1].groups
     }
-    changes = verdicts(bits[0], bits[1], stays, said[1].remarks)
+    apart = found[1]["divergence"].groups if "divergence" in found[1] else {}
+    changes = verdicts(bits[0], bits[1], stays, said[1].remarks, apart)
     same = tokenizer_hashes(opened[0].folder) == tokenizer_hashes(opened[1].folder)
     names = {code: corpus.language(code).name for code in chosen}
-    return Audit(_shown(model), _shown(base), same, tuple(changes), names)
+    notes = [text_alone(senses(item)) for item in opened]
+    return Audit(_shown(model), _shown(base), same, tuple(changes), names, tuple(dict.fromkeys(filter(None, notes))))
 
 
-def _shown(source: str | Path) -> str:
-    return str(source).rstrip("/")
-
-
-def _measured(
-    label: str,
-    checkpoint: Checkpoint,
-    corpus: Corpus,
-    languages: Sequence[str],
-    looks: Sequence[Measurement],
-    spec: VerifySpec,
-    device: str,
-    progress: Progress,
-) -> dict[str, Figures]:
-    require_room_for_torch()
-    from surgeon.measure.base import Pieces, Subject
+def _outputs(
+    stacks: Sequence[Stack], subjects: Sequence[Subject], bits: Paragraphs, progress: Progress
+) -> list[dict[str, Figures]]:
+    """Measure base and model by their outputs; what sees the same tokens in both is compared token by token, too."""
+    from surgeon.measure.divergence import Divergence
     from surgeon.measure.measuring import Look, measure
     from surgeon.model.editing import Variant
     from surgeon.model.vocabulary import check_ids
 
-    too_long = check_length(checkpoint, spec.window)
-    if too_long is not None:
-        raise InputError(f"--window {spec.window}: {too_long}")
-    stack = Workplace(device, os.cpu_count() or 1).load(checkpoint, resolve_precision("auto"))
-    loaded = stack.loaded
-    subject = Subject(loaded.tokenizer, loaded.model.config, corpus, languages, spec, Pieces([], []))
-    made = [Look(item, item.pieces(subject), frozenset([label])) for item in looks]
-    ids: list[Any] = [row for look in made for batch in look.pieces.batches for row in batch.inputs.tolist()]
-    check_ids(loaded.model, loaded.tokenizer, ids)
-    found = measure(stack, [Variant(label)], made, progress)[label]
-    refuse_changed(checkpoint)
-    return found
+    pieces = [bits.pieces(subject) for subject in subjects]
+    for stack, looked_at in zip(stacks, pieces, strict=True):
+        ids = [row for batch in looked_at.batches for row in batch.inputs.tolist()]
+        check_ids(stack.loaded.model, stack.loaded.tokenizer, ids)
+    base, model = stacks
+    if _same_tokens(base, model, *pieces):
+        looks = [
+            Look(bits, pieces[0], frozenset(["base", "model"])),
+            Look(Divergence(), pieces[0], frozenset(["model"])),
+        ]
+        found = measure(model, [Variant("model")], looks, progress, beside=base)
+        return [found["base"], found["model"]]
+    return [
+        measure(stack, [Variant(label)], [Look(bits, looked_at, frozenset([label]))], progress)[label]
+        for label, stack, looked_at in zip(("base", "model"), stacks, pieces, strict=True)
+    ]
+
+
+def _same_tokens(base: Stack, model: Stack, left: Pieces, right: Pieces) -> bool:
+    """True if two models see the same tokens, and predict among the same ones."""
+    import torch
+
+    from surgeon.model.embedding_and_head import vocabulary
+
+    return (
+        vocabulary(base) == vocabulary(model)
+        and base.loaded.tokenizer.get_vocab() == model.loaded.tokenizer.get_vocab()
+        and len(left.batches) == len(right.batches)
+        and all(torch.equal(a.inputs, b.inputs) for a, b in zip(left.batches, right.batches, strict=True))
+    )
+
+
+def _said(stack: Stack, subject: Subject, kept: Measurement, progress: Progress) -> Figures:
+    """Return what a model goes on in."""
+    from surgeon.measure.measuring import Look, measure
+    from surgeon.model.editing import Variant
+
+    look = Look(kept, kept.pieces(subject), frozenset(["model"]))
+    return measure(stack, [Variant("model")], [look], progress)["model"][kept.kind]
+
+
+def _shown(source: str | Path) -> str:
+    return str(source).rstrip("/")
 
 
 def texts_for(languages: Sequence[str] | None, files: Sequence[Path]) -> tuple[Corpus, list[str]]:

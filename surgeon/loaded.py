@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
@@ -18,7 +18,8 @@ from surgeon.errors import InputError, RegionError, shorten
 from surgeon.model.results import Measure
 from surgeon.plan.check import POSITION_TABLES
 from surgeon.plan.planning import open_corpus
-from surgeon.recipe.schema import TextSpec, VerifySpec
+from surgeon.recipe.schema import VerifySpec
+from surgeon.recipe.text_spec import TextSpec
 from surgeon.region.region import Region
 from surgeon.text.corpora import Corpus, given_corpus
 
@@ -171,20 +172,17 @@ def _corpus(said: Corpus | str | Mapping[str, str | Sequence[str] | TextSpec | M
     if isinstance(said, str):
         return open_corpus(said)
     given: dict[str, Sequence[str]] = {}
-    others: dict[str, str | TextSpec] = {}
+    others: dict[str, TextSpec] = {}
     for code, text in said.items():
-        if isinstance(text, str) and "\n" in text:
-            given[code] = [text]
-        elif isinstance(text, str | TextSpec):
-            others[code] = text
-        elif isinstance(text, Mapping):
-            try:
-                others[code] = TextSpec.model_validate(dict(text))
-            except ValidationError as error:
-                what = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise InputError(f"corpus, '{code}': {what}") from None
+        try:
+            found = None if isinstance(text, str) and "\n" in text else TextSpec.of(text)
+        except ValidationError as error:
+            what = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise InputError(f"corpus, '{code}': {what}") from None
+        if found is not None:
+            others[code] = found
         else:
-            given[code] = list(text)
+            given[code] = [text] if isinstance(text, str) else [*cast(Sequence[str], text)]
     return given_corpus(given, open_corpus(others))
 
 

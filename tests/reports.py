@@ -6,19 +6,13 @@ import math
 
 import numpy as np
 
-from surgeon.model.results import Continuation, Measure
+from surgeon.model.results import Continuation, Measure, Quantity
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.region.region import Region
-from surgeon.report.data import (
-    ModelReport,
-    PassageReport,
-    Report,
-    ScoreReport,
-    SweepReport,
-    VariantReport,
-)
+from surgeon.report.data import ModelReport, Report, ScoreReport, VariantReport
 from surgeon.report.expected import check_expectations
 from surgeon.report.measured import perplexity, summarize
+from surgeon.report.measured_entries import Figure, MeasurementReport, PassageReport, SweepReport
 from surgeon.report.regions import region_report
 
 LANGUAGES = ["ar", "en", "fr", "ko", "no", "zh", "klingon"]
@@ -42,6 +36,26 @@ def make_region() -> Region:
 def said(name: str) -> Continuation:
     stopped = "end" if name == "cut" else "length"
     return Continuation(prompt="قال <i>", continuation=HOSTILE, tokens=9, stopped=stopped)  # type: ignore[arg-type]
+
+
+def make_choice() -> MeasurementReport:
+    """How often each model chose a text's own end: the base and one variant in all languages, one not a number."""
+    accuracy = Quantity(
+        name="accuracy", title="own end chosen", unit="", worse="less", compare="difference", share=True, chance=0.25
+    )
+    found = {
+        "base": {code: Figure(value=0.75, pieces=16, low=0.5, high=0.9) for code in LANGUAGES},
+        "cut": {
+            code: Figure(value=0.35, pieces=16, change=-0.4, low=-0.5, high=-0.25, beyond_chance=code != "no")
+            for code in LANGUAGES
+        },
+        "broken": {"ar": Figure(value=math.nan, pieces=16, change=math.nan)},
+    }
+    overall = {name: {"accuracy": groups["ar"]} for name, groups in found.items()}
+    return MeasurementReport(
+        title="which of four ends is a paragraph's own", by="language", quantities=[accuracy], overall=overall,
+        found={name: {code: {"accuracy": item} for code, item in groups.items()} for name, groups in found.items()},
+    )  # fmt: skip
 
 
 def make_report() -> Report:
@@ -75,6 +89,7 @@ def make_report() -> Report:
         method={"tokens": 512, "window": 256, "stride": 256, "bos": "never", "precision": "float32"},
         perplexity={name: {k: perplexity(m) for k, m in row.items()} for name, row in measures.items()},
         summary=summarize(measures),
+        measurements={"choice": make_choice()},
         passages={"ar": PassageReport(tokens=[HOSTILE], words=[0], losses=losses)},
         expectations=check_expectations(expect, measures, {}),
         timings={"total": 1.0},

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 import surgeon
 from surgeon.cli import app
 from surgeon.errors import InputError, SurgeonError
-from surgeon.report.data import Report, Scan
+from surgeon.report.data import Report
+from surgeon.report.region_entries import Scan
 
 RECIPE = """\
 version: 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vl_convert
 import yaml
 from hub_server import LoopbackHub
 from typer.testing import CliRunner
@@ -66,6 +67,17 @@ NOT_RUN = {
     "python examples/freeze_matrix.py": "trains in every setting that is installed, for minutes",
 }
 FRAGMENTS = {"freezing.md": "pieces of a training loop; tests/test_freeze_*.py run them in whole ones"}
+# Pictures are drawn for these pages; for the others drawing would take longer than all that they say.
+DRAWN = {"README.md", "python.md"}
+PIXEL = (
+    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
+    "0000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082"
+)
+NOT_DRAWN = {
+    "vegalite_to_svg": lambda spec: "<svg></svg>",
+    "svg_to_png": lambda drawing, scale: bytes.fromhex(PIXEL),
+    "javascript_bundle": lambda script: "",
+}
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 
@@ -119,12 +131,13 @@ def run_command(command: str) -> None:
 def on_little_text(recipe: Recipe) -> list[str]:
     """Return overrides under which a recipe takes seconds; its bounds then mean nothing."""
     changes = [
-        f"regions.{name}.score.samples=2"
+        f"regions.{name}.score.{change}"
         for name, region in recipe.regions.items()
         if region.score is not None and region.score.on_text is not None
+        for change in ("samples=2", "sequence_length=32")
     ]
     if recipe.verify is not None:
-        changes += ["verify.tokens=16", "verify.expect=[]"]
+        changes += ["verify.tokens=16", "verify.expect=[]", "verify.new_tokens=2"]
         if recipe.verify.languages == "all" and not isinstance(recipe.corpus, dict):
             changes.append("verify.languages=[ar, en, zh]")
     return [word for change in changes for word in ("--set", change)]
@@ -141,6 +154,11 @@ def test_what_a_page_says_runs(
     """Every command and every piece of Python of a page, in order, on the builtin model and a Hub on loopback."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SURGEON_CACHE", str(tmp_path_factory.getbasetemp() / "scores-of-the-pages"))
+    if path.name in DRAWN:
+        monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "cache"))  # where nothing is kept that was not drawn
+    else:
+        for drawing, instead in NOT_DRAWN.items():
+            monkeypatch.setattr(vl_convert, drawing, instead)
     prepare(tmp_path)
     names: dict[str, Any] = {}
     for kind, text in steps(path.read_text(encoding="utf-8")):
@@ -162,6 +180,25 @@ def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]*)(?:#[\w-]*)?\)", page):
         if target and not target.startswith("http"):
             assert (path.parent / target).exists(), target
+
+
+def sentences(page: str) -> Iterator[str]:
+    """Yield the sentences of a page's running text, its tables' cells and its lists' items, without blocks of code."""
+    page = re.sub(r"^```.*?^```$|<[^>]*>|^    [^\n]*$", "", page, flags=re.MULTILINE | re.DOTALL)
+    page = re.sub(r"\]\([^)]*\)", "]", page)
+    for block in re.split(r"\n\s*\n|\n(?=[|#-])|\|", page):
+        yield from re.split(r"(?<=[.?!])[*)\"']*\s+", " ".join(block.split()))
+
+
+def test_no_sentence_of_the_readme_is_long() -> None:
+    told = list(sentences((ROOT / "README.md").read_text(encoding="utf-8")))
+    assert len(told) > 100
+    assert [one for one in told if len(one.split()) > 30] == []
+
+
+def test_the_map_of_the_pages_leads_to_each() -> None:
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8")))
+    assert linked == {path.name for path in PAGES[1:]} - {"README.md"}
 
 
 def test_the_pieces_of_recipes_on_sweeps_can_be_planned(tmp_path: Path) -> None:

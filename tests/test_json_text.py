@@ -15,7 +15,8 @@ from reports import make_report
 from safetensors.numpy import load_file, save_file
 
 from surgeon.json_text import to_json
-from surgeon.report.data import Report, SweepReport
+from surgeon.report.data import Report
+from surgeon.report.measured_entries import SweepReport
 
 
 def strict(text: str) -> Any:

@@ -78,6 +78,12 @@ def test_a_report_becomes_a_table() -> None:
     assert math.isnan(indexed.loc[("broken", "ar"), "perplexity"])
     assert indexed.loc[("base", "fr"), "ratio"] == 1.0
     assert frame.to_csv().count("\n") == len(frame) + 1
+    chosen = report.to_pandas("choice").set_index(["variant", "group"])
+    assert chosen.loc[("cut", "fr"), ["value", "change", "worse", "unit", "beyond_chance"]].tolist() == [
+        0.35, -0.4, "less", "", True,
+    ]  # fmt: skip
+    with pytest.raises(SurgeonError, match="measured: choice"):
+        report.to_pandas("divergence")
 
 
 def test_strings_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

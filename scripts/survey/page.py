@@ -1,5 +1,7 @@
 """Writes docs/models.md from the results of a survey."""
 
+# ruff: noqa: E501  (rows of tables in Markdown are one line each)
+
 from __future__ import annotations
 
 import datetime
@@ -19,24 +21,30 @@ _HEAD = """\
 
 <!-- Written by `make survey`; run that, do not change this page. -->
 
-Every model type that transformers {version} lists for causal language models, for image and text to text, and for
-sequence to sequence and speech, and released layouts that `save_pretrained` does not write. Each is made tiny and
-random, planned, scored on two languages, cut by a tenth, measured, and compared with plain transformers, by a script
-that takes nothing of what it expects from surgeon. {date}.
+What surgeon does with every model type that transformers {version} lists for causal language models, for image and text to
+text, and for sequence to sequence and speech; and with released layouts that `save_pretrained` does not write. {date}.
+
+A script makes each type tiny and random. It plans, scores on two languages, cuts a tenth, measures, and compares with plain
+transformers. It takes none of its expectations from surgeon.
 
 {counts}
 
-**Right** means: the variant loads as the model does, with no name missing or unexpected; of each matrix of the layers
-exactly `int(fraction * numel)` entries became zero and no other byte of any file changed; the entries are those
-that autograd on the whole model chooses (*region*: shared entries as a share of all that either chose); perplexities of
-model and variant are those of plain transformers (*perplexity*: the largest relative difference); and whatever of the
-layers was not cut is named by `plan`. **Refused** means: exit code 2, and the message below.
+| word | means |
+|---|---|
+| right | loading, cut, region, perplexity and left out all hold |
+| runs | by layer, or whole: the model then has to fit into memory ([scale.md](scale.md)) |
+| loading | the variant loads as the model does, with no name missing or unexpected |
+| cut | in each matrix of the layers exactly `int(fraction * numel)` entries became zero; no other byte of any file changed |
+| region | the entries are those that autograd on the whole model chooses. The column gives shared entries as a share of all that either chose |
+| perplexity | perplexities of model and variant are those of plain transformers. The column gives the largest relative difference |
+| left out | `plan` names whatever of the layers was not cut |
+| refused | exit code 2, and the message [below](#refused) |
 
-Of a model that takes in images or sound, too, the text decoder is what is scored, cut and measured, on text alone; its
-other parts stay byte for byte, and `plan`, `inspect`, the page and the model card say so.
+Of a model that also takes images or sound, surgeon scores, cuts and measures the text decoder, on text alone. Its other
+parts stay byte for byte as they were, and `plan`, `inspect`, the page and the model card say so.
 
-A tiny model of each type says that names, layers, experts and arithmetic are understood. It says nothing about what a
-cut does to a trained one, nor about weights that are quantized.
+A tiny model of each type shows that names, layers, experts and arithmetic are understood. It does not show what a
+cut does to a trained model. For quantized weights see [formats.md](formats.md).
 """
 
 
@@ -63,7 +71,7 @@ def page(results: dict[str, Found], version: str, date: datetime.date) -> str:
 
 
 _VERDICTS = {
-    "right": "right", "refused": "refused", "partial": "part of the layers left out without a word", "wrong": "wrong",
+    "right": "right", "refused": "refused", "partial": "part of the layers left out, and not named", "wrong": "wrong",
     "traceback": "ended in a traceback", "not judged": "no result", "not made": "could not be made tiny here",
 }  # fmt: skip
 
@@ -82,7 +90,7 @@ _OUTER = {"embed", "head", "final_norm", "outside", "norm", "buffer"}
 
 def _table(chosen: Sequence[Found]) -> str:
     lines = [
-        "| type | runs | roles found in the layers, beside norms | left out, and said | region | perplexity |",
+        "| type | runs | roles found in the layers, without norms | left out, as `plan` says | region | perplexity |",
         "|---|---|---|---|--:|--:|",
     ]
     for it in chosen:

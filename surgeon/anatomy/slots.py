@@ -345,6 +345,11 @@ def _order(pieces: Sequence[Piece], shape: Sequence[int]) -> tuple[int, ...] | N
     return tuple(order) if wide == dense else None
 
 
+def parameters_of(slots: Mapping[str, Slot]) -> list[torch.nn.Parameter]:
+    """Return the parameters that slots are parts of, each once."""
+    return list({id(parameter): parameter for slot in slots.values() for parameter in slot.parameters}.values())
+
+
 def check_slots(origin: Origin, slots: Mapping[str, Slot], made: Mapping[int, torch.Tensor], read: ReadTensor) -> None:
     """Compare what transformers made of an origin's tensors with where their slots say that they are, by values.
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.coded import Coded, Indices, logical_tensors, parts_of
+from surgeon.checkpoint.coded import Coded, Indices, parts_of
 from surgeon.checkpoint.config import read_config
 from surgeon.checkpoint.hashing import CHANGED
+from surgeon.checkpoint.logical import logical_tensors
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.sources import Source, download, locate
 from surgeon.checkpoint.storage import (

@@ -1,31 +1,24 @@
-"""Logical tensors: what a checkpoint's weights are, where a quantizer stored them as codes and scales.
+"""Logical tensors, where a quantizer stored them as codes and scales, and what every codec of such a format can do.
 
-The formats themselves are in `surgeon/formats/`, one file each; they are asked only where a tensor's dtype is one of
-codes, so that plain checkpoints never load them.
+A logical tensor is what the unquantized model has: its name, shape, dtype and flat indices. The formats themselves are
+in `surgeon/formats/`, one file each; `logical` finds what they hold.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.plain_json import NotPlain, read_object
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo, read_entries, read_pieces, read_span
-from surgeon.kinds import kinds
-
-if TYPE_CHECKING:
-    from surgeon.formats.base import Codec
 
 Indices = NDArray[np.int64]
-# Packed codes; and eight-bit floats, which without scales are the values themselves, unless the config says otherwise.
-_PACKED = {"U8", "I8", "U16", "I16", "I32", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2"}
-_SETTINGS = "hf_quant_config.json"  # where ModelOpt says what config.json may not
 
 
 class Stored(Protocol):
@@ -80,6 +73,119 @@ class Coded(TensorInfo):
             yield start, self.codec.decode(self, read, start, min(start + step, self.numel))
 
 
+@dataclass(frozen=True)
+class StoredEdit:
+    """Entries of one stored tensor that get new values; `indices` are sorted and flat, values in the stored dtype."""
+
+    indices: Indices
+    values: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What encoding cost beside the edit; add two to get both.
+
+    `blocks` are those of which an entry was encoded anew; of them `rescaled` got another scale. `rounded` entries hold
+    another value than was asked for, or, untouched, than they had; `largest` is the largest of these differences,
+    `square` the sum of their squares, in float64.
+    """
+
+    blocks: int = 0
+    rescaled: int = 0
+    rounded: int = 0
+    largest: float = 0.0
+    square: float = 0.0
+
+    def __add__(self, other: Rounding) -> Rounding:
+        return Rounding(
+            self.blocks + other.blocks, self.rescaled + other.rescaled, self.rounded + other.rounded,
+            max(self.largest, other.largest), self.square + other.square,
+        )  # fmt: skip
+
+    @property
+    def norm(self) -> float:
+        """The L2 norm of the error that encoding added."""
+        return math.sqrt(self.square)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an edit of a logical tensor is in stored ones.
+
+    `stored` are the edits by the names of stored tensors; those without any are left out. `indices` and `values` are
+    all logical entries that may have changed, those asked for and the others of rescaled blocks, with what they decode
+    to now, in the logical dtype.
+    """
+
+    stored: Mapping[str, StoredEdit]
+    indices: Indices
+    values: NDArray[Any]
+    rounding: Rounding = field(default_factory=Rounding)
+
+
+@dataclass(frozen=True)
+class Codec(ABC):
+    """Base of the formats: a frozen dataclass of what the config says of the format, one object for many tensors."""
+
+    kind: ClassVar[str]  # its key among the formats, short, as `inspect` shows it
+    zero_is_exact: ClassVar[bool] = True  # a code stands for zero, whatever the scale
+    encodes: ClassVar[bool] = True  # False for formats that are only read
+    code_bits: ClassVar[int] = 8  # of one code; 4 where two share a byte
+
+    @classmethod
+    @abstractmethod
+    def claim(
+        cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
+    ) -> list[Coded]:
+        """Return the logical tensors that this format finds among stored ones, by headers alone; mostly none.
+
+        `config` is config.json; `settings` are its `quantization_config`, or what a quantizer says elsewhere. They are
+        empty if nothing does; then transformers would take the codes for the values, so nothing is claimed. Tensors
+        that another format claimed are not there.
+
+        Raises:
+            CheckpointError: tensors are of this format and do not fit: scales are missing, of another shape or dtype,
+                or the settings speak of another format.
+        """
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """Say in some words how the weights are stored: `FP8 (E4M3), a scale per 128 x 128 block`."""
+
+    def blocks(self, tensor: Coded) -> int:
+        """Return how many blocks, each with a scale of its own, a tensor has; here the length of the part `scales`."""
+        return tensor.parts["scales"].numel if "scales" in tensor.parts else 1
+
+    @abstractmethod
+    def piece(self, tensor: Coded) -> int:
+        """Return how many entries to decode at a time: ranges that begin and end at multiples of it cost least."""
+
+    @abstractmethod
+    def decode(self, tensor: Coded, read: Stored, start: int, stop: int) -> NDArray[Any]:
+        """Return the entries from flat index `start` to before `stop`, shape (stop - start,), in the logical dtype.
+
+        Raises:
+            CheckpointError: a scale is none (`require_scales`).
+        """
+
+    @abstractmethod
+    def entries(self, tensor: Coded, read: Stored, indices: Indices) -> NDArray[Any]:
+        """Return entries by sorted flat indices, shape (n,), in the logical dtype; errors as of `decode`."""
+
+    @abstractmethod
+    def encode(self, tensor: Coded, read: Stored, indices: Indices, values: NDArray[np.float64]) -> Encoded:
+        """Make new values of some entries, by sorted flat indices, edits of stored tensors.
+
+        An entry whose value is the one that it has (by bits, `-0.0` included) keeps its code. Blocks that no new value
+        falls into keep every byte. Values are rounded once, from the float64 given.
+
+        Raises:
+            CheckpointError: a scale is none.
+            InputError: a value is not finite and the format has no code for it, or no scale is large enough.
+        """
+
+
 def parts_of(info: TensorInfo) -> tuple[TensorInfo, ...]:
     """Return the stored tensors that a logical one lies in, the codes first; a plain tensor is its own."""
     return tuple(info.parts.values()) if isinstance(info, Coded) else (info,)
@@ -92,50 +198,3 @@ def pieces_of(info: TensorInfo, step: int) -> Iterator[NDArray[Any]]:
         return
     dtype = NUMPY_DTYPES[info.dtype]
     yield from (piece.view(dtype) for piece in read_pieces(info, step * dtype.itemsize))
-
-
-def is_code(dtype: str) -> bool:
-    """True for dtypes in which quantizers keep codes: lengths of such tensors are no widths of the model."""
-    return dtype in _PACKED
-
-
-def logical_tensors(
-    config: Mapping[str, Any], folder: Path, stored: Mapping[str, TensorInfo]
-) -> Mapping[str, TensorInfo]:
-    """Return the logical tensors that lie in stored ones, each where its codes stand; plain ones are themselves.
-
-    Raises:
-        CheckpointError: tensors are of a known format and do not fit it, see `Codec.claim`.
-    """
-    if not any(is_code(info.dtype) for info in stored.values()):
-        return stored
-    left, settings = dict(stored), quantizer_settings(config, folder)
-    made: dict[str, TensorInfo] = {}
-    for format_ in kinds("surgeon.formats").values():
-        for tensor in format_.claim(config, settings, left):
-            made[tensor.codes.name] = tensor
-            for part in tensor.parts.values():
-                left.pop(part.name, None)
-    if not made:
-        return stored
-    found = (made.get(name) or left.get(name) for name in stored)
-    return {info.name: info for info in found if info is not None}
-
-
-def quantizer_settings(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """Return what config.json, or ModelOpt's file beside it, says of a quantizer; `quant_method` names it."""
-    inner = config.get("text_config") or {}
-    for place in (config, inner):
-        found: Any = place.get("quantization_config") or place.get("compression_config")
-        if found:
-            return found if isinstance(found, Mapping) else {"quant_method": str(found)}
-    path = folder / _SETTINGS
-    if not path.is_file():
-        return {}
-    try:
-        said = read_object(path, unique=False)
-    except (NotPlain, OSError):
-        return {"quant_method": "modelopt"}
-    producer, quantization = said.get("producer"), said.get("quantization")
-    name = str(producer.get("name", "modelopt")) if isinstance(producer, Mapping) else "modelopt"
-    return {**(quantization if isinstance(quantization, Mapping) else {}), "quant_method": name}

@@ -25,6 +25,7 @@ import fnmatch
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from surgeon.checkpoint.config import LAYERS, whole_number
@@ -119,6 +120,11 @@ def place(info: TensorInfo, config: Mapping[str, Any]) -> Place:
     return Place(
         layer, role, axis, branch=branch_of(info.name) if role.startswith("mlp.") else None, heads=heads or None
     )
+
+
+def places_of(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, Place]:
+    """Return the place of each tensor, from names and shapes alone; an empty config means the usual orientation."""
+    return {name: place(TensorInfo(name, "F32", shape, Path(), 0, 0), config) for name, shape in shapes.items()}
 
 
 def branch_of(name: str) -> Branch | None:

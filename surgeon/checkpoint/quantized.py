@@ -6,15 +6,11 @@ weights; its words count where the tensors leave open what they are.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import Coded, is_code, quantizer_settings
+from surgeon.checkpoint.coded import Codec, Coded
+from surgeon.checkpoint.logical import is_code, quantizer_settings
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from surgeon.formats.base import Codec
 
 # Last parts of tensor names that only quantizers write. What comes first tells more.
 _TRACES = {

@@ -135,6 +135,8 @@ def _header_length(path: File, start: bytes, size: int) -> int:
     if LONGEST < length <= size - 8:
         raise CheckpointError(f"{path}: a header of {length:,} bytes; the longest that is read has {LONGEST:,}")
     if size < 8 or length > size - 8:
+        if not str(path).endswith(".safetensors"):
+            raise CheckpointError(f"{path}: not a safetensors file, which checkpoints, regions and patches are")
         raise CheckpointError(
             f"{path}: not a safetensors file, or cut off inside its header "
             f"({size} bytes in all, header length {length}); fetch the file again"

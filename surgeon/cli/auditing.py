@@ -14,19 +14,21 @@ from surgeon.errors import InputError
 
 def audit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, builtin:NAME or a Hub id.")],
-    base: Annotated[str, typer.Option("--base", help="What it was made of; the tokenizer may be another.")],
+    base: Annotated[str, typer.Option("--base", help="The model that it was made from; the tokenizer may differ.")],
     languages: Annotated[
         str, typer.Option(help="Comma-separated codes of the shipped languages; all; or none.")
     ] = "all",
     texts: Annotated[
         list[Path] | None,
         typer.Option(
-            "--text", help="A further language: CODE.txt, a paragraph a line, or a folder of such; repeatable."
+            "--text", help="A further language: CODE.txt with one paragraph per line, or a folder of them; repeatable."
         ),
     ] = None,
-    paragraphs: Annotated[int, typer.Option(min=2, help="Paragraphs of a language, at most.")] = 40,
-    prompts: Annotated[int, typer.Option(min=0, help="Beginnings per language to go on from; 0: none.")] = 4,
-    gate: Annotated[str | None, typer.Option("--gate", help="Exit with 1 if there are more: lost=0,worse=3.")] = None,
+    paragraphs: Annotated[int, typer.Option(min=2, help="Paragraphs per language, at most.")] = 40,
+    prompts: Annotated[int, typer.Option(min=0, help="Beginnings per language to continue; 0: none.")] = 4,
+    gate: Annotated[
+        str | None, typer.Option("--gate", help="Exit with 1 if more languages are lost or worse: lost=0,worse=3.")
+    ] = None,
     output: OutputOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -38,9 +40,12 @@ def audit(
     """
     from surgeon.auditing import audit as run
     from surgeon.auditing import texts_for
+    from surgeon.ranks.group import started
     from surgeon.report.audit import audit_data, change_line, verdict_line, write_audit
 
     most = _gate(gate)
+    if started()[1] > 1:
+        raise InputError("surgeon audit runs in one process: leave torchrun out")
     quiet_libraries(verbose)
     corpus, chosen = texts_for(
         [] if languages == "none" else None if languages == "all" else listed(languages), texts or []
@@ -50,18 +55,17 @@ def audit(
         progress=progress_to(as_json),
     )  # fmt: skip
     files = write_audit(found, output) if output is not None else []
-    missed = [name for name, bound in most.items() if found.counts[name] > bound]
+    passed = all(found.counts[verdict] <= bound for verdict, bound in most.items())
     if as_json:
-        print_json(audit_data(found) | {"passed": not missed})
+        print_json(audit_data(found) | {"passed": passed})
     else:
         for one in found.changes:
             print(change_line(found, one))
-        print(verdict_line(found))
-        for path in files:
-            print(path)
-        for name in missed:
-            print(f"gate: {found.counts[name]} languages {name}, at most {most[name]} allowed")
-    if missed:
+        print("\n".join([verdict_line(found), *(f"{note}." for note in found.notes), *map(str, files)]))
+        for verdict, bound in most.items():
+            mark = "held  " if found.counts[verdict] <= bound else "FAILED"
+            print(f"{mark}  languages {verdict}: {found.counts[verdict]}, expected at most {bound}")
+    if not passed:
         raise SystemExit(1)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def verify(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, builtin:NAME or a Hub id.")],
-    base: Annotated[str | None, typer.Option("--base", help="A checkpoint to measure beside it.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="A checkpoint to compare with.")] = None,
     corpus: Annotated[
         str,
         typer.Option("--corpus", help="Texts, as a recipe names them: builtin:NAME, or {ar: ar.txt, fr: fr.txt}."),
@@ -31,7 +31,9 @@ def verify(
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to continue each prompt by, at most.")] = 20,
     measure: Annotated[
         bool | None,
-        typer.Option("--measure/--no-measure", help="Measure too, or not; if not given, all but output folders are."),
+        typer.Option(
+            "--measure/--no-measure", help="Measure too, or not; by default checkpoints yes, output folders no."
+        ),
     ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -91,7 +93,10 @@ def diff(
     before: Annotated[str | None, typer.Argument(metavar="A", help="A checkpoint, or a region file.")] = None,
     after: Annotated[str | None, typer.Argument(metavar="B", help="Another of the same kind.")] = None,
     regions: Annotated[
-        list[str] | None, typer.Option("--region", help="A region file to count inside of; given twice, compared too.")
+        list[str] | None,
+        typer.Option(
+            "--region", help="Count changes inside this region file; given twice, the regions are compared too."
+        ),
     ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the changed entries as a region file.")] = None,
     save_patch: Annotated[
@@ -134,7 +139,7 @@ def compare(
     output: Annotated[Path, typer.Option("--output", help="Folder for the page and its figures.")] = Path("page"),
     as_json: JsonOption = False,
 ) -> None:
-    """Put several runs on one page: models, checkpoints of a training run, recipes; one colour a run."""
+    """Draw several runs on one page: models, checkpoints of a training run, recipes; one colour per run."""
     from surgeon.report.compared import comparison_data, comparison_table, open_runs, write_comparison
     from surgeon.views.terminal import grid_table, render, told
 

@@ -19,7 +19,10 @@ SetOption = Annotated[
 ]
 JobsOption = Annotated[int, typer.Option("--jobs", min=1, help="Threads for copying and hashing.")]
 DeviceOption = Annotated[
-    str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1, mps, or auto for what is there.")
+    str,
+    typer.Option(
+        "--device", help="Where the model runs: cpu, cuda, cuda:1, mps, or auto (an accelerator if there is one)."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout and nothing else there.")]
 OverwriteOption = Annotated[
@@ -27,7 +30,7 @@ OverwriteOption = Annotated[
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Plan only; write nothing.")]
 NoVerifyOption = Annotated[
-    bool, typer.Option("--no-verify", help="Measure nothing: find the regions, and write what is to be written.")
+    bool, typer.Option("--no-verify", help="Measure nothing: find the regions and write the variants.")
 ]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show more, and the libraries' own log messages.")]
 PROCESSORS = os.cpu_count() or 1

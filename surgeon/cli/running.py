@@ -38,39 +38,39 @@ def apply(
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
     push_too: Annotated[
-        bool | None, typer.Option("--push/--no-push", help="Push, or not; if not given, as the recipe says.")
+        bool | None, typer.Option("--push/--no-push", help="Push, or not; by default as the recipe says.")
     ] = None,
     no_verify: NoVerifyOption = False,
     overwrite: OverwriteOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Carry out a recipe: score, select, write the variants, verify, report, push.
+    """Run a recipe: score, select, write the variants, verify, report, push.
 
     RECIPE may also be a variant that was pushed, as hf://org/name or a folder: its weights are made again.
     """
     from surgeon.hub.rebuild import is_published
 
     overrides = [*(overrides or ()), *(["verify=null"] if no_verify else [])]
-    if is_published(recipe):
-        _rebuild(recipe, output, overrides, jobs, as_json, dry_run, overwrite)
-        return
-    if dry_run:
+    published = is_published(recipe)
+    if dry_run and not published:
         _show_plan(recipe, output, overrides, device, as_json)
-        return
-    from surgeon import api
+    elif not published:
+        from surgeon import api
 
-    quiet_libraries(verbose)
-    report = api.apply(
-        recipe,
-        output=output,
-        overrides=overrides or (),
-        device=device,
-        jobs=jobs,
-        progress=progress_to(as_json),
-        push=push_too,
-        overwrite=overwrite,
-    )
-    _show_report(report, str(output if output is not None else report.recipe["output"]), as_json, verbose)
+        quiet_libraries(verbose)
+        report = api.apply(
+            recipe,
+            output=output,
+            overrides=overrides,
+            device=device,
+            jobs=jobs,
+            progress=progress_to(as_json),
+            push=push_too,
+            overwrite=overwrite,
+        )
+        _show_report(report, str(output if output is not None else report.recipe["output"]), as_json, verbose)
+    else:
+        _rebuild(recipe, output, overrides, jobs, as_json, dry_run, overwrite)
 
 
 def _show_report(report: Report, output: str, as_json: bool, verbose: bool) -> None:
@@ -118,7 +118,7 @@ def cut(
     ] = None,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="A first picture: the scored languages alone, little text, one random control."),
+        typer.Option("--quick", help="A first picture: only the scored languages, little text, one random control."),
     ] = False,
     dose: Annotated[
         bool,
@@ -127,7 +127,7 @@ def cut(
     tokens: Annotated[int | None, typer.Option("--tokens", min=2, help="Tokens to measure per language.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Sequences to score per language.")] = None,
     prompts: Annotated[
-        int | None, typer.Option("--prompts", min=0, help="How many prompts base and core continue: 0 to 3.")
+        int | None, typer.Option("--prompts", min=0, help="Prompts that base and core continue: 0 to 3.")
     ] = None,
     no_verify: NoVerifyOption = False,
     overrides: SetOption = None,
@@ -138,7 +138,7 @@ def cut(
     overwrite: OverwriteOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Cut the core region out of a model of your own, measuring 30 languages beside controls; no recipe needed.
+    """Cut the core region out of a model of your own and measure 30 languages, with controls; no recipe needed.
 
     The recipe that it runs is left in the output: `surgeon apply OUT/recipe.yaml` does the same again.
     """
@@ -174,7 +174,7 @@ def plan(
     dry_run: DryRunOption = True,
     verbose: VerboseOption = False,
     ranks: Annotated[
-        int | None, typer.Option("--ranks", min=1, help="Say what each of so many processes under torchrun takes.")
+        int | None, typer.Option("--ranks", min=1, help="Show what each of N processes under torchrun takes.")
     ] = None,
 ) -> None:
     """Show what `apply` with the same arguments would do, from headers alone; writes nothing."""

@@ -15,17 +15,17 @@ def push(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="A written variant: out/NAME/variants/VARIANT, or its patch file.")
     ],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="Where to: org/name; made if it is missing.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="The repository, org/name; made if it is missing.")],
     private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
     revision: Annotated[
         str | None, typer.Option("--revision", metavar="BRANCH", help="A branch; made if it is missing.")
     ] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose the change as a pull request.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go; contact nobody.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; contact nobody.")] = False,
     jobs: JobsOption = PROCESSORS,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload a variant with its model card to the Hugging Face Hub; run again, it resumes."""
+    """Upload a variant with its model card to the Hugging Face Hub; the same command resumes."""
     from surgeon.hub.parcel import pack, parcel_data, parcel_text
     from surgeon.hub.patch_parcel import is_patch, pack_patch
     from surgeon.hub.push import Target, check_repo_id

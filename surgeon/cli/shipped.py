@@ -58,8 +58,8 @@ def languages(as_json: JsonOption = False) -> None:
 
 
 def choice(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the tasks go.")],
-    languages: Annotated[str, typer.Option(help="Codes with commas between, or all.")] = "all",
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write the tasks to.")],
+    languages: Annotated[str, typer.Option(help="Comma-separated codes, or all.")] = "all",
     items: Annotated[int, typer.Option(min=1, help="Questions per language, at most.")] = 16,
 ) -> None:
     """Write the questions of `verify: {choice: true}` as tasks of lm-evaluation-harness, to ask them of any model."""
@@ -74,9 +74,7 @@ def choice(
 
 
 def cache(
-    clear: Annotated[
-        bool, typer.Option("--clear", help="Remove all of it, but for what a run holds just now.")
-    ] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it, except what a run is using.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is kept between runs, where, and how large it is; with --clear, remove it."""

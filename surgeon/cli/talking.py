@@ -25,33 +25,29 @@ def chat(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="An output folder of `surgeon apply`.")],
     prompts: Annotated[
         list[str] | None,
-        typer.Option("--prompt", help="Ask this and end; repeatable. Else prompts are read, a line each."),
+        typer.Option("--prompt", help="Answer this and end; repeatable. Without it, prompts are read, one per line."),
     ] = None,
     variants: Annotated[
-        list[str] | None, typer.Option("--variant", help="Who answers beside the base; repeatable.")
+        list[str] | None, typer.Option("--variant", help="A variant that answers beside the base; repeatable.")
     ] = None,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 40,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens per answer, at most.")] = 40,
     plain: Annotated[
         bool, typer.Option("--plain", help="Continue prompts as they are, even if the model has a chat template.")
     ] = False,
     serve: Annotated[
-        bool, typer.Option("--serve", help="Show OUT's page with a box to type into, on loopback.")
+        bool, typer.Option("--serve", help="Serve OUT's page with a box to type into, for this machine only.")
     ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve; 0 takes any that is free.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --serve; 0: any free one.")] = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Let the base and its variants answer the same prompts side by side, each prompt on its own."""
     from surgeon.chat.speakers import open_output
-    from surgeon.plan.check import check_device, chosen_device
+    from surgeon.plan.check import usable_device
 
     quiet_libraries(verbose)
-    device = chosen_device(device)
-    lacking = check_device(device)
-    if lacking is not None:
-        raise lacking
-    speakers = open_output(output, variants or (), device=device, new_tokens=new_tokens, plain=plain)
+    speakers = open_output(output, variants or (), device=usable_device(device), new_tokens=new_tokens, plain=plain)
     if serve:
         _serve(speakers, Path(os.path.expanduser(output)) / "report.html", port)
         return

@@ -24,6 +24,8 @@ from surgeon.checkpoint.sources import look_again
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import CheckpointError, InputError
 from surgeon.hub.parcel import region_path
+from surgeon.model.workplace import Workplace
+from surgeon.operations.edits import Surgery
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VariantSpec
 from surgeon.region.region import Region
@@ -83,11 +85,8 @@ def rebuild(
         said = error.errors(include_input=False, include_url=False)[0]["msg"]
         raise InputError(f"{name}: {MARKER} holds operations that this surgeon does not know ({said})") from None
     regions = _regions(folder, name, marker)
-    used = {label for item in spec.operations for label in item.regions} | (
-        {spec.held} if spec.held is not None else set()
-    )
-    if not used <= regions.keys():
-        raise InputError(f"{name}: {MARKER} does not name the file of region '{min(used - regions.keys())}'")
+    if lacking := set(spec.regions) - regions.keys():
+        raise InputError(f"{name}: {MARKER} does not name the file of region '{min(lacking)}'")
     checkpoint = _source(name, marker, model, jobs)
     for donor, expected in marker.donors.items():
         if donor_hash(donor, jobs) != expected:
@@ -98,13 +97,11 @@ def rebuild(
     owner = str(marker.recipe.get("name", marker.variant))
     with output_lock(out, owner, overwrite), progress.task(f"write {marker.variant}", checkpoint.data_bytes) as advance:
         staged = stage_variant(
-            checkpoint.dequantized() if marker.dtype is not None else checkpoint,
-            spec.operations,
-            regions,
+            Surgery(checkpoint.dequantized() if marker.dtype is not None else checkpoint, spec.operations, regions),
             destination,
+            Workplace("cpu", jobs),
             marker=marker,
             complete=partial(write_freeze, checkpoint, held),
-            jobs=jobs,
             advance=advance,
         )
         _check(name, staged, hashes)

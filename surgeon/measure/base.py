@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from surgeon.model.editing import Variant
     from surgeon.model.layer_stack import Stack
     from surgeon.progress import Progress
-    from surgeon.recipe.schema import VerifySpec
     from surgeon.text.corpora import Corpus
 
 UNCOUNTED = -100  # in place of a label: the output there is not counted
@@ -77,13 +76,17 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Subject:
-    """What there is to look at: the texts, and the `windows` that perplexity is measured in, for a model's `config`."""
+    """What there is to look at: the texts, and the `windows` that perplexity is measured in, for a model's `config`.
+
+    A model sees at most `window` tokens at a time, and `batch_size` sequences of so many.
+    """
 
     tokenizer: Any
     config: Any
     corpus: Corpus
     languages: Sequence[str]
-    spec: VerifySpec
+    window: int
+    batch_size: int
     windows: Pieces
 
 

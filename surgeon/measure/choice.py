@@ -7,7 +7,7 @@ lm-evaluation-harness does; who knows nothing is right in a quarter. Intervals a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from surgeon.errors import InputError
-from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Piece, Pieces, Seen, Subject
+from surgeon.measure.base import Measurement, Piece, Pieces, Seen, Subject
+from surgeon.measure.batches import End, batched
 from surgeon.model.results import Figures, Quantity, Sums
 from surgeon.recipe.fields import Count
 from surgeon.text.choices import ENDS, Question, questions
@@ -67,15 +68,18 @@ class Choice(Measurement):
                     "length. Give more text, or leave `choice` out"
                 )
             asked += [(language, question) for question in made]
-        begin, room = beginning(subject.tokenizer), subject.spec.window
-        rows, pieces = [], []
+        begin, room = beginning(subject.tokenizer), subject.window
+        rows: list[tuple[list[int], End]] = []
+        pieces: list[Piece] = []
         for language, question in asked:
             for end in question.ends:
                 before, after = encode_pair(subject.tokenizer, question.beginning, end)
                 ids = [*begin, *[*before, *after][-(room + 1 - len(begin)) :]]
-                rows.append((ids[:-1], after[-len(ids) + 1 :]))
-                pieces.append(Piece(language, len(rows[-1][1])))
-        return _Asked(pieces, list(_batches(rows, subject.spec.batch_size * room)), asked)
+                chosen = after[-len(ids) + 1 :]
+                rows.append((ids[:-1], (chosen, [len(pieces)] * len(chosen))))
+                pieces.append(Piece(language, len(chosen)))
+        most = subject.batch_size * room
+        return _Asked(pieces, list(batched(rows, lambda length: most // length)), asked)
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
         """Return the log-likelihoods."""
@@ -111,24 +115,3 @@ def encode_pair(tokenizer: Any, before: str, after: str) -> tuple[list[int], lis
         list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in (before, before + after)
     )
     return (first, whole[len(first) :]) if len(whole) > len(first) else (whole[:-1], whole[-1:])
-
-
-def _batches(rows: Sequence[tuple[list[int], list[int]]], most: int) -> Iterator[Batch]:
-    """Put sequences of one length together, of at most so many tokens; nothing is padded."""
-    import torch
-
-    by_length: dict[int, list[int]] = {}
-    for number, (inputs, _) in enumerate(rows):
-        by_length.setdefault(len(inputs), []).append(number)
-    for length, alike in sorted(by_length.items()):
-        step = max(most // length, 1)
-        for start in range(0, len(alike), step):
-            chosen = alike[start : start + step]
-            ids = torch.tensor([rows[number][0] for number in chosen])
-            labels = torch.full_like(ids, UNCOUNTED)
-            numbers = np.full((len(chosen), length), -1, np.int64)
-            for row, number in enumerate(chosen):
-                after = rows[number][1]
-                labels[row, length - len(after) :] = torch.tensor(after)
-                numbers[row, length - len(after) :] = number
-            yield Batch(ids, labels, numbers)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Outputs, OwnWork
 from surgeon.measure.perplexity import Perplexity, as_measures
 from surgeon.measure.windows import EvaluationText, window_pieces
 from surgeon.model.editing import Variant
+from surgeon.model.full_device import with_less_at_a_time
 from surgeon.model.layer_stack import Stack
 from surgeon.model.results import Figures, Measure
-from surgeon.model.variant_pass import run_models, work
+from surgeon.model.variant_pass import Take, outputs_of, run_models, work
 from surgeon.progress import Progress
 from surgeon.team import ALONE, Team
 
@@ -112,21 +115,27 @@ class _Parts:
 
 
 def measure(
-    stack: Stack, variants: Sequence[Variant], looks: Sequence[Look], progress: Progress, team: Team = ALONE
+    stack: Stack,
+    variants: Sequence[Variant],
+    looks: Sequence[Look],
+    progress: Progress,
+    team: Team = ALONE,
+    beside: Stack | None = None,
 ) -> dict[str, dict[str, Figures]]:
     """Measure models; returns their figures by the names of variant and kind.
 
-    The first variant is the base where a measurement compares. Each of a team runs some of the batches; where what they
-    found does not come, nothing is returned.
+    The first variant is the base where a measurement compares; or the base is another model, which stands `beside`, is
+    called `base` and sees the same tokens. Each of a team runs some of the batches; where what they found does not
+    come, nothing is returned.
     """
-    names = [variant.name for variant in variants]
+    names = [*([] if beside is None else ["base"]), *(variant.name for variant in variants)]
     whole = _pass(looks, names)
     told = ", ".join(dict.fromkeys(look.measurement.kind for look in looks))
-    label = f"{told} of {len(variants)} models" if len(variants) > 1 else f"{told} of {names[0]}"
+    label = f"{told} of {len(names)} models" if len(names) > 1 else f"{told} of {names[0]}"
 
     def noted(share: Sequence[int]) -> dict[int, dict[tuple[int, int], _Sums]]:
         part = _Pass(looks, names, [whole.inputs[i] for i in share], [whole.watchers[i] for i in share])
-        _run(stack, variants, part, label, progress, may_halve=len(share) == len(whole.inputs))
+        _run(stack, variants, part, label, progress, len(share) == len(whole.inputs), beside)
         return dict(zip(share, part.notes, strict=True))
 
     shares = list(team.map(noted, team.divided(range(len(whole.inputs)))))
@@ -137,31 +146,51 @@ def measure(
 
 
 def _run(
-    stack: Stack, variants: Sequence[Variant], part: _Pass, label: str, progress: Progress, may_halve: bool
+    stack: Stack,
+    variants: Sequence[Variant],
+    part: _Pass,
+    label: str,
+    progress: Progress,
+    may_halve: bool,
+    beside: Stack | None,
 ) -> None:
     """Fill the notes of a pass; where the device's memory is short, anew with half as many rows at a time.
 
     It is not begun anew, unless it `may_halve`: others may wait for this process.
     """
-    rows = max((len(ids) for ids in part.inputs), default=0)
-    while rows:
+    first = 0 if beside is None else 1  # the number of the first variant among all models
+
+    def noted(rows: int) -> None:
         part.notes = [{} for _ in part.inputs]
         parts = _Parts(part, rows)
         count = len(parts.inputs)
-        try:
-            with progress.task(label, work(stack, variants, count, parts.uses)) as advance:
-                run_models(
-                    stack, variants, parts.inputs, parts.take,
-                    wanted=parts.wanted, uses=parts.uses, advance=advance,
-                )  # fmt: skip
-            return
-        except torch.OutOfMemoryError:
-            if rows == 1 or not may_halve:
-                raise
-        rows //= 2
-        progress.note(f"out of memory on {stack.loaded.device}: {rows} of a batch's texts at a time")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        uses = partial(_uses, parts, first)
+        cost = work(stack, variants, count, uses) + (0 if beside is None else count * len(beside.layers))
+        with progress.task(label, cost) as advance, _takes(parts, beside, advance) as take:
+            run_models(stack, variants, parts.inputs, take, wanted=parts.wanted, uses=uses, advance=advance)
+
+    rows = max((len(ids) for ids in part.inputs), default=0)
+    with_less_at_a_time(rows, noted, stack.loaded.device, progress, may_halve)
+
+
+def _uses(parts: _Parts, first: int, variant: int, batch: int) -> bool:
+    return parts.uses(first + variant, batch)
+
+
+@contextmanager
+def _takes(parts: _Parts, beside: Stack | None, advance: Callable[[int], None]) -> Iterator[Take]:
+    """Give what takes the outputs of variants; of a base beside them it has the same chunk's taken first."""
+    if beside is None:
+        yield parts.take
+        return
+    with outputs_of(beside, parts.inputs, advance) as outputs:
+
+        def take(variant: int, batch: int, rows: slice, positions: slice, logits: torch.Tensor) -> None:
+            if variant == 0:
+                parts.take(0, batch, rows, positions, outputs(batch, rows, positions))
+            parts.take(1 + variant, batch, rows, positions, logits)
+
+        yield take
 
 
 def _own_work(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from surgeon.errors import InputError
-from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Piece, Pieces, Seen, Subject
+from surgeon.measure.base import Measurement, Piece, Pieces, Seen, Subject
+from surgeon.measure.batches import End, batched
 from surgeon.model.results import Figures, Quantity
 from surgeon.recipe.fields import Count
 from surgeon.text.windows import beginning, tokenize
@@ -57,7 +57,7 @@ class Paragraphs(Measurement):
         begin = beginning(subject.tokenizer) or _any_beginning(subject.tokenizer)
         pieces: list[Piece] = []
         sizes: list[float] = []
-        rows: list[tuple[tuple[int, ...], tuple[int, ...], int]] = []
+        rows: list[tuple[tuple[int, ...], End]] = []
         for language in subject.languages:
             lines = [line for line in subject.corpus.text(language).evaluate.splitlines() if line.strip()]
             if not lines:
@@ -65,10 +65,12 @@ class Paragraphs(Measurement):
             step = max(len(lines) / self.paragraphs, 1)
             for line in (lines[int(i * step)] for i in range(min(self.paragraphs, len(lines)))):
                 ids = tokenize(subject.tokenizer, line).ids
-                rows += [(*row, len(pieces)) for row in _windows(ids, begin, subject.spec.window)]
+                rows += [
+                    (inputs, (end, [len(pieces)] * len(end))) for inputs, end in _windows(ids, begin, subject.window)
+                ]
                 pieces.append(Piece(language, len(ids)))
                 sizes.append(float(len(line.encode())))
-        return _Paragraphs(pieces, _batches(rows, subject.spec.batch_size), sizes)
+        return _Paragraphs(pieces, list(batched(rows, lambda length: subject.batch_size)), sizes)
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
         """Return the losses in bits."""
@@ -96,22 +98,3 @@ def _windows(ids: Sequence[int], begin: tuple[int, ...], window: int) -> list[tu
         end = tuple(ids[start : start + room])
         found.append(((*begin, *ids[start - (0 if begin else 1) : start], *end)[:-1], end))
     return found
-
-
-def _batches(rows: Sequence[tuple[tuple[int, ...], tuple[int, ...], int]], size: int) -> list[Batch]:
-    import torch
-
-    batches = []
-    ordered = sorted(rows, key=lambda row: len(row[0]))
-    for length, group in groupby(ordered, lambda row: len(row[0])):
-        alike = list(group)
-        for first in range(0, len(alike), size):
-            chosen = alike[first : first + size]
-            inputs = torch.tensor([row[0] for row in chosen], dtype=torch.long)
-            labels = torch.full_like(inputs, UNCOUNTED)
-            numbers = np.full(tuple(inputs.shape), -1, np.int64)
-            for at, (_, end, number) in enumerate(chosen):
-                labels[at, length - len(end) :] = torch.tensor(end)
-                numbers[at, length - len(end) :] = number
-            batches.append(Batch(inputs, labels, numbers))
-    return batches

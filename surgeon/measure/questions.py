@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.harness.models import Answer, Question
-from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Piece, Pieces, Seen
+from surgeon.measure.base import Batch, Measurement, Piece, Pieces, Seen
+from surgeon.measure.batches import End, alike_in_length, labelled
 from surgeon.model.results import Figures, Quantity
 
 if TYPE_CHECKING:
@@ -88,24 +89,10 @@ def _batches(asks: Sequence[Question], starts: Sequence[int], size: int) -> Iter
     """
     import torch
 
-    ends: dict[tuple[int, ...], list[int]] = {}
-    for number, (read, _) in enumerate(asks):
-        ends.setdefault(read, []).append(number)
-    alike: dict[int, list[tuple[int, ...]]] = {}
-    for read in ends:
-        alike.setdefault(len(read), []).append(read)
-    for length in sorted(alike, reverse=True):
-        step = max(1, min(size, _TOGETHER // length))
-        for first in range(0, len(alike[length]), step):
-            rows = alike[length][first : first + step]
-            inputs = torch.tensor(rows)
-            for turn in range(max(len(ends[read]) for read in rows)):
-                labels = torch.full_like(inputs, UNCOUNTED)
-                numbers = np.full(tuple(inputs.shape), -1, np.int64)
-                for row, read in enumerate(rows):
-                    if turn < len(ends[read]):
-                        ask = ends[read][turn]
-                        end = asks[ask][1]
-                        labels[row, length - len(end) :] = torch.tensor(end)
-                        numbers[row, length - len(end) :] = np.arange(starts[ask], starts[ask] + len(end))
-                yield Batch(inputs, labels, numbers)
+    asked: dict[tuple[int, ...], list[End]] = {}
+    for (read, end), start in zip(asks, starts, strict=False):
+        asked.setdefault(read, []).append((end, range(start, start + len(end))))
+    for reads in alike_in_length(asked, len, lambda length: min(size, _TOGETHER // length)):
+        inputs = torch.tensor(reads)
+        for turn in range(max(len(asked[read]) for read in reads)):
+            yield labelled(inputs, [asked[read][turn] if turn < len(asked[read]) else None for read in reads])

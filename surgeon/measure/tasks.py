@@ -52,7 +52,7 @@ class Tasks(OwnWork):
     grouped_by: ClassVar[str] = "task"
 
     names: Annotated[list[str], Field(min_length=1)] = Field(
-        description="of the harness's tasks, groups or tags; a folder of tasks of one's own ends in `/`"
+        description="names of tasks, groups or tags; a folder with your own tasks ends in `/`"
     )
     limit: Count | None = Field(None, description="questions of each task, from the first; all when left out")
     fewshot: Annotated[int, Field(ge=0)] | None = Field(
@@ -85,7 +85,7 @@ class Tasks(OwnWork):
         with running.quiet():
             asked = recorder(subject.tokenizer, subject.config, questions)
         running.evaluate(asked, tasks)
-        asks = question_pieces(list(questions.likelihoods), subject.spec.batch_size)
+        asks = question_pieces(list(questions.likelihoods), subject.batch_size)
         return _Asked(asks.pieces, asks.batches, tasks, questions, subject)
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:

@@ -29,7 +29,9 @@ FEWEST_TEXTS = 4  # of these, for continuations alone to speak
 class Change:
     """A language in both models. `change`, `low` and `high` are shares of the base's bits; `p` is `chance`'s.
 
-    `stays` are the shares of continuations in the language, the base's first; None where that was not measured.
+    `stays` are the shares of continuations in the language, the base's first. `kl` is the mean KL divergence from the
+    base in nats per token with its interval, `agreement` the share of tokens at which both hold the same token
+    likeliest. None where that was not measured.
     """
 
     language: str
@@ -43,17 +45,25 @@ class Change:
     paragraphs: int
     stays: tuple[float, float] | None = None
     instead: str = ""
+    kl: float | None = None
+    kl_low: float | None = None
+    kl_high: float | None = None
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found; `changes` are the languages, the most damaged first. `names` are theirs, by code."""
+    """What was found; `changes` are the languages, the most damaged first. `names` are theirs, by code.
+
+    `notes` say what of the models was not looked at.
+    """
 
     model: str
     base: str
     same_tokenizer: bool
     changes: tuple[Change, ...]
     names: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -78,6 +88,7 @@ def verdicts(
     model: Mapping[str, Sums],
     stays: Mapping[str, tuple[Sums, Sums]],
     instead: Mapping[str, str],
+    apart: Mapping[str, Mapping[str, Sums]] | None = None,
 ) -> list[Change]:
     """Judge every language, the most damaged first.
 
@@ -86,6 +97,7 @@ def verdicts(
         model: the same of the other model, of the same paragraphs.
         stays: 1 for each continuation in the language, of base and model, where that was measured.
         instead: what the model's other continuations are in.
+        apart: the figures of `Divergence` by language, where both models saw the same tokens.
     """
     chances = {language: probability(base[language], model[language]) for language in base}
     real = {language for language, passed in zip(base, survives(list(chances.values())), strict=True) if passed}
@@ -106,9 +118,20 @@ def verdicts(
         found.append(
             Change(
                 language, verdict, before.value, after.value, change, low, high, chances[language],
-                len(before.weights), shares, instead.get(language, ""),
+                len(before.weights), shares, instead.get(language, ""), *_apart((apart or {}).get(language), language),
             )
         )  # fmt: skip
     return sorted(
         found, key=lambda one: (VERDICTS.index(one.verdict), -math.inf if math.isnan(one.change) else -one.change)
     )
+
+
+def _apart(
+    found: Mapping[str, Sums] | None, language: str
+) -> tuple[float | None, float | None, float | None, float | None]:
+    """Return the divergence with its interval, and the agreement."""
+    if found is None:
+        return None, None, None, None
+    bounds = change_interval(None, found["kl"], language)
+    low, high = (None, None) if bounds is None else (bounds.low, bounds.high)
+    return found["kl"].value, low, high, found["agreement"].value

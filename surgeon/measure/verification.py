@@ -70,7 +70,7 @@ def verify(
     loaded = stack.loaded
     texts = evaluation_texts(loaded.tokenizer, corpus, languages, spec)
     windows = window_pieces(texts, spec.batch_size)
-    subject = Subject(loaded.tokenizer, loaded.model.config, corpus, languages, spec, windows)
+    subject = Subject(loaded.tokenizer, loaded.model.config, corpus, languages, spec.window, spec.batch_size, windows)
     looks = [
         Look(item, item.pieces(subject), frozenset(models))
         for item in spec.measurements

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from surgeon.errors import InputError
-from surgeon.measure.base import UNCOUNTED, Batch, Piece, Pieces
+from surgeon.measure.base import Batch, Piece, Pieces
+from surgeon.measure.batches import labelled
 from surgeon.recipe.schema import VerifySpec
 from surgeon.text.corpora import Corpus
 from surgeon.text.sentences import sentence_ends
@@ -88,16 +89,7 @@ def window_pieces(texts: Mapping[str, EvaluationText], batch_size: int) -> Piece
         for _, group in groupby(text.windows, lambda window: len(window.inputs)):
             alike = list(group)
             for start in range(0, len(alike), batch_size):
-                batches.append(_batch(alike[start : start + batch_size], numbers))
+                chosen = alike[start : start + batch_size]
+                ends = [(window.labels, [next(numbers) for _ in window.labels]) for window in chosen]
+                batches.append(labelled(torch.tensor([window.inputs for window in chosen], dtype=torch.long), ends))
     return Pieces(pieces, batches)
-
-
-def _batch(windows: Sequence[Window], piece: Iterator[int]) -> Batch:
-    inputs = torch.tensor([window.inputs for window in windows], dtype=torch.long)
-    labels = torch.full_like(inputs, UNCOUNTED)
-    numbers = np.full(tuple(inputs.shape), -1, np.int64)
-    for row, window in enumerate(windows):
-        start = len(window.inputs) - len(window.labels)
-        labels[row, start:] = torch.tensor(window.labels)
-        numbers[row, start:] = [next(piece) for _ in window.labels]
-    return Batch(inputs, labels, numbers)

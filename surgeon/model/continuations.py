@@ -14,6 +14,7 @@ import torch
 
 from surgeon.errors import InputError
 from surgeon.model.editing import Variant, edited, prepared
+from surgeon.model.full_device import with_less_at_a_time
 from surgeon.model.layer_stack import Stack
 from surgeon.model.results import Continuation, Stopped
 from surgeon.model.variant_pass import run_models
@@ -90,11 +91,17 @@ def continue_prompts(
         if stack.loaded.weights.stays:
             _go_on(stack, variants, texts, ends, new_tokens, advance)
         else:
-            edited_often = prepared(stack.loaded, variants)
-            for _ in range(new_tokens):
-                if not all(text.done for of_variant in texts for text in of_variant):
-                    _add_token(stack, edited_often, texts, ends)
-                advance(1)
+            edited_often, count = prepared(stack.loaded, variants), 0
+
+            def go_on(rows: int) -> None:
+                nonlocal count
+                while count < new_tokens:
+                    if not all(text.done for of_variant in texts for text in of_variant):
+                        _add_token(stack, edited_often, texts, ends, rows)
+                    advance(1)
+                    count += 1
+
+            with_less_at_a_time(len(prompts), go_on, stack.loaded.device, progress)
     return {
         variant.name: [_continuation(stack.loaded.tokenizer, text) for text in of_variant]
         for variant, of_variant in zip(variants, texts, strict=True)
@@ -136,31 +143,31 @@ def _complete(
 
 
 def _add_token(
-    stack: Stack, variants: Sequence[Variant], texts: Sequence[Sequence[_Text]], ends: frozenset[int]
+    stack: Stack, variants: Sequence[Variant], texts: Sequence[Sequence[_Text]], ends: frozenset[int], rows: int
 ) -> None:
-    """Add a token to every text that is not done: a batch per variant, padded on the right."""
+    """Add a token to every text that is not done: in batches of a variant's, at most `rows`, padded on the right."""
+    going_on = [[text for text in of_variant if not text.done] for of_variant in texts]
+    owned = [(i, of[at : at + rows]) for i, of in enumerate(going_on) for at in range(0, len(of), rows)]
     batches = []
-    for of_variant in texts:
-        rows = [[*text.prompt.ids, *text.added] for text in of_variant]
-        width = max(len(row) for row in rows)
-        batches.append(torch.tensor([row + [0] * (width - len(row)) for row in rows]))
+    for _, of_batch in owned:
+        ids = [[*text.prompt.ids, *text.added] for text in of_batch]
+        width = max(map(len, ids))
+        batches.append(torch.tensor([row + [0] * (width - len(row)) for row in ids]))
 
-    def last(variant: int, row: int) -> int:
-        return len(texts[variant][row].prompt.ids) + len(texts[variant][row].added) - 1
+    def last(text: _Text) -> int:
+        return len(text.prompt.ids) + len(text.added) - 1
 
     def wanted(batch: int, rows: slice, positions: slice) -> bool:
-        return any(positions.start <= last(batch, row) < positions.stop for row in range(rows.start, rows.stop))
+        return any(positions.start <= last(text) < positions.stop for text in owned[batch][1][rows])
 
     def take(variant: int, batch: int, rows: slice, positions: slice, logits: torch.Tensor) -> None:
-        for row in range(rows.start, rows.stop):
-            at = last(variant, row) - positions.start
-            if not texts[variant][row].done and 0 <= at < logits.shape[1]:
-                chosen[variant, row] = _likeliest(logits[row - rows.start, at])
+        for text, row in zip(owned[batch][1][rows], logits, strict=True):
+            if positions.start <= last(text) < positions.stop:
+                chosen.append((text, _likeliest(row[last(text) - positions.start])))
 
-    chosen: dict[tuple[int, int], int | None] = {}
-    run_models(stack, variants, batches, take, wanted=wanted, uses=lambda variant, batch: variant == batch)
-    for (variant, row), token in chosen.items():
-        text = texts[variant][row]
+    chosen: list[tuple[_Text, int | None]] = []
+    run_models(stack, variants, batches, take, wanted=wanted, uses=lambda variant, batch: owned[batch][0] == variant)
+    for text, token in chosen:
         if token is None or token in ends:
             text.stopped, text.done = "nan" if token is None else "end", True
         else:

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.tensors import as_tensor
 from surgeon.checkpoint.ties import stored_copies
 from surgeon.errors import CheckpointError
 from surgeon.model import budgets
 from surgeon.model.model import LoadedModel
 from surgeon.operations import Operation
-from surgeon.operations.edits import Edit, edited_indices, make_edit, touched_tensors
+from surgeon.operations.edits import Edit, Surgery
 from surgeon.region.region import Indices, Region
 
 
@@ -35,9 +34,10 @@ class Variant:
     edits: Mapping[str, Edit] | None = None
     plain: bool = False
 
-    def source(self, loaded: LoadedModel) -> Checkpoint:
-        """Return the checkpoint that edits are made of."""
-        return loaded.checkpoint.dequantized() if self.plain else loaded.checkpoint
+    def surgery(self, loaded: LoadedModel) -> Surgery:
+        """Return what is done to a model."""
+        source = loaded.checkpoint.dequantized() if self.plain else loaded.checkpoint
+        return Surgery(source, self.operations, self.regions or {})
 
     def touched(self, loaded: LoadedModel) -> list[str]:
         """Return the tensors to edit by the names under which the model holds them, tied copies once.
@@ -46,7 +46,7 @@ class Variant:
             CheckpointError: one is no parameter of the model.
         """
         result: dict[str, None] = {}
-        for name in touched_tensors(loaded.checkpoint, self.operations, self.regions or {}):
+        for name in self.surgery(loaded).touched:
             held = [alias for alias in stored_copies(loaded.checkpoint.ties, name) if alias in loaded.parameters]
             if not held:
                 raise CheckpointError(
@@ -88,7 +88,7 @@ def _entries(loaded: LoadedModel, variant: Variant, name: str) -> int:
 def _edit(loaded: LoadedModel, variant: Variant, name: str) -> Edit:
     if variant.edits is not None:
         return variant.edits[name]
-    return make_edit(variant.source(loaded), name, variant.operations, variant.regions or {})
+    return variant.surgery(loaded).edit(name)
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def edited(loaded: LoadedModel, variant: Variant, names: Iterable[str]) -> Itera
 
     The source's values come from the mapped file, so that nothing is kept meanwhile, unless edits were made beforehand.
     """
-    names, regions = list(names), variant.regions or {}
+    names = list(names)
 
     def poke(name: str, indices: Indices, values: NDArray[Any]) -> None:
         loaded.parameters[name].set(torch.from_numpy(indices), as_tensor(values))
@@ -114,5 +114,5 @@ def edited(loaded: LoadedModel, variant: Variant, names: Iterable[str]) -> Itera
             if variant.edits is not None:
                 poke(name, variant.edits[name].indices, variant.edits[name].before)
                 continue
-            indices = edited_indices(variant.source(loaded), name, variant.operations, regions)
+            indices = variant.surgery(loaded).indices(name)
             poke(name, indices, loaded.checkpoint.entries(name, indices))

@@ -61,12 +61,16 @@ def hidden_layout(stack: Stack, batches: Sequence[torch.Tensor]) -> tuple[list[t
     return [(*ids.shape, *hidden.shape[2:]) for ids in batches], hidden.dtype
 
 
+def vocabulary(stack: Stack) -> int:
+    """Return how many tokens a model chooses among."""
+    config = stack.loaded.model.config
+    return int((config.get_text_config() if hasattr(config, "get_text_config") else config).vocab_size)
+
+
 def head_chunks(stack: Stack, ids: torch.Tensor) -> Iterator[tuple[slice, slice]]:
     """Cut a batch (rows, length) into rows and positions, such that the logits of a chunk stay small."""
     rows, length = ids.shape
-    config = stack.loaded.model.config
-    vocabulary = int((config.get_text_config() if hasattr(config, "get_text_config") else config).vocab_size)
-    tokens = chunk_tokens(vocabulary)
+    tokens = chunk_tokens(vocabulary(stack), stack.loaded.device)
     together, step = max(1, tokens // length), min(tokens, length)
     for first in range(0, rows, together):
         for start in range(0, length, step):

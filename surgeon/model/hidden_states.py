@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from surgeon.checkpoint.storage import naming, reserve
 from surgeon.errors import present
+from surgeon.model.moving import moment, on_its_way, taken_over
 
+Moved = TypeVar("Moved")
 Shape = tuple[int, ...]
 
 
@@ -21,8 +25,10 @@ class States:
 
     With a `folder` each row is a file in it, which a later process finds again; `drop` deletes it. Without one a row is
     a piece of memory of its own on the device `home`, so that nothing that is kept for long stands among what layers
-    make and drop. On the host, what comes from a GPU is in pinned memory, so that copies need not be waited for: those
-    to and fro come one after the other on the same stream.
+    make and drop.
+
+    Where rows are neither in memory nor on the `device` that computes, a thread moves them: the next batch comes while
+    one is computed with, and what was put there goes meanwhile. What is put must then stay as it is.
     """
 
     def __init__(
@@ -32,12 +38,17 @@ class States:
         folder: Path | None,
         label: str = "hidden",
         home: str = "cpu",
+        device: str = "cpu",
     ) -> None:
         self._shapes, self._dtype, self._folder, self._label = list(shapes), dtype, folder, label
-        self._home = torch.device(home)
+        self._home, self._device = torch.device(home), torch.device(device)
+        self._away = folder is not None or self._home.type != self._device.type
         self._starts = np.cumsum([0, *(math.prod(shape) for shape in shapes)])
         self._rows: dict[int, torch.Tensor] = {}
         self._maps: dict[int, mmap.mmap] = {}
+        self._thread: ThreadPoolExecutor | None = None  # does one thing after the other
+        self._behind: Future[None] | None = None  # what was put last
+        self._ahead: dict[tuple[int, int], Future[torch.Tensor]] = {}  # one at most
 
     @property
     def on_disk(self) -> bool:
@@ -46,26 +57,33 @@ class States:
 
     def put(self, row: int, batch: int, value: torch.Tensor) -> None:
         """Keep a copy of a tensor."""
-        if row not in self._rows:
-            self._rows[row] = self._open(row, make=True) if self._folder is not None else self._hold(value.is_cuda)
-        place = self._place(row, batch)
-        place.copy_(value.detach(), non_blocking=self._rows[row].is_pinned())
+        self._ahead.pop((row, batch), None)
+        if not self._away:
+            self._store(row, batch, value.detach())
+            return
+        self._settle()  # so that one at most is on its way, and takes memory
+        self._behind = self._later(self._store, row, batch, value.detach())
 
-    def get(self, row: int, batch: int, device: str | torch.device = "cpu") -> torch.Tensor:
-        """Return a copy of what was put there, on a device; the layers may change it in place."""
-        return self.part(row, batch, slice(None), slice(None), device)
+    def get(self, row: int, batch: int) -> torch.Tensor:
+        """Return a copy of what was put there, on the device that computes; the layers may change it in place."""
+        if not self._away:
+            return self._bring(row, batch)
+        coming = self._ahead.pop((row, batch), None) or self._later(self._bring, row, batch)
+        following = next((i for i in range(batch + 1, len(self._shapes)) if math.prod(self._shapes[i])), None)
+        self._ahead = {} if following is None else {(row, following): self._later(self._bring, row, following)}
+        return self._arrived(coming)
 
-    def part(
-        self, row: int, batch: int, rows: slice, positions: slice, device: str | torch.device = "cpu"
-    ) -> torch.Tensor:
+    def part(self, row: int, batch: int, rows: slice, positions: slice) -> torch.Tensor:
         """Return a copy of some of its rows and positions."""
-        if row not in self._rows and self._folder is not None:
-            self._rows[row] = self._open(row, make=False)
-        place = self._place(row, batch)[rows, positions]
-        return place.to(device, copy=True, non_blocking=self._rows[row].is_pinned())
+        if not self._away:
+            return self._bring(row, batch, rows, positions)
+        return self._arrived(self._later(self._bring, row, batch, rows, positions))
 
     def drop(self, row: int) -> None:
         """Forget a row, and delete its file."""
+        self._settle()
+        wait(self._ahead.values())  # of a row that goes nothing is wanted any more
+        self._ahead.clear()
         self._rows.pop(row, None)
         self._maps.pop(row, None)
         if self._folder is not None:
@@ -73,8 +91,41 @@ class States:
 
     def flush(self, row: int) -> None:
         """Force a row to disk, so that a later process may build on it."""
+        self._settle()
         if row in self._maps:
             self._maps[row].flush()
+
+    def _later(self, do: Callable[..., Moved], *what: Any) -> Future[Moved]:
+        self._thread = self._thread or ThreadPoolExecutor(1)
+        after = moment(self._device)
+
+        def work() -> Moved:
+            with on_its_way(self._device, self._label, after), torch.no_grad():
+                return do(*what)
+
+        return self._thread.submit(work)
+
+    def _arrived(self, coming: Future[torch.Tensor]) -> torch.Tensor:
+        values = taken_over(coming.result())
+        if self._behind is not None and self._behind.done():
+            self._settle()
+        return values
+
+    def _settle(self) -> None:
+        """Wait for what was put last; if it could not be kept, say so."""
+        behind, self._behind = self._behind, None
+        if behind is not None:
+            behind.result()
+
+    def _store(self, row: int, batch: int, value: torch.Tensor) -> None:
+        if row not in self._rows:
+            self._rows[row] = self._open(row, make=True) if self._folder is not None else self._hold()
+        self._place(row, batch).copy_(value)
+
+    def _bring(self, row: int, batch: int, rows: slice = slice(None), positions: slice = slice(None)) -> torch.Tensor:
+        if row not in self._rows and self._folder is not None:
+            self._rows[row] = self._open(row, make=False)
+        return self._place(row, batch)[rows, positions].to(self._device, copy=True)
 
     def _path(self, row: int) -> Path:
         return present(self._folder) / f"{self._label}-{row:05d}.bin"
@@ -83,9 +134,9 @@ class States:
         start, stop = self._starts[batch], self._starts[batch + 1]
         return self._rows[row][start:stop].view(self._shapes[batch])
 
-    def _hold(self, for_gpu: bool) -> torch.Tensor:
-        if self._home.type != "cpu" or for_gpu:
-            pinned = self._home.type == "cpu"
+    def _hold(self) -> torch.Tensor:
+        pinned = self._home.type == "cpu" and self._device.type == "cuda"
+        if pinned or self._home.type != "cpu":
             return torch.empty(int(self._starts[-1]), dtype=self._dtype, device=self._home, pin_memory=pinned)
         return torch.frombuffer(mmap.mmap(-1, self._bytes), dtype=self._dtype)
 

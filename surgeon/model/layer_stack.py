@@ -21,6 +21,7 @@ import torch
 
 from surgeon.anatomy.reading import decoder_layers
 from surgeon.errors import CheckpointError
+from surgeon.model.budgets import ModelSize
 from surgeon.model.model import LoadedModel
 
 _PROBE = 5  # tokens on which it is found out whether a model is a plain stack
@@ -67,6 +68,13 @@ class Stack:
     def outer(self, part: str = "all") -> list[torch.nn.Parameter]:
         """Return the parameters outside the layers: `all`, or those that the way in or the head (`out`) may need."""
         return _outer(self.loaded.model, self.layers, part)
+
+    @property
+    def size(self) -> ModelSize:
+        """How large the model is, where it is run."""
+        units = [self.outer(), *(self.unit(number) for number in range(len(self.layers)))]
+        entries = [sum(parameter.numel() for parameter in unit) for unit in units]
+        return ModelSize(self.loaded.weights.memory, sum(entries), max(entries), self.loaded.weights.stays)
 
     def enter(self, ids: torch.Tensor) -> Call:
         """Run what comes before the layers on token ids, shape (batch, length); `outer("in")` must be resident."""

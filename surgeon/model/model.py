@@ -26,6 +26,7 @@ from surgeon.foreign import build_model
 from surgeon.freeze.bundle import ModelPlace
 from surgeon.memory import give_memory_back
 from surgeon.model.precision import Precision
+from surgeon.model.repeatable import compute_in_float32
 from surgeon.model.tokenizer import load_tokenizer
 from surgeon.model.weights import Weights, hollow
 
@@ -68,7 +69,7 @@ def load_model(
             or of another shape.
     """
     if device.startswith("cuda") and precision == "float32":
-        _compute_in_float32()
+        compute_in_float32()
     refuse_quantized(checkpoint)
     found = architecture(checkpoint)
     _ask_for_logits_alone(found.config)
@@ -84,12 +85,6 @@ def load_model(
     give_memory_back()
     weights = Weights(model, names, reading, device, looks_ahead=read is None)
     return LoadedModel(checkpoint, model, load_tokenizer(checkpoint), names, weights, precision, device)
-
-
-def _compute_in_float32() -> None:
-    """Have GPUs multiply float32 as float32, and not in the nineteen bits of TF32, which they may do for speed."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
 
 
 def _ask_for_logits_alone(config: Any) -> None:

@@ -14,11 +14,13 @@ from functools import cached_property
 import torch
 
 from surgeon.checkpoint.scratch import own_scratch
+from surgeon.errors import present
 from surgeon.model import budgets
 from surgeon.model.editing import Variant, edited, prepared
 from surgeon.model.embedding_and_head import enter_all, head_chunks, hidden_layout
 from surgeon.model.hidden_states import States, bytes_needed
 from surgeon.model.layer_stack import Arguments, Stack
+from surgeon.model.repeatable import repeatable
 
 _OUTSIDE = -1
 Take = Callable[[int, int, slice, slice, torch.Tensor], None]  # variant, batch, its rows and positions, their logits
@@ -62,19 +64,56 @@ def run_models(
 
     Raises:
         CheckpointError: a variant edits a tensor that is no parameter of the model.
-        InputError: see `make_edit`.
+        InputError: see `Surgery.edit`.
     """
     models = _models(stack, variants, len(batches), uses)
-    with torch.inference_mode():
+    with torch.inference_mode(), repeatable(stack.loaded.device):
         if not stack.layers:
             _run_whole(stack, models, batches, take, advance)
             return
-        shapes, dtype = hidden_layout(stack, batches)
-        with _states(shapes, dtype, 1 + len(models), stack.loaded.device) as states:
+        with _states(stack, batches, 1 + len(models)) as states:
             arguments = _enter(stack, models, batches, states)
             for number in range(len(stack.layers)):
                 _run_layer(stack, models, number, arguments, states, advance)
             _run_heads(stack, models, batches, states, take, wanted, advance)
+
+
+@contextmanager
+def outputs_of(
+    stack: Stack, batches: Sequence[torch.Tensor], advance: Callable[[int], None] = lambda count: None
+) -> Iterator[Callable[[int, slice, slice], torch.Tensor]]:
+    """Run an unedited model through its layers, and give its logits of any part of a batch while inside.
+
+    What stays meanwhile is the last layer's hidden states and the head. A model that is no plain stack is run on a
+    batch when it is first asked for. `advance` is called as `run_models` does, but for the head.
+    """
+    if not stack.layers:
+        with stack.loaded.weights.resident(stack.outer()):
+            yield _WholeOutputs(stack, batches).part
+        return
+    everything = _Model(Variant(""), {}, len(stack.layers), 1, range(len(batches)))
+    with torch.inference_mode(), repeatable(stack.loaded.device), _states(stack, batches, 1) as states:
+        arguments = _enter(stack, [everything], batches, states)
+        for number in range(len(stack.layers)):
+            _run_layer(stack, [everything], number, arguments, states, advance)
+        with stack.loaded.weights.resident(stack.outer("out")):
+            yield lambda batch, rows, positions: stack.head(states.part(0, batch, rows, positions))
+
+
+@dataclass
+class _WholeOutputs:
+    """A model that is run whole, and the logits of the last batch that was asked for."""
+
+    stack: Stack
+    batches: Sequence[torch.Tensor]
+    at: int = -1
+    logits: torch.Tensor | None = None
+
+    def part(self, batch: int, rows: slice, positions: slice) -> torch.Tensor:
+        if self.at != batch:
+            with torch.inference_mode():
+                self.at, self.logits = batch, self.stack.whole(self.batches[batch])
+        return present(self.logits)[rows, positions]
 
 
 def work(
@@ -115,13 +154,14 @@ def _unedited(models: Sequence[_Model], number: int) -> list[int]:
 
 
 @contextmanager
-def _states(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, rows: int, device: str) -> Iterator[States]:
-    home = budgets.home_of_hidden(bytes_needed(shapes, rows, dtype), device)
+def _states(stack: Stack, batches: Sequence[torch.Tensor], rows: int) -> Iterator[States]:
+    (shapes, dtype), device = hidden_layout(stack, batches), stack.loaded.device
+    home = budgets.home_of_hidden(bytes_needed(shapes, rows, dtype), device, stack.size)
     if home is not None:
-        yield States(shapes, dtype, None, home=home)
+        yield States(shapes, dtype, None, home=home, device=device)
         return
     with own_scratch() as folder:
-        yield States(shapes, dtype, folder)
+        yield States(shapes, dtype, folder, device=device)
 
 
 def _enter(
@@ -156,7 +196,7 @@ def _run_layer(
 ) -> None:
     def step(batch: int, source: int, target: int) -> None:
         how = arguments.get(target, arguments[0])[batch][number]
-        states.put(target, batch, stack.layer(number, states.get(source, batch, stack.loaded.device), how))
+        states.put(target, batch, stack.layer(number, states.get(source, batch), how))
         advance(1)
 
     with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
@@ -188,7 +228,7 @@ def _run_heads(
                     continue
                 for i in users:
                     row = models[i].row if models[i].first < len(stack.layers) else 0
-                    hidden = states.part(row, batch, rows, positions, loaded.device)
+                    hidden = states.part(row, batch, rows, positions)
                     with edited(loaded, variants[i], names[i]):
                         take(i, batch, rows, positions, stack.head(hidden))
             advance(len(users))

@@ -16,7 +16,7 @@ import torch
 from surgeon.anatomy.slots import Names, ReadTensor, check_slots
 from surgeon.memory import give_memory_back
 from surgeon.model import budgets
-from surgeon.model.moving import brought, taken_over
+from surgeon.model.moving import brought, taken_over, wait_for_arithmetic
 
 Parameters = Sequence[torch.nn.Parameter]
 _Fetched = list[tuple[torch.nn.Parameter, torch.Tensor]]
@@ -41,6 +41,7 @@ class Weights:
         self._checked: set[int] = set()
         self._pool: ThreadPoolExecutor | None = None
         self._ahead: dict[tuple[int, ...], Future[_Fetched]] = {}
+        self.memory = budgets.memory(device)  # before any of them is there
         self.stays = sum(p.numel() * p.element_size() for p in model.parameters()) <= budgets.resident_bytes(device)
 
     @contextmanager
@@ -56,6 +57,8 @@ class Weights:
             yield
         finally:
             if not self.stays:
+                for device in {parameter.device for parameter in empty}:
+                    wait_for_arithmetic(device)  # that is computed with them: two layers take memory, and no third
                 for parameter in empty:
                     parameter.data = hollow(parameter.shape, parameter.dtype, parameter.device)
                 self._filled.difference_update(map(id, empty))

@@ -23,6 +23,7 @@ class Add(Operation):
     """Add the difference of other models from a base inside a region; the mean where several have an entry."""
 
     kind: ClassVar[str] = "add"
+    bytes_per_entry: ClassVar[int] = 80
 
     add: str | Names = Field(description="name of the region; or one for each model of `from`")
     from_: str | Names = Field(

@@ -44,6 +44,8 @@ class Operation(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
 
     kind: ClassVar[str]
+    zeroes: ClassVar[bool] = False  # whether every entry becomes zero, of which a quantized one has an exact code
+    bytes_per_entry: ClassVar[int] = 40  # of memory that an edit takes, about
 
     @property
     def regions(self) -> tuple[str, ...]:

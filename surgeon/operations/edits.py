@@ -8,20 +8,19 @@ tensor the codec makes it one of codes and scales; what these decode to is the e
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import Coded, parts_of
+from surgeon.checkpoint.coded import Coded, Rounding, StoredEdit, parts_of
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.checkpoint.ties import stored_copies
 from surgeon.errors import CheckpointError, InputError, RegionError, did_you_mean
-from surgeon.formats.base import Rounding, StoredEdit
 from surgeon.operations import Operation, Target, open_donor
 from surgeon.region.patch import Patch
 from surgeon.region.region import Indices, Region, united
@@ -100,14 +99,6 @@ def check_regions_fit(checkpoint: Checkpoint, regions: Mapping[str, Region]) -> 
                 )
 
 
-def touched_tensors(
-    checkpoint: Checkpoint, operations: Sequence[Operation], regions: Mapping[str, Region]
-) -> list[str]:
-    """Return the stored tensors that the operations may change, stored copies of tied weights included."""
-    named = {name for operation in operations for label in operation.regions for name in regions[label]}
-    return [name for name in checkpoint.tensors if named.intersection(stored_copies(checkpoint.ties, name))]
-
-
 def check_donor(checkpoint: Checkpoint, donor: str, region: Region) -> None:
     """Check that another checkpoint, or a patch, has every tensor of a region, in the same shape.
 
@@ -158,78 +149,127 @@ def check_patch_base(checkpoint: Checkpoint, patch: Patch, region: Region, hashe
                 )
 
 
-def edited_indices(
-    checkpoint: Checkpoint, name: str, operations: Sequence[Operation], regions: Mapping[str, Region]
-) -> Indices:
-    """Return the sorted flat indices of one tensor that any of the operations acts on, or changes by encoding."""
-    if _encodes(checkpoint, checkpoint.info(name)):
-        return make_edit(checkpoint, name, operations, regions).indices
-    return united([step.indices for step in _steps(checkpoint, name, operations, regions)])
+@dataclass(frozen=True)
+class Surgery:
+    """What is done to which model: operations, in their order, on regions of a checkpoint."""
+
+    checkpoint: Checkpoint
+    operations: Sequence[Operation]
+    regions: Mapping[str, Region]
+
+    @cached_property
+    def touched(self) -> list[str]:
+        """The tensors that the operations may change, stored copies of tied weights included."""
+        named = {name for operation in self.operations for label in operation.regions for name in self.regions[label]}
+        ties = self.checkpoint.ties
+        return [name for name in self.checkpoint.tensors if named.intersection(stored_copies(ties, name))]
+
+    @cached_property
+    def counted(self) -> Collection[str]:
+        """Those of which an edit counts: of stored copies of a tied weight, the first."""
+        found: dict[str, str] = {}
+        for name in self.touched:
+            if name not in found:
+                found |= dict.fromkeys(stored_copies(self.checkpoint.ties, name), name)
+        return dict.fromkeys(found.values())
+
+    def stored(self, name: str) -> tuple[TensorInfo, ...]:
+        """Return the stored tensors that the operations may change of a logical one, that of its codes first.
+
+        Zeros need no other scale.
+        """
+        info = self.checkpoint.info(name)
+        zeros = all(operation.zeroes for operation in self.operations)
+        exact = isinstance(info, Coded) and info.codec.zero_is_exact and zeros
+        return parts_of(info)[:1] if exact or self.checkpoint.written_plain else parts_of(info)
+
+    def most_blocks(self, entries: int) -> int | None:
+        """Return at most how many blocks operations on so many entries encode anew, other than as exact zeros.
+
+        None if no touched tensor is quantized, or variants are not.
+        """
+        infos = [info for info in map(self.checkpoint.info, self.touched) if isinstance(info, Coded)]
+        if not infos or self.checkpoint.written_plain:
+            return None
+        return min(entries, sum(info.codec.blocks(info) for info in infos if len(self.stored(info.name)) > 1))
+
+    def indices(self, name: str) -> Indices:
+        """Return the sorted flat indices of one tensor that any operation acts on, or changes by encoding."""
+        if self._encoded(name) is not None:
+            return self.edit(name).indices
+        return united([step.indices for step in self._steps(name)])
+
+    def edit(self, name: str) -> Edit:
+        """Compute what the operations make of one tensor.
+
+        Memory: a few times the number of selected entries; the tensor itself is a view of the mapped file. Of a
+        quantized tensor also a few times the entries of blocks that get another scale.
+
+        Raises:
+            InputError: an operation makes finite entries infinite in the tensor's dtype, or none of the format's codes.
+        """
+        return self.stored_edits(name)[0]
+
+    def stored_edits(self, name: str) -> tuple[Edit, Mapping[str, StoredEdit]]:
+        """Compute the same, and what it is in stored tensors, by their names."""
+        checkpoint, steps, info = self.checkpoint, self._steps(name), self._encoded(name)
+        indices = united([step.indices for step in steps])
+        before = checkpoint.entries(name, indices)
+        if info is None:
+            values = _new_values(checkpoint, name, steps, indices, before)
+            return Edit(indices, values, before), {name: StoredEdit(indices, values)}
+        wanted = _new_values(checkpoint, name, steps, indices, before.astype(np.float64))
+        made = info.codec.encode(info, checkpoint, indices, wanted)
+        if made.indices.size != indices.size:
+            before = checkpoint.entries(name, made.indices)
+        if np.count_nonzero(np.isfinite(made.values)) < np.count_nonzero(np.isfinite(before)):
+            raise InputError(f"new entries of tensor '{name}' are too large for {info.dtype}; use smaller values")
+        return Edit(made.indices, made.values, before, indices.size, made.rounding), made.stored
+
+    def count(self) -> EditCount:
+        """Count what the operations change in the model, in a pass over what they touch.
+
+        Raises:
+            InputError: see `edit`.
+        """
+        return sum((self.edit(name).count() for name in self.counted), EditCount())
+
+    def _encoded(self, name: str) -> Coded | None:
+        """Return a tensor if edits of it are made in its format: it has one, and the variant is to keep it."""
+        info = self.checkpoint.info(name)
+        return info if isinstance(info, Coded) and not self.checkpoint.written_plain else None
+
+    def _steps(self, name: str) -> list[_Step]:
+        """Return the operations that act on a tensor.
+
+        Stored copies of a tied weight go by the first of their names that the region has, so that seeded operations
+        treat them alike; what the region selects of any copy is selected of all.
+        """
+        group, steps = stored_copies(self.checkpoint.ties, name), []
+        for operation in self.operations:
+            used = {label: self.regions[label] for label in operation.regions}
+            members = [alias for alias in group if any(alias in region for region in used.values())]
+            if members:
+                entries = {
+                    label: united([region.indices(alias) for alias in group if alias in region])
+                    for label, region in used.items()
+                }
+                parts = tuple(entries[label] for label in operation.regions)
+                steps.append(_Step(operation, members[0], united(parts), parts))
+        return steps
 
 
-def make_edit(
-    checkpoint: Checkpoint, name: str, operations: Sequence[Operation], regions: Mapping[str, Region]
-) -> Edit:
-    """Compute what the operations, in their order, make of one tensor.
+@dataclass(frozen=True)
+class _Step:
+    """An operation that acts on a tensor, the name its regions know the tensor by, and their entries in it.
 
-    Memory: a few times the number of selected entries; the tensor itself is a view of the mapped file. Of a quantized
-    tensor also a few times the entries of blocks that get another scale.
-
-    Raises:
-        InputError: an operation makes finite entries infinite in the tensor's dtype, or none of the format's codes.
+    `indices` are those of all its regions, `parts` those of each.
     """
-    return make_stored_edits(checkpoint, name, operations, regions)[0]
 
-
-def make_stored_edits(
-    checkpoint: Checkpoint, name: str, operations: Sequence[Operation], regions: Mapping[str, Region]
-) -> tuple[Edit, Mapping[str, StoredEdit]]:
-    """Compute the same, and what it is in stored tensors, by their names."""
-    info, steps = checkpoint.info(name), _steps(checkpoint, name, operations, regions)
-    indices = united([step.indices for step in steps])
-    before = checkpoint.entries(name, indices)
-    if not isinstance(info, Coded) or not _encodes(checkpoint, info):
-        values = _new_values(checkpoint, name, steps, indices, before)
-        return Edit(indices, values, before), {name: StoredEdit(indices, values)}
-    wanted = _new_values(checkpoint, name, steps, indices, before.astype(np.float64))
-    made = info.codec.encode(info, checkpoint, indices, wanted)
-    if made.indices.size != indices.size:
-        before = checkpoint.entries(name, made.indices)
-    if np.count_nonzero(np.isfinite(made.values)) < np.count_nonzero(np.isfinite(before)):
-        raise InputError(f"new entries of tensor '{name}' are too large for {info.dtype}; use smaller values")
-    return Edit(made.indices, made.values, before, indices.size, made.rounding), made.stored
-
-
-def may_change(checkpoint: Checkpoint, name: str, operations: Sequence[Operation]) -> tuple[TensorInfo, ...]:
-    """Return the stored tensors that operations on a logical one may change, that of its codes first.
-
-    Zeros need no other scale.
-    """
-    info = checkpoint.info(name)
-    exact = isinstance(info, Coded) and info.codec.zero_is_exact and all(item.kind == "zero" for item in operations)
-    exact = exact or checkpoint.written_plain
-    return parts_of(info)[:1] if exact else parts_of(info)
-
-
-def most_blocks(
-    checkpoint: Checkpoint, names: Sequence[str], operations: Sequence[Operation], entries: int
-) -> int | None:
-    """Return at most how many blocks of tensors operations on so many entries encode anew, other than as exact zeros.
-
-    None if no tensor is quantized, or variants are not.
-    """
-    infos = [info for info in map(checkpoint.info, names) if isinstance(info, Coded)]
-    if not infos or checkpoint.written_plain:
-        return None
-    return min(
-        entries,
-        sum(info.codec.blocks(info) for info in infos if len(may_change(checkpoint, info.name, operations)) > 1),
-    )
-
-
-def _encodes(checkpoint: Checkpoint, info: TensorInfo) -> bool:
-    """True if edits of a tensor are made in its format: it has one, and the variant is to keep it."""
-    return isinstance(info, Coded) and not checkpoint.written_plain
+    operation: Operation
+    name: str
+    indices: Indices
+    parts: tuple[Indices, ...]
 
 
 def _new_values(
@@ -251,60 +291,3 @@ def _new_values(
                 f"tensor '{name}' too large for its dtype {values.dtype.name}; use smaller values"
             )
     return values
-
-
-def count_edits(checkpoint: Checkpoint, operations: Sequence[Operation], regions: Mapping[str, Region]) -> EditCount:
-    """Count what the operations change in the model; stored copies of a tied weight count once.
-
-    One pass over the touched tensors, of which the selected entries are read.
-
-    Raises:
-        InputError: see `make_edit`.
-    """
-    names = counted_once(checkpoint, touched_tensors(checkpoint, operations, regions))
-    return sum((make_edit(checkpoint, name, operations, regions).count() for name in names), EditCount())
-
-
-def counted_once(checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:
-    """Return the tensors of which an edit counts: of stored copies of a tied weight, the first."""
-    found: dict[str, str] = {}
-    for name in names:
-        if name not in found:
-            found |= dict.fromkeys(stored_copies(checkpoint.ties, name), name)
-    return list(dict.fromkeys(found.values()))
-
-
-@dataclass(frozen=True)
-class _Step:
-    """An operation that acts on a tensor, the name its regions know the tensor by, and their entries in it.
-
-    `indices` are those of all its regions, `parts` those of each.
-    """
-
-    operation: Operation
-    name: str
-    indices: Indices
-    parts: tuple[Indices, ...]
-
-
-def _steps(
-    checkpoint: Checkpoint, name: str, operations: Sequence[Operation], regions: Mapping[str, Region]
-) -> list[_Step]:
-    """Return the operations that act on a tensor.
-
-    Stored copies of a tied weight go by the first of their names that the region has, so that seeded operations treat
-    them alike; what the region selects of any copy is selected of all.
-    """
-    group = stored_copies(checkpoint.ties, name)
-    steps = []
-    for operation in operations:
-        used = [regions[label] for label in operation.regions]
-        members = [alias for alias in group if any(alias in region for region in used)]
-        if members:
-            entries = {
-                label: united([regions[label].indices(alias) for alias in group if alias in regions[label]])
-                for label in dict.fromkeys(operation.regions)
-            }
-            parts = tuple(entries[label] for label in operation.regions)
-            steps.append(_Step(operation, members[0], united(parts), parts))
-    return steps

@@ -18,6 +18,7 @@ class Slerp(Operation):
     """Interpolate between the entries of a region and another model's, as two vectors per tensor (Shoemake 1985)."""
 
     kind: ClassVar[str] = "slerp"
+    bytes_per_entry: ClassVar[int] = 80
 
     slerp: str = Field(description="name of the region")
     from_: str = Field(alias="from", description="the other model: folder, builtin:NAME, Hub id, or patch file")

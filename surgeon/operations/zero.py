@@ -15,6 +15,7 @@ class Zero(Operation):
     """Set the entries of a region to zero."""
 
     kind: ClassVar[str] = "zero"
+    zeroes: ClassVar[bool] = True
 
     zero: str = Field(description="name of the region")
 

@@ -104,6 +104,19 @@ def chosen_device(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def usable_device(device: str) -> str:
+    """Return the device that is meant, see `chosen_device`.
+
+    Raises:
+        InputError: it is not there.
+    """
+    chosen = chosen_device(device)
+    lacking = check_device(chosen)
+    if lacking is not None:
+        raise lacking
+    return chosen
+
+
 def may_accelerate() -> bool:
     """Say whether there may be an accelerator; where there surely is none, torch need not be loaded to ask."""
     if not sys.platform.startswith("linux"):
@@ -196,7 +209,7 @@ def _require_space(plan: Plan) -> None:
     free = shutil.disk_usage(there).free
     if free < needed:
         raise EnvironmentFailure(
-            f"{plan.output}: {free / 1e9:.1f} GB free, but the variants to be written need {needed / 1e9:.1f} GB; make "
+            f"{plan.output}: {free / 1e6:,.0f} MB free, but the variants to write need {needed / 1e6:,.1f} MB; make "
             "room, choose another --output, or set `write: false` or `write: patch`"
         )
 

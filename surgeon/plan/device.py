@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from surgeon.model import budgets
 from surgeon.plan.estimates import (
     Shape,
+    home_of_states,
     keeps_scores,
     model_stays,
     peak_memory,
@@ -19,6 +19,8 @@ from surgeon.plan.estimates import (
 from surgeon.plan.plan import Plan
 from surgeon.regions.cut import RegionCut
 from surgeon.scores.base import SampledScore
+
+_CANDIDATE = 24  # bytes of an entry of a cut over all layers: its place and key, and those that drop out later
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def device_needs(plan: Plan, device: str) -> DeviceNeeds:
     if verify is not None:
         passes += 1 + (verify.new_tokens if verify.prompts else 0)
         size = verified_bytes(plan, shape)
-        stay = budgets.home_of_hidden(size, device) == device
+        stay = home_of_states(shape, size, device) == device
         states.append((0, 0) if stay else (size * shape.layers, size * shape.layers))
         down += 8 * verify.tokens * len(plan.verify_languages) * (1 + len(plan.variants))
     up = plan.checkpoint.data_bytes * (min(passes, 1) if stays else passes)
@@ -57,7 +59,7 @@ def device_needs(plan: Plan, device: str) -> DeviceNeeds:
 def _states(shape: Shape, score: SampledScore, device: str) -> tuple[int, int]:
     """Return what hidden states and gradients that do not stay on the device take up and down."""
     size = scratch_bytes(shape, score)
-    if budgets.home_of_hidden(size, device) == device:
+    if home_of_states(shape, size, device) == device:
         return 0, 0
     if score.backward:  # states forward and again for the way back, and their gradients
         return 3 * size, 2 * size
@@ -79,5 +81,6 @@ def _selected(plan: Plan, score: SampledScore) -> int:
             total += 4 * region.numel
         elif region.select is not None:
             cut = RegionCut(region, score.labels)
-            total += region.numel // 8 if cut.cuts_anywhere else 4 * region.numel * len(cut.labels)
+            masks = _CANDIDATE * region.entries if cut.scope.spans_layers else region.numel // 8
+            total += (masks if cut.cuts_anywhere else 4 * region.numel) * len(cut.labels)
     return total

@@ -64,8 +64,8 @@ def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] 
     if verify is not None:
         models = 1 + len(plan.variants)
         each = verify.tokens + sum(item.tokens() for item in verify.measurements)
-        tokens = len(plan.verify_languages) * each * models
-        result.append(Step("perplexity", _FORWARD * tokens * (active + head) / rate))
+        measured = len(plan.verify_languages) * (each * models + verify.tokens * parts_in_models(plan))
+        result.append(Step("perplexity", _FORWARD * measured * (active + head) / rate))
         if verify.prompts:
             edits, stays = edited_entries(plan), model_stays(shape, device)
             result.append(
@@ -73,6 +73,23 @@ def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] 
             )
     result.append(Step("page", _PAGE))
     return result
+
+
+def parts_in_models(plan: Plan) -> float:
+    """Return how many whole models cost as much as all parts of cuts that are measured by themselves.
+
+    A part is run from the first layer on that it changes; a model that is no plain stack is run whole.
+    """
+    shape, places = shape_of(plan.checkpoint), anatomy_of(plan.checkpoint).places
+    layers, head = max(shape.layers, 1), shape.hidden * shape.vocabulary
+    share = head / max(active_entries(plan.checkpoint) + head, 1)
+    total = 0.0
+    for names in plan.parts():
+        first = min((-1 if (layer := places[name].layer) is None else layer for name in names), default=0)
+        only_head = all(places[name].role in ("head", "final_norm") for name in names)
+        left = 1.0 if shape.whole else 0.0 if only_head else min(layers - first, layers) / layers
+        total += share + (1 - share) * left
+    return total
 
 
 def _scored_tokens(corpus: Corpus, score: SampledScore) -> int:

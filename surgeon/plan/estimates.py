@@ -22,8 +22,8 @@ from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
 from surgeon.model import budgets
 from surgeon.model.prospect import known_prospect
-from surgeon.operations import Add, Slerp
-from surgeon.operations.edits import may_change
+from surgeon.operations import Operation
+from surgeon.operations.edits import Surgery
 from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import VerifySpec
 from surgeon.regions.base import RegionPlan
@@ -114,7 +114,7 @@ def peak_memory(plan: Plan, device: str = "cpu") -> int:
         taken = max(running_memory(plan), beside + (_resident(shape, device) or 0))
     else:
         states = [*(scratch_bytes(shape, score) for score in plan.sampled_scores()), verified_bytes(plan, shape)]
-        on_host = [size for size in states if budgets.home_of_hidden(size, device) == "cpu"]
+        on_host = [size for size in states if home_of_states(shape, size, device) == "cpu"]
         taken = beside + max(on_host, default=0) + 8 * shape.layer
     return _TORCH_BYTES + taken + min(taken // 20, _WASTED_BYTES)
 
@@ -125,7 +125,7 @@ def running_memory(plan: Plan, device: str = "cpu") -> int:
     resident = _resident(shape, device)
     running = [_scoring(plan, shape, score, resident, device) for score in plan.sampled_scores()]
     if verify is not None:
-        models = 1 + len(plan.variants)
+        models = 1 + len(plan.variants) + len(plan.parts())
         running.append(_verifying(shape, verify, len(plan.verify_languages), models, resident, device))
         if verify.prompts and resident is None:
             held = min(budgets.EDIT_BYTES_PER_ENTRY * edited_entries(plan), budgets.EDITS_BYTES)
@@ -136,6 +136,15 @@ def running_memory(plan: Plan, device: str = "cpu") -> int:
 def model_stays(shape: Shape, device: str = "cpu") -> bool:
     """True if the weights stay in a device's memory once they are there."""
     return 4 * shape.total <= budgets.resident_bytes(device)
+
+
+def home_of_states(shape: Shape, size: int, device: str) -> str | None:
+    """Return where so many bytes of hidden states stay, see `budgets.home_of_hidden`."""
+    outside = shape.total - shape.layers * shape.layer
+    model = budgets.ModelSize(
+        budgets.memory(device), shape.total, max(shape.layer, outside), model_stays(shape, device)
+    )
+    return budgets.home_of_hidden(size, device, model)
 
 
 def _resident(shape: Shape, device: str) -> int | None:
@@ -152,26 +161,26 @@ def edited_entries(plan: Plan) -> int:
 
 
 def _editing(plan: Plan) -> int:
-    """Return what an edit of one tensor takes: some forty bytes an entry, and as many more where models are merged."""
+    """Return what an edit of one tensor takes."""
     tensors = [info for region in plan.regions.values() for info in region.tensors]
     largest = max((info.numel for info in tensors), default=0)
     densest = max((region.entries / max(region.numel, 1) for region in plan.regions.values()), default=0.0)
     fetched = 0
     if plan.checkpoint.is_remote and not plan.needs_all_weights:  # a tensor on the Hub is fetched into memory
         fetched = max((info.nbytes for info in tensors), default=0)
-    done = [operation for variant in plan.recipe.variants.values() for operation in variant.operations]
-    merging = any(isinstance(operation, Add | Slerp) for operation in done)
-    return int(largest * densest) * (80 if merging else 40) + fetched + _ENCODED_BYTES * _encoded_entries(plan)
+    done = [operation.bytes_per_entry for variant in plan.recipe.variants.values() for operation in variant.operations]
+    edit = int(largest * densest) * max(done, default=Operation.bytes_per_entry)
+    return edit + fetched + _ENCODED_BYTES * _encoded_entries(plan)
 
 
 def _encoded_entries(plan: Plan) -> int:
     """Return at most how many entries of one tensor are encoded anew, all those of blocks that get another scale."""
     most = 0
     for name, variant in plan.recipe.variants.items():
-        source, labels = plan.source_of(name), {label for done in variant.operations for label in done.regions}
-        for region in (plan.regions[label] for label in labels):
+        surgery = Surgery(plan.source_of(name), variant.operations, {})
+        for region in {label: plan.regions[label] for done in variant.operations for label in done.regions}.values():
             for info in region.tensors:
-                if isinstance(info, Coded) and len(may_change(source, info.name, variant.operations)) > 1:
+                if isinstance(info, Coded) and len(surgery.stored(info.name)) > 1:
                     chosen = math.ceil(info.numel * region.entries / region.numel)
                     most = max(most, min(info.numel, chosen * math.ceil(info.numel / info.codec.blocks(info))))
     return most
@@ -201,7 +210,7 @@ def _scoring(plan: Plan, shape: Shape, score: SampledScore, resident: int | None
     made = 8 * max((info.numel for info in plan.scored_tensors(score)), default=0) if backward else 0
     summed = widened + (1 + _sums(plan, score)) * unit + made
     layer = max(widened + unit, summed) + _activations(shape, tokens, backward)
-    return max(layer, _head(shape, tokens, 4 if backward else 3, resident)) + _hidden(shape, score, device)
+    return max(layer, _head(shape, tokens, 4 if backward else 3, resident, device)) + _hidden(shape, score, device)
 
 
 def _sums(plan: Plan, score: SampledScore) -> int:
@@ -219,7 +228,7 @@ def scores_in_one_go(plan: Plan, score: SampledScore, device: str = "cpu") -> bo
     shape = shape_of(plan.checkpoint)
     if not score.backward or shape.whole or not model_stays(shape, device):
         return False
-    if scratch_bytes(shape, score) > budgets.hidden_bytes():
+    if home_of_states(shape, scratch_bytes(shape, score), device) is None:  # on disk a killed run would go on
         return False
     return _in_one_go(plan, shape, score, device) <= budgets.memory(device)
 
@@ -229,7 +238,7 @@ def _in_one_go(plan: Plan, shape: Shape, score: SampledScore, device: str) -> in
     tokens = score.batch_size * score.sequence_length
     widened = _resident(shape, device) or 0
     scored = 4 * sum(info.numel for info in plan.scored_tensors(score))
-    logits = 4 * min(tokens, budgets.chunk_tokens(shape.vocabulary)) * shape.vocabulary * 4
+    logits = 4 * min(tokens, budgets.chunk_tokens(shape.vocabulary, device)) * shape.vocabulary * 4
     held = widened + (1 + _sums(plan, score)) * scored
     return held + _activations(replace(shape, whole=True), tokens, True) + logits
 
@@ -239,12 +248,12 @@ def _verifying(shape: Shape, spec: VerifySpec, languages: int, models: int, resi
     tokens = spec.batch_size * min(spec.window, spec.tokens)
     widened = resident if resident is not None else 8 * shape.layer
     hidden = 4 * models * languages * spec.tokens * shape.hidden
-    kept = hidden if hidden <= budgets.hidden_bytes(device) and not shape.whole else 0
-    return max(widened + _activations(shape, tokens, False), _head(shape, tokens, 3, resident)) + kept
+    kept = hidden if home_of_states(shape, hidden, device) == device and not shape.whole else 0
+    return max(widened + _activations(shape, tokens, False), _head(shape, tokens, 3, resident, device)) + kept
 
 
-def _head(shape: Shape, tokens: int, copies: int, resident: int | None) -> int:
-    chunk = tokens if shape.whole else min(tokens, budgets.chunk_tokens(shape.vocabulary))
+def _head(shape: Shape, tokens: int, copies: int, resident: int | None, device: str) -> int:
+    chunk = tokens if shape.whole else min(tokens, budgets.chunk_tokens(shape.vocabulary, device))
     widened = resident if resident is not None else 4 * shape.outer
     return widened + 4 * chunk * shape.vocabulary * copies
 
@@ -258,7 +267,7 @@ def _activations(shape: Shape, tokens: int, backward: bool) -> int:
 def _hidden(shape: Shape, score: SampledScore, device: str) -> int:
     """Hidden states in the device's memory: none if they go elsewhere, beside those of one batch."""
     needed = scratch_bytes(shape, score)
-    return needed if needed <= budgets.hidden_bytes(device) else 0
+    return needed if home_of_states(shape, needed, device) == device else 0
 
 
 def scratch_bytes(shape: Shape, score: SampledScore) -> int:
@@ -275,7 +284,7 @@ def verified_bytes(plan: Plan, shape: Shape) -> int:
     verify = plan.recipe.verify
     if verify is None or shape.whole:
         return 0
-    return 4 * (2 + len(plan.variants)) * len(plan.verify_languages) * verify.tokens * shape.hidden
+    return 4 * (2 + len(plan.variants) + len(plan.parts())) * len(plan.verify_languages) * verify.tokens * shape.hidden
 
 
 def score_bytes(tensors: Iterable[TensorInfo], score: SampledScore) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from surgeon.checkpoint.sources import is_hub_file, pinned_file
-from surgeon.errors import SurgeonError
+from surgeon.errors import SurgeonError, present
 from surgeon.operations import AnyOperation, open_donor
 from surgeon.plan.plan import Plan
-from surgeon.recipe.schema import Recipe, TextSpec
+from surgeon.recipe.schema import Recipe
+from surgeon.recipe.text_spec import TextSpec
+from surgeon.regions.base import kind_of
 
 
 def pinned_operations(operations: Sequence[AnyOperation]) -> list[AnyOperation]:
@@ -43,13 +45,13 @@ def pinned(plan: Plan) -> Recipe:
     corpus = recipe.corpus
     if isinstance(corpus, dict):
         corpus = {
-            language: text.model_copy(update={"revision": plan.corpus.revision(language) or text.revision})
-            if isinstance(text, TextSpec)
+            language: present(TextSpec.of(text)).model_copy(update={"revision": revision})
+            if (revision := plan.corpus.revision(language))
             else text
             for language, text in corpus.items()
         }
     regions = {
-        name: region.model_copy(update={region.kind.key: region.kind.pinned()})
+        name: region.model_copy(update={kind_of(region).key: kind_of(region).pinned()})
         for name, region in recipe.regions.items()
     }
     return recipe.model_copy(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.companions import companions
@@ -14,6 +15,8 @@ from surgeon.checkpoint.naming import natural_key
 from surgeon.checkpoint.remarks import notes_on, remarks
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.storage import TensorInfo
+from surgeon.measure.parts import parted
+from surgeon.operations import Operation
 from surgeon.recipe.reading import RecipeFile
 from surgeon.recipe.schema import Recipe
 from surgeon.regions.base import Provenance, RegionPlan
@@ -52,6 +55,10 @@ class Plan:
     verify_languages: tuple[str, ...]
     peak_memory: int
     disk_needed: int
+
+    def operations_of(self, model: str) -> list[Operation]:
+        """Return what is done to a variant; to the base, nothing."""
+        return list(self.recipe.variants[model].operations) if model in self.recipe.variants else []
 
     def source_of(self, variant: str) -> Checkpoint:
         """Return the checkpoint that a variant, or the base, is made of: dequantized if it is written so."""
@@ -92,6 +99,24 @@ class Plan:
             return []
         named = verify.continued_by
         return ["base", *(name for name in self.variants if named is None or name in named)]
+
+    @property
+    def dissected(self) -> list[str]:
+        """The variants whose cut is measured in its parts, too: all that do something, but for points of sweeps."""
+        if self.recipe.verify is None or not self.recipe.verify.by:
+            return []
+        points = {point for sweep in self.file.sweeps.values() for point in sweep.points}
+        return [name for name, spec in self.recipe.variants.items() if spec.operations and name not in points]
+
+    def parts(self) -> list[list[str]]:
+        """Return the tensors of each part of a cut that is measured by itself; there may turn out to be fewer."""
+        places, by = anatomy_of(self.checkpoint).places, self.recipe.verify.by if self.recipe.verify else []
+        found = [
+            list(parted(self.edited(name), one, places, self.checkpoint.ties).values())
+            for name in self.dissected
+            for one in dict.fromkeys(by)
+        ]
+        return [names for parts in found if len(parts) > 1 for names in parts]
 
     @property
     def needs_all_weights(self) -> bool:

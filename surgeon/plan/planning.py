@@ -5,7 +5,6 @@ Nothing but headers is read. All misfits are reported at once, each with its lin
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,22 +14,20 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.companions import check_companions
 from surgeon.checkpoint.quantized import refuse_quantized
 from surgeon.checkpoint.sources import refuse_output_inside
-from surgeon.errors import CheckpointError, InputError, Problem, RecipeError
+from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, present
 from surgeon.model.prospect import prospect_of
-from surgeon.operations.edits import may_change, most_blocks, touched_tensors
+from surgeon.operations.edits import Surgery
 from surgeon.plan.check import check
 from surgeon.plan.estimates import bytes_to_write, disk_needed, peak_memory
 from surgeon.plan.plan import Plan, VariantPlan
 from surgeon.recipe.reading import RecipeFile
-from surgeon.recipe.schema import Recipe, TextSpec
+from surgeon.recipe.schema import Recipe
+from surgeon.recipe.text_spec import TextSpec
 from surgeon.region.region import Region
 from surgeon.regions.base import RegionPlan, no_masks
 from surgeon.regions.outlines import plan_regions
-from surgeon.text.corpora import Corpus, Location, builtin_corpus
-from surgeon.text.documents import DatasetLocation, FileLocation
+from surgeon.text.corpora import Corpus, builtin_corpus
 from surgeon.text.languages import language
-
-_DOCUMENTS = 2000  # of a dataset, unless the recipe says how many
 
 
 def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
@@ -91,22 +88,13 @@ def open_corpus(said: str | Mapping[str, str | TextSpec]) -> Corpus:
     if isinstance(said, str):
         if not said.startswith("builtin:"):
             raise InputError(
-                f"corpus: {said!r} is no corpus; write builtin:udhr30, or a mapping of languages such as "
+                f"corpus: {said!r} is not a corpus; write builtin:udhr30, or a mapping of languages such as "
                 "{ar: texts/ar.txt}"
             )
         return builtin_corpus(said.removeprefix("builtin:"))
-    locations: dict[str, Location] = {}
-    named = {code: language(code, text.model_dump()) for code, text in said.items() if isinstance(text, TextSpec)}
-    for code, text in said.items():
-        if isinstance(text, str):
-            locations[code] = FileLocation(Path(os.path.expanduser(text)))
-        elif text.file is not None:
-            locations[code] = FileLocation(Path(os.path.expanduser(text.file)), text.field, text.documents)
-        else:
-            locations[code] = DatasetLocation(
-                str(text.dataset), text.config, text.split, text.field, text.revision, text.documents or _DOCUMENTS
-            )
-    return Corpus("of the recipe", locations, named)
+    texts = {code: present(TextSpec.of(text)) for code, text in said.items()}
+    named = {code: language(code, text.model_dump()) for code, text in texts.items()}
+    return Corpus("of the recipe", {code: text.location for code, text in texts.items()}, named)
 
 
 def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Mapping[str, RegionPlan]) -> VariantPlan:
@@ -117,7 +105,7 @@ def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Ma
     shapes = {
         label: Region({info.name: info.shape for info in region.tensors}, no_masks) for label, region in used.items()
     }
-    touched = touched_tensors(checkpoint, spec.operations, shapes)
+    surgery = Surgery(checkpoint, spec.operations, shapes)
     operations = [line for operation in spec.operations for line in operation.described()]
     named = (("freeze", spec.freeze), ("train only", spec.train_only))
     held = [f"{polarity} {region}" for polarity, region in named if region is not None]
@@ -125,9 +113,9 @@ def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Ma
         name,
         write,
         tuple(operations + held),
-        len(touched),
+        len(surgery.touched),
         sum(region.entries for region in used.values()),
-        len({info.path for tensor in touched for info in may_change(checkpoint, tensor, spec.operations)}),
+        len({info.path for tensor in surgery.touched for info in surgery.stored(tensor)}),
         bytes_to_write(write, checkpoint, used.values()),
-        most_blocks(checkpoint, touched, spec.operations, sum(region.entries for region in used.values())),
+        surgery.most_blocks(sum(region.entries for region in used.values())),
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.sources import look_again
-from surgeon.errors import InputError, did_you_mean
-from surgeon.plan.check import check_device, chosen_device
+from surgeon.errors import InputError, close_to
+from surgeon.plan.check import chosen_device, usable_device
 from surgeon.plan.duration import steps
 from surgeon.plan.plan import Plan
 from surgeon.plan.planning import make_plan
@@ -25,7 +25,8 @@ def shipped_recipes() -> dict[str, Path]:
     folder = next((folder for folder in RECIPE_FOLDERS if folder.is_dir()), None)
     if folder is None:
         return {}
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+    found = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -39,9 +40,10 @@ def find_recipe(name: str | Path) -> Path:
         return path
     if str(name) in shipped:
         return shipped[str(name)]
-    raise InputError(
-        f"{name}: no such recipe file, and no shipped recipe of that name{did_you_mean(str(name), shipped)}"
-    )
+    here = [str(file) for file in Path(path.parent).glob("*.y*ml")]
+    close = close_to(str(name), [*shipped, *here])
+    remedy = f"did you mean '{close}'?" if close else "`surgeon recipes` lists the shipped ones"
+    raise InputError(f"{name}: no such recipe file, and no shipped recipe of that name; {remedy}")
 
 
 def plan_recipe(
@@ -57,12 +59,12 @@ def plan_recipe(
         SurgeonError: the recipe, the model, the corpus or the device cannot be used.
     """
     look_again()
-    file = load_recipe(find_recipe(recipe), overrides)
+    path = find_recipe(recipe)
+    file = load_recipe(path, overrides)
     checkpoint = Checkpoint.open(file.recipe.model)
     made = make_plan(file, checkpoint, Path(output if output is not None else file.recipe.output))
-    lacking = check_device(chosen_device(device)) if device is not None and made.runs_model else None
-    if lacking is not None:
-        raise lacking
+    if device is not None and made.runs_model:
+        usable_device(device)
     return made
 
 
@@ -79,7 +81,7 @@ def copy_recipe(name: str, target: str | Path) -> Path:
     """
     shipped = shipped_recipes()
     if name not in shipped:
-        raise InputError(f"no shipped recipe '{name}'{did_you_mean(name, shipped)}")
+        raise InputError(f"no shipped recipe '{name}'{close_to(name, shipped)}")
     destination = Path(target) / shipped[name].name
     try:
         with destination.open("xb") as file:  # also a link that leads nowhere is something that is there

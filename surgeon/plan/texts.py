@@ -44,7 +44,7 @@ def file_problems(plan: Plan) -> Iterator[Problem]:
             else:
                 kind_of(where.path)
         except InputError as error:
-            yield from (plan.file.problem(("corpus", language), what) for what in error.said)
+            yield from (plan.file.problem(("corpus", language, "file"), what) for what in error.said)
 
 
 def _look(plan: Plan, language: str, where: FileLocation) -> None:

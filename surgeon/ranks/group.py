@@ -57,8 +57,26 @@ def rank() -> int:
 
 
 def own_device(device: str) -> str:
-    """Return the device of this rank: of several GPUs of one machine, each process has its own."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and started()[1] > 1 else device
+    """Return the device of this rank: of several GPUs of one machine, each process has its own.
+
+    Raises:
+        InputError: there are fewer GPUs than processes, or all are told to take the same.
+    """
+    number, size = started()
+    if size == 1 or not device.startswith("cuda"):
+        return device
+    if device != "cuda":
+        raise InputError(
+            f"--device {device} with {size} processes: write --device cuda, so that each takes its own GPU"
+        )
+    import torch
+
+    count = torch.cuda.device_count()
+    alone = count == 1 and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ",")  # as Slurm gives one to each process
+    local = 0 if alone else int(os.environ.get("LOCAL_RANK", number % max(count, 1)))
+    if local >= count:
+        raise InputError(f"process {local} of this machine has no GPU: there are {count}; start as many processes")
+    return f"cuda:{local}"
 
 
 @contextmanager
@@ -88,8 +106,13 @@ def joined(device: str) -> Iterator[None]:
     try:
         store = _meeting_place(number, size)
         _wait_for_all(store, number, size)
-        backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=_MEETING)
+        on_gpus = device.startswith("cuda")
+        backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+        # nccl connects two ranks when the first tensor passes between them, and ends a process whose tensor waits long.
+        patience = _patience() if on_gpus else _MEETING
+        if on_gpus:
+            store.set_timeout(patience)
+        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=patience)
     except RuntimeError as error:
         raise RankLost(f"rank {number} of {size}: the ranks did not all meet ({_first_line(error)})") from None
     _met, _store = (number, size), dist.PrefixStore("surgeon", store)  # type: ignore[attr-defined]

@@ -36,9 +36,9 @@ def unmeasured(verify: VerifySpec | None) -> Iterator[tuple[KeyPath, str]]:
 def _problems(item: ExpectSpec, made: Measurement) -> Iterator[tuple[str, str]]:
     by_language = made.grouped_by == "language"
     if item.language is not None and not by_language:
-        yield "language", f"{made.kind} is told by {made.grouped_by}: say `group: ...`"
+        yield "language", f"{made.kind} has a figure for each {made.grouped_by}: write `group: ...`"
     if item.group is not None and by_language:
-        yield "group", f"{made.kind} is told by language: say `language: ...`"
+        yield "group", f"{made.kind} has a figure for each language: write `language: ...`"
     if not made.has_mean and item.group is None:
         yield "", f"{made.kind} has no mean over each {made.grouped_by}: say `group: ...`"
     quantities = {quantity.name: quantity for quantity in made.quantities()}

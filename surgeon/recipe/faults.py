@@ -35,7 +35,13 @@ def faults(
     placed = [(_place(detail, data), detail) for detail in error.errors(include_url=False)]
     placed = _without_repetitions(_without_other_choices(placed), origins)
     placed.sort(key=lambda item: line_number(where(item[0])))
-    return [Problem(where(key), _what(key, detail)) for key, detail in placed[:most]]
+    problems = []
+    for key, detail in placed[:most]:
+        place, what = where(key), _what(key, detail)
+        if place.startswith("--set "):  # it names the key already
+            what = what.removeprefix(f"{place.removeprefix('--set ')}: ")
+        problems.append(Problem(place, what))
+    return problems
 
 
 def _place(detail: Any, data: Any) -> KeyPath:

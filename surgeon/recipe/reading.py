@@ -23,8 +23,9 @@ from surgeon.recipe.inline_regions import named
 from surgeon.recipe.lines import KeyPath, Node, dotted_path, line_number, nearest, plain, replaced
 from surgeon.recipe.plain_yaml import DEEPEST, LONGEST, NotYaml, read_yaml
 from surgeon.recipe.references import dangling, expectations
-from surgeon.recipe.schema import Recipe, RegionSpec, TextSpec, VariantSpec
+from surgeon.recipe.schema import Recipe, RegionSpec, VariantSpec
 from surgeon.recipe.sweeps import Expansion, Sweep, expand
+from surgeon.recipe.text_spec import TextSpec
 
 _MOST_PROBLEMS = 100  # that are shown
 _LONGEST_PROBLEM = 1000  # characters
@@ -32,12 +33,13 @@ _LONGEST_PROBLEM = 1000  # characters
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A valid recipe and where each of its keys stands.
+    """A valid recipe, its file, and where each of its keys stands.
 
     `recipe` is what is carried out: every point of a sweep is a variant, with regions of its own where it needs
     them. `as_written` still has the sweeps, and loading it again gives the same `recipe`.
     """
 
+    path: Path
     recipe: Recipe
     tree: Node
     as_written: Recipe
@@ -73,14 +75,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
         tree = _overridden(tree, override, problems)
     tree = named(tree, problems)
     written = _validated(Recipe, plain(tree), lambda key: nearest(tree, key).where, problems)
-    return _expanded(written, tree)
+    return _expanded(path, written, tree)
 
 
-def _expanded(written: Recipe, tree: Node) -> RecipeFile:
+def _expanded(path: Path, written: Recipe, tree: Node) -> RecipeFile:
     """Add the points of sweeps, and look at the expectations, which may name them."""
     problems: list[Problem] = []
     data, expansion = plain(tree), expand(tree, problems)
-    file = RecipeFile(written, tree, written, expansion)
+    file = RecipeFile(path, written, tree, written, expansion)
     if expansion.variants or problems:
         added = {"regions": {**data.get("regions", {}), **expansion.regions}, "variants": expansion.variants}
         points = _validated(_Points, added, file.where, problems, expansion.origins)
@@ -90,7 +92,7 @@ def _expanded(written: Recipe, tree: Node) -> RecipeFile:
             for point in (expansion.sweeps[name].points if name in expansion.sweeps else (name,))
         ]
         recipe = written.model_copy(update={"regions": points.regions, "variants": dict(carried_out)})
-        file = RecipeFile(recipe, tree, written, expansion)
+        file = RecipeFile(path, recipe, tree, written, expansion)
     wrong = chain(expectations(data, file.recipe.variants), unmeasured(file.recipe.verify))
     _refuse([file.problem(*found) for found in islice(wrong, _MOST_PROBLEMS + 1)])
     return file

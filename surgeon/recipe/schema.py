@@ -11,10 +11,10 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, create_model, field
 from surgeon.kinds import kinds
 from surgeon.operations import AnyOperation
 from surgeon.recipe.fields import Count, Model
+from surgeon.recipe.text_spec import TextSpec
 
 if TYPE_CHECKING:
     from surgeon.measure.base import Measurement
-    from surgeon.regions.base import RegionKind
     from surgeon.regions.share import Share
     from surgeon.scores.base import Score
 
@@ -43,12 +43,6 @@ class RegionBase(Model):
     if TYPE_CHECKING:
         select: Share | None
 
-    @property
-    def kind(self) -> RegionKind:
-        """How the region is made: what stands under the key of its kind."""
-        found: RegionKind = next(value for key in _REGIONS if (value := getattr(self, key)) is not None)
-        return found
-
     @field_validator("layers")
     @classmethod
     def _in_order(cls, layers: list[int] | None) -> list[int] | None:
@@ -72,7 +66,7 @@ class RegionBase(Model):
         if self.score is not None and self.from_ is not None:
             raise ValueError("give either score or from, not both")
         if self.select.random is None and self.score is None and self.from_ is None:
-            raise ValueError(f"select {self.kind.origin} needs a score: add `score:` or `from: REGION`")
+            raise ValueError(f"select {self.select.end} needs a score: add `score:` or `from: REGION`")
         return self
 
 
@@ -133,11 +127,11 @@ class VariantSpec(Model):
     operations: list[AnyOperation] = Field([], max_length=1000, description="what to do to which region, in this order")
     freeze: Held = Field(
         None,
-        description="a region whose entries trainers shall keep, or `{tokens: [...]}`; writes `freeze/` beside",
+        description="a region whose entries trainers must keep, or `{tokens: [...]}`; also writes `freeze/`",
     )
     train_only: Held = Field(
         None,
-        description="a region whose entries alone trainers shall change, or `{tokens: [...]}`; writes `freeze/` beside",
+        description="the only region that trainers may change, or `{tokens: [...]}`; also writes `freeze/`",
     )
     write: bool | Literal["patch"] | Dequantized = Field(
         True,
@@ -174,6 +168,12 @@ class VariantSpec(Model):
         """The region that a bundle beside the weights speaks of, if there is one."""
         return self.freeze if self.freeze is not None else self.train_only
 
+    @property
+    def regions(self) -> list[str]:
+        """The regions that it is made with: those of its operations, and the one that a bundle speaks of."""
+        named = [label for operation in self.operations for label in operation.regions]
+        return list(dict.fromkeys([*named, self.held] if self.held is not None else named))
+
     @model_validator(mode="after")
     def _does_something(self) -> VariantSpec:
         if not self.operations and self.held is None:
@@ -207,7 +207,9 @@ class ExpectSpec(Model):
     change_at_least: _Bound = Field(None, description="its change from the base's value may not be lower")
     change_at_most: _Bound = Field(None, description="its change from the base's value may not be higher")
     language: str | None = Field(None, description="of this language; of the mean over all when left out")
-    group: str | None = Field(None, description="where figures are told by something else, such as a task: of this one")
+    group: str | None = Field(
+        None, description="the one that is meant, if figures are by something other than language, such as a task"
+    )
     at: Literal["point", "lower", "upper"] = Field(
         "point", description="what the bound is to hold for: the figure itself, or a bound of its interval"
     )
@@ -249,6 +251,10 @@ class VerifyBase(Model):
     window: Annotated[int, Field(ge=2)] = Field(256, description="tokens that the model sees at a time")
     stride: Count | None = Field(None, description="new tokens per window; the window itself when left out")
     batch_size: Count = Field(4, description="windows at a time; does not change the figures")
+    by: list[Literal["layer", "role"]] = Field(
+        [],
+        description="measure each cut also in one layer, or one role, at a time; not those of sweeps",
+    )
     expect: list[ExpectSpec] = Field([], description="bounds on what comes out; exit code 1 if one is missed")
     prompts: list[Annotated[str, Field(min_length=1)]] = Field([], description="texts for the models to continue")
     continued_by: list[str] | None = Field(
@@ -300,36 +306,6 @@ else:
             for name, kind in _MEASUREMENTS.items()
         },
     )
-
-
-class TextSpec(Model):
-    """One language's text: from a file, or from a dataset read as a stream."""
-
-    file: str | None = Field(
-        None, description="`.txt` (a document per line), `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet`"
-    )
-    dataset: str | None = Field(None, description="an id on the Hub, or a folder")
-    config: str | None = Field(None, description="the dataset's configuration, often a language")
-    split: str = Field("train", description="which part of the dataset")
-    field: str = Field("text", description="the field or column of the text; `translation.en` is one inside another")
-    revision: str | None = Field(None, description="a branch, tag or commit of the dataset; the newest when left out")
-    name: Annotated[str, Field(min_length=1, max_length=60)] | None = Field(
-        None, description="English name of the language; known for those of `surgeon languages`"
-    )
-    script: Annotated[str, Field(min_length=1, max_length=60)] | None = Field(None, description="its script")
-    family: Annotated[str, Field(min_length=1, max_length=60)] | None = Field(None, description="its family")
-    documents: Count | None = Field(
-        None, description="how many to read, from the first; when left out, all of a file and 2000 of a dataset"
-    )
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> TextSpec:
-        if (self.file is None) == (self.dataset is None):
-            raise ValueError("give either file or dataset")
-        # Defaults may stand there, as they do in a recipe with its defaults filled in.
-        if self.file is not None and (self.config, self.split, self.revision) != (None, "train", None):
-            raise ValueError("config, split and revision go with dataset, not with file")
-        return self
 
 
 class PushSpec(Model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import yaml
@@ -15,7 +16,11 @@ def recipe_schema() -> dict[str, Any]:
     return Recipe.model_json_schema(by_alias=True)
 
 
+def as_data(recipe: Recipe, without: Collection[str] = ()) -> dict[str, Any]:
+    """Return a recipe as JSON data with its defaults filled in, some of its keys left out."""
+    return dict(json.loads(recipe.model_dump_json(by_alias=True, exclude_none=True, exclude=set(without))))
+
+
 def resolved_yaml(recipe: Recipe) -> str:
     """Return a recipe as YAML with its defaults filled in; loading it gives an equal recipe."""
-    data = json.loads(recipe.model_dump_json(by_alias=True, exclude_none=True))
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(as_data(recipe), sort_keys=False, allow_unicode=True)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.naming import Place
-from surgeon.region.dimensions import along, hidden_size, places_of, residual_axis
+from surgeon.checkpoint.naming import Place, places_of
+from surgeon.region.dimensions import along, hidden_size, residual_axis
 from surgeon.region.region import Indices, Mask, Region, encode_indices, encode_mask
 from surgeon.seeds import generator
 

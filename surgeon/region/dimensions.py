@@ -12,14 +12,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.naming import Place, place
-from surgeon.checkpoint.storage import TensorInfo
+from surgeon.checkpoint.naming import Place, places_of
 from surgeon.region.region import Indices, Region, hits_of
 
 WRITERS = {"attn.o", "cross_attn.o", "linear_attn.o", "ssm.out", "conv.out", "mlp.down"}
@@ -95,11 +93,6 @@ class Profile:
     hidden_size: int | None
     dimensions: tuple[Dimension, ...]
     traces: tuple[Trace, ...]
-
-
-def places_of(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, Place]:
-    """Return the place of each tensor, from names and shapes alone; an empty config means the usual orientation."""
-    return {name: place(TensorInfo(name, "F32", shape, Path(), 0, 0), config) for name, shape in shapes.items()}
 
 
 def hidden_size(shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, Place]) -> int | None:
@@ -178,6 +171,15 @@ def profile(
         _dimensions(list(tallies.values()), top),
         tuple(Trace(*key, tally.hits / tally.slots) for key, tally in tallies.items() if tally.slots),
     )
+
+
+def by_role(region: Region) -> dict[str, tuple[int, int]]:
+    """Return by role, such as `attn.q`, how many entries are selected, and of how many."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, where in places_of(region.shapes, {}).items():
+        entries, numel = found.get(where.role, (0, 0))
+        found[where.role] = (entries + region[name].entries, numel + region[name].numel)
+    return found
 
 
 class _Tally:

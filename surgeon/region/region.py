@@ -15,7 +15,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from surgeon.checkpoint.opened import OpenFile
 from surgeon.checkpoint.plain_json import NotPlain, as_object, parse_json
 from surgeon.checkpoint.storage import read_header, replacing, write_stream
 from surgeon.errors import CheckpointError, RegionError
-from surgeon.notebook import table
+from surgeon.notebook import table, view
 from surgeon.region.tables import PATCH_FORMAT, described, mask_names, read_table
 
 FORMAT = "surgeon-region"
@@ -223,15 +222,11 @@ class Region:
 
         Columns are residual-stream dimensions, rows are layers grouped by role (docs/seeing.md).
         """
-        return import_module("surgeon.report.shown").region_figure(self)  # drawing lies above regions
+        return view("region", self)
 
     def by_role(self) -> dict[str, tuple[int, int]]:
         """Return by role, such as `attn.q`, how many entries are selected, and of how many."""
-        found: dict[str, tuple[int, int]] = {}
-        for cell in import_module("surgeon.region.dimensions").profile(self, {}).cells:  # which is made of regions
-            before = found.get(cell.role, (0, 0))
-            found[cell.role] = (before[0] + cell.entries, before[1] + cell.numel)
-        return found
+        return dict(view("roles", self))
 
     def _repr_html_(self) -> str:
         """Show the region in a notebook: a line per tensor, the fullest first."""

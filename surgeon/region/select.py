@@ -66,7 +66,7 @@ def select_in_outputs(
     Raises:
         InputError: a score is not a number.
     """
-    shape = _matrices(scores.shape, output_axis)
+    shape = as_matrices(scores.shape, output_axis)
     rows: NDArray[np.uint32] = keys_of(name, scores).reshape(shape)
     places: Indices = np.arange(scores.size, dtype=np.int64).reshape(shape)
     if output_axis is not None and output_axis == scores.ndim - 1:
@@ -163,12 +163,12 @@ def entry_count_in_outputs(shape: tuple[int, ...], fraction: float, output_axis:
     """Return how many entries `select_in_outputs` selects."""
     if output_axis is None:
         return entry_count([shape], fraction)
-    _, first, last = _matrices(shape, output_axis)
+    _, first, last = as_matrices(shape, output_axis)
     inputs = first if output_axis == len(shape) - 1 else last
     return math.prod(shape) // inputs * int(fraction * inputs) if inputs else 0
 
 
-def _matrices(shape: tuple[int, ...], output_axis: int | None) -> tuple[int, int, int]:
+def as_matrices(shape: tuple[int, ...], output_axis: int | None) -> tuple[int, int, int]:
     """Return a shape as matrices, one after the other, of whose axes one runs over outputs, the other over inputs."""
     if output_axis is None:
         return 1, 1, math.prod(shape)

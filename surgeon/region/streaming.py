@@ -3,19 +3,23 @@
 A histogram of the upper sixteen bits of all scores so far bounds the final threshold from one side, and the bound
 only tightens: an entry that is beyond it now can never be chosen, so it is dropped, and what is kept is a small
 multiple of k. Ties go to the tensor that comes first in natural order of names, then to the lower flat index, as in
-`select.select_extreme`.
+`select.select_extreme`. Scores on a device are looked through there; only what is kept comes to the host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.region.region import Indices
 from surgeon.region.select import keys_of, kth_bin
+from surgeon.region.select_on_device import histogram_on_device, keys_on_device, within_on_device
+
+if TYPE_CHECKING:
+    import torch
 
 _CROWDED = 4  # when this many times k are kept, those that fell behind the bound are dropped
 
@@ -28,15 +32,20 @@ class StreamingCut:
         self._histogram = np.zeros(1 << 16, dtype=np.int64)
         self._kept: dict[str, tuple[Indices, NDArray[np.uint32]]] = {}
 
-    def take(self, name: str, scores: NDArray[np.float32]) -> None:
+    def take(self, name: str, scores: NDArray[np.float32] | torch.Tensor) -> None:
         """Take the scores of one tensor, non-negative.
 
         Raises:
             InputError: a score is not a number.
         """
-        keys = keys_of(name, scores)
-        self._histogram += np.bincount(keys >> 16, minlength=1 << 16)
-        self._kept[name] = self._within(np.arange(keys.size, dtype=np.int64), keys)
+        if isinstance(scores, np.ndarray):
+            keys = keys_of(name, scores)
+            self._histogram += np.bincount(keys >> 16, minlength=1 << 16)
+            self._kept[name] = self._within(np.arange(keys.size, dtype=np.int64), keys)
+        else:
+            there = keys_on_device(name, scores)
+            self._histogram += histogram_on_device(there)
+            self._kept[name] = within_on_device(there, self._bound(), self._kind)
         if sum(kept.size for kept, _ in self._kept.values()) > _CROWDED * self._wanted:
             self._kept = {other: self._within(*kept) for other, kept in self._kept.items()}
 
@@ -59,8 +68,14 @@ class StreamingCut:
 
     def _within(self, indices: Indices, keys: NDArray[np.uint32]) -> tuple[Indices, NDArray[np.uint32]]:
         """Keep what may still be among the chosen."""
-        if int(self._histogram.sum()) < self._wanted or self._wanted == 0:
-            return (indices, keys) if self._wanted else (indices[:0], keys[:0])
-        bound, _ = kth_bin(self._histogram, self._wanted, self._kind)
+        bound = self._bound()
         kept = keys >> 16 >= bound if self._kind == "top" else keys >> 16 <= bound
         return indices[kept], keys[kept]
+
+    def _bound(self) -> int:
+        """Return the upper sixteen bits beyond which nothing can be among the chosen."""
+        if not self._wanted:
+            return 0x7FFF if self._kind == "top" else -1
+        if int(self._histogram.sum()) < self._wanted:
+            return 0 if self._kind == "top" else 0x7FFE
+        return kth_bin(self._histogram, self._wanted, self._kind)[0]

@@ -16,9 +16,11 @@ from surgeon.checkpoint.local_paths import last_part, without_paths
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import Problem, present
+from surgeon.kinds import kinds
 from surgeon.recipe.lines import KeyPath
 from surgeon.region.region import Indices, Region
 from surgeon.region.units import Parts
+from surgeon.regions.scopes import Scope, scope_of
 
 if TYPE_CHECKING:
     from surgeon.recipe.reading import RecipeFile
@@ -52,12 +54,17 @@ class RegionPlan:
     @property
     def kind(self) -> RegionKind:
         """How it is made."""
-        return self.spec.kind
+        return kind_of(self.spec)
 
     @property
     def select(self) -> Share | None:
         """How its entries are selected by a score or by chance, if they are."""
         return self.spec.select
+
+    @property
+    def scope(self) -> Scope | None:
+        """What each cut spans, if its entries are selected."""
+        return scope_of(self.select) if self.select is not None else None
 
     @property
     def origin(self) -> str:
@@ -84,7 +91,7 @@ class RegionPlan:
         found: dict[Hashable, list[TensorInfo]] = {}
         for info in self.tensors if tensors is None else tensors:
             alone = self.parts[info.name].group if self.parts else info.name
-            key = self.select.scoped.group(alone, self.places[info.name]) if self.select is not None else alone
+            key = self.scope.group(alone, self.places[info.name]) if self.scope is not None else alone
             found.setdefault(key, []).append(info)
         return list(found.values())
 
@@ -225,6 +232,12 @@ class RegionKind:
     def bytes_to_make(self, largest: int) -> int:
         """Return the memory that making it takes beside scores and cuts, from the entries of its largest tensor."""
         return 0
+
+
+def kind_of(spec: RegionSpec) -> RegionKind:
+    """Return how a region of a recipe is made: what stands under the key of its kind."""
+    found: RegionKind = next(value for key in kinds("surgeon.regions") if (value := getattr(spec, key)) is not None)
+    return found
 
 
 def made_from(plan: RegionPlan, source: Provenance) -> dict[str, Any]:

@@ -32,15 +32,15 @@ class Control(Model, RegionKind):
 
     of: str = Field(description="the region that is compared with")
     draw: Literal["random", "bottom", "magnitude"] = Field(
-        "random", description="at random, those of the lowest score, or the largest by absolute value"
+        "random", description="random entries, those of lowest score, or the largest by absolute value"
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of `draw: random`")
     matched: Literal["count", "l2"] = Field(
-        "count", description="as many entries in each tensor, or as many as have the same L2 norm together"
+        "count", description="the same number of entries in each tensor, or as many as give the same L2 norm"
     )
 
     key: ClassVar[str] = "control"
-    description: ClassVar[str] = "as many entries of another region's tensors"
+    description: ClassVar[str] = "the same number of entries in each tensor of another region"
 
     @classmethod
     def mentioned(cls, value: Any) -> Iterator[tuple[KeyPath, str]]:

@@ -5,7 +5,7 @@ once. A unit is a layer, what is outside the layers, or less. It comes from a pa
 scores, from score files, or from weights; a cut is the same. The languages' scores are added up in float32 in their
 order, and every cut is exact (`region.select`, `region.streaming`). What stays is the sum over languages in one unit,
 the cuts of single languages in it, and finished masks. Scores may be torch's on a device: they are added up there, and
-cut there if so many extreme entries are wanted; for all else they come to the host.
+cut there, entry by entry; for whole units and for controls they come to the host.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import present
 from surgeon.region.region import Indices, Mask, Region, encode_indices
-from surgeon.region.select_on_device import select_count_on_device
 from surgeon.region.streaming import StreamingCut
 from surgeon.regions.base import SUM, Drawing, RegionPlan, Scores, Stream
-from surgeon.regions.scopes import Scope
+from surgeon.regions.scopes import scope_of
 from surgeon.regions.share import Share
 from surgeon.regions.unit_cut import UnitCut
 
@@ -35,22 +34,21 @@ class RegionCut:
 
     def __init__(self, plan: RegionPlan, languages: Sequence[str]) -> None:
         self.plan, self._select = plan, present(plan.select)
-        self._scope = self._select.scoped
+        self.scope = scope_of(self._select)
         self.labels = [SUM] if self._select.own is None else list(languages)
         self.masks: dict[str, Mask] = {}
         self._order = {info.name: i for i, info in enumerate(plan.tensors)}
         self._units = UnitCut(self._select, plan.parts) if plan.parts else None
         self._cuts: dict[str, dict[str, Indices]] = {}  # of this unit, by label
         self._spanning: list[_Spanning] = []  # groups of tensors in several units that share one cut
-        if self._scope.spans_layers and self._units is None and self._select.at_least is None:
+        if self.scope.spans_layers and self._units is None and self._select.at_least is None:
             self._spanning = [_Spanning(self._select, group, self.labels) for group in plan.groups()]
         self._spanned = {name: spanning for spanning in self._spanning for name in spanning.names}
 
     @property
     def cuts_anywhere(self) -> bool:
-        """True if the cut is one of so many extreme entries, which is made where the scores are."""
-        plain = type(self._scope).cut is Scope.cut and self._select.at_least is None
-        return plain and self.labels == [SUM]
+        """True if the cut is made where the scores are."""
+        return self._units is None and self.scope.cuts_on_device
 
     def take(self, label: str, scores: Scores) -> None:
         """Take the scores of a unit's tensors, of one language or their sum."""
@@ -60,20 +58,24 @@ class RegionCut:
                 self._units.add(label, info.name, on_host(scores[info.name]))
         elif self._spanned:
             for info in mine:
-                self._spanned[info.name].streams[label].take(info.name, on_host(scores[info.name]))
+                self._spanned[info.name].streams[label].take(info.name, scores[info.name])
         elif self.cuts_anywhere and mine and not isinstance(scores[mine[0].name], np.ndarray):
             for group in self.plan.groups(mine):
-                wanted = self._scope.count(self._select, group, self.plan.places)
-                given = [(info.name, scores[info.name]) for info in group]
-                self.masks |= select_count_on_device(given, wanted, self._select.end)
+                self._take_masks(label, self.scope.cut_on_device(self._select, group, scores, self.plan.places))
         else:
             cuts = self._cuts.setdefault(label, {})
             for group in self.plan.groups(mine):
-                cuts |= self._scope.cut(self._select, group, lambda name: on_host(scores[name]), self.plan.places)
+                cuts |= self.scope.cut(self._select, group, lambda name: on_host(scores[name]), self.plan.places)
+
+    def _take_masks(self, label: str, masks: Mapping[str, Mask]) -> None:
+        if self.labels == [SUM]:
+            self.masks |= masks
+        else:
+            self._cuts.setdefault(label, {}).update({name: mask.indices() for name, mask in masks.items()})
 
     def end_unit(self, names: Iterable[str]) -> None:
         """Make the masks of a unit's tensors, now that all languages have come."""
-        if self._units is not None and not self._scope.spans_layers:
+        if self._units is not None and not self.scope.spans_layers:
             for group in self.plan.groups(self._mine(names)):
                 self._encode(self._units.choose(group))
             self._units = UnitCut(self._select, self.plan.parts)
@@ -83,7 +85,7 @@ class RegionCut:
 
     def finish(self) -> Region:
         """Return the region, now that every unit has come by."""
-        if self._units is not None and self._scope.spans_layers:
+        if self._units is not None and self.scope.spans_layers:
             for group in self.plan.groups():
                 self._encode(self._units.choose(group))
         for spanning in self._spanning:
@@ -142,8 +144,7 @@ class Cut:
     @property
     def spans_layers(self) -> bool:
         """True if a region is known only when all scores have come by."""
-        selects = [cut.plan.select for cut in self._cuts.values()]
-        return any(select is not None and select.scoped.spans_layers for select in selects)
+        return any(cut.scope.spans_layers for cut in self._cuts.values())
 
     def take(self, stream: Stream) -> Iterator[int]:
         """Take a stream of scores; yields each unit when its masks are made.

@@ -28,7 +28,7 @@ class Dimensions(Model, RegionKind):
     rows: Annotated[int, Field(ge=0)] = Field(0, description="rows per tensor")
     columns: Annotated[int, Field(ge=0)] = Field(0, description="columns per tensor")
     residual: Annotated[int, Field(ge=0)] = Field(0, description="residual dimensions, the same in all tensors")
-    random: bool = Field(False, description="as many others at random instead: the control")
+    random: bool = Field(False, description="the same number of random others instead: the control")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of `random`")
 
     key: ClassVar[str] = "dimensions"
@@ -84,7 +84,7 @@ class Dimensions(Model, RegionKind):
 
     def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
         """Return which dimensions they are."""
-        fullest = "as many random dimensions as are fullest" if self.random else "the fullest dimensions"
+        fullest = "random dimensions, the same number as the fullest" if self.random else "the fullest dimensions"
         return [f"{fullest} in the region {self.of}"]
 
 

@@ -9,7 +9,7 @@ from graphlib import TopologicalSorter
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import Problem
 from surgeon.recipe.reading import RecipeFile
-from surgeon.regions.base import Planning, RegionPlan
+from surgeon.regions.base import Planning, RegionPlan, kind_of
 from surgeon.regions.narrowing import narrowed
 
 
@@ -17,8 +17,8 @@ def plan_regions(file: RecipeFile, checkpoint: Checkpoint, problems: list[Proble
     """Plan all regions, each after those it is made from; what does not fit the model is added to `problems`."""
     specs, planning = file.recipe.regions, Planning(file, checkpoint, problems)
     plans: dict[str, RegionPlan] = {}
-    for name in TopologicalSorter({name: spec.kind.parents for name, spec in specs.items()}).static_order():
-        plan = narrowed(planning, specs[name].kind.outline(planning, name, specs[name], plans))
+    for name in TopologicalSorter({name: kind_of(spec).parents for name, spec in specs.items()}).static_order():
+        plan = narrowed(planning, kind_of(specs[name]).outline(planning, name, specs[name], plans))
         plans[name] = replace(plan, written=file.expansion.written("regions", name))
     return {name: plans[name] for name in specs}
 
@@ -30,5 +30,5 @@ def drawn_apart(plans: Mapping[str, RegionPlan], plan: RegionPlan) -> bool:
     """
     if plan.score is None or plan.select is not None:
         return False
-    parents = [plans[name].select for name in plan.kind.parents]
-    return any(select is None or select.scoped.spans_layers for select in parents)
+    scopes = [plans[name].scope for name in plan.kind.parents]
+    return any(scope is None or scope.spans_layers for scope in scopes)

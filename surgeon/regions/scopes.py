@@ -7,14 +7,20 @@ tensors (`region.streaming`); the others as soon as a layer's scores are complet
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
-from surgeon.region.region import Indices
+from surgeon.kinds import kinds
+from surgeon.region.region import Indices, Mask
 from surgeon.region.select import Scores, entry_count_in_outputs, keys_of, select_count, select_in_outputs
+from surgeon.region.select_on_device import (
+    select_count_on_device,
+    select_in_outputs_on_device,
+    select_least_on_device,
+)
 
 if TYPE_CHECKING:
     from surgeon.regions.share import Share
@@ -52,6 +58,29 @@ class Scope:
             return {info.name: np.flatnonzero(keys_of(info.name, scores(info.name)) >= least) for info in group}
         sizes = [(info.name, info.numel) for info in group]
         return select_count(scores, sizes, self.count(select, group, places), select.end)
+
+    def cut_on_device(
+        self, select: Share, group: Sequence[TensorInfo], scores: Mapping[str, Any], places: Mapping[str, Place]
+    ) -> dict[str, Mask]:
+        """Return the masks of the very entries that `cut` selects, of scores that are torch's on a device.
+
+        A scope with a `cut` of its own needs one of these, too, else its scores come to the host.
+        """
+        if select.at_least is not None:
+            return {info.name: select_least_on_device(info.name, scores[info.name], select.at_least) for info in group}
+        given = [(info.name, scores[info.name]) for info in group]
+        return select_count_on_device(given, self.count(select, group, places), select.end)
+
+    @property
+    def cuts_on_device(self) -> bool:
+        """True if `cut_on_device` goes with `cut`."""
+        return "cut_on_device" in vars(next(kind for kind in type(self).__mro__ if "cut" in vars(kind)))
+
+
+def scope_of(select: Share) -> Scope:
+    """Return what a share is taken of."""
+    found: Scope = kinds("surgeon.scopes")[select.scope]()
+    return found
 
 
 class PerTensor(Scope):
@@ -106,5 +135,17 @@ class PerOutput(Scope):
         share, end = select.fraction or 0.0, select.end
         return {
             info.name: select_in_outputs(info.name, scores(info.name), share, end, places[info.name].output_axis)
+            for info in group
+        }
+
+    def cut_on_device(
+        self, select: Share, group: Sequence[TensorInfo], scores: Mapping[str, Any], places: Mapping[str, Place]
+    ) -> dict[str, Mask]:
+        """Return the masks of the entries selected behind each output."""
+        share, end = select.fraction or 0.0, select.end
+        return {
+            info.name: select_in_outputs_on_device(
+                info.name, scores[info.name], share, end, places[info.name].output_axis
+            )
             for info in group
         }

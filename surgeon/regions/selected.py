@@ -22,6 +22,7 @@ from surgeon.region.units import Parts, most_entries, parts_of, unit_sizes
 from surgeon.regions.base import Making, Planning, Provenance, RegionKind, RegionPlan
 from surgeon.regions.cut import select_from
 from surgeon.regions.narrowing import misnamed
+from surgeon.regions.scopes import scope_of
 from surgeon.regions.share import Share
 from surgeon.regions.unit_cut import UnitCut
 
@@ -113,7 +114,7 @@ class Select(Share, RegionKind):
     def _most(self, plan: RegionPlan) -> tuple[int, bool]:
         """Return at most how many entries are selected, and whether it is exactly so many."""
         if not plan.parts:
-            scope = self.scoped
+            scope = scope_of(self)
             return sum(scope.count(self, group, plan.places) for group in plan.groups()), True
         cuts = []
         for group in plan.groups():
@@ -142,7 +143,7 @@ class Select(Share, RegionKind):
         return list(self._described(score, named))
 
     def _described(self, score: Score | None, named: Callable[[str], str]) -> Iterator[str]:
-        share = f"{self.amount} of {self.scoped.of}"
+        share = f"{self.amount} of {scope_of(self).of}"
         if self.random is not None or score is None:
             yield f"{share} at random, seed {self.seed}"
         else:

@@ -11,8 +11,6 @@ from surgeon.recipe.fields import Count, Fraction, Model
 from surgeon.region.units import Aggregate, Unit
 
 if TYPE_CHECKING:
-    from surgeon.regions.scopes import Scope
-
     ScopeName = str
 else:
     ScopeName = Literal[tuple(kinds("surgeon.scopes"))]
@@ -27,7 +25,7 @@ class Share(Model):
     top: Fraction | None = Field(None, description="share of the entries, or units, those of highest score")
     bottom: Fraction | None = Field(None, description="share, those of lowest score")
     random: Fraction | None = Field(None, description="share, drawn at random; needs no score")
-    count: Count | None = Field(None, description="so many of highest score, instead of a share")
+    count: Count | None = Field(None, description="number of entries or units of highest score, instead of a share")
     at_least: Annotated[float, Field(gt=0)] | None = Field(None, description="all whose score is so high")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of `random`")
     scope: ScopeName = Field(
@@ -75,12 +73,6 @@ class Share(Model):
             return f"the {self.count}{whole}"
         return f"{100 * (self.fraction or 0.0):g} %{whole}"
 
-    @property
-    def scoped(self) -> Scope:
-        """What the share is taken of."""
-        found: Scope = kinds("surgeon.scopes")[self.scope]()
-        return found
-
     def wanted(self, total: int) -> int:
         """Return how many of `total` entries or units are selected, or at most, if that depends on their scores."""
         if self.at_least is not None:
@@ -94,7 +86,7 @@ class Share(Model):
             raise ValueError(f"give exactly one of {', '.join(SELECTS)} (given: {', '.join(given) or 'none'})")
         if self.monolingual is not None and given != ["top"]:
             raise ValueError("monolingual goes with top")
-        refused = self.scoped.refused(self)
+        refused = kinds("surgeon.scopes")[self.scope]().refused(self)
         if refused is not None:
             raise ValueError(refused)
         if self.by != "mean" and self.unit == "entry":

@@ -45,7 +45,7 @@ def stream_of(readers: Mapping[str, Reader], plans: Sequence[RegionPlan]) -> Str
 
 def _units(plans: Sequence[RegionPlan]) -> list[list[str]]:
     """Return the tensors in units: one each, or those of a layer if some cut, or unit of a model, spans tensors."""
-    spans = any(plan.parts or (plan.select is not None and plan.select.scoped.spans_tensors) for plan in plans)
+    spans = any(plan.parts or (plan.scope is not None and plan.scope.spans_tensors) for plan in plans)
     found: dict[object, dict[str, None]] = {}
     for plan in plans:
         for info in plan.tensors:

@@ -32,10 +32,17 @@ def change_line(found: Audit, one: Change) -> str:
     said = f"{found.names[one.language]}: {one.verdict}, {percent(one.change)} bits per byte"
     if one.low is not None and one.high is not None:
         said += f" ({percent(one.low)} to {percent(one.high)})"
+    if one.kl is not None and one.agreement is not None:
+        said += f"; KL {nats(one.kl)} nats per token, same likeliest token at {one.agreement:.0%}"
     if one.stays is not None:
         said += f"; goes on in it {one.stays[1]:.0%} of the time, the base {one.stays[0]:.0%}"
         said += f" (instead: {one.instead})" if one.instead else ""
     return said
+
+
+def nats(value: float) -> str:
+    """Format a divergence with three digits."""
+    return f"{max(value, 0.0):.3g}"  # below some 1e-7 it is rounding, of either sign
 
 
 def percent(share: float) -> str:
@@ -50,7 +57,7 @@ def audit_data(found: Audit) -> dict[str, Any]:
     """Return all that was found, as plain data."""
     return {
         "model": found.model, "base": found.base, "same_tokenizer": found.same_tokenizer, "counts": found.counts,
-        "rules": found.rules,
+        "rules": found.rules, "notes": list(found.notes),
         "languages": {one.language: asdict(one) | {"name": found.names[one.language]} for one in found.changes},
     }  # fmt: skip
 
@@ -107,15 +114,17 @@ def card_section(found: Audit) -> str:
     lines = [
         "## Languages kept", "",
         f"Against {markdown(found.base)}: {verdict_line(found)} (`surgeon audit`, bits per byte by paragraph).", "",
-        "| language | verdict | change | interval | goes on in it (base) |", "|---|---|---|---|---|",
+        "| language | verdict | change | interval | KL, nats/token | same likeliest token | goes on in it (base) |",
+        "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for one in found.changes:
         bounds = "" if one.low is None or one.high is None else f"{percent(one.low)} to {percent(one.high)}"
         stays = "" if one.stays is None else f"{one.stays[1]:.0%} ({one.stays[0]:.0%})"
-        lines.append(
-            f"| {markdown(found.names[one.language])} | {one.verdict} | {percent(one.change)} | {bounds} | {stays} |"
-        )
-    return "\n".join([*lines, "", *(f"{rule}.  " for rule in found.rules), ""])
+        kl = "" if one.kl is None else nats(one.kl)
+        same = "" if one.agreement is None else f"{one.agreement:.0%}"
+        cells = [markdown(found.names[one.language]), one.verdict, percent(one.change), bounds, kl, same, stays]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"{line}.  " for line in (*found.rules, *found.notes)), ""])
 
 
 def write_audit(found: Audit, output: Path) -> list[Path]:
@@ -126,7 +135,7 @@ def write_audit(found: Audit, output: Path) -> list[Path]:
     drawn = picture(found)
     page = rendered(
         "audit.html", audit=found, line=verdict_line(found), lines=[change_line(found, one) for one in found.changes],
-        picture=Markup(themed(svg(drawn), dark=False)), caption=drawn.caption, percent=percent,
+        picture=Markup(themed(svg(drawn), dark=False)), caption=drawn.caption, percent=percent, nats=nats,
     )  # fmt: skip
     contents: Mapping[str, str] = {
         "audit.json": to_json(audit_data(found)) + "\n", "audit.html": page,

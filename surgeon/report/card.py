@@ -21,20 +21,21 @@ from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.local_paths import last_part
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import RecipeError
-from surgeon.model.results import PERPLEXITY
 from surgeon.plan.plan import Plan
 from surgeon.recipe.lines import plain
 from surgeon.recipe.plain_yaml import read_yaml
 from surgeon.region.region import Region
+from surgeon.regions.base import kind_of
 from surgeon.report.data import Report
 from surgeon.report.drawing import svg, write_pictures
 from surgeon.report.escaping import markdown, markdown_code
 from surgeon.report.figures import variant_figures
 from surgeon.report.published import published
-from surgeon.report.story import caveat, no_intervals, sentence, tell
+from surgeon.report.sentences import caveat, measured_lines, no_intervals, sentence
+from surgeon.report.story import tell
 from surgeon.report.tables import languages_table
 from surgeon.report.templates import rendered
-from surgeon.report.words import quantity_text, text_alone
+from surgeon.report.words import text_alone
 from surgeon.text.documents import DatasetLocation
 
 FIGURES, RESULTS = "figures", ".eval_results"
@@ -135,14 +136,7 @@ def _measured(variant: str, report: Report | None) -> dict[str, Any]:
         "others": [name for name in report.summary if name not in found][:_CONTROLS],
         "figures": variant_figures(report, variant),
         "languages": languages_table(found, variant, named=report.language).rows,
-        "measured_beside": [
-            (quantity.title, quantity_text(quantity, found_of[quantity.name].value), quantity.unit)
-            for kind, item in report.measurements.items()
-            if kind != PERPLEXITY
-            for found_of in [item.overall.get(variant, {})]
-            for quantity in item.quantities
-            if quantity.name in found_of
-        ],
+        "measured_beside": measured_lines(report, tell(report, variant)),
     }
 
 
@@ -241,7 +235,7 @@ def _why(plan: Plan, region: str) -> str:
     spec, named = plan.recipe.regions.get(region), plan.corpus.language
     if spec is None:
         return ""
-    parts = spec.kind.described(plan.recipe.score_of(region), lambda code: named(code).name)
+    parts = kind_of(spec).described(plan.recipe.score_of(region), lambda code: named(code).name)
     limits = [("in", spec.include), ("without", spec.exclude)]
     parts += [f"{word} {', '.join(names)}" for word, names in limits if names]
     if spec.layers is not None:

@@ -34,8 +34,8 @@ from surgeon.report.drawing import (
     words,
     write_pictures,
 )
+from surgeon.report.grid import Cell, Grid, Row
 from surgeon.report.story import Story, log_ratio, tell
-from surgeon.report.tables import Cell, Grid, Row
 from surgeon.report.templates import HERE, rendered
 from surgeon.report.words import interval, is_lost, number
 
@@ -124,7 +124,7 @@ def _effects(runs: Sequence[Compared], languages: Sequence[str]) -> Figure:
     hover = tips(language="language", run="run", times="of its base's perplexity", interval="95 %", variant="variant",
                  model="model")  # fmt: skip
     encoding = {
-        "x": multiples(True, "perplexity, as a multiple of its own base's", orient="top"),
+        "x": multiples(True, "perplexity, multiple of the run's own base", orient="top"),
         "y": named("language", None), "yOffset": words("run", sort=[run.name for run in runs]),
     }  # fmt: skip
     layers = [

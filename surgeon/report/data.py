@@ -2,160 +2,40 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import os
-import zlib
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from surgeon.checkpoint.plain_json import read_object
 from surgeon.errors import InputError
-from surgeon.model.results import Continuation, exponential
-from surgeon.notebook import table
-from surgeon.region.dimensions import Cell, Dimension, Spread
+from surgeon.model.results import PERPLEXITY, Continuation, exponential
+from surgeon.notebook import table, view
+from surgeon.report.entry import Entry
+from surgeon.report.measured_entries import (
+    Expectation,
+    MeasurementReport,
+    PartsReport,
+    PassageReport,
+    Perplexity,
+    Summary,
+    SweepReport,
+)
+from surgeon.report.region_entries import OverlapReport, RegionReport
 from surgeon.report.words import coordinate, interval, number
 from surgeon.text.languages import Language, language
 
 SCHEMA_VERSION = 1
-MOST_COLUMNS = 600  # of a scan
-_MOST_ROWS = 100_000  # roles times layers
 _COLUMNS = (
     "variant", "language", "name", "script", "family", "nll", "tokens", "bytes", "perplexity", "bits_per_byte", "ratio",
     "low", "high",
 )  # fmt: skip
 
 
-class Model(BaseModel):
-    """Base: immutable; inf and nan are written as the strings "Infinity" and "NaN", which JSON itself lacks."""
-
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings", extra="forbid")
-
-
-class RoleCount(Model):
-    """Entries selected of a role's, over all layers."""
-
-    entries: int
-    numel: int
-
-
-class Scan(Model):
-    """How a region runs along the residual stream: a row per role and layer, a column per dimension, or per few.
-
-    `levels` holds a byte per cell, row by row, compressed by zlib, in base64: the share of the dimension's entries
-    there that are selected, as 255 times its square root. Where a column stands for `width` neighbouring dimensions
-    it has the share of the fullest of them, so that a single dimension stays as bright as it is.
-    """
-
-    rows: list[tuple[int | None, str]]
-    columns: int
-    width: int
-    levels: str
-
-    def shares(self) -> NDArray[np.float64]:
-        """Return the shares: float64 of shape (rows, columns), exact to about 1/255 of their square root."""
-        levels = np.frombuffer(self._unpacked(), dtype=np.uint8)
-        shares: NDArray[np.float64] = np.square(levels / 255.0).reshape(len(self.rows), self.columns)
-        return shares
-
-    def _unpacked(self) -> bytes:
-        """Return a byte per cell; what would unpack to more is not unpacked."""
-        cells = len(self.rows) * self.columns
-        return zlib.decompressobj().decompress(base64.b64decode(self.levels), cells + 1)
-
-    @model_validator(mode="after")
-    def _levels_are_whole(self) -> Scan:
-        if not 0 < self.columns <= MOST_COLUMNS or len(self.rows) > _MOST_ROWS:
-            raise ValueError("a scan has too many rows or columns")
-        try:
-            whole = len(self._unpacked()) == len(self.rows) * self.columns
-        except (ValueError, zlib.error):
-            whole = False
-        if not whole:
-            raise ValueError("the levels of a scan do not fit its rows and columns")
-        return self
-
-
-class RegionReport(Model):
-    """A region as it was cut. `fraction` is the density reached: selected / in scope.
-
-    `spread_at` are shares of rows or columns; `spreads` says how many entries they hold per role, and `chance` how many
-    they would hold of as many entries drawn at random in each tensor (seed 0): few entries crowd a little by chance.
-    `dimensions` are the residual dimensions that hold most entries.
-    """
-
-    fraction: float
-    entries: int
-    numel: int
-    tensors: int
-    roles: dict[str, RoleCount]
-    origin: str
-    cells: list[Cell] = []
-    spread_at: list[float] = []
-    spreads: dict[str, Spread] = {}
-    chance: dict[str, Spread] = {}
-    hidden_size: int | None = None
-    dimensions: list[Dimension] = []
-    scan: Scan | None = None
-
-    @model_validator(mode="after")
-    def _spreads_are_whole(self) -> RegionReport:
-        """Each spread has a value for every share, also for the hundredth that is shown."""
-        lines = [
-            line for spread in (*self.spreads.values(), *self.chance.values()) for line in (spread.rows, spread.columns)
-        ]
-        if any(len(line) != len(self.spread_at) for line in lines) or (lines and 0.01 not in self.spread_at):
-            raise ValueError("spreads do not fit spread_at")
-        return self
-
-
-class OverlapReport(Model):
-    """Two regions: the Jaccard index of their entries, and that of random entries in their numbers."""
-
-    left: str
-    right: str
-    jaccard: float
-    by_chance: float
-
-
-class Perplexity(Model):
-    """One language under one model. `nll` in nats, summed over `tokens` predicted tokens of `bytes` of text.
-
-    `low` and `high` bound its ratio to the base (see model/intervals.py); None for the base itself, and where the text
-    is one sentence and one window only.
-    """
-
-    nll: float
-    tokens: int
-    bytes: int
-    perplexity: float
-    log_perplexity: float
-    bits_per_byte: float
-    low: float | None = None
-    high: float | None = None
-
-
-class Summary(Model):
-    """A model over all languages; ratios are of geometric means, `log` the natural logarithm of the mean.
-
-    `low` and `high` bound the ratio (see model/intervals.py); None for the base itself, and where some language's text
-    is one sentence and one window only.
-    """
-
-    geometric_mean_perplexity: float
-    log_geometric_mean_perplexity: float
-    ratio_to_base: float
-    low: float | None = None
-    high: float | None = None
-
-
-class EncodingReport(Model):
+class EncodingReport(Entry):
     """What it took to encode a variant's new values in the format of its quantized weights.
 
     `blocks` are those of which an entry was encoded anew; of them `rescaled` got another scale. `rounded` entries hold
@@ -169,93 +49,7 @@ class EncodingReport(Model):
     norm: float
 
 
-class Figure(Model):
-    """What was measured of a model in one group (a language, or a task), over `pieces` independent pieces of it.
-
-    They say as much as `effective` pieces of equal weight. `change` is the ratio or difference to the base, as the
-    quantity says; None for the base itself, and where the value is a comparison with the base already. `low` and `high`
-    bound the change, or else the value (measure/intervals.py); None where one piece alone was measured. `p` is the
-    probability of a change as large by chance. It is `beyond_chance` if it stays among all groups of this variant
-    (measure/chance.py).
-    """
-
-    value: float
-    pieces: int
-    effective: float | None = None
-    change: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-    beyond_chance: bool | None = None
-
-
-class QuantityReport(Model):
-    """What a figure is: its `name`, `title`, `unit` and direction (`worse`), and how it stands beside the base's.
-
-    Of `compare`: `ratio` and `difference` are those to the base, `base` says that the value is a comparison itself. A
-    `share` is between 0 and 1; `chance` is what a model reaches that knows nothing.
-    """
-
-    name: str
-    title: str
-    unit: str
-    worse: Literal["more", "less"]
-    compare: Literal["ratio", "difference", "base"]
-    share: bool = False
-    chance: float | None = None
-
-
-class MeasurementReport(Model):
-    """One kind of measurement: its quantities, and its figures by variant, group and quantity.
-
-    `by` says what the groups are; `overall` are means over them (geometric ones where the comparison is a ratio).
-    `remarks` say more in words, by variant and group.
-    """
-
-    title: str
-    by: str
-    quantities: list[QuantityReport]
-    found: dict[str, dict[str, dict[str, Figure]]]
-    overall: dict[str, dict[str, Figure]]
-    remarks: dict[str, dict[str, str]] = {}
-
-    def beyond_chance(self, variant: str, group: str, quantity: str) -> bool | None:
-        """Say whether a variant's change in a group is more than chance; None if that was not tested."""
-        figure = self.found.get(variant, {}).get(group, {}).get(quantity)
-        return None if figure is None else figure.beyond_chance
-
-    def chance_words(self, variants: Sequence[str]) -> str:
-        """Say how many groups are worse beyond chance, by variant, and how many would look so by chance."""
-        parts, first = [], self.quantities[0]
-        for name in variants:
-            tested = [row[first.name] for row in self.found.get(name, {}).values() if first.name in row]
-            tested = [figure for figure in tested if figure.p is not None]
-            if tested:
-                base = 1.0 if first.compare == "ratio" else 0.0
-                sign = 1 if first.worse == "more" else -1
-                worse = sum(bool(f.beyond_chance) and sign * ((f.change or 0.0) - base) > 0 for f in tested)
-                parts.append(f"{name} {worse} of {len(tested)}")
-        if not parts:
-            return ""
-        most = max(len(self.found[name]) for name in variants if name in self.found)
-        return (
-            f"Worse beyond chance (false discovery rate 5 %): {', '.join(parts)}. By chance alone some "
-            f"{most * 0.025:.1f} of {most} intervals would lie on the worse side."
-        )
-
-
-class PassageReport(Model):
-    """The beginning of a language's text: its tokens, the numbers of those that begin a word, and their losses in nats.
-
-    `losses` are those of each model; None where the loss is not a number.
-    """
-
-    tokens: list[str]
-    words: list[int]
-    losses: dict[str, list[float | None]]
-
-
-class StepReport(Model):
+class StepReport(Entry):
     """One operation on one region; `settings` are its other keys in the recipe.
 
     The kinds `freeze` and `train_only` do nothing to the weights: they are what a bundle beside them tells trainers.
@@ -266,7 +60,7 @@ class StepReport(Model):
     settings: dict[str, Any] = {}
 
 
-class VariantReport(Model):
+class VariantReport(Entry):
     """A variant, written or not; `path` is set if it was written.
 
     `operations` says in words what was done, `steps` says the same as data.
@@ -301,31 +95,7 @@ class VariantReport(Model):
         return {**data, "steps": steps}
 
 
-class OverSeeds(Model):
-    """What became of points of a sweep that differ in their seed alone; `values` are theirs on the other axes.
-
-    `mean` is the geometric mean of their ratios to the base, `low` and `high` the smallest and the largest.
-    """
-
-    values: list[Any]
-    points: list[str]
-    mean: float
-    low: float
-    high: float
-
-
-class SweepReport(Model):
-    """A grid: the values of each axis, and the variant at each point with its value on every axis.
-
-    A sweep with an axis `seed` has its points together `over_seeds`.
-    """
-
-    axes: dict[str, list[Any]]
-    points: dict[str, list[Any]]
-    over_seeds: list[OverSeeds] = []
-
-
-class PushReport(Model):
+class PushReport(Entry):
     """Where a variant was pushed to; `sent`, `copied` (by the Hub itself), `removed`, `unchanged` count files."""
 
     address: str
@@ -337,31 +107,7 @@ class PushReport(Model):
     unchanged: int
 
 
-class Expectation(Model):
-    """A bound of the recipe and what came out: the figure itself, or a bound of its interval, as `at` says.
-
-    `ratio` is that of perplexities. With a `measurement` it is None, `value` is what came out, and `quantity` says
-    what that is; nan, and no `quantity`, if nothing of the kind was found.
-    """
-
-    variant: str
-    language: str | None
-    ratio_at_least: float | None
-    ratio_at_most: float | None
-    ratio: float | None
-    passed: bool
-    at: Literal["point", "lower", "upper"] = "point"
-    measurement: str | None = None
-    quantity: QuantityReport | None = None
-    group: str | None = None
-    at_least: float | None = None
-    at_most: float | None = None
-    change_at_least: float | None = None
-    change_at_most: float | None = None
-    value: float | None = None
-
-
-class ModelReport(Model):
+class ModelReport(Entry):
     """The source model. `content_sha256` is None if only parts of it were fetched from the Hub; `vocabulary` counts the
     tokens that it chooses among.
 
@@ -386,7 +132,7 @@ class ModelReport(Model):
     notes: list[str] = []
 
 
-class ScoreReport(Model):
+class ScoreReport(Entry):
     """How much text one score was computed on, in one language."""
 
     kind: str
@@ -395,8 +141,8 @@ class ScoreReport(Model):
     tokens: int
 
 
-class Report(Model):
-    """Everything that one `apply` found."""
+class Report(Entry):
+    """Everything that one `apply` found. `parts` are by variant, and by what its cut was taken apart by."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -411,6 +157,7 @@ class Report(Model):
     perplexity: dict[str, dict[str, Perplexity]] = {}
     summary: dict[str, Summary] = {}
     measurements: dict[str, MeasurementReport] = {}
+    parts: dict[str, dict[str, PartsReport]] = {}
     passages: dict[str, PassageReport] = {}
     generations: dict[str, list[Continuation]] = {}
     expectations: list[Expectation] = []
@@ -431,7 +178,7 @@ class Report(Model):
 
     def plot(self, name: str | None = None) -> Any:
         """Return a figure, which a notebook shows: by name, such as `perplexity`, `ratios` or `scan`, or the first."""
-        return import_module("surgeon.report.shown").report_figure(self, name)  # figures are made of reports
+        return view("report", self, name)
 
     def _repr_html_(self) -> str:
         """Show the report in a notebook: what became of each variant."""
@@ -442,14 +189,23 @@ class Report(Model):
         ]  # fmt: skip
         return table(repr(self), ["variant", "entries", "perplexity", "x base", "95 %"], rows)
 
-    def to_pandas(self) -> Any:
-        """Return what was measured as a `pandas.DataFrame` with a row per variant and language, the base's first.
+    def to_pandas(self, measurement: str = PERPLEXITY) -> Any:
+        """Return what was measured as a `pandas.DataFrame`, the base's rows first.
 
-        Columns: variant, language, name, script, family, nll, tokens, bytes, perplexity, bits_per_byte, ratio (to the
-        base), low, high (the ratio's interval; missing for the base).
+        Of perplexity there is a row per variant and language: variant, language, name, script, family, nll, tokens,
+        bytes, perplexity, bits_per_byte, ratio (to the base), low, high (the ratio's interval; missing for the base).
+
+        Of any other `measurement`, by its key in the recipe's `verify`, there is a row per variant, group (a language
+        or a task) and quantity: variant, group, quantity, title, unit, worse ("more" or "less"), compare, chance,
+        value, change (from the base's), low, high (of the change, or else of the value), pieces, p, beyond_chance.
+
+        Raises:
+            InputError: nothing of the kind was measured.
         """
         import pandas  # type: ignore[import-untyped]
 
+        if measurement != PERPLEXITY:
+            return pandas.DataFrame(self._rows_of(measurement))
         rows = []
         for variant, measured in self.perplexity.items():
             for code, item in measured.items():
@@ -459,6 +215,22 @@ class Report(Model):
                 named = {"name": known.name, "script": known.script, "family": known.family}
                 rows.append({"variant": variant, "language": code, **named, **found, "ratio": ratio})
         return pandas.DataFrame(rows, columns=list(_COLUMNS))
+
+    def _rows_of(self, measurement: str) -> list[dict[str, Any]]:
+        item = self.measurements.get(measurement)
+        if item is None:
+            there = ", ".join(self.measurements) or "nothing"
+            raise InputError(f"'{measurement}' was not measured in this run; measured: {there}")
+        return [
+            {
+                "variant": variant, "group": group, "quantity": quantity.name,
+                "title": quantity.title, "unit": quantity.unit, "worse": quantity.worse, "compare": quantity.compare,
+                "chance": quantity.chance,
+                **by_quantity[quantity.name].model_dump(exclude={"effective"}),
+            }
+            for variant, groups in item.found.items() for group, by_quantity in groups.items()
+            for quantity in item.quantities if quantity.name in by_quantity
+        ]  # fmt: skip
 
     def language(self, code: str) -> Language:
         """Return what is known of a language, by the recipe or at all."""
@@ -578,7 +350,9 @@ class Report(Model):
         try:
             return cls.model_validate(read_object(path))
         except OSError as error:
-            raise InputError(f"{path}: no report there ({error.strerror}); `surgeon apply` writes one") from None
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); name the output folder of `surgeon apply` or `surgeon cut`"
+            ) from None
         except ValueError as error:
             raise InputError(
                 f"{path}: not a report that this surgeon reads ({str(error).splitlines()[0]}); run `apply` again"

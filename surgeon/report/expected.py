@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from surgeon.measure.intervals import language_interval
-from surgeon.model.results import exponential, geometric_mean
+from surgeon.model.results import Quantity, exponential, geometric_mean
 from surgeon.recipe.schema import ExpectSpec
-from surgeon.report.data import Expectation, MeasurementReport, QuantityReport
 from surgeon.report.measured import Measures, mean_ratio_interval
+from surgeon.report.measured_entries import Expectation, MeasurementReport
 from surgeon.report.words import bounds, quantity_text
 
 
@@ -51,7 +51,7 @@ def _asked(item: ExpectSpec | Expectation) -> tuple[float | None, float | None]:
     return item.at_least, item.at_most
 
 
-def _figure(item: ExpectSpec, report: MeasurementReport | None) -> tuple[QuantityReport | None, float]:
+def _figure(item: ExpectSpec, report: MeasurementReport | None) -> tuple[Quantity | None, float]:
     """Return the quantity that an expectation is of, and what came out; None and nan if there is none."""
     quantities = report.quantities if report is not None else []
     quantity = next((one for one in quantities if item.quantity in (None, one.name)), None)

@@ -14,14 +14,19 @@ from typing import Any
 import yaml
 
 from surgeon.checkpoint.storage import replacing
-from surgeon.report import tables
-from surgeon.report.data import Report, SweepReport
+from surgeon.report import measurement_tables, region_tables, tables
+from surgeon.report.data import Report
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
 from surgeon.report.expected import came_out, expected
-from surgeon.report.figures import ORDERS, figures, places
+from surgeon.report.figures import figures
+from surgeon.report.grid import Grid
+from surgeon.report.language_figures import ORDERS, places
+from surgeon.report.measured_entries import SweepReport
+from surgeon.report.parts import part_lines, part_tables
 from surgeon.report.passages import words
 from surgeon.report.scan import EXPONENT, brightest, light_palette
-from surgeon.report.story import Story, caveat, evidence, headline, no_intervals, tell
+from surgeon.report.sentences import caveat, evidence, headline, measured_lines, no_intervals
+from surgeon.report.story import Story, tell
 from surgeon.report.templates import HERE, rendered
 from surgeon.report.words import number, text_alone
 
@@ -55,14 +60,19 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         words=words,
         came_out=came_out,
         expected=expected,
+        part_lines=part_lines,
+        part_tables=part_tables,
         report=report,
         story=story,
         headline=headline(report, story),
         evidence=evidence(report, story),
+        beside=measured_lines(report, story),
         caveat=caveat(report),
         unsure=no_intervals(report.perplexity, report.language),
         figures={figure.name: (figure, Markup(picture)) for figure, picture in drawn},
         tables=tables,
+        region_tables=region_tables,
+        measurement_tables=measurement_tables,
         languages=lambda variants: _languages(report, variants),
         palette=PALETTE,
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
@@ -92,7 +102,7 @@ def _long_sweeps(report: Report) -> dict[str, SweepReport]:
     return {name: sweep for name, sweep in report.sweeps.items() if list(sweep.axes) != ["seed"]}
 
 
-def _languages(report: Report, variants: Sequence[str]) -> tables.Grid:
+def _languages(report: Report, variants: Sequence[str]) -> Grid:
     found = {name: report.averaged(name) for name in ("base", *variants)}
     return tables.languages_table(found, "base", report, places(report))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from surgeon.measure.chance import effective, probability, survives
@@ -17,12 +16,11 @@ from surgeon.measure.intervals import (
 )
 from surgeon.model.results import PERPLEXITY, Measure, Quantity, Sums, Verification, exponential, geometric_mean
 from surgeon.recipe.sweeps import Sweep
-from surgeon.report.data import (
+from surgeon.report.measured_entries import (
     Figure,
     MeasurementReport,
     OverSeeds,
     Perplexity,
-    QuantityReport,
     Summary,
     SweepReport,
 )
@@ -97,7 +95,7 @@ def measurement_reports(found: Verification, made: Sequence[Measurement]) -> dic
             reports[item.kind] = MeasurementReport(
                 title=item.description,
                 by=item.grouped_by,
-                quantities=[QuantityReport(**asdict(quantity)) for quantity in quantities],
+                quantities=list(quantities),
                 found={name: _marked(groups) for name, groups in table.items()},
                 overall=overall,
                 remarks=_remarks(found, item.kind),

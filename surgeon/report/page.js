@@ -14,11 +14,14 @@ const state = () => ({
   checked: boxes.length ? boxes.filter((box) => box.checked).map((box) => box.value) : data.shown,
 });
 
+// The figures of languages heed the switch; all others are what they are.
+const isSwitched = (name) => (data.figures[name].spec.params ?? []).some((param) => param.name === "order");
+
 function setView(name) {
   const { order, find, checked } = state();
   const view = views[name];
   for (const [signal, value] of [["order", order], ["find", find]]) view.signal(signal, value);
-  if (name === "perplexity" || chosen) view.signal("shown", checked);
+  if (name !== "ratios" || chosen) view.signal("shown", checked);
   return view.runAsync();
 }
 
@@ -38,7 +41,7 @@ function setTable(reorder) {
 }
 
 function apply(reorder) {
-  for (const name of ["perplexity", "ratios"]) if (views[name]) setView(name);
+  for (const name in views) if (isSwitched(name)) setView(name);
   setTable(reorder);
 }
 
@@ -74,7 +77,7 @@ async function enliven(figure) {
     await fit();
     addEventListener("resize", fit);
   }
-  if (["perplexity", "ratios"].includes(figure.dataset.figure)) await setView(figure.dataset.figure);
+  if (isSwitched(figure.dataset.figure)) await setView(figure.dataset.figure);
   figure.dataset.ready = "yes";
 }
 

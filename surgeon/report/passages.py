@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from surgeon.measure.words import Words
 from surgeon.model.results import Verification
-from surgeon.report.data import PassageReport
+from surgeon.report.measured_entries import PassageReport
 
 _TONES = ((6.0, "worst"), (3.0, "worse-still"), (1.0, "worse-word"))  # from so many nats more than the base on
 

@@ -15,7 +15,7 @@ from surgeon.region.controls import random_like
 from surgeon.region.dimensions import SPREAD_AT, Trace, profile
 from surgeon.region.overlap import likenesses
 from surgeon.region.region import Region
-from surgeon.report.data import MOST_COLUMNS, OverlapReport, RegionReport, RoleCount, Scan
+from surgeon.report.region_entries import MOST_COLUMNS, OverlapReport, RegionReport, RoleCount, Scan
 from surgeon.report.words import roles_in_order
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.report.data import RegionReport, Report, Scan
+from surgeon.report.data import Report
 from surgeon.report.drawing import SERIES, Figure, Spec, amount, colour, finished, layer, words
 from surgeon.report.png import encoded
+from surgeon.report.region_entries import RegionReport, Scan
 from surgeon.report.story import Story, is_control
 from surgeon.report.words import percent
 

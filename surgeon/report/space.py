@@ -15,7 +15,8 @@ from surgeon.errors import InputError
 from surgeon.report.data import Report
 from surgeon.report.html import write_page
 from surgeon.report.published import published, published_manifest
-from surgeon.report.story import headline, tell
+from surgeon.report.sentences import headline
+from surgeon.report.story import tell
 from surgeon.write.integrity import MANIFEST, RECIPE, read_object
 
 

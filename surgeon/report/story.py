@@ -1,33 +1,19 @@
-"""What a report says first: which variant it is about, what stands beside it, and one sentence of what came out."""
+"""What a report is about: which variant it tells of first, what stands beside it, and how far it moves a language."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from surgeon.model.results import FEWEST_TOKENS, exponential
-from surgeon.report.data import Perplexity, Report
-from surgeon.report.words import count, interval, is_lost, number, percent, roles_in_order
-from surgeon.text.languages import Language, language
+from surgeon.model.results import exponential
+from surgeon.report.data import Report
 
-Named = Callable[[str], Language]  # what is known of a language, by its code
 SAME = 0.01  # a ratio to the base's that differs from 1 by less is no effect
 CONTROLS = 3  # at most, beside the cut
-_HELD = {"freeze": "keep {} as they are", "train_only": "change {}, and nothing else"}  # what trainers are told
-
-# What must be known of a model before its figures are read.
-_CAVEATS = {
-    "builtin:tiny30": "tiny30 was trained so that few entries hold its competence (a soft threshold in every step): "
-    "how strong its core is says nothing about other models.",
-}
-
-_DOING = {
-    "zero": "Zeroing", "scale": "Scaling", "shuffle": "Shuffling", "noise": "Adding noise to", "fill": "Filling",
-    "restore": "Putting back", "add": "Adding a change to", "slerp": "Turning",
-}  # fmt: skip
+HELD = ("freeze", "train_only")  # what is done to no weight: trainers are told
 
 
 @dataclass(frozen=True)
@@ -60,13 +46,13 @@ def tell(report: Report, about: str | None = None) -> Story:
     measured = [*([about] if about is not None else []), *(name for name in report.measured_alone if name != about)]
     used = {name: regions_of(report, name) for name in report.variants}
     cuts = [name for name in measured if not all(is_control(report, region) for region in used[name])]
-    cuts.sort(key=lambda name: not _steps(report, name)[0])  # one that only tells trainers something changes nothing
+    cuts.sort(key=lambda name: not steps_of(report, name)[0])  # one that only tells trainers something changes nothing
     cut = about or next(iter(cuts or measured), None)
     controls = [name for name in measured if name not in cuts and name != cut]
     if cut is not None:
         size = report.variants[cut].entries
-        alike = [name for name in controls if _alike(report.variants[name].entries, size)]
-        controls = sorted(alike or controls, key=lambda name: max(_rank(report, region) for region in used[name]))
+        of_its_size = [name for name in controls if alike(report.variants[name].entries, size)]
+        controls = sorted(of_its_size or controls, key=lambda name: max(_rank(report, region) for region in used[name]))
     named = [region for region in (used[cut] if cut else []) if region in report.regions]
     others = sorted(report.regions, key=lambda name: is_control(report, name))
     shown = next(iter([*named, *others]), None)
@@ -77,14 +63,14 @@ def tell(report: Report, about: str | None = None) -> Story:
 
 def regions_of(report: Report, variant: str) -> list[str]:
     """Return the regions that a variant's operations act on; of one without any, the region that trainers heed."""
-    done, held = _steps(report, variant)
+    done, held = steps_of(report, variant)
     return [region for _, region in done or held]
 
 
-def _steps(report: Report, variant: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def steps_of(report: Report, variant: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Return what is done to a variant's weights, and what trainers are told: each a kind, and a region."""
     steps = [(step.kind, step.region) for step in report.variants[variant].steps]
-    return [step for step in steps if step[0] not in _HELD], [step for step in steps if step[0] in _HELD]
+    return [step for step in steps if step[0] not in HELD], [step for step in steps if step[0] in HELD]
 
 
 def drawn(report: Report, region: str) -> str | None:
@@ -93,7 +79,7 @@ def drawn(report: Report, region: str) -> str | None:
     Of ordinary entries: `random`, of the lowest score (`bottom`), in `dimensions`; or a control of the largest values
     (`magnitude`). None if its entries were chosen for what they are.
     """
-    found, spec = report.regions.get(region), _spec(report, region)
+    found, spec = report.regions.get(region), spec_of(report, region)
     select, control, dimensions, score = (spec.get(key) or {} for key in ("select", "control", "dimensions", "score"))
     kinds = {*select, control.get("draw"), found.origin if found is not None else None}
     if "bottom" in kinds:
@@ -130,242 +116,8 @@ def ratio(report: Report, variant: str, code: str) -> float:
     return exponential(log_ratio(report, variant, code))
 
 
-def sentence(report: Report, story: Story) -> str:
-    """Say in one sentence what came out, beside the controls, or that there was too little text to tell."""
-    beside = _beside(report, story, story.cut) if story.cut is not None and _tells_of_a_cut(report, story) else []
-    return "; ".join([headline(report, story).removesuffix("."), *beside]) + "."
-
-
-def evidence(report: Report, story: Story) -> str | None:
-    """Say in one line what the headline rests on: unit, number of languages, means with intervals, seeds, guessing."""
-    if story.cut is None or not _tells_of_a_cut(report, story) or "base" not in report.summary:
-        return None
-    languages = count(len(report.perplexity["base"]), "language")
-    means = [f"{report.label(name)} {_mean(report, name)}" for name in story.shown if name in report.summary]
-    guess = report.guessing()
-    told = f". Guessing every token alike: {number(exponential(guess))}" if guess is not None else ""
-    text = f"Perplexity as a multiple of the base's, geometric mean of {languages}: {'; '.join(means)}{told}."
-    return text.replace(" %", "\u00a0%")
-
-
-def _mean(report: Report, name: str) -> str:
-    item, draws = report.summary[name], report.draws(name)
-    if len(draws) > 1:
-        found = [report.summary[draw] for draw in draws]
-        log = math.fsum(draw.log_geometric_mean_perplexity for draw in found) / len(found)
-        mean = exponential(log - report.summary["base"].log_geometric_mean_perplexity)
-        ratios = [draw.ratio_to_base for draw in found]
-        return f"{number(mean)} (range {interval(min(ratios), max(ratios))})"
-    if item.low is None or item.high is None:
-        return number(item.ratio_to_base)
-    return f"{number(item.ratio_to_base)} (95 % interval {interval(item.low, item.high)})"
-
-
-def _tells_of_a_cut(report: Report, story: Story) -> bool:
-    """True if the headline is of one cut and its effect; else it is of something that has no controls."""
-    if story.cut is None or not _steps(report, story.cut)[0] or len(story.own) > 1:
-        return False
-    return too_little_text(report.perplexity, report.language) is None
-
-
-def headline(report: Report, story: Story) -> str:
-    """Say in a short sentence what came out, or that there was too little text to tell."""
-    little = too_little_text(report.perplexity, report.language)
-    if little is not None and (story.cut is None or _steps(report, story.cut)[0]):
-        return little
-    if story.cut is None:
-        return _of_a_sweep(report) if report.sweeps and report.perplexity else _of_a_region(report, story)
-    if not _steps(report, story.cut)[0]:
-        return _of_a_bundle(report, story.cut)
-    doing = _doing(report, story.cut)
-    if len(story.own) > 1:
-        mine = [ratio(report, name, code) for name, code in story.own.items() if code in report.perplexity[name]]
-        rest = [
-            ratio(report, name, code)
-            for name, own in story.own.items() for code in report.perplexity[name] if code != own
-        ]  # fmt: skip
-        if mine and rest:
-            return (
-                f"{doing} that one language alone needs makes that language {_worse(mine)}, every other language "
-                f"{_worse(rest)}; {count(len(story.own), 'language')} tried."
-            )
-    ratios = {code: ratio(report, story.cut, code) for code in report.perplexity[story.cut]}
-    return f"{doing} {_effect(report, ratios)}."
-
-
-def caveat(report: Report) -> str | None:
-    """Return what must be known of the model before its figures are read, if there is anything."""
-    return _CAVEATS.get(report.model.name)
-
-
-def too_little_text(perplexity: Mapping[str, Mapping[str, Perplexity]], named: Named = language) -> str | None:
-    """Say so if in some language too few tokens were predicted for a sentence about it; None if there are enough."""
-    found = {code: item.tokens for by_language in perplexity.values() for code, item in by_language.items()}
-    short = {code: tokens for code, tokens in found.items() if tokens < FEWEST_TOKENS}
-    if not short:
-        return None
-    code = min(short, key=lambda code: short[code])
-    few = f"{_languages(named, list(short), len(found))} measured on fewer than {FEWEST_TOKENS} tokens"
-    fewest = f"{named(code).name}: {short[code]}"
-    return f"Too little text to tell: {few} ({fewest}). Set verify.tokens to more, or give longer texts."
-
-
-def no_intervals(
-    perplexity: Mapping[str, Mapping[str, Perplexity]], named: Named = language, base: str = "base"
-) -> str | None:
-    """Say why there is no interval, and what gives one; None if every ratio to the base has its interval."""
-    without = {
-        code: item.tokens
-        for name, by_language in perplexity.items() if name != base
-        for code, item in by_language.items() if item.low is None
-    }  # fmt: skip
-    if not without or base not in perplexity:
-        return None
-    which = _languages(named, list(without), len(perplexity[base]))
-    window = max(min(without.values()) // 4, 1)
-    return (
-        f"No interval can be given for {which}: the text is one sentence and one window only, which cannot vary. Set "
-        f"verify.window to {window} or less, or measure on more text (verify.tokens)."
-    )
-
-
-def _beside(report: Report, story: Story, cut: str) -> list[str]:
-    """Say what the controls did, those of one kind together."""
-    by_kind: dict[str, list[float]] = {}
-    for name in story.controls:
-        by_kind.setdefault(_control(report, name, cut), []).append(report.summary[name].ratio_to_base)
-    guess = report.guessing()
-
-    def change(value: float) -> str:
-        lost = guess is not None and value > 0 and is_lost(math.log(value), guess)
-        return "no better than guessing" if lost else _change(value)
-
-    return [
-        f"{kind}: {' to '.join(dict.fromkeys(map(change, (min(values), max(values)))))}"
-        for kind, values in by_kind.items()
-    ]
-
-
-def _effect(report: Report, ratios: dict[str, float]) -> str:
-    broken = [code for code, value in ratios.items() if not math.isfinite(value)]
-    worse = {code: value for code, value in ratios.items() if math.isfinite(value) and value >= 1 + SAME}
-    lost = [code for code, value in worse.items() if is_lost(math.log(value), report.guessing(code))]
-    worse = {code: value for code, value in worse.items() if code not in lost}
-    better = [value for value in ratios.values() if value <= 1 - SAME]
-    parts = []
-    if broken:
-        parts.append(f"breaks {_languages(report.language, broken, len(ratios))} beyond numbers")
-    if lost:
-        parts.append(f"makes {_languages(report.language, lost, len(ratios))} no better than guessing")
-    if worse:
-        parts.append(f"makes {_languages(report.language, list(worse), len(ratios))} {_worse(list(worse.values()))}")
-    if better:
-        which = f"all {len(ratios)} languages" if len(better) == len(ratios) > 1 else count(len(better), "language")
-        parts.append(f"makes {which} up to {100 * (1 - min(better)):.2g}\u00a0% better")
-    return " and ".join(parts) or f"changes none of {count(len(ratios), 'language')} by 1\u00a0% or more"
-
-
-def _languages(named: Named, codes: Sequence[str], of: int) -> str:
-    if len(codes) == 1:
-        return named(codes[0]).name
-    return f"all {of} languages" if len(codes) == of else f"{len(codes)} of {of} languages"
-
-
-def _worse(ratios: Sequence[float]) -> str:
-    """Say by how much, from the least to the most: in per cent, or in multiples where it is more than double."""
-    finite = [value for value in ratios if math.isfinite(value)]
-    low, high = min(finite, default=math.inf), max(finite, default=math.inf)
-    if low <= 1 - SAME:
-        return f"{_change(low)} to {_change(high)} worse"
-    if high < 2:
-        ends = [f"{100 * (value - 1):.2g}" for value in (max(low, 1.0), high)]
-        return f"{' to '.join(dict.fromkeys(ends))}\u00a0% worse"
-    return f"{' to '.join(dict.fromkeys(map(number, (low, high))))} times worse"
-
-
-def _change(value: float) -> str:
-    """Say how far a ratio is from 1."""
-    if math.isnan(value):
-        return "not a number"
-    if value >= 2:
-        return f"{number(value)} times"
-    points = round(100 * (value - 1), 1)
-    shown = "0" if points == 0 else f"{points:.1f}" if abs(points) < 9.95 else f"{points:.0f}"
-    return f"{shown}\u00a0%".replace("-", "\u2212")
-
-
-def _doing(report: Report, variant: str) -> str:
-    kinds = list(dict.fromkeys(kind for kind, _ in _steps(report, variant)[0]))
-    verb = _DOING.get(kinds[0], kinds[0]) if len(kinds) == 1 else "Changing"
-    return f"{verb} {_amount(report, variant)}"
-
-
-def _of_a_bundle(report: Report, variant: str) -> str:
-    """Say of a variant that no operation acts on what it is for."""
-    kind, name = _steps(report, variant)[1][0]
-    region = report.regions.get(name)
-    return (
-        f"The weights are the source's, byte for byte; a trainer that heeds freeze/ will "
-        f"{_HELD[kind].format(_share(report, name, region.entries if region is not None else 0))}."
-    )
-
-
-def _amount(report: Report, variant: str) -> str:
-    entries, used = report.variants[variant].entries, regions_of(report, variant)
-    if len(used) == 1:
-        return _share(report, used[0], entries)
-    return "a single weight" if entries == 1 else f"{entries:,} weights"
-
-
-def _share(report: Report, name: str, entries: int) -> str:
-    """Say how much a region is, as a share of what could have been chosen."""
-    if entries == 1:
-        return "a single weight"
-    region = report.regions.get(name)
-    if region is None or not region.numel:
-        return f"{entries:,} weights" if entries else f"the region {name}"
-    roles = roles_in_order(region.roles)
-    whole = "mlp.down" in roles and ("attn.q" in roles or "attn.qkv" in roles)
-    where = "the decoder's weights" if whole else f"the weights in {' and '.join(roles)}"
-    layers = _spec(report, name).get("layers")
-    where += f", layers {layers[0]} to {layers[1]}," if layers else ""
-    return f"{percent(float(f'{region.fraction:.2g}'))} of {where}".replace(" %", "\u00a0%")
-
-
-def _control(report: Report, variant: str, cut: str) -> str:
-    """Name a control by how its entries were chosen."""
-    kinds = {drawn(report, region) for region in regions_of(report, variant)}
-    many = "as many" if _alike(report.variants[variant].entries, report.variants[cut].entries) else variant + ","
-    if "dimensions" in kinds:
-        return f"{many} in other dimensions"
-    said = {
-        "bottom": f"{many} of the lowest score", "magnitude": f"{many} of the largest weights",
-        "random": f"{many} at random",
-    }  # fmt: skip
-    return said.get(str(next(iter(kinds))), variant) if len(kinds) == 1 else variant
-
-
-def _of_a_sweep(report: Report) -> str:
-    points = [point for sweep in report.sweeps.values() for point in sweep.points]
-    ratios = {point: report.summary[point].ratio_to_base for point in points}
-    worst = max(ratios, key=lambda point: math.inf if math.isnan(ratios[point]) else ratios[point])
-    return (
-        f"At {count(len(points), 'point')} of a sweep, mean perplexity is {number(min(ratios.values()))} to "
-        f"{number(ratios[worst])} times the base's, most at {worst}."
-    )
-
-
-def _of_a_region(report: Report, story: Story) -> str:
-    if story.region is None:
-        return f"{count(len(report.variants), 'variant')} of {report.model.name}."
-    region = report.regions[story.region]
-    return (
-        f"The region {story.region} holds {percent(float(f'{region.fraction:.2g}'))} of the weights in its reach: "
-        f"{region.entries:,} entries in {count(region.tensors, 'tensor')}."
-    )
-
-
-def _alike(one: int, other: int) -> bool:
+def alike(one: int, other: int) -> bool:
+    """Say whether two numbers of entries are the same within 2 %."""
     return abs(one - other) <= 0.02 * max(one, other)
 
 
@@ -376,7 +128,7 @@ def _likest(report: Report, region: str | None) -> list[str]:
     size = report.regions[region].entries
     scanned = [name for name in report.regions if report.regions[name].scan is not None]
     return sorted(scanned, key=lambda name: (
-        not is_control(report, name), not _alike(report.regions[name].entries, size),
+        not is_control(report, name), not alike(report.regions[name].entries, size),
         _rank(report, name),
     ))  # fmt: skip
 
@@ -393,11 +145,11 @@ def own_cuts(report: Report) -> list[tuple[str, str, str]]:
     for name in report.measured_alone:
         for region in regions_of(report, name) if name in report.variants else ():
             code = own_language(report, region)
-            of = (_spec(report, region).get("control") or {}).get("of")
+            of = (spec_of(report, region).get("control") or {}).get("of")
             if code is None and isinstance(of, str):
                 code = own_language(report, of)
             if code is not None and code in report.perplexity["base"]:
-                kind = {"random": "as many at random", "magnitude": "as many of the largest", "bottom": "lowest"}
+                kind = {"random": "random", "magnitude": "largest", "bottom": "lowest"}
                 found.append((name, code, kind.get(str(drawn(report, region)), "own region")))
     return found
 
@@ -417,11 +169,11 @@ def rise(report: Report, variant: str, code: str) -> tuple[float, float, float |
 
 def own_language(report: Report, region: str) -> str | None:
     """Return the language that alone needs a region's entries, if it was chosen so."""
-    found = (_spec(report, region).get("select") or {}).get("monolingual")
+    found = (spec_of(report, region).get("select") or {}).get("monolingual")
     return found if isinstance(found, str) else None
 
 
-def _spec(report: Report, region: str) -> dict[str, Any]:
+def spec_of(report: Report, region: str) -> dict[str, Any]:
     """Return what the recipe says of a region."""
     known = report.recipe.get("regions") or {}
     while region not in known and "-" in region:  # at a point of a sweep it is named by the point, too

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from surgeon.model.results import exponential
-from surgeon.report.data import Report, SweepReport
+from surgeon.report.data import Report
 from surgeon.report.drawing import (
     BROKEN,
     SERIES,
@@ -26,6 +26,7 @@ from surgeon.report.drawing import (
     tips,
     words,
 )
+from surgeon.report.measured_entries import SweepReport
 from surgeon.report.ramps import RATIOS, cells, heads
 from surgeon.report.words import coordinate, is_lost, is_number, number
 

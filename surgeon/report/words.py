@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from surgeon.checkpoint.naming import ROLES
-
-if TYPE_CHECKING:
-    from surgeon.report.data import QuantityReport
+from surgeon.model.results import Quantity
 
 
 def count(number_of: int, thing: str) -> str:
@@ -80,7 +78,7 @@ def coordinate(value: Any) -> str:
     )
 
 
-def quantity_text(quantity: QuantityReport, value: float, change: bool = False) -> str:
+def quantity_text(quantity: Quantity, value: float, change: bool = False) -> str:
     """Format a measured value, or its change from the base's, which has a sign where it is a difference."""
     if change and quantity.compare == "ratio":
         return f"×{number(value)}"
@@ -92,6 +90,13 @@ def quantity_text(quantity: QuantityReport, value: float, change: bool = False) 
         return f"{sign}{abs(100 * value):.1f} " + ("points" if change else "%")
     size = abs(value)
     return sign + (number(size) if size >= 10 else f"{size:.3f}" if size >= 0.1 else f"{size:.2g}")
+
+
+def quantity_interval(quantity: Quantity, low: float, high: float, change: bool = False) -> str:
+    """Say the bounds of a measured value, or of its change, such as "50.0 to 90.0 %"."""
+    first, last = (quantity_text(quantity, end, change) for end in (low, high))
+    number_alone, blank, unit = first.rpartition(" ")
+    return f"{number_alone} to {last}" if blank and last.endswith(f" {unit}") else f"{first} to {last}"
 
 
 def stopped_note(stopped: str) -> str:

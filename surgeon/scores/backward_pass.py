@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
-from surgeon.anatomy.slots import Slot
+from surgeon.anatomy.slots import Slot, parameters_of
 from surgeon.errors import CheckpointError, InputError, present
 from surgeon.model.embedding_and_head import enter_some, head_chunks
 from surgeon.model.hidden_states import States
 from surgeon.model.layer_stack import Arguments, Stack, without_gradients
 from surgeon.scores.base import BackwardScore
-from surgeon.scores.sample import UNCOUNTED, Advance, Piece, Sample, Scores, parameters_of, totals, units
+from surgeon.scores.sample import UNCOUNTED, Advance, Piece, Sample, Scores, totals, units
 from surgeon.team import ALONE, Team
 
 BEHIND = 2  # rows of states on disk that stay when a layer is done, as processes that share a pass are not all as far
@@ -125,7 +125,7 @@ def _forward(run: _Pass, done: int, note: Callable[[Progressed], None]) -> None:
     for number in range(done, len(stack.layers)):
         with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)), torch.no_grad():
             for batch, of_layers in run.arguments.items():
-                before = hidden.get(number, batch, stack.loaded.device)
+                before = hidden.get(number, batch)
                 hidden.put(number + 1, batch, stack.layer(number, before, of_layers[number]))
                 run.advance(1)
         note(Progressed(number + 1))
@@ -136,7 +136,7 @@ def _heads(run: _Pass) -> None:
     stack, last = run.stack, len(run.stack.layers)
     with stack.loaded.weights.resident(stack.outer("out")):
         for language, batch, ids in run.batches:
-            hidden = run.kept.hidden.get(last, batch, stack.loaded.device).requires_grad_()
+            hidden = run.kept.hidden.get(last, batch).requires_grad_()
             _backpropagate_head(stack, hidden, ids, run.sample, language)
             run.kept.gradients.put(last, batch, present(hidden.grad))
             run.advance(BACKWARD)
@@ -168,15 +168,17 @@ def _backward(
     run: _Pass, number: int, slots: Mapping[str, Slot], score: BackwardScore, further: bool
 ) -> Iterator[tuple[str, Scores]]:
     """Take every batch's gradient down through one layer, `further` if something below wants it; yield its scores."""
-    stack, kept, device = run.stack, run.kept, run.stack.loaded.device
-    ahead = stack.unit(number - 1) if device != "cpu" else []  # on a CPU a second layer would cost more than it gains
+    stack, kept = run.stack, run.kept
+    ahead = (
+        stack.unit(number - 1) if stack.loaded.device != "cpu" else []
+    )  # on a CPU a second layer would cost more than it gains
     with stack.loaded.weights.resident(stack.unit(number), ahead), _Sums(slots, score) as sums:
 
         def of_piece(piece: Piece) -> list[torch.Tensor]:
             for batch, _ in piece.batches:
-                hidden = kept.hidden.get(number, batch, device).requires_grad_(further)
+                hidden = kept.hidden.get(number, batch).requires_grad_(further)
                 output = stack.layer(number, hidden, run.arguments[batch][number])
-                output.backward(kept.gradients.get(number + 1, batch, device))  # type: ignore[no-untyped-call]
+                output.backward(kept.gradients.get(number + 1, batch))  # type: ignore[no-untyped-call]
                 if further:
                     kept.gradients.put(number, batch, present(hidden.grad))
                 sums.take(batch in piece.ends)
@@ -195,11 +197,11 @@ def _outside(run: _Pass, slots: Mapping[str, Slot], score: BackwardScore) -> Ite
 
         def of_piece(piece: Piece) -> list[torch.Tensor]:
             for batch, ids in piece.batches:
-                last = kept.hidden.get(len(stack.layers), batch, stack.loaded.device)
+                last = kept.hidden.get(len(stack.layers), batch)
                 _backpropagate_head(stack, last, ids, run.sample, piece.language)
                 entered = stack.enter(ids).hidden
                 if entered is not None and entered.requires_grad:
-                    entered.backward(kept.gradients.get(0, batch, stack.loaded.device))  # type: ignore[no-untyped-call]
+                    entered.backward(kept.gradients.get(0, batch))  # type: ignore[no-untyped-call]
                 sums.take(batch in piece.ends)
                 run.advance(BACKWARD)
             return sums.taken()

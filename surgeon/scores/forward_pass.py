@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from surgeon.anatomy.slots import Slot
+from surgeon.anatomy.slots import Slot, parameters_of
 from surgeon.model.embedding_and_head import enter_some, head_chunks
 from surgeon.model.hidden_states import States
 from surgeon.model.layer_stack import Stack
 from surgeon.scores.backward_pass import own_batches
 from surgeon.scores.base import ForwardScore
 from surgeon.scores.running_statistics import Collected, RunningStatistics, merged
-from surgeon.scores.sample import Advance, Piece, Sample, Scores, parameters_of, totals, units
+from surgeon.scores.sample import Advance, Piece, Sample, Scores, totals, units
 from surgeon.team import ALONE, Team
 
 # Functions that multiply inputs with a matrix: the positions of both, and the matrix's axis that meets the inputs.
@@ -91,7 +91,7 @@ def run(
     watched = _Watched(stack.loaded.model, sample, score, statistics, team)
 
     def through(layer: int, batch: int, ids: torch.Tensor) -> None:
-        before = hidden.get(layer, batch, stack.loaded.device)
+        before = hidden.get(layer, batch)
         hidden.put(layer + 1, batch, stack.layer(layer, before, arguments[batch][layer]))
         advance(1)
 
@@ -99,7 +99,7 @@ def run(
         if not stack.layers:
             stack.whole(ids)
         else:
-            last = hidden.get(len(stack.layers), batch, stack.loaded.device)
+            last = hidden.get(len(stack.layers), batch)
             for rows, positions in head_chunks(stack, ids):
                 stack.head(last[rows, positions])
         advance(1)

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from surgeon.anatomy.slots import Slot
+from surgeon.anatomy.slots import Slot, parameters_of
 from surgeon.checkpoint.naming import Place
 from surgeon.errors import InputError, present
-from surgeon.scores.sample import parameters_of
 from surgeon.scores.statistic import Side, Statistic
 
 # By the number of a matrix, the axis of it that meets the inputs, and a statistic's word.

@@ -132,8 +132,3 @@ def units(stack: Stack, slots: Mapping[str, Slot]) -> dict[int, dict[str, Slot]]
             raise CheckpointError(f"tensor '{name}' lies in several layers of the model: exclude it, or use magnitude")
         result.setdefault(layers.pop(), {})[name] = slot
     return result
-
-
-def parameters_of(slots: Mapping[str, Slot]) -> list[torch.nn.Parameter]:
-    """Return the parameters that slots are parts of, each once."""
-    return list({id(parameter): parameter for slot in slots.values() for parameter in slot.parameters}.values())

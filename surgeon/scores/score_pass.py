@@ -19,6 +19,7 @@ from surgeon.model import budgets
 from surgeon.model.embedding_and_head import hidden_layout
 from surgeon.model.hidden_states import States, bytes_needed
 from surgeon.model.layer_stack import Stack
+from surgeon.model.repeatable import repeatable
 from surgeon.progress import Progress
 from surgeon.scores import backward_pass, forward_pass
 from surgeon.scores.backward_pass import BEHIND, Kept, Progressed, own_batches
@@ -100,9 +101,11 @@ class ScorePass:
 
         `flush` is called before it is noted how far the pass came: what was made of the scores must be on disk then.
         """
-        for layer, language, scores in self._beginning(scratch, start, flush):
-            on_host = self.stack.loaded.device == "cpu"
-            yield layer, language, {name: tensor.numpy() if on_host else tensor for name, tensor in scores.items()}
+        device = self.stack.loaded.device
+        with repeatable(device, self.score.sequence_length):
+            for layer, language, scores in self._beginning(scratch, start, flush):
+                of = {name: tensor.numpy() if device == "cpu" else tensor for name, tensor in scores.items()}
+                yield layer, language, of
 
     def _beginning(self, scratch: Scratch, start: Progressed, flush: Flush) -> Iterator[tuple[int, str, Scores]]:
         """Begin, and where the device's memory turns out to be short begin anew with less at a time.
@@ -167,7 +170,8 @@ class ScorePass:
     def _kept(self, scratch: Scratch) -> Kept:
         shapes, dtype = self._hidden
         folder, home = scratch.folder if self._home is None else None, self._home or "cpu"
-        return Kept(*(States(shapes, dtype, folder, label, home) for label in ("hidden", "gradient")))
+        device = self.stack.loaded.device
+        return Kept(*(States(shapes, dtype, folder, label, home, device) for label in ("hidden", "gradient")))
 
     @property
     def shapes(self) -> dict[int, dict[str, tuple[int, ...]]]:
@@ -198,4 +202,4 @@ class ScorePass:
             return device
         shapes, dtype = self._hidden
         rows = len(self.stack.layers) + 3 if self.score.backward else 2
-        return budgets.home_of_hidden(bytes_needed(shapes, rows, dtype), device)
+        return budgets.home_of_hidden(bytes_needed(shapes, rows, dtype), device, self.stack.size)

@@ -20,9 +20,10 @@ from surgeon.checkpoint.sealed import publish_sealed
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import TensorInfo, flush
 from surgeon.errors import EnvironmentFailure, InputError
-from surgeon.model.precision import resolve_precision
+from surgeon.model.precision import Precision, resolve_precision
 from surgeon.model.token_counts import TokenCounts
 from surgeon.model.tokenizer import load_tokenizer
+from surgeon.model.workplace import Workplace
 from surgeon.plan.estimates import keeps_scores, scores_in_one_go
 from surgeon.plan.plan import Plan
 from surgeon.progress import Progress
@@ -33,14 +34,11 @@ from surgeon.regions.make import Scored
 from surgeon.regions.streams import stream_of
 from surgeon.scores.base import SampledScore, WeightScore
 from surgeon.scores.cache import ScoreFile, allocate_score, load_score, score_path, writable
-from surgeon.team import ALONE, Team
 from surgeon.text.windows import beginning, predicted, scoring_lengths, scoring_sequences, tokenize
 
 if TYPE_CHECKING:
     from surgeon.model.layer_stack import Stack
     from surgeon.scores.score_pass import ScorePass
-
-StackLoader = Callable[[str], "Stack"]  # from precision to the model in that precision
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,11 @@ class Scoring:
     """What a run hands to the functions here; `keep` insists on keeping scores, whatever their size."""
 
     plan: Plan
-    load: StackLoader
+    load: Callable[[Precision], Stack]
     token_counts: TokenCounts
-    device: str
-    jobs: int
+    place: Workplace
     progress: Progress
     keep: bool = False
-    team: Team = ALONE
 
 
 def run_scores(run: Scoring) -> list[ScoreSet]:
@@ -90,7 +86,7 @@ def run_scores(run: Scoring) -> list[ScoreSet]:
 
 def _from_weights(run: Scoring, score: WeightScore) -> ScoreSet:
     """Return a score that is computed when it is cut; its keys tell the models that it compares with apart."""
-    keys = {name: identity(Checkpoint.open(name), run.jobs) for name in score.compared_with.values()}
+    keys = {name: identity(Checkpoint.open(name), run.place.jobs) for name in score.compared_with.values()}
     return ScoreSet(score, keys, lambda plans: stream_of({"": score.reader(run.plan.checkpoint)}, plans))
 
 
@@ -100,7 +96,7 @@ def _on_text(run: Scoring, score: SampledScore) -> ScoreSet:
 
     def path_of(language: str) -> Path:
         text = plan.corpus.text(language).score_hash
-        return score_path(plan.checkpoint, tensors, text, score, precision, run.jobs, run.device)
+        return score_path(plan.checkpoint, tensors, text, score, precision, run.place.jobs, run.place.device)
 
     paths = {language: path_of(language) for language in languages}
     keys = {language: path.stem for language, path in paths.items()}
@@ -110,7 +106,10 @@ def _on_text(run: Scoring, score: SampledScore) -> ScoreSet:
         return ScoreSet(score, keys, _stream_of_files(paths), samples=samples)
     plans = {name: region for name, region in plan.regions.items() if region.score == score}
     kept = run.keep or keeps_scores(plan, score)
-    cached = {name: load_region(plan.provenance(run.jobs), region, keys, run.jobs) for name, region in plans.items()}
+    cached = {
+        name: load_region(plan.provenance(run.place.jobs), region, keys, run.place.jobs)
+        for name, region in plans.items()
+    }
     if not kept and all(region is not None for region in cached.values()):
         regions = {name: region for name, region in cached.items() if region is not None}
         return ScoreSet(score, keys, regions=regions, samples=samples)
@@ -124,11 +123,11 @@ def _on_text(run: Scoring, score: SampledScore) -> ScoreSet:
     cut = None if kept else cut_of(plan.checkpoint, plans, list(sequences))
     folder, goes_on = str(plan.checkpoint.folder), cut is None or not cut.spans_layers
     stack = run.load(precision)
-    in_one_go = stack.loaded.weights.stays and bool(stack.layers) and scores_in_one_go(plan, score, run.device)
+    in_one_go = stack.loaded.weights.stays and bool(stack.layers) and scores_in_one_go(plan, score, run.place.device)
     shared = SharedScorePass(folder, sequences, begun, tensors, score, precision, key, goes_on, in_one_go)
     check_ids(stack.loaded.model, stack.loaded.tokenizer, (ids for found in sequences.values() for ids in found))
-    run.team.begin(shared)
-    score_pass = shared.over(stack, run.progress, run.team)
+    run.place.team.begin(shared)
+    score_pass = shared.over(stack, run.progress, run.place.team)
     if cut is None:
         _keep(score_pass, key, {language: paths[language] for language in missing}, tensors)
         return ScoreSet(score, keys, _stream_of_files(paths), samples=samples)

@@ -35,8 +35,9 @@ class SharedScorePass:
     in_one_go: bool
 
     def over(self, stack: Stack, progress: Progress, team: Team) -> ScorePass:
-        """Return the pass through a model."""
-        return ScorePass(stack, self.sequences, self.tensors, self.score, progress, self.begun, team, self.in_one_go)
+        """Return the pass through a model; it is in one go only where every process holds the whole of it."""
+        in_one_go = self.in_one_go and all(team.everyones(stack.loaded.weights.stays))
+        return ScorePass(stack, self.sequences, self.tensors, self.score, progress, self.begun, team, in_one_go)
 
     def help(self, place: Workplace) -> None:
         """Run this process's batches; the scores come elsewhere."""

@@ -205,7 +205,7 @@ def overlap_view(overlap: Overlap, names: tuple[str, ...], details: bool) -> Gro
             parts.append(told(f"{len(only)} tensors only in {label}, such as {next(iter(only))}"))
     legend = (
         "rows, columns: shared part of the entries' distribution over them, 1 if they crowd into the same ones; x: "
-        "times what as many random entries would share"
+        "times what the same number of random entries would share"
     )
     return Group(*parts, Text(legend, style="dim"))
 

@@ -15,7 +15,8 @@ from rich.text import Text
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.scope import left_out, scope, unknown_kinds
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import Coded, is_code, parts_of
+from surgeon.checkpoint.coded import Coded, parts_of
+from surgeon.checkpoint.logical import is_code
 from surgeon.checkpoint.quantized import quantization, unread_quantization
 from surgeon.checkpoint.remarks import notes_on
 from surgeon.checkpoint.sources import local_file, look_again
@@ -28,8 +29,9 @@ from surgeon.region.dimensions import hidden_size
 from surgeon.region.patch import Patch, is_patch_file
 from surgeon.region.region import Region, is_region_file
 from surgeon.report.data import Report
+from surgeon.report.region_tables import CROWDS, regions_table, role_counts, roles_table
 from surgeon.report.regions import region_report
-from surgeon.report.tables import CROWDS, GLANCE, regions_table, role_counts, roles_table, variants_table
+from surgeon.report.tables import GLANCE, variants_table
 from surgeon.report.words import count, percent, roles_in_order, size
 from surgeon.views.gguf import gguf_view, look_at_gguf
 from surgeon.views.terminal import expectation_line, facts, grid_table, sparkline, table

@@ -13,6 +13,7 @@ from surgeon.anatomy.scope import left_out, senses, unknown_kinds
 from surgeon.checkpoint.coded import Coded
 from surgeon.checkpoint.quantized import quantization
 from surgeon.plan.device import device_needs
+from surgeon.plan.duration import parts_in_models
 from surgeon.plan.estimates import SHARE_OF_DISK, peak_memory, scores_in_one_go, shape_of, stores
 from surgeon.plan.plan import Plan
 from surgeon.plan.ranks import rank_needs
@@ -61,7 +62,9 @@ def plan_view(
     lines += _run_words(plan, device)
     unknown = unknown_kinds(plan.checkpoint)
     if unknown:
-        lines.append(f"unknown {', '.join(unknown)}: roles not told; name them in include or exclude by such patterns")
+        lines.append(
+            f"unknown {', '.join(unknown)}: unknown role; name them in include or exclude by patterns like these"
+        )
     lines += [f"left    {line}" for line in left_out(plan.checkpoint, plan.edited())]
     if plan.runs_model and senses(plan.checkpoint):
         lines.append(f"note    {text_alone(senses(plan.checkpoint))}")
@@ -73,8 +76,12 @@ def plan_view(
         lines.append(f"verify  {len(plan.verify_languages)} languages, {1 + len(plan.variants)} models")
         prompts = plan.recipe.verify.prompts if plan.recipe.verify else []
         lines[-1] += f", {len(prompts)} prompt{'' if len(prompts) == 1 else 's'}" if prompts else ""
+    if count := len(plan.parts()):
+        lines.append(
+            f"parts   {count} parts of cuts, one at a time: as much work as {parts_in_models(plan):.1f} more models"
+        )
     if plan.idle:
-        lines.append(f"note    neither written nor measured, so that nothing comes of it: {', '.join(plan.idle)}")
+        lines.append(f"note    neither written nor measured, so without effect: {', '.join(plan.idle)}")
     push = plan.recipe.push
     for name in plan.recipe.pushed_variants() if push is not None else ():
         repo, revision = push.place(name) if push is not None else ("", None)
@@ -132,19 +139,17 @@ def _run_words(plan: Plan, device: str) -> list[str]:
     """Say how the model is run, and what scoring leaves on the disk."""
     if not plan.runs_model:
         return []
-    lines = ["runs    layer by layer, each layer's weights read once a pass"]
+    lines = ["runs    layer by layer; each layer's weights are read once per pass"]
     if shape_of(plan.checkpoint).whole:
-        lines = ["runs    held as a whole: its layers are no plain stack, so that memory grows with the model"]
+        lines = ["runs    kept in memory as a whole, which grows with the model: its layers are no plain stack"]
     elif any(scores_in_one_go(plan, score, device) for score in plan.sampled_scores()):
-        lines = [
-            "runs    in one go, batch by batch forward and back: the model and a batch's activations fit the memory"
-        ]
+        lines = ["runs    all layers at once, batch by batch: the model and a batch's activations fit into memory"]
     found = stores(plan)
     if found.kept:
-        lines.append(f"scores  kept, {size(found.kept)}: another recipe on them needs no model")
+        lines.append(f"scores  kept, {size(found.kept)}: another recipe on the same scores runs no model")
     if found.not_kept:
         lines.append(
-            f"scores  not kept: {size(found.not_kept)} would be more than {percent(SHARE_OF_DISK)} of the free disk; "
+            f"scores  not kept: {size(found.not_kept)} are more than {percent(SHARE_OF_DISK)} of the free disk; "
             "a layer's regions are selected when its scores are complete"
         )
     if found.scratch:
@@ -158,7 +163,7 @@ def _rank_words(plan: Plan, ranks: int, expected: Sequence[Step]) -> str:
     return (
         f"ranks   {ranks}; each about {size(found.memory)} of memory, {size(found.scratch)} of scratch at most\n"
         f"        reads {size(found.read)} of weights, sends {size(found.sent)} at most; about "
-        f"{duration(found.seconds)} on as many such processors, without what waits for the network"
+        f"{duration(found.seconds)} on {ranks} such processors, without waiting for the network"
     )
 
 
@@ -215,6 +220,7 @@ def _plan_data(plan: Plan, expected: Sequence[Step]) -> dict[str, Any]:
         "unknown_kinds": unknown_kinds(plan.checkpoint),
         "left_out": left_out(plan.checkpoint, plan.edited()),
         "verify_languages": list(plan.verify_languages),
+        "parts": {"count": len(plan.parts()), "in_models": round(parts_in_models(plan), 2)},
         "push": {
             name: dict(zip(("repo", "revision"), plan.recipe.push.place(name), strict=True))
             for name in plan.recipe.pushed_variants() if plan.recipe.push is not None

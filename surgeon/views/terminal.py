@@ -16,21 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from surgeon.model.results import Continuation, Stopped
-from surgeon.report.data import Expectation, Perplexity, PushReport, Report
+from surgeon.report.data import PushReport, Report
 from surgeon.report.expected import came_out, expected
-from surgeon.report.story import caveat, evidence, headline, no_intervals, tell, too_little_text
-from surgeon.report.tables import (
-    CROWDS,
-    EDITS,
-    Cell,
-    Grid,
-    languages_table,
-    own_table,
-    regions_table,
-    summary_table,
-    sweep_table,
-    variants_table,
-)
+from surgeon.report.grid import Cell, Grid
+from surgeon.report.measured_entries import Expectation, Perplexity
+from surgeon.report.measurement_tables import summary_table
+from surgeon.report.parts import part_lines
+from surgeon.report.region_tables import CROWDS, regions_table
+from surgeon.report.sentences import caveat, evidence, headline, measured_lines, no_intervals, too_little_text
+from surgeon.report.story import tell
+from surgeon.report.tables import EDITS, languages_table, own_table, sweep_table, variants_table
 from surgeon.report.words import size, stopped_note
 from surgeon.text.languages import Language, language
 from surgeon.visible import visible, visible_lines
@@ -249,6 +244,7 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
     if report.perplexity and report.variants:
         story = tell(report)
         parts += [Text(headline(report, story), style="bold"), Text(_plainly(evidence(report, story) or ""))]
+        parts += [told(_plainly(line)) for line in measured_lines(report, story)]
         parts.append(Text(caveat(report) or "", style="dim"))
         if (unsure := no_intervals(report.perplexity, report.language)) is not None:
             parts.append(told(unsure, style="dim"))
@@ -269,10 +265,11 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
             parts.append(grid_table(sweep.columns(*range(len(sweep.heads) - 1))))
         if (others := summary_table(report)).rows:
             parts.append(grid_table(others))
+        parts += [Text(_plainly(visible(line))) for line in part_lines(report)]
         method = report.method
         parts.append(
             told(
-                f"Token-weighted over at most {method['tokens']} tokens a language; window {method['window']}, "
+                f"At most {method['tokens']} tokens per language; window {method['window']}, "
                 f"stride {method['stride']}, special tokens {method['bos']}, {method['precision']} arithmetic. "
                 "x = ratio to base.",
                 style="dim",

@@ -18,9 +18,8 @@ from surgeon.checkpoint.storage import File, Header, flush, naming
 from surgeon.errors import CheckpointError
 from surgeon.model.workplace import Workplace
 from surgeon.operations import Operation
-from surgeon.operations.edits import counted_once, may_change, touched_tensors
+from surgeon.operations.edits import Surgery
 from surgeon.region.region import Region
-from surgeon.team import ALONE, Team
 from surgeon.write.companions import copy_companions
 from surgeon.write.plain_shards import copy_plain_shard
 from surgeon.write.shards import Copied, copy_shard
@@ -29,28 +28,25 @@ Result = tuple[dict[str, Copied], tuple["Future[None]", ...]]
 _TOKEN = ".ranks"  # a file in the staged folder by which a rank finds out that it sees the same folder as rank 0
 
 
-def copy_all(
-    checkpoint: Checkpoint,
-    operations: Sequence[Operation],
-    regions: Mapping[str, Region],
-    folder: Path,
-    jobs: int,
-    advance: Callable[[int], None],
-    team: Team = ALONE,
-) -> Result:
+def copy_all(surgery: Surgery, folder: Path, place: Workplace, advance: Callable[[int], None]) -> Result:
     """Copy companions and shards, by all of a team that see the folder; also returns files on their way to the disk.
 
     What others wrote is on the disk already.
     """
+    checkpoint, team = surgery.checkpoint, place.team
     copied = copy_companions(checkpoint, folder)
     if len(checkpoint.headers) == 1:
-        shards, flushing = _copy_shards(checkpoint, checkpoint.headers, operations, regions, folder, jobs, advance)
+        shards, flushing = _copy_shards(surgery, checkpoint.headers, folder, place.jobs, advance)
         return copied | shards, flushing
     token = secrets.token_hex(8)
     with inside.create(folder / _TOKEN) as file:
         file.write(token.encode())
-    plain = checkpoint.written_plain
-    team.begin(Copying(str(checkpoint.folder), str(folder.absolute()), token, list(operations), regions, plain))
+    team.begin(
+        Copying(
+            str(checkpoint.folder), str(folder.absolute()), token, list(surgery.operations), surgery.regions,
+            checkpoint.written_plain,
+        )
+    )  # fmt: skip
     shares = team.divided(by_size(checkpoint))
     inside.remove(folder / _TOKEN)
     mine, background = 0, list[Future[None]]()
@@ -58,7 +54,7 @@ def copy_all(
     def copy(share: Sequence[Header]) -> dict[str, Copied]:
         nonlocal mine
         mine = sum(header.file_size for header in share)
-        shards, flushing = _copy_shards(checkpoint, share, operations, regions, folder, jobs, advance)
+        shards, flushing = _copy_shards(surgery, share, folder, place.jobs, advance)
         background.extend(flushing)
         return shards
 
@@ -94,9 +90,8 @@ class Copying:
         def copy(share: Sequence[Header]) -> dict[str, Copied]:
             if not share:
                 return {}
-            copied, flushing = _copy_shards(
-                checkpoint, share, self.operations, self.regions, folder, place.jobs, lambda count: None
-            )
+            surgery = Surgery(checkpoint, self.operations, self.regions)
+            copied, flushing = _copy_shards(surgery, share, folder, place.jobs, lambda count: None)
             for future in flushing:
                 future.result()
             return copied
@@ -111,29 +106,20 @@ def by_size(checkpoint: Checkpoint) -> list[Header]:
 
 
 def _copy_shards(
-    checkpoint: Checkpoint,
-    headers: Sequence[Header],
-    operations: Sequence[Operation],
-    regions: Mapping[str, Region],
-    folder: Path,
-    jobs: int,
-    advance: Callable[[int], None],
+    surgery: Surgery, headers: Sequence[Header], folder: Path, jobs: int, advance: Callable[[int], None]
 ) -> Result:
     copied: dict[str, Copied] = {}
-    touched = touched_tensors(checkpoint, operations, regions)
-    counted = frozenset(counted_once(checkpoint, touched))
-    by_file: dict[File, list[str]] = {header.path: [] for header in checkpoint.headers}
-    for name in touched:
-        for path in dict.fromkeys(info.path for info in may_change(checkpoint, name, operations)):
+    by_file: dict[File, list[str]] = {header.path: [] for header in surgery.checkpoint.headers}
+    for name in surgery.touched:
+        for path in dict.fromkeys(info.path for info in surgery.stored(name)):
             by_file[path].append(name)
     disk = ThreadPoolExecutor(1)
     flushing: list[Future[None]] = []
 
     def job(header: Header, stopping: Event) -> None:
-        names = by_file[header.path]
         target = folder / header.path.name
-        copy = copy_plain_shard if checkpoint.written_plain else copy_shard
-        copied[header.path.name] = copy(checkpoint, header, names, counted, target, operations, regions, stopping)
+        copy = copy_plain_shard if surgery.checkpoint.written_plain else copy_shard
+        copied[header.path.name] = copy(surgery, header, by_file[header.path], target, stopping)
         flushing.append(disk.submit(flush_file, target))
         advance(header.file_size)
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from surgeon import inside
 from surgeon.checkpoint.fingerprint import damaged
 from surgeon.checkpoint.plain_json import NotPlain, read_object
-from surgeon.errors import InputError
+from surgeon.errors import InputError, shorten
 from surgeon.operations.edits import EditCount
 
 MARKER = "surgeon.json"
@@ -70,10 +70,9 @@ class Marker(BaseModel):
             first = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
             why = f"{MARKER} is damaged{f' at {where}' if where else ''}: {first['msg']}"
-        raise InputError(
-            f"{folder}: not a variant that `surgeon apply` wrote ({why}); name a folder such as "
-            "out/NAME/variants/VARIANT"
-        )
+        inside = sorted(str(path.parent) for path in (folder / "variants").glob(f"[!.]*/{MARKER}"))
+        such = f"one of {shorten(inside)}" if inside else "a folder such as out/NAME/variants/VARIANT"
+        raise InputError(f"{folder}: not a variant that `surgeon apply` wrote ({why}); name {such}")
 
     def text(self) -> str:
         """Return the file's content."""

@@ -17,7 +17,7 @@ from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.sources import refuse_output_inside
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.operations import Operation, open_donor
-from surgeon.operations.edits import check_regions_fit, make_edit, touched_tensors
+from surgeon.operations.edits import Surgery, check_regions_fit
 from surgeon.plan.plan import Plan
 from surgeon.progress import Progress
 from surgeon.region.patch import Patch, write_patch
@@ -49,7 +49,7 @@ def write_as_patch(plan: Plan, variant: str, regions: Mapping[str, Region], prog
         "operations": without_paths(_plain(operations)),
     }
     path = plan.output / "variants" / f"{variant}.patch.safetensors"
-    total = sum(checkpoint.tensors[name].nbytes for name in touched_tensors(checkpoint, operations, regions))
+    total = sum(checkpoint.tensors[name].nbytes for name in Surgery(checkpoint, operations, regions).touched)
     with progress.task(f"write {variant}", total) as advance:
         return write_variant_patch(checkpoint, operations, regions, path, provenance=provenance, advance=advance)
 
@@ -74,11 +74,10 @@ def write_variant_patch(
     """
     refuse_output_inside(path, checkpoint.source.path)
     check_regions_fit(checkpoint, regions)
-    touched = touched_tensors(checkpoint, operations, regions)
-    acted_on = []
+    surgery, acted_on = Surgery(checkpoint, operations, regions), []
 
     def pieces(info: TensorInfo) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        edit = make_edit(checkpoint, info.name, operations, regions)
+        edit = surgery.edit(info.name)
         acted_on.append(edit.indices.size)
         for start, before in _pieces(checkpoint, info):
             after = before.copy()
@@ -91,9 +90,9 @@ def write_variant_patch(
         yield from ((info, pieces(info)) for info in infos)
         refuse_changed(checkpoint)  # before the patch gets its name
 
-    infos = [checkpoint.tensors[name] for name in touched]
+    infos = [checkpoint.tensors[name] for name in surgery.touched]
     write_patch(path, unchanged(), provenance)
-    return Written(path, {path: file_hash(path)}, len(touched), sum(acted_on), reused=False)
+    return Written(path, {path: file_hash(path)}, len(infos), sum(acted_on), reused=False)
 
 
 def _pieces(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[tuple[int, NDArray[Any]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -19,25 +19,14 @@ from surgeon.checkpoint.hashing import file_stamp
 from surgeon.checkpoint.plain_form import plain_start, tensors_of
 from surgeon.checkpoint.storage import Header, TensorInfo, naming, read_pieces
 from surgeon.errors import EnvironmentFailure
-from surgeon.operations import Operation
-from surgeon.operations.edits import Edit, EditCount, make_edit
-from surgeon.region.region import Region
+from surgeon.operations.edits import Edit, EditCount, Surgery
 from surgeon.write.shards import Copied, write_fully
 
 _PIECE_BYTES = 1 << 20
 
 
-def copy_plain_shard(
-    checkpoint: Checkpoint,
-    header: Header,
-    names: Sequence[str],
-    counted: Container[str],
-    target: Path,
-    operations: Sequence[Operation],
-    regions: Mapping[str, Region],
-    stopping: Event,
-) -> Copied:
-    """Write the plain copy of one shard with the edits of the named tensors, of which some are `counted`.
+def copy_plain_shard(surgery: Surgery, header: Header, names: Sequence[str], target: Path, stopping: Event) -> Copied:
+    """Write the plain copy of one shard with the edits of the named tensors.
 
     Memory: one piece, and the indices and values of one tensor's edit.
 
@@ -45,8 +34,9 @@ def copy_plain_shard(
         CheckpointError: the source changed meanwhile, or a scale is none.
         EnvironmentFailure: `stopping` was set.
     """
+    checkpoint, edited = surgery.checkpoint, frozenset(names)
     digest, entries, edits = hashlib.sha256(), 0, EditCount()
-    infos, edited = tensors_of(checkpoint, header), frozenset(names)
+    infos = tensors_of(checkpoint, header)
     with naming(target), inside.create(target) as writer:
 
         def put(data: NDArray[np.uint8]) -> None:
@@ -57,10 +47,10 @@ def copy_plain_shard(
 
         put(np.frombuffer(plain_start(header, infos), np.uint8))
         for info in infos:
-            edit = make_edit(checkpoint, info.name, operations, regions) if info.name in edited else None
+            edit = surgery.edit(info.name) if info.name in edited else None
             if edit is not None:
                 entries += edit.entries
-                edits += edit.count() if info.name in counted else EditCount()
+                edits += edit.count() if info.name in surgery.counted else EditCount()
             for piece in _pieces(checkpoint, info, edit):
                 put(piece)
         return Copied(digest.hexdigest(), file_stamp(os.fstat(writer.fileno())), entries, edits)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
@@ -19,16 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon import inside
-from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import parts_of
+from surgeon.checkpoint.coded import StoredEdit, parts_of
 from surgeon.checkpoint.hashing import CHANGED, Stamp, file_stamp
 from surgeon.checkpoint.remembered import FileDigest, hashes_of, known_hashes
 from surgeon.checkpoint.storage import Header, TensorInfo, naming, on_disk
 from surgeon.errors import CheckpointError, EnvironmentFailure
-from surgeon.formats.base import StoredEdit
-from surgeon.operations import Operation
-from surgeon.operations.edits import EditCount, make_stored_edits, may_change
-from surgeon.region.region import Region
+from surgeon.operations.edits import EditCount, Surgery
 
 _BUFFER_BYTES = 1 << 18  # stays in the processor's cache between reading, hashing, poking and writing
 _TO_DISK_EVERY = 1 << 25
@@ -49,17 +45,8 @@ class Copied:
     edits: EditCount = field(default_factory=EditCount)
 
 
-def copy_shard(
-    checkpoint: Checkpoint,
-    header: Header,
-    names: Sequence[str],
-    counted: Container[str],
-    target: Path,
-    operations: Sequence[Operation],
-    regions: Mapping[str, Region],
-    stopping: Event,
-) -> Copied:
-    """Copy one shard to `target` with the edits of the named tensors, of which some are `counted`.
+def copy_shard(surgery: Surgery, header: Header, names: Sequence[str], target: Path, stopping: Event) -> Copied:
+    """Copy one shard to `target` with the edits of the named tensors.
 
     The source's own hashes are made on the way, if they are not known. Memory: one small buffer, and the indices and
     values of one tensor's edit.
@@ -78,23 +65,21 @@ def copy_shard(
             return Copied(hashes_of(header).file, stamp)
         stream = _Stream(reader, writer, None if known_hashes(header) else FileDigest(header), stopping)
         entries, edits, position = 0, EditCount(), 0
-        for info, name in _touched(checkpoint, header, names, operations):
+        for info, name in _touched(surgery, header, names):
             stream.copy(info.offset - position)
-            edit, stored = make_stored_edits(checkpoint, name, operations, regions)
+            edit, stored = surgery.stored_edits(name)
             stream.copy(info.nbytes, stored.get(info.name))
-            if info is parts_of(checkpoint.info(name))[0]:
+            if info is parts_of(surgery.checkpoint.info(name))[0]:
                 entries += edit.entries
-                edits += edit.count() if name in counted else EditCount()
+                edits += edit.count() if name in surgery.counted else EditCount()
             position = info.offset + info.nbytes
         stream.copy(header.file_size - position)
         return replace(stream.finish(), entries=entries, edits=edits)
 
 
-def _touched(
-    checkpoint: Checkpoint, header: Header, names: Sequence[str], operations: Sequence[Operation]
-) -> list[tuple[TensorInfo, str]]:
+def _touched(surgery: Surgery, header: Header, names: Sequence[str]) -> list[tuple[TensorInfo, str]]:
     """Return the stored tensors of a file that may change, as they lie, each with the logical one that it is of."""
-    found = [(info, name) for name in names for info in may_change(checkpoint, name, operations)]
+    found = [(info, name) for name in names for info in surgery.stored(name)]
     here = [(info, name) for info, name in found if info.path == header.path]
     return sorted(here, key=lambda item: item[0].offset)
 

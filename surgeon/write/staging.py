@@ -31,10 +31,10 @@ from surgeon.checkpoint.storage import Header, TensorInfo, naming, on_disk, repl
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
 from surgeon.freeze.bundle import write_bundle
+from surgeon.model.workplace import Workplace
 from surgeon.operations import Operation
-from surgeon.operations.edits import EditCount, check_regions_fit, touched_tensors
+from surgeon.operations.edits import EditCount, Surgery, check_regions_fit
 from surgeon.region.region import Region
-from surgeon.team import ALONE, Team
 from surgeon.write.copying import copy_all, flush_file
 from surgeon.write.integrity import CARD, FIGURES
 from surgeon.write.marker import MARKER, MarkedModel, Marker
@@ -127,7 +127,8 @@ def write_variant(
         EnvironmentFailure: not enough disk.
     """
     folder = Path(os.path.expanduser(destination))
-    staged = stage_variant(checkpoint, operations, regions, folder, marker=marker, jobs=jobs, advance=advance)
+    place = Workplace("cpu", jobs)
+    staged = stage_variant(Surgery(checkpoint, operations, regions), folder, place, marker=marker, advance=advance)
     if card is not None:
         with replacing(staged.folder / CARD) as part:
             part.write_text(card, encoding="utf-8")
@@ -135,26 +136,24 @@ def write_variant(
 
 
 def stage_variant(
-    checkpoint: Checkpoint,
-    operations: Sequence[Operation],
-    regions: Mapping[str, Region],
+    surgery: Surgery,
     destination: Path,
+    place: Workplace,
     *,
     marker: Marker | None = None,
     complete: Completion = lambda folder, marker: None,
-    jobs: int = 2,
     advance: Callable[[int], None] = lambda count: None,
-    team: Team = ALONE,
 ) -> Staged:
-    """Do all of `write_variant` but the last step, `publish`, or find it done.
+    """Do all of `write_variant` but the last step, `publish`, or find it done; all of a team write.
 
     `complete` may add files to the staged folder once its weights are written; they become part of the marker. A
     marker without the hash of the source's content gets it here, where the source is read anyway.
     """
+    checkpoint, jobs = surgery.checkpoint, place.jobs
     refuse_output_inside(destination, checkpoint.source.path)
     refuse_quantized(checkpoint)
     check_companions(checkpoint)
-    check_regions_fit(checkpoint, regions)
+    check_regions_fit(checkpoint, surgery.regions)
     _refuse_foreign(destination)
     found = _finished(checkpoint, destination, marker, jobs) if marker is not None else None
     if found is not None:
@@ -164,10 +163,10 @@ def stage_variant(
     inside.new_folder(folder)
     try:
         _require_space(destination, checkpoint)
-        copied, flushing = copy_all(checkpoint, operations, regions, folder, jobs, advance, team)
-        marker = _with_content(marker or _plain_marker(checkpoint, destination.name, operations), checkpoint, jobs)
+        copied, flushing = copy_all(surgery, folder, place, advance)
+        marker = _with_content(marker or _plain_marker(surgery, destination.name), checkpoint, jobs)
         complete(folder, marker)
-        marker = _filled(marker, folder, copied, len(touched_tensors(checkpoint, operations, regions)))
+        marker = _filled(marker, folder, copied, len(surgery.touched))
         with naming(folder / MARKER), inside.create(folder / MARKER) as file:
             file.write(marker.text().encode("utf-8"))
     except Exception:
@@ -194,14 +193,14 @@ def _filled(marker: Marker, folder: Path, copied: Mapping[str, Copied], tensors:
     return marker.model_copy(update=found)
 
 
-def _plain_marker(checkpoint: Checkpoint, name: str, operations: Sequence[Operation]) -> Marker:
+def _plain_marker(surgery: Surgery, name: str) -> Marker:
     """Return the marker of a variant that was made without a recipe."""
-    source = checkpoint.source
+    source = surgery.checkpoint.source
     return Marker(
         variant=name,
-        operations=[operation.model_dump(by_alias=True, exclude_none=True) for operation in operations],
+        operations=[operation.model_dump(by_alias=True, exclude_none=True) for operation in surgery.operations],
         regions={},
-        dtype="plain" if checkpoint.written_plain else None,
+        dtype="plain" if surgery.checkpoint.written_plain else None,
         model=MarkedModel(source=source.name, revision=source.revision, content_sha256=""),
         recipe={},
     )

@@ -99,7 +99,7 @@ def test_prompts_come_from_options_or_from_stdin(small_run: Path) -> None:
     assert [item["prompt"] for item in data] == ["eins"]
     assert list(data[0]["answers"]) == ["base", "cut"]
     nowhere = CliRunner().invoke(app, ["chat", "./nowhere", "--prompt", "eins"])
-    assert "no report there" in str(nowhere.exception)
+    assert "cannot be read" in str(nowhere.exception)
 
 
 @pytest.mark.parametrize(("width", "beside"), [(100, True), (40, False)])

@@ -24,7 +24,7 @@ from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack, make_stack
 from surgeon.model.model import load_model
 from surgeon.operations import Noise, Operation, Zero
-from surgeon.operations.edits import EditCount, count_edits, make_edit
+from surgeon.operations.edits import EditCount, Surgery
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
@@ -136,12 +136,12 @@ def test_a_region_that_names_both_copies_takes_the_union(
     region = Region.from_indices(
         {names[0]: np.array([1, 5, 9]), names[1]: np.array([0, 5, 70])}, dict.fromkeys(names, shape)
     )
-    edits = [make_edit(checkpoint, name, [operation], {"r": region}) for name in names]
+    edits = [Surgery(checkpoint, [operation], {"r": region}).edit(name) for name in names]
     for edit in edits:
         assert edit.indices.tolist() == [0, 1, 5, 9, 70]
         assert edit.values.tobytes() == edits[0].values.tobytes()
     before = checkpoint.array(names[0]).reshape(-1)[[0, 1, 5, 9, 70]].astype(np.float64)
-    counted = count_edits(checkpoint, [operation], {"r": region})
+    counted = Surgery(checkpoint, [operation], {"r": region}).count()
     assert (counted.entries, counted.changed) == (5, 5)
     expected = torch.from_numpy(before - edits[0].values.astype(np.float64)).norm().item()
     assert counted.norm == pytest.approx(expected, rel=1e-12)
@@ -159,4 +159,4 @@ def test_zeroing_zeros_changes_nothing(make_model: ModelMaker) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     checkpoint = Checkpoint.open(folder)
     region = Region.from_indices({name: np.arange(10)}, {name: checkpoint.tensors[name].shape})
-    assert count_edits(checkpoint, [Zero(zero="r")], {"r": region}) == EditCount(10, 4, 25.0)
+    assert Surgery(checkpoint, [Zero(zero="r")], {"r": region}).count() == EditCount(10, 4, 25.0)

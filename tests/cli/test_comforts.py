@@ -146,7 +146,7 @@ def test_errors_are_red_on_a_terminal_and_plain_elsewhere(
 
 
 def test_verdicts_are_in_colour_on_a_terminal(recipe: RecipeMaker) -> None:
-    from surgeon.report.data import Expectation
+    from surgeon.report.measured_entries import Expectation
     from surgeon.views.terminal import expectation_line
 
     bounds = {"variant": "cut", "language": None, "ratio_at_least": 2.0, "ratio_at_most": None}
@@ -193,6 +193,16 @@ def test_a_misspelt_folder_leads_to_the_one_that_is_there(llama: Path, tmp_path:
         done = CliRunner().invoke(app, ["inspect", str(tmp_path / name)])
         told = str(tmp_path / "my-model" / Path(name).relative_to("my-modle"))
         assert f"did you mean '{told}'?" in str(done.exception)
+
+
+def test_a_misspelt_recipe_leads_to_a_shipped_one_or_to_a_file_beside(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("{}")
+    for name, told in (
+        ("zero-core", "did you mean 'zero_core'?"),
+        (str(tmp_path / "mine.yam"), f"'{tmp_path}/mine.yaml'?"),
+    ):
+        assert told in str(CliRunner().invoke(app, ["plan", name]).exception)
+    assert "`surgeon recipes` lists" in str(CliRunner().invoke(app, ["plan", "qqqq"]).exception)
 
 
 def test_the_list_of_commands_is_not_cut_off() -> None:

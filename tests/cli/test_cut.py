@@ -83,7 +83,7 @@ def test_without_measuring_a_cut_writes_the_core_and_says_what_comes_to_nothing(
     arguments = ["cut", str(llama), "--quick", "--no-verify", "--languages", "de", "--output", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    told = "neither written nor measured, so that nothing comes of it: bottom-zeroed, largest-zeroed, random-zeroed"
+    told = "neither written nor measured, so without effect: bottom-zeroed, largest-zeroed, random-zeroed"
     assert told in result.stderr
     assert (tmp_path / "out/variants/core-zeroed/model.safetensors").is_file()
     assert not Report.load(tmp_path / "out").perplexity

@@ -32,23 +32,22 @@ def text_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def _bits(model: Path, line: str, window: int) -> float:
-    """Bits of a paragraph by the whole model, window by window, each after <s>."""
+def _outputs(model: Path, line: str, window: int) -> tuple[Any, list[int]]:
+    """Log-probabilities of a paragraph's predicted tokens by the whole model, window by window, each after <s>."""
     import torch
     import transformers
 
     loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     ids = byte_tokenizer()(line)["input_ids"]
-    total = 0.0
+    parts = []
     for start in range(0, len(ids), window):
         row = torch.tensor([[0, *ids[start : start + window]]])
         with torch.no_grad():
-            logits = loaded(row).logits[0, :-1].double()
-        total -= float(logits.log_softmax(-1).gather(-1, row[0, 1:, None]).sum())
-    return total / math.log(2)
+            parts.append(loaded(row).logits[0, :-1].double().log_softmax(-1))
+    return torch.cat(parts), ids
 
 
-def test_bits_per_byte_are_those_of_whole_models_whatever_the_tokenizer_begins_with(
+def test_bits_and_divergence_are_those_of_whole_models_whatever_the_tokenizer_begins_with(
     make_model: ModelMaker, text_folder: Path
 ) -> None:
     base, model = make_model("llama"), make_model("gpt2", seed=3, bos=True)
@@ -59,10 +58,26 @@ def test_bits_per_byte_are_those_of_whole_models_whatever_the_tokenizer_begins_w
     for one in found.changes:
         lines = corpus.text(one.language).evaluate.splitlines()
         size = sum(len(line.encode()) for line in lines)
-        expected = [sum(_bits(which, line, 32) for line in lines) / size for which in (base, model)]
-        assert [one.base_bits, one.bits] == pytest.approx(expected, rel=1e-5)
-        assert one.change == pytest.approx(expected[1] / expected[0] - 1, abs=1e-5)
+        pairs = [[_outputs(which, line, 32) for which in (base, model)] for line in lines]
+        bits = [
+            -sum(float(logs[range(len(ids)), ids].sum()) for logs, ids in of_model) / math.log(2) / size
+            for of_model in zip(*pairs, strict=True)
+        ]
+        assert [one.base_bits, one.bits] == pytest.approx(bits, rel=1e-5)
+        assert one.change == pytest.approx(bits[1] / bits[0] - 1, abs=1e-5)
         assert one.paragraphs == len(LINES)
+        tokens = sum(len(ids) for (_, ids), _ in pairs)
+        assert one.kl == pytest.approx(
+            sum(float((p.exp() * (p - q)).sum()) for (p, _), (q, _) in pairs) / tokens, rel=1e-4
+        )
+        same = sum(int((p.argmax(-1) == q.argmax(-1)).sum()) for (p, _), (q, _) in pairs)
+        assert one.agreement == pytest.approx(same / tokens)
+    # Of models that choose among different numbers of tokens, bits alone.
+    more = audit(
+        make_model("llama", vocab_size=260), base, corpus=corpus, languages=["q1"], prompts=0, window=32, device="cpu"
+    )
+    assert more.changes[0].kl is None
+    assert more.changes[0].base_bits == next(one.base_bits for one in found.changes if one.language == "q1")
 
 
 def test_verdicts_follow_the_stated_thresholds() -> None:
@@ -104,8 +119,9 @@ def test_the_command_writes_page_badge_and_card_and_the_gate_ends_with_one(
     lost = data["counts"]["lost"]
     assert (done.exit_code, data["passed"]) == ((1, False) if lost else (0, True))
     assert CliRunner().invoke(app, [*arguments, "--gate", "lost=2,worse=2"]).exit_code == 0
-    refused = CliRunner().invoke(app, [*arguments, "--gate", "perhaps=1"])
-    assert isinstance(refused.exception, InputError)
+    for arguments_too, processes in ((["--gate", "perhaps=1"], "1"), ([], "2")):
+        refused = CliRunner(env={"RANK": "0", "WORLD_SIZE": processes}).invoke(app, [*arguments, *arguments_too])
+        assert isinstance(refused.exception, InputError)
     for name in ("badge.svg", "audit.svg"):
         ElementTree.fromstring((tmp_path / "audit" / name).read_text(encoding="utf-8"))
     page = (tmp_path / "audit/audit.html").read_text(encoding="utf-8")

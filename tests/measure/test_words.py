@@ -86,7 +86,7 @@ def test_words_of_a_text_and_the_kinds_of_their_tokens() -> None:
 
 
 def test_a_word_s_loss_is_its_tokens_and_what_is_no_number_is_worst() -> None:
-    from surgeon.report.data import PassageReport
+    from surgeon.report.measured_entries import PassageReport
 
     losses = {"base": [1.0, 2.0, 1.0, 1.0], "cut": [2.0, 5.0, 1.5, None]}
     passage = PassageReport(tokens=[" Art", "icle", " 3", " x"], words=[0, 2, 3], losses=losses)

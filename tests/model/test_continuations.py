@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,11 +24,11 @@ from surgeon.errors import InputError, RecipeError
 from surgeon.model import budgets
 from surgeon.model.continuations import continue_prompts, encode_prompts
 from surgeon.model.editing import Variant
-from surgeon.model.layer_stack import Stack, make_stack
+from surgeon.model.layer_stack import Arguments, Stack, make_stack
 from surgeon.model.model import load_model
 from surgeon.model.results import Continuation
 from surgeon.operations import Zero
-from surgeon.operations.edits import Edit, make_edit
+from surgeon.operations.edits import Edit, Surgery
 from surgeon.progress import Progress
 from surgeon.recipe.reading import load_recipe
 from surgeon.region.region import Region
@@ -156,13 +155,13 @@ def test_edits_are_made_once_where_every_token_is_a_sweep(llama: Path, monkeypat
     prompts = encode_prompts(stack, ["Alle", "Tous"], 6)
     expected = continue_prompts(stack, variants, prompts, 6, Progress())  # by the model's own forward
     assert expected["cut"] != expected["base"]
-    made: list[str] = []
+    made, edit = list[str](), Surgery.edit
 
-    def counted(checkpoint: Checkpoint, name: str, *rest: Any) -> Edit:
+    def counted(surgery: Surgery, name: str) -> Edit:
         made.append(name)
-        return make_edit(checkpoint, name, *rest)
+        return edit(surgery, name)
 
-    monkeypatch.setattr("surgeon.model.editing.make_edit", counted)
+    monkeypatch.setattr(Surgery, "edit", counted)
     stack.loaded.weights.stays = False
     assert continue_prompts(stack, variants, prompts, 6, Progress()) == expected
     assert sorted(made) == sorted(region)
@@ -171,6 +170,17 @@ def test_edits_are_made_once_where_every_token_is_a_sweep(llama: Path, monkeypat
     assert len(made) > 2 * len(region)
     for name, slot in stack.loaded.parameters.items():  # and nothing of the cut is left behind
         assert torch.equal(slot.values().detach(), checkpoint.tensor(name))
+    real, said = Stack.layer, []
+
+    def full(self: Stack, number: int, hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
+        if number == 1 and hidden[..., 0].numel() > 14:  # when both texts have eight tokens
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, number, hidden, arguments)
+
+    monkeypatch.setattr(Stack, "layer", full)
+    monkeypatch.setattr(Progress, "note", lambda self, line: said.append(line))
+    assert continue_prompts(stack, variants, prompts, 6, Progress()) == expected
+    assert said == ["out of memory on cpu: 1 of a batch's texts at a time"]
 
 
 def select_region(checkpoint: Checkpoint) -> Region:

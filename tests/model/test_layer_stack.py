@@ -336,5 +336,7 @@ def test_states_in_files_are_those_in_memory(tmp_path: Path) -> None:
             assert torch.equal(memory.get(row, batch), again.get(row, batch))
         files.get(0, 0).zero_()  # a copy: what is kept stays
         assert torch.equal(memory.get(0, 0), files.get(0, 0))
+        files.put(0, 1, value + 1)  # which was read ahead with the one before it
+        assert torch.equal(files.get(0, 1), value + 1)
         files.drop(1)
         assert not (tmp_path / "hidden-00001.bin").exists()

@@ -41,7 +41,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[SecondDevice]:
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device=None: False)  # which knows no such device
     monkeypatch.setattr(torch, "tensor", lambda *args, device=None, **more: tensor(*args, **more).to(device or "cpu"))
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # in which wrapped tensors have no views
-    for owner, name in ((Weights, "_fetch"), (States, "put"), (States, "part"), (Slot, "set")):
+    for owner, name in ((Weights, "_fetch"), (States, "_store"), (States, "_bring"), (Slot, "set")):
         made.within(owner, name, monkeypatch)
     with made:
         yield made
@@ -83,7 +83,7 @@ def test_scoring_brings_weights_up_as_they_are_stored_and_only_masks_down(
         masks += -(-values.numel() // 8)
     assert not expected
     assert device.bytes(up=False) == masks
-    assert device.bytes(up=True, during="put") == device.bytes(up=True, during="part") == 0
+    assert device.bytes(up=True, during="_store") == device.bytes(up=True, during="_bring") == 0
     fetched = device.bytes(up=True, during="_fetch")
     if in_one_go:
         assert fetched == inside + outside
@@ -98,11 +98,11 @@ def test_states_that_are_too_many_for_the_device_do_cross(
     make_model: ModelMaker, device: SecondDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the counts of nothing would say nothing."""
-    monkeypatch.setattr(budgets, "home_of_hidden", lambda size, device: "cpu")
+    monkeypatch.setattr(budgets, "home_of_hidden", lambda size, device, model: "cpu")
     checkpoint = Checkpoint.open(make_model("llama"))
     for _ in scored(checkpoint, DEVICE, in_one_go=False):
         pass
-    assert device.bytes(up=False, during="put") > 0 < device.bytes(up=True, during="part")
+    assert device.bytes(up=False, during="_store") > 0 < device.bytes(up=True, during="_bring")
 
 
 def test_verification_brings_down_a_few_figures_a_token(

@@ -18,13 +18,10 @@ from surgeon.operations import Restore, Scale, Zero
 from surgeon.operations.edits import (
     Edit,
     EditCount,
+    Surgery,
     check_donor,
     check_patch_base,
     check_regions_fit,
-    count_edits,
-    edited_indices,
-    make_edit,
-    touched_tensors,
 )
 from surgeon.region.patch import Patch, write_patch
 from surgeon.region.region import Region
@@ -151,27 +148,27 @@ def test_what_may_change_are_the_tensors_of_the_regions_that_are_used_and_their_
     base = checkpoint(tmp_path / "base", {EMBED: ONES, HEAD: ONES, UP: ONES, DOWN: ONES}, tie_word_embeddings=True)
     regions = {"a": region_of(head=[1]), "b": region_of(down=[1]), "unused": region_of(up=[1])}
     operations = [Zero(zero="a"), Zero(zero="b")]
-    assert touched_tensors(base, operations, regions) == [name for name in base.tensors if name != UP]
-    assert touched_tensors(base, operations[1:], regions) == [DOWN]
-    assert touched_tensors(base, [], regions) == []
-    assert edited_indices(base, EMBED, operations, regions).tolist() == [1]
-    assert edited_indices(base, UP, operations, regions).tolist() == []
+    assert Surgery(base, operations, regions).touched == [name for name in base.tensors if name != UP]
+    assert Surgery(base, operations[1:], regions).touched == [DOWN]
+    assert Surgery(base, [], regions).touched == []
+    assert Surgery(base, operations, regions).indices(EMBED).tolist() == [1]
+    assert Surgery(base, operations, regions).indices(UP).tolist() == []
 
 
 def test_stored_copies_of_a_tied_weight_count_once(tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "base", {EMBED: ONES * 3, HEAD: ONES * 3, UP: ONES}, tie_word_embeddings=True)
     regions = {"a": region_of(head=[1, 2], up=[5])}
-    assert count_edits(base, [Zero(zero="a")], regions) == EditCount(3, 3, 19.0)
+    assert Surgery(base, [Zero(zero="a")], regions).count() == EditCount(3, 3, 19.0)
     apart = checkpoint(tmp_path / "apart", {EMBED: ONES, HEAD: ONES, UP: ONES}, tie_word_embeddings=False)
     both = {"a": region_of(head=[1, 2], embed=[1, 2], up=[5])}
-    assert count_edits(apart, [Zero(zero="a")], both) == EditCount(5, 5, 5.0)
+    assert Surgery(apart, [Zero(zero="a")], both).count() == EditCount(5, 5, 5.0)
 
 
 def test_the_entries_of_several_operations_are_taken_once_each_and_in_order(tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "base", {UP: np.arange(16, dtype=np.float32).reshape(4, 4)})
     regions = {"a": region_of(up=[2, 5, 9]), "b": region_of(up=[0, 5, 15]), "c": region_of(up=[9])}
     operations = [Scale(scale="a", by=2.0), Scale(scale="b", by=10.0), Zero(zero="c")]
-    edit = make_edit(base, UP, operations, regions)
+    edit = Surgery(base, operations, regions).edit(UP)
     assert edit.indices.tolist() == [0, 2, 5, 9, 15]
     assert edit.before.tolist() == [0, 2, 5, 9, 15]
     assert edit.values.tolist() == [0, 4, 100, 0, 150]
@@ -184,12 +181,12 @@ def test_only_what_an_operation_makes_infinite_is_refused(tmp_path: Path) -> Non
     finite = checkpoint(tmp_path / "finite", {UP: tensor})
     regions = {"r": region_of(up=[1, 2, 3]), "s": region_of(up=[7])}
     with pytest.raises(InputError, match=f"'scale r' makes 3 entries of tensor '{UP}' too large for its dtype float32"):
-        make_edit(finite, UP, [Scale(scale="s", by=2.0), Scale(scale="r", by=10.0)], regions)
+        Surgery(finite, [Scale(scale="s", by=2.0), Scale(scale="r", by=10.0)], regions).edit(UP)
     has = tensor.copy()
     has[0, 1] = np.inf
     broken = checkpoint(tmp_path / "broken", {UP: has})
-    assert make_edit(broken, UP, [Scale(scale="r", by=2.0)], regions).values[0] == np.inf
+    assert Surgery(broken, [Scale(scale="r", by=2.0)], regions).edit(UP).values[0] == np.inf
     taken = Restore.model_validate({"restore": "r", "from": str(broken.folder)})
-    assert make_edit(finite, UP, [taken, Scale(scale="r", by=2.0)], regions).values[0] == np.inf
+    assert Surgery(finite, [taken, Scale(scale="r", by=2.0)], regions).edit(UP).values[0] == np.inf
     healed = [Zero(zero="r"), Scale(scale="s", by=2.0)]
-    assert np.isfinite(make_edit(broken, UP, healed, regions).values).all()
+    assert np.isfinite(Surgery(broken, healed, regions).edit(UP).values).all()

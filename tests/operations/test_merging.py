@@ -18,7 +18,7 @@ from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import InputError, RecipeError
 from surgeon.operations import Add, Operation, Restore, Slerp, rounded
-from surgeon.operations.edits import make_edit
+from surgeon.operations.edits import Surgery
 from surgeon.recipe.schema import VariantSpec
 from surgeon.region.region import Region
 from surgeon.region.select import select_random
@@ -60,7 +60,7 @@ def test_each_donor_in_its_own_region_and_the_mean_where_they_overlap(models: li
     operation = made({"add": ["one", "two"], "from": [str(models[1]), str(models[2])], "factor": 0.5})
     overlapping = 0
     for name in regions["one"]:
-        edit = make_edit(checkpoint, name, [operation], regions)
+        edit = Surgery(checkpoint, [operation], regions).edit(name)
         sets = [set(region.indices(name).tolist()) for region in regions.values()]
         overlapping += len(sets[0] & sets[1])
         assert set(edit.indices.tolist()) == sets[0] | sets[1]
@@ -75,7 +75,7 @@ def test_several_donors_in_one_region_and_another_base(models: list[Path]) -> No
     operation = made({"add": "r", "from": [str(models[1])], "base": str(models[2]), "factor": -2.0})
     for name in region:
         entries = set(region.indices(name).tolist())
-        edit = make_edit(checkpoint, name, [operation], {"r": region})
+        edit = Surgery(checkpoint, [operation], {"r": region}).edit(name)
         expected = exact(name, models, [entries], 2, Fraction(-2))
         assert edit.values.astype(np.float32).tolist() == [expected[i] for i in edit.indices]
 
@@ -85,8 +85,8 @@ def test_one_donor_added_whole_is_that_donor(models: list[Path]) -> None:
     checkpoint = Checkpoint.open(models[0])
     region = some_region(checkpoint, 4)
     for name in region:
-        added = make_edit(checkpoint, name, [made({"add": "r", "from": str(models[1])})], {"r": region})
-        taken = make_edit(checkpoint, name, [made({"restore": "r", "from": str(models[1])})], {"r": region})
+        added = Surgery(checkpoint, [made({"add": "r", "from": str(models[1])})], {"r": region}).edit(name)
+        taken = Surgery(checkpoint, [made({"restore": "r", "from": str(models[1])})], {"r": region}).edit(name)
         assert added.values.tobytes() == taken.values.tobytes()
 
 
@@ -110,7 +110,7 @@ def test_what_a_donor_did_not_change_keeps_its_bits(models: list[Path], tmp_path
         made({"add": "r", "from": str(tmp_path / "m"), "factor": 3.0}),
         made({"add": ["r", "r"], "from": [str(models[1]), str(models[2])], "factor": 0.0}),
     ):
-        edit = make_edit(there, name, [operation], {"r": small})
+        edit = Surgery(there, [operation], {"r": small}).edit(name)
         assert edit.values.tobytes() == values.tobytes()
         assert edit.count().changed == 0
 
@@ -119,8 +119,9 @@ def test_a_sum_too_large_is_refused(make_model: ModelMaker) -> None:
     one, two = (make_model("llama", dtype="float16", seed=seed) for seed in (0, 1))
     checkpoint = Checkpoint.open(one)
     region = some_region(checkpoint, 1)
+    surgery = Surgery(checkpoint, [made({"add": "r", "from": str(two), "factor": 1e9})], {"r": region})
     with pytest.raises(InputError, match=r"'add r' makes entries of tensor '.*' too large for its dtype float16"):
-        make_edit(checkpoint, next(iter(region)), [made({"add": "r", "from": str(two), "factor": 1e9})], {"r": region})
+        surgery.edit(next(iter(region)))
 
 
 def test_slerp_is_on_the_arc(models: list[Path]) -> None:
@@ -136,9 +137,9 @@ def test_slerp_is_on_the_arc(models: list[Path]) -> None:
 
         whole = angle(here, there)
         for t in (0.25, 0.5, 0.9):
-            edit = make_edit(
-                checkpoint, name, [made({"slerp": "r", "from": str(models[1]), "fraction": t})], {"r": region}
-            )
+            edit = Surgery(
+                checkpoint, [made({"slerp": "r", "from": str(models[1]), "fraction": t})], {"r": region}
+            ).edit(name)
             found = edit.values.astype(np.float64)
             plain = [
                 (math.sin((1 - t) * whole) * a + math.sin(t * whole) * b) / math.sin(whole)
@@ -147,7 +148,7 @@ def test_slerp_is_on_the_arc(models: list[Path]) -> None:
             np.testing.assert_array_max_ulp(found.astype(np.float32), np.array(plain, np.float32), maxulp=2**16)
             assert angle(here, np.array(plain)) + angle(np.array(plain), there) == pytest.approx(whole, abs=0.05)
         ends = [
-            make_edit(checkpoint, name, [made({"slerp": "r", "from": str(models[1]), "fraction": t})], {"r": region})
+            Surgery(checkpoint, [made({"slerp": "r", "from": str(models[1]), "fraction": t})], {"r": region}).edit(name)
             for t in (0.0, 1.0)
         ]
         assert ends[0].count().changed == 0
@@ -158,7 +159,7 @@ def test_slerp_takes_the_chord_where_there_is_no_arc(models: list[Path]) -> None
     checkpoint = Checkpoint.open(models[0])
     region = some_region(checkpoint, 6)
     name = next(iter(region))
-    same = make_edit(checkpoint, name, [made({"slerp": "r", "from": str(models[0])})], {"r": region})
+    same = Surgery(checkpoint, [made({"slerp": "r", "from": str(models[0])})], {"r": region}).edit(name)
     assert same.count().changed == 0
 
 

@@ -19,7 +19,7 @@ from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import InputError
 from surgeon.operations import Fill, Noise, Operation, Restore, Scale, Shuffle, Target, Zero, rounded
-from surgeon.operations.edits import make_edit
+from surgeon.operations.edits import Surgery
 from surgeon.region.region import Region
 from surgeon.region.select import select_random
 from surgeon.write.staging import write_variant
@@ -172,7 +172,7 @@ def test_restore_takes_another_dtype_rounded_once(make_model: ModelMaker) -> Non
     region = some_region(narrow)
     restore = Restore.model_validate({"restore": "r", "from": str(wide.folder)})
     name = next(iter(region))
-    edit = make_edit(narrow, name, [restore], {"r": region})
+    edit = Surgery(narrow, [restore], {"r": region}).edit(name)
     expected = wide.tensor(name).flatten()[torch.from_numpy(edit.indices)].to(torch.bfloat16)
     assert np.array_equal(edit.values.astype(np.float32), expected.float().numpy())
 
@@ -182,7 +182,7 @@ def test_operations_follow_each_other(llama: Path) -> None:
     one, two = some_region(checkpoint), some_region(checkpoint, 2)
     steps: list[Operation] = [Scale(scale="one", by=2.0), Fill(fill="two", value=1.0), Scale(scale="one", by=0.5)]
     for name in one:
-        edit = make_edit(checkpoint, name, steps, {"one": one, "two": two})
+        edit = Surgery(checkpoint, steps, {"one": one, "two": two}).edit(name)
         expected = checkpoint.array(name).reshape(-1).copy()
         expected[two.indices(name)] = 1.0
         expected[np.intersect1d(one.indices(name), two.indices(name))] = 0.5
@@ -193,7 +193,7 @@ def test_values_that_outgrow_the_dtype_are_refused(make_model: ModelMaker) -> No
     checkpoint = Checkpoint.open(make_model("llama", dtype="float16"))
     region = some_region(checkpoint)
     with pytest.raises(InputError, match=r"'scale r' makes \d+ entries of tensor '.*' too large for its dtype float16"):
-        make_edit(checkpoint, next(iter(region)), [Scale(scale="r", by=1e9)], {"r": region})
+        Surgery(checkpoint, [Scale(scale="r", by=1e9)], {"r": region}).edit(next(iter(region)))
 
 
 def test_integers_are_rounded_and_what_does_not_fit_is_refused() -> None:

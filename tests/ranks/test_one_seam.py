@@ -5,7 +5,12 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+import torch
+
 import surgeon
+from surgeon.errors import InputError
+from surgeon.ranks.group import own_device
 
 HOUSE = Path(surgeon.__file__).parent
 MAY = {"api.py", "console.py", "ending.py", "cli/running.py"}
@@ -43,3 +48,24 @@ def test_nothing_else_reads_what_a_launcher_says() -> None:
         if any(name in path.read_text(encoding="utf-8") for name in told)
     }
     assert found <= {"ranks", "freeze"}
+
+
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(device: str, count: int, **told: str) -> str:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in told.items():
+            monkeypatch.setenv(name, value)
+        return own_device(device)
+
+    assert chosen("cuda", 8) == "cuda"
+    assert chosen("cuda:3", 8, RANK="0", WORLD_SIZE="1") == "cuda:3"
+    assert chosen("cpu", 0, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1") == "cpu"
+    assert chosen("cuda", 8, RANK="9", WORLD_SIZE="16", LOCAL_RANK="1") == "cuda:1"
+    assert chosen("cuda", 8, RANK="9", WORLD_SIZE="16") == "cuda:1"  # by launchers that number whole machines
+    assert chosen("cuda", 1, RANK="3", WORLD_SIZE="4", LOCAL_RANK="3", CUDA_VISIBLE_DEVICES="3") == "cuda:0"
+    with pytest.raises(InputError, match="process 3 of this machine has no GPU: there are 2"):
+        chosen("cuda", 2, RANK="3", WORLD_SIZE="4", LOCAL_RANK="3")
+    with pytest.raises(InputError, match="write --device cuda"):
+        chosen("cuda:1", 2, RANK="0", WORLD_SIZE="2", LOCAL_RANK="0")

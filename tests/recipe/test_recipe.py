@@ -155,7 +155,7 @@ def test_overrides_reach_any_field_and_are_named_in_errors(tmp_path: Path) -> No
     assert (recipe.model, recipe.verify and recipe.verify.tokens) == ("elsewhere", 99)
     assert recipe.score_of("core") is not None
     assert recipe.score_of("core").languages == ["ar", "ru"]  # type: ignore[union-attr]
-    with pytest.raises(RecipeError, match=r"--set verify.tokens: verify.tokens: input should be a valid integer"):
+    with pytest.raises(RecipeError, match=r"--set verify.tokens: input should be a valid integer"):
         load_recipe(path, ["verify.tokens=many"])
     with pytest.raises(InputError, match="write --set PATH=VALUE"):
         load_recipe(path, ["verify"])

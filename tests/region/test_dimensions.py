@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from surgeon.region.dimensions import SPREAD_AT, along, hidden_size, places_of, profile, residual_axis
+from surgeon.checkpoint.naming import places_of
+from surgeon.region.dimensions import SPREAD_AT, along, hidden_size, profile, residual_axis
 from surgeon.region.region import Region
 
 LLAMA = {

@@ -6,11 +6,12 @@ import math
 
 import pytest
 
+from surgeon.model.results import Quantity
 from surgeon.recipe.schema import ExpectSpec
-from surgeon.report.data import Figure, MeasurementReport, QuantityReport
 from surgeon.report.expected import came_out, check_expectations, expected
+from surgeon.report.measured_entries import Figure, MeasurementReport
 
-SHARE = QuantityReport(name="right", title="right", unit="", worse="less", compare="difference", share=True)
+SHARE = Quantity(name="right", title="right", unit="", worse="less", compare="difference", share=True)
 REPORT = MeasurementReport(
     title="answers", by="task", quantities=[SHARE],
     found={"cut": {"t": {"right": Figure(value=0.25, pieces=4, change=-0.5, low=-0.75, high=-0.125)}}},

@@ -19,11 +19,13 @@ import vl_convert
 from reports import LANGUAGES, POINTS, make_region, make_report
 
 from surgeon.region.region import Region
-from surgeon.report.data import OverlapReport, Report
+from surgeon.report.data import Report
 from surgeon.report.drawing import COOL, HEAT, PALETTE, STRONG, Figure, svg, themed, write_pictures
-from surgeon.report.figures import figures, language_groups, series, variant_figures
+from surgeon.report.figures import figures, variant_figures
+from surgeon.report.language_figures import language_groups, series
 from surgeon.report.png import repacked
 from surgeon.report.ramps import CROWDING, JACCARD, LOST, RATIOS
+from surgeon.report.region_entries import OverlapReport
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.report.scan import EXPONENT, brightest, picture, pooled
 from surgeon.report.story import tell
@@ -70,7 +72,16 @@ def data_of(figure: Figure) -> list[dict[str, Any]]:
 
 
 def test_all_figures_are_there_and_none_that_is_constant(drawn: dict[str, Figure], report: Report) -> None:
-    assert list(drawn) == ["perplexity", "ratios", "sweep-swept", "scan", "scan-random", "overlaps", "crowding"]
+    assert list(drawn) == [
+        "perplexity",
+        "ratios",
+        "sweep-swept",
+        "scan",
+        "scan-random",
+        "measured-choice",
+        "overlaps",
+        "crowding",
+    ]
     alone = report.model_copy(update={"overlaps": [OverlapReport(left="a", right="b", jaccard=0.003, by_chance=0.004)]})
     assert "overlaps" not in {figure.name for figure in figures(alone)}
 
@@ -127,6 +138,32 @@ def test_an_interval_is_drawn_where_there_is_one(report: Report) -> None:
     assert (before, after) == (0, 1)
 
 
+def test_any_measurement_is_drawn_by_its_name_with_its_interval_and_chance(report: Report) -> None:
+    """The interval of a change stands at the base's value; the base has its own; what is not a number says so."""
+    figure = next(figure for figure in figures(report) if figure.name == "measured-choice")
+    rows = {(row["variant"], row["language"]): row for row in data_of(figure) if "language" in row}
+    assert len(rows) == 2 * len(LANGUAGES) + 1
+    base, cut, broken = (rows[name, "Arabic"] for name in ("base", "cut", "broken"))
+    assert (base["value"], base["low"], base["high"]) == (0.75, 0.5, 0.9)
+    assert (cut["value"], cut["low"], cut["high"]) == (0.35, 0.25, 0.5)
+    assert (cut["change"], cut["interval"]) == ("−40.0 points", "\u221250.0 to \u221225.0 points")
+    assert (broken["broken"], broken["value"]) == ("nan", 0.35)
+    assert figure.title == "Own end chosen, by language"
+    assert "Less is worse. The dashed line is chance, 25.0 %." in figure.caption
+    root = ElementTree.fromstring(svg(figure))
+    dots = [path for path in root.iter(f"{SVG}path") if path.get("fill") in ("var(--ink)", "var(--series-0)")]
+    assert len([dot for dot in dots if dot.get("transform")]) >= 2 * len(LANGUAGES)
+
+
+def test_draws_of_a_control_are_one_in_every_measurement(report: Report) -> None:
+    item = report.measurements["choice"]
+    mean = item.averaged(["base", "cut"], "fr", "accuracy")
+    assert mean is not None
+    assert (mean.value, mean.low, mean.high) == (pytest.approx(0.55), -0.4, -0.4)
+    assert item.averaged(["cut"], "fr", "accuracy") == item.found["cut"]["fr"]["accuracy"]
+    assert item.averaged(["broken"], "fr", "accuracy") is None
+
+
 def test_languages_are_grouped_without_loss(report: Report) -> None:
     for order in ("script", "family", "effect"):
         grouped = [code for _, codes in language_groups(report, order) for code in codes]
@@ -161,7 +198,7 @@ def test_what_is_no_better_than_guessing_is_drawn_closer_together_and_said() -> 
         assert (row["step"] == LOST) == beyond
         assert row["times"].endswith(", no better than guessing") == beyond
         assert math.log(row["ratio"]) == pytest.approx(guess + 0.1 * (log - guess) if beyond else log)
-    assert "no better than guessing every one of the 40 tokens alike" in figure.caption
+    assert "no better than a uniform guess over 40 tokens" in figure.caption
 
 
 def test_overlaps_are_those_of_the_masks(report: Report, drawn: dict[str, Figure]) -> None:

@@ -15,8 +15,8 @@ import pytest
 from reports import make_region, make_report
 
 from surgeon.region.region import Region
-from surgeon.report.figures import language_groups
 from surgeon.report.html import write_page
+from surgeon.report.language_figures import language_groups
 from surgeon.report.regions import overlap_reports, region_report
 
 pytestmark = pytest.mark.slow

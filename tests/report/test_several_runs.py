@@ -60,7 +60,7 @@ def test_what_cannot_be_compared_is_said(runs: list[Path], tmp_path: Path) -> No
         ([runs[0]], "takes 2 to 24 output folders, and got 1"),
         ([runs[0], silent], "that run measured nothing"),
         ([runs[0], runs[0]], "the same folder is given twice"),
-        ([runs[0], tmp_path / "nowhere"], "no report there"),
+        ([runs[0], tmp_path / "nowhere"], "cannot be read"),
     ):
         done = CliRunner().invoke(app, ["compare", *map(str, given), "--output", str(tmp_path / "page")])
         assert told in str(done.exception)

@@ -9,9 +9,11 @@ import pytest
 from reports import make_report
 
 from surgeon.model.results import Measure
-from surgeon.report.data import Report, SweepReport, VariantReport
+from surgeon.report.data import Report, VariantReport
 from surgeon.report.measured import perplexities, perplexity, summarize
-from surgeon.report.story import evidence, headline, no_intervals, sentence, tell
+from surgeon.report.measured_entries import SweepReport
+from surgeon.report.sentences import evidence, headline, measured_lines, no_intervals, sentence
+from surgeon.report.story import tell
 
 BASE = {"ar": 3.0, "en": 3.1, "zh": 3.2}
 
@@ -44,7 +46,7 @@ def test_a_cut_is_told_beside_its_controls_whatever_their_order() -> None:
     cut = {"core-cut": ("zero core", {"ar": 2.1, "en": 18.3, "zh": 5.0})}
     expected = (
         "Zeroing 1\u00a0% of the decoder's weights makes all 3 languages 2.10 to 18.3 times worse; "
-        "as many at random: 2.0\u00a0%; as many of the lowest score: 0\u00a0%."
+        "controls of the same size: random weights 2.0\u00a0%, lowest scores 0\u00a0%."
     )
     for variants in (cut | CONTROL, CONTROL | cut):
         report = report_of(variants, REGIONS)
@@ -60,7 +62,8 @@ def test_the_largest_weights_are_told_and_drawn_beside_the_cut() -> None:
     story = tell(report)
     assert (story.cut, story.controls) == ("core-cut", ("any-cut", "big-cut", "low-cut"))
     assert story.beside == "any"
-    assert "; as many at random: 2.0\u00a0%; as many of the largest weights: 13.0 times; " in sentence(report, story)
+    controls = "random weights 2.0\u00a0%, largest weights 13.0 times, lowest scores 0\u00a0%"
+    assert sentence(report, story).endswith(f"; controls of the same size: {controls}.")
 
 
 def test_what_was_in_reach_is_said() -> None:
@@ -91,6 +94,15 @@ def test_what_was_in_reach_is_said() -> None:
 def test_an_effect_is_told_as_large_as_it_is(factors: tuple[float, ...], told: str) -> None:
     report = report_of({"core-cut": ("zero core", dict(zip(BASE, factors, strict=True)))}, REGIONS)
     assert sentence(report, tell(report)).endswith(f" {told}.")
+
+
+def test_other_measurements_are_told_with_unit_direction_interval_and_chance() -> None:
+    made = make_report()
+    assert measured_lines(made, tell(made)) == [
+        "Own end chosen, mean by language (less is worse): base 75.0\u00a0% (95\u00a0% interval 50.0 to "
+        "90.0\u00a0%); cut 35.0\u00a0% (change \u221240.0 points, 95\u00a0% interval \u221250.0 to "
+        "\u221225.0 points); by chance 25.0\u00a0%."
+    ]
 
 
 def test_regions_of_single_languages_are_told_together() -> None:
@@ -222,7 +234,7 @@ def test_the_rise_of_a_language_s_own_region_is_that_of_logarithms_beside_its_co
     rows = [[cell.text for cell in row.cells] for row in own_table(report_of(variants, regions)).rows]
     assert rows == [
         ["Arabic", "own region", "4.00", "2.00", "2.0", "ar-cut"],  # log 4 / log 2
-        ["Arabic", "as many of the largest", "3.00", "1.00", "-", "big-cut"],  # nothing to be a multiple of
+        ["Arabic", "largest", "3.00", "1.00", "-", "big-cut"],  # nothing to be a multiple of
     ]
 
 
@@ -242,7 +254,7 @@ def test_what_is_lost_is_said_and_evidence_has_unit_number_and_guessing() -> Non
     line = evidence(known, story)
     assert line is not None
     assert f"geometric mean of 3 languages: core-cut {mean:.1f}; any-cut 1.02; low-cut 1.00" in line
-    assert line.endswith(f"Guessing every token alike: {2000 / math.exp(3.1):.1f}.")
+    assert line.endswith(f"A uniform guess: {2000 / math.exp(3.1):.1f}.")
 
 
 def test_a_report_of_before_there_were_steps_says_the_same() -> None:

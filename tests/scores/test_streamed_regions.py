@@ -17,7 +17,7 @@ from conftest import ModelMaker, with_pictures
 import surgeon
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.region.region import Region
-from surgeon.region.select_on_device import select_count_on_device
+from surgeon.regions import cut
 from surgeon.scores.score_pass import ScorePass
 
 SCORE = "{kind: %s, languages: [de, fr], samples: 5, sequence_length: 24, batch_size: 2}"
@@ -88,25 +88,26 @@ def test_the_same_bytes_with_and_without_score_files(
 def test_scores_that_stay_on_a_device_give_the_same_bytes(
     kind: str, make_model: ModelMaker, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There they are torch's; all that is so many highest or lowest of the sum is cut without a copy to numpy."""
-    real, cuts = ScorePass.run, []
+    """There they are torch's, and all but whole units and controls is cut without a copy to numpy."""
+    real, on_host, came = ScorePass.run, cut.on_host, set[str]()
 
     def as_torch(*args: Any) -> Iterator[tuple[int, str, dict[str, torch.Tensor]]]:
         for unit, language, scores in real(*args):
             yield unit, language, {name: torch.from_numpy(array) for name, array in scores.items()}
 
-    def counted(*args: Any) -> Any:
-        cuts.append(args)
-        return select_count_on_device(*args)
+    def counted(scores: Any) -> Any:
+        came.add(sys._getframe(1).f_code.co_name)
+        return on_host(scores)
 
-    monkeypatch.setattr("surgeon.regions.cut.select_count_on_device", counted)
+    monkeypatch.setattr(cut, "on_host", counted)
     monkeypatch.setattr("surgeon.plan.estimates.SHARE_OF_DISK", 0.0)
     path = recipe(tmp_path, make_model("llama", tie_word_embeddings=False), texts, kind)
     for name, run in (("numpy", real), ("torch", as_torch)):
         monkeypatch.setenv("SURGEON_CACHE", str(with_pictures(tmp_path / f"cache-{name}")))
         monkeypatch.setattr(ScorePass, "run", run)
         surgeon.apply(path, output=tmp_path / name)
-        assert bool(cuts) == (name == "torch")
+        assert ("<lambda>" in came) == (name == "numpy")  # of a cut by numpy
+        came.clear()
     assert regions_below(tmp_path / "numpy") == regions_below(tmp_path / "torch")
 
 

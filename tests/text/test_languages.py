@@ -6,7 +6,7 @@ import pytest
 
 from surgeon.errors import InputError
 from surgeon.plan.planning import open_corpus
-from surgeon.recipe.schema import TextSpec
+from surgeon.recipe.text_spec import TextSpec
 from surgeon.text.corpora import builtin_corpus
 from surgeon.text.languages import code_meant
 

@@ -19,7 +19,8 @@ from surgeon.errors import InputError
 from surgeon.freeze.bundle import write_bundle
 from surgeon.region.overlap import overlap
 from surgeon.region.region import Region
-from surgeon.report.data import OverSeeds, Report, SweepReport
+from surgeon.report.data import Report
+from surgeon.report.measured_entries import OverSeeds, SweepReport
 from surgeon.report.words import number
 from surgeon.views.differences import diff_view, overlap_view
 from surgeon.views.inspection import inspection_view, look_at

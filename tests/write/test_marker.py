@@ -115,8 +115,12 @@ def test_damage_is_one_message(text: str, message: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_no_marker_is_said_too(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not a variant that `surgeon apply` wrote"):
+def test_no_marker_is_said_too_and_which_folders_of_a_run_have_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"not a variant that `surgeon apply` wrote .*out/NAME/variants/VARIANT"):
+        Marker.read(tmp_path)
+    (tmp_path / "variants/cut").mkdir(parents=True)
+    (tmp_path / "variants/cut" / MARKER).write_text("{}")
+    with pytest.raises(InputError, match=r"name one of '.*/variants/cut'"):
         Marker.read(tmp_path)
 
 

@@ -19,6 +19,8 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import source_file_hashes, tensor_hashes
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.errors import CheckpointError
+from surgeon.model.workplace import Workplace
+from surgeon.operations.edits import Surgery
 from surgeon.region.region import Region
 from surgeon.write.staging import publish, stage_variant, write_variant
 
@@ -96,16 +98,16 @@ def test_a_source_that_changes_is_refused_and_nothing_published(
     if when == "between shards":
         real = shards.copy_shard
 
-        def copy(checkpoint: Checkpoint, header: object, *rest: object) -> object:
-            done = real(checkpoint, header, *rest)  # type: ignore[arg-type]
-            if header is checkpoint.headers[-1]:
+        def copy(surgery: Surgery, header: object, *rest: object) -> object:
+            done = real(surgery, header, *rest)  # type: ignore[arg-type]
+            if header is surgery.checkpoint.headers[-1]:
                 change(last)
             return done
 
         monkeypatch.setattr("surgeon.write.copying.copy_shard", copy)
 
     def write() -> None:
-        staged = stage_variant(source, ZERO, regions, tmp_path / "out" / "v", jobs=1)
+        staged = stage_variant(Surgery(source, ZERO, regions), tmp_path / "out" / "v", Workplace("cpu", 1))
         if when == "after":
             change(last)
         publish(staged)
@@ -117,7 +119,6 @@ def test_a_source_that_changes_is_refused_and_nothing_published(
 
 def test_a_source_that_becomes_shorter_while_an_edit_is_made_is_an_error_and_no_fault(model: Path) -> None:
     from surgeon.operations import OPERATIONS
-    from surgeon.operations.edits import make_edit
 
     source = Checkpoint.open(model)
     region = random_region(source)
@@ -128,4 +129,4 @@ def test_a_source_that_becomes_shorter_while_an_edit_is_made_is_an_error_and_no_
             os.truncate(path, 100)
         for name in region:
             with pytest.raises(CheckpointError, match="was changed while it was read"):
-                make_edit(source, name, [operation], {"r": region})
+                Surgery(source, [operation], {"r": region}).edit(name)

@@ -1,0 +1,68 @@
+"""Where a cut breaks the model: the same operations in one part of the model at a time, by layer or by role.
+
+The parts of a cut share no entry, and together they are the whole cut. A tensor in no layer, such as the embeddings or
+the final norm, is in the part of its role. Stored copies of a tied weight are one tensor, in the part of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from surgeon.checkpoint.naming import ROLES, Place
+from surgeon.checkpoint.ties import Ties, stored_copies
+from surgeon.region.region import Region, united
+
+
+@dataclass(frozen=True)
+class Part:
+    """A variant's cut in one part alone: `by` layer or role, `label` says which, `regions` are the variant's there."""
+
+    variant: str
+    by: str
+    label: str
+    regions: Mapping[str, Region]
+
+    @property
+    def name(self) -> str:
+        """A name that no variant has."""
+        return f"{self.variant}/{self.by}/{self.label}"
+
+    def entries(self, ties: Ties) -> int:
+        """Return how many entries the regions hold together; those of stored copies of a tied weight count once."""
+        copies: dict[str, list[str]] = {}
+        for region in self.regions.values():
+            for name in region:
+                copies.setdefault(stored_copies(ties, name)[0], []).append(name)
+        return sum(
+            united([region.indices(name) for region in self.regions.values() for name in names if name in region]).size
+            for names in copies.values()
+        )
+
+
+def parted(names: Iterable[str], by: str, places: Mapping[str, Place], ties: Ties) -> dict[str, list[str]]:
+    """Put names of tensors into parts, in the order of the model: layers by number, or roles as a layer has them."""
+    found: dict[tuple[int, str], list[str]] = {}
+    for name in names:
+        where = places[stored_copies(ties, name)[0]]
+        if by == "layer" and where.layer is not None:
+            key = (where.layer, str(where.layer))
+        else:
+            key = (ROLES.index(where.role) if where.role in ROLES else len(ROLES), where.role)
+            key = (key[0] + (1 << 30), key[1]) if by == "layer" else key  # after all layers
+        found.setdefault(key, []).append(name)
+    return {label: found[order, label] for order, label in sorted(found)}
+
+
+def parts_of(
+    variant: str, regions: Mapping[str, Region], by: Sequence[str], places: Mapping[str, Place], ties: Ties
+) -> list[Part]:
+    """Return the parts of a variant's cut; none by what has a single part, which is the variant itself."""
+    touched = dict.fromkeys(name for region in regions.values() for name in region if region[name].entries)
+    parts = []
+    for one in dict.fromkeys(by):
+        labels = parted(touched, one, places, ties)
+        for label, names in labels.items() if len(labels) > 1 else ():
+            inside = {key: region.only([name for name in names if name in region]) for key, region in regions.items()}
+            parts.append(Part(variant, one, label, inside))
+    return parts

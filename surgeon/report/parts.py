@@ -1,0 +1,180 @@
+"""Where a cut breaks the model: its parts one at a time, as report, figures, tables and sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from surgeon.checkpoint.naming import ROLES
+from surgeon.checkpoint.ties import Ties
+from surgeon.measure.intervals import mean_change_interval
+from surgeon.measure.parts import Part
+from surgeon.model.results import Measure, Sums, exponential, geometric_mean
+from surgeon.report.data import Report
+from surgeon.report.drawing import Figure, Spec, finished, named, tips
+from surgeon.report.grid import Cell, Grid, Row
+from surgeon.report.measured import Measures, mean_ratio_interval
+from surgeon.report.measured_entries import PartReport, PartsReport
+from surgeon.report.ramps import RATIOS, cells, heads
+from surgeon.report.words import interval, is_lost, number, percent
+
+_SAME = 0.01  # nats per token: a whole cut that does less has no damage to take apart
+_TALL = 40  # rows of a map, above which they are lower and say nothing
+
+
+def part_reports(parts: Sequence[Part], measures: Measures, ties: Ties) -> dict[str, dict[str, PartsReport]]:
+    """Turn what was measured of parts into their entries of the report, by variant and by what they are parts by."""
+    grouped: dict[tuple[str, str], list[Part]] = {}
+    for part in parts:
+        grouped.setdefault((part.variant, part.by), []).append(part)
+    found: dict[str, dict[str, PartsReport]] = {}
+    for (variant, by), those in grouped.items():
+        base = measures["base"]
+        bounds = mean_change_interval({
+            code: (None, _added([measures[part.name][code] for part in those], base[code])) for code in base
+        })  # fmt: skip
+        made = {part.label: _part(part, measures, ties) for part in those}
+        found.setdefault(variant, {})[by] = PartsReport(
+            parts=made,
+            sum_nats=math.fsum(one.nats for one in made.values()),
+            sum_low=None if bounds is None else bounds.low,
+            sum_high=None if bounds is None else bounds.high,
+            whole_nats=geometric_mean(measures[variant]) - geometric_mean(base),
+        )
+    return found
+
+
+def _part(part: Part, measures: Measures, ties: Ties) -> PartReport:
+    nats = geometric_mean(measures[part.name]) - geometric_mean(measures["base"])
+    bounds = mean_ratio_interval(measures, part.name)
+    low, high = (None, None) if bounds is None else (bounds.low, bounds.high)
+    return PartReport(
+        entries=part.entries(ties), ratio_to_base=exponential(nats), nats=nats, low=low, high=high
+    )  # fmt: skip
+
+
+def _added(parts: Sequence[Measure], base: Measure) -> Sums:
+    """Return what all parts cost together, in nats by piece of text."""
+    totals = [
+        math.fsum(part.pieces[i][0] - nll for part in parts) for i, (nll, _) in enumerate(base.pieces)
+    ]  # fmt: skip
+    return Sums(tuple(totals), tuple(float(tokens) for _, tokens in base.pieces))
+
+
+def part_lines(report: Report) -> list[str]:
+    """Say of each variant what its parts do one at a time, and how much of the whole that explains."""
+    return [
+        f"{report.named(variant)}, one {by} at a time: {_explained(by, found)}"
+        for variant, by_axis in report.parts.items()
+        for by, found in by_axis.items()
+    ]
+
+
+def _explained(by: str, found: PartsReport) -> str:
+    worst = max(found.parts, key=lambda label: _order(found.parts[label].nats))
+    most = f"most at {_called(by, worst)} (×{number(found.parts[worst].ratio_to_base)})"
+    bounds = "" if found.sum_low is None else f" ({_nats(found.sum_low)} to {_nats(found.sum_high or 0.0)})"
+    together = f"{_nats(found.sum_nats)} nats per token{bounds}"
+    if not math.isfinite(found.whole_nats) or not math.isfinite(found.sum_nats):
+        return f"{most}; what is not a number cannot be added up"
+    if found.whole_nats < _SAME:
+        return f"the whole cut does hardly any damage ({_nats(found.whole_nats)} nats per token), {most}"
+    said = f"{most}; together the parts explain {together} of the whole cut's {_nats(found.whole_nats)}"
+    share = found.sum_nats / found.whole_nats
+    if share > 1.1:
+        return f"{said}: each alone already costs what others cost, too"
+    return f"{said}, {percent(share)}" + (": the rest comes of cutting them together" if share < 0.9 else "")
+
+
+def _called(by: str, label: str) -> str:
+    return f"layer {label}" if by == "layer" and label.isdigit() else label
+
+
+def _order(nats: float) -> float:
+    return math.inf if math.isnan(nats) else nats
+
+
+def _nats(value: float) -> str:
+    sign = "\u2212" if value < 0 else ""
+    return f"{sign}{abs(value):.3g}"
+
+
+def part_figures(report: Report) -> list[Figure]:
+    """Draw a map for layers and one for roles: parts down, variants across, the multiple of the base's perplexity."""
+    return [_map(report, by, taken) for by, taken in _by_axis(report).items()]
+
+
+def _by_axis(report: Report) -> dict[str, dict[str, PartsReport]]:
+    """Return the parts by what they are parts by, and then by variant."""
+    found: dict[str, dict[str, PartsReport]] = {}
+    for variant, by_axis in report.parts.items():
+        for by, taken in by_axis.items():
+            found.setdefault(by, {})[variant] = taken
+    return found
+
+
+def _labels(taken: Mapping[str, PartsReport]) -> list[str]:
+    """Return the parts of all variants, in the order of the model."""
+    labels = dict.fromkeys(label for one in taken.values() for label in one.parts)
+    layers = sorted((label for label in labels if label.isdigit()), key=int)
+    others = [label for label in labels if not label.isdigit()]
+    return [*layers, *sorted(others, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES))]
+
+
+def _map(report: Report, by: str, taken: Mapping[str, PartsReport]) -> Figure:
+    labels, guess, rows = _labels(taken), report.guessing(), []
+    for variant, found in taken.items():
+        for label, part in found.parts.items():
+            said = number(part.ratio_to_base)
+            rows.append({
+                "part": _called(by, label), "variant": report.named(variant), "said": said, "times": f"×{said}",
+                "interval": f"×{interval(part.low, part.high)}", "entries": f"{part.entries:,}", "nats": part.nats
+                if math.isfinite(part.nats) else said, **RATIOS.of(part.ratio_to_base, is_lost(part.nats, guess)),
+            })  # fmt: skip
+    variants = [report.named(variant) for variant in taken]
+    tall, longest = len(labels) > _TALL, max(map(len, variants))
+    level = len(variants) <= 3
+    hover = tips(part=by, variant="variant", times="of the base's perplexity", interval="interval", entries="entries")
+    spec: Spec = {
+        "data": {"values": rows},
+        "width": {"step": max(50, 7 * longest + 10) if level else 50}, "height": {"step": 11 if tall else 20},
+        "encoding": {
+            "x": heads("variant", variants, level),
+            "y": named("part", [_called(by, label) for label in labels]),
+        },
+        "layer": cells(rows, RATIOS, hover, not tall),
+    }  # fmt: skip
+    text = (
+        f"Each cut done in one {by} alone, and nowhere else: perplexity as a multiple of the base's, geometric mean "
+        "over the languages. The warmer the worse; grey is within 1 % of the base."
+    )
+    return Figure(f"parts-{by}", f"Where it breaks, by {by}", text, finished(spec))
+
+
+def part_tables(report: Report) -> list[Grid]:
+    """Show the parts, a table for layers and one for roles: entries and the ratio to the base, by variant."""
+    grids = []
+    for by, taken in _by_axis(report).items():
+        rows = []
+        for label in _labels(taken):
+            parts = [found.parts.get(label) for found in taken.values()]
+            rows.append(Row([Cell(_called(by, label)), *(cell for part in parts for cell in _shown(part))]))
+        names = [report.named(variant) for variant in taken]
+        top = [head for name in names for head in (f"{name}, entries", f"{name}, ×\u00a0base")]
+        whole = [
+            cell
+            for found in taken.values()
+            for cell in (Cell(""), Cell(number(exponential(found.whole_nats)), found.whole_nats))
+        ]
+        note = "Each is the cut in that part alone; the last line is the whole cut, all parts together."
+        grids.append(Grid(f"One {by} at a time", (by, *top), rows, note, foot=[Cell("the whole cut"), *whole]))
+    return grids
+
+
+def _shown(part: PartReport | None) -> list[Cell]:
+    if part is None:
+        return [Cell("-"), Cell("-")]
+    order = round(part.nats, 6) if math.isfinite(part.nats) else 1e9
+    note = "" if part.low is None else f"interval {interval(part.low, part.high)}"
+    ratio = Cell(number(part.ratio_to_base), order, ratio=part.ratio_to_base, note=note)
+    return [Cell(f"{part.entries:,}", part.entries), ratio]
