@@ -48,12 +48,12 @@ def test_ten_limits_of_memory_and_five_commands(tmp_path: Path) -> None:
     }
     cases: list[dict[str, Any]] = []
     for name, arguments in commands.items():
-        for step in DRAWING if name == "apply" else STEPS:
+        for step in DRAWING if name in ("apply", "cut") else STEPS:
             to = [str(tmp_path / f"{name}-{step}")] if arguments[-1] == "--output" else []
             cache = tmp_path / f"cache-{name}-{step}"
             if name == "cut":  # its pictures are those of the run before; those of `apply` are drawn under the limit
                 with_pictures(cache)
-            limit = "RLIMIT_DATA" if name == "apply" else "RLIMIT_AS"  # drawing reserves 64 GB of addresses
+            limit = "RLIMIT_DATA" if name in ("apply", "cut") else "RLIMIT_AS"  # drawing reserves 64 GB of addresses
             environment = {"SURGEON_CACHE": str(cache)}
             cases.append({"arguments": arguments + to, "environment": environment, "memory": step, "of": limit})
     before = run_forked(
