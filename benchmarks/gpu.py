@@ -41,8 +41,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve()
 NEEDED = (
-    "torch", "transformers", "safetensors", "numpy", "pydantic", "yaml", "datasets", "huggingface_hub", "jinja2",
-    "ml_dtypes", "pyarrow", "rich", "typer",
+    "torch", "transformers", "safetensors", "numpy", "pydantic", "yaml", "huggingface_hub", "jinja2", "ml_dtypes",
+    "rich", "typer",
 )  # fmt: skip
 PACKAGES = {"yaml": "pyyaml", "ml_dtypes": "ml-dtypes", "huggingface_hub": "huggingface-hub"}
 FAMILIES = ("llama", "qwen3", "gemma2", "gpt2", "mixtral", "granite")
@@ -137,32 +137,40 @@ def recipe(work: Path, name: str, model: str, size: str, dtype: str = "auto", va
 
 def applied(path: Path, device: str, cache: Path | None = None) -> Found:
     """Carry a recipe out, with a cache of its own if none is given; returns what was found, and in which seconds."""
-    from safetensors import safe_open
-
     import surgeon
     import surgeon.run
 
+    shutil.rmtree(path.parent / "out", ignore_errors=True)
     surgeon.run.write_page = lambda report, out: []  # the page is drawn by the processor, whatever the device
-    own = path.parent / "cache"
     if cache is None:
-        shutil.rmtree(own, ignore_errors=True)  # what an earlier try has left would not be timed
-    os.environ["SURGEON_CACHE"] = str(cache or own)
-    report = surgeon.apply(path, device=device, overwrite=True)
+        shutil.rmtree(path.parent / "cache", ignore_errors=True)  # what an earlier try has left would not be timed
+    os.environ["SURGEON_CACHE"] = str(cache or path.parent / "cache")
+    surgeon.apply(path, device=device)
+    release()
+    return earlier(path, device)
+
+
+def earlier(path: Path, device: str) -> Found:
+    """Return what a run of a recipe has found, which another part may have made."""
+    from safetensors import safe_open
+
+    if not (path.parent / "out" / "report.json").exists():
+        return applied(path, device)
+    report = json.loads((path.parent / "out" / "report.json").read_text())
     scores: dict[str, Any] = {}
-    for file_path in sorted((Path(os.environ["SURGEON_CACHE"]) / "scores").glob("*.safetensors")):
+    for file_path in sorted((path.parent / "cache" / "scores").glob("*.safetensors")):
         with safe_open(file_path, "np") as file:
             language = file.metadata()["language"]
             scores |= {f"{language}/{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     figures = {
-        f"{variant}/{language}": item.perplexity
-        for variant, by_language in report.perplexity.items()
+        f"{variant}/{language}": item["perplexity"]
+        for variant, by_language in report["perplexity"].items()
         for language, item in by_language.items()
     }
-    files = {one.name: one.read_bytes() for one in (path.parent / "out" / "regions").glob("*.safetensors")}
-    tokens = sum(item.tokens for item in report.scores)
-    release()
-    return {"scores": scores, "perplexity": figures, "seconds": report.timings, "files": files, "tokens": tokens,
-            "folder": path.parent / "out" / "regions"}  # fmt: skip
+    folder, tokens = path.parent / "out" / "regions", sum(item["tokens"] for item in report["scores"])
+    files = {one.name: one.read_bytes() for one in folder.glob("*.safetensors")}
+    return {"scores": scores, "perplexity": figures, "seconds": report["timings"], "tokens": tokens,
+            "folder": folder, "files": files}  # fmt: skip
 
 
 def release() -> None:
@@ -211,22 +219,26 @@ def right(work: Path, options: argparse.Namespace) -> Found:
     return found
 
 
+def on_device(work: Path, options: argparse.Namespace) -> Found:
+    """Return what the builtin model gave on the device, in `right`."""
+    return earlier(recipe(work, "builtin-there", "builtin:tiny30", "tiny"), options.device)
+
+
 def again(work: Path, options: argparse.Namespace) -> str:
     """Say whether a second run on the device gives the same regions to the last byte."""
-    one, other = (applied(recipe(work, f"again-{i}", "builtin:tiny30", "tiny"), options.device) for i in range(2))
+    one, other = on_device(work, options), applied(recipe(work, "again", "builtin:tiny30", "tiny"), options.device)
     return "the same bytes" if one["files"] == other["files"] else f"not the same: {compared(one, other)}"
 
 
 def little(work: Path, options: argparse.Namespace) -> dict[str, float]:
     """Compare a run with all the memory with one that may hardly take any: nothing stays on the device."""
-    all_of_it = applied(recipe(work, "much", "builtin:tiny30", "tiny"), options.device)
-    names = ("SURGEON_DEVICE_MEMORY",) if options.device != "cpu" else ("SURGEON_MEMORY",)
-    os.environ |= dict.fromkeys(names, "1K")
+    all_of_it = on_device(work, options)
+    variable = "SURGEON_MEMORY" if options.device == "cpu" else "SURGEON_DEVICE_MEMORY"
+    os.environ[variable] = "1K"
     try:
         return compared(applied(recipe(work, "little", "builtin:tiny30", "tiny"), options.device), all_of_it)
     finally:
-        for name in names:
-            del os.environ[name]
+        del os.environ[variable]
 
 
 def large_model(work: Path, options: argparse.Namespace) -> str:
@@ -288,13 +300,15 @@ def timed(once: Callable[[], None], device: str) -> float:
 
 
 def variants(work: Path, options: argparse.Namespace) -> Found:
-    """Verify eight variants in one pass, and one: the core is that of `float32`, if it was made before."""
-    seconds = {}
-    for count in (1, 8):
-        path = recipe(work, f"variants-{count}", large_model(work, options), options.size, "float32", count)
-        shutil.rmtree(work / "float32" / "cache" / "verifications", ignore_errors=True)
-        seconds[count] = applied(path, options.device, work / "float32" / "cache")["seconds"]["verify"]
-    return {"seconds": seconds[8], "of as many evaluations": seconds[8] / (9 * seconds[1] / 2)}
+    """Verify eight variants in one pass, beside the base and one variant of `float32`, whose regions are taken."""
+    model = large_model(work, options)
+    one = earlier(recipe(work, "float32", model, options.size, "float32"), options.device)["seconds"]["verify"]
+    shutil.rmtree(work / "float32" / "cache" / "measures", ignore_errors=True)
+    eight = applied(
+        recipe(work, "eight", model, options.size, "float32", 8), options.device, work / "float32" / "cache"
+    )
+    seconds = eight["seconds"]["verify"]
+    return {"seconds": seconds, "of as many evaluations": seconds / (9 * one / 2)}
 
 
 def shares(work: Path, options: argparse.Namespace) -> dict[str, float] | str:
@@ -359,9 +373,8 @@ def nccl(work: Path, options: argparse.Namespace) -> str:
         run([*launcher, "1", str(work / "begin_nccl.py")], here)
         return "one GPU: nccl begins and sums; what passes between two ranks was not tried"
     run([*launcher, "2", "-m", "surgeon", "apply", str(path), "--device", "cuda", "--overwrite"], here)
-    files = {one.name: one.read_bytes() for one in (path.parent / "out" / "regions").glob("*.safetensors")}
-    alone = applied(recipe(work, "rank", "builtin:tiny30", "tiny"), options.device)
-    return "two ranks: the same bytes" if files == alone["files"] else "two ranks: not the same bytes"
+    same = earlier(path, options.device)["files"] == on_device(work, options)["files"]
+    return f"two ranks: {'the same bytes' if same else 'not the same bytes'}"
 
 
 def run(command: list[str], environment: dict[str, str]) -> None:

@@ -70,7 +70,7 @@ def main() -> None:
         }  # fmt: skip
         path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
         plan = surgeon.plan_recipe(path)
-        made = make_regions(plan.provenance(1), [], 1, plan.recipe.regions, {})
+        made = make_regions(plan.provenance(1), [], plan.recipe.regions, {})
         stack = make_stack(load_model(plan.checkpoint, "float32", "cpu"))
         variants = [Variant("base"), *(Variant(f"v{name}", [Zero(zero=name)], made) for name in names)]
         models = frozenset(variant.name for variant in variants)

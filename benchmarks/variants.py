@@ -105,7 +105,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         plan = planned(arguments, Path(temporary))
-        regions = make_regions(plan.provenance(1), [], 1, plan.recipe.regions, {})
+        regions = make_regions(plan.provenance(1), [], plan.recipe.regions, {})
         spec = plan.recipe.verify
         assert spec is not None
         stack = make_stack(load_model(plan.checkpoint, "float32", "cpu"))

@@ -74,7 +74,7 @@ def ours(plan: Any, texts: dict[str, Any], variants: bool) -> tuple[float, dict[
 
     models = [Variant("base")]
     if variants:
-        regions = make_regions(plan.provenance(1), [], 1, plan.recipe.regions, {})
+        regions = make_regions(plan.provenance(1), [], plan.recipe.regions, {})
         models += [Variant(name, item.operations, regions) for name, item in plan.recipe.variants.items()]
     stack = load_stack(plan.checkpoint, "float32", "cpu")
     started = time.process_time()

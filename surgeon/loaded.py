@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
+from surgeon.checkpoint.embeddings import is_position_table
 from surgeon.errors import InputError, RegionError, shorten
 from surgeon.model.results import Measure
-from surgeon.plan.check import POSITION_TABLES
-from surgeon.plan.planning import open_corpus
+from surgeon.recipe.corpus import TextSpec, open_corpus
 from surgeon.recipe.schema import VerifySpec
-from surgeon.recipe.text_spec import TextSpec
 from surgeon.region.region import Region
 from surgeon.text.corpora import Corpus, given_corpus
 
@@ -150,10 +149,10 @@ def perplexity(
     spec = VerifySpec(tokens=tokens, window=window, stride=stride, batch_size=batch_size)
     windows = evaluation_texts(tokenizer, texts, chosen, spec)
     if inner.get_output_embeddings() is None:
-        raise InputError(f"{type(inner).__name__} has no language modelling head, so that it predicts no token")
+        raise InputError(f"{type(inner).__name__} has no language modelling head, so it predicts no token")
     check_ids(inner, tokenizer, ([*cut.inputs, *cut.labels] for text in windows.values() for cut in text.windows))
     positions = getattr(inner.config, "max_position_embeddings", window)
-    if any(name.endswith(POSITION_TABLES) for name, _ in inner.named_parameters()) and min(window, tokens) > positions:
+    if any(is_position_table(name) for name, _ in inner.named_parameters()) and min(window, tokens) > positions:
         raise InputError(f"window {window}: more than the {positions} positions of the model")
     training = [module for module in inner.modules() if module.training]
     inner.eval()
@@ -206,7 +205,7 @@ def _inner(model: Any) -> Any:
     inside = set(found[0].modules()) if found else set()
     if not found or any(module not in inside for module in found):
         raise InputError(
-            f"{type(model).__name__} is no transformers model, and wraps {'several' if found else 'none'}: "
+            f"{type(model).__name__} is not a transformers model, and wraps {'several' if found else 'none'}: "
             "give the model itself"
         )
     return found[0]

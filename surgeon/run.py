@@ -27,7 +27,6 @@ from surgeon.plan.pinning import pinned, pinned_operations
 from surgeon.plan.plan import Plan
 from surgeon.plan.text_supply import check_supply, needs_text
 from surgeon.progress import Progress
-from surgeon.recipe.schema import Dequantized
 from surgeon.recipe.written import as_data, resolved_yaml
 from surgeon.region.region import Region
 from surgeon.regions.make import make_regions
@@ -99,8 +98,7 @@ class Run:
             return self._made(scores, spec.regions if spec is not None else (), known)
 
     def _made(self, scores: Sequence[ScoreSet], names: Iterable[str], known: Mapping[str, Region]) -> dict[str, Region]:
-        jobs = self.place.jobs
-        return make_regions(self.plan.provenance(jobs), scores, jobs, names, known)
+        return make_regions(self.plan.provenance(self.place.jobs), scores, names, known)
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -141,7 +139,7 @@ class Run:
         problems = []
         for name, variant in self.plan.recipe.variants.items():
             problems += [
-                f"region '{label}' turned out to be empty, so that '{name}' would do nothing"
+                f"region '{label}' is empty, so '{name}' would do nothing"
                 for label, region in self.regions_of(name).items()
                 if not region.entries
             ]
@@ -207,7 +205,7 @@ def _marker(run: Run, name: str, region_files: Mapping[str, Path]) -> Marker:
         donors={donor: donor_hash(donor, run.place.jobs) for donor in donors},
         freeze=spec.freeze,
         train_only=spec.train_only,
-        dtype=spec.write.dtype if isinstance(spec.write, Dequantized) else None,
+        dtype=spec.plain_dtype,
         regions={label: stored_hash(path) for label, path in region_files.items()},
         model=MarkedModel(source=source.name, revision=source.revision, content_sha256=""),
         recipe=as_data(pinned(run.plan), {"push"}),  # where it goes makes it no other variant
@@ -248,7 +246,7 @@ def seal(run: Run, report: Report, outputs: Mapping[Path, str], before: Mapping[
     variants = [name for name, variant in run.plan.variants.items() if variant.write is True]
     replaced = before.get("name") not in (None, made["name"])
     for path in remove_old(out, outputs_of(before), outputs_of(made), variants, replaced):
-        run.progress.note(f"{out / path}: of an earlier run, and not named by this recipe; left as it is")
+        run.progress.note(f"{out / path}: from an earlier run, and not in this recipe; it stays")
     with replacing(out / MANIFEST) as part:
         part.write_text(to_json(made) + "\n", encoding="utf-8")
     return made

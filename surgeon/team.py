@@ -21,12 +21,6 @@ class Job(Protocol):
         """Do this process's part, at a `model.workplace.Workplace`."""
 
 
-class ModelJob(Job, Protocol):
-    """A job for which the files of a model must be at hand; `model` is their folder."""
-
-    model: str
-
-
 class Team(Protocol):
     """The processes that work at a recipe."""
 

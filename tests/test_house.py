@@ -17,7 +17,7 @@ HOUSE = Path(surgeon.__file__).parent
 # Beside the kinds of the registry: what they extend, and what a recipe may say in two ways.
 BASES = {
     "Score", "SampledScore", "WeightScore", "ForwardScore", "BackwardScore", "RegionKind", "Measurement", "Scope",
-    "TextSpec",
+    "TextSpec", "Dequantized",
 }  # fmt: skip
 
 

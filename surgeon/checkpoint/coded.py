@@ -139,9 +139,8 @@ class Codec(ABC):
     ) -> list[Coded]:
         """Return the logical tensors that this format finds among stored ones, by headers alone; mostly none.
 
-        `config` is config.json; `settings` are its `quantization_config`, or what a quantizer says elsewhere. They are
-        empty if nothing does; then transformers would take the codes for the values, so nothing is claimed. Tensors
-        that another format claimed are not there.
+        `config` is config.json; `settings` are its `quantization_config`, or what a quantizer says elsewhere; where
+        nothing does, no format is asked. Tensors that another format claimed are not there.
 
         Raises:
             CheckpointError: tensors are of this format and do not fit: scales are missing, of another shape or dtype,

@@ -10,7 +10,7 @@ from surgeon.checkpoint.plain_json import NotPlain, read_object
 from surgeon.errors import CheckpointError
 
 _LONGEST = 1 << 22  # bytes; the longest known, of quantizers that list their layers, have some hundred kilobytes
-_LARGEST = 2**40
+_LARGEST = 2**40  # of a size: far beyond any model's, so that what is larger is a mistake
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # what families call how many there are
 _KINDS: Mapping[str, tuple[type, str]] = {
     "model_type": (str, "text"),
@@ -39,6 +39,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a config with what it says of the text model in place of what it says of the whole."""
+    return {**config, **(config.get("text_config") or {})}
+
+
 def whole_number(config: Mapping[str, Any], *names: str) -> int:
     """Return the first of some fields that says how many; of a list with one number per layer, the largest; else 0."""
     for name in names:
@@ -58,4 +63,4 @@ def _check(config: Mapping[str, Any]) -> None:
     for name in LAYERS:  # of which transformers makes a list before anything can be held against the tensors
         given = config.get(name)
         if type(given) is int and given >= _LARGEST:
-            raise NotPlain(f"`{name}` is no number of layers")
+            raise NotPlain(f"`{name}` is not a number of layers")

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 CHANGED = "was changed while it was read, so nothing was published; run again when nothing writes to it"
-_PIECE = 1 << 20
+_PIECE = 1 << 20  # bytes at a time; larger ones leave the processor's cache
 _SETTLED = 100_000_000  # nanoseconds; the clocks of file systems tick every few milliseconds
 Stamp = tuple[int, int, int, int, int]
 

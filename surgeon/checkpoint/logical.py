@@ -34,25 +34,27 @@ def logical_tensors(
     if not any(is_code(info.dtype) for info in stored.values()):
         return stored
     left, settings = dict(stored), quantizer_settings(config, folder)
-    made: dict[str, TensorInfo] = {}
+    if not settings:  # then transformers would take the codes for the values
+        return stored
+    coded: dict[str, TensorInfo] = {}
     for format_ in kinds("surgeon.formats").values():
         for tensor in format_.claim(config, settings, left):
-            made[tensor.codes.name] = tensor
+            coded[tensor.codes.name] = tensor
             for part in tensor.parts.values():
                 left.pop(part.name, None)
-    if not made:
+    if not coded:
         return stored
-    found = (made.get(name) or left.get(name) for name in stored)
-    return {info.name: info for info in found if info is not None}
+    infos = (coded.get(name) or left.get(name) for name in stored)
+    return {info.name: info for info in infos if info is not None}
 
 
 def quantizer_settings(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
     """Return what config.json, or ModelOpt's file beside it, says of a quantizer; `quant_method` names it."""
     inner = config.get("text_config") or {}
     for place in (config, inner):
-        found: Any = place.get("quantization_config") or place.get("compression_config")
-        if found:
-            return found if isinstance(found, Mapping) else {"quant_method": str(found)}
+        said: Any = place.get("quantization_config") or place.get("compression_config")
+        if said:
+            return said if isinstance(said, Mapping) else {"quant_method": str(said)}
     path = folder / _SETTINGS
     if not path.is_file():
         return {}

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from surgeon.checkpoint.config import LAYERS, whole_number
+from surgeon.checkpoint.config import LAYERS, of_text, whole_number
+from surgeon.checkpoint.embeddings import is_embedding, is_head, is_position_table
 from surgeon.checkpoint.storage import TensorInfo
 
 LAYER_ROLES = (
@@ -53,10 +54,8 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,9})\.(.+)$", re.DOTA
 _OTHER_TOWERS = re.compile(r"(?:^|\.)((?:vision|visual|audio|encoder)[^.]*)\.")
 MTP = re.compile(r"(?:^|\.)(?:mtp|nextn|mtp_layers|draft)[^.]*\.")
 _SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)\.")
-_NORM = re.compile(r"norm|^ln_|^ln\d?$|_ln$")
+NORM = re.compile(r"norm|^ln_|^ln\d?$|_ln$")
 _BUFFERS = {"inv_freq", "masked_bias", "rotary_emb"}
-_EMBEDDINGS = {"embed_tokens", "wte", "wpe", "embed_in", "word_embeddings", "embed_positions"}
-_HEADS = {"lm_head", "embed_out", "output"}
 _MODULES = {
     "q_proj": "attn.q", "k_proj": "attn.k", "v_proj": "attn.v", "o_proj": "attn.o", "out_proj": "attn.o",
     "c_attn": "attn.qkv", "qkv_proj": "attn.qkv", "query_key_value": "attn.qkv",
@@ -136,12 +135,11 @@ def branch_of(name: str) -> Branch | None:
 
 def key_value_heads(config: Mapping[str, Any]) -> int:
     """Return how many key-value heads a config says that there are in a layer; 0 if it does not."""
-    inner = {**config, **(config.get("text_config") or {})}
-    return whole_number(inner, "num_key_value_heads", "num_attention_heads", "n_head")
+    return whole_number(of_text(config), "num_key_value_heads", "num_attention_heads", "n_head")
 
 
 def _layers(config: Mapping[str, Any]) -> int:
-    return whole_number({**config, **(config.get("text_config") or {})}, *LAYERS)
+    return whole_number(of_text(config), *LAYERS)
 
 
 def _output_axis(info: TensorInfo, family: str) -> int | None:
@@ -149,7 +147,7 @@ def _output_axis(info: TensorInfo, family: str) -> int | None:
         return None
     if len(info.shape) == 3:
         return 2 if family in _TRANSPOSED_EXPERTS else 1
-    is_table = _parts(info.name)[-1] in _EMBEDDINGS | _HEADS  # these are no Conv1D
+    is_table = is_embedding(info.name) or is_position_table(info.name) or is_head(info.name)  # these are no Conv1D
     return 1 if family in _CONV1D_FAMILIES and not is_table else 0
 
 
@@ -159,19 +157,18 @@ def _parts(name: str) -> list[str]:
 
 
 def _outer_role(name: str) -> str:
-    last = _parts(name)[-1]
-    if last in _EMBEDDINGS:
+    last, tower = _parts(name)[-1], _OTHER_TOWERS.search(name)
+    if is_embedding(name) or (tower is None and is_position_table(name)):
         return "embed"
-    if last in _HEADS:
+    if is_head(name):
         return "head"
     if last in _BUFFERS:
         return "buffer"
-    tower = _OTHER_TOWERS.search(name)
     if tower is not None:
         return tower_of(tower[1])
     if "embed" in last:  # BLOOM has a norm after its embeddings
         return "outside"
-    return "final_norm" if _NORM.search(last) else "outside"
+    return "final_norm" if NORM.search(last) else "outside"
 
 
 def tower_of(name: str) -> str:
@@ -186,7 +183,7 @@ def _layer_role(rest: str, info: TensorInfo) -> str:
     last = parts[-1]
     if _BUFFERS & set(parts) or (last in ("attn", "attention") and len(info.shape) != 1):
         return "buffer"  # GPT-2's `attn.bias` is a causal mask, not a bias
-    if _NORM.search(last):
+    if NORM.search(last):
         return "norm"
     if last in _MODULES:
         return _MODULES[last]

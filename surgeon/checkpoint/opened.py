@@ -14,7 +14,7 @@ from surgeon.checkpoint.hashing import CHANGED, file_stamp
 from surgeon.checkpoint.storage import Header, TensorInfo, on_disk, view
 from surgeon.errors import CheckpointError
 
-_PIECE = 1 << 24
+_PIECE = 1 << 24  # bytes a read: each is copied once more, so that little is held twice
 
 
 class OpenFile:

@@ -109,7 +109,7 @@ def as_text(value: Any, what: str) -> str:
         NotPlain: it is none.
     """
     if not isinstance(value, str):
-        raise NotPlain(f"{what} is no text")
+        raise NotPlain(f"{what} is not text")
     return value
 
 
@@ -120,7 +120,7 @@ def as_size(value: Any, what: str) -> int:
         NotPlain: it is none.
     """
     if type(value) is not int or not 0 <= value < _MOST:
-        raise NotPlain(f"{what} is no whole number from 0 on, or too large")
+        raise NotPlain(f"{what} is not a whole number from 0 on, or too large")
     return value
 
 
@@ -131,7 +131,7 @@ def as_shape(value: Any, what: str = "the shape") -> tuple[int, ...]:
         NotPlain: it is none.
     """
     if not isinstance(value, list) or len(value) > MOST_AXES:
-        raise NotPlain(f"{what} is no list of at most {MOST_AXES} axes")
+        raise NotPlain(f"{what} is not a list of at most {MOST_AXES} axes")
     shape = tuple(as_size(length, "an axis") for length in value)
     if math.prod(length for length in shape if length) >= _MOST // 16:  # entries have up to 16 bytes
         raise NotPlain(f"{what} has more entries than any tensor can have")

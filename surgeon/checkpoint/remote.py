@@ -56,7 +56,7 @@ def look_up(repository: str, revision: str | None) -> RemoteRepository:
     try:
         commit = as_text(info.sha, "the commit")
         if not _COMMIT.fullmatch(commit):
-            raise NotPlain(f"{commit[:100]!r} is no commit")
+            raise NotPlain(f"{commit[:100]!r} is not a commit")
         files = [_listed(repository, commit, entry) for entry in info.siblings or ()]
     except NotPlain as error:
         raise EnvironmentFailure(f"hf://{repository}: the Hub's list of its files is damaged: {error}") from None
@@ -66,7 +66,7 @@ def look_up(repository: str, revision: str | None) -> RemoteRepository:
 def _listed(repository: str, commit: str, entry: Any) -> RemoteFile:
     name = as_text(entry.rfilename, "the name of a file")
     if name.startswith("/") or {"..", "."} & set(name.split("/")) or set("\\\0") & set(name):
-        raise NotPlain(f"{name[:100]!r} is no name of a file")
+        raise NotPlain(f"{name[:100]!r} is not a file's name")
     size = as_size(entry.size or 0, f"the size of {name}")
     digest = as_text(entry.lfs.sha256, f"the SHA-256 of {name}") if entry.lfs else None
     return RemoteFile(repository, commit, name, size, digest)

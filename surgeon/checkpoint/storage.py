@@ -34,7 +34,7 @@ from surgeon.locks import held, is_still, lock
 from surgeon.mapped import remember
 
 _FIRST_READ = 1 << 16  # of a file on the Hub; holds the header of a shard of some five hundred tensors
-_PIECE = 1 << 20
+_PIECE = 1 << 20  # bytes of entries that are gathered at a time, so that indices of a piece stay small beside it
 # Names of files that are being written, see `replacing` and `write_stream`.
 _PART = re.compile(r"(\..+\.\d+(?:-[0-9a-f]{8})?\.part)(?:\.body\d+)?")
 

@@ -30,6 +30,7 @@ SHELVES: Mapping[str, str] = {
     "hashes": "SHA-256 of files and tensors",
     "anatomy": "what each tensor of a checkpoint is",
     "prospects": "whether and how models can be run",
+    "speeds": "how fast accelerators multiply and copy",
     "page": "drawings of reports",
     SCRATCH: "scores and hidden states in the making",
 }

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from surgeon.checkpoint.embeddings import is_embedding, is_head
+
 Ties = Sequence[Sequence[str]]  # groups of names that are one parameter
 
 # Families (`model_type`) that tie where the config has no `tie_word_embeddings`; all others then do not.
@@ -30,17 +32,6 @@ NEVER_TIED = frozenset({
     "bailing_hybrid", "bigbird_pegasus", "cpmant", "inkling2_text", "inkling_text", "kimi_linear", "mllama", "moshi",
     "musicgen", "musicgen_melody", "nemotron_h", "reformer", "rembert", "xlstm",
 })  # fmt: skip
-_HEADS = ("lm_head.weight", "embed_out.weight")
-_HEADS_OF_SOME = frozenset({  # names that elsewhere may be other things, so that they count only as they stand here
-    "output.weight", "output_projection.weight", "head.weight", "proj_out.weight", "decoder.weight",
-    "generator_lm_head.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight",
-    "pred_layer.proj.weight", "lm_loss.weight",
-})  # fmt: skip
-_EMBEDDINGS = (
-    "embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "word_embedding.weight",
-    "tokens_embed.weight", "tok_embeddings.weight", "backbone.embeddings.weight", "rwkv.embeddings.weight",
-    "transformer.embeddings.weight", "transformer.w.weight",
-)  # fmt: skip
 
 
 def tied_groups(
@@ -51,8 +42,8 @@ def tied_groups(
     `alike` says whether two stored tensors hold the same bits; it is asked only where both a tied embedding and its
     head are stored. A tied head that is not stored yields a group of one: the embedding alone.
     """
-    names = list(names)
-    embeddings, heads = embeddings_among(names), heads_among(names)
+    weights = [name for name in names if name.endswith(".weight")]
+    embeddings, heads = list(filter(is_embedding, weights)), list(filter(is_head, weights))
     if not embeddings or not _ties(config, bool(heads)):
         return ()
     first, *others = [*heads, *embeddings]
@@ -60,16 +51,6 @@ def tied_groups(
     if heads and len(same) == 1:
         return ()
     return (tuple(name for name in (*embeddings, *heads) if name in same),)
-
-
-def embeddings_among(names: Iterable[str]) -> list[str]:
-    """Return the names of token embeddings."""
-    return [name for name in names if _ends_in(name, _EMBEDDINGS)]
-
-
-def heads_among(names: Iterable[str]) -> list[str]:
-    """Return the names of output heads."""
-    return [name for name in names if name in _HEADS_OF_SOME or _ends_in(name, _HEADS)]
 
 
 def ties_stored_head(config: Mapping[str, Any]) -> bool:
@@ -88,7 +69,3 @@ def _ties(config: Mapping[str, Any], head_stored: bool) -> bool:
     if said is None:
         said = family in TIED_BY_DEFAULT or not head_stored  # a head that is stored nowhere must be the embeddings
     return bool(said) and not (head_stored and family in NEVER_TIED)
-
-
-def _ends_in(name: str, endings: Iterable[str]) -> bool:
-    return any(name == ending or name.endswith("." + ending) for ending in endings)

@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surgeon.checkpoint.config import LAYERS, whole_number
+from surgeon.checkpoint.config import LAYERS, of_text, whole_number
+from surgeon.checkpoint.embeddings import is_embedding, is_head
 from surgeon.checkpoint.plain_json import NotPlain, as_texts, read_object
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.sources import Source
 from surgeon.checkpoint.storage import File, Header, TensorInfo, read_header
-from surgeon.checkpoint.ties import embeddings_among, heads_among, ties_stored_head
+from surgeon.checkpoint.ties import ties_stored_head
 from surgeon.errors import CheckpointError, shorten
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -105,7 +106,7 @@ def _chosen(
             folder / INDEX_NAME,
             f"not loaded, since {INDEX_NAME} does not name it",
         )
-    return _without_index(source, there, weights), None, "not loaded, since it is no part of the set of shards"
+    return _without_index(source, there, weights), None, "not loaded: it is not part of the set of shards"
 
 
 def _without_index(source: Source, there: Mapping[str, File], weights: Mapping[str, File]) -> tuple[File, ...]:
@@ -174,7 +175,7 @@ def _refuse_adapter(source: Source, there: Mapping[str, File], config: Mapping[s
 def _indexed(index: Path, there: Mapping[str, File]) -> tuple[File, ...]:
     names = sorted(set(weight_map(index).values()))
     if not names:
-        raise CheckpointError(f"{index}: names no tensor, so that no weights would be loaded; fetch the file again")
+        raise CheckpointError(f"{index}: names no tensor, so no weights would be loaded; fetch the file again")
     for name in names:
         if not _is_plain(name):
             raise CheckpointError(f"{index}: shard name {name!r} is not a plain file name")
@@ -249,16 +250,18 @@ def check_index(
 
 def _needed(names: Iterable[str], tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> list[str]:
     """Return those names that the model must have, by its config and by what else it has."""
-    text = config.get("text_config") or {}
-    layers = whole_number(config, *LAYERS) or whole_number(text, *LAYERS)
+    layers = whole_number(of_text(config), *LAYERS)
     kinds = {_NUMBER.sub("*", name) for name in tensors}
+    weights = [name for name in tensors if name.endswith(".weight")]
+    has_embedding = any(map(is_embedding, weights))
+    has_head = any(map(is_head, weights)) or ties_stored_head(config)
 
     def must_be(name: str) -> bool:
         layer = _LAYER.search(name)
         if layer is not None:  # layers beyond the config's number are heads for further tokens
             return int(layer[1]) < layers and _NUMBER.sub("*", name) in kinds
-        head = heads_among([name]) and not heads_among(tensors) and not ties_stored_head(config)
-        return bool(head) or name in _FINAL_NORMS or bool(embeddings_among([name]) and not embeddings_among(tensors))
+        missing = (not has_embedding and is_embedding(name)) or (not has_head and is_head(name))
+        return name in _FINAL_NORMS or (missing and name.endswith(".weight"))
 
     return [name for name in names if name not in tensors and must_be(name)]
 

@@ -55,7 +55,7 @@ def verify(
         else:
             print(f"{checkpoint}: the files fit together; surgeon did not write them, so it knows no hashes of them")
         return
-    from surgeon.plan.planning import open_corpus
+    from surgeon.recipe.corpus import open_corpus
     from surgeon.recipe.reading import corpus_from
     from surgeon.recipe.schema import VerifySpec
 

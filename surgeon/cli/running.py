@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -191,18 +192,20 @@ def _show_plan(
 ) -> None:
     from surgeon.plan.check import chosen_device
     from surgeon.plan.recipes import expected_steps, plan_recipe
+    from surgeon.plan.summary import summarize
     from surgeon.plan.texts import open_datasets, short_texts
-    from surgeon.views.planned import plan_data, plan_view
+    from surgeon.views.planned import plan_view
     from surgeon.views.terminal import render
 
     made = plan_recipe(recipe, output=output, overrides=overrides or (), device=device)
     notes = [*open_datasets(made), *short_texts(made)]
     expected = expected_steps(made, device)
     where = chosen_device(device) if made.runs_model else "cpu"
+    found = summarize(made, expected, ranks, notes, where)
     if as_json:
-        print_json(plan_data(made, expected, ranks, notes, where))
+        print_json(asdict(found))
     else:
-        render(stdout(), plan_view(made, expected, ranks, notes, where))
+        render(stdout(), plan_view(found))
 
 
 def score(

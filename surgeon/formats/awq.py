@@ -17,9 +17,10 @@ from surgeon.checkpoint.coded import Coded, Indices, Stored
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import CheckpointError
 from surgeon.formats.base import StoredEdit, coded, logical_dtype
-from surgeon.formats.gptq import columns, misfit, required
+from surgeon.formats.gptq import columns
 from surgeon.formats.integers import FLOATS, Integers
 from surgeon.formats.packing import Places, unpacked
+from surgeon.formats.parts import misfit, required
 from surgeon.formats.said import require_method
 
 _METHODS = ("awq", "auto-round", "intel/auto-round")
@@ -32,19 +33,13 @@ class Awq(Integers):
     """Codes of four bits."""
 
     kind: ClassVar[str] = "awq"
-    entries_at_once: ClassVar[int] = 1 << 22
+    entries_at_once: ClassVar[int] = 1 << 22  # as of GPTQ
 
     @classmethod
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim every module that has `qweight`; those of GPTQ are gone by now.
-
-        Raises:
-            CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
-        """
-        if not settings:
-            return []
+        """Claim every module that has `qweight`; those of GPTQ are gone by now."""
         dtype = logical_dtype(config)
         modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
         return [cls._claimed(module, dtype, settings, stored) for module in modules]
@@ -79,23 +74,6 @@ class Awq(Integers):
     def words(self) -> str:
         """Name the format."""
         return "AWQ, 4 bits, a scale and a zero point per group of inputs"
-
-    def group_count(self, tensor: Coded) -> int:
-        """Return how many groups have scales."""
-        return tensor.parts["scales"].shape[0]
-
-    def groups(self, tensor: Coded, read: Stored) -> Indices:
-        """Return equal groups in order."""
-        return np.arange(tensor.shape[1]) // (tensor.shape[1] // self.group_count(tensor))
-
-    def block(self, tensor: Coded, row: Indices, group: Indices) -> Indices:
-        """Scales are (groups, outputs)."""
-        return group * tensor.shape[0] + row
-
-    def row_and_group(self, tensor: Coded, blocks: Indices) -> tuple[Indices, Indices]:
-        """Scales are (groups, outputs)."""
-        group, row = np.divmod(blocks, tensor.shape[0])
-        return row, group
 
     def zeros(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.int64]:
         """Zero points lie as codes do, a row per group."""

@@ -22,9 +22,9 @@ from surgeon.checkpoint.plain_json import NotPlain, as_object, as_shape, parse_j
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo
 from surgeon.errors import CheckpointError, InputError
 from surgeon.formats.base import StoredEdit, coded, logical_dtype
-from surgeon.formats.blocks import ScaledBlocks
-from surgeon.formats.gptq import misfit, required
+from surgeon.formats.blocks import AT_ONCE, Extremes, ScaledBlocks
 from surgeon.formats.packing import halves, with_halves
+from surgeon.formats.parts import misfit, required
 from surgeon.formats.places import distinct, gathered
 from surgeon.formats.said import require_method, whole
 
@@ -32,14 +32,21 @@ _METHODS = ("bitsandbytes",)
 _STATE = ".quant_state.bitsandbytes__"
 _TABLES = ("nf4", "fp4")
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_STATE_BYTES = 1 << 12
-_AT_ONCE = 8
-_PIECE = 1 << 20
+_STATE_BYTES = 1 << 12  # a state has some hundred
+_READERS = 8  # states that are read side by side, since each is a short wait for the disk
 _STEP = np.float32(7.874015718698502e-3)  # 1 / 127, as bitsandbytes has it
 
 
+class _LargestMagnitudes(ScaledBlocks):
+    """Scales that are the largest magnitude of a block."""
+
+    def enlarged(self, tensor: Coded, read: Stored, asked: Extremes) -> NDArray[np.float64]:
+        """Return the largest magnitudes, as bitsandbytes does."""
+        return np.maximum(asked.scales, asked.largest).astype(np.float32).astype(np.float64)
+
+
 @dataclass(frozen=True)
-class BitsAndBytes4(ScaledBlocks):
+class BitsAndBytes4(_LargestMagnitudes):
     """Codes of four bits in blocks of `size`; scales are codes themselves in blocks of `nested`, plus `offset`."""
 
     kind: ClassVar[str] = "bitsandbytes"
@@ -55,15 +62,11 @@ class BitsAndBytes4(ScaledBlocks):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim every tensor that has a state of bitsandbytes beside it.
-
-        Raises:
-            CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
-        """
+        """Claim every tensor that has a state of bitsandbytes beside it."""
         states = [info for name, info in stored.items() if _STATE in name]
-        if not states or not settings:
+        if not states:
             return []
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_READERS) as pool:
             texts = list(pool.map(_state_bytes, states))
         return [cls._claimed(info, text, settings, stored) for info, text in zip(states, texts, strict=True)]
 
@@ -111,7 +114,11 @@ class BitsAndBytes4(ScaledBlocks):
 
     def piece(self, tensor: Coded) -> int:
         """Return whole blocks, about a million entries."""
-        return self.size * max(1, _PIECE // self.size)
+        return self.size * max(1, AT_ONCE // self.size)
+
+    def run(self, tensor: Coded) -> int:
+        """Return the size of a block; the last one may be cut off."""
+        return self.size
 
     def decode(self, tensor: Coded, read: Stored, start: int, stop: int) -> NDArray[Any]:
         """Decode whole blocks, and return the part of them that is asked for."""
@@ -123,20 +130,11 @@ class BitsAndBytes4(ScaledBlocks):
         scales = np.repeat(self.scales(tensor, read, np.arange(first, last)), self.size)[: high - low]
         return self._values(tensor, self._table(tensor, read)[codes], scales)[start - low : stop - low]
 
-    def locate(self, tensor: Coded, read: Stored, indices: Indices) -> tuple[Indices, Indices]:
-        """Codes lie as the entries do, and blocks count them through."""
-        return indices, indices // self.size
-
-    def members(self, tensor: Coded, read: Stored, blocks: Indices) -> Indices:
-        """Return the entries of blocks, the last one cut off."""
-        every = (blocks[:, None] * self.size + np.arange(self.size)).reshape(-1)
-        return every[every < tensor.numel]
-
     def codes(self, tensor: Coded, read: Stored, at: Indices) -> NDArray[np.float32]:
         """Return what the codes stand for, since the table is stored."""
         held = halves(read, _as_bytes(tensor.codes), at, high_first=True)
-        found: NDArray[np.float32] = self._table(tensor, read)[held]
-        return found
+        numbers: NDArray[np.float32] = self._table(tensor, read)[held]
+        return numbers
 
     def with_codes(self, tensor: Coded, read: Stored, at: Indices, codes: NDArray[Any]) -> dict[str, StoredEdit]:
         """Put the codes of numbers of the table into their halves of bytes; the other half stays.
@@ -146,9 +144,9 @@ class BitsAndBytes4(ScaledBlocks):
         table, info = self._table(tensor, read), _as_bytes(tensor.codes)
         held = halves(read, info, at, high_first=True)
         order = np.lexsort((np.signbit(table), table))  # of two zeros the positive one first
-        found = order[np.searchsorted(table[order], codes)].astype(np.uint8)
+        nearest = order[np.searchsorted(table[order], codes)].astype(np.uint8)
         same = (table[held] == codes) & (np.signbit(table[held]) == np.signbit(codes))
-        edit = with_halves(read, info, at, np.where(same, held, found), high_first=True)
+        edit = with_halves(read, info, at, np.where(same, held, nearest), high_first=True)
         return {tensor.codes.name: _stored_bytes(tensor.codes, read, edit)}
 
     def numbers(self, codes: NDArray[Any]) -> NDArray[np.float32]:
@@ -173,23 +171,15 @@ class BitsAndBytes4(ScaledBlocks):
     def scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
         """Return the scales; one may be zero, where all of a block is."""
         info = tensor.parts["scales"]
-        found = read.entries(info, blocks)
+        scales = read.entries(info, blocks)
         if self.nested:
             outer = tensor.parts["nested_scales"]
             table = read.span(tensor.parts["nested_table"], 0, 256)
-            found = table[found] * gathered(read, outer, blocks // self.nested) + np.float32(self.offset)
-        return _finite(tensor, info, found)
+            scales = table[scales] * gathered(read, outer, blocks // self.nested) + np.float32(self.offset)
+        return _finite(tensor, info, scales)
 
-    def enlarged(
-        self,
-        tensor: Coded,
-        read: Stored,
-        blocks: Indices,
-        scales: NDArray[np.float64],
-        lowest: NDArray[np.float64],
-        highest: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        """Return the largest magnitudes, as bitsandbytes does.
+    def enlarged(self, tensor: Coded, read: Stored, asked: Extremes) -> NDArray[np.float64]:
+        """Return the largest magnitudes.
 
         Raises:
             InputError: the scales are codes themselves, so that another one would not be what it has to be.
@@ -199,17 +189,11 @@ class BitsAndBytes4(ScaledBlocks):
                 f"new values of tensor '{tensor.name}' do not fit the scales of their blocks, which are quantized too "
                 "and cannot be set; use smaller values, or `write: {dtype: bfloat16}`"
             )
-        return np.maximum(scales, np.maximum(-lowest, highest)).astype(np.float32).astype(np.float64)
-
-    def with_scales(
-        self, tensor: Coded, read: Stored, blocks: Indices, scales: NDArray[np.float64]
-    ) -> dict[str, StoredEdit]:
-        """Return the edit of the scales."""
-        return {tensor.parts["scales"].name: StoredEdit(blocks, scales.astype(np.float32))}
+        return super().enlarged(tensor, read, asked)
 
 
 @dataclass(frozen=True)
-class BitsAndBytes8(ScaledBlocks):
+class BitsAndBytes8(_LargestMagnitudes):
     """Codes of a byte, -127 to 127, and the largest magnitude of each row."""
 
     kind: ClassVar[str] = "bitsandbytes-8"
@@ -219,20 +203,14 @@ class BitsAndBytes8(ScaledBlocks):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim every matrix that has `SCB` beside it.
-
-        Raises:
-            CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
-        """
-        if not settings:
-            return []
+        """Claim every matrix that has `SCB` beside it."""
         modules = [name.removesuffix(".SCB") for name in stored if name.endswith(".SCB")]
         if settings.get("load_in_8bit") is True:
             codes = [name for name, info in stored.items() if info.dtype == "I8" and name.endswith(".weight")]
             modules += [
                 name.removesuffix(".weight") for name in codes if name.removesuffix("weight") + "SCB" not in stored
             ]
-        found, dtype = [], logical_dtype(config)
+        tensors, dtype = [], logical_dtype(config)
         for module in modules:
             if f"{module}.weight" not in stored:
                 raise CheckpointError(f"{stored[f'{module}.SCB'].path}: '{module}.SCB' are scales of no tensor")
@@ -243,25 +221,13 @@ class BitsAndBytes8(ScaledBlocks):
             shape, scales = parts["codes"].shape, parts["scales"]
             if len(shape) != 2 or parts["codes"].dtype != "I8" or (scales.dtype, scales.shape) != ("F32", shape[:1]):
                 raise misfit(parts, "bitsandbytes' 8 bits")
-            found.append(coded(cls(), f"{module}.weight", dtype, shape, parts))
-        return found
+            tensors.append(coded(cls(), f"{module}.weight", dtype, shape, parts))
+        return tensors
 
     @property
     def words(self) -> str:
         """Name the format."""
         return "bitsandbytes INT8, a scale per row"
-
-    def piece(self, tensor: Coded) -> int:
-        """Return whole rows, about a million entries."""
-        return tensor.shape[1] * max(1, _PIECE // tensor.shape[1])
-
-    def locate(self, tensor: Coded, read: Stored, indices: Indices) -> tuple[Indices, Indices]:
-        """Codes lie as the entries do; a row is a block."""
-        return indices, indices // tensor.shape[1]
-
-    def members(self, tensor: Coded, read: Stored, blocks: Indices) -> Indices:
-        """Return the entries of rows."""
-        return (blocks[:, None] * tensor.shape[1] + np.arange(tensor.shape[1])).reshape(-1)
 
     def decode(self, tensor: Coded, read: Stored, start: int, stop: int) -> NDArray[Any]:
         """Decode a range with the scales of its rows."""
@@ -283,10 +249,6 @@ class BitsAndBytes8(ScaledBlocks):
             raise CheckpointError(f"{info.path}: '{info.name}' says that the codes of '{tensor.name}' are not in rows")
         return read.entries(tensor.codes, at)
 
-    def with_codes(self, tensor: Coded, read: Stored, at: Indices, codes: NDArray[Any]) -> dict[str, StoredEdit]:
-        """Return the edit of the codes."""
-        return {tensor.codes.name: StoredEdit(at, codes.astype(np.int8))}
-
     def numbers(self, codes: NDArray[Any]) -> NDArray[np.float32]:
         """Return parts of the largest magnitude."""
         return codes.astype(np.float32) * _STEP
@@ -303,24 +265,6 @@ class BitsAndBytes8(ScaledBlocks):
         """Return the largest magnitudes; one may be zero, where all of a row is."""
         info = tensor.parts["scales"]
         return _finite(tensor, info, read.entries(info, blocks))
-
-    def enlarged(
-        self,
-        tensor: Coded,
-        read: Stored,
-        blocks: Indices,
-        scales: NDArray[np.float64],
-        lowest: NDArray[np.float64],
-        highest: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        """Return the largest magnitudes, as bitsandbytes does."""
-        return np.maximum(scales, np.maximum(-lowest, highest)).astype(np.float32).astype(np.float64)
-
-    def with_scales(
-        self, tensor: Coded, read: Stored, blocks: Indices, scales: NDArray[np.float64]
-    ) -> dict[str, StoredEdit]:
-        """Return the edit of the scales."""
-        return {tensor.parts["scales"].name: StoredEdit(blocks, scales.astype(np.float32))}
 
 
 def _state_bytes(info: TensorInfo) -> bytes:
@@ -344,7 +288,7 @@ def _read_state(info: TensorInfo, text: bytes) -> tuple[Mapping[str, Any], tuple
         sane = False
     if not sane or dtype is None:
         raise CheckpointError(
-            f"{info.path}: '{info.name}' is no state of bitsandbytes with a shape, a dtype and a block size; fetch the "
+            f"{info.path}: '{info.name}' is not a bitsandbytes state with a shape, a dtype and a block size; fetch the "
             "file again"
         )
     return state, shape, dtype

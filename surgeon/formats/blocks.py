@@ -12,16 +12,34 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.rounding import rounded
 from surgeon.checkpoint.storage import NUMPY_DTYPES
 from surgeon.errors import InputError
-from surgeon.formats.base import Codec, Coded, Encoded, Indices, Rounding, Stored, StoredEdit
+from surgeon.formats.base import Codec, Coded, Encoded, Indices, Rounding, Stored, StoredEdit, require_scales
 from surgeon.formats.places import distinct, united
 
-AT_ONCE = 1 << 20  # entries that are worked on
+AT_ONCE = 1 << 20  # entries that are worked on: some tens of megabytes, however large a tensor is
+_E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Blocks, sorted and each once, their stored scales, and the lowest and highest value that each is to hold."""
+
+    blocks: Indices
+    scales: NDArray[np.float64]
+    lowest: NDArray[np.float64]
+    highest: NDArray[np.float64]
+
+    @property
+    def largest(self) -> NDArray[np.float64]:
+        """The largest magnitude that each block is to hold."""
+        largest: NDArray[np.float64] = np.maximum(-self.lowest, self.highest)
+        return largest
 
 
 @dataclass(frozen=True)
@@ -30,21 +48,32 @@ class ScaledBlocks(Codec):
 
     limit: ClassVar[float]  # the largest magnitude of a number that is rounded to a code: beyond, a scale is too small
 
-    @abstractmethod
+    def run(self, tensor: Coded) -> int:
+        """Return how many entries, one behind the other, are a block; here a row."""
+        return tensor.shape[-1]
+
+    def piece(self, tensor: Coded) -> int:
+        """Return whole rows, about a million entries."""
+        return tensor.shape[-1] * max(1, AT_ONCE // tensor.shape[-1])
+
     def locate(self, tensor: Coded, read: Stored, indices: Indices) -> tuple[Indices, Indices]:
         """Return where the codes of logical entries are, and the numbers of their blocks; in the order given."""
+        return indices, indices // self.run(tensor)
 
-    @abstractmethod
     def members(self, tensor: Coded, read: Stored, blocks: Indices) -> Indices:
         """Return all logical entries of some blocks, sorted."""
+        run = self.run(tensor)
+        every = (blocks[:, None] * run + np.arange(run)).reshape(-1)
+        return every[every < tensor.numel]
 
     @abstractmethod
     def codes(self, tensor: Coded, read: Stored, at: Indices) -> NDArray[Any]:
         """Return codes by their places, in any order; shape (n,)."""
 
-    @abstractmethod
     def with_codes(self, tensor: Coded, read: Stored, at: Indices, codes: NDArray[Any]) -> dict[str, StoredEdit]:
         """Return the edits of stored tensors that put codes at their places, which are in any order, each once."""
+        order = np.argsort(at, kind="stable")
+        return {tensor.codes.name: StoredEdit(at[order], codes[order].view(NUMPY_DTYPES[tensor.codes.dtype]))}
 
     @abstractmethod
     def numbers(self, codes: NDArray[Any]) -> NDArray[np.float32]:
@@ -58,40 +87,47 @@ class ScaledBlocks(Codec):
         """Tell which numbers round to a code of their block and which are too large."""
         return np.abs(numbers) <= self.limit
 
-    def enlarged(
-        self,
-        tensor: Coded,
-        read: Stored,
-        blocks: Indices,
-        scales: NDArray[np.float64],
-        lowest: NDArray[np.float64],
-        highest: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
+    def enlarged(self, tensor: Coded, read: Stored, asked: Extremes) -> NDArray[np.float64]:
         """Return scales in which the lowest and the highest value of each block fit: doubled until they do.
 
         Raises:
             InputError: none is large enough.
         """
-        needed = np.maximum(-lowest, highest) / (self.limit * scales)
-        return scales * 2.0 ** np.maximum(0, np.ceil(np.log2(np.maximum(needed, 1.0))))
+        needed = asked.largest / (self.limit * asked.scales)
+        return asked.scales * 2.0 ** np.maximum(0, np.ceil(np.log2(np.maximum(needed, 1.0))))
 
-    @abstractmethod
     def scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
         """Return the scales of blocks, which are sorted and each there once.
 
         Raises:
             CheckpointError: one is none.
         """
+        return self.widened(tensor, read, read.entries(tensor.parts["scales"], blocks))
 
-    @abstractmethod
+    def widened(self, tensor: Coded, read: Stored, stored: NDArray[Any]) -> NDArray[np.float32]:
+        """Return stored scales in float32; those in U8 are powers of two.
+
+        Raises:
+            CheckpointError: one is none.
+        """
+        values: NDArray[np.float32] = (stored.view(_E8M0) if stored.dtype == np.uint8 else stored).astype(np.float32)
+        require_scales(tensor, tensor.parts["scales"], values)
+        return values
+
     def with_scales(
         self, tensor: Coded, read: Stored, blocks: Indices, scales: NDArray[np.float64]
     ) -> dict[str, StoredEdit]:
         """Return the edits of stored tensors that give blocks, sorted and each once, other scales.
 
         Raises:
-            InputError: a scale is too large for the format.
+            InputError: a scale is too large for the stored dtype.
         """
+        info = tensor.parts["scales"]
+        with np.errstate(over="ignore", invalid="ignore"):
+            narrowed = scales.astype(np.float32).astype(_E8M0 if info.dtype == "U8" else NUMPY_DTYPES[info.dtype])
+        if not np.isfinite(narrowed.astype(np.float64)).all():
+            raise InputError(f"new values of tensor '{tensor.name}' need a scale too large for {info.dtype}")
+        return {info.name: StoredEdit(blocks, narrowed.view(NUMPY_DTYPES[info.dtype]))}
 
     def decode(self, tensor: Coded, read: Stored, start: int, stop: int) -> NDArray[Any]:
         """Return the entries of a range; formats that can do it faster do."""
@@ -110,8 +146,8 @@ class ScaledBlocks(Codec):
             return (self.numbers(codes) * scales).astype(NUMPY_DTYPES[tensor.dtype])
 
     def _scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
-        found, which = distinct(blocks)
-        return self.scales(tensor, read, found)[which]
+        numbers, which = distinct(blocks)
+        return self.scales(tensor, read, numbers)[which]
 
     def encode(self, tensor: Coded, read: Stored, indices: Indices, values: NDArray[np.float64]) -> Encoded:
         """Encode with the stored scale of each block where the new values fit, else with a doubled one."""
@@ -127,17 +163,19 @@ class ScaledBlocks(Codec):
         fits = self.fits(tensor, read, numbers, blocks)
         rescaled = np.unique(blocks[asked & ~fits])
         touched = np.unique(blocks[asked])
-        there = np.isin(blocks, rescaled)
-        kept = asked & ~there
+        outgrown = np.isin(blocks, rescaled)
+        fitting = asked & ~outgrown
         new = codes.copy()
-        new[kept] = self.nearest(tensor, read, numbers[kept], blocks[kept])
+        new[fitting] = self.nearest(tensor, read, numbers[fitting], blocks[fitting])
         after = self._values(tensor, new, scales)
-        rounding = _rounding(after[kept], values[kept]) + Rounding(touched.size, rescaled.size)
-        edits = self.with_codes(tensor, read, at[kept], new[kept]) if kept.any() else {}
-        made = Encoded(edits, indices[~there], after[~there], rounding)
+        rounding = _rounding(after[fitting], values[fitting]) + Rounding(touched.size, rescaled.size)
+        edits = self.with_codes(tensor, read, at[fitting], new[fitting]) if fitting.any() else {}
+        unscaled = Encoded(edits, indices[~outgrown], after[~outgrown], rounding)
         del at, blocks, codes, scales, before, numbers, new, after
-        chosen = asked & there
-        return _together(tensor, read, [made, *self._rescaled(tensor, read, rescaled, indices[chosen], values[chosen])])
+        chosen = asked & outgrown
+        return _together(
+            tensor, read, [unscaled, *self._rescaled(tensor, read, rescaled, indices[chosen], values[chosen])]
+        )
 
     def _rescaled(
         self, tensor: Coded, read: Stored, blocks: Indices, indices: Indices, wanted: NDArray[np.float64]
@@ -158,7 +196,7 @@ class ScaledBlocks(Codec):
                 np.minimum.at(lowest, held.number, finite)
                 np.maximum.at(highest, held.number, finite)
             stored = self.scales(tensor, read, batch).astype(np.float64)
-            scale = self.enlarged(tensor, read, batch, stored, lowest, highest)
+            scale = self.enlarged(tensor, read, Extremes(batch, stored, lowest, highest))
             yield Encoded(self.with_scales(tensor, read, batch, scale), *none)
             for piece in pieces:
                 if len(pieces) > 1:
@@ -180,8 +218,8 @@ class ScaledBlocks(Codec):
     ) -> _Held:
         """Return what entries `piece` of some blocks are to hold: some have new values, the others what they have."""
         at, owner = self.locate(tensor, read, piece)
-        found, which = distinct(owner)
-        codes, scales = self.codes(tensor, read, at), self.scales(tensor, read, found)[which]
+        owners, which = distinct(owner)
+        codes, scales = self.codes(tensor, read, at), self.scales(tensor, read, owners)[which]
         before = self._values(tensor, codes, scales).astype(np.float64)
         values = self.numbers(codes).astype(np.float64) * scales
         first, last = np.searchsorted(indices, [piece[0], piece[-1] + 1])
@@ -189,7 +227,7 @@ class ScaledBlocks(Codec):
         to = np.searchsorted(piece, indices[near])
         here = piece[to] == indices[near]
         values[to[here]] = before[to[here]] = wanted[near][here]
-        return _Held(at, np.searchsorted(blocks, found)[which], values, before)
+        return _Held(at, np.searchsorted(blocks, owners)[which], values, before)
 
     def _require_codes(self, tensor: Coded, values: NDArray[np.float64]) -> None:
         wrong = values[~np.isfinite(values)]
@@ -231,16 +269,8 @@ def _together(tensor: Coded, read: Stored, parts: Sequence[Encoded]) -> Encoded:
     return Encoded(stored, indices[order], values[order], sum((part.rounding for part in parts), Rounding()))
 
 
-def stored_edit(at: Indices, values: NDArray[Any]) -> StoredEdit:
-    """Return an edit of entries that are in any order, each there once."""
-    order = np.argsort(at, kind="stable")
-    return StoredEdit(at[order], values[order])
-
-
 def nearest_float(numbers: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[np.uint8]:
     """Return the codes, a byte each, of the nearest numbers of a float of at most eight bits; larger ones are cut."""
-    import ml_dtypes
-
     most = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
     return rounded(np.clip(numbers, -most, most), dtype).view(np.uint8)
 

@@ -19,10 +19,9 @@ from surgeon.checkpoint.coded import Coded, Indices, Stored, StoredFiles
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import CheckpointError
 from surgeon.formats.base import StoredEdit, coded, logical_dtype
-from surgeon.formats.beside import tensors_beside
-from surgeon.formats.gptq import misfit, required
-from surgeon.formats.integers import FLOATS, Integers, checked_order
+from surgeon.formats.integers import FLOATS, Integers
 from surgeon.formats.packing import Places, unpacked
+from surgeon.formats.parts import misfit, required, tensors_beside
 from surgeon.formats.places import gathered
 from surgeon.formats.said import COMPRESSED, require_method, weight_groups, whole
 
@@ -39,13 +38,7 @@ class CompressedIntegers(Integers):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim `weight_packed` in I32, and matrices in I8 if the config says compressed-tensors.
-
-        Raises:
-            CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
-        """
-        if not settings:
-            return []
+        """Claim `weight_packed` in I32, and matrices in I8 if the config says compressed-tensors."""
         dtype, found = logical_dtype(config), []
         ours = settings.get("quant_method", settings.get("format")) == COMPRESSED
         for name, info in stored.items():
@@ -101,16 +94,14 @@ class CompressedIntegers(Integers):
         return _groups(tensor.parts, *tensor.shape)
 
     def groups(self, tensor: Coded, read: Stored) -> Indices:
-        """Return equal groups in order, or the stored ones; the stored shape is held against the tensor's here."""
-        info, count = tensor.parts.get("shape"), self.group_count(tensor)
+        """Return them as ever; the stored shape is held against the tensor's here."""
+        info = tensor.parts.get("shape")
         if info is not None and tuple(read.span(info, 0, info.numel).tolist()) != tensor.shape:
             raise CheckpointError(
                 f"{info.path}: '{info.name}' says {read.span(info, 0, info.numel).tolist()}, but the codes and scales "
                 f"of '{tensor.name}' are those of shape {list(tensor.shape)}; fetch the files again"
             )
-        if "order" in tensor.parts:
-            return checked_order(tensor, read, count)
-        return np.arange(tensor.shape[1]) // (tensor.shape[1] // count)
+        return super().groups(tensor, read)
 
     def block(self, tensor: Coded, row: Indices, group: Indices) -> Indices:
         """Scales are (rows, groups), or one for all."""

@@ -16,21 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.coded import Coded, Indices, Stored
-from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo
+from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import InputError
 from surgeon.formats.base import StoredEdit, coded, logical_dtype, require_scales
-from surgeon.formats.beside import tensors_beside
-from surgeon.formats.blocks import ScaledBlocks
-from surgeon.formats.gptq import misfit, required
-from surgeon.formats.packing import halves, with_halves
+from surgeon.formats.blocks import Extremes
+from surgeon.formats.e2m1 import E2M1
+from surgeon.formats.parts import misfit, required, tensors_beside
 from surgeon.formats.said import COMPRESSED, require_method
 
-_MAGNITUDES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
-_NUMBERS = np.concatenate([_MAGNITUDES, -_MAGNITUDES])
-_HALFWAY = (_MAGNITUDES[1:] + _MAGNITUDES[:-1]).astype(np.float64) / 2
 _E4M3, _E8M0 = np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e8m0fnu)
 _MOST = {_E4M3: 448.0, _E8M0: 2.0**127}
-_PIECE = 1 << 20
 _NAMES = {
     COMPRESSED: {"codes": "weight_packed", "scales": "weight_scale", "global": "weight_global_scale"},
     "modelopt": {"codes": "weight", "scales": "weight_scale", "global": "weight_scale_2"},
@@ -38,12 +33,10 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Fp4(ScaledBlocks):
+class Fp4(E2M1):
     """Codes of E2M1 in groups of `wide`; `by` is the quantizer that they are named and scaled by."""
 
     kind: ClassVar[str] = "fp4"
-    code_bits: ClassVar[int] = 4
-    limit: ClassVar[float] = 7.0  # half-way from 6 to what would come next
 
     wide: int = 16
     by: str = COMPRESSED
@@ -57,13 +50,7 @@ class Fp4(ScaledBlocks):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim `weight_packed` in U8, and `weight` in U8 with `weight_scale_2`.
-
-        Raises:
-            CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
-        """
-        if not settings:
-            return []
+        """Claim `weight_packed` in U8, and `weight` in U8 with `weight_scale_2`."""
         dtype, found = logical_dtype(config), []
         optimized = str(settings.get("quant_method")) == "modelopt"
         for name, info in stored.items():
@@ -106,58 +93,24 @@ class Fp4(ScaledBlocks):
             return "MXFP4 (E2M1), a power of two per group of 32"
         return f"NVFP4 (E2M1) of {self.by}, a scale per group of 16 and one per tensor"
 
-    def piece(self, tensor: Coded) -> int:
-        """Return whole rows, about a million entries."""
-        return tensor.shape[1] * max(1, _PIECE // tensor.shape[1])
+    def run(self, tensor: Coded) -> int:
+        """Return the width of a group; none lies across rows."""
+        return self.wide
 
     def decode(self, tensor: Coded, read: Stored, start: int, stop: int) -> NDArray[Any]:
         """Decode whole groups, and return the part of them that is asked for."""
         first, last = start // self.wide, -(-stop // self.wide)
         data = read.span(tensor.codes, first * self.wide // 2, last * self.wide // 2)
         codes = np.stack([data & 15, data >> 4], axis=-1).reshape(-1, self.wide)
-        scales = self._float32(tensor, read, read.span(tensor.parts["scales"], first, last))
+        scales = self.widened(tensor, read, read.span(tensor.parts["scales"], first, last))
         values = self._values(tensor, codes, scales[:, None]).reshape(-1)
         return values[start - first * self.wide : stop - first * self.wide]
 
-    def locate(self, tensor: Coded, read: Stored, indices: Indices) -> tuple[Indices, Indices]:
-        """Codes lie as the entries do, and no group lies across rows."""
-        return indices, indices // self.wide
-
-    def members(self, tensor: Coded, read: Stored, blocks: Indices) -> Indices:
-        """Return the entries of groups."""
-        return (blocks[:, None] * self.wide + np.arange(self.wide)).reshape(-1)
-
-    def codes(self, tensor: Coded, read: Stored, at: Indices) -> NDArray[np.uint8]:
-        """Return the low or high half of bytes."""
-        return halves(read, tensor.codes, at)
-
-    def with_codes(self, tensor: Coded, read: Stored, at: Indices, codes: NDArray[Any]) -> dict[str, StoredEdit]:
-        """Put codes into their halves of bytes; the other half stays."""
-        return {tensor.codes.name: with_halves(read, tensor.codes, at, codes)}
-
-    def numbers(self, codes: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the numbers of E2M1."""
-        found: NDArray[np.float32] = _NUMBERS[codes]
-        return found
-
-    def nearest(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.uint8]:
-        """Round to E2M1: half-way goes to the even code."""
-        size = np.abs(numbers)
-        below = np.searchsorted(_HALFWAY, size, side="left")  # of two equally near the lower
-        tie = (below < 7) & (size == _HALFWAY[np.minimum(below, 6)])
-        code = below + (tie & (below % 2 == 1))
-        found: NDArray[np.uint8] = (code + 8 * np.signbit(numbers)).astype(np.uint8)
-        return found
-
-    def scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
+    def widened(self, tensor: Coded, read: Stored, stored: NDArray[Any]) -> NDArray[np.float32]:
         """Return the scales of groups with that of the tensor in them."""
-        return self._float32(tensor, read, read.entries(tensor.parts["scales"], blocks))
-
-    def _float32(self, tensor: Coded, read: Stored, stored: NDArray[Any]) -> NDArray[np.float32]:
-        values: NDArray[np.float32] = (stored.view(_E8M0) if stored.dtype == np.uint8 else stored).astype(np.float32)
-        require_scales(tensor, tensor.parts["scales"], values)
+        values, whole = super().widened(tensor, read, stored), self._whole(tensor, read)
         with np.errstate(over="ignore", under="ignore"):
-            made = values * self._whole(tensor, read) if self.multiplies else values / self._whole(tensor, read)
+            made = values * whole if self.multiplies else values / whole
         require_scales(tensor, tensor.parts["scales"], made)
         return made
 
@@ -169,25 +122,17 @@ class Fp4(ScaledBlocks):
         require_scales(tensor, info, value)
         return np.float32(value[0])
 
-    def enlarged(
-        self,
-        tensor: Coded,
-        read: Stored,
-        blocks: Indices,
-        scales: NDArray[np.float64],
-        lowest: NDArray[np.float64],
-        highest: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
+    def enlarged(self, tensor: Coded, read: Stored, asked: Extremes) -> NDArray[np.float64]:
         """Double the scales as long as the stored dtype has them, then take its largest one.
 
         Raises:
             InputError: that is not enough beside the scale of the tensor.
         """
-        made = super().enlarged(tensor, read, blocks, scales, lowest, highest)
+        made = super().enlarged(tensor, read, asked)
         info = tensor.parts["scales"]
         dtype = _E4M3 if info.dtype == "F8_E4M3" else _E8M0
-        most = float(self._float32(tensor, read, np.array([_MOST[dtype]], dtype))[0])
-        if (np.maximum(-lowest, highest) > self.limit * np.minimum(made, most)).any():
+        most = float(self.widened(tensor, read, np.array([_MOST[dtype]], dtype))[0])
+        if (asked.largest > self.limit * np.minimum(made, most)).any():
             raise InputError(
                 f"new values of tensor '{tensor.name}' need a scale of their group that is too large for {info.dtype} "
                 "beside the scale of the tensor; use smaller values, or `write: {dtype: bfloat16}`"
@@ -198,7 +143,5 @@ class Fp4(ScaledBlocks):
         self, tensor: Coded, read: Stored, blocks: Indices, scales: NDArray[np.float64]
     ) -> dict[str, StoredEdit]:
         """Take the scale of the tensor out again; rounding finds the stored scale that was meant."""
-        info, whole = tensor.parts["scales"], float(self._whole(tensor, read))
-        dtype = _E4M3 if info.dtype == "F8_E4M3" else _E8M0
-        stored = (scales / whole if self.multiplies else scales * whole).astype(np.float32).astype(dtype)
-        return {info.name: StoredEdit(blocks, stored.view(NUMPY_DTYPES[info.dtype]))}
+        whole = float(self._whole(tensor, read))
+        return super().with_scales(tensor, read, blocks, scales / whole if self.multiplies else scales * whole)

@@ -18,17 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo
-from surgeon.errors import CheckpointError, InputError
-from surgeon.formats.base import Coded, Indices, Stored, StoredEdit, coded, logical_dtype, require_scales
-from surgeon.formats.blocks import ScaledBlocks, nearest_float, stored_edit
+from surgeon.errors import CheckpointError
+from surgeon.formats.base import Coded, Indices, Stored, coded, logical_dtype
+from surgeon.formats.blocks import AT_ONCE, ScaledBlocks, nearest_float
+from surgeon.formats.said import require_method
 
 SCALE = "_scale_inv"  # behind the name of the tensor that it scales
 _E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 _NUMBERS = np.arange(256, dtype=np.uint8).view(_E4M3).astype(np.float32)
-_E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 _SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0")
 _BLOCK = (128, 128)
-_PIECE = 1 << 20  # entries, about
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,11 @@ class Fp8Block(ScaledBlocks):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim every tensor in F8_E4M3 with scales beside it, `NAME_scale_inv`.
-
-        Raises:
-            CheckpointError: scales are missing, of another shape or dtype, or the config says another format.
-        """
+        """Claim every tensor in F8_E4M3 with scales beside it, `NAME_scale_inv`."""
         pairs = {name.removesuffix(SCALE): info for name, info in stored.items() if name.endswith(SCALE)}
-        if not pairs or not settings:
+        if not pairs:
             return []
-        method = settings.get("quant_method")
-        if method != "fp8":
-            some = next(iter(pairs.values()))
-            raise CheckpointError(
-                f"{some.path}: the weights are stored in FP8 with block scales ('{some.name}'), but the config says "
-                f"{str(method)[:40]!r}; fetch config.json again"
-            )
+        require_method(settings, ("fp8",), next(iter(pairs.values())), "scales of FP8 by blocks")
         if settings.get("weight_block_size", _BLOCK) is None:  # one scale per tensor
             return []
         codec = cls(*_block(settings, next(iter(pairs.values()))), settings.get("scale_fmt") == "ue8m0")
@@ -77,7 +66,9 @@ class Fp8Block(ScaledBlocks):
                 "scales has codes in F8_E4M3; fetch the file again"
             )
         if len(codes.shape) < 2 or not codes.numel:
-            raise CheckpointError(f"{codes.path}: '{name}' of shape {list(codes.shape)} has scales, but is no matrix")
+            raise CheckpointError(
+                f"{codes.path}: '{name}' of shape {list(codes.shape)} has scales, but is not a matrix"
+            )
         *stack, rows, columns = codes.shape
         wanted = (*stack, math.ceil(rows / self.rows), math.ceil(columns / self.columns))
         dtypes = (*_SCALE_DTYPES, "U8") if self.exponents else _SCALE_DTYPES
@@ -97,11 +88,7 @@ class Fp8Block(ScaledBlocks):
     def piece(self, tensor: Coded) -> int:
         """Return whole rows of blocks, about a million entries."""
         band = min(self.rows, tensor.shape[-2]) * tensor.shape[-1]
-        return (
-            band * max(1, _PIECE // band)
-            if band <= 4 * _PIECE
-            else tensor.shape[-1] * max(1, _PIECE // tensor.shape[-1])
-        )
+        return band * max(1, AT_ONCE // band) if band <= 4 * AT_ONCE else super().piece(tensor)
 
     def decode(self, tensor: Coded, read: Stored, start: int, stop: int) -> NDArray[Any]:
         """Multiply row by row, with the scales of the rows spread over their columns."""
@@ -112,7 +99,7 @@ class Fp8Block(ScaledBlocks):
         numbers, rows = self.numbers(codes), self._band(tensor, np.arange(first, last))
         bands, which = np.unique(rows, return_inverse=True)
         low, high = int(bands[0]) * across, (int(bands[-1]) + 1) * across
-        scales = _as_float32(tensor, read.span(tensor.parts["scales"], low, high)).reshape(-1, across)
+        scales = self.widened(tensor, read, read.span(tensor.parts["scales"], low, high)).reshape(-1, across)
         spread = np.repeat(scales, min(self.columns, width), axis=1)[:, :width]
         with np.errstate(over="ignore", invalid="ignore"):
             numbers *= spread[which] if bands.size > 1 else spread
@@ -145,10 +132,6 @@ class Fp8Block(ScaledBlocks):
         """Return the codes; `at` is sorted, as entries are."""
         return read.entries(tensor.codes, at).view(np.uint8)
 
-    def with_codes(self, tensor: Coded, read: Stored, at: Indices, codes: NDArray[Any]) -> dict[str, StoredEdit]:
-        """Return the edit of the codes."""
-        return {tensor.codes.name: stored_edit(at, codes.view(_E4M3))}
-
     def numbers(self, codes: NDArray[Any]) -> NDArray[np.float32]:
         """Return the numbers of E4M3."""
         found: NDArray[np.float32] = _NUMBERS[codes]
@@ -157,32 +140,6 @@ class Fp8Block(ScaledBlocks):
     def nearest(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.uint8]:
         """Round to E4M3."""
         return nearest_float(numbers, _E4M3)
-
-    def scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
-        """Return the scales in float32."""
-        return _as_float32(tensor, read.entries(tensor.parts["scales"], blocks))
-
-    def with_scales(
-        self, tensor: Coded, read: Stored, blocks: Indices, scales: NDArray[np.float64]
-    ) -> dict[str, StoredEdit]:
-        """Return the edit of the scales; a doubled scale is exact in every dtype, unless it is too large.
-
-        Raises:
-            InputError: it is.
-        """
-        info = tensor.parts["scales"]
-        dtype = _E8M0 if info.dtype == "U8" else NUMPY_DTYPES[info.dtype]
-        with np.errstate(over="ignore", invalid="ignore"):
-            made = scales.astype(np.float32).astype(dtype)
-        if not np.isfinite(made.astype(np.float64)).all():
-            raise InputError(f"new values of tensor '{tensor.name}' need a scale too large for {info.dtype}")
-        return {info.name: StoredEdit(blocks, made.view(NUMPY_DTYPES[info.dtype]))}
-
-
-def _as_float32(tensor: Coded, scales: NDArray[Any]) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = (scales.view(_E8M0) if scales.dtype == np.uint8 else scales).astype(np.float32)
-    require_scales(tensor, tensor.parts["scales"], values)
-    return values
 
 
 def _block(settings: Mapping[str, Any], scale: TensorInfo) -> tuple[int, int]:

@@ -15,8 +15,8 @@ from surgeon.checkpoint.coded import Coded
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import CheckpointError
 from surgeon.formats.base import coded, logical_dtype
-from surgeon.formats.beside import tensors_beside
 from surgeon.formats.fp8_block import Fp8Block
+from surgeon.formats.parts import tensors_beside
 from surgeon.formats.said import COMPRESSED, require_method, weight_groups, whole
 
 _METHODS = (COMPRESSED, "modelopt", "fbgemm_fp8", "fp8", "quark")
@@ -38,13 +38,7 @@ class Fp8Scaled(Fp8Block):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim matrices in F8_E4M3 that have scales, `NAME_scale` or of quantizer `fp8` `NAME_scale_inv`.
-
-        Raises:
-            CheckpointError: scales are missing, of another shape or dtype, or the config says another format.
-        """
-        if not settings:
-            return []
+        """Claim matrices in F8_E4M3 that have scales, `NAME_scale` or of quantizer `fp8` `NAME_scale_inv`."""
         ending = "_scale_inv" if settings.get("quant_method") == "fp8" else "_scale"
         dtype, sizes = logical_dtype(config), _block_sizes(settings)
         found = []

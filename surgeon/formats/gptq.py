@@ -19,8 +19,9 @@ from surgeon.checkpoint.coded import Coded, Indices, Stored
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import CheckpointError
 from surgeon.formats.base import StoredEdit, coded, logical_dtype
-from surgeon.formats.integers import FLOATS, Integers, checked_order
+from surgeon.formats.integers import FLOATS, Integers
 from surgeon.formats.packing import Places, unpacked
+from surgeon.formats.parts import misfit, required
 from surgeon.formats.places import gathered
 from surgeon.formats.said import require_method
 
@@ -33,7 +34,9 @@ class Gptq(Integers):
     """Codes of `bits` bits; `offset` is what is added to the stored zero points."""
 
     kind: ClassVar[str] = "gptq"
-    entries_at_once: ClassVar[int] = 1 << 22  # a range of outputs is read from every row of words
+    entries_at_once: ClassVar[int] = (
+        1 << 22
+    )  # a range of outputs is read from every row of words, so that many are read at once
 
     offset: int = 1
 
@@ -41,13 +44,7 @@ class Gptq(Integers):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim every module that has `qweight` and `g_idx`, or `qweight` if the config says GPTQ.
-
-        Raises:
-            CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
-        """
-        if not settings:
-            return []
+        """Claim every module that has `qweight` and `g_idx`, or `qweight` if the config says GPTQ."""
         modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
         ours = settings.get("quant_method") in _METHODS and "awq" not in str(settings.get("packing_format"))
         dtype = logical_dtype(config)
@@ -102,26 +99,6 @@ class Gptq(Integers):
         """Name the format, its bits and where zero points come from."""
         return f"GPTQ, {self.bits} bits, a scale and a zero point per group of inputs"
 
-    def group_count(self, tensor: Coded) -> int:
-        """Return how many groups have scales."""
-        return tensor.parts["scales"].shape[0]
-
-    def groups(self, tensor: Coded, read: Stored) -> Indices:
-        """Return the groups as `g_idx` has them, else equal ones in order."""
-        count = self.group_count(tensor)
-        if "order" in tensor.parts:
-            return checked_order(tensor, read, count)
-        return np.arange(tensor.shape[1]) // (tensor.shape[1] // count)
-
-    def block(self, tensor: Coded, row: Indices, group: Indices) -> Indices:
-        """Scales are (groups, outputs)."""
-        return group * tensor.shape[0] + row
-
-    def row_and_group(self, tensor: Coded, blocks: Indices) -> tuple[Indices, Indices]:
-        """Scales are (groups, outputs)."""
-        group, row = np.divmod(blocks, tensor.shape[0])
-        return row, group
-
     def zeros(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.int64]:
         """Return the zero points: of version 1 the stored words plus one in every field, as GPTQModel adds it."""
         row, group = self.row_and_group(tensor, blocks)
@@ -161,30 +138,3 @@ def columns(info: TensorInfo, read: Stored, first: int, last: int) -> NDArray[An
         return read.span(info, 0, info.numel).reshape(rows, width)
     at = np.arange(rows)[:, None] * width + np.arange(first, last)
     return read.entries(info, at.reshape(-1)).reshape(rows, -1)
-
-
-def required(
-    stored: Mapping[str, TensorInfo], module: str, names: Mapping[str, str], stored_as: str
-) -> dict[str, TensorInfo]:
-    """Return the tensors of a module by their roles, the codes first.
-
-    Raises:
-        CheckpointError: one is missing.
-    """
-    codes = stored[f"{module}.{next(iter(names.values()))}"]
-    for name in names.values():
-        if f"{module}.{name}" not in stored:
-            raise CheckpointError(
-                f"{codes.path}: '{codes.name}' is stored as {stored_as}, but '{module}.{name}' is missing; fetch the "
-                "files again"
-            )
-    return {role: stored[f"{module}.{name}"] for role, name in names.items()}
-
-
-def misfit(parts: Mapping[str, TensorInfo], stored_as: str) -> CheckpointError:
-    """Return the error that says which tensors do not fit each other."""
-    first = next(iter(parts.values()))
-    shapes = ", ".join(f"'{info.name}' {info.dtype} {list(info.shape)}" for info in parts.values())
-    return CheckpointError(
-        f"{first.path}: {shapes} do not fit each other as {stored_as}; fetch the files and config.json again"
-    )

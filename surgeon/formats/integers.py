@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from surgeon.checkpoint.coded import Coded, Indices, Stored
 from surgeon.checkpoint.storage import NUMPY_DTYPES
 from surgeon.errors import CheckpointError, InputError
-from surgeon.formats.base import StoredEdit, require_scales
-from surgeon.formats.blocks import ScaledBlocks
+from surgeon.formats.base import StoredEdit
+from surgeon.formats.blocks import AT_ONCE, Extremes, ScaledBlocks
 
 FLOATS = ("F32", "BF16", "F16")
 
@@ -31,7 +31,7 @@ class Integers(ScaledBlocks):
     """
 
     limit: ClassVar[float] = np.inf  # each block has its own
-    entries_at_once: ClassVar[int] = 1 << 20
+    entries_at_once: ClassVar[int] = AT_ONCE
 
     bits: int
 
@@ -45,21 +45,35 @@ class Integers(ScaledBlocks):
         """The largest code."""
         return (1 << self.bits) - 1
 
-    @abstractmethod
     def group_count(self, tensor: Coded) -> int:
-        """Return how many groups the inputs are in."""
+        """Return how many groups the inputs are in; scales are (groups, outputs) unless a format says otherwise."""
+        return tensor.parts["scales"].shape[0]
 
-    @abstractmethod
     def groups(self, tensor: Coded, read: Stored) -> Indices:
-        """Return the group of every input, shape (columns,)."""
+        """Return the group of every input, shape (columns,): as it is stored, else equal ones in order.
 
-    @abstractmethod
+        Raises:
+            CheckpointError: a group is none of those that have scales.
+        """
+        info, count = tensor.parts.get("order"), self.group_count(tensor)
+        if info is None:
+            return np.arange(tensor.shape[1]) // (tensor.shape[1] // count)
+        groups = read.span(info, 0, info.numel).astype(np.int64)
+        if groups.size and not 0 <= groups.min() <= groups.max() < count:
+            raise CheckpointError(
+                f"{info.path}: '{info.name}' puts an input of '{tensor.name}' into group {groups.max()} (lowest "
+                f"{groups.min()}), but there are scales of {count} groups; fetch the file again"
+            )
+        return groups
+
     def block(self, tensor: Coded, row: Indices, group: Indices) -> Indices:
         """Return the flat index of the scale of a row's group."""
+        return group * tensor.shape[0] + row
 
-    @abstractmethod
     def row_and_group(self, tensor: Coded, blocks: Indices) -> tuple[Indices, Indices]:
         """Return the row and group of blocks, the other way round."""
+        group, row = np.divmod(blocks, tensor.shape[0])
+        return row, group
 
     @abstractmethod
     def zeros(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.int64]:
@@ -138,66 +152,22 @@ class Integers(ScaledBlocks):
         zeros = self.zeros(tensor, read, blocks)
         return (numbers >= -zeros - 0.5) & (numbers <= self.most - zeros + 0.5)
 
-    def enlarged(
-        self,
-        tensor: Coded,
-        read: Stored,
-        blocks: Indices,
-        scales: NDArray[np.float64],
-        lowest: NDArray[np.float64],
-        highest: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
+    def enlarged(self, tensor: Coded, read: Stored, asked: Extremes) -> NDArray[np.float64]:
         """Return the smallest scales in the stored dtype in which the values fit.
 
         Raises:
             InputError: the zero point leaves no code for their sign.
         """
-        zeros = self.zeros(tensor, read, blocks)
+        zeros, lowest, highest = self.zeros(tensor, read, asked.blocks), asked.lowest, asked.highest
         if ((lowest < 0) & (zeros == 0) | (highest > 0) & (zeros == self.most)).any():
             raise InputError(
                 f"tensor '{tensor.name}': a new value has a sign for which the zero point of its group leaves no code; "
                 "use other values, or `write: {dtype: bfloat16}`"
             )
         below, above = np.maximum(zeros, 1), np.maximum(self.most - zeros, 1)
-        needed = np.maximum(scales, np.maximum(-lowest / below, highest / above))
+        needed = np.maximum(asked.scales, np.maximum(-lowest / below, highest / above))
         dtype = NUMPY_DTYPES[tensor.parts["scales"].dtype]
-        made = needed.astype(np.float32).astype(dtype)
-        short = made.astype(np.float64) < needed
-        made[short] = np.nextafter(made[short], np.array(np.inf, dtype))
-        return made.astype(np.float64)
-
-    def scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
-        """Return the scales in float32."""
-        info = tensor.parts["scales"]
-        values: NDArray[np.float32] = read.entries(info, blocks).astype(np.float32)
-        require_scales(tensor, info, values)
-        return values
-
-    def with_scales(
-        self, tensor: Coded, read: Stored, blocks: Indices, scales: NDArray[np.float64]
-    ) -> dict[str, StoredEdit]:
-        """Return the edit of the scales.
-
-        Raises:
-            InputError: one is too large for the stored dtype.
-        """
-        info = tensor.parts["scales"]
-        if not np.isfinite(scales).all():
-            raise InputError(f"new values of tensor '{tensor.name}' need a scale too large for {info.dtype}")
-        return {info.name: StoredEdit(blocks, scales.astype(NUMPY_DTYPES[info.dtype]))}
-
-
-def checked_order(tensor: Coded, read: Stored, count: int) -> Indices:
-    """Return the group of every input as it is stored.
-
-    Raises:
-        CheckpointError: a group is none of those that have scales.
-    """
-    info = tensor.parts["order"]
-    groups = read.span(info, 0, info.numel).astype(np.int64)
-    if groups.size and not 0 <= groups.min() <= groups.max() < count:
-        raise CheckpointError(
-            f"{info.path}: '{info.name}' puts an input of '{tensor.name}' into group {groups.max()} (lowest "
-            f"{groups.min()}), but there are scales of {count} groups; fetch the file again"
-        )
-    return groups
+        scales = needed.astype(np.float32).astype(dtype)
+        short = scales.astype(np.float64) < needed
+        scales[short] = np.nextafter(scales[short], np.array(np.inf, dtype))
+        return scales.astype(np.float64)

@@ -5,7 +5,7 @@ The stored matrices are those of each expert, transposed: with K inputs and N ou
     NAME[e, k, n] = code[e, n, k] * 2 ** (NAME_scales[e, n, k // 32] - 127)
     code[e, n, k] = half a byte of NAME_blocks[e, n, k // 32, k % 32 // 2], the lower half for even k
 
-A code is a float of four bits, E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. The format is that of the OCP
+A code is a float of four bits, E2M1. The format is that of the OCP
 Microscaling specification 1.0; the layout that of gpt-oss, and of `Mxfp4Config` in transformers.
 """
 
@@ -15,56 +15,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo
-from surgeon.errors import CheckpointError, InputError
-from surgeon.formats.base import Coded, Indices, Stored, StoredEdit, coded, logical_dtype, require_scales
-from surgeon.formats.blocks import ScaledBlocks, nearest_float
-from surgeon.formats.packing import halves, with_halves
+from surgeon.errors import CheckpointError
+from surgeon.formats.base import Coded, Indices, Stored, coded, logical_dtype
+from surgeon.formats.e2m1 import E2M1
+from surgeon.formats.said import require_method
 
 BLOCKS, SCALES = "_blocks", "_scales"  # behind the name of the logical tensor
 WIDE = 32  # codes of a block
-_E2M1 = np.dtype(ml_dtypes.float4_e2m1fn)
-_E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
-_NUMBERS = np.arange(16, dtype=np.uint8).view(_E2M1).astype(np.float32)
-_LARGEST_SCALE = 2.0**127
-_PIECE = 1 << 21  # entries, about
+_PIECE = 1 << 21  # entries, about: each of them crosses to another row, so that larger pieces read less often
 
 
 @dataclass(frozen=True)
-class Mxfp4(ScaledBlocks):
+class Mxfp4(E2M1):
     """E2M1 codes of stacked experts; places of codes and numbers of blocks count in the stored order (e, n, k)."""
 
     kind: ClassVar[str] = "mxfp4"
-    code_bits: ClassVar[int] = 4
-    limit: ClassVar[float] = 7.0  # half-way from 6, the largest code, to what would come next
 
     @classmethod
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim every `NAME_blocks` of four axes, of which the last has sixteen bytes, with its `NAME_scales`.
-
-        Raises:
-            CheckpointError: scales are missing, or of another shape or dtype, or the config says another format.
-        """
+        """Claim every `NAME_blocks` of four axes, of which the last has sixteen bytes, with its `NAME_scales`."""
         found = {
             name.removesuffix(BLOCKS): info
             for name, info in stored.items()
             if name.endswith(BLOCKS) and info.dtype == "U8" and len(info.shape) == 4 and info.shape[3] == WIDE // 2
         }
-        if not found or not settings:
+        if not found:
             return []
-        method = settings.get("quant_method")
-        if method != "mxfp4":
-            some = next(iter(found.values()))
-            raise CheckpointError(
-                f"{some.path}: the weights are stored in MXFP4 ('{some.name}'), but the config says "
-                f"{str(method)[:40]!r}; fetch config.json again"
-            )
+        require_method(settings, ("mxfp4",), next(iter(found.values())), "MXFP4")
         codec, dtype = cls(), logical_dtype(config)
         return [codec._claimed(name, dtype, info, stored.get(name + SCALES)) for name, info in found.items()]
 
@@ -112,7 +95,7 @@ class Mxfp4(ScaledBlocks):
         np.bitwise_and(data, 0x0F, out=codes[:, :, 0])
         np.right_shift(data, 4, out=codes[:, :, 1])
         stored = read.span(tensor.parts["scales"], expert * groups, (expert + 1) * groups).reshape(outputs, -1)
-        scales = _as_float32(tensor, stored[:, first:last])
+        scales = self.widened(tensor, read, stored[:, first:last])
         with np.errstate(over="ignore", invalid="ignore"):
             made = self.numbers(codes.reshape(outputs, -1, WIDE)) * scales[:, :, None]
             values = made.astype(NUMPY_DTYPES[tensor.dtype]).reshape(outputs, -1)
@@ -133,42 +116,3 @@ class Mxfp4(ScaledBlocks):
         row, of_input = np.divmod(at, inputs)
         expert, output = np.divmod(row, outputs)
         return np.sort((expert * inputs + of_input) * outputs + output)
-
-    def codes(self, tensor: Coded, read: Stored, at: Indices) -> NDArray[np.uint8]:
-        """Return halves of bytes."""
-        return halves(read, tensor.codes, at)
-
-    def with_codes(self, tensor: Coded, read: Stored, at: Indices, codes: NDArray[Any]) -> dict[str, StoredEdit]:
-        """Return the edit of whole bytes, of which the other half may stay."""
-        return {tensor.codes.name: with_halves(read, tensor.codes, at, codes)}
-
-    def numbers(self, codes: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the numbers of E2M1."""
-        found: NDArray[np.float32] = _NUMBERS[codes]
-        return found
-
-    def nearest(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.uint8]:
-        """Round to E2M1."""
-        return nearest_float(numbers, _E2M1) & np.uint8(0x0F)
-
-    def scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
-        """Return the scales in float32."""
-        return _as_float32(tensor, read.entries(tensor.parts["scales"], blocks))
-
-    def with_scales(
-        self, tensor: Coded, read: Stored, blocks: Indices, scales: NDArray[np.float64]
-    ) -> dict[str, StoredEdit]:
-        """Return the edit of the scales.
-
-        Raises:
-            InputError: one is larger than E8M0 can say.
-        """
-        if (scales > _LARGEST_SCALE).any():
-            raise InputError(f"new values of tensor '{tensor.name}' need a scale that is too large for MXFP4")
-        return {tensor.parts["scales"].name: StoredEdit(blocks, scales.astype(np.float32).astype(_E8M0).view(np.uint8))}
-
-
-def _as_float32(tensor: Coded, scales: NDArray[np.uint8]) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = np.ascontiguousarray(scales).view(_E8M0).astype(np.float32)
-    require_scales(tensor, tensor.parts["scales"], values)
-    return values

@@ -21,7 +21,7 @@ _ARE_BITS = frozenset(INTEGERS.values())
 _DENSE = 8  # from one entry in eight on, bits are both smaller than numbers and not slower
 # Bytes of a mask that are taken at a time: the indices that they make stay in a processor's cache, or in small memory.
 _PIECES = {"cpu": 1 << 14}
-_PIECE = 1 << 22
+_PIECE = 1 << 22  # entries on a device: a kernel's start is little beside so many
 
 
 def bits(tensor: Tensor) -> Tensor:

@@ -135,7 +135,9 @@ def _loaded(manager: Any, names: list[str], foreign: bool) -> Any:
             raise
         except (ConnectionError, TimeoutError, OSError) as error:
             raise EnvironmentFailure(
-                f"tasks {', '.join(names)}: their data could not be had ({reason(error)})"
+                f"tasks {', '.join(names)}: their questions could not be had ({reason(error)}). Those of the harness's "
+                "own tasks come from the Hub: run it once where the Hub can be reached, after which they lie in "
+                "datasets' cache, or name a folder of tasks with its data (docs/tasks.md)"
             ) from None
         except Exception as error:  # tasks and their datasets raise what they like
             raise InputError(f"tasks {', '.join(names)}: the harness cannot load them ({reason(error)})") from None
@@ -204,12 +206,14 @@ def _seeded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the harness's log and its bars from the terminal."""
-    log = logging.getLogger("lm_eval")
-    before = log.level
-    log.setLevel(logging.CRITICAL)
+    """Keep the harness's log and its bars from the terminal, and what the Hub's client tries again and again."""
+    logs = [logging.getLogger(name) for name in ("lm_eval", "huggingface_hub", "datasets")]
+    before = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        log.setLevel(before)
+        for log, level in zip(logs, before, strict=True):
+            log.setLevel(level)

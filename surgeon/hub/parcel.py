@@ -206,7 +206,7 @@ def _card(folder: Path, marker: Marker, address: str, weights: bool, rebuildable
     card = read_own_text(folder / CARD, "the model card")
     model = "" if origin is not None or marker.model.source.startswith("builtin:") else " --set model=SOURCE"
     command = (
-        f"`recipe.yaml` is in this repository. To make these very weights from the source and the regions beside it, "
+        f"`recipe.yaml` is in this repository. To make exactly these weights from the source and the regions here, "
         f"checked by their SHA-256, nothing has to be scored again:\n\n```sh\nsurgeon apply {address}{model}\n```\n"
     )
     card = card.replace(REBUILD, command if rebuildable else "`recipe.yaml` is in this repository.\n")

@@ -48,7 +48,7 @@ def pack_patch(path: Path, address: str) -> Parcel:
     """
     patch, run = Patch.load(path), path.resolve().parent.parent
     if not path.name.endswith(ENDING):
-        raise InputError(f"{path}: call it NAME{ENDING}, so that others see what it is")
+        raise InputError(f"{path}: name it NAME{ENDING}, so others see what it is")
     manifest = read_object(run / MANIFEST)
     expected = outputs_of(manifest).get(f"{VARIANTS}/{path.name}")
     if expected is None:

@@ -3,6 +3,9 @@
 LFS files that the repository holds already are not sent again, so that an interrupted push goes on where it broke
 off; those of the source model that no operation touched are copied by the Hub itself. Nothing shows in the
 repository before the commit, and after it every file is compared with what the Hub says it has.
+
+`HfApi.upload_folder` is not used: with hf_xet, huggingface_hub 2.4 sends a large folder in several commits,
+so that half a variant would show. Nor can it have the Hub copy the source's shards, or send a card that is no file.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
     Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 
-_PULL_REQUESTS = 5  # of the latest, that are looked at for the same proposal
+_PULL_REQUESTS = 5  # of the latest, that are looked at for the same proposal: each takes a request for its files
 # What the Hub or a person puts into a repository, which does not make it somebody's model.
 _HARMLESS = (".gitattributes", CARD, "LICENSE")
 
@@ -102,8 +105,8 @@ def push(parcel: Parcel, target: Target) -> PushReport:
             return _nothing_to_do(parcel, target, f"{api.endpoint}/{target.repo}", branch.head)
         if target.create_pr:
             for number, head in branch.pull_requests:
-                there = _tree(api, target.repo, head)
-                if all(_same(item, there.get(item.path)) for item in parcel.items):
+                proposed = _tree(api, target.repo, head)
+                if all(_same(item, proposed.get(item.path)) for item in parcel.items):
                     url = f"{api.endpoint}/{target.repo}/discussions/{number}"
                     return _nothing_to_do(parcel, target, url, head)
         copies = _copies(api, parcel, target, changed)
@@ -202,14 +205,14 @@ def _ours(branch: _Branch) -> bool:
     return MARKER in branch.files or (MANIFEST in branch.files and bool(patches) and others == patches)
 
 
-def _same(item: Item, there: RepoFile | None) -> bool:
+def _same(item: Item, remote: RepoFile | None) -> bool:
     """True if the Hub has this very content: by SHA-256 for an LFS file, by git's hash for any other."""
-    if there is None or there.size != item.size:
+    if remote is None or remote.size != item.size:
         return False
-    if there.lfs is not None:
-        return there.lfs.sha256 == item.sha256
+    if remote.lfs is not None:
+        return remote.lfs.sha256 == item.sha256
     data = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
-    return there.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return remote.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def _stale(api: HfApi, parcel: Parcel, target: Target, branch: _Branch) -> list[str]:
@@ -236,13 +239,13 @@ def _copies(api: HfApi, parcel: Parcel, target: Target, changed: list[Item]) -> 
     repo, revision = parcel.origin
     wanted = {item.path: item for item in changed if not isinstance(item.content, bytes)}
     try:
-        found = api.get_paths_info(repo, list(wanted), revision=revision)
+        sources = api.get_paths_info(repo, list(wanted), revision=revision)
     except HfHubHTTPError:
         return set()  # the source is gone, or not ours to see: then the files are sent from here
     return {
-        there.path
-        for there in found
-        if isinstance(there, RepoFile) and there.lfs and there.xet_hash and _same(wanted[there.path], there)
+        file.path
+        for file in sources
+        if isinstance(file, RepoFile) and file.lfs and file.xet_hash and _same(wanted[file.path], file)
     }
 
 
@@ -299,8 +302,8 @@ def _copying_failed(error: BaseException) -> bool:
 
 
 def _check_arrived(api: HfApi, parcel: Parcel, target: Target, commit: str) -> None:
-    there = _tree(api, target.repo, commit)
-    wrong = [item.path for item in parcel.items if not _same(item, there.get(item.path))]
+    arrived = _tree(api, target.repo, commit)
+    wrong = [item.path for item in parcel.items if not _same(item, arrived.get(item.path))]
     if wrong:
         raise EnvironmentFailure(
             f"{target.address}: {wrong[0]} did not arrive as it was sent"

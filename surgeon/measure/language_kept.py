@@ -96,7 +96,9 @@ class LanguageKept(OwnWork):
         if not prompts:
             return {variant.name: [] for variant in variants}
         if not stack.loaded.weights.stays:
-            progress.note(f"to see what the models go on in, their weights are read {self.new_tokens} times")
+            progress.note(
+                f"to measure the language that the models continue in, their weights are read {self.new_tokens} times"
+            )
         return continue_prompts(stack, variants, prompts, self.new_tokens, progress)
 
     def figures_with(

@@ -226,7 +226,7 @@ def _note(sums: _Sums, measurement: Measurement, seen: Seen, watcher: _Watcher, 
     values = measurement.values(seen)
     counted = watcher.batch.numbers[rows, positions] >= 0
     at = watcher.slots[rows, positions][counted]
-    stacked = torch.stack([value.double() for value in values.values()]).cpu().numpy()
+    stacked = torch.stack(list(values.values())).cpu().double().numpy()
     for name, of_tokens in zip(values, stacked, strict=True):
         added = np.bincount(at, of_tokens[counted], minlength=watcher.ids.size).astype(np.float64)
         sums[name] = sums[name] + added if name in sums else added

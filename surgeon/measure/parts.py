@@ -41,17 +41,20 @@ class Part:
 
 
 def parted(names: Iterable[str], by: str, places: Mapping[str, Place], ties: Ties) -> dict[str, list[str]]:
-    """Put names of tensors into parts, in the order of the model: layers by number, or roles as a layer has them."""
-    found: dict[tuple[int, str], list[str]] = {}
+    """Put names of tensors into parts, which are in the order of the model."""
+    found: dict[str, list[str]] = {}
     for name in names:
         where = places[stored_copies(ties, name)[0]]
-        if by == "layer" and where.layer is not None:
-            key = (where.layer, str(where.layer))
-        else:
-            key = (ROLES.index(where.role) if where.role in ROLES else len(ROLES), where.role)
-            key = (key[0] + (1 << 30), key[1]) if by == "layer" else key  # after all layers
-        found.setdefault(key, []).append(name)
-    return {label: found[order, label] for order, label in sorted(found)}
+        label = str(where.layer) if by == "layer" and where.layer is not None else where.role
+        found.setdefault(label, []).append(name)
+    return {label: found[label] for label in sorted(found, key=place_of)}
+
+
+def place_of(label: str) -> tuple[int, int, str]:
+    """Return what parts are sorted by: layers by number, then roles as a layer, and what is outside, has them."""
+    if label.isdigit():
+        return 0, int(label), label
+    return 1, ROLES.index(label) if label in ROLES else len(ROLES), label
 
 
 def parts_of(

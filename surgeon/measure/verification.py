@@ -97,7 +97,7 @@ def verify(
         if not loaded.weights.stays and cost(stack, prompts, len(asked), spec.new_tokens) > tokens:
             progress.note(
                 f"no continuations: {spec.new_tokens} tokens after {len(prompts)} prompts would read the weights "
-                f"{spec.new_tokens} times, which costs more than all the rest; ask for fewer (verify.new_tokens)"
+                f"{spec.new_tokens} times, which costs more than everything else; ask for fewer (verify.new_tokens)"
             )
         else:
             continuations = continue_prompts(stack, asked, prompts, spec.new_tokens, progress)

@@ -53,6 +53,11 @@ def memory(device: str = "cpu") -> int:
     return int(free_memory() * SHARE_OF_HOST) if found is None else found
 
 
+def device_memory_is_set() -> bool:
+    """True if a variable says how much of an accelerator's memory may be taken, so that none needs to be asked."""
+    return _set(DEVICE) is not None
+
+
 def resident_bytes(device: str = "cpu") -> int:
     """Return how large a model may be in its arithmetic to stay in a device's memory once it is there."""
     if device != "cpu":

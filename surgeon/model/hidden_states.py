@@ -41,7 +41,8 @@ class States:
         device: str = "cpu",
     ) -> None:
         self._shapes, self._dtype, self._folder, self._label = list(shapes), dtype, folder, label
-        self._home, self._device = torch.device(home), torch.device(device)
+        # Which of several GPUs `cuda` is, each thread says for itself: here it is asked in this one.
+        self._home, self._device = torch.device(home), torch.empty(0, device=device).device
         self._away = folder is not None or self._home.type != self._device.type
         self._starts = np.cumsum([0, *(math.prod(shape) for shape in shapes)])
         self._rows: dict[int, torch.Tensor] = {}

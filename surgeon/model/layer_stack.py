@@ -162,7 +162,7 @@ def without_gradients(model: Any) -> str | None:
     if any(hasattr(type(module), "backward_pass") for module in model.modules()):
         return (
             f"{type(model).__name__} has reversible layers, which transformers gives a gradient in training mode only, "
-            "so that no score by gradients can be made: use another kind, such as wanda or magnitude"
+            "so gradients cannot score it: use another kind, such as wanda or magnitude"
         )
     return None
 

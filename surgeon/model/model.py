@@ -26,7 +26,7 @@ from surgeon.foreign import build_model
 from surgeon.freeze.bundle import ModelPlace
 from surgeon.memory import give_memory_back
 from surgeon.model.precision import Precision
-from surgeon.model.repeatable import compute_in_float32
+from surgeon.model.repeatable import compute_in_float32, set_workspace
 from surgeon.model.tokenizer import load_tokenizer
 from surgeon.model.weights import Weights, hollow
 
@@ -68,8 +68,10 @@ def load_model(
         CheckpointError: the weights are quantized, the architecture is unknown to transformers, or tensors are missing
             or of another shape.
     """
-    if device.startswith("cuda") and precision == "float32":
-        compute_in_float32()
+    if device.startswith("cuda"):
+        set_workspace()
+        if precision == "float32":
+            compute_in_float32()
     refuse_quantized(checkpoint)
     found = architecture(checkpoint)
     _ask_for_logits_alone(found.config)

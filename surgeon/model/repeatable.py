@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,7 +10,15 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-_ALL_PAIRS = 1024  # tokens of a sequence, at most, whose attention is computed as a matrix of all pairs
+_ALL_PAIRS = 512  # tokens of a sequence, at most, whose attention is computed as a matrix of all pairs
+
+
+def set_workspace() -> None:
+    """Have the library of matrix products use a workspace that fixes its sums; call it before the first product.
+
+    Otherwise torch warns of each product while sums are to have one order, which takes longer than to start it.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def compute_in_float32() -> None:

@@ -199,12 +199,18 @@ def _run_layer(
         states.put(target, batch, stack.layer(number, states.get(source, batch), how))
         advance(1)
 
-    with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
-        for model in models:  # before the unedited states move on, since a model begins from them
-            if model.first <= number:
-                with edited(stack.loaded, model.variant, model.names.get(number, ())):
-                    for batch in model.batches:
-                        step(batch, 0 if model.first == number else model.row, model.row)
+    loaded, running = stack.loaded, [model for model in models if model.first <= number]
+    with loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
+        names = [model.names.get(number, ()) for model in running]
+        ready = (prepared(loaded, [model.variant], [of])[0] for model, of in zip(running, names, strict=True))
+        variant = next(ready, None)
+        for model, of in zip(
+            running, names, strict=True
+        ):  # before the unedited states move on: a model begins with them
+            with edited(loaded, present(variant), of):
+                for batch in model.batches:
+                    step(batch, 0 if model.first == number else model.row, model.row)
+                variant = next(ready, None)  # made while a device still computes
         for batch in _unedited(models, number):
             step(batch, 0, 0)
 

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
+from surgeon.checkpoint.embeddings import is_position_table
 from surgeon.checkpoint.fingerprint import base_hashes
 from surgeon.checkpoint.naming import TOWERS
 from surgeon.checkpoint.plain_form import plain_dtypes
@@ -27,7 +29,6 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.texts import file_problems
 from surgeon.recipe.lines import KeyPath
 from surgeon.recipe.reading import RecipeFile
-from surgeon.recipe.schema import Dequantized
 from surgeon.region.patch import Patch
 from surgeon.region.region import Region
 from surgeon.regions.base import RegionPlan, no_masks
@@ -36,7 +37,6 @@ from surgeon.text.corpora import Corpus
 from surgeon.text.languages import code_meant
 
 _ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")  # of CUDA, of that in WSL, of ROCm, of Jetson
-POSITION_TABLES = ("wpe.weight", "embed_positions.weight")
 
 
 def check(plan: Plan) -> list[Problem]:
@@ -72,6 +72,10 @@ def check_ready(plan: Plan, device: str, jobs: int) -> None:
     _require_space(plan)
 
 
+class NotHere(InputError):
+    """A device that there may be elsewhere."""
+
+
 def check_device(device: str) -> InputError | None:
     """Return what is wrong with a device, such as that it is not there."""
     if device == "cpu":  # always there, and no reason to load torch
@@ -79,6 +83,10 @@ def check_device(device: str) -> InputError | None:
     require_room_for_torch()
     import torch
 
+    from surgeon.model.repeatable import set_workspace
+
+    if device.startswith("cuda"):
+        set_workspace()
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -86,7 +94,7 @@ def check_device(device: str) -> InputError | None:
         if device.partition(":")[0] not in kinds:
             meant = "; did you mean 'cuda'?" if device.lower().startswith("gpu") else ""
             return InputError(f"--device {device}: no such device{meant}; write cpu, cuda, cuda:1, mps or auto")
-        return InputError(f"--device {device}: not available here ({str(error).splitlines()[0]})")
+        return NotHere(f"--device {device}: not available here ({str(error).splitlines()[0]})")
     return None
 
 
@@ -129,8 +137,10 @@ def most_positions(checkpoint: Checkpoint) -> int | None:
 
     Other models compute their positions and read on, if ever more badly.
     """
-    table = next((info for name, info in checkpoint.tensors.items() if name.endswith(POSITION_TABLES)), None)
-    if table is None or not table.shape:
+    places = anatomy_of(checkpoint).places  # other towers may have such tables too
+    tables = (info for name, info in checkpoint.tensors.items() if is_position_table(name) and len(info.shape) == 2)
+    table = next((info for info in tables if places[info.name].role == "embed"), None)
+    if table is None:
         return None
     said = whole_number(checkpoint.config, "max_position_embeddings", "n_positions")
     return min(said or table.shape[0], table.shape[0])
@@ -170,7 +180,7 @@ def _unfound_problems(plan: Plan) -> Iterator[Problem]:
             yield plan.file.problem(
                 ("regions", name),
                 f"{shorten(lost)} in the scope of region '{name}' cannot be found again in the model that "
-                f"transformers builds, so that it cannot be {'scored' if scored else 'measured'} there: exclude it"
+                f"transformers builds, so it cannot be {'scored' if scored else 'measured'} there: exclude it"
                 + ("" if scored else ", or leave out `verify` and measure what is written with `surgeon verify`"),
             )
         towers = [n for n, where in places.items() if where.role in TOWERS] if scored else []
@@ -258,7 +268,7 @@ def _compared_problems(file: RecipeFile, checkpoint: Checkpoint, region: RegionP
         try:
             check_donor(checkpoint, other, Region(shapes, no_masks))
             patch = isinstance(open_donor(other), Patch)
-            wrong = f"{other} is a patch, which says nothing of the entries that it leaves" if patch else None
+            wrong = f"{other} is a patch, which does not hold the entries that it leaves unchanged" if patch else None
         except InputError as error:
             wrong = str(error)
         if wrong is not None:
@@ -270,10 +280,10 @@ def _format_problems(file: RecipeFile, checkpoint: Checkpoint) -> Iterator[Probl
     decoded = plain_dtypes(checkpoint)
     only_read = [codec.kind for codec in codecs_of(checkpoint) if not codec.encodes]
     for name, variant in file.recipe.variants.items():
-        if isinstance(variant.write, Dequantized):
+        if variant.dequantized:
             if not decoded:
                 yield file.problem(("variants", name, "write"), "no weight is quantized here; say `write: true`")
-            elif decoded != [variant.write.dtype]:
+            elif decoded != [variant.plain_dtype]:
                 what = f"the weights decode to {', '.join(decoded)}, by config.json; say `{{dtype: {decoded[0]}}}`"
                 yield file.problem(("variants", name, "write", "dtype"), what)
         elif only_read and variant.operations:

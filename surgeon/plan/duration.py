@@ -6,19 +6,16 @@ of which models reach a part. What an earlier run left in the cache is not looke
 
 from __future__ import annotations
 
-import os
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.config import of_text
+from surgeon.plan.device import device_needs
 from surgeon.plan.estimates import Shape, edited_entries, model_stays, scores_in_one_go, shape_of
 from surgeon.plan.plan import Plan
+from surgeon.plan.speed import Speed, tried_speed
 from surgeon.plan.texts import BYTES_PER_TOKEN
 from surgeon.progress import Step
 from surgeon.recipe.schema import VerifySpec
@@ -27,10 +24,7 @@ from surgeon.text.corpora import Corpus
 from surgeon.text.documents import FileLocation
 from surgeon.text.unpacked import PACKED
 
-_REACHED = 0.35  # of the best speed of matrix products alone
-_AFFINE = hasattr(os, "sched_getaffinity")
-_TRIED = 0.1  # seconds
-_ROWS = 64  # of the matrices: so few that some products come to their end before other work takes the processor
+_REACHED = 0.35  # of the speed of matrix products alone: norms, attention and copies take the rest of a pass
 _FORWARD, _IN_ONE_GO, _BOTH_WAYS = 2, 6, 8  # operations a weight and token: layer by layer there is a second way there
 _DISK = 3e8  # bytes a second, copied and hashed
 _PAGE = 7.0  # seconds for the figures, none of which is kept from before
@@ -39,17 +33,18 @@ _PER_EDIT = 2e-7  # seconds an entry, edited and put back
 _PER_CALL = 1e-3  # seconds that a layer takes however little it does
 
 
-def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] | None = None) -> list[Step]:
+def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], Speed] = tried_speed) -> list[Step]:
     """Return what a run will do, in order, with the seconds that each step may take.
 
     Args:
         plan: what is to be done.
         device: where the model runs.
-        speed: operations a second on it, by the model's shape; tried out if not given.
+        speed: that of the device, by the model's shape; tried out if not given.
     """
     result: list[Step] = []
     shape = shape_of(plan.checkpoint)
-    rate = _REACHED * (speed or tried_speed)(shape, device) if plan.runs_model else 1.0
+    tried = speed(shape, device) if plan.runs_model else Speed(1.0)
+    rate = _REACHED * tried.operations
     active = active_entries(plan.checkpoint)
     head = shape.hidden * shape.vocabulary
     for score in plan.sampled_scores():
@@ -71,6 +66,10 @@ def steps(plan: Plan, device: str = "cpu", speed: Callable[[Shape, str], float] 
             result.append(
                 Step("continuations", _continuations(verify, len(plan.talkers), shape, active, rate, edits, stays))
             )
+    if device != "cpu" and plan.runs_model:
+        needs, computing = device_needs(plan, device), sum(step.seconds for step in result if "write" not in step.label)
+        behind = (needs.up + needs.down) / tried.copies - computing  # most copies are made while something is computed
+        result += [Step("copies", behind)] if behind > 0 else []
     result.append(Step("page", _PAGE))
     return result
 
@@ -126,7 +125,7 @@ def _continuations(
 
 def active_entries(checkpoint: Checkpoint) -> int:
     """Return the entries of the decoder layers that one token is multiplied with: of experts, as many as are chosen."""
-    config: dict[str, Any] = {**checkpoint.config, **(checkpoint.config.get("text_config") or {})}
+    config = of_text(checkpoint.config)
     experts = config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts")
     chosen = config.get("num_experts_per_tok")
     share = min(int(chosen) / int(experts), 1.0) if experts and chosen else 1.0
@@ -136,42 +135,3 @@ def active_entries(checkpoint: Checkpoint) -> int:
         if places[name].in_decoder and len(info.shape) > 1:
             total += info.numel * (share if ".experts." in name else 1.0)
     return int(total)
-
-
-def tried_speed(shape: Shape, device: str) -> float:
-    """Return floating-point operations a second of products of matrices of the model's widths: the best of a moment."""
-    wide, hidden = max(min(shape.wide, 8192), 64), max(min(shape.hidden, 4096), 64)
-    operations = 2 * _ROWS * hidden * wide
-    product = _on_cpu(hidden, wide) if device == "cpu" else _on_device(hidden, wide, device)
-    product()
-    # On a CPU the time that the processors spent is counted: that of the clock says how busy the machine is just now.
-    clock, many = (time.process_time, _threads()) if device == "cpu" else (time.perf_counter, 1)
-    taken: list[float] = []
-    until = time.perf_counter() + _TRIED
-    while time.perf_counter() < until or not taken:
-        started = clock()
-        product()
-        taken.append(clock() - started)
-    return operations * many / max(statistics.median(taken), 1e-9)
-
-
-def _threads() -> int:
-    """Return how many threads products of matrices will use."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return (
-        int(told) if told.isdigit() and int(told) else len(os.sched_getaffinity(0)) if _AFFINE else os.cpu_count() or 1
-    )
-
-
-def _on_cpu(hidden: int, wide: int) -> Callable[[], object]:
-    left, right = np.ones((_ROWS, hidden), np.float32), np.ones((hidden, wide), np.float32)
-    out = np.empty((_ROWS, wide), np.float32)
-    return lambda: np.matmul(left, right, out=out)
-
-
-def _on_device(hidden: int, wide: int, device: str) -> Callable[[], object]:
-    import torch
-
-    left = torch.ones(_ROWS, hidden, device=device)  # float32, as models are run unless told otherwise
-    right = torch.ones(hidden, wide, device=device)
-    return lambda: float((left @ right)[0, 0])  # which waits for the device

@@ -2,6 +2,8 @@
 
 The model goes through layer by layer, so that memory is a few of its largest layers in float32, one batch's
 activations in one layer, and what `model/budgets.py` allows; only a model that is no plain stack is held whole.
+What is told of memory is no less than what a run takes, and at most a quarter more: tests/plan/test_estimates.py
+measures it on Linux. The first five numbers below are from such runs; the others follow from arithmetic.
 """
 
 from __future__ import annotations
@@ -11,12 +13,12 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.coded import Coded
-from surgeon.checkpoint.config import whole_number
+from surgeon.checkpoint.config import of_text, whole_number
 from surgeon.checkpoint.plain_form import plain_bytes
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
@@ -36,8 +38,9 @@ _BETWEEN_BYTES = 1 << 27  # of blocks between and beside those in use, which the
 _WASTED_BYTES = 100_000_000  # at most, since blocks are not cut to measure: some per cent more than asked for
 _DRAWING_BYTES = 160_000_000  # the figures of the page
 SHARE_OF_DISK = 0.05  # scores that take more of what is free are not kept, unless asked for
-_ENCODED_BYTES = 80  # for each entry of a block that gets another scale
-_PIECES = 24 * (1 << 22)  # of a cut, which looks at four million scores at a time
+_ENCODED_BYTES = 80  # for each entry of a block that gets another scale: places, codes and values before and after
+_CUT_BYTES = 24  # for each score that a cut looks at: its key, its place, and both once more in their order
+_AT_A_TIME = 1 << 22  # scores that a cut looks at
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Shape:
 
 def shape_of(checkpoint: Checkpoint) -> Shape:
     """Read off the headers and the config what memory depends on."""
-    config: dict[str, Any] = {**checkpoint.config, **(checkpoint.config.get("text_config") or {})}
+    config = of_text(checkpoint.config)
     sizes: Counter[int] = Counter()
     outside: Counter[str] = Counter()
     places = anatomy_of(checkpoint).places
@@ -96,6 +99,7 @@ def bytes_to_write(write: bool | Literal["patch"], checkpoint: Checkpoint, regio
 
 
 def _mask_bytes(region: RegionPlan) -> int:
+    """Return at most the bytes of a region's file: a bit an entry, or a byte an entry selected and some of 255."""
     return min(math.ceil(region.entries * 1.3), region.numel // 8)
 
 
@@ -126,7 +130,10 @@ def running_memory(plan: Plan, device: str = "cpu") -> int:
     running = [_scoring(plan, shape, score, resident, device) for score in plan.sampled_scores()]
     if verify is not None:
         models = 1 + len(plan.variants) + len(plan.parts())
-        running.append(_verifying(shape, verify, len(plan.verify_languages), models, resident, device))
+        # A model that was scored in its own dtype still lies on the device, beside the one in float32.
+        native = device != "cpu" and any(score.dtype == "native" for score in plan.sampled_scores())
+        before = plan.checkpoint.data_bytes if native and resident is not None else 0
+        running.append(before + _verifying(shape, verify, len(plan.verify_languages), models, resident, device))
         if verify.prompts and resident is None:
             held = min(budgets.EDIT_BYTES_PER_ENTRY * edited_entries(plan), budgets.EDITS_BYTES)
             running.append(8 * shape.layer + held)
@@ -192,7 +199,7 @@ def _selecting(plan: Plan, score: Score) -> int:
     drawn = max((region.kind.bytes_to_make(largest) for region in plan.regions.values()), default=0)
     compared = score.bytes_per_entry * largest
     summed = any(region.score == score and region.parts for region in plan.regions.values())
-    return min(24 * largest, _PIECES) + 2 * largest + max(drawn, compared, 8 * largest if summed else 0)
+    return _CUT_BYTES * min(largest, _AT_A_TIME) + 2 * largest + max(drawn, compared, 8 * largest if summed else 0)
 
 
 def _scoring(plan: Plan, shape: Shape, score: SampledScore, resident: int | None, device: str) -> int:
@@ -207,8 +214,8 @@ def _scoring(plan: Plan, shape: Shape, score: SampledScore, resident: int | None
     unit = 4 * (shape.total if shape.whole else shape.layer)
     widened = resident if resident is not None else unit
     # The scores of one tensor are made of its weights and its sum, each once more in float32.
-    made = 8 * max((info.numel for info in plan.scored_tensors(score)), default=0) if backward else 0
-    summed = widened + (1 + _sums(plan, score)) * unit + made
+    of_one_tensor = 8 * max((info.numel for info in plan.scored_tensors(score)), default=0) if backward else 0
+    summed = widened + (1 + _sums(plan, score)) * unit + of_one_tensor
     layer = max(widened + unit, summed) + _activations(shape, tokens, backward)
     return max(layer, _head(shape, tokens, 4 if backward else 3, resident, device)) + _hidden(shape, score, device)
 
@@ -248,8 +255,8 @@ def _verifying(shape: Shape, spec: VerifySpec, languages: int, models: int, resi
     tokens = spec.batch_size * min(spec.window, spec.tokens)
     widened = resident if resident is not None else 8 * shape.layer
     hidden = 4 * models * languages * spec.tokens * shape.hidden
-    kept = hidden if home_of_states(shape, hidden, device) == device and not shape.whole else 0
-    return max(widened + _activations(shape, tokens, False), _head(shape, tokens, 3, resident, device)) + kept
+    states = hidden if home_of_states(shape, hidden, device) == device and not shape.whole else 0
+    return max(widened + _activations(shape, tokens, False), _head(shape, tokens, 3, resident, device)) + states
 
 
 def _head(shape: Shape, tokens: int, copies: int, resident: int | None, device: str) -> int:
@@ -258,9 +265,18 @@ def _head(shape: Shape, tokens: int, copies: int, resident: int | None, device: 
     return widened + 4 * chunk * shape.vocabulary * copies
 
 
-def _activations(shape: Shape, tokens: int, backward: bool) -> int:
+def activations(shape: Shape, tokens: int, backward: bool) -> int:
+    """Return the bytes of a batch's activations, in float32: of one layer, or of all that wait for the way back.
+
+    Some twelve are as wide as the residual stream (normed, queries, keys, values, mixed, sums, and their gradients),
+    five as the feed-forward between its matrices.
+    """
     layers = shape.layers if shape.whole and backward else 1
-    alive = 4 * tokens * layers * (12 * shape.hidden + 5 * shape.wide)
+    return 4 * tokens * layers * (12 * shape.hidden + 5 * shape.wide)
+
+
+def _activations(shape: Shape, tokens: int, backward: bool) -> int:
+    alive = activations(shape, tokens, backward)
     return alive + min(alive // 2, _BETWEEN_BYTES)
 
 
@@ -275,6 +291,7 @@ def scratch_bytes(shape: Shape, score: SampledScore) -> int:
     if shape.whole:
         return 0
     tokens = len(dict.fromkeys(score.languages)) * score.samples * score.sequence_length
+    # States before every layer, and a few of gradients; without a way back those before and after one layer.
     rows = shape.layers + 5 if score.backward else 2
     return 4 * rows * tokens * shape.hidden
 
@@ -305,8 +322,8 @@ def keeps_scores(plan: Plan, score: SampledScore) -> bool:
 
 def _fits(size: int) -> bool:
     folder = cache_folder()
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    return size <= SHARE_OF_DISK * shutil.disk_usage(there).free
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return size <= SHARE_OF_DISK * shutil.disk_usage(existing).free
 
 
 @dataclass(frozen=True)
@@ -333,5 +350,5 @@ def disk_needed(plan: Plan) -> int:
     """Return at most how many bytes of disk the run takes: variants, scores, scratch, regions twice, downloads."""
     variants = sum(variant.bytes_to_write for variant in plan.variants.values())
     regions = sum(_mask_bytes(region) for region in plan.regions.values())
-    found = stores(plan)
-    return variants + found.kept + found.scratch + 2 * regions + plan.bytes_to_download
+    scored = stores(plan)
+    return variants + scored.kept + scored.scratch + 2 * regions + plan.bytes_to_download

@@ -8,8 +8,8 @@ from surgeon.checkpoint.sources import is_hub_file, pinned_file
 from surgeon.errors import SurgeonError, present
 from surgeon.operations import AnyOperation, open_donor
 from surgeon.plan.plan import Plan
+from surgeon.recipe.corpus import TextSpec
 from surgeon.recipe.schema import Recipe
-from surgeon.recipe.text_spec import TextSpec
 from surgeon.regions.base import kind_of
 
 

@@ -20,7 +20,6 @@ from surgeon.operations import Operation
 from surgeon.recipe.reading import RecipeFile
 from surgeon.recipe.schema import Recipe
 from surgeon.regions.base import Provenance, RegionPlan
-from surgeon.regions.kept import provenance_of
 from surgeon.scores.base import SampledScore, Score
 from surgeon.text.corpora import Corpus
 
@@ -163,5 +162,5 @@ class Plan:
         return [score.on_text for score in self.scores() if score.on_text is not None]
 
     def provenance(self, jobs: int) -> Provenance:
-        """Return what the files of the regions may say of where they come from."""
-        return provenance_of(self.checkpoint, self.corpus.name, self.regions, jobs)
+        """Return what the regions are made from."""
+        return Provenance(self.checkpoint, self.corpus.name, self.regions, jobs)

@@ -14,20 +14,18 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.companions import check_companions
 from surgeon.checkpoint.quantized import refuse_quantized
 from surgeon.checkpoint.sources import refuse_output_inside
-from surgeon.errors import CheckpointError, InputError, Problem, RecipeError, present
+from surgeon.errors import CheckpointError, Problem, RecipeError
 from surgeon.model.prospect import prospect_of
 from surgeon.operations.edits import Surgery
 from surgeon.plan.check import check
 from surgeon.plan.estimates import bytes_to_write, disk_needed, peak_memory
 from surgeon.plan.plan import Plan, VariantPlan
+from surgeon.recipe.corpus import open_corpus
 from surgeon.recipe.reading import RecipeFile
 from surgeon.recipe.schema import Recipe
-from surgeon.recipe.text_spec import TextSpec
 from surgeon.region.region import Region
 from surgeon.regions.base import RegionPlan, no_masks
 from surgeon.regions.outlines import plan_regions
-from surgeon.text.corpora import Corpus, builtin_corpus
-from surgeon.text.languages import language
 
 
 def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
@@ -76,25 +74,7 @@ def _refuse_encoders(checkpoint: Checkpoint) -> None:
     named = architectures if isinstance(architectures, list) else []
     masked = [word for word in named if isinstance(word, str) and word.endswith("ForMaskedLM")]
     if masked and config.get("is_decoder") is not True:
-        raise CheckpointError(f"{name}: {masked[0]} sees later tokens, so that it has no perplexity; {works}")
-
-
-def open_corpus(said: str | Mapping[str, str | TextSpec]) -> Corpus:
-    """Open a corpus, as a recipe names it; no text is read.
-
-    Raises:
-        InputError: there is no such corpus.
-    """
-    if isinstance(said, str):
-        if not said.startswith("builtin:"):
-            raise InputError(
-                f"corpus: {said!r} is not a corpus; write builtin:udhr30, or a mapping of languages such as "
-                "{ar: texts/ar.txt}"
-            )
-        return builtin_corpus(said.removeprefix("builtin:"))
-    texts = {code: present(TextSpec.of(text)) for code, text in said.items()}
-    named = {code: language(code, text.model_dump()) for code, text in texts.items()}
-    return Corpus("of the recipe", {code: text.location for code, text in texts.items()}, named)
+        raise CheckpointError(f"{name}: {masked[0]} sees later tokens, so it has no perplexity; {works}")
 
 
 def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Mapping[str, RegionPlan]) -> VariantPlan:

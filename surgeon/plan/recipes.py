@@ -9,7 +9,8 @@ from pathlib import Path
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.sources import look_again
 from surgeon.errors import InputError, close_to
-from surgeon.plan.check import chosen_device, usable_device
+from surgeon.model import budgets
+from surgeon.plan.check import NotHere, check_device, chosen_device
 from surgeon.plan.duration import steps
 from surgeon.plan.plan import Plan
 from surgeon.plan.planning import make_plan
@@ -55,6 +56,8 @@ def plan_recipe(
 ) -> Plan:
     """Read a recipe and the headers of its model, and return what `apply` would do; `device` is looked for, if given.
 
+    One that is elsewhere can be planned for where `SURGEON_DEVICE_MEMORY` says how much memory it has.
+
     Raises:
         SurgeonError: the recipe, the model, the corpus or the device cannot be used.
     """
@@ -63,14 +66,21 @@ def plan_recipe(
     file = load_recipe(path, overrides)
     checkpoint = Checkpoint.open(file.recipe.model)
     made = make_plan(file, checkpoint, Path(output if output is not None else file.recipe.output))
-    if device is not None and made.runs_model:
-        usable_device(device)
+    lacking = check_device(chosen_device(device)) if device is not None and made.runs_model else None
+    if lacking is not None and not isinstance(lacking, NotHere):
+        raise lacking
+    if lacking is not None and not budgets.device_memory_is_set():
+        raise InputError(f"{lacking}; to plan for one elsewhere, say how much memory it has: {budgets.DEVICE}=80G")
     return made
 
 
 def expected_steps(made: Plan, device: str = "cpu") -> list[Step]:
-    """Return what `apply` would do, in order, and how many seconds each step may take on this machine."""
-    return steps(made, chosen_device(device) if made.runs_model else "cpu")
+    """Return what `apply` would do, in order, and how many seconds each step may take on this machine.
+
+    Of a device that is not here nothing is known.
+    """
+    chosen = chosen_device(device) if made.runs_model else "cpu"
+    return steps(made, chosen) if check_device(chosen) is None else []
 
 
 def copy_recipe(name: str, target: str | Path) -> Path:

@@ -117,7 +117,7 @@ def _too_little_to_tell(spec: VerifySpec, tokens: TokenCounts, texts: dict[str, 
     if single:
         least = max(min(counts[code] for code in single) // 4, begun + 1)
         yield (
-            f"one sentence and one window only, so that no interval can be given ({', '.join(single)}): set "
+            f"only one sentence and one window, so no interval can be given ({', '.join(single)}): set "
             f"verify.window to {least} or less, or measure on more text"
         )
 

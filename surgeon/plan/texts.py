@@ -16,12 +16,12 @@ from surgeon.text.documents import DatasetLocation, FileLocation, read_documents
 from surgeon.text.files import kind_of
 from surgeon.text.unpacked import PACKED
 
-BYTES_PER_TOKEN = 3  # of text, at a guess
-_SMALL = 1 << 22  # bytes of a file that is read as a whole
-_SMALL_PACKED = 1 << 19
-_FIRST = 64  # documents of a larger one
-_FIRST_ROWS = 2  # of a dataset
-_SECONDS = 2.0  # after which no further dataset is opened
+BYTES_PER_TOKEN = 3  # of text, at a guess: English has four or more, scripts of several bytes a letter two to three
+_SMALL = 1 << 22  # bytes of a file that is read as a whole, in some hundredths of a second
+_SMALL_PACKED = 1 << 19  # which unpacks to as much, or ten times that
+_FIRST = 64  # documents of a larger one: whether it can be read at all is seen in these
+_FIRST_ROWS = 2  # of a dataset: enough to see its field
+_SECONDS = 2.0  # after which no further dataset is opened: a plan is to be there at once
 
 
 def needed_languages(plan: Plan) -> list[str]:

@@ -22,7 +22,7 @@ LONGEST = 1 << 20  # bytes
 DEEPEST = 50  # lists and mappings inside each other
 MOST_NODES = 100_000  # values and keys, those that aliases repeat counted again
 _LONGEST_PLAIN = 1000  # characters of a number, or of another word that YAML could read as more than text
-_LARGEST_INTEGER = 2**63
+_LARGEST_INTEGER = 2**63  # which other readers of YAML and JSON hold, too
 
 # The fast parser is used for its events only: what builds data on top of it overflows the stack on deep nesting.
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

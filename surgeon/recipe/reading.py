@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from surgeon.errors import InputError, Problem, RecipeError, did_you_mean
+from surgeon.recipe.corpus import TextSpec
 from surgeon.recipe.expected import unmeasured
 from surgeon.recipe.faults import faults
 from surgeon.recipe.fields import Model
@@ -25,7 +26,6 @@ from surgeon.recipe.plain_yaml import DEEPEST, LONGEST, NotYaml, read_yaml
 from surgeon.recipe.references import dangling, expectations
 from surgeon.recipe.schema import Recipe, RegionSpec, VariantSpec
 from surgeon.recipe.sweeps import Expansion, Sweep, expand
-from surgeon.recipe.text_spec import TextSpec
 
 _MOST_PROBLEMS = 100  # that are shown
 _LONGEST_PROBLEM = 1000  # characters

@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, create_model, field
 
 from surgeon.kinds import kinds
 from surgeon.operations import AnyOperation
+from surgeon.recipe.corpus import TextSpec
 from surgeon.recipe.fields import Count, Model
-from surgeon.recipe.text_spec import TextSpec
 
 if TYPE_CHECKING:
     from surgeon.measure.base import Measurement
@@ -161,7 +161,12 @@ class VariantSpec(Model):
     @property
     def dequantized(self) -> bool:
         """True if quantized weights are written plainly."""
-        return isinstance(self.write, Dequantized)
+        return self.plain_dtype is not None
+
+    @property
+    def plain_dtype(self) -> str | None:
+        """The dtype in which quantized weights are written plainly, if they are."""
+        return self.write.dtype if isinstance(self.write, Dequantized) else None
 
     @property
     def held(self) -> str | None:
@@ -275,10 +280,6 @@ class VerifyBase(Model):
                 f"stride {self.stride} is longer than the window of {self.window}: tokens would be skipped"
             )
         return self
-
-    def without_prompts(self) -> VerifySpec:
-        """Return what holds for a model that continues nothing."""
-        return self.model_copy(update={"prompts": [], "continued_by": None})
 
 
 def _switched(kind: type[Any]) -> Any:

@@ -75,7 +75,7 @@ def load_neurons(path: Path, language: int, checkpoint: Checkpoint) -> dict[str,
     if not (isinstance(data, list) and data and all(isinstance(layers, list) for layers in data)):
         raise RegionError(f"{path}: not a file of neurons: it must hold, for each language, a list of layers' indices")
     if language >= len(data):
-        raise RegionError(f"{path}: holds {len(data)} languages, so that the last is language {len(data) - 1}")
+        raise RegionError(f"{path}: holds {len(data)} languages, so the last is language {len(data) - 1}")
     layers = _feed_forward(checkpoint)
     if len(layers) != len(data[language]):
         raise RegionError(f"{path}: has neurons for {len(data[language])} layers, but the model has {len(layers)}")

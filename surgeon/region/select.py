@@ -21,8 +21,8 @@ from surgeon.seeds import generator
 
 Scores = Callable[[str], NDArray[np.float32]]
 Group = Sequence[tuple[str, int]]  # tensor names with their number of entries
-_CHUNK = 1 << 22
-_INFINITY = 0x7F800000
+_CHUNK = 1 << 22  # scores that are looked at at a time: some tens of megabytes of keys and indices
+_INFINITY = 0x7F800000  # the bits of infinity in float32; above it are not-a-number and what is negative
 
 
 def select_extreme(scores: Scores, group: Group, fraction: float, kind: Literal["top", "bottom"]) -> dict[str, Indices]:

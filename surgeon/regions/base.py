@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.fingerprint import tensor_hashes
 from surgeon.checkpoint.local_paths import last_part, without_paths
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
@@ -152,12 +153,18 @@ class Making:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a region's file may say of where it comes from; `hashes` returns the SHA-256 of some tensors."""
+    """What the regions of a recipe are made from, of which their files may say something; `jobs` hash what is new."""
 
     checkpoint: Checkpoint
     corpus: str
     plans: Mapping[str, RegionPlan]
-    hashes: Callable[[Sequence[TensorInfo]], dict[str, str]]
+    jobs: int
+
+    def hashes(self, tensors: Sequence[TensorInfo]) -> dict[str, str]:
+        """Return the SHA-256 of some tensors by name."""
+        names = [info.name for info in tensors]
+        found = tensor_hashes(self.checkpoint, self.jobs, names)
+        return {name: found[name] for name in names}
 
 
 class RegionKind:

@@ -17,7 +17,7 @@ from surgeon.recipe.lines import KeyPath
 from surgeon.region.controls import draw_control
 from surgeon.region.region import Indices, Region, encode_indices
 from surgeon.regions.base import SUM, Drawing, Making, Planning, Provenance, RegionKind, RegionPlan
-from surgeon.regions.cut import draw_from
+from surgeon.regions.cut import Cut, region_from
 from surgeon.regions.dimensions import mentioned_of
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Control(Model, RegionKind):
                 of.shapes,
                 lambda name: encode_indices(self.indices(checkpoint, of, name, region=plan.drawn_as), of.shapes[name]),
             )
-        return draw_from(making.stream(plan), drawing, of, present(plan.score).labels)
+        return region_from(making.stream(plan), Cut([], present(plan.score).labels, [drawing], {self.of: of}))
 
     def indices(
         self, checkpoint: Checkpoint, of: Region, name: str, scores: NDArray[np.float32] | None = None, region: str = ""

@@ -11,6 +11,7 @@ cut there, entry by entry; for whole units and for controls they come to the hos
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -125,10 +126,14 @@ class Cut:
     """Makes regions from a stream of the scores that they select by, and controls that are drawn in the same pass."""
 
     def __init__(
-        self, regions: Iterable[RegionPlan], languages: Sequence[str], drawings: Iterable[Drawing] = ()
+        self,
+        regions: Iterable[RegionPlan],
+        languages: Sequence[str],
+        drawings: Iterable[Drawing] = (),
+        known: Mapping[str, Region] = MappingProxyType({}),
     ) -> None:
-        """`drawings` are controls of some of these regions."""
-        self._cuts = {plan.name: RegionCut(plan, languages) for plan in regions}
+        """`drawings` are controls of some of these regions, or of such as are `known`."""
+        self._cuts, self._known = {plan.name: RegionCut(plan, languages) for plan in regions}, known
         self._languages, self._drawings = list(languages), list(drawings)
         self._drawn: dict[str, dict[str, Mask]] = {drawing.plan.name: {} for drawing in self._drawings}
         labelled = [(cut.plan, cut.labels) for cut in self._cuts.values()]
@@ -192,11 +197,13 @@ class Cut:
 
     def _draw(self, scores: Mapping[str, Scores]) -> None:
         for drawing in self._drawings:
-            of, ranking = self._cuts[drawing.of], scores[drawing.label]
+            known, ranking = self._known.get(drawing.of), scores[drawing.label]
             for info in drawing.plan.tensors:
                 if info.name in ranking:
-                    region = Region({info.name: info.shape}, of.masks.__getitem__)
-                    drawn = drawing.draw(region, info.name, on_host(ranking[info.name]))
+                    of = known
+                    if of is None:
+                        of = Region({info.name: info.shape}, self._cuts[drawing.of].masks.__getitem__)
+                    drawn = drawing.draw(of, info.name, on_host(ranking[info.name]))
                     self._drawn[drawing.plan.name][info.name] = encode_indices(drawn, info.shape)
 
 
@@ -228,28 +235,12 @@ def on_host(scores: Any) -> NDArray[np.float32]:
     return found
 
 
-def select_from(stream: Stream, plans: Sequence[RegionPlan], languages: Sequence[str]) -> dict[str, Region]:
-    """Return the regions that are selected by one score."""
-    cut = Cut(plans, languages)
+def region_from(stream: Stream, cut: Cut) -> Region:
+    """Return the only region that a cut makes of a stream."""
     for _ in cut.take(stream):
         pass
-    return cut.finish()
-
-
-def draw_from(stream: Stream, drawing: Drawing, of: Region, languages: Sequence[str]) -> Region:
-    """Return the control of a region that is made already."""
-    masks: dict[str, Mask] = {}
-    names = {info.name for info in drawing.plan.tensors}
-    total = _Total(names, len(languages))
-    for _, language, scores in stream:
-        if language == languages[0]:
-            total = _Total(names, len(languages))
-        total.add(scores)
-        ranking = scores if language == drawing.label else total.scores
-        if language == drawing.label or (drawing.label == SUM and language == languages[-1]):
-            for name in names & scores.keys():
-                masks[name] = encode_indices(drawing.draw(of, name, ranking[name]), of.shapes[name])
-    return region_of(drawing.plan, masks)
+    (region,) = cut.finish().values()
+    return region
 
 
 def region_of(plan: RegionPlan, masks: Mapping[str, Mask]) -> Region:

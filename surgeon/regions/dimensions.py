@@ -57,7 +57,7 @@ class Dimensions(Model, RegionKind):
             asked = getattr(self, key)
             if of.tensors and asked * (2 if self.random else 1) > most:
                 counted = "residual dimensions" if key == "residual" else key
-                beside = " at random beside the fullest" if self.random else ""
+                beside = " at random besides the fullest" if self.random else ""
                 what = f"{asked} {counted}{beside}: the tensors of region '{of.name}' have at most {most}"
                 planning.problem(("regions", name, "dimensions", key), what)
         count = self.rows + self.columns + self.residual

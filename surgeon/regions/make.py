@@ -27,7 +27,7 @@ class Scored:
 
 
 def make_regions(
-    source: Provenance, scored: Sequence[Scored], jobs: int, names: Iterable[str], known: Mapping[str, Region]
+    source: Provenance, scored: Sequence[Scored], names: Iterable[str], known: Mapping[str, Region]
 ) -> dict[str, Region]:
     """Return the named regions of a plan, those in `known` as they are."""
     made, plans = dict(known), source.plans
@@ -41,8 +41,8 @@ def make_regions(
     def kept(plan: RegionPlan, make: Callable[[], Region]) -> Region:
         found = of(plan)
         keys = found.keys if found is not None else {}
-        before = load_region(source, plan, keys, jobs)
-        return before if before is not None else keep_region(source, plan, keys, jobs, make())
+        before = load_region(source, plan, keys)
+        return before if before is not None else keep_region(source, plan, keys, make())
 
     def stream(plan: RegionPlan) -> Stream:
         return present(present(of(plan)).stream)([plan])

@@ -20,7 +20,7 @@ from surgeon.region.region import Indices, Mask, Region, encode_indices
 from surgeon.region.select import select_random
 from surgeon.region.units import Parts, most_entries, parts_of, unit_sizes
 from surgeon.regions.base import Making, Planning, Provenance, RegionKind, RegionPlan
-from surgeon.regions.cut import select_from
+from surgeon.regions.cut import Cut, region_from
 from surgeon.regions.narrowing import misnamed
 from surgeon.regions.scopes import scope_of
 from surgeon.regions.share import Share
@@ -90,7 +90,7 @@ class Select(Share, RegionKind):
             return ahead
         if self.random is not None:
             return self._drawn(plan)
-        return select_from(making.stream(plan), [plan], present(plan.score).labels)[plan.name]
+        return region_from(making.stream(plan), Cut([plan], present(plan.score).labels))
 
     def _drawn(self, plan: RegionPlan) -> Region:
         """Return a random selection, whose masks are made group by group as they are asked for."""

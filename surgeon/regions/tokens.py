@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import ConfigDict, Field, RootModel
 
 from surgeon.anatomy.scope import scope
+from surgeon.checkpoint.embeddings import is_position_table
 from surgeon.errors import CheckpointError
 from surgeon.freeze.tokens import rows_of, token_ids
 from surgeon.model.tokenizer import load_tokenizer
@@ -33,9 +34,8 @@ class Tokens(RootModel[Annotated[list[int | str | _Run], Field(min_length=1)]], 
     def outline(self, planning: Planning, name: str, spec: RegionSpec, plans: Mapping[str, RegionPlan]) -> RegionPlan:
         """Find the tensors with a row per token, and the ids of strings; masks are made when they are asked for."""
         checkpoint = planning.checkpoint
-        shapes = shapes_of(info for info in scope(checkpoint, ["embed", "head"]).tensors if len(info.shape) == 2)
-        size = checkpoint.config.get("vocab_size")
-        shapes = {tensor: shape for tensor, shape in shapes.items() if shape[0] == size} or shapes
+        ends = (info for info in scope(checkpoint, ["embed", "head"]).tensors if len(info.shape) == 2)
+        shapes = shapes_of(info for info in ends if not is_position_table(info.name))
         ids: list[int] = []
         try:
             if not shapes:

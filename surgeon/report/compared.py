@@ -139,7 +139,7 @@ def _effects(runs: Sequence[Compared], languages: Sequence[str]) -> Figure:
     }  # fmt: skip
     lost = any(is_lost(log, guesses[key]) for key, log in logs.items())
     caption = "What each run's cut did to its own base, on a logarithmic scale. Right is worse."
-    caption += " What is no better than guessing is drawn closer together." if lost else ""
+    caption += " The part that is no better than guessing is compressed." if lost else ""
     return Figure("effects", "What each cut did, by language", caption, finished(spec), fluid=True, key=True)
 
 

@@ -200,7 +200,7 @@ class Report(Entry):
         value, change (from the base's), low, high (of the change, or else of the value), pieces, p, beyond_chance.
 
         Raises:
-            InputError: nothing of the kind was measured.
+            InputError: this was not measured.
         """
         import pandas  # type: ignore[import-untyped]
 
@@ -241,19 +241,28 @@ class Report(Entry):
     def guessing(self, code: str | None = None) -> float | None:
         """Return the logarithm of the ratio to the base's perplexity at which a model guesses all tokens alike.
 
-        In a language, or over all of them; None where the size of the vocabulary is not known.
+        In a language, or over all of them; None where the size of the vocabulary is not known, or where the base
+        itself is no better, so that no variant can be worse for it.
         """
         if not self.model.vocabulary or "base" not in self.summary:
             return None
         base = self.summary["base"].log_geometric_mean_perplexity
-        return math.log(self.model.vocabulary) - (
+        guess = math.log(self.model.vocabulary) - (
             base if code is None else self.perplexity["base"][code].log_perplexity
         )
+        return guess if guess > 0 else None
+
+    def unknown_languages(self) -> list[str]:
+        """Return the languages in which the base itself is no better than a uniform guess."""
+        if not self.model.vocabulary:
+            return []
+        most = math.log(self.model.vocabulary)
+        return [code for code, item in self.perplexity.get("base", {}).items() if not item.log_perplexity < most]
 
     def draws(self, variant: str) -> list[str]:
         """Return the draws of a control that a variant stands for (see `measured_alone`), or the variant alone."""
         for sweep in self.sweeps.values():
-            if list(sweep.axes) == ["seed"] and variant == next(iter(sweep.points)):
+            if variant == sweep.control:
                 return [point for point in sweep.points if point in self.perplexity] or [variant]
         return [variant]
 
@@ -279,22 +288,16 @@ class Report(Entry):
     def label(self, variant: str) -> str:
         """Return a variant's name for people; that of a sweep's point says its values, or how often it was drawn."""
         for name, sweep in self.sweeps.items():
-            values = sweep.points.get(variant)
-            if values is None:
-                continue
-            if list(sweep.axes) == ["seed"] and len(sweep.points) > 1 and variant == next(iter(sweep.points)):
+            if variant == sweep.control and len(sweep.points) > 1:
                 return f"{name}, {len(sweep.points)} seeds"
         return self.named(variant)
 
     def named(self, variant: str) -> str:
         """Return the name for people of this very variant: that of a sweep's point says its values."""
         for name, sweep in self.sweeps.items():
-            values = sweep.points.get(variant)
-            if values is None:
-                continue
-            return f"{name}, " + ", ".join(
-                f"{axis} {coordinate(value)}" for axis, value in zip(sweep.axes, values, strict=True)
-            )
+            if variant in sweep.points:
+                values = zip(sweep.axes, sweep.points[variant], strict=True)
+                return f"{name}, " + ", ".join(f"{axis} {coordinate(value)}" for axis, value in values)
         return variant
 
     @property
@@ -306,9 +309,8 @@ class Report(Entry):
     def measured_alone(self) -> list[str]:
         """The measured variants that are no points of a sweep; of one over seeds alone, the first."""
         points = {point for sweep in self.sweeps.values() for point in sweep.points}
-        # A control that is drawn with several seeds is one control: the first draw stands for it.
-        drawn = {next(iter(sweep.points)) for sweep in self.sweeps.values() if list(sweep.axes) == ["seed"]}
-        return [name for name in self.perplexity if name != "base" and name not in points - drawn]
+        controls = {sweep.control for sweep in self.sweeps.values()}
+        return [name for name in self.perplexity if name != "base" and name not in points - controls]
 
     @property
     def has_intervals(self) -> bool:

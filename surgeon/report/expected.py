@@ -86,7 +86,7 @@ def _ratio(item: ExpectSpec, measures: Measures) -> float:
 def came_out(item: Expectation) -> str:
     """Say what came out of an expectation of a measurement, such as "KL from the base 0.132 nats/token"."""
     if item.quantity is None:
-        return f"{item.measurement}: nothing of the kind was measured"
+        return f"{item.measurement}: this was not measured"
     change = item.change_at_least is not None or item.change_at_most is not None
     value = math.nan if item.value is None else item.value
     told = f"{item.quantity.title} {quantity_text(item.quantity, value, change)} {item.quantity.unit}".rstrip()

@@ -22,7 +22,7 @@ def figures(report: Report) -> list[Figure]:
         alone = report.only(report.measured_alone)
         if story.cut is not None:
             result += [perplexity_figure(alone, story), ratio_figure(alone, story)]
-        result += [sweep_figure(report, name) for name in report.sweeps if list(report.sweeps[name].axes) != ["seed"]]
+        result += [sweep_figure(report, name) for name, sweep in report.sweeps.items() if sweep.control is None]
     result += part_figures(report)
     result += scan_figures(report, story)
     result += measurement_figures(report, story)

@@ -6,7 +6,6 @@ included; with it they become live, and can be ordered, filtered and asked.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from surgeon.report.scan import EXPONENT, brightest, light_palette
 from surgeon.report.sentences import caveat, evidence, headline, measured_lines, no_intervals
 from surgeon.report.story import Story, tell
 from surgeon.report.templates import HERE, rendered
-from surgeon.report.words import number, text_alone
+from surgeon.report.words import exactly, text_alone
 
 
 def write_page(report: Report, output: str | Path) -> list[Path]:
@@ -56,7 +55,7 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
     story = tell(report)
     return rendered(
         "page.html",
-        exactly=_exactly,
+        exactly=exactly,
         words=words,
         came_out=came_out,
         expected=expected,
@@ -99,16 +98,12 @@ def _long_sweeps(report: Report) -> dict[str, SweepReport]:
     """Return the sweeps that have a section of their own; the draws of one control stand in the table of variants."""
     if not report.perplexity:
         return {}
-    return {name: sweep for name, sweep in report.sweeps.items() if list(sweep.axes) != ["seed"]}
+    return {name: sweep for name, sweep in report.sweeps.items() if sweep.control is None}
 
 
 def _languages(report: Report, variants: Sequence[str]) -> Grid:
     found = {name: report.averaged(name) for name in ("base", *variants)}
     return tables.languages_table(found, "base", report, places(report))
-
-
-def _exactly(value: float) -> str:
-    return "not a number" if math.isnan(value) else f"{value:.3f}" if value < 100 else number(value)
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:

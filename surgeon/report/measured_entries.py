@@ -178,6 +178,11 @@ class SweepReport(Entry):
     points: dict[str, list[Any]]
     over_seeds: list[OverSeeds] = []
 
+    @property
+    def control(self) -> str | None:
+        """The draw that stands for all, where the points differ in their seed alone: they are one control then."""
+        return next(iter(self.points)) if list(self.axes) == ["seed"] else None
+
 
 class Expectation(Entry):
     """A bound of the recipe and what came out: the figure itself, or a bound of its interval, as `at` says.

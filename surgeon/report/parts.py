@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from surgeon.checkpoint.naming import ROLES
 from surgeon.checkpoint.ties import Ties
 from surgeon.measure.intervals import mean_change_interval
-from surgeon.measure.parts import Part
+from surgeon.measure.parts import Part, place_of
 from surgeon.model.results import Measure, Sums, exponential, geometric_mean
 from surgeon.report.data import Report
 from surgeon.report.drawing import Figure, Spec, finished, named, tips
@@ -16,7 +15,7 @@ from surgeon.report.grid import Cell, Grid, Row
 from surgeon.report.measured import Measures, mean_ratio_interval
 from surgeon.report.measured_entries import PartReport, PartsReport
 from surgeon.report.ramps import RATIOS, cells, heads
-from surgeon.report.words import interval, is_lost, number, percent
+from surgeon.report.words import interval, is_lost, number
 
 _SAME = 0.01  # nats per token: a whole cut that does less has no damage to take apart
 _TALL = 40  # rows of a map, above which they are lower and say nothing
@@ -63,27 +62,32 @@ def _added(parts: Sequence[Measure], base: Measure) -> Sums:
 
 def part_lines(report: Report) -> list[str]:
     """Say of each variant what its parts do one at a time, and how much of the whole that explains."""
-    return [
-        f"{report.named(variant)}, one {by} at a time: {_explained(by, found)}"
-        for variant, by_axis in report.parts.items()
-        for by, found in by_axis.items()
-    ]
+    lines = []
+    for variant, by_axis in report.parts.items():
+        whole, name = next(iter(by_axis.values())).whole_nats, report.named(variant)
+        if whole < _SAME:
+            lines.append(f"{name}: the whole cut does hardly any damage (less than {_SAME} nats per token)")
+        else:
+            lines += [f"{name}, one {by} at a time: {_explained(by, found)}" for by, found in by_axis.items()]
+    return lines
 
 
 def _explained(by: str, found: PartsReport) -> str:
     worst = max(found.parts, key=lambda label: _order(found.parts[label].nats))
     most = f"most at {_called(by, worst)} (×{number(found.parts[worst].ratio_to_base)})"
-    bounds = "" if found.sum_low is None else f" ({_nats(found.sum_low)} to {_nats(found.sum_high or 0.0)})"
-    together = f"{_nats(found.sum_nats)} nats per token{bounds}"
-    if not math.isfinite(found.whole_nats) or not math.isfinite(found.sum_nats):
+    if not (math.isfinite(found.whole_nats) and math.isfinite(found.sum_nats)):
         return f"{most}; what is not a number cannot be added up"
-    if found.whole_nats < _SAME:
-        return f"the whole cut does hardly any damage ({_nats(found.whole_nats)} nats per token), {most}"
-    said = f"{most}; together the parts explain {together} of the whole cut's {_nats(found.whole_nats)}"
+    bounds = ""
+    if found.sum_low is not None and found.sum_high is not None:
+        bounds = f" (interval {_nats(found.sum_low)} to {_nats(found.sum_high)})"
     share = found.sum_nats / found.whole_nats
+    said = (
+        f"{most}; added up, the parts explain {_nats(found.sum_nats)}{bounds} of the whole cut's "
+        f"{_nats(found.whole_nats)} nats per token, {100 * share:.0f} %"
+    )
     if share > 1.1:
-        return f"{said}: each alone already costs what others cost, too"
-    return f"{said}, {percent(share)}" + (": the rest comes of cutting them together" if share < 0.9 else "")
+        return f"{said}: single parts do the same damage"
+    return f"{said}: the rest comes of cutting them together" if share < 0.9 else said
 
 
 def _called(by: str, label: str) -> str:
@@ -115,10 +119,7 @@ def _by_axis(report: Report) -> dict[str, dict[str, PartsReport]]:
 
 def _labels(taken: Mapping[str, PartsReport]) -> list[str]:
     """Return the parts of all variants, in the order of the model."""
-    labels = dict.fromkeys(label for one in taken.values() for label in one.parts)
-    layers = sorted((label for label in labels if label.isdigit()), key=int)
-    others = [label for label in labels if not label.isdigit()]
-    return [*layers, *sorted(others, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES))]
+    return sorted({label for one in taken.values() for label in one.parts}, key=place_of)
 
 
 def _map(report: Report, by: str, taken: Mapping[str, PartsReport]) -> Figure:
@@ -133,11 +134,12 @@ def _map(report: Report, by: str, taken: Mapping[str, PartsReport]) -> Figure:
             })  # fmt: skip
     variants = [report.named(variant) for variant in taken]
     tall, longest = len(labels) > _TALL, max(map(len, variants))
-    level = len(variants) <= 3
+    wide = max(50, 7 * longest + 10)
+    level = wide * len(variants) <= 250  # as a phone is
     hover = tips(part=by, variant="variant", times="of the base's perplexity", interval="interval", entries="entries")
     spec: Spec = {
         "data": {"values": rows},
-        "width": {"step": max(50, 7 * longest + 10) if level else 50}, "height": {"step": 11 if tall else 20},
+        "width": {"step": wide if level else 50}, "height": {"step": 11 if tall else 20},
         "encoding": {
             "x": heads("variant", variants, level),
             "y": named("part", [_called(by, label) for label in labels]),

@@ -106,10 +106,8 @@ def _on_text(run: Scoring, score: SampledScore) -> ScoreSet:
         return ScoreSet(score, keys, _stream_of_files(paths), samples=samples)
     plans = {name: region for name, region in plan.regions.items() if region.score == score}
     kept = run.keep or keeps_scores(plan, score)
-    cached = {
-        name: load_region(plan.provenance(run.place.jobs), region, keys, run.place.jobs)
-        for name, region in plans.items()
-    }
+    source = plan.provenance(run.place.jobs)
+    cached = {name: load_region(source, region, keys) for name, region in plans.items()}
     if not kept and all(region is not None for region in cached.values()):
         regions = {name: region for name, region in cached.items() if region is not None}
         return ScoreSet(score, keys, regions=regions, samples=samples)

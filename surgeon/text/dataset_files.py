@@ -18,9 +18,9 @@ from surgeon.errors import did_you_mean
 
 CARD = "README.md"
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # which `save_to_disk` writes
-LONGEST_CARD = 1 << 20  # bytes
-_MOST_PATTERNS = 10_000  # that a card may name
-_MOST_FILES = 1_000_000
+LONGEST_CARD = 1 << 20  # bytes; cards of hundreds of configurations have some hundred kilobytes
+_MOST_PATTERNS = 10_000  # that a card may name: each is matched with every file
+_MOST_FILES = 1_000_000  # of a folder: more than any dataset has; so many names take a few hundred megabytes
 # By the name's ending; a compressed file has that of its compression behind.
 _BUILDERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ".csv": ("csv", {}), ".tsv": ("csv", {"sep": "\t"}), ".json": ("json", {}), ".jsonl": ("json", {}),
@@ -99,7 +99,7 @@ def saved_files(folder: Path, names: Sequence[str], config: str | None, split: s
         raise NoSuchFiles(f"{_SAVED} or {_SAVED_SPLITS} is damaged ({str(error) or type(error).__name__})") from None
     absent = [name for name in data if name not in names]
     if absent:
-        raise NoSuchFiles(f"{_SAVED} names {absent[0][:100]!r}, which is no file of the folder")
+        raise NoSuchFiles(f"{_SAVED} names {absent[0][:100]!r}, which is not a file in the folder")
     return SplitFiles("arrow", tuple(data))
 
 
@@ -189,7 +189,7 @@ def _matching(names: Sequence[str], pattern: str) -> list[str]:
     try:
         form = re.compile(glob_translate(pattern))
     except (re.error, ValueError) as error:
-        raise NoSuchFiles(f"{CARD}: {pattern[:100]!r} is no pattern of file names ({error})") from None
+        raise NoSuchFiles(f"{CARD}: {pattern[:100]!r} is not a pattern of file names ({error})") from None
     return sorted(
         name
         for name in names

@@ -18,7 +18,7 @@ from surgeon.text.fields import text_of
 from surgeon.text.unpacked import ALWAYS, MOST_TIMES, PACKED, opened_text
 
 _LONGEST_LIST = 1 << 28  # bytes of a .json file that is one list: all of it is in memory at once
-_LONGEST_CELL = (1 << 31) - 1
+_LONGEST_CELL = (1 << 31) - 1  # characters, the most that csv takes where a long has 32 bits
 _MARKUP = re.compile(r"\s*<(!doctype|html|\?xml)\b", re.IGNORECASE)
 
 

@@ -24,7 +24,7 @@ from surgeon.checkpoint.storage import DTYPE_BITS
 from surgeon.errors import shorten
 from surgeon.freeze.bundle import FOLDER, MANIFEST, REGION, Bundle
 from surgeon.recipe.reading import load_recipe
-from surgeon.recipe.schema import Dequantized, Recipe, VerifySpec
+from surgeon.recipe.schema import Recipe, VerifySpec
 from surgeon.region.dimensions import hidden_size
 from surgeon.region.patch import Patch, is_patch_file
 from surgeon.region.region import Region, is_region_file
@@ -37,7 +37,7 @@ from surgeon.views.gguf import gguf_view, look_at_gguf
 from surgeon.views.terminal import expectation_line, facts, grid_table, sparkline, table
 from surgeon.write.marker import MARKER, Marker
 
-DIMENSIONS_SHOWN = 8
+DIMENSIONS_SHOWN = 8  # that fit on a line or two
 
 
 def look_at(target: str) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def _recipe_view(found: Mapping[str, Any]) -> Group:
         ]
         swept = f", swept over {', '.join(variant.sweep)}" if variant.sweep else ""
         written = "as a patch" if variant.write == "patch" else "yes" if variant.whole else "no"
-        written = f"in {variant.write.dtype}" if isinstance(variant.write, Dequantized) else written
+        written = f"in {variant.plain_dtype}" if variant.dequantized else written
         variants.add_row(name, ", ".join(done) + swept, written)
     hint = Text("`surgeon plan` says what it would do, and what that takes", style="dim")
     return Group(head, Text(""), *([regions] if recipe.regions else []), *([variants] if recipe.variants else []), hint)

@@ -24,7 +24,7 @@ from surgeon.region.patch import Patch, write_patch
 from surgeon.region.region import Region
 from surgeon.write.staging import Written
 
-_PIECE_ENTRIES = 1 << 20
+_PIECE_ENTRIES = 1 << 20  # a few megabytes at a time, whatever the tensor's size
 
 
 def donor_hash(name: str, jobs: int) -> str:

@@ -22,7 +22,7 @@ from surgeon.errors import EnvironmentFailure
 from surgeon.operations.edits import Edit, EditCount, Surgery
 from surgeon.write.shards import Copied, write_fully
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 20  # at a time, whatever the tensor's size
 
 
 def copy_plain_shard(surgery: Surgery, header: Header, names: Sequence[str], target: Path, stopping: Event) -> Copied:

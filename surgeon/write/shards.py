@@ -27,7 +27,7 @@ from surgeon.errors import CheckpointError, EnvironmentFailure
 from surgeon.operations.edits import EditCount, Surgery
 
 _BUFFER_BYTES = 1 << 18  # stays in the processor's cache between reading, hashing, poking and writing
-_TO_DISK_EVERY = 1 << 25
+_TO_DISK_EVERY = 1 << 25  # bytes: large enough for a disk at full speed, small enough to stop within a second
 # Errors by which the kernel says that it cannot copy between these two files itself.
 _NOT_SUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 

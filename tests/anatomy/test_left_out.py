@@ -12,8 +12,9 @@ from rich.console import Console
 from safetensors import safe_open
 
 import surgeon
+from surgeon.plan.summary import summarize
 from surgeon.views.inspection import look_at
-from surgeon.views.planned import plan_data, plan_view
+from surgeon.views.planned import plan_view
 
 VISION = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8,
@@ -55,7 +56,7 @@ output: {folder / "out"}
 
 def shown(path: Path) -> str:
     console = Console(width=300, file=io.StringIO())
-    console.print(plan_view(surgeon.plan_recipe(path)))
+    console.print(plan_view(summarize(surgeon.plan_recipe(path))))
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
@@ -70,7 +71,7 @@ def test_a_model_that_sees_is_said_to_be_run_on_text_alone(llava: Path, texts: d
     path = recipe(tmp_path, llava, f"{{score: {score}, select: {{top: 0.1}}}}", rest)
     count = f"{len(of_vision(llava))} tensors"
     report = surgeon.apply(path)
-    alone = "takes in images, too. Scores and figures are of text alone, and say nothing of images"
+    alone = "also takes images. Scores and figures are about text alone, not about images"
     card = (tmp_path / "out/variants/cut/README.md").read_text("utf-8")
     page = (tmp_path / "out/report.html").read_text("utf-8")
     for told in (shown(path), card, page):
@@ -114,7 +115,7 @@ def test_a_region_tells_what_of_its_scope_it_cannot_take(
         layers = [name for name in file.keys() if ".layers." in name]  # noqa: SIM118
     missing = [name for name in layers if any(word in name for word in lost.split())]
     assert {info.name for info in plan.regions["some"].tensors} == set(layers) - set(missing)
-    said = plan_data(plan)["regions"]["some"]["leaves_out"]
+    said = summarize(plan).regions["some"].leaves_out
     assert len(said) == bool(lost)
     for line in said:
         assert line.startswith(f"{len(missing)} tensors (")

@@ -281,6 +281,7 @@ def test_a_plan_without_norms_to_exclude_says_so_and_goes_on(make_tiny: Callable
     from rich.console import Console
 
     import surgeon
+    from surgeon.plan.summary import summarize
     from surgeon.views.planned import plan_view
 
     recipe = tmp_path / "recipe.yaml"
@@ -293,8 +294,8 @@ regions:
 output: {tmp_path / "out"}
 """)
     console = Console(width=200, file=io.StringIO())
-    console.print(plan_view(surgeon.plan_recipe(recipe)))
-    assert "region 'some' excludes norm, of which the model has none" in console.file.getvalue()
+    console.print(plan_view(summarize(surgeon.plan_recipe(recipe))))
+    assert "region 'some' excludes norm, which the model does not have" in console.file.getvalue()
     recipe.write_text(recipe.read_text().replace("exclude: [norm]", "exclude: [nrom]"))
     with pytest.raises(RecipeError, match="'nrom' names no role and no tensor"):
         surgeon.plan_recipe(recipe)

@@ -17,6 +17,8 @@ from conftest import ModelMaker
 from safetensors.torch import load_file, save_file
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.naming import place
+from surgeon.checkpoint.storage import TensorInfo
 from surgeon.checkpoint.ties import NEVER_TIED, TIED_BY_DEFAULT, stored_copies, tied_groups
 from surgeon.measure.measuring import measure_variants
 from surgeon.measure.windows import evaluation_texts
@@ -61,6 +63,8 @@ def test_head_and_embeddings_are_found_under_the_names_of_every_family(family: s
         for head, embeddings in tied.items():
             if not head.endswith(".weight") or re.search("embed", head):
                 continue  # biases of encoders; a family that ties its embeddings to its head (turned round below)
+            roles = [place(TensorInfo(name, "F32", (8, 4), Path(), 0, 0), {}).role for name in (embeddings, head)]
+            assert roles == ["embed", "head"]
             groups = tied_groups([embeddings, head], {"model_type": family}, lambda one, other: True)
             assert groups == (((embeddings, head),) if default else ())
             asked = {"model_type": family, "tie_word_embeddings": True}
@@ -68,10 +72,26 @@ def test_head_and_embeddings_are_found_under_the_names_of_every_family(family: s
             assert tied_groups([embeddings, head], {**asked, "tie_word_embeddings": False}, lambda *names: True) == ()
 
 
+@pytest.mark.parametrize("family", ["gpt2", "openai-gpt"])
+def test_tables_of_a_family_that_stores_inputs_first_have_outputs_first_themselves(family: str) -> None:
+    """Only what transformers' own Conv1D holds is (inputs, outputs)."""
+    config = transformers.AutoConfig.for_model(family, n_layer=1)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    for path, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if weight is not None and weight.dim() == 2:
+            info = TensorInfo(f"{path}.weight", "F32", tuple(weight.shape), Path(), 0, 0)
+            turned = type(module).__name__ == "Conv1D"
+            assert place(info, {"model_type": family}).output_axis == int(turned), path
+
+
 def test_what_is_a_head_elsewhere_is_not_taken_for_one_inside_a_layer() -> None:
     names = ["model.embed_tokens.weight", "model.layers.0.attention.output.weight", "lm_head.weight"]
     (group,) = tied_groups(names, {"tie_word_embeddings": True}, lambda *pair: True)
     assert group == ("model.embed_tokens.weight", "lm_head.weight")
+    table = TensorInfo("audio_tower.embed_positions.weight", "F32", (8, 4), Path(), 0, 0)
+    assert place(table, {}).role == "audio"
 
 
 StoreBoth = Callable[..., Path]

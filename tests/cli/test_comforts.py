@@ -100,12 +100,19 @@ def test_inspect_shows_a_recipe_and_a_report(recipe: RecipeMaker, tmp_path: Path
     assert "not a report" in str(wrong.exception)
 
 
-def test_a_dry_run_looks_for_the_device(recipe: RecipeMaker, light_recipe: RecipeMaker) -> None:
+def test_a_dry_run_looks_for_the_device(
+    recipe: RecipeMaker, light_recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for command in (["plan"], ["apply", "--dry-run"], ["score", "--dry-run"]):
         done = CliRunner().invoke(app, [*command, str(recipe()), "--device", "cuda:99"])
         assert "--device cuda:99: not available here" in str(done.exception)
+        assert "say how much memory it has: SURGEON_DEVICE_MEMORY=80G" in str(done.exception)
     assert "time    " in run("plan", light_recipe(), "--device", "cuda:99")  # runs no model
     assert "time    " in run("plan", recipe(), "--device", "auto")
+    monkeypatch.setenv("SURGEON_DEVICE_MEMORY", "80G")  # of one that is elsewhere, whose speed is not known
+    there = run("plan", recipe(), "--device", "cuda:99")
+    assert "of memory on cuda:99 (estimate); copied: about" in there
+    assert "time    " not in there
 
 
 def test_the_shipped_recipe_has_nothing_to_warn_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.diff.comparison import compare
 from surgeon.errors import RecipeError, present
-from surgeon.plan.planning import open_corpus
+from surgeon.recipe.corpus import open_corpus
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
 from surgeon.views.inspection import look_at

@@ -120,6 +120,15 @@ def test_tokens_in_a_recipe(light_recipe: Callable[..., Path], tmp_path: Path, l
     assert "train only narrow-tokens" in again.variants["narrow"].operations
 
 
+def test_a_row_of_a_position_is_none_of_a_token(
+    light_recipe: Callable[..., Path], make_model: Callable[..., Path], llama: Path
+) -> None:
+    """Token 70 has a row among the embeddings; the table of positions has 64."""
+    regions = "regions:\n  some: {tokens: [70]}\n"
+    plan = plan_recipe(light_recipe(**{str(llama): str(make_model("gpt2")), "regions:\n": regions}))
+    assert [info.name for info in plan.regions["some"].tensors] == ["transformer.wte.weight"]
+
+
 @pytest.mark.parametrize(
     ("variant", "message"),
     [

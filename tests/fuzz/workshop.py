@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from surgeon.errors import CheckpointError
 from surgeon.freeze.bundle import Bundle, write_bundle
 from surgeon.hub.parcel import pack
 from surgeon.hub.rebuild import rebuild
+from surgeon.plan.summary import summarize
 from surgeon.progress import Progress
 from surgeon.recipe.reading import load_recipe
 from surgeon.region.importers import load_masks, load_neurons
@@ -31,7 +33,7 @@ from surgeon.text.corpora import Corpus
 from surgeon.text.dataset_files import NoSuchFiles, split_files
 from surgeon.text.documents import FileLocation
 from surgeon.views.differences import diff_data, diff_view, overlap_data, overlap_view
-from surgeon.views.planned import plan_data, plan_view
+from surgeon.views.planned import plan_view
 from surgeon.views.terminal import told
 from surgeon.visible import visible
 from surgeon.write.integrity import check_written, is_output, outputs_of, read_object
@@ -102,9 +104,9 @@ class Workshop:
         recipe.write_text(self._recipe_for(model))
 
         def act() -> None:
-            plan = plan_recipe(recipe, output=self.folder / "out")
+            plan = summarize(plan_recipe(recipe, output=self.folder / "out"))
             show(plan_view(plan))
-            show_json(plan_data(plan))
+            show_json(asdict(plan))
 
         return act
 
@@ -153,7 +155,7 @@ class Workshop:
         recipe.write_text(self._recipe_for(self.model).replace(chosen, f"core: {{file: {path}}}"))
 
         def planned() -> None:
-            show(plan_view(plan_recipe(recipe, output=self.folder / "out")))
+            show(plan_view(summarize(plan_recipe(recipe, output=self.folder / "out"))))
 
         def act() -> None:
             inspected(path)
@@ -319,7 +321,7 @@ class Workshop:
         seed = self._recipe_for(self.model).encode()
 
         def act() -> None:
-            show(plan_view(plan_recipe(path, output=self.folder / "out")))
+            show(plan_view(summarize(plan_recipe(path, output=self.folder / "out"))))
 
         return Door("recipe", "text", (seed,), self._replaced(path, act))
 

@@ -11,6 +11,7 @@ import pytest
 
 import surgeon
 from surgeon.errors import EnvironmentFailure, InputError
+from surgeon.harness.running import load_tasks
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and what it brings
@@ -197,6 +198,17 @@ def test_the_harness_asks_a_variant_that_was_never_written(
         metrics = {key.partition(",")[0]: value for key, value in own[task].items() if key.endswith(",none")}
         for metric, figure in found[task].items():
             assert metrics[metric] == pytest.approx(figure.value, rel=1e-15)
+
+
+def test_questions_that_cannot_be_had_from_the_hub_are_one_sentence(
+    task_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach 'org/data' on the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(EnvironmentFailure, match=r"tiny_choice: their questions could not be had .* come from the Hub"):
+        load_tasks([f"{task_folder('tiny_choice', extra='dataset_path: org/data')}/"], 4, None)
 
 
 def test_what_cannot_be_asked_is_told_before_anything_is_written(

@@ -1,79 +1,23 @@
-"""Variants go to the Hub and come back: the true client against a Hub on loopback."""
+"""Variants go to the Hub, whole or not at all: the true client against a Hub on loopback."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ModelMaker
 from hub_server import TOKEN, LoopbackHub
 from huggingface_hub import ModelCard, snapshot_download
+from pushing import apply_recipe, files_of, send
 
 import surgeon
-from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.hub_errors import explain
-from surgeon.cli import app
-from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, RecipeError
+from surgeon.errors import CheckpointError, EnvironmentFailure, InputError
 from surgeon.hub.parcel import pack
-from surgeon.hub.push import Target, push
-from surgeon.hub.rebuild import rebuild
-from surgeon.views.inspection import look_at
 
-RECIPE = """\
-version: 1
-name: two
-model: MODEL
-regions:
-  some: {select: {random: 0.1, seed: 1}, layers: [0, 0]}
-  others: {select: {random: 0.1, seed: 2}, layers: [0, 0]}
-variants:
-  cut: {operations: [{zero: some}]}
-  halved: {operations: [{scale: others, by: 0.5}]}
-output: OUT
-"""
-
-
-@pytest.fixture(scope="module")
-def source(make_model: ModelMaker) -> Path:
-    """A model in several shards, of which the variants leave some as they are."""
-    return make_model("llama", shard="20KB", seed=5)
-
-
-@pytest.fixture(scope="module")
-def local_output(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The variants `cut` and `halved` of a model that is only on this disk."""
-    root = tmp_path_factory.mktemp("local")
-    return apply_recipe(root, str(source))
-
-
-def apply_recipe(root: Path, model: str, **options: object) -> Path:
-    (root / "two.yaml").write_text(RECIPE.replace("MODEL", model).replace("OUT", str(root / "two")))
-    surgeon.apply(root / "two.yaml", **options)  # type: ignore[arg-type]
-    return root / "two"
-
-
-@pytest.fixture
-def hub_output(hub_here: LoopbackHub, source: Path, tmp_path: Path) -> Path:
-    """The same variants of the same model, taken from the Hub."""
-    hub_here.add_folder("org/source", source)
-    hub_here.add("org/source", {"README.md": b"---\nlicense: apache-2.0\nlanguage: [de, no]\n---\n# Source\n"})
-    return apply_recipe(tmp_path, "hf://org/source")
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def send(variant: Path, repo: str = "org/cut", **options: object):  # type: ignore[no-untyped-def]
-    target = Target(repo, **options)  # type: ignore[arg-type]
-    return push(pack(variant, target.address), target)
+pytest_plugins = ["pushing"]
 
 
 def test_what_is_pushed_comes_back_byte_for_byte(hub_here: LoopbackHub, local_output: Path) -> None:
@@ -303,19 +247,6 @@ def test_a_variant_away_from_its_manifest_is_refused(local_output: Path, tmp_pat
     assert pack(moved.rename(tmp_path / "variants" / "cut"), "hf://org/moved").items
 
 
-def test_a_variant_without_weights_says_how_to_make_them(
-    hub_here: LoopbackHub, hub_output: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    target = Target("org/light")
-    push(pack(hub_output / "variants" / "cut", target.address, weights=False), target)
-    for name in ("hf://org/light", "org/light"):
-        with pytest.raises(CheckpointError, match="without its weights; `surgeon apply hf://org/light` makes them"):
-            surgeon.Checkpoint.open(name)
-    capfd.readouterr()
-    main(["apply", "hf://org/light", "--output", str(tmp_path / "back")])
-    assert "Fetching" not in capfd.readouterr().err
-
-
 def test_damage_on_the_way_is_found_after(hub_here: LoopbackHub, local_output: Path) -> None:
     class Careless(dict):  # type: ignore[type-arg]
         def __setitem__(self, key: str, value: bytes) -> None:
@@ -326,204 +257,11 @@ def test_damage_on_the_way_is_found_after(hub_here: LoopbackHub, local_output: P
         send(local_output / "variants" / "cut")
 
 
-def test_without_weights_and_back(hub_here: LoopbackHub, hub_output: Path, tmp_path: Path) -> None:
-    variant = hub_output / "variants" / "cut"
-    target = Target("org/light")
-    push(pack(variant, target.address, weights=False), target)
-    there = hub_here.files("org/light")
-    assert set(there) == {
-        "README.md", "manifest.json", "recipe.yaml", "regions/some.region.safetensors", "surgeon.json",
-    }  # fmt: skip
-    assert b"holds no weights" in there["README.md"]
-    main(["apply", "hf://org/light", "--output", str(tmp_path / "back")])
-    back = tmp_path / "back" / "variants" / "cut"
-    for path, data in files_of(variant).items():
-        if path not in ("README.md", "surgeon.json"):
-            assert (back / path).read_bytes() == data, path
-    for path in ("README.md", "surgeon.json"):
-        assert (back / path).read_bytes() == there[path]
-    push(pack(back, "hf://org/again"), Target("org/again"))  # what came back is complete
-    local = tmp_path / "local"
-    for path, data in there.items():
-        (local / path).parent.mkdir(parents=True, exist_ok=True)
-        (local / path).write_bytes(data)
-    main(["apply", str(local), "--output", str(tmp_path / "third")])
-    assert files_of(tmp_path / "third" / "variants" / "cut").keys() == files_of(back).keys()
-
-
-def test_a_freeze_bundle_without_weights_and_back(hub_here: LoopbackHub, source: Path, tmp_path: Path) -> None:
-    hub_here.add_folder("org/source", source)
-    (tmp_path / "kept.yaml").write_text(
-        RECIPE.replace("MODEL", "hf://org/source").replace("OUT", str(tmp_path / "kept"))
-        + "push: {repo: org/kept, variants: [cut], weights: false}\n"
-    )
-    surgeon.apply(tmp_path / "kept.yaml", overrides=["variants.cut.freeze=others"])
-    assert not any(path.startswith("freeze/") for path in hub_here.files("org/kept"))
-    rebuild("hf://org/kept", tmp_path / "back", (), 2, surgeon.progress.Progress())
-    before, after = (files_of(tmp_path / root / "variants" / "cut") for root in ("kept", "back"))
-    bundle = {path for path in before if path.startswith("freeze/")}
-    assert bundle
-    for path in bundle | {path for path in before if path.endswith(".safetensors")}:
-        assert after[path] == before[path], path
-
-
-def test_inspect_shows_a_bundle_on_the_hub(hub_here: LoopbackHub, source: Path, tmp_path: Path) -> None:
-    (tmp_path / "kept.yaml").write_text(RECIPE.replace("MODEL", str(source)).replace("OUT", str(tmp_path / "kept")))
-    surgeon.apply(tmp_path / "kept.yaml", overrides=["variants.cut.freeze=others"])
-    folder = tmp_path / "kept" / "variants" / "cut"
-    push(pack(folder, "hf://org/kept"), Target("org/kept"))
-    assert look_at("hf://org/kept")["frozen"] == look_at(str(folder))["frozen"]
-    assert not list(Checkpoint.open("hf://org/kept").source.path.glob("*.safetensors"))  # the weights stay there
-
-
-def test_a_rebuilt_variant_is_that_variant_or_none(
-    hub_here: LoopbackHub, hub_output: Path, tmp_path: Path, llama: Path
-) -> None:
-    parcel = pack(hub_output / "variants" / "cut", "hf://org/light", weights=False)
-    folder = tmp_path / "light"
-    for item in parcel.items:
-        (folder / item.path).parent.mkdir(parents=True, exist_ok=True)
-        data = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
-        (folder / item.path).write_bytes(data)
-
-    def attempt(*overrides: str) -> None:
-        rebuild(str(folder), tmp_path / "new", overrides, 2, surgeon.progress.Progress())
-
-    with pytest.raises(CheckpointError, match="not the model that"):
-        attempt(f"model={llama}")
-    with pytest.raises(InputError, match="only `model=SOURCE`"):
-        attempt("output=x")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    name = next(name for name in manifest["outputs"] if re.fullmatch(r"model-.*safetensors", name))
-    broken = {**manifest, "outputs": {**manifest["outputs"], name: "0" * 64}}
-    (folder / "manifest.json").write_text(json.dumps(broken))
-    with pytest.raises(CheckpointError, match="came out other than its manifest says"):
-        attempt()
-    assert not list((tmp_path / "new" / "variants").iterdir())
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    region = folder / "regions" / "some.region.safetensors"
-    region.write_bytes((hub_output / "regions" / "others.region.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match="not the region"):
-        attempt()
-
-
 def test_only_what_others_can_rebuild_goes_without_weights(hub_here: LoopbackHub, local_output: Path) -> None:
     with pytest.raises(InputError, match="which others do not have"):
         pack(local_output / "variants" / "cut", "hf://org/x", weights=False)
     card = pack(local_output / "variants" / "cut", "hf://org/x").card
     assert "surgeon apply hf://org/x --set model=SOURCE" in card
-
-
-def test_a_recipe_pushes_its_variants(hub_here: LoopbackHub, source: Path, tmp_path: Path) -> None:
-    hub_here.add_folder("org/source", source)
-    path = tmp_path / "two.yaml"
-    text = RECIPE.replace("MODEL", "hf://org/source").replace("OUT", str(tmp_path / "two"))
-    path.write_text(text + "push:\n  repo: org/two-{variant}\n  weights: false\n")
-    report = surgeon.apply(path)
-    assert {name: item.address for name, item in report.pushed.items()} == {
-        "cut": "hf://org/two-cut", "halved": "hf://org/two-halved",
-    }  # fmt: skip
-    assert "model.safetensors.index.json" not in hub_here.files("org/two-cut")
-    assert json.loads((tmp_path / "two" / "report.json").read_text())["pushed"].keys() == {"cut", "halved"}
-    path.write_text(text + 'push: {repo: org/two, revision: "{variant}", variants: [cut]}\n')
-    report = surgeon.apply(path, push=True)
-    assert report.variants["cut"].reused  # where it goes makes it no other variant
-    assert "model.safetensors.index.json" in hub_here.files("org/two", "cut")
-    hub_here.requests.clear()
-    assert surgeon.apply(path, push=False).pushed == {}
-    assert not [seen for seen in hub_here.requests if seen.method in ("POST", "PUT")]
-    path.write_text(text)
-    with pytest.raises(InputError, match=r"--set push\.repo=org/name"):
-        surgeon.apply(path, push=True)
-
-
-@pytest.mark.parametrize(
-    ("spec", "line", "words"),
-    [
-        ("push: {repo: org/x}", 11, "one place"),
-        ("push: {repo: x, variants: [cut]}", 11, "the form org/name"),
-        ("push: {repo: org/x, variants: [cat]}", 11, "did you mean 'cut'"),
-        ("push: {repo: org/x, variants: [cut], revision: {variant}}", 11, "put quotes around it"),
-        ("push: {repo: org/x, token: hf_secret}", 11, "unknown key 'token'"),
-    ],
-)
-def test_mistakes_in_a_recipe_s_push(source: Path, tmp_path: Path, spec: str, line: int, words: str) -> None:
-    path = tmp_path / "two.yaml"
-    path.write_text(RECIPE.replace("MODEL", str(source)).replace("OUT", str(tmp_path / "two")) + spec + "\n")
-    with pytest.raises(RecipeError, match=words) as caught:
-        surgeon.api.plan_recipe(path)
-    assert caught.value.problems[0].where == f"{path}:{line}"
-
-
-def main(arguments: list[str]) -> None:
-    app(arguments, standalone_mode=False)
-
-
-def test_a_dry_run_contacts_nobody(
-    hub_here: LoopbackHub, local_output: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    variant = local_output / "variants" / "cut"
-    main(["push", str(variant), "org/cut", "--dry-run"])
-    shown = capsys.readouterr().out
-    for path in [*files_of(variant), "recipe.yaml", "regions/some.region.safetensors"]:
-        assert path in shown
-    assert "damaged on purpose" in shown
-    assert "the card names no licence" in shown
-    assert "the card names no base model" in shown
-    main(["push", str(variant), "org/cut", "--dry-run", "--json"])
-    data = json.loads(capsys.readouterr().out)
-    assert data["bytes"] == sum(entry["bytes"] for entry in data["files"].values())
-    assert not hub_here.requests
-
-
-def test_the_command_line_as_users_run_it(
-    hub: LoopbackHub, surgeon_on_hub: Callable[..., subprocess.CompletedProcess[str]], local_output: Path
-) -> None:
-    variant = local_output / "variants" / "cut"
-    hub.fail("PUT", "/lfs/", drop_after=100, times=99, skip=1)
-    broken = surgeon_on_hub("push", variant, "org/cut", "--private")
-    assert broken.returncode == 3
-    hub.faults.clear()
-    echo = json.dumps({"warnings": [{"message": f"you sent {TOKEN}"}], "errors": []})
-    hub.fail("POST", "/api/validate-yaml", 200, body=echo, headers={"X-HF-Warning": f"token; {TOKEN} is old"})
-    done = surgeon_on_hub("push", variant, "org/cut", "--private")
-    assert done.returncode == 0, done.stderr
-    assert f"{hub.endpoint}/org/cut/commit/" in done.stdout
-    for word in ("cut", "org/cut/x"):
-        assert surgeon_on_hub("push", variant, word).returncode == 2
-    for output in (broken.stdout, broken.stderr, done.stdout, done.stderr):
-        assert TOKEN not in output
-        assert "Traceback" not in output
-    assert not any(TOKEN.encode() in data for data in hub.files("org/cut").values())
-
-
-def test_the_login_of_the_hub_s_own_client_is_used(
-    hub: LoopbackHub,
-    surgeon_on_hub: Callable[..., subprocess.CompletedProcess[str]],
-    local_output: Path,
-    tmp_path: Path,
-) -> None:
-    variant = local_output / "variants" / "cut"
-    assert "hf auth login" in surgeon_on_hub("push", variant, "org/cut", token=None).stderr
-    environment = hub.environment(tmp_path / "hf_home", token=None)
-    client = [sys.executable, "-m", "huggingface_hub.cli.hf", "auth"]
-    subprocess.run([*client, "login", "--token", TOKEN], env=environment, check=True, capture_output=True)
-    who = subprocess.run([*client, "whoami"], env=environment, check=True, capture_output=True, text=True)
-    assert "tester" in who.stdout
-    done = surgeon_on_hub("push", variant, "org/cut", token=None)
-    assert done.returncode == 0, done.stderr
-    assert TOKEN not in done.stdout + done.stderr
-
-
-def test_the_recipes_of_the_page_on_the_hub_can_be_planned(source: Path, tmp_path: Path) -> None:
-    """Its commands are run with those of all pages."""
-    page = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
-    recipe = RECIPE.replace("MODEL", str(source)).replace("OUT", "out").replace("cut:", "core-zeroed:")
-    sections = re.findall(r"```yaml\n(push:.*?)```", page, re.DOTALL)
-    assert len(sections) == 3
-    for section in sections:
-        (tmp_path / "one.yaml").write_text(recipe + section)
-        surgeon.api.plan_recipe(tmp_path / "one.yaml", overrides=["push.variants=[core-zeroed]"])
 
 
 def test_the_card_on_the_hub_is_one(hub_here: LoopbackHub, hub_output: Path) -> None:

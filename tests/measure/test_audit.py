@@ -17,6 +17,7 @@ from surgeon.cli import app
 from surgeon.errors import InputError
 from surgeon.measure.verdicts import verdicts
 from surgeon.model.results import Sums
+from surgeon.report.audit import card_section
 
 LINES = [
     f"Paragraph {n} says that everyone{' and all others' * n} may {'sing' if n % 2 else 'dance'}." for n in range(7)
@@ -48,7 +49,7 @@ def _outputs(model: Path, line: str, window: int) -> tuple[Any, list[int]]:
 
 
 def test_bits_and_divergence_are_those_of_whole_models_whatever_the_tokenizer_begins_with(
-    make_model: ModelMaker, text_folder: Path
+    make_model: ModelMaker, text_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, model = make_model("llama"), make_model("gpt2", seed=3, bos=True)
     corpus, codes = texts_for([], [text_folder])
@@ -72,11 +73,13 @@ def test_bits_and_divergence_are_those_of_whole_models_whatever_the_tokenizer_be
         )
         same = sum(int((p.argmax(-1) == q.argmax(-1)).sum()) for (p, _), (q, _) in pairs)
         assert one.agreement == pytest.approx(same / tokens)
-    # Of models that choose among different numbers of tokens, bits alone.
+    # Of models that choose among different numbers of tokens, bits alone; of one that takes in images, text alone.
+    monkeypatch.setattr("surgeon.auditing.senses", lambda checkpoint: ["vision"])
     more = audit(
         make_model("llama", vocab_size=260), base, corpus=corpus, languages=["q1"], prompts=0, window=32, device="cpu"
     )
     assert more.changes[0].kl is None
+    assert card_section(more).rstrip().endswith("are of text alone, and say nothing of images.")
     assert more.changes[0].base_bits == next(one.base_bits for one in found.changes if one.language == "q1")
 
 

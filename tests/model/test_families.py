@@ -22,6 +22,7 @@ from surgeon.errors import CheckpointError, RecipeError
 from surgeon.model.editing import Variant, edited
 from surgeon.model.model import load_model
 from surgeon.operations import Zero
+from surgeon.plan.summary import summarize
 from surgeon.region.region import Region
 from surgeon.region.select import select_random
 from surgeon.views.inspection import look_at
@@ -233,7 +234,7 @@ regions:
 output: {tmp_path / "out"}
 """)
     console = Console(width=200, file=io.StringIO())
-    console.print(plan_view(plan_recipe(recipe)))
+    console.print(plan_view(summarize(plan_recipe(recipe))))
     assert "unknown model.layers.*." in console.file.getvalue()
     assert "input_residual" in console.file.getvalue()
     assert len(plan_recipe(recipe).regions["a"].tensors) == 2

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 from surgeon.anatomy.slots import Names, Origin
-from surgeon.model import budgets
+from surgeon.model import budgets, moving
 from surgeon.model.hidden_states import States
+from surgeon.model.repeatable import repeatable
 from surgeon.model.weights import Weights
 
 LAYERS, SECONDS = 10, 0.02
@@ -96,3 +98,73 @@ def test_hidden_states_that_lie_elsewhere_come_and_go_behind_the_arithmetic(
         return taken
 
     assert hides(seconds)
+
+
+def test_a_gpu_s_copies_begin_after_the_arithmetic_they_need_and_are_complete_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Told by streams that stand in for a GPU's and note what they are asked."""
+    asked: list[tuple[str, ...]] = []
+
+    class Stream:
+        def __init__(self, name: object) -> None:
+            self.name = "arithmetic" if name == "arithmetic" else "copies"
+
+        def record_event(self) -> str:
+            asked.append((self.name, "reached"))
+            return "moment"
+
+        def wait_event(self, event: str) -> None:
+            asked.append((self.name, "waits for", event))
+
+        def synchronize(self) -> None:
+            asked.append((self.name, "complete"))
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        asked.append((stream.name, "copies"))
+        yield
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("arithmetic"))
+    monkeypatch.setattr(moving, "_streams", {})
+    states, device = States([(1, 1)] * 2, torch.float32, None), torch.device("cuda", 0)
+    states._away, states._device = True, device
+    monkeypatch.setattr(states, "_hold", lambda: torch.zeros(2))
+    monkeypatch.setattr(states, "_bring", lambda *what: asked.append(("brought",)) or torch.ones(1, 1))
+    states.put(0, 1, torch.zeros(1, 1))
+    states.flush(0)
+    copied = [
+        ("arithmetic", "reached"),
+        ("copies", "waits for", "moment"),
+        ("copies", "copies"),
+        ("copies", "complete"),
+    ]
+    assert asked == copied
+    asked.clear()
+    assert float(states.get(0, 1)) == 1.0
+    assert asked == [*copied[:3], ("brought",), copied[3]]
+    asked.clear()
+    moving.wait_for_arithmetic(device)
+    assert asked == [("arithmetic", "complete")]
+
+
+def test_a_gpu_adds_up_in_one_order_meanwhile_and_all_is_as_before_then() -> None:
+    def settings() -> tuple[bool, ...]:
+        return (
+            torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.flash_sdp_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+        )  # fmt: skip
+
+    before = settings()
+    with repeatable("cuda", 256):
+        assert settings() == (True, False, False)
+        with repeatable("cuda"):
+            assert settings() == (True, False, False)
+    assert settings() == before
+    with repeatable("cuda:1", 4096):
+        assert settings() == (True, before[1], False)
+    assert settings() == before
+    with repeatable("cpu", 256):
+        assert settings() == before

@@ -125,7 +125,7 @@ def test_verification_brings_down_a_few_figures_a_token(
             assert found[1][name][language].nll == pytest.approx(measure.nll, rel=1e-5)
     assert device.bytes(up=True, during="_fetch") == sum(info.nbytes for info in checkpoint.tensors.values())
     tokens = sum(window.inputs.__len__() for text in prepared.values() for window in text.windows)
-    assert 0 < device.bytes(up=False) <= 2 * 8 * tokens  # two models, a float64 each
+    assert 0 < device.bytes(up=False) <= 2 * 4 * tokens  # two models, a float32 each
     down = Counter(one.dtype for one in device.crossings if not one.up)
-    assert set(down) == {torch.float64}
+    assert set(down) == {torch.float32}
     assert device.bytes(up=True, during="set") <= 2 * 300 * (8 + 4)  # an edit's places and values, there and back

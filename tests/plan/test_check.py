@@ -71,8 +71,8 @@ def test_a_region_that_turns_out_empty_is_an_error_before_anything_is_written(
     }
     with pytest.raises(RegionError) as caught:
         surgeon.apply(recipe(**changes))
-    assert "region 'nothing' turned out to be empty" in str(caught.value)
-    assert "region 'nor-this' turned out to be empty" in str(caught.value)
+    assert "region 'nothing' is empty" in str(caught.value)
+    assert "region 'nor-this' is empty" in str(caught.value)
     assert not (tmp_path / "out" / "variants").exists()
     unused = {"  random:": "  nothing: {combine: core - core}\n  random:"}
     assert surgeon.apply(recipe(**unused)).regions["nothing"].entries == 0  # a finding, where nobody builds on it

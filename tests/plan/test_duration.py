@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 
 from surgeon.api import plan_recipe
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.plan.duration import active_entries, steps, tried_speed
+from surgeon.model import budgets
+from surgeon.plan.device import device_needs
+from surgeon.plan.duration import active_entries, steps
 from surgeon.plan.estimates import shape_of
+from surgeon.plan.speed import Speed, tried_speed
 
 
 def test_the_steps_are_those_of_the_run_and_scale_with_the_work(recipe: Callable[..., Path]) -> None:
     def seconds(**replacements: str) -> dict[str, float]:
         made = plan_recipe(recipe(**replacements))
-        return {step.label: step.seconds for step in steps(made, speed=lambda shape, device: 1e6)}
+        return {step.label: step.seconds for step in steps(made, speed=lambda shape, device: Speed(1e6))}
 
     one = seconds()
     assert list(one) == ["score ", "write cut", "perplexity", "page"]
@@ -35,7 +39,7 @@ def test_the_operations_are_those_that_torch_counts(llama: Path, recipe: Callabl
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 64, dtype=torch.long))
     made = plan_recipe(recipe())
-    told = next(step for step in steps(made, speed=lambda shape, device: 2.0) if step.label == "perplexity")
+    told = next(step for step in steps(made, speed=lambda shape, device: Speed(2.0)) if step.label == "perplexity")
     models, languages, reached = 3, 2, told.seconds
     counts = counter.get_flop_counts()["Global"]
     # Older releases count attention as the products of its batches.
@@ -58,7 +62,7 @@ def test_of_experts_only_those_chosen_count(make_model: Callable[..., Path]) -> 
 
 def test_a_text_that_is_short_is_not_scored_for_longer_than_it_is(recipe: Callable[..., Path]) -> None:
     long = plan_recipe(recipe(**{"samples: 4": "samples: 4000000"}))
-    told = {step.label: step.seconds for step in steps(long, speed=lambda shape, device: 1e6)}
+    told = {step.label: step.seconds for step in steps(long, speed=lambda shape, device: Speed(1e6))}
     size = sum(Path(str(where)).stat().st_size for where in map(str, long.corpus.locations.values()))
     tokens = size / 2  # of the scoring halves; a token is a byte at least
     weights = active_entries(long.checkpoint) + 32 * 258
@@ -66,4 +70,16 @@ def test_a_text_that_is_short_is_not_scored_for_longer_than_it_is(recipe: Callab
 
 
 def test_the_speed_is_tried_out(llama: Path) -> None:
-    assert 1e7 < tried_speed(shape_of(Checkpoint.open(llama)), "cpu") < 1e13
+    assert 1e7 < tried_speed(shape_of(Checkpoint.open(llama)), "cpu").operations < 1e13
+
+
+def test_copies_take_time_where_they_take_longer_than_the_arithmetic(
+    recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(budgets.DEVICE, "1K")
+    made = plan_recipe(recipe(), device="cuda:99")
+    needs = device_needs(made, "cuda:99")
+    slow = {step.label: step.seconds for step in steps(made, "cuda:99", lambda shape, device: Speed(1e9, 1e3))}
+    computing = sum(seconds for label, seconds in slow.items() if label in ("score ", "perplexity"))
+    assert slow["copies"] == pytest.approx((needs.up + needs.down) / 1e3 - computing)
+    assert "copies" not in {step.label for step in steps(made, "cuda:99", lambda shape, device: Speed(1e6, 1e12))}

@@ -17,7 +17,7 @@ from surgeon.model import budgets
 from surgeon.plan import estimates
 from surgeon.plan.device import device_needs
 from surgeon.plan.estimates import scratch_bytes, shape_of, stores
-from surgeon.views.planned import plan_data
+from surgeon.plan.summary import summarize
 
 # Layers, hidden, feed-forward, query heads, key heads, vocabulary; and the parameters by their makers, in billions.
 LLAMAS = {
@@ -105,10 +105,11 @@ def test_what_a_device_takes_is_known_from_headers_and_its_memory(
     assert [found[said].up for said in found] == [stored, passes * stored, passes * stored + moved]
     core = plan.regions["core"].numel
     drawn = [region for name, region in plan.regions.items() if name != "core" and region.score == score]
-    down = core // 8 + 4 * core * len(drawn) + 8 * tokens * models
+    down = core // 8 + 4 * core * len(drawn) + 4 * tokens * models
     assert [found[said].down for said in found] == [down, down, down + moved - states]
     assert 4 * stored > found["80G"].memory > 2 * stored > found["24G"].memory > found["4G"].memory
     assert found["4G"].host_memory > found["24G"].host_memory + states / 2
-    shown = plan_data(plan, device="cuda")
-    assert shown["on_device"]["memory"] == found["4G"].memory
-    assert shown["peak_memory"] == found["4G"].host_memory
+    shown = summarize(plan, device="cuda")
+    assert shown.on_device is not None
+    assert shown.on_device.memory == found["4G"].memory
+    assert shown.peak_memory == found["4G"].host_memory

@@ -13,7 +13,7 @@ from surgeon.errors import InputError
 from surgeon.ranks.group import own_device
 
 HOUSE = Path(surgeon.__file__).parent
-MAY = {"api.py", "console.py", "ending.py", "cli/running.py"}
+MAY = {"api.py", "console.py", "ending.py", "cli/auditing.py", "cli/running.py"}
 
 
 def imported(path: Path) -> set[str]:

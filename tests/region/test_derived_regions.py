@@ -193,7 +193,7 @@ def test_derived_regions_by_recipe(recipe: Callable[..., Path], tmp_path: Path) 
             "dimensions: {of: core, residual: 33}",
             "33 residual dimensions: the tensors of region 'core' have at most 32",
         ),
-        ("dimensions: {of: core, residual: 17, random: true}", "17 residual dimensions at random beside the fullest"),
+        ("dimensions: {of: core, residual: 17, random: true}", "17 residual dimensions at random besides the fullest"),
         ("{select: {random: 0.1}, layers: [7, 9]}", "no tensor of the model is in its scope"),
     ],
 )

@@ -165,7 +165,7 @@ def test_neurons_that_do_not_fit_are_refused(llama: Path, make_model: ModelMaker
         return problem(tmp_path, model, f"{{neurons: {{file: {file}, language: {language}}}}}").removeprefix(f"{file}")
 
     good = [torch.tensor([1]), torch.tensor([2])]
-    assert refusal([good], language=1) == ": holds 1 languages, so that the last is language 0"
+    assert refusal([good], language=1) == ": holds 1 languages, so the last is language 0"
     assert refusal([[*good, *good]]) == ": has neurons for 4 layers, but the model has 2"
     assert ": layer 0 has neuron 48, but the model has 48 in" in refusal([[torch.tensor([48]), torch.tensor([])]])
     assert "must hold, for each language" in refusal(torch.zeros(3))

@@ -29,8 +29,8 @@ REPORT = MeasurementReport(
             {"change_at_least": -0.7, "change_at_most": 0.0, "at": "lower", "group": "t"}, -0.75, False,
             "right −75.0 points from the base (lower bound)", "at least −70.0 points and at most +0.0 points",
         ),
-        ({"at_most": 1.0, "group": "u"}, math.nan, False, "tests: nothing of the kind was measured", "at most 1.00"),
-        ({"at_most": 1.0, "quantity": "r"}, math.nan, False, "tests: nothing of the kind was measured", "at most 1.00"),
+        ({"at_most": 1.0, "group": "u"}, math.nan, False, "tests: this was not measured", "at most 1.00"),
+        ({"at_most": 1.0, "quantity": "r"}, math.nan, False, "tests: this was not measured", "at most 1.00"),
         (
             {"change_at_most": 1.0, "at": "upper"}, math.nan, False,
             "right nan from the base (upper bound)", "at most +100.0 points",

@@ -13,8 +13,7 @@ from rich.console import Console
 
 import surgeon
 from surgeon.errors import RecipeError
-from surgeon.plan.planning import open_corpus
-from surgeon.recipe.text_spec import TextSpec
+from surgeon.recipe.corpus import TextSpec, open_corpus
 from surgeon.report.language_figures import language_groups
 from surgeon.text.languages import Language
 from surgeon.views.terminal import measures_view, report_view

@@ -49,7 +49,7 @@ def scored(plan: Plan, reader: Callable[[str], Any] | None = None, **given: Any)
 
 
 def made(plan: Plan, scored: Scored, names: list[str], known: Mapping[str, Region] | None = None) -> dict[str, Region]:
-    return make_regions(plan.provenance(1), [scored], 1, names, known or {})
+    return make_regions(plan.provenance(1), [scored], names, known or {})
 
 
 def largest(plan: Plan, names: list[str], share: float) -> dict[str, list[int]]:
@@ -134,7 +134,7 @@ def test_what_was_selected_or_drawn_before_needs_no_scores(plan: Plan, monkeypat
     monkeypatch.setattr(cut, "Cut", fail)
     monkeypatch.setattr(Control, "indices", fail)
     monkeypatch.setattr(plan.regions["random"].kind.__class__, "_draw", fail)
-    again = make_regions(plan.provenance(2), [scored(plan, fail)], 2, kept, {})
+    again = make_regions(plan.provenance(2), [scored(plan, fail)], kept, {})
     assert {name: indices(region) for name, region in again.items()} == {
         name: indices(region) for name, region in first.items()
     }

@@ -154,7 +154,7 @@ SELECTIONS = {
 
 def name_of_region(path: Path, name: str = "core", keys: dict[str, str] = KEYS) -> Path:
     made = plan_recipe(path)
-    return kept_regions._path(made.provenance(1), made.regions[name], keys, 1)
+    return kept_regions._path(made.provenance(1), made.regions[name], keys)
 
 
 def test_every_way_to_select_gives_a_region_another_name(recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,11 +203,11 @@ def test_regions_follow_the_weights_and_the_heads_of_a_model_and_not_the_recipes
 def test_a_kept_region_is_the_one_that_was_kept_with_its_provenance(recipe: RecipeMaker, tmp_path: Path) -> None:
     made = plan_recipe(recipe())
     core = made.regions["core"]
-    assert load_region(made.provenance(1), core, KEYS, 1) is None
+    assert load_region(made.provenance(1), core, KEYS) is None
     chosen = {info.name: np.array([0, info.numel - 1]) for info in core.tensors}
     selected = Region.from_indices(chosen, {info.name: info.shape for info in core.tensors})
-    kept = keep_region(made.provenance(1), core, KEYS, 1, selected)
-    found = load_region(made.provenance(1), core, KEYS, 1)
+    kept = keep_region(made.provenance(1), core, KEYS, selected)
+    found = load_region(made.provenance(1), core, KEYS)
     assert found is not None
     for region in (kept, found):
         assert {name: region.indices(name).tolist() for name in region} == {
@@ -218,10 +218,10 @@ def test_a_kept_region_is_the_one_that_was_kept_with_its_provenance(recipe: Reci
         assert region.metadata["corpus"] == made.corpus.name
         assert set(region.metadata["source_sha256"]) == set(chosen)
         assert (region.metadata["model_type"], region.metadata["revision"]) == ("llama", None)
-    assert load_region(made.provenance(1), core, {**KEYS, "fr": "3" * 64}, 1) is None
-    path = kept_regions._path(made.provenance(1), core, KEYS, 1)
+    assert load_region(made.provenance(1), core, {**KEYS, "fr": "3" * 64}) is None
+    path = kept_regions._path(made.provenance(1), core, KEYS)
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
-    assert load_region(made.provenance(1), core, KEYS, 1) is None
+    assert load_region(made.provenance(1), core, KEYS) is None
 
 
 def test_a_region_selected_from_what_has_changed_meanwhile_is_not_kept(
@@ -231,8 +231,8 @@ def test_a_region_selected_from_what_has_changed_meanwhile_is_not_kept(
     made = plan_recipe(recipe(**{f"model: {llama}": f"model: {tmp_path / 'model'}"}))
     core = made.regions["core"]
     selected = Region.from_indices({NAME: np.array([1])}, {NAME: made.checkpoint.tensors[NAME].shape})
-    kept_regions._path(made.provenance(1), core, KEYS, 1)  # its hashes are known from now on
+    kept_regions._path(made.provenance(1), core, KEYS)  # its hashes are known from now on
     one_entry(tmp_path / "model")
     with pytest.raises(CheckpointError):
-        keep_region(made.provenance(1), core, KEYS, 1, selected)
+        keep_region(made.provenance(1), core, KEYS, selected)
     assert not list((cache_folder() / "regions").glob("*.sha256"))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from surgeon.errors import InputError
-from surgeon.plan.planning import open_corpus
-from surgeon.recipe.text_spec import TextSpec
+from surgeon.recipe.corpus import TextSpec, open_corpus
 from surgeon.text.corpora import builtin_corpus
 from surgeon.text.languages import code_meant
 

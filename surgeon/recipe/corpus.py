@@ -1,4 +1,4 @@
-"""One language's text, as a recipe's `corpus` says where it is."""
+"""The corpus that a recipe names: where each language's text is."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from surgeon.errors import InputError, present
 from surgeon.recipe.fields import Count, Model
+from surgeon.text.corpora import Corpus, builtin_corpus
 from surgeon.text.documents import DatasetLocation, FileLocation
+from surgeon.text.languages import language
 
 _DOCUMENTS = 2000  # of a dataset, unless the recipe says how many
 
@@ -64,3 +67,21 @@ class TextSpec(Model):
         if self.file is not None and (self.config, self.split, self.revision) != (None, "train", None):
             raise ValueError("config, split and revision go with dataset, not with file")
         return self
+
+
+def open_corpus(said: str | Mapping[str, str | TextSpec]) -> Corpus:
+    """Open a corpus, as a recipe names it; no text is read.
+
+    Raises:
+        InputError: there is no such corpus.
+    """
+    if isinstance(said, str):
+        if not said.startswith("builtin:"):
+            raise InputError(
+                f"corpus: {said!r} is not a corpus; write builtin:udhr30, or a mapping of languages such as "
+                "{ar: texts/ar.txt}"
+            )
+        return builtin_corpus(said.removeprefix("builtin:"))
+    texts = {code: present(TextSpec.of(text)) for code, text in said.items()}
+    named = {code: language(code, text.model_dump()) for code, text in texts.items()}
+    return Corpus("of the recipe", {code: text.location for code, text in texts.items()}, named)
