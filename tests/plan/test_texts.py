@@ -58,7 +58,7 @@ def test_every_mistake_of_a_file_is_told_with_its_line(recipe: Callable[..., Pat
     }  # fmt: skip
     assert len(said) == len(expected)
     for key, what in expected.items():
-        assert what in said[f"{path}:{line_of(path, key)}"]
+        assert what in said[f"{path}:{line_of(path, key) + (key in names)}"]  # of `file:`, or of the language
 
 
 def test_of_large_files_only_the_first_documents_are_read(recipe: Callable[..., Path], tmp_path: Path) -> None:
