@@ -95,7 +95,7 @@ def _measured(
 
     def tell(new: Verification) -> None:
         whole = known.joined(new).ordered(["base", *run.plan.recipe.variants])
-        run.progress.found(first_finding(whole.measures))
+        run.progress.found(first_finding(whole.measures, run.plan.file.sweeps))
 
     corpus, languages = run.plan.corpus, run.plan.verify_languages
     with run.timed("verify"):
