@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from surgeon.checkpoint.config import LAYERS, whole_number
+from surgeon.checkpoint.config import LAYERS, of_text, whole_number
 from surgeon.checkpoint.embeddings import is_embedding, is_head, is_position_table
 from surgeon.checkpoint.storage import TensorInfo
 
@@ -135,12 +135,11 @@ def branch_of(name: str) -> Branch | None:
 
 def key_value_heads(config: Mapping[str, Any]) -> int:
     """Return how many key-value heads a config says that there are in a layer; 0 if it does not."""
-    inner = {**config, **(config.get("text_config") or {})}
-    return whole_number(inner, "num_key_value_heads", "num_attention_heads", "n_head")
+    return whole_number(of_text(config), "num_key_value_heads", "num_attention_heads", "n_head")
 
 
 def _layers(config: Mapping[str, Any]) -> int:
-    return whole_number({**config, **(config.get("text_config") or {})}, *LAYERS)
+    return whole_number(of_text(config), *LAYERS)
 
 
 def _output_axis(info: TensorInfo, family: str) -> int | None:

@@ -36,12 +36,13 @@ class Comparison:
     remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        told = []
-        if self.checkpoints is not None:
-            told.append("differ" if self.checkpoints.differs else "no difference")
+        told, found = [], self.checkpoints
+        if found is not None:
+            what = f"{found.total.changed:,} of {found.total.entries:,} entries differ" if found.differs else "equal"
+            told.append(f"{found.before.source.name}, {found.after.source.name}: {what}")
         if self.overlap is not None:
-            told.append(f"regions share Jaccard {self.overlap.total.jaccard:.3g}")
-        return f"Comparison({' and '.join(self.names)}: {', '.join(told)})"
+            told.append(f"{', '.join(self.names)}: Jaccard {self.overlap.total.jaccard:.3g}")
+        return f"Comparison({'; '.join(told)})"
 
 
 def compare(
