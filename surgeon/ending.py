@@ -24,7 +24,7 @@ from surgeon.visible import visible
 # What a user can mend by naming another path; all other errors of the system are the environment's.
 _OF_PATHS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT)
 
-_LONGEST_MESSAGE = 4000  # characters
+_LONGEST_MESSAGE = 4000  # characters: a screen or two, and no flood, whatever a file or a server put into it
 
 
 class Interrupted(BaseException):

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 Found = TypeVar("Found")
 
-_LONGEST_REASON = 1000  # characters
+_LONGEST_REASON = 1000  # characters of what another library says; what matters comes first
 
 
 class SurgeonError(Exception):

@@ -8,15 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.measure.intervals import LEVEL, RESAMPLES, SEED
 from surgeon.measure.parts import Part
 from surgeon.measure.verification_cache import keep, kept_path, load_kept
 from surgeon.model.precision import Precision, resolve_precision
 from surgeon.model.results import CONTINUATIONS, PERPLEXITY, Verification
-from surgeon.operations import Operation
+from surgeon.operations.edits import Surgery
 from surgeon.recipe.schema import VerifySpec
-from surgeon.region.region import Region
 from surgeon.report.measured import first_finding
 from surgeon.run import Run
 from surgeon.text.windows import new_tokens
@@ -31,16 +29,10 @@ class _Measured:
     part: Part | None = None
 
     @property
-    def operations(self) -> list[Operation]:
-        return self.run.plan.operations_of(self.variant)
-
-    @property
-    def regions(self) -> Mapping[str, Region]:
-        return self.part.regions if self.part is not None else self.run.regions_of(self.variant)
-
-    @property
-    def source(self) -> Checkpoint:
-        return self.run.plan.source_of(self.variant)
+    def surgery(self) -> Surgery:
+        """What is done to the source; regions are made when this is asked for."""
+        plan, regions = self.run.plan, self.part.regions if self.part else self.run.regions_of(self.variant)
+        return Surgery(plan.source_of(self.variant), plan.operations_of(self.variant), regions)
 
     def kinds(self, spec: VerifySpec) -> list[str]:
         """What is kept of it: figures by kind, and its continuations; of a part, perplexity alone."""
@@ -96,14 +88,14 @@ def _measured(
     if "base" not in missing and any(compares.intersection(kinds) for kinds in missing.values()):
         names = ["base", *names]  # its outputs are needed once more
     stack, team = run.stack(precision), run.place.team
+    done = {name: models[name].surgery for name in names}
     variants = [
-        Variant(name, model.operations, model.regions, plain=model.source.written_plain)
-        for name, model in ((name, models[name]) for name in names)
+        Variant(name, one.operations, one.regions, plain=one.checkpoint.written_plain) for name, one in done.items()
     ]
 
     def tell(new: Verification) -> None:
         whole = known.joined(new).ordered(["base", *run.plan.recipe.variants])
-        run.progress.found(first_finding(whole.measures))
+        run.progress.found(first_finding(whole.measures, run.plan.file.sweeps))
 
     corpus, languages = run.plan.corpus, run.plan.verify_languages
     with run.timed("verify"):
@@ -112,11 +104,10 @@ def _measured(
 
 def _kept_paths(model: _Measured, spec: VerifySpec, precision: Precision) -> dict[str, Path | None]:
     """Return where the figures of a model are kept, by kind."""
-    run, place, operations = model.run, model.run.place, model.operations
-    donors = {donor: run.donors[donor] for item in operations for donor in item.donors}
+    run, surgery = model.run, model.surgery
+    donors = {donor: run.donors[donor] for item in surgery.operations for donor in item.donors}
     texts = {language: run.plan.corpus.text(language).evaluate_hash for language in run.plan.verify_languages}
-    source, regions = model.source, model.regions
-    of_model = partial(kept_path, source, operations, regions, donors, texts, spec, precision, place.device, place.jobs)
+    of_model = partial(kept_path, surgery, donors, texts, spec, precision, run.place)
     return {kind: of_model(kind) for kind in model.kinds(spec)}
 
 

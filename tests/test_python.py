@@ -38,7 +38,13 @@ def test_reprs_are_short_and_say_shape_and_share(tmp_path: Path) -> None:
     checkpoint = surgeon.Checkpoint.open("builtin:tiny30")
     shown = "Checkpoint(builtin:tiny30: llama, 3,391,400 parameters in 56 tensors, 1 file(s), 6.79 MB)"
     assert repr(checkpoint) == shown
+    assert (
+        repr(surgeon.compare("builtin:tiny30", "builtin:tiny30")) == "Comparison(builtin:tiny30, builtin:tiny30: equal)"
+    )
     report = make_report()
+    assert repr(report.plot("perplexity")) == "Figure(perplexity: What it did, by language)"
+    with pytest.raises(SurgeonError, match="no figure 'perplexit'; did you mean 'perplexity'"):
+        report.plot("perplexit")
     assert repr(report) == str(report)
     assert f"{len(VARIANTS) - 1 + 6} variants, {len(LANGUAGES)} languages, 1 of 2 expectations held" in repr(report)
 

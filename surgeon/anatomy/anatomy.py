@@ -19,8 +19,8 @@ from surgeon.checkpoint.store import recall, remember
 from surgeon.errors import CheckpointError
 
 _VERSION = 3  # raise it when the same model would be read otherwise
-_LONGEST = 1 << 28  # bytes of what is kept
-_REMEMBERED = 8  # anatomies of one process
+_LONGEST = 1 << 28  # bytes of what is kept: a million names; what is longer is not ours
+_REMEMBERED = 8  # anatomies of one process: a base, its donors and what it is compared with
 
 
 @dataclass(frozen=True)

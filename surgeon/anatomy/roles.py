@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from surgeon.checkpoint.naming import NORM
+
 # What the class of a module says of all that it holds; the first that fits decides, the outermost module first.
 _BLOCKS = (
     ("linear_attn", re.compile(r"DeltaNet|(Delta|Linear|Lightning)Attention|Retention|^RwkvSelf|^xLSTMLayer")),
@@ -18,7 +20,6 @@ _NAMED_BLOCKS = {"linear_attn": "linear_attn", "mamba": "ssm", "cross_attn": "at
 _CROSS = re.compile(r"cross|encoder_attn|EncDec|EncoderDecoder", re.IGNORECASE)
 _ROUTER = re.compile(r"Router|TopK?Gate|TopKGating|MoEGate")
 _NORM_CLASS = re.compile(r"norm", re.IGNORECASE)
-_NORM_NAME = re.compile(r"norm|^ln_|^ln\d?$|_ln$")
 
 _LEAVES: dict[str, dict[str, str]] = {
     "attn": {
@@ -82,7 +83,7 @@ def role_of(way: Sequence[Held], leaf: str, axes: int) -> str:
     """
     names = [held.name for held in way if not held.name.isdecimal()]
     last = names[-1] if names else ""
-    if way and (_NORM_CLASS.search(way[-1].kind) or (_NORM_NAME.search(last) and axes == 1)):
+    if way and (_NORM_CLASS.search(way[-1].kind) or (NORM.search(last) and axes == 1)):
         return "norm"
     if any(held.kind == "Router" or _ROUTER.search(held.kind) for held in way):
         return "router"

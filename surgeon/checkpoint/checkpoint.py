@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import torch
 
 _FETCHED_BYTES = 1 << 26  # of tensors on the Hub, kept in memory; a larger one is kept alone
-_HEADERS_AT_ONCE = 8  # requests for headers that wait for the Hub side by side
+_HEADERS_AT_ONCE = 8  # requests for headers that wait for the Hub side by side, as many as its own client makes
 _PIECE_BYTES = 1 << 22  # compared at a time; the first difference ends it
 
 

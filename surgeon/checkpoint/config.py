@@ -39,6 +39,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a config with what it says of the text model in place of what it says of the whole."""
+    return {**config, **(config.get("text_config") or {})}
+
+
 def whole_number(config: Mapping[str, Any], *names: str) -> int:
     """Return the first of some fields that says how many; of a list with one number per layer, the largest; else 0."""
     for name in names:

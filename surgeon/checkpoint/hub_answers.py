@@ -15,7 +15,7 @@ from surgeon.checkpoint.plain_json import NotPlain, parse_json
 from surgeon.errors import EnvironmentFailure
 
 PATIENCE = 30.0  # seconds of waiting in which a body must bring a kilobyte a second
-_SLOWEST = 1024  # bytes per second
+_SLOWEST = 1024  # bytes per second: below that a connection hangs, or somebody holds it up
 _TIMEOUTS = {"connect": 30.0, "read": 60.0, "write": 120.0, "pool": 60.0}  # where the library sets none; seconds
 _COMMITTING = 600.0  # seconds that the Hub may think about what it was sent
 _LONGEST_API = 1 << 26  # bytes of JSON: the list of some 300,000 files

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from surgeon.checkpoint.config import LAYERS, whole_number
+from surgeon.checkpoint.config import LAYERS, of_text, whole_number
 from surgeon.checkpoint.embeddings import is_embedding, is_head, is_position_table
 from surgeon.checkpoint.storage import TensorInfo
 
@@ -54,7 +54,7 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,9})\.(.+)$", re.DOTA
 _OTHER_TOWERS = re.compile(r"(?:^|\.)((?:vision|visual|audio|encoder)[^.]*)\.")
 MTP = re.compile(r"(?:^|\.)(?:mtp|nextn|mtp_layers|draft)[^.]*\.")
 _SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)\.")
-_NORM = re.compile(r"norm|^ln_|^ln\d?$|_ln$")
+NORM = re.compile(r"norm|^ln_|^ln\d?$|_ln$")
 _BUFFERS = {"inv_freq", "masked_bias", "rotary_emb"}
 _MODULES = {
     "q_proj": "attn.q", "k_proj": "attn.k", "v_proj": "attn.v", "o_proj": "attn.o", "out_proj": "attn.o",
@@ -135,12 +135,11 @@ def branch_of(name: str) -> Branch | None:
 
 def key_value_heads(config: Mapping[str, Any]) -> int:
     """Return how many key-value heads a config says that there are in a layer; 0 if it does not."""
-    inner = {**config, **(config.get("text_config") or {})}
-    return whole_number(inner, "num_key_value_heads", "num_attention_heads", "n_head")
+    return whole_number(of_text(config), "num_key_value_heads", "num_attention_heads", "n_head")
 
 
 def _layers(config: Mapping[str, Any]) -> int:
-    return whole_number({**config, **(config.get("text_config") or {})}, *LAYERS)
+    return whole_number(of_text(config), *LAYERS)
 
 
 def _output_axis(info: TensorInfo, family: str) -> int | None:
@@ -169,7 +168,7 @@ def _outer_role(name: str) -> str:
         return tower_of(tower[1])
     if "embed" in last:  # BLOOM has a norm after its embeddings
         return "outside"
-    return "final_norm" if _NORM.search(last) else "outside"
+    return "final_norm" if NORM.search(last) else "outside"
 
 
 def tower_of(name: str) -> str:
@@ -184,7 +183,7 @@ def _layer_role(rest: str, info: TensorInfo) -> str:
     last = parts[-1]
     if _BUFFERS & set(parts) or (last in ("attn", "attention") and len(info.shape) != 1):
         return "buffer"  # GPT-2's `attn.bias` is a causal mask, not a bias
-    if _NORM.search(last):
+    if NORM.search(last):
         return "norm"
     if last in _MODULES:
         return _MODULES[last]

@@ -19,7 +19,7 @@ from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.checkpoint.remote import RemoteFile, look_up
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, did_you_mean, present
 
-_MOST_NAMES = 1000  # of a folder that are looked through for what was meant
+_MOST_NAMES = 1000  # of a folder that are looked through for what was meant: a hint is not worth a wait
 _fetched: dict[str, Path] = {}  # files on the Hub by the names that were looked up since `look_again`
 _looked = 0  # how often `look_again` was called
 ASSETS = Path(__file__).parent.parent / "assets"

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surgeon.checkpoint.config import LAYERS, whole_number
+from surgeon.checkpoint.config import LAYERS, of_text, whole_number
 from surgeon.checkpoint.embeddings import is_embedding, is_head
 from surgeon.checkpoint.plain_json import NotPlain, as_texts, read_object
 from surgeon.checkpoint.remote import RemoteFile
@@ -250,8 +250,7 @@ def check_index(
 
 def _needed(names: Iterable[str], tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> list[str]:
     """Return those names that the model must have, by its config and by what else it has."""
-    text = config.get("text_config") or {}
-    layers = whole_number(config, *LAYERS) or whole_number(text, *LAYERS)
+    layers = whole_number(of_text(config), *LAYERS)
     kinds = {_NUMBER.sub("*", name) for name in tensors}
     weights = [name for name in tensors if name.endswith(".weight")]
     has_embedding = any(map(is_embedding, weights))

@@ -36,12 +36,13 @@ class Comparison:
     remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        told = []
-        if self.checkpoints is not None:
-            told.append("differ" if self.checkpoints.differs else "no difference")
+        told, found = [], self.checkpoints
+        if found is not None:
+            what = f"{found.total.changed:,} of {found.total.entries:,} entries differ" if found.differs else "equal"
+            told.append(f"{found.before.source.name}, {found.after.source.name}: {what}")
         if self.overlap is not None:
-            told.append(f"regions share Jaccard {self.overlap.total.jaccard:.3g}")
-        return f"Comparison({' and '.join(self.names)}: {', '.join(told)})"
+            told.append(f"{', '.join(self.names)}: Jaccard {self.overlap.total.jaccard:.3g}")
+        return f"Comparison({'; '.join(told)})"
 
 
 def compare(
@@ -70,17 +71,8 @@ def compare(
         SurgeonError: a checkpoint or a region cannot be read, or they do not belong together.
     """
     look_again()
-    files = [local_file(path) for path in regions]
-    sides = [local_file(path) if is_hub_file(path) else path for path in (before, after) if path is not None]
-    if len(sides) == 2 and all(is_region_file(path) for path in sides):
-        files, sides = [Path(os.path.expanduser(path)) for path in (*sides, *files)], []
-    if len(files) > 2 or len(sides) == 1 or (not sides and len(files) != 2):
-        raise InputError("diff takes two checkpoints, with at most two --region, or two region files")
-    for path, other in zip(sides, reversed(sides), strict=True):
-        if is_region_file(path):
-            if Path(other).is_file():  # one that is damaged is said to be that
-                read_header(Path(other))
-            raise InputError(f"{path} is a region file: compare it with another one, or name it after --region")
+    shown = progress or Progress()
+    sides, files = _told_apart(before, after, regions)
     for option, target in (("--save", save), ("--save-patch", save_patch)):
         if target is not None and not sides:
             raise InputError(f"{option} writes what differs between two checkpoints; two regions have no such thing")
@@ -92,18 +84,37 @@ def compare(
     left, right = (Checkpoint.open(path) for path in sides)
     said = _remarks(left, right)
     for line in said:
-        (progress or Progress()).note(line)
-    total = sum(info.numel for info in left.tensors.values())
-    with (progress or Progress()).task("compare", total) as advance:
-        found = compare_checkpoints(left, right, opened, jobs=jobs, advance=advance)
+        shown.note(line)
+    with shown.task("compare", sum(info.numel for info in left.tensors.values())) as advance:
+        difference = compare_checkpoints(left, right, opened, jobs=jobs, advance=advance)
     for side in (left, right):
         refuse_changed(side)
     if save is not None:
-        _save(found, Path(os.path.expanduser(save)))
-    patch = (
-        None if save_patch is None else _save_patch(found, Path(os.path.expanduser(save_patch)), progress or Progress())
-    )
-    return Comparison(names, found, both, patch, said)
+        _save(difference, Path(os.path.expanduser(save)))
+    patch = None if save_patch is None else _save_patch(difference, Path(os.path.expanduser(save_patch)), shown)
+    return Comparison(names, difference, both, patch, said)
+
+
+def _told_apart(
+    before: str | Path | None, after: str | Path | None, regions: Sequence[str | Path]
+) -> tuple[list[str | Path], list[Path]]:
+    """Return the two checkpoints, or none, and the region files.
+
+    Raises:
+        InputError: they make no pair.
+    """
+    files = [local_file(path) for path in regions]
+    sides = [local_file(path) if is_hub_file(path) else path for path in (before, after) if path is not None]
+    if len(sides) == 2 and all(is_region_file(path) for path in sides):
+        files, sides = [Path(os.path.expanduser(path)) for path in (*sides, *files)], []
+    if len(files) > 2 or len(sides) == 1 or (not sides and len(files) != 2):
+        raise InputError("diff takes two checkpoints, with at most two --region, or two region files")
+    for path, other in zip(sides, reversed(sides), strict=True):
+        if is_region_file(path):
+            if Path(other).is_file():  # one that is damaged is said to be that
+                read_header(Path(other))
+            raise InputError(f"{path} is a region file: compare it with another one, or name it after --region")
+    return sides, files
 
 
 def _labels(files: Sequence[Path]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 STORED_OTHERWISE = "the same values, stored by other codes and scales"
 BYTEWISE = "entries share bytes; compared byte by byte"
 CHUNK = 1 << 20  # entries held of each checkpoint, per thread; a multiple of eight, so that masks pack
-_BLOCK = 1 << 13  # entries whose squares are summed at a time
+_BLOCK = 1 << 13  # entries whose squares are summed at a time, in the processor's cache
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,7 @@ class Awq(Integers):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim every module that has `qweight`; those of GPTQ are gone by now.
-
-        Raises:
-            CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
-        """
+        """Claim every module that has `qweight`; those of GPTQ are gone by now."""
         dtype = logical_dtype(config)
         modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
         return [cls._claimed(module, dtype, settings, stored) for module in modules]

@@ -62,11 +62,7 @@ class BitsAndBytes4(_LargestMagnitudes):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim every tensor that has a state of bitsandbytes beside it.
-
-        Raises:
-            CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
-        """
+        """Claim every tensor that has a state of bitsandbytes beside it."""
         states = [info for name, info in stored.items() if _STATE in name]
         if not states:
             return []
@@ -207,11 +203,7 @@ class BitsAndBytes8(_LargestMagnitudes):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim every matrix that has `SCB` beside it.
-
-        Raises:
-            CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
-        """
+        """Claim every matrix that has `SCB` beside it."""
         modules = [name.removesuffix(".SCB") for name in stored if name.endswith(".SCB")]
         if settings.get("load_in_8bit") is True:
             codes = [name for name, info in stored.items() if info.dtype == "I8" and name.endswith(".weight")]

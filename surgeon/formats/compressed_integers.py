@@ -38,11 +38,7 @@ class CompressedIntegers(Integers):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim `weight_packed` in I32, and matrices in I8 if the config says compressed-tensors.
-
-        Raises:
-            CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
-        """
+        """Claim `weight_packed` in I32, and matrices in I8 if the config says compressed-tensors."""
         dtype, found = logical_dtype(config), []
         ours = settings.get("quant_method", settings.get("format")) == COMPRESSED
         for name, info in stored.items():

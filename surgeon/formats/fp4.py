@@ -50,11 +50,7 @@ class Fp4(E2M1):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim `weight_packed` in U8, and `weight` in U8 with `weight_scale_2`.
-
-        Raises:
-            CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
-        """
+        """Claim `weight_packed` in U8, and `weight` in U8 with `weight_scale_2`."""
         dtype, found = logical_dtype(config), []
         optimized = str(settings.get("quant_method")) == "modelopt"
         for name, info in stored.items():

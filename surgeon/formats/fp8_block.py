@@ -21,6 +21,7 @@ from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo
 from surgeon.errors import CheckpointError
 from surgeon.formats.base import Coded, Indices, Stored, coded, logical_dtype
 from surgeon.formats.blocks import AT_ONCE, ScaledBlocks, nearest_float
+from surgeon.formats.said import require_method
 
 SCALE = "_scale_inv"  # behind the name of the tensor that it scales
 _E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -44,21 +45,11 @@ class Fp8Block(ScaledBlocks):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim every tensor in F8_E4M3 with scales beside it, `NAME_scale_inv`.
-
-        Raises:
-            CheckpointError: scales are missing, of another shape or dtype, or the config says another format.
-        """
+        """Claim every tensor in F8_E4M3 with scales beside it, `NAME_scale_inv`."""
         pairs = {name.removesuffix(SCALE): info for name, info in stored.items() if name.endswith(SCALE)}
         if not pairs:
             return []
-        method = settings.get("quant_method")
-        if method != "fp8":
-            some = next(iter(pairs.values()))
-            raise CheckpointError(
-                f"{some.path}: the weights are stored in FP8 with block scales ('{some.name}'), but the config says "
-                f"{str(method)[:40]!r}; fetch config.json again"
-            )
+        require_method(settings, ("fp8",), next(iter(pairs.values())), "scales of FP8 by blocks")
         if settings.get("weight_block_size", _BLOCK) is None:  # one scale per tensor
             return []
         codec = cls(*_block(settings, next(iter(pairs.values()))), settings.get("scale_fmt") == "ue8m0")

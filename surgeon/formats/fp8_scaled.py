@@ -38,11 +38,7 @@ class Fp8Scaled(Fp8Block):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim matrices in F8_E4M3 that have scales, `NAME_scale` or of quantizer `fp8` `NAME_scale_inv`.
-
-        Raises:
-            CheckpointError: scales are missing, of another shape or dtype, or the config says another format.
-        """
+        """Claim matrices in F8_E4M3 that have scales, `NAME_scale` or of quantizer `fp8` `NAME_scale_inv`."""
         ending = "_scale_inv" if settings.get("quant_method") == "fp8" else "_scale"
         dtype, sizes = logical_dtype(config), _block_sizes(settings)
         found = []

@@ -44,11 +44,7 @@ class Gptq(Integers):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim every module that has `qweight` and `g_idx`, or `qweight` if the config says GPTQ.
-
-        Raises:
-            CheckpointError: tensors are missing, of another shape or dtype, or the config says another format.
-        """
+        """Claim every module that has `qweight` and `g_idx`, or `qweight` if the config says GPTQ."""
         modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
         ours = settings.get("quant_method") in _METHODS and "awq" not in str(settings.get("packing_format"))
         dtype = logical_dtype(config)

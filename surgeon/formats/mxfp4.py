@@ -22,6 +22,7 @@ from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo
 from surgeon.errors import CheckpointError
 from surgeon.formats.base import Coded, Indices, Stored, coded, logical_dtype
 from surgeon.formats.e2m1 import E2M1
+from surgeon.formats.said import require_method
 
 BLOCKS, SCALES = "_blocks", "_scales"  # behind the name of the logical tensor
 WIDE = 32  # codes of a block
@@ -38,11 +39,7 @@ class Mxfp4(E2M1):
     def claim(
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
-        """Claim every `NAME_blocks` of four axes, of which the last has sixteen bytes, with its `NAME_scales`.
-
-        Raises:
-            CheckpointError: scales are missing, or of another shape or dtype, or the config says another format.
-        """
+        """Claim every `NAME_blocks` of four axes, of which the last has sixteen bytes, with its `NAME_scales`."""
         found = {
             name.removesuffix(BLOCKS): info
             for name, info in stored.items()
@@ -50,13 +47,7 @@ class Mxfp4(E2M1):
         }
         if not found:
             return []
-        method = settings.get("quant_method")
-        if method != "mxfp4":
-            some = next(iter(found.values()))
-            raise CheckpointError(
-                f"{some.path}: the weights are stored in MXFP4 ('{some.name}'), but the config says "
-                f"{str(method)[:40]!r}; fetch config.json again"
-            )
+        require_method(settings, ("mxfp4",), next(iter(found.values())), "MXFP4")
         codec, dtype = cls(), logical_dtype(config)
         return [codec._claimed(name, dtype, info, stored.get(name + SCALES)) for name, info in found.items()]
 

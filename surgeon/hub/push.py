@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 
-_PULL_REQUESTS = 5  # of the latest, that are looked at for the same proposal
+_PULL_REQUESTS = 5  # of the latest, that are looked at for the same proposal: each takes a request for its files
 # What the Hub or a person puts into a repository, which does not make it somebody's model.
 _HARMLESS = (".gitattributes", CARD, "LICENSE")
 

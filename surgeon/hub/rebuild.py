@@ -77,14 +77,7 @@ def rebuild(
     marker, hashes = Marker.read(folder), _hashes(folder, name)
     if not _NAME.fullmatch(marker.variant):
         raise InputError(f"{name}: {marker.variant!r} cannot name a folder")
-    try:
-        spec = VariantSpec.model_validate(
-            {"operations": marker.operations, "freeze": marker.freeze, "train_only": marker.train_only}
-        )
-    except ValidationError as error:
-        said = error.errors(include_input=False, include_url=False)[0]["msg"]
-        raise InputError(f"{name}: {MARKER} holds operations that this surgeon does not know ({said})") from None
-    regions = _regions(folder, name, marker)
+    spec, regions = _spec(name, marker), _regions(folder, name, marker)
     if lacking := set(spec.regions) - regions.keys():
         raise InputError(f"{name}: {MARKER} does not name the file of region '{min(lacking)}'")
     checkpoint = _source(name, marker, model, jobs)
@@ -108,6 +101,17 @@ def rebuild(
         for left_out in () if staged.reused else _copy_described(folder, staged.folder, marker, hashes):
             progress.note(f"{folder / left_out}: was not published with the variant, so it is left out")
         return publish(staged)
+
+
+def _spec(name: str, marker: Marker) -> VariantSpec:
+    """Return what was done to the source, as a recipe says it."""
+    try:
+        return VariantSpec.model_validate(
+            {"operations": marker.operations, "freeze": marker.freeze, "train_only": marker.train_only}
+        )
+    except ValidationError as error:
+        said = error.errors(include_input=False, include_url=False)[0]["msg"]
+        raise InputError(f"{name}: {MARKER} holds operations that this surgeon does not know ({said})") from None
 
 
 def _model_override(overrides: Sequence[str]) -> str | None:

@@ -19,6 +19,8 @@ from surgeon.model.results import Quantity
 if TYPE_CHECKING:
     import torch
 
+_IN_CACHE = 1 << 18  # differences that are made at a time, of which there are three arrays
+
 
 class Divergence(Measurement):
     """How far a variant's predictions are from the base's."""
@@ -45,6 +47,11 @@ class Divergence(Measurement):
         import torch
 
         base = present(seen.base)
-        nats = torch.linalg.vecdot(base.probabilities, base.log_probabilities - seen.outputs.log_probabilities)
+        apart = (base.probabilities, base.log_probabilities, seen.outputs.log_probabilities)
+        rows, vocabulary = base.log_probabilities.shape[:-1], base.log_probabilities.shape[-1]
+        # The differences need never leave the processor's cache: several times as fast as all of them at once.
+        together = max(1, _IN_CACHE // vocabulary) if base.logits.device.type == "cpu" else rows.numel()
+        blocks = zip(*(torch.split(values.flatten(0, -2), together) for values in apart), strict=True)
+        nats = torch.cat([torch.linalg.vecdot(p, of_base - of_other) for p, of_base, of_other in blocks]).view(rows)
         same = (base.likeliest == seen.outputs.likeliest).float()
         return {"kl": nats, "kl_bits": nats / math.log(2), "agreement": same}

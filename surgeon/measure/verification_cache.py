@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_versions, tokenizer_hashes
 from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.store import place, recall, remember
@@ -27,23 +26,20 @@ from surgeon.model.results import (
     Sums,
     Verification,
 )
-from surgeon.operations import Operation
+from surgeon.model.workplace import Workplace
+from surgeon.operations.edits import Surgery
 from surgeon.recipe.schema import VerifySpec
-from surgeon.region.region import Region
 
 KEPT_VERSION = 5  # raise it when the same settings would give other figures
 
 
 def kept_path(
-    checkpoint: Checkpoint,
-    operations: list[Operation],
-    regions: Mapping[str, Region],
+    surgery: Surgery,
     donors: Mapping[str, str],
     texts: Mapping[str, str],
     spec: VerifySpec,
     precision: Precision,
-    device: str,
-    jobs: int,
+    workplace: Workplace,
     kind: str = PERPLEXITY,
 ) -> Path | None:
     """Name the file of one model's figures of a kind by what they depend on; None if that cannot be known.
@@ -51,26 +47,26 @@ def kept_path(
     `donors` are hashes of what values are taken from, `texts` those of the evaluation texts by language, in the order
     in which they are measured.
     """
-    measured = _settings(spec, kind)
+    checkpoint, measured = surgery.checkpoint, _settings(spec, kind)
     if measured is None:
         return None
     settings: dict[str, Any] = {
         "kind": kind,
         "measured": measured,
         "precision": precision,
-        "operations": [operation.model_dump(mode="json", by_alias=True) for operation in operations],
-        "regions": {label: regions[label].digest() for item in operations for label in item.regions},
+        "operations": [operation.model_dump(mode="json", by_alias=True) for operation in surgery.operations],
+        "regions": {label: surgery.regions[label].digest() for item in surgery.operations for label in item.regions},
         "donors": dict(donors),
         **({"dequantized": True} if checkpoint.written_plain else {}),
     }
     made = Fingerprint(
         version=KEPT_VERSION,
-        model=content_hash(checkpoint, jobs),
+        model=content_hash(checkpoint, workplace.jobs),
         config=checkpoint.config,
         tokenizer=tokenizer_hashes(checkpoint.folder),
         text=sha256(json.dumps(list(texts.items())).encode()),
         settings=settings,
-        device=device.partition(":")[0],
+        device=workplace.device.partition(":")[0],
         libraries=library_versions(),
     )
     return place("measures", made.key(), ".json")

@@ -25,7 +25,7 @@ class Measure:
     nll: float
     tokens: int
     bytes: int
-    pieces: tuple[tuple[float, int], ...] = ()
+    pieces: tuple[tuple[float, int], ...] = field(default=(), repr=False)
 
     @property
     def log_perplexity(self) -> float:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.config import of_text
 from surgeon.plan.device import device_needs
 from surgeon.plan.estimates import Shape, edited_entries, model_stays, scores_in_one_go, shape_of
 from surgeon.plan.plan import Plan
@@ -125,7 +125,7 @@ def _continuations(
 
 def active_entries(checkpoint: Checkpoint) -> int:
     """Return the entries of the decoder layers that one token is multiplied with: of experts, as many as are chosen."""
-    config: dict[str, Any] = {**checkpoint.config, **(checkpoint.config.get("text_config") or {})}
+    config = of_text(checkpoint.config)
     experts = config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts")
     chosen = config.get("num_experts_per_tok")
     share = min(int(chosen) / int(experts), 1.0) if experts and chosen else 1.0

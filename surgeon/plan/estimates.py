@@ -13,12 +13,12 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.coded import Coded
-from surgeon.checkpoint.config import whole_number
+from surgeon.checkpoint.config import of_text, whole_number
 from surgeon.checkpoint.plain_form import plain_bytes
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
@@ -61,7 +61,7 @@ class Shape:
 
 def shape_of(checkpoint: Checkpoint) -> Shape:
     """Read off the headers and the config what memory depends on."""
-    config: dict[str, Any] = {**checkpoint.config, **(checkpoint.config.get("text_config") or {})}
+    config = of_text(checkpoint.config)
     sizes: Counter[int] = Counter()
     outside: Counter[str] = Counter()
     places = anatomy_of(checkpoint).places

@@ -19,12 +19,13 @@ from surgeon.text.languages import code_meant
 
 RECIPE = "zero_core"
 LANGUAGES = ("ar", "es", "ru", "zh", "ko", "vi")  # that the paper scores on
+_SCORE = "regions.core.score"
 _LENGTH = 256  # tokens of a sequence and of a window, as in the shipped recipes
 # Of a first picture: each language has two windows, the fewest that give an interval.
 _QUICK_LENGTH, _QUICK_SAMPLES, _QUICK_TOKENS, _QUICK_PROMPTS = 128, 2, 256, 1
 # The smallest region that is more than chance, to a twentieth: equal steps of the logarithm, but for the last.
 _DOSES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.05)
-_MOST_ROWS = 32  # of a batch: more gain nothing
+_MOST_ROWS = 32  # of a batch: with so many the device is busy
 _ROWS_ON_CPU = 4  # with which its processors are busy; more take memory alone
 _SHARE_OF_FREE = 0.25  # of an accelerator's free memory, for a batch's activations; weights and sums take the rest
 
@@ -62,55 +63,69 @@ class FirstCut:
         Raises:
             InputError: a language is not in the corpus, or there is no share to cut.
         """
+        self._check(known)
+        values = self._settings(checkpoint, rows) | self._dosed(checkpoint) | self._amounts()
+        if not self.measure:
+            values = {key: value for key, value in values.items() if not key.startswith("verify.")} | {"verify": None}
+        return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+
+    def _check(self, known: Sequence[str]) -> None:
         for language in self.languages:
             if language not in known:
                 raise InputError(f"--languages: no text for '{language}'{code_meant(language, known)}")
         if not 0 < self.top < 1:
             raise InputError(f"--top {self.top:g}: a share between 0 and 1, such as 0.01, or 1%, for one percent")
+        if self.dose and not self.measure:
+            raise InputError("--dose measures what every share does, so it does not go with --no-verify")
+
+    def _settings(self, checkpoint: Checkpoint, rows: int) -> dict[str, Any]:
+        """Return the model, where the output goes, and how the model is scored and measured."""
         last = self.model.removeprefix("builtin:").partition("@")[0].rstrip("/").rpartition("/")[2]
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")
         name = f"cut-{plain or 'model'}"
         wanted = _QUICK_LENGTH if self.quick else _LENGTH
         length = min(wanted, most_positions(checkpoint) or wanted)
-        score, scored = "regions.core.score", list(dict.fromkeys(self.languages))
-        values: dict[str, Any] = {
+        return {
             "name": name,
             "model": self.model,
             "output": str(self.output if self.output is not None else Path("out") / name),
             "regions.core.select.top": float(self.top),
-            f"{score}.languages": scored,
-            f"{score}.sequence_length": length,
-            f"{score}.batch_size": rows,
+            f"{_SCORE}.languages": list(dict.fromkeys(self.languages)),
+            f"{_SCORE}.sequence_length": length,
+            f"{_SCORE}.batch_size": rows,
             "verify.window": length,
             "verify.batch_size": rows,
             "verify.expect": [],
         }
-        if self.dose:
-            shape = shape_of(checkpoint)
-            doses = [share for share in _DOSES if share * shape.hidden * shape.wide >= 1]  # else it selects nothing
-            region = {"set": "operations.0.zero", "to": ["core", "largest", "random"]}
-            sweep = {"region": region, "share": {"set": "regions.core.select.top", "to": doses}}
-            values["variants"] = {"dose": {"operations": [{"zero": "core"}], "sweep": sweep}}
-            values |= {"verify.continued_by": None, "verify.prompts": []}
+
+    def _dosed(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Return a sweep over shares, if one is asked for, in place of the variants and prompts."""
+        if not self.dose:
+            return {}
+        shape = shape_of(checkpoint)
+        doses = [share for share in _DOSES if share * shape.hidden * shape.wide >= 1]  # else it selects nothing
+        region = {"set": "operations.0.zero", "to": ["core", "largest", "random"]}
+        sweep = {"region": region, "share": {"set": "regions.core.select.top", "to": doses}}
+        variants = {"dose": {"operations": [{"zero": "core"}], "sweep": sweep}}
+        return {"variants": variants, "verify.continued_by": None, "verify.prompts": []}
+
+    def _amounts(self) -> dict[str, Any]:
+        """Return how much text, and how many variants, languages and prompts; of all of them less if it is `quick`."""
+        values: dict[str, Any] = {}
         if self.quick:
-            values["verify.languages"] = scored
+            values["verify.languages"] = list(dict.fromkeys(self.languages))
         if self.quick and not self.dose:
             values["variants.random-zeroed"] = {"operations": [{"zero": "random"}], "write": False}
         tokens = self.tokens or (_QUICK_TOKENS if self.quick else None)
         samples = self.samples or (_QUICK_SAMPLES if self.quick else None)
         prompts = _QUICK_PROMPTS if self.quick and not self.dose and self.prompts is None else self.prompts
         if samples is not None:
-            values[f"{score}.samples"] = samples
+            values[f"{_SCORE}.samples"] = samples
         if tokens is not None:
             values["verify.tokens"] = tokens
         if prompts is not None:
             values["verify.prompts"] = _first_prompts(prompts)
-        if self.dose and not self.measure:
-            raise InputError("--dose measures what every share does, so it does not go with --no-verify")
-        if not self.measure:
-            values["verify"] = None
-            values = {key: value for key, value in values.items() if not key.startswith("verify.")}
-        return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+        return values
 
 
 def _first_prompts(count: int) -> list[str]:

@@ -19,7 +19,7 @@ from surgeon.checkpoint.store import place, recall, remember
 from surgeon.plan.estimates import Shape
 
 _AFFINE = hasattr(os, "sched_getaffinity")
-_TRIED = 0.1  # seconds
+_TRIED = 0.1  # seconds: long enough for some dozen products, short enough for a plan
 _ROWS = 64  # of the matrices: so few that some products come to their end before other work takes the processor
 _ROWS_ON_DEVICE = 1024  # a batch's tokens: with few of them it would be the reading of the other matrix that is timed
 _COPIED = 1 << 26  # bytes

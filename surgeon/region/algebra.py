@@ -14,7 +14,7 @@ from surgeon.region.region import Region
 
 _TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)|(?P<sign>[&|~()-]))")
 _LOOSEST_FIRST = ("|", "&", "-")
-MOST_SIGNS = 200  # of one expression, which is read and evaluated recursively
+MOST_SIGNS = 200  # of one expression, which is read and evaluated recursively: Python allows a thousand calls
 
 
 @dataclass(frozen=True)

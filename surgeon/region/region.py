@@ -31,8 +31,8 @@ from surgeon.region.tables import PATCH_FORMAT, described, mask_names, read_tabl
 FORMAT = "surgeon-region"
 FORMAT_VERSION = "1"
 Indices = NDArray[np.int64]
-_SHOWN = 12  # tensors in a notebook
-_MOST_LINES = 1 << 26  # rows or columns that are counted one by one
+_SHOWN = 12  # tensors in a notebook: one layer's
+_MOST_LINES = 1 << 26  # rows or columns that are counted one by one: half a gigabyte of counts
 _PIECE = 1 << 20  # jumps that are decoded at a time
 _SKIP = 255  # in `gaps`: advance by 255, no entry here
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 _CHUNK = 1 << 24  # keys that are counted at a time: counting takes twelve bytes for each
-_INFINITY = 0x7F800000
+_INFINITY = 0x7F800000  # as in `select`
 
 
 def select_count_on_device(

@@ -21,7 +21,7 @@ from surgeon.region.select_on_device import histogram_on_device, keys_on_device,
 if TYPE_CHECKING:
     import torch
 
-_CROWDED = 4  # when this many times k are kept, those that fell behind the bound are dropped
+_CROWDED = 4  # when this many times k are kept, those behind the bound are dropped: seldom, and memory stays that of k
 
 
 class StreamingCut:

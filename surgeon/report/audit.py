@@ -33,7 +33,7 @@ def change_line(found: Audit, one: Change) -> str:
     if one.low is not None and one.high is not None:
         said += f" ({percent(one.low)} to {percent(one.high)})"
     if one.kl is not None and one.agreement is not None:
-        said += f"; KL {nats(one.kl)} nats per token, same likeliest token at {one.agreement:.0%}"
+        said += f"; KL {nats(one.kl)} nats per token, same likeliest token at {one.agreement:.0%} of tokens"
     if one.stays is not None:
         said += f"; goes on in it {one.stays[1]:.0%} of the time, the base {one.stays[0]:.0%}"
         said += f" (instead: {one.instead})" if one.instead else ""
@@ -72,7 +72,7 @@ def picture(found: Audit) -> Figure:
         "verdict", legend={"title": None},
         scale={"domain": list(VERDICTS), "range": [colour(_COLOURS[name]) for name in VERDICTS]},
     )  # fmt: skip
-    axis = {"format": "+.0%", "grid": True}
+    axis = {"format": "+.2~%", "grid": True}
     zero = {"data": {"values": [{}]}, "mark": {"type": "rule", "color": colour("ink")}, "encoding": {"x": {"datum": 0}}}
     place = {
         "x": amount("change", title="change in bits per byte; to the right is worse", axis=axis),

@@ -241,14 +241,23 @@ class Report(Entry):
     def guessing(self, code: str | None = None) -> float | None:
         """Return the logarithm of the ratio to the base's perplexity at which a model guesses all tokens alike.
 
-        In a language, or over all of them; None where the size of the vocabulary is not known.
+        In a language, or over all of them; None where the size of the vocabulary is not known, or where the base
+        itself is no better, so that no variant can be worse for it.
         """
         if not self.model.vocabulary or "base" not in self.summary:
             return None
         base = self.summary["base"].log_geometric_mean_perplexity
-        return math.log(self.model.vocabulary) - (
+        guess = math.log(self.model.vocabulary) - (
             base if code is None else self.perplexity["base"][code].log_perplexity
         )
+        return guess if guess > 0 else None
+
+    def unknown_languages(self) -> list[str]:
+        """Return the languages in which the base itself is no better than a uniform guess."""
+        if not self.model.vocabulary:
+            return []
+        most = math.log(self.model.vocabulary)
+        return [code for code, item in self.perplexity.get("base", {}).items() if not item.log_perplexity < most]
 
     def draws(self, variant: str) -> list[str]:
         """Return the draws of a control that a variant stands for (see `measured_alone`), or the variant alone."""

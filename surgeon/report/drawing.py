@@ -82,6 +82,9 @@ class Figure:
     key: bool = False
     scans: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Figure({self.name}: {self.title})"
+
     def _repr_svg_(self) -> str:
         """Show the figure in a notebook."""
         return themed(svg(self), dark=False)

@@ -6,7 +6,6 @@ included; with it they become live, and can be ordered, filtered and asked.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from surgeon.report.scan import EXPONENT, brightest, light_palette
 from surgeon.report.sentences import caveat, evidence, headline, measured_lines, no_intervals
 from surgeon.report.story import Story, tell
 from surgeon.report.templates import HERE, rendered
-from surgeon.report.words import number, text_alone
+from surgeon.report.words import exactly, text_alone
 
 
 def write_page(report: Report, output: str | Path) -> list[Path]:
@@ -56,7 +55,7 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
     story = tell(report)
     return rendered(
         "page.html",
-        exactly=_exactly,
+        exactly=exactly,
         words=words,
         came_out=came_out,
         expected=expected,
@@ -105,10 +104,6 @@ def _long_sweeps(report: Report) -> dict[str, SweepReport]:
 def _languages(report: Report, variants: Sequence[str]) -> Grid:
     found = {name: report.averaged(name) for name in ("base", *variants)}
     return tables.languages_table(found, "base", report, places(report))
-
-
-def _exactly(value: float) -> str:
-    return "not a number" if math.isnan(value) else f"{value:.3f}" if value < 100 else number(value)
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:

@@ -222,9 +222,16 @@ def summarize(measures: Measures) -> dict[str, Summary]:
     return result
 
 
-def first_finding(measures: Measures) -> str:
-    """Say in one line what became of each model, as soon as it is measured."""
-    found = [f"{name} {number(item.ratio_to_base)}" for name, item in summarize(measures).items() if name != "base"]
+def first_finding(measures: Measures, sweeps: Mapping[str, Sweep]) -> str:
+    """Say in one line what became of each model, as soon as it is measured; the points of a sweep together."""
+    ratios = {name: item.ratio_to_base for name, item in summarize(measures).items() if name != "base"}
+    swept = {name: [ratios[point] for point in sweep.points if point in ratios] for name, sweep in sweeps.items()}
+    points = {point for sweep in sweeps.values() for point in sweep.points}
+    found = [f"{name} {number(value)}" for name, value in ratios.items() if name not in points]
+    found += [
+        f"{name} {' to '.join(dict.fromkeys(map(number, (min(values), max(values)))))} at {count(len(values), 'point')}"
+        for name, values in swept.items() if values
+    ]  # fmt: skip
     languages = count(len(measures["base"]), "language")
     if not found:
         return f"the base is measured in {languages}"

@@ -81,8 +81,10 @@ def _figure(name: str, regions: list[str], report: Report, key: bool) -> Figure:
     full = brightest(scans[regions[0]])
     marked = _marked(report.regions[regions[0]], scans[regions[0]])
     panel = _panel(regions[0], scans[regions[0]], full)
-    panel["layer"] += [_marks(marked, scans[regions[0]]), _lamp(full)]
-    spec = finished({"vconcat": [panel, _profile(scans)], "spacing": 10})
+    panel["layer"].append(_marks(marked, scans[regions[0]]))
+    profile = _profile(scans)
+    profile["layer"].append(_lamp(full))  # its legend stands below both
+    spec = finished({"vconcat": [panel, profile], "spacing": 10})
     caption = _caption(regions, scans[regions[0]], report, marked)
     return Figure(name, f"Where {regions[0]} is", caption, spec, key=key, scans=tuple(scans))
 
@@ -144,7 +146,8 @@ def _profile(scans: dict[str, Scan]) -> Spec:
     )  # fmt: skip
     up = amount("mean", title=None, axis={"format": "~%", "tickCount": 2, "domain": False})
     look = {"strokeWidth": 1.2, "interpolate": "step"}
-    return _with(rows, {"width": _WIDTH, "height": _PROFILE, **layer("line", look, x=across, y=up, color=hue)})
+    line = _with(rows, layer("line", look, x=across, y=up, color=hue))
+    return {"width": _WIDTH, "height": _PROFILE, "layer": [line], "resolve": {"scale": {"color": "independent"}}}
 
 
 def _with(rows: list[dict[str, Any]], drawn: Spec) -> Spec:

@@ -107,6 +107,10 @@ def headline(report: Report, story: Story) -> str:
     little = too_little_text(report.perplexity, report.language)
     if little is not None and (story.cut is None or steps_of(report, story.cut)[0]):
         return little
+    if story.cut is None and not report.perplexity:
+        told = [name for name in report.variants if steps_of(report, name)[1]]
+        if told and len(told) == len(report.variants) and not any(steps_of(report, name)[0] for name in told):
+            return _of_a_bundle(report, told[0])
     if story.cut is None:
         return _of_a_sweep(report) if report.sweeps and report.perplexity else _of_a_region(report, story)
     if not steps_of(report, story.cut)[0]:
@@ -124,7 +128,10 @@ def headline(report: Report, story: Story) -> str:
                 f"{_worse(rest)}; {count(len(story.own), 'language')} tried."
             )
     ratios = {code: ratio(report, story.cut, code) for code in report.perplexity[story.cut]}
-    return f"{doing} {_effect(report, ratios)}."
+    unknown = report.unknown_languages()
+    where = _languages(report.language, unknown, len(ratios)) if unknown else ""
+    but = f", but in {where} the base itself is no better than guessing" if unknown else ""
+    return f"{doing} {_effect(report, ratios)}{but}."
 
 
 def caveat(report: Report) -> str | None:
@@ -293,7 +300,7 @@ def _of_a_sweep(report: Report) -> str:
     worst = max(ratios, key=lambda point: math.inf if math.isnan(ratios[point]) else ratios[point])
     return (
         f"At {count(len(points), 'point')} of a sweep, mean perplexity is {number(min(ratios.values()))} to "
-        f"{number(ratios[worst])} times the base's, most at {worst}."
+        f"{number(ratios[worst])} times the base's, most at {report.named(worst)}."
     )
 
 

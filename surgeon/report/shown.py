@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from surgeon.errors import InputError, did_you_mean
 from surgeon.region.region import Region
 from surgeon.report.data import ModelReport, Report
 from surgeon.report.drawing import Figure
@@ -25,5 +26,14 @@ def region_figure(region: Region, name: str = "region") -> Figure | None:
 
 
 def report_figure(report: Report, name: str | None = None) -> Figure | None:
-    """Return a figure of a report by its name, such as `perplexity`, `ratios` or `scan`; the first if not given."""
-    return next((figure for figure in figures(report) if name is None or figure.name == name), None)
+    """Return a figure of a report by its name, such as `perplexity`, `ratios` or `scan`; the first if not given.
+
+    Raises:
+        InputError: the report has no figure of that name.
+    """
+    made = {figure.name: figure for figure in figures(report)}
+    if name is None:
+        return next(iter(made.values()), None)
+    if name not in made:
+        raise InputError(f"the report has no figure {name!r}{did_you_mean(name, made)}")
+    return made[name]

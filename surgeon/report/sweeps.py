@@ -48,7 +48,7 @@ def sweep_figure(report: Report, name: str) -> Figure:
         if item.low is not None and item.high is not None and math.isfinite(item.low) and math.isfinite(item.high):
             row |= {"low": item.low, "high": item.high, "interval": f"×{number(item.low)} to ×{number(item.high)}"}
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    shown: dict[str, Any] = {"title": None, **({"legend": None} if len(kinds) == 1 else {})}
+    shown: dict[str, Any] = {"title": None, "legend": None if len(kinds) == 1 else {"symbolOpacity": 1}}
     colours = [colour(SERIES[i % len(SERIES)]) for i in range(len(kinds))]
     shapes = [SHAPES[i % len(SHAPES)] for i in range(len(kinds))]
     hue, shape = (words("kind", scale={"domain": kinds, "range": range_}, **shown) for range_ in (colours, shapes))
@@ -61,12 +61,22 @@ def sweep_figure(report: Report, name: str) -> Figure:
     caption = (
         f"Perplexity by {' and '.join([along, *others])}: geometric mean over the languages at {len(rows)} points, as "
         "a multiple of the base's (the line at ×1), on a logarithmic scale. "
-        f"Most at {worst}: ×{number(exponential(logs[worst]))}."
+        f"Most at {report.named(worst)}: ×{number(exponential(logs[worst]))}."
     )
     caption += " Bars are intervals." if interval and axis is not None else ""
+    guess = report.guessing()
+    if guess is not None and any(is_lost(log, guess) for log in logs.values()):
+        drawn["layer"].insert(0, _guess(guess, "y" if axis is not None else "x"))
+        caption += " Beyond the dashed line a model is no better than a uniform guess."
     caption += _steepest(rows) if axis is not None and axis != "seed" else ""
     spec = finished({"data": {"values": rows}, **drawn})
     return Figure(f"sweep-{name}", f"What {name} does, by {along}", caption, spec, True, True)
+
+
+def _guess(log: float, axis: str) -> Spec:
+    """Return the line at which a model guesses all tokens alike."""
+    look = {"type": "rule", "strokeDash": [5, 4], "color": colour("quiet")}
+    return {"data": {"values": [{}]}, "mark": look, "encoding": {axis: {"datum": math.exp(log)}}}
 
 
 def _axes_of_a_map(sweep: SweepReport) -> tuple[str, str] | None:

@@ -19,7 +19,7 @@ from surgeon.text.languages import Language, language
 TIMES = "×\u00a0base"
 INTERVAL = "95 %"  # the heading of a column of intervals
 # Which columns of variants there is room for on a terminal, and in a glance at an output.
-EDITS, GLANCE = (0, 1, 2, 3, 4, 5), (0, 6, 4, 1, 9)
+EDITS, GLANCE = (0, 4, 6, 7, 1, 2), (0, 3, 1, 4, 9)
 
 
 def _summed(item: Summary | None) -> list[Cell]:
@@ -37,7 +37,7 @@ def variants_table(report: Report, folder: Path | None = None) -> Grid:
     With the `folder` of an output those are there too, and whether what was written still is.
     """
     heads = (
-        "variant", "entries", "changed", "norm removed", TIMES, INTERVAL, "perplexity", "of the model", "operations",
+        "variant", TIMES, INTERVAL, "perplexity", "entries", "of the model", "changed", "norm removed", "operations",
         "written to",
     )  # fmt: skip
     rows = []
@@ -52,18 +52,18 @@ def variants_table(report: Report, folder: Path | None = None) -> Grid:
         there = size(variant.bytes or 0) if folder is None or (folder / place).exists() else "gone"
         written = f"{place.as_posix()}, {there}" if variant.written else "measured only"
         called = report.named(name) if folder is None else name
-        edits = as_cells(called, variant.entries, variant.changed, norm, ratio, bounds, mean, share)
+        edits = as_cells(called, ratio, bounds, mean, variant.entries, share, variant.changed, norm)
         rows.append(Row([*edits, *as_cells(", ".join(variant.operations), written)]))
     for name, sweep in report.sweeps.items():
         for group in sweep.over_seeds if len(sweep.axes) == 1 and folder is None else ():
-            rows.append(Row(as_cells(*_over_seeds(report, name, group), *[""] * 4)))
+            rows.append(Row(as_cells(*_over_seeds(report, name, group))))
     if rows and "base" in report.summary:
-        rows.insert(0, Row(as_cells("base", *[""] * 5, _summed(report.summary["base"])[0], *[""] * 3)))
+        rows.insert(0, Row(as_cells("base", "", "", _summed(report.summary["base"])[0], *[""] * 6)))
         guess = report.guessing()
         if guess is not None and report.model.vocabulary:
             alike = Cell(number(report.model.vocabulary), order_of(math.log(report.model.vocabulary)))
             ratio = Cell(number(exponential(guess)), order_of(guess))
-            rows.insert(1, Row(as_cells("a uniform guess", *[""] * 3, ratio, "", alike, *[""] * 3)))
+            rows.insert(1, Row(as_cells("a uniform guess", ratio, "", alike, *[""] * 6)))
     note = " ".join(["Perplexity is the geometric mean over the languages.", *_encoding_words(report)])
     return Grid("Variants", heads, rows, note, (INTERVAL, "operations", "written to"))
 
@@ -105,19 +105,19 @@ def _encoding_words(report: Report) -> list[str]:
 
 
 def _over_seeds(report: Report, name: str, group: OverSeeds) -> list[Value]:
-    """Show a control drawn with several seeds: mean norm and ratio, and the ratio's range instead of an interval."""
+    """Show a control drawn with several seeds: means, and the ratio's range instead of an interval."""
     drawn = [report.variants[point] for point in group.points]
     norms = [item.norm_removed for item in drawn if item.norm_removed is not None]
     entries, changed = ([getattr(item, key) for item in drawn] for key in ("entries", "changed"))
     norm = f"{sum(norms) / len(norms):.4g}" if norms else None
-    counts = [_extent(entries), _extent([value for value in changed if value is not None])]
+    base, whole = report.summary["base"].log_geometric_mean_perplexity, report.model.parameters
+    log = base + math.log(group.mean) if group.mean > 0 else math.nan
     return [
-        f"{name}, {len(drawn)} seeds",
-        *counts,
-        norm,
-        times_cell(group.mean),
-        f"{interval(group.low, group.high)} (range)",
-    ]
+        f"{name}, {len(drawn)} seeds", times_cell(group.mean, log), f"{interval(group.low, group.high)} (range)",
+        Cell(number(exponential(log)), order_of(log)), _extent(entries), max(entries) / whole if whole else None,
+        _extent([value for value in changed if value is not None]), norm,
+        "", "",
+    ]  # fmt: skip
 
 
 def _extent(counts: Sequence[int]) -> Value:

@@ -26,6 +26,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
+def exactly(value: float) -> str:
+    """Format a ratio that is compared with a bound: three decimals where it is small."""
+    return "not a number" if math.isnan(value) else f"{value:.3f}" if value < 100 else number(value)
+
+
 def interval(low: float | None, high: float | None) -> str:
     """Say the bounds of an interval, such as "1.49 to 1.53"; a dash where there is none."""
     return "-" if low is None or high is None else f"{number(low)} to {number(high)}"

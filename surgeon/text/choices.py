@@ -13,8 +13,8 @@ from surgeon.seeds import generator
 
 ENDS = 4  # as most tasks of choice have: chance is a quarter
 _PARTS = 4  # of a paragraph of mean length: an end is one of them, and before it stands at least another
-_SHORTEST = 8  # characters of an end
-_ALIKE = 9  # of other paragraphs' ends, those nearest in length, from which the wrong ones are drawn
+_SHORTEST = 8  # characters of an end: a word or two, without which nothing is to be told apart
+_ALIKE = 9  # of other paragraphs' ends, those nearest in length, of which wrong ones are drawn: length tells nothing
 
 
 @dataclass(frozen=True)

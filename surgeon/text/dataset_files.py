@@ -18,8 +18,8 @@ from surgeon.errors import did_you_mean
 
 CARD = "README.md"
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # which `save_to_disk` writes
-LONGEST_CARD = 1 << 20  # bytes
-_MOST_PATTERNS = 10_000  # that a card may name
+LONGEST_CARD = 1 << 20  # bytes; cards of hundreds of configurations have some hundred kilobytes
+_MOST_PATTERNS = 10_000  # that a card may name: each is matched with every file
 _MOST_FILES = 1_000_000  # of a folder: more than any dataset has; so many names take a few hundred megabytes
 # By the name's ending; a compressed file has that of its compression behind.
 _BUILDERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {

@@ -15,7 +15,7 @@ from surgeon.errors import EnvironmentFailure
 _SAME: Mapping[str, str] = {"nb": "no", "nn": "no", "wuu": "zh"}  # written alike, or norms of one language
 # No identifier tells these two apart on the Declaration: they are standards of one language.
 _ALIKE = (frozenset({"id", "ms"}),)
-_LETTERS = 3  # of a text, at least, for it to be in a language
+_LETTERS = 3  # of a text, at least, for it to be in a language: what is shorter is a number or an abbreviation
 
 
 def require_identifier() -> None:

@@ -16,7 +16,7 @@ from surgeon.region.patch import Patch
 from surgeon.report.words import percent, roles_in_order
 from surgeon.views.terminal import sparkline, table, told
 
-SHOWN = 5  # tensors listed unless details are asked for
+SHOWN = 5  # tensors listed unless details are asked for, so that all fits one screen
 
 
 def diff_view(diff: Diff, overlap: Overlap | None, details: bool, patch: Patch | None = None) -> Group:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from textwrap import fill
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -15,6 +16,7 @@ from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
+from surgeon.checkpoint.sources import cache_folder
 from surgeon.model.results import Continuation, Stopped
 from surgeon.report.data import PushReport, Report
 from surgeon.report.expected import came_out, expected
@@ -26,11 +28,12 @@ from surgeon.report.region_tables import CROWDS, regions_table
 from surgeon.report.sentences import caveat, evidence, headline, measured_lines, no_intervals, too_little_text
 from surgeon.report.story import tell
 from surgeon.report.tables import EDITS, languages_table, own_table, sweep_table, variants_table
-from surgeon.report.words import size, stopped_note
+from surgeon.report.words import exactly, size, stopped_note
 from surgeon.text.languages import Language, language
 from surgeon.visible import visible, visible_lines
 
-_NARROWEST = 14  # characters that a column of words may be folded to
+_HEAD = 14  # characters of a head of several words that stand on one line
+_NARROWEST = 14  # characters that a column of words may be folded to: a long word
 
 
 _TONES = {"much-worse": "bold red", "worse": "yellow", "same": "dim"}
@@ -105,7 +108,7 @@ def table(title: str, *columns: str, words: Collection[str] = (), spare: Sequenc
     result.spare = spare
     for i, column in enumerate(columns):
         word = i == 0 or column in words
-        head = Text(visible(column))
+        head = Text(visible_lines(column))
         result.add_column(head, justify="left" if word else "right", overflow="fold", no_wrap=not word)
     return result
 
@@ -123,9 +126,10 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     return "".join(chr(0x2581 + round(7 * (value - low) / (high - low))) for value in values)
 
 
-def grid_table(grid: Grid, brief: bool = False) -> Rows:
-    """Show a table of the report; `brief` leaves out what stands before ratios."""
-    rows = table(grid.title, *(_plainly(head) for head in grid.heads), words=grid.words)
+def grid_table(grid: Grid, brief: bool = False, head_width: int = 80) -> Rows:
+    """Show a table of the report; `brief` leaves out what stands before ratios, longer heads take several lines."""
+    heads = {head: fill(_plainly(head), head_width, break_on_hyphens=False) for head in grid.heads}
+    rows = table(grid.title, *heads.values(), words=[heads[word] for word in grid.words if word in heads])
     for row in grid.rows:
         rows.add_row(*(_cell(cell, brief) for cell in row.cells), end_section=row.ends)
     if grid.foot is not None:
@@ -233,7 +237,7 @@ def expectation_line(item: Expectation, report: Report) -> Text:
     where = f" in {report.language(item.language).name}" if item.language else ""
     mark, style = ("held  ", "green") if item.passed else ("FAILED", "bold red")
     where += f" in {item.group}" if item.group else ""
-    told = came_out(item) if item.ratio is None else f"ratio {item.ratio:.4g}"
+    told = came_out(item) if item.ratio is None else f"perplexity {exactly(item.ratio)} times the base's"
     which = f"{report.named(item.variant)}{where}: {told}"
     return Text.assemble((mark, style), f"  {visible(which)}, expected {expected(item)}")
 
@@ -248,9 +252,10 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         parts.append(Text(caveat(report) or "", style="dim"))
         if (unsure := no_intervals(report.perplexity, report.language)) is not None:
             parts.append(told(unsure, style="dim"))
+        parts.append(Text(""))
     parts.append(grid_table(regions_table(report.regions).columns(*CROWDS)))
     if (variants := variants_table(report)).rows:
-        parts.append(grid_table(variants.columns(*EDITS)))
+        parts.append(grid_table(variants.columns(*EDITS), head_width=8))
     if (own := own_table(report)).rows:
         parts.append(grid_table(own))
     if report.scores:
@@ -261,10 +266,12 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         shown = [name for name in report.perplexity if name != "base"] if details else report.measured_alone
         if shown or not report.sweeps:
             parts.append(perplexity_view(report, shown))
-        for sweep in (sweep_table(report, name) for name in report.sweeps):
-            parts.append(grid_table(sweep.columns(*range(len(sweep.heads) - 1))))
+        for name, sweep in report.sweeps.items():  # draws of one control stand among the variants
+            if details or list(sweep.axes) != ["seed"]:
+                grid = sweep_table(report, name)
+                parts.append(grid_table(grid.columns(*range(len(grid.heads) - 1))))
         if (others := summary_table(report)).rows:
-            parts.append(grid_table(others))
+            parts.append(grid_table(others, head_width=_HEAD))
         parts += [Text(_plainly(visible(line))) for line in part_lines(report)]
         method = report.method
         parts.append(
@@ -286,6 +293,9 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         again = " (already complete)" if variant.reused else ""
         parts.append(told(f"wrote {variant.path} ({size(variant.bytes or 0)}){again}"))
     parts.append(told(f"report {output}/report.html, {output}/report.json"))
+    if report.scores or report.perplexity:
+        kept = f"kept   {cache_folder()}, for the next run; `surgeon cache` lists and clears it"
+        parts.append(told(kept, style="dim"))
     parts += [told(pushed_line(name, item)) for name, item in report.pushed.items()]
     return Group(*parts)
 

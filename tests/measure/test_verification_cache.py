@@ -18,7 +18,9 @@ from surgeon.checkpoint.store import keep_value
 from surgeon.measure import verification_cache
 from surgeon.measure.verification_cache import keep, kept_path, load_kept
 from surgeon.model.results import Continuation, Figures, Measure, Sums, Verification
+from surgeon.model.workplace import Workplace
 from surgeon.operations import Scale, Zero
+from surgeon.operations.edits import Surgery
 from surgeon.recipe.schema import ExpectSpec, VerifySpec
 from surgeon.region.region import Region
 
@@ -74,15 +76,19 @@ OTHERWISE: dict[str, tuple[str, Any]] = {
 }
 
 
+def path_of(checkpoint: Checkpoint, kind: str = "perplexity", **given: Any) -> Path | None:
+    surgery = Surgery(checkpoint, given["operations"], given["regions"])
+    place = Workplace(given["device"], given["jobs"])
+    return kept_path(surgery, given["donors"], given["texts"], given["spec"], given["precision"], place, kind)
+
+
 @pytest.mark.parametrize("what", OTHERWISE)
 def test_whatever_figures_depend_on_gives_them_another_name(what: str, llama: Path) -> None:
     argument, value = OTHERWISE[what]
     checkpoint = Checkpoint.open(llama)
     kind = "continuations" if what in ("prompts", "new tokens") else "divergence"
-    assert kept_path(checkpoint, **{**GIVEN, argument: value, "kind": kind}) != kept_path(
-        checkpoint, **GIVEN, kind=kind
-    )
-    assert kept_path(checkpoint, **GIVEN) != kept_path(checkpoint, **GIVEN, kind=kind)
+    assert path_of(checkpoint, **{**GIVEN, argument: value, "kind": kind}) != path_of(checkpoint, **GIVEN, kind=kind)
+    assert path_of(checkpoint, **GIVEN) != path_of(checkpoint, **GIVEN, kind=kind)
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
@@ -95,29 +101,29 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_figures_of_another_model_have_another_name(change: str, llama: Path, tmp_path: Path) -> None:
     other = changed_copy(llama, tmp_path / "other", CHANGES[change])
-    assert kept_path(other, **GIVEN) != kept_path(Checkpoint.open(llama), **GIVEN)
+    assert path_of(other, **GIVEN) != path_of(Checkpoint.open(llama), **GIVEN)
 
 
 def test_versions_make_another_name(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint, before = Checkpoint.open(llama), kept_path(Checkpoint.open(llama), **GIVEN)
+    checkpoint, before = Checkpoint.open(llama), path_of(Checkpoint.open(llama), **GIVEN)
     with monkeypatch.context() as patched:
         patched.setattr(verification_cache, "KEPT_VERSION", verification_cache.KEPT_VERSION + 1)
-        assert kept_path(checkpoint, **GIVEN) != before
+        assert path_of(checkpoint, **GIVEN) != before
     with monkeypatch.context() as patched:
         patched.setattr(verification_cache, "library_versions", lambda: {"torch": "0.0"})
-        assert kept_path(checkpoint, **GIVEN) != before
+        assert path_of(checkpoint, **GIVEN) != before
 
 
 def test_what_they_do_not_depend_on_keeps_the_name(llama: Path, tmp_path: Path) -> None:
     """The folder, hashing side by side, which card of a kind, what is expected of the figures, and unused regions."""
-    before = kept_path(Checkpoint.open(llama), **{**GIVEN, "device": "cuda:0"})
+    before = path_of(Checkpoint.open(llama), **{**GIVEN, "device": "cuda:0"})
     copy = changed_copy(llama, tmp_path / "copy", lambda folder: (folder / "README.md").write_text("words"))
     expecting = SPEC.model_copy(
         update={"expect": [ExpectSpec(variant="v", ratio_at_least=2.0)], "languages": ["de", "fr"]}
     )
     again = {**GIVEN, "device": "cuda:1", "jobs": 2, "spec": expecting}
     again["regions"] = {**GIVEN["regions"], "unused": region(7)}
-    assert kept_path(copy, **again) == before
+    assert path_of(copy, **again) == before
 
 
 def test_figures_come_back_as_they_were_not_a_number_and_infinities_too(tmp_path: Path) -> None:

@@ -130,6 +130,9 @@ def test_what_was_not_measured_is_not_told() -> None:
     made = make_report()
     bare = made.model_copy(update={"perplexity": {}, "summary": {}, "sweeps": {}})
     assert sentence(bare, tell(bare)).startswith("The region core holds ")
+    kept = {"kept": VariantReport(operations=["freeze core"], entries=0, written=True)}
+    frozen = bare.model_copy(update={"variants": kept})
+    assert sentence(frozen, tell(frozen)).startswith("The weights are the source's, byte for byte; a trainer")
     nothing = bare.model_copy(update={"regions": {}})
     assert sentence(nothing, tell(nothing)).endswith(" of m.")
 
@@ -140,7 +143,7 @@ def test_a_sweep_alone_is_told_by_its_ends() -> None:
     swept = made.only(points)
     told = sentence(swept, tell(swept))
     assert told.startswith("At 6 points of a sweep, ")
-    assert told.endswith("most at swept-core-0.1.")
+    assert told.endswith("most at swept, kind core, share 0.1.")
 
 
 def test_a_control_with_several_seeds_is_told_by_its_first_draw() -> None:
@@ -255,6 +258,12 @@ def test_what_is_lost_is_said_and_evidence_has_unit_number_and_guessing() -> Non
     assert line is not None
     assert f"geometric mean of 3 languages: core-cut {mean:.1f}; any-cut 1.02; low-cut 1.00" in line
     assert line.endswith(f"A uniform guess: {2000 / math.exp(3.1):.1f}.")
+    few = report.model_copy(update={"model": report.model.model_copy(update={"vocabulary": 2})})
+    assert headline(few, story) == (
+        "Zeroing 1\u00a0% of the decoder's weights makes all 3 languages 5.00 to 500 times worse, but in all 3 "
+        "languages the base itself is no better than guessing."
+    )
+    assert "uniform guess" not in str(evidence(few, story))
 
 
 def test_a_report_of_before_there_were_steps_says_the_same() -> None:
