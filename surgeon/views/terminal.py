@@ -297,8 +297,8 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         parts.append(told(f"wrote {variant.path} ({size(variant.bytes or 0)}){again}"))
     parts.append(told(f"report {output}/report.html, {output}/report.json"))
     if report.scores or report.perplexity:
-        kept = f"kept   {cache_folder()}, for the next run; `surgeon cache` lists and clears it"
-        parts.append(told(kept, style="dim"))
+        place = f"kept   {cache_folder()}, for the next run; `surgeon cache` lists and clears it"
+        parts.append(told(place, style="dim"))
     parts += [told(pushed_line(name, item)) for name, item in report.pushed.items()]
     return Group(*parts)
 
