@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from surgeon.errors import EnvironmentFailure, SurgeonError
@@ -76,10 +77,10 @@ def require_room_for_torch() -> None:
         require_room("torch", _FOR_TORCH)
 
 
+@cache
 def require_room_for_figures() -> None:
-    """Refuse to draw where there is no room for it; see `require_room`."""
-    if "vl_convert" not in sys.modules:
-        require_room("drawing figures", *_FOR_FIGURES)
+    """Refuse to draw where there is no room for it; see `require_room`. Asked once: what it took then is kept."""
+    require_room("drawing figures", *_FOR_FIGURES)
 
 
 def _left(kind: str, name: str) -> int | None:

@@ -31,15 +31,18 @@ def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
+def with_pictures(cache: Path) -> Path:
+    """An empty cache, but for the drawn pictures: they take seconds, and depend on nothing else."""
+    cache.mkdir(parents=True, exist_ok=True)
+    if not (cache / "page").exists():
+        (cache / "page").symlink_to(Path(os.environ["SURGEON_CACHE"], "page").resolve())
+    return cache
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, _session_cache: Path) -> None:
-    """No test reads or fills the user's cache, and none reaches the network.
-
-    Pictures, and what makes a page live, are kept for all of them: they take seconds, and depend on nothing else.
-    """
-    cache = tmp_path_factory.mktemp("cache")
-    (cache / "page").symlink_to(_session_cache / "page")
-    monkeypatch.setenv("SURGEON_CACHE", str(cache))
+    """No test reads or fills the user's cache, and none reaches the network."""
+    monkeypatch.setenv("SURGEON_CACHE", str(with_pictures(tmp_path_factory.mktemp("cache"))))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("NO_COLOR", raising=False)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import with_pictures
+from forking import surgeon_forked
 
 import surgeon
 import surgeon.checkpoint.storage
@@ -24,13 +26,6 @@ from surgeon.report.data import Report
 from surgeon.report.words import quantity_text
 
 RecipeMaker = Callable[..., Path]
-
-
-def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "surgeon", *map(str, arguments)],
-        capture_output=True, text=True, env={**os.environ, **environment}, timeout=300,
-    )  # fmt: skip
 
 
 def test_apply_writes_the_whole_output(recipe: RecipeMaker, tmp_path: Path) -> None:
@@ -159,10 +154,10 @@ def test_the_plan_keeps_its_word(recipe: RecipeMaker) -> None:
 
 
 def test_json_is_all_there_is_on_stdout(recipe: RecipeMaker) -> None:
-    result = run("apply", recipe(), "--json")
+    result = surgeon_forked("apply", recipe(), "--json")
     assert result.returncode == 0, result.stderr
     assert Report.model_validate_json(result.stdout).passed
-    planned = run("apply", recipe(), "--dry-run", "--json")
+    planned = surgeon_forked("apply", recipe(), "--dry-run", "--json")
     assert set(json.loads(planned.stdout)["variants"]) == {"cut", "control"}
 
 
@@ -173,7 +168,7 @@ def test_a_failed_expectation_exits_with_1_and_keeps_the_work(recipe: RecipeMake
         "{variant: cut, measurement: divergence, quantity: agreement, at_most: 1, at: upper, language: de}"
     )
     expect = f"  window: 32\n  expect: [{bounds}]\n"
-    result = run("apply", recipe(**{"  window: 32\n": expect}))
+    result = surgeon_forked("apply", recipe(**{"  window: 32\n": expect}))
     assert result.returncode == 1, result.stderr
     assert "FAILED" in result.stdout
     report = Report.load(tmp_path / "out" / "report.json")
@@ -236,7 +231,7 @@ def test_a_damaged_checkpoint_exits_with_2_without_a_traceback(
     folder = make_model("llama", seed=4, shard="20KB")
     shard = sorted(folder.glob("*.safetensors"))[0]
     shard.write_bytes(shard.read_bytes()[:-4])
-    result = run("apply", recipe(**{f"model: {llama}": f"model: {folder}"}))
+    result = surgeon_forked("apply", recipe(**{f"model: {llama}": f"model: {folder}"}))
     assert result.returncode == 2
     assert "truncated" in result.stderr
     assert "Traceback" not in result.stderr
@@ -277,28 +272,30 @@ def test_operations_happen_in_their_order_on_overlapping_regions(recipe: RecipeM
 
 def test_verify_sets_a_variant_beside_its_base(llama: Path, make_model: Callable[..., Path]) -> None:
     other = make_model("llama", seed=3)
-    result = run("verify", other, "--base", llama, "--languages", "en,zh", "--tokens", 40, "--window", 32, "--json")
+    result = surgeon_forked(
+        "verify", other, "--base", llama, "--languages", "en,zh", "--tokens", 40, "--window", 32, "--json"
+    )
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert set(found) == {"base", "checkpoint"}
     assert set(found["base"]) == {"en", "zh"}
-    table = run("verify", llama, "--languages", "en", "--tokens", 40, "--window", 32)
+    table = surgeon_forked("verify", llama, "--languages", "en", "--tokens", 40, "--window", 32)
     assert "English" in table.stdout
     assert "bits/byte" in table.stdout
 
 
 def test_help_and_the_small_commands(llama: Path, tmp_path: Path) -> None:
-    assert "apply" in run("--help").stdout
-    assert run("--version").stdout.startswith("surgeon ")
-    assert "zero_core" in run("recipes").stdout
-    assert run("recipes", "zero_core").stdout.startswith("# ")
-    copied = run("recipes", "zero_core", "--copy", "--output", tmp_path).stdout.strip()
-    assert Path(copied).read_text() == run("recipes", "zero_core").stdout
-    assert run("recipes", "zero_cor").returncode == 2
-    assert json.loads(run("schema").stdout)["properties"]["version"]
-    found = json.loads(run("inspect", llama, "--json").stdout)
+    assert "apply" in surgeon_forked("--help").stdout
+    assert surgeon_forked("--version").stdout.startswith("surgeon ")
+    assert "zero_core" in surgeon_forked("recipes").stdout
+    assert surgeon_forked("recipes", "zero_core").stdout.startswith("# ")
+    copied = surgeon_forked("recipes", "zero_core", "--copy", "--output", tmp_path).stdout.strip()
+    assert Path(copied).read_text() == surgeon_forked("recipes", "zero_core").stdout
+    assert surgeon_forked("recipes", "zero_cor").returncode == 2
+    assert json.loads(surgeon_forked("schema").stdout)["properties"]["version"]
+    found = json.loads(surgeon_forked("inspect", llama, "--json").stdout)
     assert (found["model_type"], found["layers"], found["roles"]["attn.o"]["tensors"]) == ("llama", 2, 2)
-    assert run("apply", "nothing.yaml").returncode == 2
+    assert surgeon_forked("apply", "nothing.yaml").returncode == 2
 
 
 def test_light_commands_load_nothing_heavy() -> None:
@@ -320,7 +317,7 @@ def test_a_run_killed_at_any_stage_is_finished_by_the_same_command_without_scori
 ) -> None:
     path, out, cache = recipe(), tmp_path / "out", tmp_path / "cache"
     command = [sys.executable, "-m", "surgeon", "apply", str(path)]
-    environment = {**os.environ, "SURGEON_CACHE": str(cache)}
+    environment = {**os.environ, "SURGEON_CACHE": str(with_pictures(cache))}
     stages = {
         "first language scored": lambda: len(list(cache.glob("scores/*.safetensors"))) >= 1,
         "all languages scored": lambda: len(list(cache.glob("scores/*.safetensors"))) >= 2,
@@ -339,7 +336,7 @@ def test_a_run_killed_at_any_stage_is_finished_by_the_same_command_without_scori
         known = {file: file.stat().st_mtime_ns for file in cache.glob("scores/*.safetensors")}
         assert {file: stamp for file, stamp in known.items() if file in scored} == scored, stage
         scored = known
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    finished = surgeon_forked("apply", path, **environment)
     assert finished.returncode == 0, finished.stderr
     assert {file: file.stat().st_mtime_ns for file in cache.glob("scores/*.safetensors")} == scored
     done = [line for line in finished.stderr.splitlines() if " steps (" not in line]  # how long it was to take

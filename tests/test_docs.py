@@ -68,7 +68,7 @@ NOT_RUN = {
 }
 FRAGMENTS = {"freezing.md": "pieces of a training loop; tests/test_freeze_*.py run them in whole ones"}
 # Pictures are drawn for these pages; for the others drawing would take longer than all that they say.
-DRAWN = {"README.md", "python.md"}
+DRAWN = {"python.md"}
 PIXEL = (
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
     "0000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082"

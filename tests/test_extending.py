@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import with_pictures
 from safetensors.numpy import load_file
 
 from surgeon.anatomy.scope import scope
@@ -50,7 +51,7 @@ def run(llama: Path, texts: dict[str, str], tmp_path_factory: pytest.TempPathFac
     out, recipe = folder / "out", folder / "recipe.yaml"
     recipe.write_text(RECIPE.format(model=llama, out=out, **texts))
     seen = os.pathsep.join([str(HERE / "extension"), str(PACKAGE.parent)])
-    environment = {**os.environ, "PYTHONPATH": seen, "SURGEON_CACHE": str(folder / "cache")}
+    environment = {**os.environ, "PYTHONPATH": seen, "SURGEON_CACHE": str(with_pictures(folder / "cache"))}
     command = [sys.executable, "-m", "surgeon", "apply", str(recipe)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

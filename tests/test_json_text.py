@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ModelMaker
+from forking import surgeon_forked
 from reports import make_report
 from safetensors.numpy import load_file, save_file
 
@@ -57,15 +56,11 @@ def broken(make_model: ModelMaker) -> Path:
     return folder
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "surgeon", *map(str, arguments)], capture_output=True, text=True)
-
-
 def test_verify_and_diff_print_json_for_a_broken_model(broken: Path, llama: Path) -> None:
-    done = run("verify", broken, "--languages", "en", "--tokens", "32", "--window", "16", "--json")
+    done = surgeon_forked("verify", broken, "--languages", "en", "--tokens", "32", "--window", "16", "--json")
     assert done.returncode == 0, done.stderr
     assert strict(done.stdout)["checkpoint"]["en"]["perplexity"] == "NaN"
-    done = run("diff", broken, llama, "--json")
+    done = surgeon_forked("diff", broken, llama, "--json")
     assert strict(done.stdout)["total"]["not_finite"] == 2
 
 
@@ -75,8 +70,8 @@ def test_diff_says_by_its_exit_code_that_only_the_config_differs(llama: Path, tm
     (other / "model.safetensors").write_bytes((llama / "model.safetensors").read_bytes())
     config = json.loads((llama / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "rope_theta": 7.0, "hidden_act": "relu"}))
-    assert run("diff", llama, other).returncode == 0
-    done = run("diff", llama, other, "--exit-code", "--json")
+    assert surgeon_forked("diff", llama, other).returncode == 0
+    done = surgeon_forked("diff", llama, other, "--exit-code", "--json")
     assert done.returncode == 1
     assert strict(done.stdout)["identical"]
-    assert run("diff", llama, llama, "--exit-code").returncode == 0
+    assert surgeon_forked("diff", llama, llama, "--exit-code").returncode == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import with_pictures
 from forking import run_forked
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,7 +69,7 @@ def printed(hostile: Path) -> dict[str, str]:
     """What the command line prints, on stdout and stderr."""
     cases = [{"arguments": [part.format(hostile) for part in parts]} for parts in COMMANDS.values()]
     styled = {"arguments": cases[list(COMMANDS).index("difference")]["arguments"], "environment": {"FORCE_COLOR": "1"}}
-    cache = str(hostile / "cache")
+    cache = str(with_pictures(hostile / "cache"))
     done = run_forked([*cases, styled], SURGEON_CACHE=cache, HF_HUB_OFFLINE="1", COLUMNS="200", TERM="xterm")
     assert {item["code"] for item in done} <= {0, 2}, done
     return dict(zip([*COMMANDS, "styled"], (item["said"] for item in done), strict=True))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import with_pictures
 from hub_server import TOKEN, LoopbackHub
 from remote_models import LAYERS, in_cache, recipe, total, weight_bytes, weights, write
 from safetensors.numpy import load_file
@@ -203,7 +204,7 @@ def test_a_private_repository_needs_the_token_and_the_token_goes_nowhere_else(
         assert not one.authorized
     path = recipe(tmp_path)
     hub.fail("GET", "/resolve/.*model-00003", status=503, times=1)
-    done = surgeon_on_hub("apply", path, SURGEON_CACHE=str(tmp_path / "scores"))
+    done = surgeon_on_hub("apply", path, SURGEON_CACHE=str(with_pictures(tmp_path / "scores")))
     assert done.returncode == 0, done.stderr
     texts = [done.stdout, done.stderr, shown.stderr, refused.stderr]
     texts += [item.read_text(errors="replace") for item in (tmp_path / "out").rglob("*") if item.is_file()]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from forking import surgeon_forked
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
@@ -321,23 +320,18 @@ def test_memory_stays_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert peaks[1] < 1.1 * peaks[0] < 80e6
 
 
-def surgeon(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "surgeon", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_command_line(tmp_path: Path) -> None:
     before = random_tensors()
     left = write(tmp_path / "a" / "model.safetensors", before)
     right = write(tmp_path / "b" / "model.safetensors", poked(before))
-    done = surgeon("diff", left, right, "--json", "--exit-code")
+    done = surgeon_forked("diff", left, right, "--json", "--exit-code")
     data = json.loads(done.stdout)
     assert done.returncode == 1
     assert data["tensor_counts"]["changed"] == 4
     assert math.isclose(data["total"]["l2"] ** 2, sum(tensor["l2"] ** 2 for tensor in data["tensors"]))
-    assert surgeon("diff", left, left, "--exit-code").returncode == 0
-    assert surgeon("diff", left, right).returncode == 0
-    missing = surgeon("diff", left, tmp_path / "nowhere")
+    assert surgeon_forked("diff", left, left, "--exit-code").returncode == 0
+    assert surgeon_forked("diff", left, right).returncode == 0
+    missing = surgeon_forked("diff", left, tmp_path / "nowhere")
     assert missing.returncode == 2
     assert missing.stderr.startswith("error: ")
 
@@ -346,7 +340,7 @@ def test_one_screen(tmp_path: Path) -> None:
     before = random_tensors()
     left = write(tmp_path / "a" / "model.safetensors", before)
     right = write(tmp_path / "b" / "model.safetensors", poked(before))
-    lines = surgeon("diff", left, right).stdout.splitlines()
+    lines = surgeon_forked("diff", left, right).stdout.splitlines()
     assert len(lines) <= 30
     changed = sum(int((array != poked(before)[name]).sum()) for name, array in before.items())
     assert f"entries  {changed:,} of " in "\n".join(lines)

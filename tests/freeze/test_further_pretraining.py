@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from conftest import with_pictures
 from freezing import compare, inside_by_diff, saved_state
 
 import surgeon
@@ -53,7 +54,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("claim5")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("SURGEON_CACHE", str(folder / "cache"))
+        patch.setenv("SURGEON_CACHE", str(with_pictures(folder / "cache")))
         quick = [f"regions.core-1.score.{key}" for key in ("samples=1", "sequence_length=32", "languages=[ar, zh]")]
         surgeon.apply(ROOT / "recipes/paper/claim5_freeze.yaml", overrides=quick, jobs=1)
         run(load_example("further_pretraining"), "out/claim5", *OPTIONS)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from forking import surgeon_forked
 
 from surgeon.api import plan_recipe
 from surgeon.plan.ranks import rank_needs
@@ -28,9 +27,9 @@ def test_work_is_divided_and_weights_are_not(tmp_path: Path) -> None:
 
 
 def test_the_plan_says_what_a_rank_takes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "surgeon", "plan", "zero_core", "--ranks", "4", "--output", str(tmp_path / "o")]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"})
+    command = ["plan", "zero_core", "--ranks", "4", "--output", str(tmp_path / "o")]
+    shown = surgeon_forked(*command, COLUMNS="200")
     assert "ranks   4; each about" in shown.stdout
-    data = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    data = json.loads(surgeon_forked(*command, "--json").stdout)
     assert data["per_rank"]["ranks"] == 4
     assert data["per_rank"]["seconds"] > 0

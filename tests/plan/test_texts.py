@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from forking import surgeon_forked
 
 import surgeon
 from surgeon.errors import InputError, RecipeError
@@ -59,7 +58,7 @@ def test_every_mistake_of_a_file_is_told_with_its_line(recipe: Callable[..., Pat
     }  # fmt: skip
     assert len(said) == len(expected)
     for key, what in expected.items():
-        assert what in said[f"{path}:{line_of(path, key)}"]
+        assert what in said[f"{path}:{line_of(path, key) + (key in names)}"]  # of `file:`, or of the language
 
 
 def test_of_large_files_only_the_first_documents_are_read(recipe: Callable[..., Path], tmp_path: Path) -> None:
@@ -93,11 +92,10 @@ def test_the_command_line_says_what_is_too_short(recipe: Callable[..., Path], tm
     (tmp_path / "long.txt").write_text("\n".join(LINES))
     (tmp_path / "short.txt").write_text("\n".join(["x" * 60, "y" * 59]))
     path = with_corpus(recipe, {"de": str(tmp_path / "short.txt"), "fr": str(tmp_path / "long.txt")})
-    command = [sys.executable, "-m", "surgeon", "plan", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = surgeon_forked("plan", path)
     assert done.returncode == 0, done.stderr
     flat = " ".join(done.stdout.split())
     assert "text too short to score on 128 tokens, by a guess from its bytes: de about 20" in flat
     assert "text too short to measure on 64 tokens, by a guess from its bytes: de about 20" in flat
-    data = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    data = json.loads(surgeon_forked("plan", path, "--json").stdout)
     assert len(data["text_notes"]) == 2

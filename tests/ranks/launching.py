@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed
+from conftest import with_pictures
 
 _FORKS = multiprocessing.get_context("forkserver")
 _HERE = Path(__file__).parent
@@ -71,7 +72,7 @@ class Ranks:
         shared = {
             "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
-            "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "SURGEON_CACHE": str(folder / "cache"),
+            "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "SURGEON_CACHE": str(with_pictures(folder / "cache")),
             "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
         }  # fmt: skip
         self._logs = [folder / f"rank{rank}.log" for rank in range(count)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jobs
 import pytest
-from conftest import ModelMaker
+from conftest import ModelMaker, with_pictures
 from launching import Rank, Ranks, free_port, run_ranks
 from test_ranks import found, write_recipe
 
@@ -34,7 +34,7 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, o
 
 
 def cache(folder: Path) -> dict[str, str]:
-    return {"SURGEON_CACHE": str(folder / "cache")}
+    return {"SURGEON_CACHE": str(with_pictures(folder / "cache"))}
 
 
 def messages(ended: list[Rank]) -> list[str]:

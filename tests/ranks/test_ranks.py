@@ -10,7 +10,7 @@ from typing import Any
 
 import jobs
 import pytest
-from conftest import ModelMaker
+from conftest import ModelMaker, with_pictures
 from launching import run_ranks
 
 import surgeon
@@ -75,7 +75,7 @@ def found(out: Path) -> dict[str, Any]:
 def same_on_all(folder: Path, recipe: Path, counts: tuple[int, ...], share: float = 0.0) -> dict[str, Any]:
     results, plan = {}, plan_recipe(recipe)
     for count in counts:
-        own, out = {"SURGEON_CACHE": str(folder / f"cache{count}")}, folder / f"out{count}"
+        own, out = {"SURGEON_CACHE": str(with_pictures(folder / f"cache{count}"))}, folder / f"out{count}"
         ended = run_ranks(count, jobs.apply, str(recipe), str(out), share, folder=folder, environment=own)
         sent = [re.findall(r"sent: (\d+) of (\d+)", rank.said)[0] for rank in ended]
         assert max(int(sums) for sums, _ in sent) <= rank_needs(plan, count).sent
@@ -123,7 +123,7 @@ def test_ranks_without_the_files_get_them_from_the_first(
     recipe = write_recipe(tmp_path, model, texts)
     recipe.write_text(recipe.read_text().replace("samples: 5", "samples: 2"))  # three batches: one rank has none
     run_ranks(1, jobs.apply, str(recipe), str(tmp_path / "one"), folder=tmp_path)
-    own = {"SURGEON_CACHE": str(tmp_path / "other"), "TMPDIR": str(tmp_path)}
+    own = {"SURGEON_CACHE": str(with_pictures(tmp_path / "other")), "TMPDIR": str(tmp_path)}
     arguments = str(recipe), str(tmp_path / "two"), str(model)
     run_ranks(4, jobs.apply_unseen, *arguments, folder=tmp_path, environment=own)
     assert found(tmp_path / "one") == found(tmp_path / "two")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import yaml
+from forking import surgeon_forked
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -179,15 +178,9 @@ def test_the_documented_recipe_replays_it(tmp_path: Path, monkeypatch: pytest.Mo
     save(tmp_path / "A", {UP: np.ones(8, np.float32)})
     save(tmp_path / "B", {UP: np.arange(8, dtype=np.float32)})
     Path("r.yaml").write_text(recipe)
-    assert cli(*command.split()).returncode == 0
-    assert cli("apply", "r.yaml").returncode == 0
+    assert surgeon_forked(*command.split()).returncode == 0
+    assert surgeon_forked("apply", "r.yaml").returncode == 0
     assert Checkpoint.open("out/replay/variants/again").array(UP).tolist() == list(range(8))
-
-
-def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "surgeon", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
 
 
 def test_what_a_patch_cannot_carry_is_said(tmp_path: Path) -> None:
@@ -196,17 +189,17 @@ def test_what_a_patch_cannot_carry_is_said(tmp_path: Path) -> None:
     after = {UP: ones * 2, "new": ones[:1], "turned": np.ones((3, 2), np.float32), "cast": ones.astype(np.float16)}
     path = tmp_path / "x.patch.safetensors"
     left, right = save(tmp_path / "a", before), save(tmp_path / "b", after)
-    done = cli("diff", left, right, "--save-patch", path)
+    done = surgeon_forked("diff", left, right, "--save-patch", path)
     assert done.returncode == 0, done.stderr
     assert "left out, since a patch cannot carry it: 'cast (retyped)', 'gone (missing)'" in done.stdout
     assert Patch.load(path).left_out == {
         "gone": "missing", "new": "extra", "turned": "reshaped", "cast": "retyped",
     }  # fmt: skip
-    data = json.loads(cli("diff", left, right, "--save-patch", path, "--json").stdout)
+    data = json.loads(surgeon_forked("diff", left, right, "--save-patch", path, "--json").stdout)
     assert data["patch"] == {"path": str(path), "tensors": 1, "entries": 16, "left_out": Patch.load(path).left_out}
-    found = json.loads(cli("inspect", path, "--json").stdout)
+    found = json.loads(surgeon_forked("inspect", path, "--json").stdout)
     assert (found["kind"], found["entries"], found["dtypes"]) == ("patch", 16, {"F32": 1})
-    assert "gone (missing)" in cli("inspect", path).stdout
+    assert "gone (missing)" in surgeon_forked("inspect", path).stdout
     with pytest.raises(
         RegionError, match=r"not written. What differs are tensors that a patch cannot carry \(missing\): .*gone"
     ):

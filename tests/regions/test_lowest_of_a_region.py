@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import with_pictures
 from safetensors import safe_open
 
 import surgeon
@@ -65,7 +66,7 @@ def test_of_a_languages_own_region_by_that_languages_scores(
     files, checkpoint = score_files(), Checkpoint.open(llama)
     assert files.keys() == {"de", "fr"}
     if in_one_pass:
-        monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "other"))
+        monkeypatch.setenv("SURGEON_CACHE", str(with_pictures(tmp_path / "other")))
         monkeypatch.setattr("surgeon.plan.estimates.SHARE_OF_DISK", 0.0)
         surgeon.apply(path)
         assert score_files() == {}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ModelMaker
+from conftest import ModelMaker, with_pictures
 
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
@@ -116,7 +116,7 @@ def test_a_run_goes_by_the_memory_there_is_and_finds_the_same(
     found, told, model = {}, {}, make_model("llama")
     for said in ("8G", "1K"):
         monkeypatch.setenv(budgets.HOST, said)
-        monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / said))
+        monkeypatch.setenv("SURGEON_CACHE", str(with_pictures(tmp_path / said)))
         recipe = tmp_path / f"{said}.yaml"
         recipe.write_text(RECIPE.format(model=model, out=tmp_path / f"out{said}", **texts))
         plan = surgeon.plan_recipe(recipe)

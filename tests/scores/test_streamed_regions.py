@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ModelMaker
+from conftest import ModelMaker, with_pictures
 
 import surgeon
 from surgeon.checkpoint.sources import cache_folder
@@ -73,7 +73,7 @@ def test_the_same_bytes_with_and_without_score_files(
     path = recipe(tmp_path, make_model(family, tie_word_embeddings=False), texts, kind)
     surgeon.score(path, output=tmp_path / "kept")
     assert len(list((cache_folder() / "scores").glob("*.safetensors"))) == 2
-    monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "other"))
+    monkeypatch.setenv("SURGEON_CACHE", str(with_pictures(tmp_path / "other")))
     monkeypatch.setattr("surgeon.plan.estimates.SHARE_OF_DISK", 0.0)
     surgeon.apply(path, output=tmp_path / "streamed")
     assert not (cache_folder() / "scores").exists()
@@ -103,7 +103,7 @@ def test_scores_that_stay_on_a_device_give_the_same_bytes(
     monkeypatch.setattr("surgeon.plan.estimates.SHARE_OF_DISK", 0.0)
     path = recipe(tmp_path, make_model("llama", tie_word_embeddings=False), texts, kind)
     for name, run in (("numpy", real), ("torch", as_torch)):
-        monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / f"cache-{name}"))
+        monkeypatch.setenv("SURGEON_CACHE", str(with_pictures(tmp_path / f"cache-{name}")))
         monkeypatch.setattr(ScorePass, "run", run)
         surgeon.apply(path, output=tmp_path / name)
         assert ("<lambda>" in came) == (name == "numpy")  # of a cut by numpy
@@ -179,7 +179,8 @@ def test_a_killed_sweep_goes_on_at_its_layer(
 
     whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
     # A layer forward, the second and the heads, a layer backward, the other one: each run gets one step further.
-    runs = [(whole, str(cache_folder()), -1), *[(killed, str(tmp_path / "other"), steps) for steps in (1, 1, 1, 1, -1)]]
+    other = str(with_pictures(tmp_path / "other"))
+    runs = [(whole, str(cache_folder()), -1), *[(killed, other, steps) for steps in (1, 1, 1, 1, -1)]]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(path), str(share), json.dumps(runs)],
         capture_output=True, text=True, check=False,
@@ -187,5 +188,5 @@ def test_a_killed_sweep_goes_on_at_its_layer(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [0, *[-signal.SIGKILL] * 4, 0], done.stderr
     assert regions_below(tmp_path / "killed") == regions_below(tmp_path / "whole")
-    monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "other"))
+    monkeypatch.setenv("SURGEON_CACHE", str(with_pictures(tmp_path / "other")))
     assert list((cache_folder() / "scratch").iterdir()) == []

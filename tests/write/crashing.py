@@ -1,6 +1,6 @@
 """Runs `surgeon apply` many times, killed or failing at one call after another; prints what went wrong as JSON.
 
-    LD_PRELOAD=shim.so python crashing.py WORK RECIPE SCENARIO RUNS
+    LD_PRELOAD=shim.so python crashing.py WORK RECIPE KILLED FAILING
 
 Each run happens in a fork of this process, which has everything imported, in fresh copies of the folder WORK/before
 (the output, and the cache beside it); it is followed by the same command undisturbed, whose output is compared.
@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,11 @@ import surgeon.cli
 import surgeon.hub.rebuild
 import surgeon.views.terminal
 
-WORK, RECIPE, SCENARIO, RUNS = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+WORK, RECIPE, RUNS = Path(sys.argv[1]), sys.argv[2], {"kill": int(sys.argv[3]), "fail": int(sys.argv[4])}
 SHIM = ctypes.CDLL(None)
 KILL_BEFORE, KILL_AFTER, FAIL_ONCE, FAIL_FROM = range(4)
-WRITE, FSYNC, RENAME, COPY, OPEN, REMOVE, MKDIR, SIZE = (1 << i for i in range(8))
-CHANGING = WRITE | FSYNC | RENAME | COPY | OPEN | REMOVE | MKDIR | SIZE
+KINDS = WRITE, FSYNC, RENAME, COPY, OPEN, REMOVE, MKDIR, SIZE = [1 << i for i in range(8)]
+CHANGING = sum(KINDS)
 STATE, BEFORE = WORK / "state", WORK / "before"
 
 
@@ -82,7 +83,7 @@ def apply(arguments: list[str], log: Path | None, arm: tuple[int, int, int, int]
 
             traceback.print_exc()
         finally:
-            print("calls:", SHIM.shim_count())
+            print("calls:", *(SHIM.shim_count(bit) for bit in range(len(KINDS))))
             SHIM.shim_arm(ctypes.c_long(-1), 0, 0, 0)
             sys.stdout.flush()
             sys.stderr.flush()
@@ -129,16 +130,55 @@ def reset() -> None:
     STATE.mkdir(exist_ok=True)
 
 
-def disturbances() -> list[tuple[int, int, int]]:
-    """Return (how, error, kinds) of each run, in turn."""
-    if SCENARIO == "kill":
-        return [(KILL_BEFORE, 0, CHANGING), (KILL_AFTER, 0, CHANGING)]
-    return [
+# (how, error, kinds) of each run, in turn.
+WAYS = {
+    "kill": [(KILL_BEFORE, 0, CHANGING), (KILL_AFTER, 0, CHANGING)],
+    "fail": [
         (FAIL_FROM, errno.ENOSPC, WRITE | COPY | SIZE), (FAIL_ONCE, errno.EIO, FSYNC), (FAIL_ONCE, errno.EIO, RENAME),
         (FAIL_ONCE, errno.EIO, COPY), (FAIL_FROM, errno.ENOSPC, OPEN | MKDIR), (FAIL_ONCE, errno.EIO, WRITE),
         (FAIL_FROM, errno.EFBIG, WRITE | COPY), (FAIL_FROM, errno.EDQUOT, WRITE | COPY | OPEN),
         (FAIL_ONCE, errno.EXDEV, COPY), (FAIL_ONCE, errno.EACCES, REMOVE),
-    ]  # fmt: skip
+    ],
+}  # fmt: skip
+
+
+def disturbed(
+    command: list[str], scenario: str, calls: dict[int, int], states: list[dict[str, bytes]]
+) -> dict[str, Any]:
+    """Strike one run after the other, evenly over all its calls, and run the same command again after each."""
+    out, problems, codes, ways, runs = STATE / "out", [], Counter[int](), WAYS[scenario], RUNS[scenario]
+    rounds = -(-runs // len(ways))
+    started = time.monotonic()
+    for run in sorted(range(runs), key=lambda run: run * 7919 % runs):  # cut short, it has been everywhere
+        if time.monotonic() - started > float(os.environ.get("SURGEON_CRASH_SECONDS", "inf")):
+            break
+        how, code, kinds = ways[run % len(ways)]
+        total = sum(count for kind, count in calls.items() if kind & kinds)
+        at = 1 + (run // len(ways)) * max(total, 1) // rounds
+        where = f"how {how}, error {code}, kinds {kinds}, call {at} of {total}"
+        reset()
+        ended = apply(command, WORK / "log", (at, how, code, kinds))
+        said = (WORK / "log").read_text(errors="replace")
+        codes[ended] += 1
+        if ended not in (0, 2, 3, -signal.SIGKILL):
+            problems.append(f"{where}: exit code {ended}: {said[-1500:]}")
+        errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        if ended in (2, 3) and (len(errors) != 1 or "Traceback" in said):
+            problems.append(f"{where}: not one message: {said[-1500:]}")
+        if ended == 3 and errors and str(STATE) not in errors[0]:
+            problems.append(f"{where}: names no file: {errors[0]}")
+        if out.exists():
+            problems += [f"{where}: {problem}" for problem in half_done(out, states)]
+        again = apply(command, WORK / "log")
+        if again != 0:
+            problems.append(f"{where}: the same command again: {again}: {(WORK / 'log').read_text()[-1500:]}")
+        elif (now := tree(out)) != (whole := states[-1]):
+            differ = sorted(name for name in {*now, *whole} if now.get(name) != whole.get(name))
+            problems.append(f"{where}: came out otherwise: {differ}")
+        left = [*STATE.rglob(".*.part*"), *(STATE / "cache" / "scratch").glob("*")]
+        if left:
+            problems.append(f"{where}: left behind: {[str(path.relative_to(STATE)) for path in left]}")
+    return {"codes": codes, "seconds": round(time.monotonic() - started, 1), "problems": problems}
 
 
 def main() -> None:
@@ -149,53 +189,12 @@ def main() -> None:
     draw_once(command)
     reset()
     first = tree(out) if out.exists() else {}
-    assert apply(command, WORK / "log") == 0, (WORK / "log").read_text()
-    whole = tree(out)
-    # Of every way of disturbing a run the calls that it may strike are counted, in a run that nothing disturbs.
-    totals: dict[int, int] = {}
-    for _, _, kinds in disturbances():
-        if kinds not in totals:
-            reset()
-            apply(command, WORK / "log", (1 << 40, FAIL_ONCE, 0, kinds))
-            totals[kinds] = int((WORK / "log").read_text().rpartition("calls: ")[2])
-    problems: list[str] = []
-    codes: dict[int, int] = {}
-    ways = disturbances()
-    rounds = -(-RUNS // len(ways))
-    started = time.monotonic()
-    done = 0
-    for run in sorted(range(RUNS), key=lambda run: run * 7919 % RUNS):  # cut short, it has been everywhere
-        if time.monotonic() - started > float(os.environ.get("SURGEON_CRASH_SECONDS", "inf")):
-            break
-        done += 1
-        how, code, kinds = ways[run % len(ways)]
-        at = 1 + (run // len(ways)) * max(totals[kinds], 1) // rounds  # evenly over the whole run
-        where = f"how {how}, error {code}, kinds {kinds}, call {at} of {totals[kinds]}"
-        reset()
-        ended = apply(command, WORK / "log", (at, how, code, kinds))
-        said = (WORK / "log").read_text(errors="replace")
-        codes[ended] = codes.get(ended, 0) + 1
-        if ended not in (0, 2, 3, -signal.SIGKILL):
-            problems.append(f"{where}: exit code {ended}: {said[-1500:]}")
-        errors = [line for line in said.splitlines() if line.startswith("error: ")]
-        if ended in (2, 3) and (len(errors) != 1 or "Traceback" in said):
-            problems.append(f"{where}: not one message: {said[-1500:]}")
-        if ended == 3 and errors and str(STATE) not in errors[0]:
-            problems.append(f"{where}: names no file: {errors[0]}")
-        if out.exists():
-            problems += [f"{where}: {problem}" for problem in half_done(out, [first, whole])]
-        again = apply(command, WORK / "log")
-        if again != 0:
-            problems.append(f"{where}: the same command again: {again}: {(WORK / 'log').read_text()[-1500:]}")
-        elif (now := tree(out)) != whole:
-            differ = sorted(name for name in {*now, *whole} if now.get(name) != whole.get(name))
-            problems.append(f"{where}: came out otherwise: {differ}")
-        left = [*STATE.rglob(".*.part*"), *(STATE / "cache" / "scratch").glob("*")]
-        left = [str(path.relative_to(STATE)) for path in left]
-        if left:
-            problems.append(f"{where}: left behind: {left}")
-    seconds = round(time.monotonic() - started, 1)
-    print(json.dumps({"runs": done, "calls": totals, "codes": codes, "seconds": seconds, "problems": problems}))
+    # The calls that can be struck are counted in a run that nothing disturbs.
+    assert apply(command, WORK / "log", (1 << 40, FAIL_ONCE, 0, CHANGING)) == 0, (WORK / "log").read_text()
+    counted = (WORK / "log").read_text().rpartition("calls: ")[2].split()
+    calls = dict(zip(KINDS, map(int, counted), strict=True))
+    states = [first, tree(out)]
+    print(json.dumps({scenario: disturbed(command, scenario, calls, states) for scenario in WAYS}))
 
 
 if __name__ == "__main__":

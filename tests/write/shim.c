@@ -14,18 +14,21 @@
 enum { WRITE = 1, FSYNC = 2, RENAME = 4, COPY = 8, OPEN = 16, REMOVE = 32, MKDIR = 64, SIZE = 128 };
 enum { KILL_BEFORE, KILL_AFTER, FAIL_ONCE, FAIL_FROM };
 
-static volatile long count, at = -1;
+static volatile long count, of_kind[8], at = -1;
 static volatile int how, code, kinds;
 
 void shim_arm(long n, int how_, int code_, int kinds_) {
+    for (int i = 0; i < 8; i++) of_kind[i] = 0;
     count = 0, how = how_, code = code_, kinds = kinds_, at = n;
 }
 
-long shim_count(void) { return count; }
+/* How many calls of the kind with this bit there were since. */
+long shim_count(int bit) { return of_kind[bit]; }
 
 /* 1: the call shall fail; 2: the process dies after it. */
 static int strikes(int kind) {
     if (at < 0 || !(kinds & kind)) return 0;
+    __sync_add_and_fetch(&of_kind[__builtin_ctz(kind)], 1);
     long now = __sync_add_and_fetch(&count, 1);
     if (now != at && !(how == FAIL_FROM && now > at)) return 0;
     if (how == KILL_BEFORE) kill(getpid(), SIGKILL), pause();

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ModelMaker
+from forking import surgeon_forked
 
 HERE = Path(__file__).parent
 RECIPE = """\
@@ -48,12 +49,9 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("scenario", "start", "runs"),
-    [("kill", "empty", 5), ("kill", "older run", 3), ("fail", "empty", 6), ("fail", "older run", 6)],
-)
+@pytest.mark.parametrize(("start", "killed", "failing"), [("empty", 5, 6), ("older run", 3, 6)])
 def test_whatever_call_a_run_dies_at_the_same_command_finishes_it(
-    scenario: str, start: str, runs: int, shim: Path, make_model: ModelMaker, texts: dict[str, str], tmp_path: Path
+    start: str, killed: int, failing: int, shim: Path, make_model: ModelMaker, texts: dict[str, str], tmp_path: Path
 ) -> None:
     model = make_model("llama", dtype="bfloat16", shard="20KB")
     before = {path.name: path.read_bytes() for path in model.iterdir()}
@@ -62,17 +60,19 @@ def test_whatever_call_a_run_dies_at_the_same_command_finishes_it(
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "SURGEON_CACHE": str(work / "before" / "cache")}
     if start == "older run":
         recipe.write_text(RECIPE.format(model=model, fraction=0.02, **texts))
-        command = [sys.executable, "-m", "surgeon", "apply", recipe, "--output", work / "before" / "out"]
-        subprocess.run(command, check=True, capture_output=True, env=environment)
+        done = surgeon_forked("apply", recipe, "--output", work / "before" / "out", **environment)
+        assert done.returncode == 0, done.stderr
     recipe.write_text(RECIPE.format(model=model, fraction=0.01, **texts))
-    runs = int(os.environ.get("SURGEON_CRASHES", runs))
+    if "SURGEON_CRASHES" in os.environ:
+        killed = failing = int(os.environ["SURGEON_CRASHES"])
     result = subprocess.run(
-        [sys.executable, HERE / "crashing.py", work, recipe, scenario, str(runs)],
+        [sys.executable, HERE / "crashing.py", work, recipe, str(killed), str(failing)],
         capture_output=True, text=True, env={**environment, "LD_PRELOAD": str(shim)},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(result.stdout.splitlines()[-1])
     print(found)
-    assert found["problems"] == []
-    assert found["codes"].get("-9" if scenario == "kill" else "3", 0) > runs // 2  # most of them did strike
+    for scenario, code, runs in (("kill", "-9", killed), ("fail", "3", failing)):
+        assert found[scenario]["problems"] == []
+        assert found[scenario]["codes"].get(code, 0) > runs // 2  # most of them did strike
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before

@@ -95,7 +95,7 @@ def test_a_disk_that_fills_is_one_message_and_with_room_the_same_command_finishe
 
     with ExitStack() as disks:
         disks.enter_context(disk(tmp_path / "ample", 1 << 28))
-        (ample,) = run_forked([case(tmp_path / "ample")], "surgeon.model.layer_stack", "surgeon.scores.score_pass")
+        (ample,) = run_forked([case(tmp_path / "ample")])
         assert ample["code"] == 0, ample["said"]
         wanted = whole(tmp_path / "ample" / "out")
         found = os.statvfs(tmp_path / "ample")
@@ -105,7 +105,7 @@ def test_a_disk_that_fills_is_one_message_and_with_room_the_same_command_finishe
         places = [tmp_path / f"disk-{size}" for size in sizes]
         for place, size in zip(places, sizes, strict=True):
             disks.enter_context(disk(place, size))
-        first = run_forked([case(place) for place in places], "surgeon.model.layer_stack", "surgeon.scores.score_pass")
+        first = run_forked([case(place) for place in places])
         for place, result in zip(places, first, strict=True):
             said = [line for line in result["said"].splitlines() if line.startswith("error: ")]
             assert (result["code"], len(said)) == (3, 1), result["said"]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forking import surgeon_forked
 
 import surgeon
 from surgeon.errors import EnvironmentFailure, InputError
@@ -211,9 +212,7 @@ def test_an_output_that_can_be_no_folder_is_one_message(kind: str, light_recipe:
         "file": tmp_path / "file", "below a file": tmp_path / "file" / "out", "loop": tmp_path / "loop" / "out",
         "long": tmp_path / ("x" * 300), "long below": tmp_path / "a" / ("x" * 300) / "b",
     }[kind]  # fmt: skip
-    result = subprocess.run(
-        [sys.executable, "-m", "surgeon", "apply", light_recipe(), "--output", output], capture_output=True, text=True
-    )
+    result = surgeon_forked("apply", light_recipe(), "--output", output)
     assert result.returncode == 2, result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith("error: ")

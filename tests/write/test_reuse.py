@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from forking import surgeon_forked
 from test_output import tree
 
 import surgeon
@@ -90,11 +92,7 @@ def test_a_variant_follows_what_lies_beside_the_sources_tensors(
 def test_verify_compares_with_what_was_written_down(light_recipe: RecipeMaker, tmp_path: Path) -> None:
     surgeon.apply(light_recipe())
     out = tmp_path / "out"
-
-    def verify(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "surgeon", "verify", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True)
-
+    verify = partial(surgeon_forked, "verify")
     assert verify(out).returncode == 0
     for name in ("regions/core.region.safetensors", "recipe.yaml", "report.json", "variants/cut/model.safetensors"):
         whole = (out / name).read_bytes()
@@ -114,8 +112,7 @@ def test_verify_compares_with_what_was_written_down(light_recipe: RecipeMaker, t
 def test_verify_of_an_output_measures_when_told(light_recipe: RecipeMaker, tmp_path: Path, llama: Path) -> None:
     surgeon.apply(light_recipe())
     small = ["--languages", "en", "--tokens", "20", "--window", "20", "--json"]
-    command = [sys.executable, "-m", "surgeon", "verify", str(tmp_path / "out"), "--measure", "--base", str(llama)]
-    result = subprocess.run([*command, *small], capture_output=True, text=True)
+    result = surgeon_forked("verify", tmp_path / "out", "--measure", "--base", llama, *small)
     assert result.returncode == 0, result.stderr
     assert set(json.loads(result.stdout)) == {"base", "cut"}
 
@@ -254,7 +251,7 @@ def test_an_interrupted_run_says_one_line_and_the_same_command_goes_on(
     assert said == ["interrupted: what was finished is kept, and the same command goes on from there"]
     staged = tmp_path / "out" / "variants" / ".cut.staging" / "model.safetensors"
     inode = staged.stat().st_ino
-    assert subprocess.run([sys.executable, "-m", "surgeon", "apply", str(path)], capture_output=True).returncode == 0
+    assert surgeon_forked("apply", path).returncode == 0
     assert (tmp_path / "out" / "variants" / "cut" / "model.safetensors").stat().st_ino == inode
 
 
@@ -272,7 +269,7 @@ def test_a_run_that_is_interrupted_while_it_copies_ends_at_once(light_recipe: Re
     assert process.returncode == 130
     assert rest.count(b"here\n") < 50
     assert not (tmp_path / "out" / "variants" / "cut").exists()
-    assert subprocess.run([sys.executable, "-m", "surgeon", "apply", str(path)], capture_output=True).returncode == 0
+    assert surgeon_forked("apply", path).returncode == 0
 
 
 def test_the_resolved_recipe_says_what_differs_elsewhere(
