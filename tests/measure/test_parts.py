@@ -55,6 +55,7 @@ def test_each_part_is_the_cut_in_that_layer_or_role_alone(
         "  core:\n    score: {kind: grad_param, languages: [de, fr], samples: 4, sequence_length: 32}\n"
         "    select: {top: 0.05}\n": f"  core: {{score: {{kind: magnitude}}, select: {{top: 0.2}}, {everywhere}}}\n",
         "verify:\n": "verify:\n  by: [role, layer]\n", "{zero: core}]": "{zero: core}], write: false",
+        "  control: {operations: [{zero: bottom}], write: false}\n": "",
     })  # fmt: skip
     planned = plan_recipe(path)
     report = surgeon.apply(path)
@@ -88,7 +89,7 @@ def test_each_part_is_the_cut_in_that_layer_or_role_alone(
             assert found.sum_low <= found.sum_nats <= found.sum_high
             assert math.exp(found.whole_nats) == pytest.approx(report.summary["cut"].ratio_to_base)
     assert list(report.parts["cut"]["layer"].parts) == ["0", "1", "embed", "head", "final_norm"]
-    assert set(report.perplexity) == {"base", "cut", "control"}  # parts are no variants
+    assert set(report.perplexity) == {"base", "cut"}  # parts are no variants
     assert len(planned.parts()) == sum(len(one.parts) for of in report.parts.values() for one in of.values())
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert all(line.split(":")[0] in page for line in part_lines(report))
