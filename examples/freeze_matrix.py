@@ -15,7 +15,6 @@ that was told. A setting whose package is missing, or does not run here, is list
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 import importlib.metadata
 import os
@@ -24,6 +23,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,88 +49,78 @@ from surgeon.freeze import Bundle
 MARKS = ("<!-- freeze_matrix: begin -->", "<!-- freeze_matrix: end -->")
 
 
-def of(module: str, name: str, **options: Any) -> Callable[[Any], Any]:
+Run = Callable[[Path, Path], dict[str, Any]]
+
+
+def steps(name: str, module: str = "torch.optim", **options: Any) -> Run:
+    """A plain loop with an optimizer of a module that is imported when the setting is run."""
+
     def make(parameters: Any) -> Any:
-        return getattr(importlib.import_module(module), name)(parameters, **options)
+        return getattr(importlib.import_module(module), name)(parameters, **{"lr": 1e-2, **options})
 
-    return make
-
-
-def settings() -> dict[str, tuple[str, Callable[[Path, Path], dict[str, Any]]]]:
-    """Name each setting; with it, the package whose version counts."""
-    decay = {"weight_decay": 0.1}
-    torch_ones = {
-        "AdamW, fused": ("AdamW", {"lr": 1e-2, "fused": True, **decay}),
-        "AdamW, foreach, AMSGrad": ("AdamW", {"lr": 1e-2, "foreach": True, "amsgrad": True, **decay}),
-        "SGD, momentum, coupled decay": ("SGD", {"lr": 0.1, "momentum": 0.9, **decay}),
-        "LBFGS": ("LBFGS", {"lr": 0.1, "max_iter": 2}),
-        **{
-            name: (name, {"lr": 1e-2, **decay})
-            for name in ("Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "ASGD", "RMSprop", "Adafactor")
-        },
-        "Adadelta": ("Adadelta", {"lr": 1.0, **decay}),
-        "Rprop": ("Rprop", {"lr": 1e-2}),
-    }
-    others = {
-        "AdamW8bit (torchao)": ("torchao", "torchao.optim", "AdamW8bit", {"lr": 1e-2, **decay}),
-        "AdamW4bit (torchao)": ("torchao", "torchao.optim", "AdamW4bit", {"lr": 1e-2, **decay}),
-        "AdamW8bit (bitsandbytes)": ("bitsandbytes", "bitsandbytes.optim", "AdamW8bit", {"lr": 1e-2, **decay}),
-        "Lion": ("lion-pytorch", "lion_pytorch", "Lion", {"lr": 1e-2, **decay}),
-        "SOAP": ("pytorch_optimizer", "pytorch_optimizer", "SOAP", {"lr": 1e-2, **decay}),
-    }
-    plain = {
-        f"loop, {label}": ("torch", functools.partial(loop, of("torch.optim", name, **options)))
-        for label, (name, options) in torch_ones.items()
-    }
-    low = {
-        f"loop, {label}": (package, functools.partial(loop, of(module, name, **options)))
-        for label, (package, module, name, options) in others.items()
-    }
-    fused = of("torch.optim", "AdamW", lr=1e-2, weight_decay=0.1)
-    two = ["DDP", "DDP with PowerSGD", "FSDP2", "FSDP2, frozen before", "tensor parallel"]
-    return {
-        **plain,
-        **low,
-        "loop, torch.compile": ("torch", functools.partial(loop, fused, compiled=True)),
-        "loop, EMA (`swa_utils.AveragedModel`)": ("torch", average),
-        "loop, train_only": ("torch", few),
-        **{
-            f"two optimizers, one made late; {label}": ("torch", functools.partial(order, kind))
-            for kind, label in {
-                "first": "frozen before them",
-                "run twice": "frozen twice",
-                "replaced": "`load_state_dict(assign=True)`",
-                "enlarged": "vocabulary enlarged",
-                "converted": "saved in bfloat16",
-            }.items()
-        },
-        "loop, SAM": ("torch", sharpness),
-        "broken: average made before, saved": ("torch", functools.partial(told, "average")),
-        "broken: steps in the backward pass (LOMO)": ("torch", functools.partial(told, "in backward")),
-        "broken: weights clamped before step 2": ("torch", functools.partial(told, "clamped")),
-        **{
-            f"Trainer, {optim}": ("transformers", functools.partial(trainer, optim=optim))
-            for optim in ("adamw_torch_fused", "adafactor", "adamw_torch_8bit", "adamw_torch_4bit")
-        },
-        "SFTTrainer": ("trl", functools.partial(trainer, kind="SFT")),
-        "SFTTrainer, adamw_8bit": ("bitsandbytes", functools.partial(trainer, kind="SFT", optim="adamw_8bit")),
-        "DPOTrainer": ("trl", functools.partial(trainer, kind="DPO")),
-        "Lightning": ("lightning", lightning),
-        "Lightning, EMAWeightAveraging": ("lightning", functools.partial(lightning, averaging="EMA")),
-        "Lightning, StochasticWeightAveraging": ("lightning", functools.partial(lightning, averaging="SWA")),
-        "LoRA merged": ("peft", merge),
-        "LoRA merged, train_only": ("peft", functools.partial(merge_few, "LoRA")),
-        "SHiRA of what trains, saved, loaded, merged": ("peft", functools.partial(merge_few, "SHiRA")),
-        **{f"{kind}, two processes": ("torch", functools.partial(spread, kind)) for kind in two},
-        **{f"ZeRO-{i}, two processes": ("deepspeed", functools.partial(spread, f"ZeRO-{i}")) for i in (1, 2, 3)},
-        **{
-            f"ZeRO-{i}, frozen before, two processes": ("deepspeed", functools.partial(spread, f"ZeRO-{i} before"))
-            for i in (2, 3)
-        },
-    }
+    return partial(loop, make)
 
 
-def row(name: str, package: str, run: Callable[[Path, Path], dict[str, Any]], base: Path) -> str:
+# Name of the setting, the package whose version counts, and what runs it.
+SETTINGS: list[tuple[str, str, Run]] = [
+    ("loop, AdamW, fused", "torch", steps("AdamW", fused=True, weight_decay=0.1)),
+    ("loop, AdamW, foreach, AMSGrad", "torch", steps("AdamW", foreach=True, amsgrad=True, weight_decay=0.1)),
+    ("loop, SGD, momentum, coupled decay", "torch", steps("SGD", lr=0.1, momentum=0.9, weight_decay=0.1)),
+    ("loop, LBFGS", "torch", steps("LBFGS", lr=0.1, max_iter=2)),
+    ("loop, Adam", "torch", steps("Adam", weight_decay=0.1)),
+    ("loop, NAdam", "torch", steps("NAdam", weight_decay=0.1)),
+    ("loop, RAdam", "torch", steps("RAdam", weight_decay=0.1)),
+    ("loop, Adamax", "torch", steps("Adamax", weight_decay=0.1)),
+    ("loop, Adagrad", "torch", steps("Adagrad", weight_decay=0.1)),
+    ("loop, ASGD", "torch", steps("ASGD", weight_decay=0.1)),
+    ("loop, RMSprop", "torch", steps("RMSprop", weight_decay=0.1)),
+    ("loop, Adafactor", "torch", steps("Adafactor", weight_decay=0.1)),
+    ("loop, Adadelta", "torch", steps("Adadelta", lr=1.0, weight_decay=0.1)),
+    ("loop, Rprop", "torch", steps("Rprop")),
+    ("loop, AdamW8bit (torchao)", "torchao", steps("AdamW8bit", "torchao.optim", weight_decay=0.1)),
+    ("loop, AdamW4bit (torchao)", "torchao", steps("AdamW4bit", "torchao.optim", weight_decay=0.1)),
+    ("loop, AdamW8bit (bitsandbytes)", "bitsandbytes", steps("AdamW8bit", "bitsandbytes.optim", weight_decay=0.1)),
+    ("loop, Lion", "lion-pytorch", steps("Lion", "lion_pytorch", weight_decay=0.1)),
+    ("loop, SOAP", "pytorch_optimizer", steps("SOAP", "pytorch_optimizer", weight_decay=0.1)),
+    ("loop, torch.compile", "torch", partial(steps("AdamW", weight_decay=0.1), compiled=True)),
+    ("loop, EMA (`swa_utils.AveragedModel`)", "torch", average),
+    ("loop, train_only", "torch", few),
+    ("two optimizers, one made late; frozen before them", "torch", partial(order, "first")),
+    ("two optimizers, one made late; frozen twice", "torch", partial(order, "run twice")),
+    ("two optimizers, one made late; `load_state_dict(assign=True)`", "torch", partial(order, "replaced")),
+    ("two optimizers, one made late; vocabulary enlarged", "torch", partial(order, "enlarged")),
+    ("two optimizers, one made late; saved in bfloat16", "torch", partial(order, "converted")),
+    ("loop, SAM", "torch", sharpness),
+    ("broken: average made before, saved", "torch", partial(told, "average")),
+    ("broken: steps in the backward pass (LOMO)", "torch", partial(told, "in backward")),
+    ("broken: weights clamped before step 2", "torch", partial(told, "clamped")),
+    ("Trainer, adamw_torch_fused", "transformers", partial(trainer, optim="adamw_torch_fused")),
+    ("Trainer, adafactor", "transformers", partial(trainer, optim="adafactor")),
+    ("Trainer, adamw_torch_8bit", "transformers", partial(trainer, optim="adamw_torch_8bit")),
+    ("Trainer, adamw_torch_4bit", "transformers", partial(trainer, optim="adamw_torch_4bit")),
+    ("SFTTrainer", "trl", partial(trainer, kind="SFT")),
+    ("SFTTrainer, adamw_8bit", "bitsandbytes", partial(trainer, kind="SFT", optim="adamw_8bit")),
+    ("DPOTrainer", "trl", partial(trainer, kind="DPO")),
+    ("Lightning", "lightning", lightning),
+    ("Lightning, EMAWeightAveraging", "lightning", partial(lightning, averaging="EMA")),
+    ("Lightning, StochasticWeightAveraging", "lightning", partial(lightning, averaging="SWA")),
+    ("LoRA merged", "peft", merge),
+    ("LoRA merged, train_only", "peft", partial(merge_few, "LoRA")),
+    ("SHiRA of what trains, saved, loaded, merged", "peft", partial(merge_few, "SHiRA")),
+    ("DDP, two processes", "torch", partial(spread, "DDP")),
+    ("DDP with PowerSGD, two processes", "torch", partial(spread, "DDP with PowerSGD")),
+    ("FSDP2, two processes", "torch", partial(spread, "FSDP2")),
+    ("FSDP2, frozen before, two processes", "torch", partial(spread, "FSDP2, frozen before")),
+    ("tensor parallel, two processes", "torch", partial(spread, "tensor parallel")),
+    ("ZeRO-1, two processes", "deepspeed", partial(spread, "ZeRO-1")),
+    ("ZeRO-2, two processes", "deepspeed", partial(spread, "ZeRO-2")),
+    ("ZeRO-3, two processes", "deepspeed", partial(spread, "ZeRO-3")),
+    ("ZeRO-2, frozen before, two processes", "deepspeed", partial(spread, "ZeRO-2 before")),
+    ("ZeRO-3, frozen before, two processes", "deepspeed", partial(spread, "ZeRO-3 before")),
+]
+
+
+def row(name: str, package: str, run: Run, base: Path) -> str:
     try:
         label = f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
@@ -171,7 +161,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_base(Path(folder))
         assert Bundle.load(folder).entries
-        for name, (package, run) in settings().items():
+        for name, package, run in SETTINGS:
             if not arguments.only or any(word.lower() in name.lower() for word in arguments.only):
                 lines.append(row(name, package, run, Path(folder)))
                 print(lines[-1], flush=True)

@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.errors import FreezeError
 from surgeon.freeze.entries import encode
 from surgeon.freeze.held import Held
-from surgeon.freeze.hooks import kind_of
 
 
 def is_elsewhere(parameter: Any) -> bool:
@@ -28,22 +26,6 @@ def with_master(item: Held) -> Held:
     if item.is_partial or not is_elsewhere(item.parameter):
         return item
     return Stage3Held(item) if hasattr(item.parameter, "ds_id") else FragmentHeld(item)
-
-
-def refuse_without_masters(optimizer: Any) -> bool:
-    """Say whether an optimizer is one that DeepSpeed wraps around a torch optimizer, refusing those without masters.
-
-    Raises:
-        FreezeError: it does not say where its master weights are.
-    """
-    if not type(optimizer).__module__.startswith("deepspeed.runtime") or not hasattr(optimizer, "optimizer"):
-        return False
-    parameters = [
-        p for name in ("bit16_groups", "fp16_groups") for group in getattr(optimizer, name, []) for p in group
-    ]
-    if parameters and not any(is_elsewhere(parameter) for parameter in parameters):
-        raise FreezeError(f"{kind_of(optimizer)} does not say where its master weights are; use ZeRO stage 1, 2 or 3")
-    return True
 
 
 class FragmentHeld(Held):
@@ -102,6 +84,6 @@ class Stage3Held(FragmentHeld):
         self.here.write(part, self.values(part))
         parameter._z3_optimizer.set_local_hp_param(part, parameter)
 
-    def look(self) -> tuple[Tensor, Tensor] | None:
+    def look(self) -> Tensor | None:
         """Return nothing: an offloaded master would be fetched whole."""
         return None

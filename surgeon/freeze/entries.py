@@ -1,14 +1,15 @@
 """A set of a tensor's entries kept small, and what is done to a flat tensor at these places.
 
-Two encodings: numbers (int32, of entries, or of whole rows where the set is made of whole rows) and, for dense sets,
-one bit per entry of the tensor. Bits become indices anew for each use, a piece of the tensor at a time.
+Two encodings: numbers (of entries, or of whole rows where the set is made of whole rows) and, for dense sets, one bit
+per entry of the tensor. Bits become indices anew for each use, a piece of the tensor at a time. Numbers are int32; a
+few are kept as torch wants them, in int64, since there what counts in a step is the number of calls.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from surgeon.region.region import Indices
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ARE_BITS = frozenset(INTEGERS.values())
+SHORT = 1024  # numbers or values that are kept as wide as they are used
 _DENSE = 8  # from one entry in eight on, bits are both smaller than numbers and not slower
 # Bytes of a mask that are taken at a time: the indices that they make stay in a processor's cache, or in small memory.
 _PIECES = {"cpu": 1 << 14}
@@ -85,10 +87,9 @@ class Entries:
         else:
             self._units(flat).index_fill_(0, self.kept.long(), 0)
 
-    def to(self, device: torch.device) -> None:
-        """Move what is kept to a device."""
-        if self.kept.device != device:
-            self.kept = self.kept.to(device)
+    def on(self, device: torch.device) -> Entries:
+        """Return the same set, kept on a device."""
+        return self if self.kept.device == device else replace(self, kept=self.kept.to(device))
 
     def _units(self, flat: Tensor) -> Tensor:
         whole = bits(flat)
@@ -126,7 +127,7 @@ def encode(indices: Indices, shape: tuple[int, ...], device: torch.device) -> En
         mask[indices] = True
         return Entries(count, torch.from_numpy(np.packbits(mask)).to(device), is_packed=True)
     numbers, unit = (indices, 1) if rows is None else (rows, width)
-    narrow = np.int32 if size <= np.iinfo(np.int32).max else np.int64
+    narrow = np.int32 if numbers.size > SHORT and size <= np.iinfo(np.int32).max else np.int64
     return Entries(count, torch.from_numpy(numbers.astype(narrow)).to(device), unit)
 
 

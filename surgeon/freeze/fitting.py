@@ -1,57 +1,26 @@
-"""Whether a model, its values and an optimizer are such that they can be frozen; and taking hold of the entries."""
+"""Which bundle is meant, and whether a model holds the values that it says."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import Parameter
 
 from surgeon.errors import FreezeError
-from surgeon.freeze.binding import Bound, bind, by_parameter
+from surgeon.freeze.binding import Bound, bind
 from surgeon.freeze.bundle import Bundle
-from surgeon.freeze.held import Held
 from surgeon.freeze.layout import TORCH_DTYPES, as_numpy, shape_of, whole_flat
 from surgeon.freeze.saved import frozen_hash
-from surgeon.freeze.trained import MOST, TrainedEntries
 from surgeon.region.region import Mask, Region, encode_indices
-
-
-def hold(bundle: Bundle, chosen: Mapping[str, list[Bound]], keep_values: bool = False) -> list[Held]:
-    """Save the frozen values; a parameter that holds several tensors gets the union of their entries.
-
-    Where at most a tenth of the entries train, it is these that are held instead, unless values are to be kept.
-    """
-    few = not keep_values and _few_train(bundle, [place.parameter for places in chosen.values() for place in places])
-    region = bundle.trained if few and bundle.trained is not None else bundle.region
-    held: list[Held] = []
-    for name, copy, place, indices in by_parameter(chosen, region):
-        if few:
-            known, there = math.prod(place.shape), place.parameter.numel()
-            unknown = np.arange(known, there, dtype=np.int64)  # of rows that the bundle does not know
-            held.append(TrainedEntries(name, place.parameter, np.concatenate([indices, unknown]), copy))
-        else:
-            held.append(Held(name, place.parameter, indices, copy))
-    return held
-
-
-def _few_train(bundle: Bundle, parameters: list[Parameter]) -> bool:
-    """True if gradients and moments can be kept for trained entries alone: few, of parameters that are whole here."""
-    if bundle.trained is None:
-        return False
-    if any(hasattr(parameter, mark) for parameter in parameters for mark in ("to_local", "ds_id", "_hp_mapping")):
-        return False
-    whole = sum(parameter.numel() for parameter in {id(parameter): parameter for parameter in parameters}.values())
-    known = sum(map(math.prod, bundle.trained.shapes.values()))
-    return bundle.trained.entries + max(0, whole - known) <= MOST * whole
 
 
 def other_values(bundle: Bundle, name: str, place: Bound) -> str | None:
     """Say why the parameter's frozen entries are not those of the bundle; None if they are."""
-    expected = bundle.tensors[name]
+    expected = bundle.tensors.get(name)
+    if expected is None:
+        return "was replaced after freeze(), and a bare region has no hashes to compare it by; freeze after that"
     mask = bundle.region[name]
     dense = mask.encoding == "bits"
     where = torch.from_numpy(mask.flat() if dense else mask.indices())

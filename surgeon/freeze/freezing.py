@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from surgeon.errors import FreezeError
-from surgeon.freeze.binding import bind
+from surgeon.freeze.binding import Bound, bind, by_parameter
 from surgeon.freeze.bundle import Bundle
-from surgeon.freeze.fitting import bundle_of, hold, other_values, refusal
+from surgeon.freeze.fitting import bundle_of, other_values, refusal
 from surgeon.freeze.frozen import Frozen
-from surgeon.freeze.refusals import refuse_all, refuse_flat_parameters
-from surgeon.freeze.watch import Watch
+from surgeon.freeze.held import Held
+from surgeon.freeze.optimizers import refuse_unknown
+from surgeon.freeze.trained import TrainedEntries
+from surgeon.freeze.watch import watches_on
 from surgeon.region.region import Region
 
 logger = logging.getLogger(__name__)
+_MOST = 0.1  # share of entries that train up to which these are held, and not the frozen ones
 
 
 def freeze(
@@ -44,7 +50,7 @@ def freeze(
         FreezeError: the bundle does not fit the model, or the setup is one that would break the promise.
         RegionError: the region file is damaged.
     """
-    refuse_all(optimizer)
+    refuse_unknown(optimizer)
     bundle = bundle_of(model, source, train_only)
     return take(model, bundle, strict, check_values)
 
@@ -57,8 +63,9 @@ def take(
     Raises:
         FreezeError: see `freeze`.
     """
-    refuse_flat_parameters(model)
-    for earlier in _frozen_in(model):
+    _refuse_flat_parameters(model)
+    frozen = {watch.owner for watch in watches_on(model) if watch.role == "model"}
+    for earlier in [owner for owner in frozen if isinstance(owner, Frozen)]:
         if earlier.bundle.source == bundle.source and earlier.bundle.region == bundle.region:
             earlier.remove()  # the same again, as in a cell of a notebook that is run twice
     chosen, skipped = bind(bundle, dict(model.named_parameters(remove_duplicate=False)))
@@ -73,12 +80,42 @@ def take(
         raise FreezeError(refusal(bundle, skipped))
     if skipped:
         logger.warning("not frozen: %s", refusal(bundle, skipped))
-    return Frozen(bundle, model, hold(bundle, chosen, keep_values), list(chosen), skipped)
+    return Frozen(bundle, model, _hold(bundle, chosen, keep_values), list(chosen), skipped)
 
 
-def _frozen_in(model: torch.nn.Module) -> list[Frozen]:
-    """Return the `Frozen` objects that watch a model now."""
-    hooks = [hook for module in model.modules() for hook in module._state_dict_pre_hooks.values()]
-    watches = [watch for hook in hooks if isinstance(watch := getattr(hook, "__self__", None), Watch)]
-    owners = [watch.frozen for watch in watches if watch.role == "model"]
-    return list({id(owner): owner for owner in owners if isinstance(owner, Frozen)}.values())
+def _hold(bundle: Bundle, chosen: Mapping[str, list[Bound]], keep_values: bool = False) -> list[Held]:
+    """Save the frozen values; a parameter that holds several tensors gets the union of their entries.
+
+    Where at most a tenth of the entries train, it is these that are held instead, unless values are to be kept.
+    """
+    few = not keep_values and _few_train(bundle, [place.parameter for places in chosen.values() for place in places])
+    region = bundle.trained if few and bundle.trained is not None else bundle.region
+    held: list[Held] = []
+    for name, copy, place, indices in by_parameter(chosen, region):
+        if few:
+            known, there = math.prod(place.shape), place.parameter.numel()
+            unknown = np.arange(known, there, dtype=np.int64)  # of rows that the bundle does not know
+            held.append(TrainedEntries(name, place.parameter, np.concatenate([indices, unknown]), copy))
+        else:
+            held.append(Held(name, place.parameter, indices, copy))
+    return held
+
+
+def _few_train(bundle: Bundle, parameters: list[torch.nn.Parameter]) -> bool:
+    """True if gradients and moments can be kept for trained entries alone: few, of parameters that are whole here."""
+    if bundle.trained is None:
+        return False
+    if any(hasattr(parameter, mark) for parameter in parameters for mark in ("to_local", "ds_id", "_hp_mapping")):
+        return False
+    whole = sum(parameter.numel() for parameter in {id(parameter): parameter for parameter in parameters}.values())
+    known = sum(map(math.prod, bundle.trained.shapes.values()))
+    return bundle.trained.entries + max(0, whole - known) <= _MOST * whole
+
+
+def _refuse_flat_parameters(model: torch.nn.Module) -> None:
+    for module in model.modules():
+        if any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__):
+            raise FreezeError(
+                "the model is wrapped by FSDP1, which flattens its parameters; "
+                "use FSDP2 (fully_shard, or fsdp_version: 2 in accelerate)"
+            )

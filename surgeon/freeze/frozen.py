@@ -9,31 +9,26 @@ when a backward pass is through, so that they do not inflate the norm that gradi
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from surgeon.errors import FreezeError, shorten
-from surgeon.freeze.binding import Bound, bind
+from surgeon.freeze.binding import bind
 from surgeon.freeze.bundle import Bundle
-from surgeon.freeze.comparing import first_that_differs, sum_over_processes
 from surgeon.freeze.deepspeed import is_elsewhere, with_master
-from surgeon.freeze.fitting import other_values
 from surgeon.freeze.gradients import Gradients
-from surgeon.freeze.held import Held
-from surgeon.freeze.hooks import kind_of, tell, tell_no_more
+from surgeon.freeze.held import Held, first_that_differs, sum_over_processes
 from surgeon.freeze.layout import is_distributed
-from surgeon.freeze.refusals import refuse_all, refuse_swapping, wraps
-from surgeon.freeze.trained import short_ones, swap_in, swap_out
-from surgeon.freeze.watch import Watch, find_twins, judge, release
+from surgeon.freeze.optimizers import parameters_of, refuse_swapping, refuse_unknown, tell, tell_no_more, wraps
+from surgeon.freeze.trained import TrainedEntries, needs_whole, short_ones, swap_in, swap_out
+from surgeon.freeze.watch import Watch, release, watch_twins
 
-logger = logging.getLogger(__name__)
-EVERY = 16  # steps of a parameter within which all its frozen entries are compared once
+EVERY = 32  # steps of a parameter within which all its frozen entries are compared once
+PASSES = 16  # backward passes in a row after which entries that have moved are no perturbation
 _FIRST_STEPS = 2  # in which they are compared each time
 
 
@@ -59,10 +54,9 @@ class Frozen:
         self._is_on = True
         self._gradients = Gradients(self._look_after_pass)
         self._watches: dict[torch.nn.Module, Watch] = {}
-        self._mended: set[str] = set()  # tensors whose entries had moved when a part of the model was saved
         self._open: dict[int, list[Held]] = {}  # by id of the optimizer whose step is under way
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that stepped on a few entries only
-        self._known: Any = WeakTensorKeyDictionary()  # other parameters that optimizers hold
+        self._known: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()  # others, by id
         self._looked_for_twins = False
         self._passes_moved = 0  # backward passes in a row, without a step, that found entries moved
         release(model)
@@ -93,7 +87,7 @@ class Frozen:
         Raises:
             FreezeError: an optimizer is of a kind whose steps cannot be followed.
         """
-        refuse_all(list(optimizers))
+        refuse_unknown(optimizers)
         return self
 
     def verify(self, model: torch.nn.Module | None = None) -> int:
@@ -109,14 +103,14 @@ class Frozen:
         with torch.no_grad():
             if model is None:
                 self.follow_model()
-                moved = [item.moved() for item in self.held]
+                moved = [item.moved() or int(item.was_mended) for item in self.held]
             else:
                 moved = [item.moved_in(parameter) for item, parameter in self._partners(model)]
-        mended = [int(item.name in self._mended) for item in self.held]
-        moved, checked = [max(pair) for pair in zip(moved, mended, strict=True)], self.entries
-        if any(item.is_partial for item in self.held):
+        checked = self.entries
+        if any(item.is_partial for item in self.held) and torch.distributed.is_initialized():
             moved, checked = sum_over_processes(self.held, moved)
-        self._mended.clear()
+        for item in self.held:
+            item.was_mended = False
         names = [item.name for item, count in zip(self.held, moved, strict=True) if count]
         if names:
             raise FreezeError(f"{sum(moved)} of {checked} frozen entries have moved, in {shorten(names)}")
@@ -159,14 +153,13 @@ class Frozen:
         for module in copy.modules():
             parts = {name: partners[id(p)] for name, p in module._parameters.items() if id(p) in partners}
             if parts:
-                self.copies.add(Watch(self, module, parts, "followed"))
+                Watch(self, module, parts, "followed")
 
     def restore_copies(self) -> None:
         """Write the saved values into every copy that is followed."""
         for watch in list(self.copies):
-            module = None if watch.module is None else watch.module()
-            if watch.role == "followed" and module is not None:
-                watch.put_back(module)
+            if watch.role == "followed":
+                watch.put_back()
 
     def release(self, copy: torch.nn.Module) -> None:
         """Let a copy of the model be trained and saved as if it were no copy."""
@@ -198,8 +191,9 @@ class Frozen:
             return
         refuse_swapping(optimizer)
         with torch.no_grad():
-            if not self._looked_for_twins:
-                self._find_twins()
+            if not self._looked_for_twins and not any(item.is_partial for item in self.held):
+                watch_twins(self, self._model, self._owners(), set(self._known))
+            self._looked_for_twins = True
             moved = self._first_that_moved(mine)
             if moved is not None:
                 raise FreezeError(
@@ -213,8 +207,10 @@ class Frozen:
                     self._gradients.hook(item)
                 if not item.gradient_is_clean:
                     item.zero_gradient()  # it was assigned, not accumulated by a backward pass
-            if not wraps(optimizer):
-                swap_in(optimizer, short_ones(mine), has_closure)
+            if short_ones(mine) and not wraps(optimizer):
+                if needs_whole(optimizer, has_closure):
+                    mine = self._all_kept(mine)
+                swap_in(optimizer, short_ones(mine))
                 self._optimizers.add(optimizer)
         self._open[id(optimizer)] = mine
 
@@ -261,38 +257,36 @@ class Frozen:
             gathered = is_distributed(item.parameter) and not is_distributed(new.parameter)  # by FSDP2, for a while
             if gathered or new.parameter.device.type == "meta":
                 continue
-            self.held[slot], changed = self._moved_over(item, new), True
+            is_same = new.parameter is item.parameter  # of which DeepSpeed keeps the masters now
+            self._put(slot, item if is_same else item.in_place_of(new, self.bundle))
+            changed = True
         if changed:
             self._index()
         return changed
 
-    def mend_at_save(self, item: Held) -> bool:
-        """Put values back where raising in one process would leave the others waiting; `verify` raises then."""
-        if not item.is_partial:
-            return False
-        logger.error("tensor '%s': frozen entries had moved, and were put back before saving", item.name)
-        self._mended.add(item.name)
-        item.write()
-        return True
+    def _all_kept(self, mine: Sequence[Held]) -> list[Held]:
+        """Keep all values from now on of what was held by the few entries that train."""
+        slots = [self._by_id[id(item.parameter)] for item in mine]
+        for slot in slots:
+            item = self.held[slot]
+            if isinstance(item, TrainedEntries):
+                item.let_go(self._optimizers)
+                self._put(slot, item.all_kept(item.parameter))
+        self._index()
+        return [self.held[slot] for slot in slots]
 
-    def _moved_over(self, item: Held, new: Bound) -> Held:
-        fits = lambda parameter: (  # noqa: E731
-            other_values(self.bundle, item.name, Bound(parameter, new.shape, new.offset))
-            if self.bundle.tensors
-            else "was replaced after freeze(), and a bare region has no hashes to compare it by; freeze after that"
-        )
-        hooked = item.gradient_hook is not None
-        if hooked:
-            item.gradient_hook.remove()
-        held = with_master(item if new.parameter is item.parameter else item.in_place_of(new.parameter, fits))
-        if self._is_on and (hooked or held.parameter.requires_grad):
+    def _put(self, slot: int, held: Held) -> None:
+        hook = self.held[slot].gradient_hook
+        if hook is not None:
+            hook.remove()
+        self.held[slot] = held = with_master(held)
+        if self._is_on and (hook is not None or held.parameter.requires_grad):
             self._gradients.hook(held)
-        return held
 
     def _index(self) -> None:
         """Note which parameters are frozen now, and watch the modules that hold them."""
         self._by_id = {id(item.parameter): slot for slot, item in enumerate(self.held)}
-        self._elsewhere = [item for item in self.held if is_elsewhere(item.parameter)]
+        self._elsewhere = [slot for slot, item in enumerate(self.held) if is_elsewhere(item.parameter)]
         self._known.clear()
         owners, watches = (self._owners() if self._is_on else {}), dict(self._watches)
         for module in watches.keys() - owners.keys():
@@ -314,17 +308,25 @@ class Frozen:
 
     def _held_by(self, optimizer: Optimizer) -> list[Held]:
         """Return the items whose parameters an optimizer holds; others that it holds are looked at once."""
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        new = [p for p in parameters if id(p) not in self._by_id and p.requires_grad and p not in self._known]
+        slots, new = self._sorted(optimizer)
         if new:
             if self.follow_model(new):
-                new = [p for p in new if id(p) not in self._by_id]
-            judge(new, self.copies, kind_of(optimizer))
-            for parameter in new:
-                self._known[parameter] = True
-        slots = dict.fromkeys(self._by_id[id(p)] for p in parameters if id(p) in self._by_id)
-        mine = [self.held[slot] for slot in slots if self.held[slot] not in self._elsewhere]
-        return mine + self._elsewhere
+                slots, new = self._sorted(optimizer)
+            for watch in list(self.copies):
+                watch.before_step(optimizer)
+            self._known.update((id(parameter), parameter) for parameter in new)
+        return [self.held[slot] for slot in dict.fromkeys([*slots, *self._elsewhere])]
+
+    def _sorted(self, optimizer: Optimizer) -> tuple[list[int], list[torch.Tensor]]:
+        """Return where those parameters of an optimizer that are frozen are held, and others that it trains newly."""
+        slots, new = [], []
+        for parameter in parameters_of(optimizer):
+            slot = self._by_id.get(id(parameter))
+            if slot is not None:
+                slots.append(slot)
+            elif self._known.get(id(parameter)) is not parameter and parameter.requires_grad:
+                new.append(parameter)
+        return slots, new
 
     def _first_that_moved(self, mine: Sequence[Held]) -> Held | None:
         """Compare all entries where something is new or was written to, and in turn; a few entries everywhere."""
@@ -349,21 +351,15 @@ class Frozen:
             self.follow_model()  # DeepSpeed has taken the model over since freeze()
             return
         with torch.no_grad():
-            moved = first_that_differs(passed, by_value=True)
+            moved = first_that_differs(passed)
         self._passes_moved = 0 if moved is None else self._passes_moved + 1
-        taken = any(item.parameter.grad is None for item in passed if item not in self._elsewhere)
-        if moved is not None and (taken or self._passes_moved >= EVERY):
+        taken = any(item.parameter.grad is None for item in passed if not is_elsewhere(item.parameter))
+        if moved is not None and (taken or self._passes_moved >= PASSES):
             raise FreezeError(
                 f"tensor '{moved.name}': frozen entries have changed although no step of a torch optimizer took "
                 "place: an optimizer that steps inside the backward pass by itself (LOMO), that keeps master weights "
                 "elsewhere, or that does not call torch.optim.Optimizer.__init__; use one whose step() torch knows of"
             )
-
-    def _find_twins(self) -> None:
-        self._looked_for_twins = True
-        trained = set(map(id, self._known))
-        if not any(item.is_partial for item in self.held):
-            self.copies.update(find_twins(self, self._model, self._owners(), trained))
 
     def _partners(self, model: torch.nn.Module) -> list[tuple[Held, torch.nn.Parameter]]:
         chosen, misfits = bind(self.bundle, dict(model.named_parameters(remove_duplicate=False)))

@@ -26,7 +26,7 @@ class Gradients:
     def __init__(self, look: Callable[[Sequence[Held]], None]) -> None:
         self.look = look
         self.stepped = True
-        self._passed: dict[int, Held] = {}
+        self._passed: list[Held] = []
         self._pass = -1  # number of the backward pass that is under way
 
     def hook(self, item: Held) -> Any:
@@ -44,13 +44,11 @@ class Gradients:
             item.gradient_is_clean = False  # and stays so if the pass fails
             # DDP, FSDP2 and DeepSpeed take the gradient in the same pass; outside of one there is no end to wait for.
             # So may hooks on gradients that step by themselves.
-            used = item.cleans_at_once or bool(parameter._backward_hooks)
-            if number < 0 or used or torch.distributed.is_initialized():
+            if number < 0 or item.cleans_at_once or parameter._backward_hooks or torch.distributed.is_initialized():
                 item.zero_gradient()
-            if number < 0:
-                return
-            self._passed[id(item)] = item
-            if number != self._pass:
+            if number >= 0:
+                self._passed.append(item)
+            if number >= 0 and number != self._pass:
                 self._pass = number
                 engine: Any = torch.autograd.Variable._execution_engine
                 engine.queue_callback(self.clean)
@@ -63,7 +61,7 @@ class Gradients:
 
     def clean(self) -> None:
         """Clean all that wait, at the end of a pass."""
-        passed, self._passed = list(self._passed.values()), {}
+        passed, self._passed = self._passed, []
         for item in passed:
             if not item.gradient_is_clean:
                 item.zero_gradient()

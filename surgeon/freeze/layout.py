@@ -37,10 +37,10 @@ def is_distributed(tensor: Tensor) -> bool:
 def local(tensor: Tensor) -> Tensor:
     """Return what this process holds of a tensor, without autograd."""
     if not is_distributed(tensor):
-        return tensor.detach()
+        return tensor.data
     with torch.no_grad():
         here: Tensor = tensor.to_local()  # type: ignore[attr-defined]
-        return here.detach()
+        return here.data
 
 
 def is_plain(tensor: Tensor) -> bool:

@@ -50,18 +50,8 @@ class LightningFreeze(Callback):
         if self.frozen is not None:
             self.frozen.restore_copies()
 
-    # Validation may swap averages into the model.
-    on_train_epoch_start = on_validation_start = on_train_batch_end
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Put the entries back into averages, which become the model now, and verify it.
-
-        Raises:
-            FreezeError: entries have moved.
-        """
-        if self.frozen is not None:
-            self.frozen.restore_copies()
-            self.frozen.verify()
+    # Validation may swap averages into the model, and at the end they become it.
+    on_train_epoch_start = on_validation_start = on_train_end = on_train_batch_end
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Verify what all callbacks have left, and take the hooks off.

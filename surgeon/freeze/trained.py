@@ -19,12 +19,14 @@ from torch.utils._pytree import tree_map
 
 from surgeon.checkpoint.hashing import sha256
 from surgeon.errors import FreezeError
+from surgeon.freeze.binding import Bound
+from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.entries import Entries, bits, encode
-from surgeon.freeze.held import Held, refuse_sparse
+from surgeon.freeze.fitting import other_values
+from surgeon.freeze.held import Held
 from surgeon.freeze.layout import is_distributed, local_flat
 from surgeon.region.region import Indices
 
-MOST = 0.1  # share of trained entries up to which this is done
 _PIECE = 1 << 22  # entries that are hashed or compared at a time
 # Optimizers whose step is about a matrix as a whole; so is one that calls the model itself.
 _NEEDS_MATRIX = ("muon", "shampoo", "soap", "dion", "magma", "demo", "lbfgs")
@@ -94,7 +96,6 @@ class TrainedEntries(Held):
         flat = self.master()
         self.vector = torch.nn.Parameter(self.trained.select(flat))
         self._entered = self.vector.detach().clone()
-        self._whole: Tensor | None = None  # the parameter before a step that is taken on all of it
         self._stepping = False
         some = np.unique(np.linspace(0, parameter.numel() - 1, min(parameter.numel(), 64)).astype(np.int64))
         some = np.asarray(np.setdiff1d(some, trained, assume_unique=True))
@@ -113,16 +114,13 @@ class TrainedEntries(Held):
         return super().nbytes + sum(tensor.nbytes for tensor in (self.trained.kept, self.vector, self._entered))
 
     def write(self) -> None:
-        """Write the trained values into the parameter, all others being what they were before the step."""
-        target = self.master()
-        if self._whole is not None:
-            self.vector.data.copy_(self.trained.select(target))
-            bits(target).copy_(bits(self._whole))
-            self._whole = None
-        elif torch.equal(bits(self.vector.data), bits(self._entered)):
-            return  # this step was about something else: it may have been taken on another process
-        self.trained.write(target, self.vector.detach())
-        self.stamp = self._stamp()
+        """Write the trained values into the parameter.
+
+        A step that left them as they were was about something else: it may have been taken on another process.
+        """
+        if not torch.equal(bits(self.vector.data), bits(self._entered)):
+            self.trained.write(self.master(), self.vector.data)
+            self.stamp = self._stamp()
 
     def moved(self) -> int:
         """Return 1 if some frozen entry does not hold its bits, as the hash of all of them tells, else 0."""
@@ -139,7 +137,7 @@ class TrainedEntries(Held):
         self.require_same_shards(parameter)
         if parameter.data_ptr() == self.parameter.data_ptr():
             return self.moved()  # what else it could be compared with is kept nowhere
-        mine, other = self.master(), local_flat(parameter.data, f"tensor '{self.name}'")
+        mine, other = self.master(), local_flat(parameter, f"tensor '{self.name}'")
         shared = min(mine.numel(), other.numel())
         differs = bits(mine[:shared].to(other)) != bits(other[:shared])
         trained = self.trained.indices().to(differs.device)
@@ -149,27 +147,31 @@ class TrainedEntries(Held):
     def write_to(self, parameter: Tensor) -> None:
         """Put the frozen values into another copy of the parameter."""
         self.require_same_shards(parameter)
-        target = local_flat(parameter.data, f"tensor '{self.name}'")
-        self.trained.to(target.device)
-        kept = self.trained.select(target)
+        target = local_flat(parameter, f"tensor '{self.name}'")
+        trained = self.trained.on(target.device)
+        kept = trained.select(target)
         bits(target).copy_(bits(self.master().to(target)))
-        self.trained.write(target, kept)
+        trained.write(target, kept)
 
-    def in_place_of(self, parameter: torch.nn.Parameter, fits: Any) -> Held:
+    def in_place_of(self, place: Bound, bundle: Bundle) -> Held:
         """Return the same entries held in a parameter that has taken this one's place.
 
         Raises:
             FreezeError: its frozen entries are others, or cannot be compared.
         """
-        trained = self.trained.indices().cpu().numpy()
+        parameter = place.parameter
         if not is_distributed(parameter) and not hasattr(parameter, "ds_id") and parameter.dtype == self.vector.dtype:
-            made = TrainedEntries(self.name, parameter, trained, self.copy)
+            made = TrainedEntries(self.name, parameter, self.trained.indices().cpu().numpy(), self.copy)
             if made.sha256 == self.sha256:
                 return made
-        reason = fits(parameter)
+        reason = other_values(bundle, self.name, place)
         if reason is not None:
             raise FreezeError(f"tensor '{self.name}': {reason}")
-        frozen = np.delete(np.arange(parameter.numel(), dtype=np.int64), trained)
+        return self.all_kept(parameter)
+
+    def all_kept(self, parameter: torch.nn.Parameter) -> Held:
+        """Return the same entries with all their values kept, as a parameter has them that trains as a whole."""
+        frozen = np.delete(np.arange(parameter.numel(), dtype=np.int64), self.trained.indices().cpu().numpy())
         return Held(self.name, parameter, frozen, self.copy)
 
     def zero_gradient(self) -> None:
@@ -182,34 +184,26 @@ class TrainedEntries(Held):
         self.gradient_is_clean = True
         if gradient is None or type(gradient) is ShortGradient:
             return
-        refuse_sparse(self.name, gradient)
-        flat = local_flat(gradient, f"the gradient of tensor '{self.name}'")
-        self.trained.to(flat.device)
+        flat = self.flat_gradient(gradient)
+        self.trained = self.trained.on(flat.device)
         taken = self.trained.select(flat)
         if self._stepping:  # the optimizer, which calls the model itself, looks at the vector
             self.vector.grad = taken if self.vector.grad is None else self.vector.grad.add_(taken)
             self.parameter.grad = None
-        elif torch.distributed.is_initialized() or self._whole is not None:  # someone wants it whole
+        elif torch.distributed.is_initialized():  # where it is reduced whole
             gradient.zero_()
             self.trained.write(flat, taken)
         else:
             self.parameter.grad = ShortGradient(taken, self.trained, self.parameter)
 
-    def enter(self, whole: bool) -> None:
-        """Prepare the vector for a step, or else the parameter if the optimizer needs it `whole`."""
+    def enter(self) -> None:
+        """Prepare the vector for a step."""
         if self._stepping:
             return
         flat, gradient = self.master(), self.parameter.grad
-        if self.vector.device != flat.device or self.vector.dtype != flat.dtype:
-            self.vector.data = self.vector.data.to(flat)
-            self.trained.to(flat.device)
-        if whole:
-            self._whole = flat.clone()
-            if type(gradient) is ShortGradient:
-                self.parameter.grad = gradient.dense()
-            return
-        self.vector.data.copy_(self.trained.select(flat))
-        self._entered = self.vector.detach().clone()
+        self.trained = self.trained.on(flat.device)
+        self.vector.data = self.trained.select(flat)
+        self._entered = self.vector.data.clone()
         if gradient is not None and type(gradient) is not ShortGradient:
             gradient = ShortGradient(self.trained.select(gradient.reshape(-1)), self.trained, self.parameter)
         self.vector.grad = gradient.kept if isinstance(gradient, ShortGradient) else None
@@ -222,13 +216,13 @@ class TrainedEntries(Held):
         self.vector.grad, self._stepping = None, False
 
     def let_go(self, optimizers: Iterable[Optimizer]) -> None:
-        """Drop the gradient and what optimizers know of the trained entries alone."""
+        """Make the gradient, and what optimizers know, whole: zeros but for the trained entries."""
         if type(self.parameter.grad) is ShortGradient:
-            self.parameter.grad = None
+            self.parameter.grad = self.parameter.grad.dense()
         for optimizer in optimizers:
-            known = optimizer.state.get(self.parameter, {})
-            if any(isinstance(value, Tensor) and value.shape == self.vector.shape for value in known.values()):
-                del optimizer.state[self.parameter]
+            for key, value in optimizer.state.get(self.parameter, {}).items():
+                if isinstance(value, Tensor) and value.shape == self.vector.shape:
+                    optimizer.state[self.parameter][key] = ShortGradient(value, self.trained, self.parameter).dense()
 
     def state_of_vector(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return an optimizer's state of the parameter as one of the vector."""
@@ -256,14 +250,16 @@ class TrainedEntries(Held):
         return sha256("".join(hashes).encode())
 
 
-def swap_in(optimizer: Optimizer, items: Sequence[TrainedEntries], has_closure: bool) -> None:
-    """Give an optimizer the vectors for the parameters, with what it knows of these, if it can step on vectors."""
-    whole = any(word in type(optimizer).__name__.lower() for word in _NEEDS_MATRIX)
-    whole = whole or (has_closure and torch.distributed.is_initialized())
+def needs_whole(optimizer: Optimizer, has_closure: bool) -> bool:
+    """True if an optimizer cannot step on vectors: it is about matrices, or calls a model that others wait for."""
+    name = type(optimizer).__name__.lower()
+    return any(word in name for word in _NEEDS_MATRIX) or (has_closure and torch.distributed.is_initialized())
+
+
+def swap_in(optimizer: Optimizer, items: Sequence[TrainedEntries]) -> None:
+    """Give an optimizer the vectors for the parameters, with what it knows of these."""
     for item in items:
-        item.enter(whole)
-    if whole:
-        return
+        item.enter()
     _exchange(optimizer, {id(item.parameter): item.vector for item in items})
     for item in items:
         known = optimizer.state.pop(item.parameter, None)

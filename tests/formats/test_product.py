@@ -100,6 +100,15 @@ def test_what_is_made_of_one_fits_the_other(kind: str, plain: Path, tmp_path: Pa
     stays_frozen(out / "variants" / "cut", plain_copy(plain, out / "variants" / "cut", tmp_path / "cut"), tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["int4", "int8", "awq", "int8-bitsandbytes"])
+def test_a_bundle_freezes_the_dequantized_model(kind: str, plain: Path, tmp_path: Path) -> None:
+    definition, tensors = DEFINITIONS[kind], load_file(plain / "model.safetensors")
+    made = {f"{MODULE}.{end}": tensor for end, tensor in definition.encode(tensors.pop(NAME)).items()}
+    quantized = written(plain, tmp_path / "model", {**tensors, **made}, definition.settings)
+    out = apply(tmp_path / "run", quantized, "{select: {random: 0.02, seed: 1}}", "{kept: {freeze: drawn}}")
+    stays_frozen(out / "variants" / "kept", plain_copy(plain, quantized, tmp_path / "dense"), tmp_path)
+
+
 def stays_frozen(variant: Path, dense: Path, folder: Path) -> None:
     """Train the dequantized model a step with the bundle of the quantized one: the region stays, and is verified."""
     import transformers

@@ -121,3 +121,29 @@ def batches(count: int, rows: int = 2, length: int = 16, seed: int = 1) -> list[
     generator = torch.Generator().manual_seed(seed)
     tokens = [torch.randint(3, 64, (rows, length), generator=generator) for _ in range(count)]
     return [{"input_ids": token, "labels": token.clone()} for token in tokens]
+
+
+def adamw(parameters: Any, **changes: Any) -> torch.optim.AdamW:
+    """AdamW with a decay that moves every entry, gradient or none."""
+    return torch.optim.AdamW(parameters, **{"lr": 1e-2, "weight_decay": 0.1, **changes})
+
+
+def train(
+    model: Any, optimizer: Any, steps: int = 3, *, seed: int = 1, clip: float | None = None, after: Any = None
+) -> None:
+    """Take some steps."""
+    for batch in batches(steps, seed=seed):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        if after is not None:
+            after()
+
+
+def assert_held(base: Path, model: Any, frozen: Any) -> None:
+    """No frozen entry of the model has moved, others have, and the proof says so."""
+    inside, outside = compare(base, model.state_dict())
+    assert inside == 0 < outside
+    assert frozen.verify() == frozen.entries

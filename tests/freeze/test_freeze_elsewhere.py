@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from freezing import batches, compare, load, make_bundle
+from freezing import assert_held, batches, load, make_bundle
 
 from surgeon.errors import FreezeError
 from surgeon.freeze import freeze
@@ -109,9 +109,7 @@ def test_torchtitan_container(base: Path) -> None:
         container.zero_grad()
         model(**batch).loss.backward()
         container.step()
-    inside, outside = compare(base, model.state_dict())
-    assert inside == 0 < outside
-    assert frozen.verify() == frozen.entries
+    assert_held(base, model, frozen)
 
 
 def test_a_container_of_optimizers(base: Path) -> None:
@@ -136,6 +134,4 @@ def test_a_container_of_optimizers(base: Path) -> None:
         container.zero_grad()
         model(**batch).loss.backward()
         container.step()
-    inside, outside = compare(base, model.state_dict())
-    assert inside == 0 < outside
-    assert frozen.verify() == frozen.entries
+    assert_held(base, model, frozen)

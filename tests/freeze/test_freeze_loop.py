@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from freezing import batches, compare, load, make_bundle, tiny_model
+from freezing import adamw, assert_held, batches, compare, load, make_bundle, tiny_model, train
 
 from surgeon.errors import FreezeError
 from surgeon.freeze import Bundle, freeze, verify_saved
-from surgeon.freeze.frozen import EVERY
+from surgeon.freeze.frozen import PASSES
 from surgeon.region.region import Region
 
 OPTIMIZERS: dict[str, Any] = {
@@ -33,20 +33,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("base"))
 
 
-def train(model: Any, optimizer: Any, steps: int = 4, seed: int = 1) -> None:
-    for batch in batches(steps, seed=seed):
-        optimizer.zero_grad()
-        model(**batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_frozen_entries_keep_their_bits(base: Path, kind: str) -> None:
     model = load(base)
     optimizer = OPTIMIZERS[kind](model.parameters())
     frozen = freeze(model, base, optimizer)
-    train(model, optimizer)
+    train(model, optimizer, 4, clip=1.0)
     inside, outside = compare(base, model.state_dict())
     total = sum(parameter.numel() for parameter in model.parameters())
     assert inside == 0
@@ -65,7 +57,7 @@ def test_without_freezing_the_same_steps_move_them(base: Path) -> None:
 def test_weights_of_every_width(tmp_path: Path, dtype: torch.dtype) -> None:
     base = make_bundle(tmp_path, dtype)
     model = load(base, dtype)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    optimizer = adamw(model.parameters())
     freeze(model, base, optimizer)
     train(model, optimizer, 3)
     inside, outside = compare(base, model.state_dict())
@@ -88,7 +80,7 @@ def test_the_others_train_as_if_the_frozen_gradients_were_zero(base: Path) -> No
     model, reference = load(base), load(base)
     optimizer, plain = (OPTIMIZERS["adamw-loop"](m.parameters()) for m in (model, reference))
     freeze(model, base, optimizer)
-    train(model, optimizer, 5)
+    train(model, optimizer, 5, clip=1.0)
     masks = {name: torch.from_numpy(region.mask(name)) for name, _ in reference.named_parameters()}
     before = {name: parameter.detach().clone() for name, parameter in reference.named_parameters()}
     for batch in batches(5):
@@ -126,7 +118,7 @@ def test_accumulation_schedulers_and_clipping(base: Path) -> None:
 
 def test_amp_skipped_steps(base: Path) -> None:
     model = load(base)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    optimizer = adamw(model.parameters())
     frozen = freeze(model, base, optimizer)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
     taken = []
@@ -352,9 +344,7 @@ class TestInTheBackwardPass:
                 parameter.data.copy_(values)
             if number % 3 == 2:
                 optimizer.step()
-        inside, outside = compare(base, model.state_dict())
-        assert inside == 0 < outside
-        assert frozen.verify() == frozen.entries
+        assert_held(base, model, frozen)
 
     def test_an_optimizer_without_its_base_class(self, base: Path) -> None:
         class Own(torch.optim.Optimizer):
@@ -372,7 +362,7 @@ class TestInTheBackwardPass:
         freeze(model, base)
         model(**batches(1)[0]).loss.backward()
         optimizer.step()
-        for _ in range(EVERY - 1):
+        for _ in range(PASSES - 1):
             model(**batches(1)[0]).loss.backward()  # moved weights may be a perturbation, as noise is
         with pytest.raises(FreezeError, match="although no step of a torch optimizer took place"):
             model(**batches(1)[0]).loss.backward()
@@ -383,7 +373,7 @@ class TestReplacedAndConverted:
         model = load(base)
         frozen = freeze(model, base)
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-        train(model, torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1))
+        train(model, adamw(model.parameters()))
         assert compare(base, model.state_dict())[0] == 0
         assert frozen.verify() == frozen.entries
 
@@ -391,11 +381,11 @@ class TestReplacedAndConverted:
         base = make_bundle(tmp_path, torch.bfloat16)
         model = load(base, torch.float32)
         frozen = freeze(model, base)
-        train(model, torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1))
+        train(model, adamw(model.parameters()))
         model.to(torch.bfloat16)
         model.save_pretrained(tmp_path / "saved")
         assert frozen.verify() == frozen.entries == verify_saved(tmp_path / "saved", base)
-        train(model, torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1))
+        train(model, adamw(model.parameters()))
         inside, outside = compare(base, model.state_dict())
         assert inside == 0 < outside
         with torch.no_grad():

@@ -264,13 +264,13 @@ def test_lightning_averages_are_frozen_too(base: Path, tmp_path: Path, kind: str
         checkpoints = callbacks.ModelCheckpoint(dirpath=tmp_path / name, save_top_k=-1, every_n_epochs=1)
         both = [callback, averaging()] if freeze_comes == "first" else [averaging(), callback]
         options = {"val_check_interval": 2, "enable_checkpointing": True, "accumulate_grad_batches": 1}
-        run.fit([*(each for each in both if each), checkpoints], max_epochs=4, **options)
+        run.fit([*(each for each in both if each), checkpoints], max_epochs=3, **options)
         return sorted((tmp_path / name).glob("*.ckpt"))
 
     callback = LightningFreeze(base)
     written = fit(callback, "frozen")
     entries = Bundle.load(base).region.entries
-    assert len(written) >= 4
+    assert len(written) >= 3
     # Earlier releases of torch keep a function in the state of SWA's schedule: such a file is not read.
     readable = kind == "ema" or hasattr(torch.optim.swa_utils.SWALR, "_set_anneal_func")
     for file in [*written, tmp_path / "last.ckpt"]:
@@ -279,8 +279,9 @@ def test_lightning_averages_are_frozen_too(base: Path, tmp_path: Path, kind: str
         assert inside == 0 < outside, file
         assert not readable or verify_saved(file, base) == entries
     check_saved(tmp_path / "saved", base)
-    fit(None, "free")
-    check_moved(tmp_path / "saved", base)
+    if freeze_comes == "first":
+        fit(None, "free")
+        check_moved(tmp_path / "saved", base)
 
 
 def test_peft_merge_honours_the_mask(base: Path, tmp_path: Path) -> None:
