@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -21,33 +21,48 @@ BASES = {
 }  # fmt: skip
 
 
-def module_of(path: Path) -> str:
-    return ".".join(path.relative_to(HOUSE.parent).with_suffix("").parts).removesuffix(".__init__")
+@dataclass
+class Source:
+    """What a file imports, anywhere in it, as (line, module, name); its classes, and what its `isinstance` ask for."""
 
+    imports: list[tuple[int, str, str]] = field(default_factory=list)
+    classes: set[str] = field(default_factory=set)
+    asked: list[tuple[int, set[str]]] = field(default_factory=list)
 
-# The syntax of every file; read once for all tests here.
-NODES = {
-    module_of(path): [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))] for path in sorted(HOUSE.rglob("*.py"))
-}
-
-
-def imported(module: str) -> Iterator[str]:
-    """Yield the files of the package that one imports anywhere in it, for type checking or by a name in quotes too."""
-    for node in NODES[module]:
+    def read(self, node: ast.AST) -> None:
         if isinstance(node, ast.ImportFrom) and node.module is not None:
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                yield inner if inner in NODES else node.module
+            self.imports += [(node.lineno, node.module, alias.name) for alias in node.names]
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            yield from (argument.value for argument in node.args if isinstance(argument, ast.Constant))
+            self.imports += [(node.lineno, alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ClassDef):
+            self.classes.add(node.name)
+        elif isinstance(node, ast.Call):
+            called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if called == "isinstance":
+                self.asked.append((node.lineno, set(re.findall(r"\w+", ast.unparse(node.args[1])))))
+            elif called == "import_module":
+                names = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+                self.imports += [(node.lineno, str(name), "") for name in names]
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
-    graph = {module: {name for name in imported(module) if name in NODES and name != module} for module in NODES}
-    room = {module for module in NODES if module.startswith("surgeon.freeze.")}  # has one yet
-    graph |= {module: graph[module] - room for module in room}
+@pytest.fixture(scope="module")
+def house() -> dict[str, Source]:
+    """Every file of the package, by module."""
+    found: dict[str, Source] = {}
+    for path in sorted(HOUSE.rglob("*.py")):
+        module = ".".join(path.relative_to(HOUSE.parent).with_suffix("").parts).removesuffix(".__init__")
+        found[module] = Source()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            found[module].read(node)
+    return found
+
+
+def test_no_files_import_each_other_in_a_circle(house: dict[str, Source]) -> None:
+    """Imports for type checking count too, and those by a name in quotes."""
+    graph = {}
+    for module, source in house.items():
+        names = (f"{of}.{name}" if f"{of}.{name}" in house else of for _, of, name in source.imports)
+        graph[module] = {name for name in names if name in house and name != module}
     assert "surgeon.regions.base" in graph["surgeon.regions.outlines"]
     try:
         TopologicalSorter(graph).prepare()
@@ -61,27 +76,24 @@ def classes_of(*groups: str) -> dict[str, str]:
     return {name: module for module, name in pairs}
 
 
-def test_no_ladder_over_kinds() -> None:
+def test_no_ladder_over_kinds(house: dict[str, Source]) -> None:
     """No `isinstance` asks for a kind outside of its own file; each knows its own answers."""
     kinds = BASES | classes_of(*OWN).keys()
-    own = {(module, node.name) for module, nodes in NODES.items() for node in nodes if isinstance(node, ast.ClassDef)}
-    found = []
-    for module, nodes in NODES.items():
-        for node in nodes:
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
-                asked = set(re.findall(r"\w+", ast.unparse(node.args[1]))) & kinds
-                found += [f"{module}:{node.lineno} {name}" for name in asked if (module, name) not in own]
+    found = [
+        f"{module}:{line} {name}"
+        for module, source in house.items()
+        for line, asked in source.asked
+        for name in asked & kinds - source.classes
+    ]
     assert not found
 
 
-def test_a_kind_is_named_in_its_own_file_and_the_registry_alone() -> None:
+def test_a_kind_is_named_in_its_own_file_and_the_registry_alone(house: dict[str, Source]) -> None:
     kinds = classes_of("surgeon.scores", "surgeon.regions", "surgeon.scopes")
     found = [
-        f"{module}:{node.lineno} {alias.name}"
-        for module, nodes in NODES.items()
-        for node in nodes
-        if isinstance(node, ast.ImportFrom) and module not in kinds.values()
-        for alias in node.names
-        if kinds.get(alias.name) == node.module
+        f"{module}:{line} {name}"
+        for module, source in house.items()
+        for line, of, name in source.imports
+        if kinds.get(name) == of and module not in kinds.values()
     ]
     assert not found

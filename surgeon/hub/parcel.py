@@ -231,7 +231,7 @@ def lacking_in(card: str) -> list[str]:
     if "license" not in SourceCard.parse(card).fields:
         notes.append("the card names no licence: the source's README.md has none; add `license:` to its front matter")
     if not re.search(r"^base_model:", card.partition("\n---")[0], re.MULTILINE):
-        notes.append("the card names no base model, since the source is a folder; made from a Hub id it would")
+        notes.append("the card names no base model, since the source is not on the Hub; made from a Hub id it would")
     return notes
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from surgeon.checkpoint.storage import replacing
 from surgeon.json_text import to_json
 from surgeon.measure.verdicts import VERDICTS, Audit, Change
-from surgeon.report.drawing import Figure, amount, colour, finished, layer, named, svg, themed, words
+from surgeon.report.drawing import PALETTE, Figure, amount, colour, finished, layer, named, svg, themed, words
 from surgeon.report.escaping import markdown
-from surgeon.report.templates import rendered
+from surgeon.report.templates import HERE, rendered
 from surgeon.report.words import count
 
 _COLOURS = {"lost": "bad", "worse": "warm", "kept": "good"}
@@ -69,7 +69,7 @@ def picture(found: Audit) -> Figure:
         for one in found.changes
     ]
     hue = words(
-        "verdict", legend={"title": None},
+        "verdict", legend={"title": None, "symbolOpacity": 1},
         scale={"domain": list(VERDICTS), "range": [colour(_COLOURS[name]) for name in VERDICTS]},
     )  # fmt: skip
     axis = {"format": "+.2~%", "grid": True}
@@ -87,10 +87,7 @@ def picture(found: Audit) -> Figure:
         "data": {"values": rows}, "width": 470, "height": {"step": 17},
         "layer": [{"encoding": place, "layer": layers}, zero],
     }  # fmt: skip
-    text = (
-        f"Change in bits per byte of {found.model} against {found.base}, by language: {verdict_line(found)}. Bars are "
-        "intervals."
-    )
+    text = f"Change in bits per byte against {found.base}, the most damaged language first. Bars are intervals of 95 %."
     return Figure("audit", "What was kept, by language", text, finished(spec))
 
 
@@ -134,8 +131,9 @@ def write_audit(found: Audit, output: Path) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     drawn = picture(found)
     page = rendered(
-        "audit.html", audit=found, line=verdict_line(found), lines=[change_line(found, one) for one in found.changes],
-        picture=Markup(themed(svg(drawn), dark=False)), caption=drawn.caption, percent=percent, nats=nats,
+        "audit.html", audit=found, line=verdict_line(found),
+        picture=Markup(svg(drawn)), title=drawn.title, caption=drawn.caption, percent=percent, nats=nats,
+        palette=PALETTE, style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
     )  # fmt: skip
     contents: Mapping[str, str] = {
         "audit.json": to_json(audit_data(found)) + "\n", "audit.html": page,

@@ -31,7 +31,7 @@ from surgeon.report.drawing import svg, write_pictures
 from surgeon.report.escaping import markdown, markdown_code
 from surgeon.report.figures import variant_figures
 from surgeon.report.published import published
-from surgeon.report.sentences import caveat, measured_lines, no_intervals, sentence
+from surgeon.report.sentences import caveat, mean_words, measured_lines, no_intervals, sentence
 from surgeon.report.story import tell
 from surgeon.report.tables import languages_table
 from surgeon.report.templates import rendered
@@ -133,7 +133,9 @@ def _measured(variant: str, report: Report | None) -> dict[str, Any]:
         "unsure": no_intervals(found, report.language),
         "before": report.summary["base"],
         "after": report.summary[variant],
-        "others": [name for name in report.summary if name not in found][:_CONTROLS],
+        "others": [
+            f"{report.label(name)} {mean_words(report, name)}" for name in report.measured_alone if name not in found
+        ][:_CONTROLS],
         "figures": variant_figures(report, variant),
         "languages": languages_table(found, variant, named=report.language).rows,
         "measured_beside": measured_lines(report, tell(report, variant)),

@@ -35,7 +35,7 @@ from surgeon.report.drawing import (
     write_pictures,
 )
 from surgeon.report.grid import Cell, Grid, Row
-from surgeon.report.story import Story, log_ratio, tell
+from surgeon.report.story import Story, log_ratio, mean_ratio, tell
 from surgeon.report.templates import HERE, rendered
 from surgeon.report.words import interval, is_lost, number
 
@@ -172,9 +172,7 @@ def comparison_table(runs: Sequence[Compared]) -> Grid:
         base = report.perplexity["base"]
         bits = sum(base[code].bits_per_byte for code in shared_languages(runs)) / len(shared_languages(runs))
         found = report.summary[cut] if cut is not None else None
-        controls = [
-            f"{report.label(name)} ×{number(report.summary[name].ratio_to_base)}" for name in run.story.controls
-        ]
+        controls = [f"{report.label(name)} ×{number(mean_ratio(report, name))}" for name in run.story.controls]
         log = None if found is None else found.log_geometric_mean_perplexity
         rows.append(Row([
             Cell(run.name), Cell(report.model.name), Cell(report.label(cut) if cut else "-"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from surgeon.model.results import FEWEST_TOKENS, PERPLEXITY, Quantity, exponential
 from surgeon.report.data import Report
 from surgeon.report.measured_entries import Figure, Perplexity
-from surgeon.report.story import SAME, Story, alike, drawn, ratio, regions_of, spec_of, steps_of
+from surgeon.report.story import SAME, Story, alike, drawn, mean_ratio, ratio, regions_of, spec_of, steps_of
 from surgeon.report.words import (
     count,
     interval,
@@ -46,21 +46,19 @@ def evidence(report: Report, story: Story) -> str | None:
     if story.cut is None or not _tells_of_a_cut(report, story) or "base" not in report.summary:
         return None
     languages = count(len(report.perplexity["base"]), "language")
-    means = [f"{report.label(name)} {_mean(report, name)}" for name in story.shown if name in report.summary]
+    means = [f"{report.label(name)} {mean_words(report, name)}" for name in story.shown if name in report.summary]
     guess = report.guessing()
     told = f". A uniform guess: {number(exponential(guess))}" if guess is not None else ""
     text = f"Perplexity as a multiple of the base's, geometric mean of {languages}: {'; '.join(means)}{told}."
     return text.replace(" %", "\u00a0%")
 
 
-def _mean(report: Report, name: str) -> str:
+def mean_words(report: Report, name: str) -> str:
+    """Say a variant's mean ratio to the base with its interval; of a control drawn several times, with its range."""
     item, draws = report.summary[name], report.draws(name)
     if len(draws) > 1:
-        found = [report.summary[draw] for draw in draws]
-        log = math.fsum(draw.log_geometric_mean_perplexity for draw in found) / len(found)
-        mean = exponential(log - report.summary["base"].log_geometric_mean_perplexity)
-        ratios = [draw.ratio_to_base for draw in found]
-        return f"{number(mean)} (range {interval(min(ratios), max(ratios))})"
+        ratios = [report.summary[draw].ratio_to_base for draw in draws]
+        return f"{number(mean_ratio(report, name))} (range {interval(min(ratios), max(ratios))})"
     if item.low is None or item.high is None:
         return number(item.ratio_to_base)
     return f"{number(item.ratio_to_base)} (95 % interval {interval(item.low, item.high)})"
@@ -174,7 +172,7 @@ def _beside(report: Report, story: Story, cut: str) -> list[str]:
     """Say what the controls did, those of one kind together."""
     by_kind: dict[str, list[float]] = {}
     for name in story.controls:
-        by_kind.setdefault(_control(report, name, cut), []).append(report.summary[name].ratio_to_base)
+        by_kind.setdefault(_control(report, name, cut), []).append(mean_ratio(report, name))
     guess, entries = report.guessing(), report.variants[cut].entries
 
     def change(value: float) -> str:

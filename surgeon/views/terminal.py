@@ -245,9 +245,11 @@ def expectation_line(item: Expectation, report: Report) -> Text:
 def report_view(report: Report, output: str, details: bool = False) -> Group:
     """Show a whole report; with `details`, the points of sweeps per language and by what they say, too."""
     parts: list[RenderableType] = []
-    if report.perplexity and report.variants:
+    if report.variants:
         story = tell(report)
-        parts += [Text(headline(report, story), style="bold"), Text(_plainly(evidence(report, story) or ""))]
+        parts += [told(headline(report, story), style="bold"), Text("")]
+    if report.perplexity and report.variants:
+        parts[-1] = told(_plainly(evidence(report, story) or ""))
         parts += [told(_plainly(line)) for line in measured_lines(report, story)]
         parts.append(Text(caveat(report) or "", style="dim"))
         if (unsure := no_intervals(report.perplexity, report.language)) is not None:
@@ -255,7 +257,8 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         parts.append(Text(""))
     parts.append(grid_table(regions_table(report.regions).columns(*CROWDS)))
     if (variants := variants_table(report)).rows:
-        parts.append(grid_table(variants.columns(*EDITS), head_width=8))
+        kept = EDITS if report.summary else EDITS[:4]  # without what is measured
+        parts.append(grid_table(variants.columns(*kept), head_width=8))
     if (own := own_table(report)).rows:
         parts.append(grid_table(own))
     if report.scores:
@@ -294,8 +297,8 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         parts.append(told(f"wrote {variant.path} ({size(variant.bytes or 0)}){again}"))
     parts.append(told(f"report {output}/report.html, {output}/report.json"))
     if report.scores or report.perplexity:
-        kept = f"kept   {cache_folder()}, for the next run; `surgeon cache` lists and clears it"
-        parts.append(told(kept, style="dim"))
+        place = f"kept   {cache_folder()}, for the next run; `surgeon cache` lists and clears it"
+        parts.append(told(place, style="dim"))
     parts += [told(pushed_line(name, item)) for name, item in report.pushed.items()]
     return Group(*parts)
 
