@@ -122,14 +122,16 @@ def run_command(command: str) -> None:
     """Run a line of a page."""
     arguments = shlex.split(command.removeprefix("$ "))[1:]
     if arguments[0] in ("cut", "score") or (arguments[0] == "apply" and not is_published(arguments[1])):
-        recipe = "zero_core" if arguments[0] == "cut" else arguments[1]
-        arguments += on_little_text(load_recipe(find_recipe(recipe)).as_written)
+        recipe = load_recipe(find_recipe("zero_core" if arguments[0] == "cut" else arguments[1])).as_written
+        little = [*on_little_text(recipe), *([] if arguments[0] == "cut" else at_two_points(recipe))]
+        given = {argument.partition("=")[0] for argument in arguments}
+        arguments += [word for change in little if change.partition("=")[0] not in given for word in ("--set", change)]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, f"{command}\n{done.output}"
 
 
 def on_little_text(recipe: Recipe) -> list[str]:
-    """Return overrides under which a recipe takes seconds; its bounds then mean nothing."""
+    """Return changes under which a recipe takes seconds; its bounds then mean nothing."""
     changes = [
         f"regions.{name}.score.{change}"
         for name, region in recipe.regions.items()
@@ -140,7 +142,17 @@ def on_little_text(recipe: Recipe) -> list[str]:
         changes += ["verify.tokens=16", "verify.expect=[]", "verify.new_tokens=2"]
         if recipe.verify.languages == "all" and not isinstance(recipe.corpus, dict):
             changes.append("verify.languages=[ar, en, zh]")
-    return [word for change in changes for word in ("--set", change)]
+    return changes
+
+
+def at_two_points(recipe: Recipe) -> list[str]:
+    """Return changes by which each axis of a recipe's sweeps takes its first and its last value alone."""
+    return [
+        f"variants.{name}.sweep.{axis}.to={json.dumps([spec.to[0], spec.to[-1]])}"
+        for name, variant in recipe.variants.items()
+        for axis, spec in variant.sweep.items()
+        if len(spec.to) > 2
+    ]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

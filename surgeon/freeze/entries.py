@@ -122,7 +122,7 @@ def encode(indices: Indices, shape: tuple[int, ...], device: torch.device) -> En
     count, size = int(indices.size), math.prod(shape)
     width = shape[-1] if len(shape) > 1 else 1
     rows = _whole_rows(indices, width) if width > 1 else None
-    if rows is None and count * _DENSE >= size > 0:
+    if rows is None and count > SHORT and count * _DENSE >= size:
         mask = np.zeros(size, dtype=np.bool_)
         mask[indices] = True
         return Entries(count, torch.from_numpy(np.packbits(mask)).to(device), is_packed=True)

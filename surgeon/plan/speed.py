@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,7 +18,8 @@ from surgeon.checkpoint.store import place, recall, remember
 from surgeon.plan.estimates import Shape
 
 _AFFINE = hasattr(os, "sched_getaffinity")
-_TRIED = 0.1  # seconds: long enough for some dozen products, short enough for a plan
+_TRIED, _LONGEST = 0.1, 1.2  # seconds: long enough for some dozen products, short enough for a plan
+_TRIES = 20  # at least, unless these take longest
 _ROWS = 64  # of the matrices: so few that some products come to their end before other work takes the processor
 _ROWS_ON_DEVICE = 1024  # a batch's tokens: with few of them it would be the reading of the other matrix that is timed
 _COPIED = 1 << 26  # bytes
@@ -34,33 +34,37 @@ class Speed:
 
 
 def tried_speed(shape: Shape, device: str) -> Speed:
-    """Return the speed of products of float32 matrices of the model's widths, the median of a moment, and of copies."""
+    """Return the speed of products of float32 matrices of the model's widths, at best, and of copies."""
     wide, hidden = max(min(shape.wide, 8192), 64), max(min(shape.hidden, 4096), 64)
     if device == "cpu":
         # The time that the processors spent is counted: that of the clock says how busy the machine is just now.
-        return Speed(2 * _ROWS * hidden * wide * _threads() / _median(_on_cpu(hidden, wide), time.process_time))
+        return Speed(2 * _ROWS * hidden * wide * _threads() / _least(_on_cpu(hidden, wide), time.process_time))
     import torch
 
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
     path = place("speeds", sha256(repr((name, torch.__version__, hidden, wide)).encode()), ".json")
     known = recall(path)
     if known is None:
-        operations = 2 * _ROWS_ON_DEVICE * hidden * wide / _median(_on_device(hidden, wide, device), time.perf_counter)
-        known = asdict(Speed(operations, _COPIED / _median(_copy_to(device), time.perf_counter)))
+        operations = 2 * _ROWS_ON_DEVICE * hidden * wide / _least(_on_device(hidden, wide, device), time.perf_counter)
+        known = asdict(Speed(operations, _COPIED / _least(_copy_to(device), time.perf_counter)))
         remember(path, known)
     return Speed(float(known["operations"]), float(known["copies"]))
 
 
-def _median(once: Callable[[], object], clock: Callable[[], float]) -> float:
-    """Return the seconds that something takes."""
+def _least(once: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Return the seconds that something takes where other work leaves it alone: the least of a moment.
+
+    On a busy processor, threads that wait for one another spend most of the time: it takes a while until one of the
+    tries is undisturbed.
+    """
     once()
     taken: list[float] = []
-    until = time.perf_counter() + _TRIED
-    while time.perf_counter() < until or not taken:
+    began = time.perf_counter()
+    while (so_far := time.perf_counter() - began) < _TRIED or (len(taken) < _TRIES and so_far < _LONGEST):
         started = clock()
         once()
         taken.append(clock() - started)
-    return max(statistics.median(taken), 1e-9)
+    return max(min(taken), 1e-9)
 
 
 def _threads() -> int:

@@ -171,7 +171,9 @@ def perplexity_view(report: Report, variants: Sequence[str]) -> Fitting:
         found = {name: report.averaged(name) for name in ("base", *part)}
         return grid_table(languages_table(found, "base", report).columns(*range(1 + len(found))), brief)
 
-    split = [[variants[i : i + count] for i in range(0, len(variants), count)] for count in (6, 4, 3, 2, 1)]
+    many = len(variants)
+    counts = [math.ceil(many / math.ceil(many / most)) for most in (6, 4, 3, 2, 1)] if many else []  # tables alike
+    split = [[variants[i : i + count] for i in range(0, many, count)] for count in dict.fromkeys(counts)]
     groups = [Group(*(shown(part, True) for part in parts)) for parts in split]
     return Fitting([shown(variants, False), shown(variants, True), *groups])
 

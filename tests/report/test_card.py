@@ -156,7 +156,7 @@ def test_the_card_shows_what_was_measured(recipe: RecipeMaker, tmp_path: Path) -
     region = Region.load(tmp_path / "out" / "regions" / "core.region.safetensors")
     assert f"{region.entries:,}" in card.text
     assert "the 5 % of every tensor with the highest score (grad\\_param) on German, French" in card.text
-    assert f"`control` times {report.summary['control'].ratio_to_base:.2f}" in card.text
+    assert f"as multiples of the perplexity before: control {report.summary['control'].ratio_to_base:.2f}" in card.text
     for name in ("perplexity", "scan"):
         assert f'srcset="figures/{name}-dark.png"' in card.text
         assert f'src="figures/{name}.png"' in card.text

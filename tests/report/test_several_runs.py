@@ -11,6 +11,7 @@ from reports import make_region, make_report
 from typer.testing import CliRunner
 
 from surgeon.cli import app
+from surgeon.errors import InputError
 from surgeon.report.compared import comparison_figures, open_runs
 from surgeon.report.curves import Point, forgetting_figure
 from surgeon.report.data import Report
@@ -97,7 +98,8 @@ def test_a_region_and_a_report_show_themselves_in_a_notebook() -> None:
     assert set(roles) == {"attn.q", "mlp.down", "norm"}
     assert report.plot().name == "perplexity"
     assert report.plot("ratios")._repr_svg_().startswith("<svg")
-    assert report.plot("nothing") is None
+    with pytest.raises(InputError, match="no figure 'nothing'"):
+        report.plot("nothing")
 
 
 def test_the_forgetting_curve_stands_at_multiples_of_the_beginning() -> None:
