@@ -18,6 +18,7 @@ from surgeon.errors import InputError
 from surgeon.measure.verdicts import verdicts
 from surgeon.model.results import Sums
 from surgeon.report.audit import card_section
+from surgeon.report.words import text_alone
 
 LINES = [
     f"Paragraph {n} says that everyone{' and all others' * n} may {'sing' if n % 2 else 'dance'}." for n in range(7)
@@ -79,7 +80,7 @@ def test_bits_and_divergence_are_those_of_whole_models_whatever_the_tokenizer_be
         make_model("llama", vocab_size=260), base, corpus=corpus, languages=["q1"], prompts=0, window=32, device="cpu"
     )
     assert more.changes[0].kl is None
-    assert card_section(more).rstrip().endswith("are of text alone, and say nothing of images.")
+    assert text_alone(["vision"]) in card_section(more)
     assert more.changes[0].base_bits == next(one.base_bits for one in found.changes if one.language == "q1")
 
 
