@@ -103,7 +103,7 @@ def meta_model(checkpoint: Checkpoint) -> Any:
 
 @contextmanager
 def building(checkpoint: Checkpoint) -> Iterator[None]:
-    """Turn whatever comes of a config that describes no model into one clear error."""
+    """Turn the failures of a config that describes no model into one clear error."""
     try:
         yield
     except (MemoryError, OSError, SurgeonError):

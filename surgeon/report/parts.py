@@ -87,7 +87,7 @@ def _explained(by: str, found: PartsReport) -> str:
     )
     if share > 1.1:
         return f"{said}: single parts do the same damage"
-    return f"{said}: the rest comes of cutting them together" if share < 0.9 else said
+    return f"{said}: the rest comes from cutting them together" if share < 0.9 else said
 
 
 def _called(by: str, label: str) -> str:
