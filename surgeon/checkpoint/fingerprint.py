@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.coded import Coded, StoredFiles, parts_of
-from surgeon.checkpoint.hashing import CHANGED, file_hash, file_stamp, sha256
+from surgeon.checkpoint.hashing import CHANGED, Stamp, file_hash, file_stamp, is_settled, sha256
 from surgeon.checkpoint.remembered import hashes_of, read_hash, remote_hashes, stored_hash
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.storage import File, Header, TensorInfo, on_disk, read_pieces
@@ -51,13 +52,24 @@ class Fingerprint:
 def tokenizer_hashes(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file beside the weights that says how text becomes tokens."""
     return {
-        path.name: file_hash(path)
+        path.name: _hash_of(path)
         for path in sorted(folder.iterdir())
         if path.is_file() and (path.name.startswith(_TOKENIZER) or path.suffix in (".model", ".tiktoken"))
     }
 
 
-def library_versions() -> dict[str, str]:
+def _hash_of(path: Path) -> str:
+    stamp = file_stamp(path.stat())
+    return _hash_at(path, stamp) if is_settled(stamp) else file_hash(path)
+
+
+@lru_cache(maxsize=256)  # a plan asks a dozen times, and a tokenizer may have 30 MB
+def _hash_at(path: Path, stamp: Stamp) -> str:
+    return file_hash(path)
+
+
+@cache
+def library_versions() -> Mapping[str, str]:
     """Return the versions of the libraries that run a model; neither is imported."""
     return {package: importlib.metadata.version(package) for package in ("torch", "transformers", "tokenizers")}
 
