@@ -73,6 +73,9 @@ def test_what_is_allocated_for_scores_and_states_says_where_the_disk_is_full(tmp
     states.put(0, 0, torch.zeros(2, 2))  # which is done behind what is computed
     with pytest.raises(OSError, match="hidden-00000") as ended:
         states.flush(0)
+    states.put(0, 0, torch.zeros(2, 2))
+    with pytest.raises(OSError, match="No space left"):  # not that there is nothing to be had
+        states.get(0, 0)
 
 
 @pytest.mark.slow
