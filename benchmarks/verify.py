@@ -6,7 +6,7 @@
 In turn, each in a fresh process of one thread, in float32, importing and loading included:
 
     plain     transformers: the same windows in the same batches, cross entropy of the logits
-    surgeon   `measure_variants` of the base alone
+    surgeon   `measure` of the base alone
     three     the same of the base and three variants that zero 1 % of the entries in all layers: four models
     harness   lm-evaluation-harness's model on the same windows, by what its `loglikelihood_rolling` calls for windows
 
@@ -66,20 +66,20 @@ def plain(plan: Any, texts: dict[str, Any]) -> tuple[float, dict[str, float]]:
 
 def ours(plan: Any, texts: dict[str, Any], variants: bool) -> tuple[float, dict[str, float]]:
     """Measure the base, with the variants if wanted; also returns the processor seconds of the passes alone."""
-    from surgeon.measure.measuring import measure_variants
+    from variants import losses
+
     from surgeon.model.editing import Variant
-    from surgeon.model.workplace import load_stack
-    from surgeon.progress import Progress
+    from surgeon.model.workplace import Workplace
     from surgeon.regions.make import make_regions
 
     models = [Variant("base")]
     if variants:
         regions = make_regions(plan.provenance(1), [], plan.recipe.regions, {})
         models += [Variant(name, item.operations, regions) for name, item in plan.recipe.variants.items()]
-    stack = load_stack(plan.checkpoint, "float32", "cpu")
+    stack = Workplace("cpu", 1).load(plan.checkpoint, "float32")
     started = time.process_time()
-    found = measure_variants(stack, models, texts, plan.recipe.verify.batch_size, Progress())
-    return time.process_time() - started, {language: measure.nll for language, measure in found["base"].items()}
+    found = losses(stack, models, texts, plan.recipe.verify.batch_size)
+    return time.process_time() - started, found["base"]
 
 
 HARNESS = """

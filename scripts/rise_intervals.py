@@ -17,7 +17,8 @@ import numpy as np
 
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.store import recall
-from surgeon.measure.intervals import LEVEL, resampled_logs
+from surgeon.measure.intervals import LEVEL, resampled_changes
+from surgeon.model.results import Sums
 
 if __name__ == "__main__":
     found = json.loads((Path(sys.argv[1]) / "report.json").read_text(encoding="utf-8"))["perplexity"]
@@ -27,7 +28,7 @@ if __name__ == "__main__":
         if "measures" in (data := recall(path) or {})
     ]
     pieces = {
-        variant: {language: [tuple(piece) for piece in item["pieces"]] for language, item in sums.items()}
+        variant: {language: Sums(*zip(*item["pieces"], strict=True)) for language, item in sums.items()}
         for variant, by_language in found.items()
         for sums in kept
         if sums.keys() == by_language.keys() and all(sums[code]["nll"] == by_language[code]["nll"] for code in sums)
@@ -35,7 +36,7 @@ if __name__ == "__main__":
     for variant, by_language in pieces.items():
         own = variant.partition("-")[0]
         if own in by_language:
-            logs = {code: resampled_logs(pieces["base"][code], one, code) for code, one in by_language.items()}
+            logs = {code: resampled_changes(pieces["base"][code], one, code) for code, one in by_language.items()}
             others = np.median([log for code, log in logs.items() if code != own], axis=0)
             low, high = np.quantile(logs[own] / others, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
             print(f"{variant}: rise {low:.1f} to {high:.1f}")

@@ -15,8 +15,7 @@ import numpy as np
 
 from surgeon.api import plan_recipe, score
 from surgeon.checkpoint.naming import natural_key, place
-from surgeon.measure.measuring import measure_variants
-from surgeon.measure.windows import evaluation_texts
+from surgeon.measure.verification import verify
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model
@@ -55,7 +54,6 @@ def main() -> None:
 
     stack = make_stack(load_model(checkpoint, "float32"))
     spec = VerifySpec(languages=arguments.languages, tokens=arguments.tokens)
-    texts = evaluation_texts(stack.loaded.tokenizer, plan.corpus, arguments.languages, spec)
     places: list[tuple[str, int]] = []
     variants = [Variant("base")]
     for name in sorted(checkpoint.tensors, key=natural_key):
@@ -66,7 +64,7 @@ def main() -> None:
             entry = Region.from_indices({name: np.array([dimension])}, {name: info.shape})
             places.append((name, dimension))
             variants.append(Variant(str(len(places)), [Scale(scale="entry", by=arguments.by)], {"entry": entry}))
-    base, *found = measure_variants(stack, variants, texts, spec.batch_size, Progress()).values()
+    base, *found = verify(stack, variants, plan.corpus, arguments.languages, spec, Progress()).measures.values()
     tried = [(*where, ratios(one, base)) for where, one in zip(places, found, strict=True)]
     tried.sort(key=lambda item: -math.prod(item[2].values()))
     print(f"{len(tried)} entries tried, times {arguments.by:g}, {arguments.tokens} tokens a language; worst first:")

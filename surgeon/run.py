@@ -106,10 +106,13 @@ class Run:
         verify, source = self.plan.recipe.verify, self.plan.checkpoint
         places, by = anatomy_of(source).places, verify.by if verify is not None else []
         return [
-            part
-            for name in self.plan.dissected
-            for part in parts_of(name, self.regions_of(name), by, places, source.ties)
+            part for name in self.plan.dissected for part in parts_of(name, self._cut_of(name), by, places, source.ties)
         ]
+
+    def _cut_of(self, variant: str) -> dict[str, Region]:
+        """Return the regions of a variant's operations, and not the one that a bundle speaks of."""
+        regions = self.regions_of(variant)
+        return {label: regions[label] for done in self.plan.operations_of(variant) for label in done.regions}
 
     @cached_property
     def donors(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ import typer
 from surgeon.cli.options import DeviceOption, JsonOption, OutputOption, VerboseOption, listed
 from surgeon.console import print_json, progress_to, quiet_libraries
 from surgeon.errors import InputError
+from surgeon.visible import visible
 
 
 def audit(
@@ -60,7 +61,7 @@ def audit(
         print_json(audit_data(found) | {"passed": passed})
     else:
         for one in found.changes:
-            print(change_line(found, one))
+            print(visible(change_line(found, one)))
         print("\n".join([verdict_line(found), *(f"{note}." for note in found.notes), *map(str, files)]))
         for verdict, bound in most.items():
             mark = "held  " if found.counts[verdict] <= bound else "FAILED"

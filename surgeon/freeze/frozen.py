@@ -176,6 +176,8 @@ class Frozen:
         for watch in [*self._watches.values(), *self.copies]:
             watch.let_go()
         self._watches.clear()
+        for optimizer in self._optimizers:
+            swap_out(optimizer, short_ones(self._open.pop(id(optimizer), [])))  # of a step that failed
         for short in short_ones(self.held):
             short.let_go(self._optimizers)
 

@@ -234,6 +234,7 @@ class TrainedEntries(Held):
 
     def _sum(self) -> int:
         flat = bits(self.master())
+        self.trained = self.trained.on(flat.device)  # the model may have been moved
         return int(flat.sum(dtype=torch.int64)) - int(self.trained.select(flat).sum(dtype=torch.int64))
 
     def _hash(self) -> str:

@@ -78,11 +78,6 @@ def resampled_changes(base: Sums | None, variant: Sums, label: str) -> NDArray[n
     return changes
 
 
-def resampled_logs(base: Counted, variant: Counted, language: str) -> NDArray[np.float64]:
-    """Return the logarithm of the ratio in each resample, float64 of shape (RESAMPLES,)."""
-    return resampled_changes(_sums(base), _sums(variant), language)
-
-
 def _sums(pieces: Counted) -> Sums:
     return Sums(tuple(nll for nll, _ in pieces), tuple(float(count) for _, count in pieces))
 

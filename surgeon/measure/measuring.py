@@ -256,20 +256,6 @@ def _figures(
     return found
 
 
-def measure_variants(
-    stack: Stack,
-    variants: Sequence[Variant],
-    texts: Mapping[str, EvaluationText],
-    batch_size: int,
-    progress: Progress,
-) -> dict[str, dict[str, Measure]]:
-    """Measure perplexity alone: each variant on each language. Broken models' sums are inf or nan."""
-    look = Look(Perplexity(), window_pieces(texts, batch_size), frozenset(variant.name for variant in variants))
-    sizes = {language: text.bytes for language, text in texts.items()}
-    found = measure(stack, variants, [look], progress)
-    return {name: as_measures(by_kind["perplexity"], sizes) for name, by_kind in found.items()}
-
-
 def measure_loaded(model: Any, texts: Mapping[str, EvaluationText], batch_size: int) -> dict[str, Measure]:
     """Measure perplexity of a transformers model as it is in memory, on its own device and in its own arithmetic."""
     look = Look(Perplexity(), window_pieces(texts, batch_size), frozenset(["model"]))

@@ -107,10 +107,10 @@ class States:
         return self._thread.submit(work)
 
     def _arrived(self, coming: Future[torch.Tensor]) -> torch.Tensor:
-        values = taken_over(coming.result())
+        wait([coming])
         if self._behind is not None and self._behind.done():
-            self._settle()
-        return values
+            self._settle()  # first, since what could not be kept cannot be brought
+        return taken_over(coming.result())
 
     def _settle(self) -> None:
         """Wait for what was put last; if it could not be kept, say so."""

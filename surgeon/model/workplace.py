@@ -64,8 +64,3 @@ class Loading:
     def help(self, place: Workplace) -> None:
         """Build it from the files, or from what was sent of them."""
         place._build(self.model, Checkpoint.open(place.team.local(self.model)), self.precision)
-
-
-def load_stack(checkpoint: Checkpoint, precision: Precision, device: str) -> Stack:
-    """Build a model for this process alone."""
-    return Workplace(device, 1).load(checkpoint, precision)

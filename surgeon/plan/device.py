@@ -50,7 +50,7 @@ def device_needs(plan: Plan, device: str) -> DeviceNeeds:
         size = verified_bytes(plan, shape)
         stay = home_of_states(shape, size, device) == device
         states.append((0, 0) if stay else (size * shape.layers, size * shape.layers))
-        down += 4 * verify.tokens * len(plan.verify_languages) * (1 + len(plan.variants))
+        down += 4 * verify.tokens * len(plan.verify_languages) * (1 + len(plan.variants) + len(plan.parts()))
     up = plan.checkpoint.data_bytes * (min(passes, 1) if stays else passes)
     up, down = up + sum(each[0] for each in states), down + sum(each[1] for each in states)
     return DeviceNeeds(device, running_memory(plan, device), peak_memory(plan, device), up, down, stays)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.sources import look_again
-from surgeon.errors import InputError, close_to
+from surgeon.errors import InputError, close_to, did_you_mean
 from surgeon.model import budgets
 from surgeon.plan.check import NotHere, check_device, chosen_device
 from surgeon.plan.duration import steps
@@ -91,7 +91,7 @@ def copy_recipe(name: str, target: str | Path) -> Path:
     """
     shipped = shipped_recipes()
     if name not in shipped:
-        raise InputError(f"no shipped recipe '{name}'{close_to(name, shipped)}")
+        raise InputError(f"no shipped recipe '{name}'{did_you_mean(name, shipped)}")
     destination = Path(target) / shipped[name].name
     try:
         with destination.open("xb") as file:  # also a link that leads nowhere is something that is there

@@ -125,6 +125,7 @@ def _measured(variant: str, report: Report | None) -> dict[str, Any]:
     if report is None or variant not in report.perplexity:
         return {"measured": {}}
     found = {name: report.perplexity[name] for name in ("base", variant)}
+    report = _by_itself(report, variant)
     return {
         "measured": found[variant],
         "report": report,
@@ -142,9 +143,15 @@ def _measured(variant: str, report: Report | None) -> dict[str, Any]:
     }
 
 
+def _by_itself(report: Report, variant: str) -> Report:
+    """Return the report in which a draw of a control stands for itself, and not for the mean of all draws."""
+    sweeps = {name: sweep for name, sweep in report.sweeps.items() if sweep.control != variant}
+    return report.model_copy(update={"sweeps": sweeps})
+
+
 def write_card(folder: Path, card: str, report: Report, variant: str) -> None:
     """Replace README.md of a variant's folder, and put figures beside it if it was measured; files change at once."""
-    report = published(report)
+    report = _by_itself(published(report), variant)
     for figure in variant_figures(report, variant) if variant in report.perplexity else ():
         write_pictures(figure, svg(figure), folder / FIGURES)
     with replacing(folder / "README.md") as part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -172,12 +173,16 @@ def comparison_table(runs: Sequence[Compared]) -> Grid:
         base = report.perplexity["base"]
         bits = sum(base[code].bits_per_byte for code in shared_languages(runs)) / len(shared_languages(runs))
         found = report.summary[cut] if cut is not None else None
+        draws = [report.summary[draw].ratio_to_base for draw in report.draws(cut)] if cut is not None else []
+        times = mean_ratio(report, cut) if cut is not None else math.nan
+        bounds = "-" if found is None else interval(found.low, found.high)
+        bounds = f"{interval(min(draws), max(draws))} (range)" if len(draws) > 1 else bounds
         controls = [f"{report.label(name)} ×{number(mean_ratio(report, name))}" for name in run.story.controls]
         log = None if found is None else found.log_geometric_mean_perplexity
         rows.append(Row([
             Cell(run.name), Cell(report.model.name), Cell(report.label(cut) if cut else "-"),
-            Cell("-") if found is None else Cell(number(found.ratio_to_base), log, ratio=found.ratio_to_base),
-            Cell("-" if found is None else interval(found.low, found.high)), Cell("; ".join(controls) or "-"),
+            Cell("-") if found is None else Cell(number(times), log, ratio=times),
+            Cell(bounds), Cell("; ".join(controls) or "-"),
             Cell(number(report.summary["base"].geometric_mean_perplexity)), Cell(f"{bits:.3f}", bits),
         ]))  # fmt: skip
     heads = ("run", "model", "cut", "× its base", "95 %", "controls", "base", "bits/byte")
@@ -195,7 +200,7 @@ def comparison_data(runs: Sequence[Compared]) -> dict[str, Any]:
             by_language = {code: exponential(log_ratio(run.report, cut, code)) for code in shared_languages(runs)}
         found[run.name] = {
             "model": run.report.model.name, "variant": cut, "languages": by_language,
-            "ratio_to_base": run.report.summary[cut].ratio_to_base if cut is not None else None,
+            "ratio_to_base": mean_ratio(run.report, cut) if cut is not None else None,
             "base_perplexity": run.report.summary["base"].geometric_mean_perplexity,
         }  # fmt: skip
     return found

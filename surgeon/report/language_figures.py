@@ -121,7 +121,7 @@ def _rows(report: Report, story: Story) -> list[dict[str, Any]]:
                 "broken": "" if is_drawable(log) else said, "multiple": times if math.isfinite(times) else said,
                 "bits": f"{base.bits_per_byte:.3f} to {number(found.bits_per_byte)}",
                 "ratio": drawn(closer(log, guesses[code])), **RATIOS.of(times, lost),
-                **_interval(found.low, found.high, guesses[code]),
+                **_interval(found.low, found.high, guesses[code], len(report.draws(name)) > 1),
             })  # fmt: skip
     edge = max((row["ratio"] for row in rows), default=1.0)
     for row, (_, code) in zip(rows, logs, strict=True):
@@ -137,11 +137,12 @@ def drawn_variants(report: Report, story: Story) -> list[str]:
     return alone if story.cut is None or story.cut in alone else [story.cut, *alone]
 
 
-def _interval(low: float | None, high: float | None, guess: float | None) -> dict[str, Any]:
+def _interval(low: float | None, high: float | None, guess: float | None, is_range: bool) -> dict[str, Any]:
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)) or low <= 0:
         return {}
     ends = [math.exp(closer(math.log(end), guess)) for end in (low, high)]
-    return {"low": ends[0], "high": ends[1], "interval": f"×{number(low)} to ×{number(high)}"}
+    said = f"×{number(low)} to ×{number(high)}" + (" (range)" if is_range else "")
+    return {"low": ends[0], "high": ends[1], "interval": said}
 
 
 def shown_names(report: Report, variants: Sequence[str]) -> str:

@@ -91,7 +91,7 @@ def measurement_reports(found: Verification, made: Sequence[Measurement]) -> dic
             for name, groups in by_model.items()
             if item.has_mean
         }
-        if table:
+        if table and quantities:
             reports[item.kind] = MeasurementReport(
                 title=item.description,
                 by=item.grouped_by,

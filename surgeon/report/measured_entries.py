@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from surgeon.model.results import Quantity
+from surgeon.model.results import Quantity, exponential
 from surgeon.report.entry import Entry
 
 
@@ -84,6 +84,7 @@ class MeasurementReport(Entry):
         """Return a figure of a group, or over all; of a control that was drawn several times, the mean.
 
         Its `low` and `high` are then the smallest and the largest change of a draw, or its value where there is none.
+        The mean is a geometric one where the comparison is a ratio.
         """
         rows = [
             self.overall.get(name, {}) if group is None else self.found.get(name, {}).get(group, {}) for name in draws
@@ -93,9 +94,11 @@ class MeasurementReport(Entry):
             return next(iter(found), None)
         values, changes = [item.value for item in found], [item.change for item in found if item.change is not None]
         ends = changes or values
+        ratio = any(item.name == quantity and item.compare == "ratio" for item in self.quantities)
+        mean = _geometric if ratio else _arithmetic
         return Figure(
-            value=math.fsum(values) / len(values), pieces=found[0].pieces, low=min(ends), high=max(ends),
-            change=math.fsum(changes) / len(changes) if changes else None,
+            value=mean(values), pieces=found[0].pieces, low=min(ends), high=max(ends),
+            change=mean(changes) if changes else None,
         )  # fmt: skip
 
     def chance_words(self, variants: Mapping[str, str]) -> str:
@@ -116,6 +119,14 @@ class MeasurementReport(Entry):
             f"Worse beyond chance (false discovery rate 5 %): {'; '.join(parts)}. By chance alone some "
             f"{most * 0.025:.1f} of {most} intervals would lie on the worse side."
         )
+
+
+def _arithmetic(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _geometric(values: Sequence[float]) -> float:
+    return exponential(_arithmetic(list(map(math.log, values)))) if min(values) > 0 else _arithmetic(values)
 
 
 class PartReport(Entry):

@@ -97,21 +97,22 @@ def _rows(report: Report, item: MeasurementReport, quantity: Quantity, models: S
     edge = (max if quantity.worse == "more" else min)(finite, default=0.0)
     rows = []
     for (name, group), figure in found.items():
-        said = quantity_text(quantity, figure.value)
+        said, several = quantity_text(quantity, figure.value), len(report.draws(name)) > 1
         rows.append({
             "variant": name, "name": report.label(name), **fields.get(group, {item.by: group, "label": group}),
             "value": figure.value if math.isfinite(figure.value) else edge, "said": f"{said} {quantity.unit}".rstrip(),
-            "broken": "" if math.isfinite(figure.value) else said, **_change(quantity, figure),
+            "broken": "" if math.isfinite(figure.value) else said, **_change(quantity, figure, several),
             **_ends(quantity, figure, found.get(("base", group))),
         })  # fmt: skip
     return rows
 
 
-def _change(quantity: Quantity, figure: Found) -> dict[str, str]:
+def _change(quantity: Quantity, figure: Found, is_range: bool) -> dict[str, str]:
     change = figure.change
     said = {} if change is None else {"change": quantity_text(quantity, change, change=True)}
     if figure.low is not None and figure.high is not None:
-        said["interval"] = quantity_interval(quantity, figure.low, figure.high, change is not None)
+        bounds = quantity_interval(quantity, figure.low, figure.high, change is not None)
+        said["interval"] = f"{bounds} (range)" if is_range else bounds
     return said
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from surgeon.model.results import Quantity
 from surgeon.report.data import Report
 from surgeon.report.grid import Cell, Grid, Row, as_cells, order_of
-from surgeon.report.measured_entries import Figure
+from surgeon.report.measured_entries import MeasurementReport
 from surgeon.report.words import quantity_interval, quantity_text
 
 
@@ -21,17 +21,14 @@ def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> li
         rows = []
         for group in dict.fromkeys(group for name in shown for group in item.found[name]):
             name = report.language(group).name if item.by == "language" else group
-            cells = [_measured(quantity, item.averaged(report.draws(model), group, quantity.name)) for model in shown]
+            cells = [_cell(report, item, quantity, model, group) for model in shown]
             if quantity is item.quantities[0]:
                 cells = [
                     _remarked(cell, item.remarks.get(model, {}).get(group))
                     for model, cell in zip(shown, cells, strict=True)
                 ]
             rows.append(Row(as_cells(name, *cells)))
-        means = [
-            _measured(quantity, item.averaged(report.draws(model), None, quantity.name))
-            for model in shown if item.overall
-        ]  # fmt: skip
+        means = [_cell(report, item, quantity, model, None) for model in shown if item.overall]
         chance = "" if quantity.chance is None else f" By chance {quantity_text(quantity, quantity.chance)}."
         note = f"{'More' if quantity.worse == 'more' else 'Less'} is worse.{chance}"
         note += "" if quantity.compare == "base" else " In brackets the change from the base; * is more than chance."
@@ -55,18 +52,17 @@ def summary_table(report: Report) -> Grid:
     names = [name for name in measured if name in report.measured_alone or name not in draws]
     rows = []
     for name in names:
-        figures = [
-            (quantity, report.measurements[kind].averaged(report.draws(name), None, quantity.name))
-            for kind, quantity in told
-        ]
-        rows.append(Row(as_cells(report.label(name), *(_measured(quantity, figure) for quantity, figure in figures))))
+        cells = [_cell(report, report.measurements[kind], quantity, name, None) for kind, quantity in told]
+        rows.append(Row(as_cells(report.label(name), *cells)))
     heads = [_titled(quantity) for _, quantity in told]
     note = "Means over all languages or tasks; in brackets the change from the base."
     return Grid("Other measurements", ("variant", *heads), rows, note)
 
 
-def _measured(quantity: Quantity, figure: Figure | None) -> Cell:
-    """Show a value, and in brackets its interval or the change's."""
+def _cell(report: Report, item: MeasurementReport, quantity: Quantity, model: str, group: str | None) -> Cell:
+    """Show a value of a group, or the mean of all, and in brackets its change; bounds stand in the note."""
+    draws = report.draws(model)
+    figure = item.averaged(draws, group, quantity.name)
     if figure is None:
         return Cell("-")
     said = quantity_text(quantity, figure.value)
@@ -75,7 +71,7 @@ def _measured(quantity: Quantity, figure: Figure | None) -> Cell:
     if figure.low is None or figure.high is None:
         return Cell(said, order_of(figure.value))
     bounds = quantity_interval(quantity, figure.low, figure.high, figure.change is not None)
-    return Cell(said, order_of(figure.value), note=f"interval {bounds}")
+    return Cell(said, order_of(figure.value), note=f"{'range' if len(draws) > 1 else 'interval'} {bounds}")
 
 
 def _remarked(cell: Cell, remark: str | None) -> Cell:

@@ -184,7 +184,7 @@ def _beside(report: Report, story: Story, cut: str) -> list[str]:
         for kind, values in by_kind.items()
     ]
     same = all(alike(report.variants[name].entries, entries) for name in story.controls)
-    size = "of the same size" if same else "of other sizes too"
+    size = "of the same size" if same else "of other sizes"  # where there is one of its size, these alone are told
     return [f"controls {size}: {', '.join(found)}"] if found else []
 
 
@@ -249,8 +249,10 @@ def _of_a_bundle(report: Report, variant: str) -> str:
     """Say of a variant that no operation acts on what it is for."""
     kind, name = steps_of(report, variant)[1][0]
     region = report.regions.get(name)
+    write = ((report.recipe.get("variants") or {}).get(variant) or {}).get("write")
+    stored = f"decoded to {write['dtype']}" if isinstance(write, dict) else "byte for byte"
     return (
-        f"The weights are the source's, byte for byte; a trainer that heeds freeze/ will "
+        f"The weights are the source's, {stored}; a trainer that heeds freeze/ will "
         f"{_TOLD[kind].format(_share(report, name, region.entries if region is not None else 0))}."
     )
 

@@ -83,7 +83,7 @@ def own_table(report: Report) -> Grid:
             times_cell(own, own),
             times_cell(median, median),
             times,
-            report.named(name),
+            report.label(name),
         )
         rows.append(Row(line))
     heads = ("language", "cut", "its own ×", "median of the others ×", "rise", "variant")
@@ -112,8 +112,12 @@ def _over_seeds(report: Report, name: str, group: OverSeeds) -> list[Value]:
     norm = f"{sum(norms) / len(norms):.4g}" if norms else None
     base, whole = report.summary["base"].log_geometric_mean_perplexity, report.model.parameters
     log = base + math.log(group.mean) if group.mean > 0 else math.nan
+    first = group.points[0]
+    bounds: Value = f"{interval(group.low, group.high)} (range)"
+    if len(drawn) == 1:
+        bounds = _summed(report.summary[first])[2]
     return [
-        f"{name}, {len(drawn)} seeds", times_cell(group.mean, log), f"{interval(group.low, group.high)} (range)",
+        report.label(first), times_cell(group.mean, log), bounds,
         Cell(number(exponential(log)), order_of(log)), _extent(entries), max(entries) / whole if whole else None,
         _extent([value for value in changed if value is not None]), norm,
         "", "",
@@ -151,12 +155,14 @@ def languages_table(
         for name in others:
             item = found[name][code]
             log = item.log_perplexity - base.log_perplexity
-            note = "" if item.low is None else f"interval {interval(item.low, item.high)}"
+            several = report is not None and len(report.draws(name)) > 1  # whose bounds are the range of the draws
+            bounds = "range" if several else "interval"
+            note = "" if item.low is None else f"{bounds} {interval(item.low, item.high)}"
             times = times_cell(exponential(log), log)
             if report is not None and is_lost(log, report.guessing(code)):
                 times = replace(times, text=f"{times.text}°")
             cell = _beside(number(item.perplexity), times, note)
-            by_chance = tested is not None and tested.beyond_chance(name, code, PERPLEXITY) is False
+            by_chance = tested is not None and not several and tested.beyond_chance(name, code, PERPLEXITY) is False
             cells.append(replace(cell, ratio=None, note=f"{note}; may be chance") if by_chance else cell)
         per_byte = found[bits][code].bits_per_byte
         data = {key.removeprefix("rank_"): at for key, at in (places or {}).get(code, {}).items() if "rank" in key}

@@ -128,8 +128,10 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
 
 def grid_table(grid: Grid, brief: bool = False, head_width: int = 80) -> Rows:
     """Show a table of the report; `brief` leaves out what stands before ratios, longer heads take several lines."""
-    heads = {head: fill(_plainly(head), head_width, break_on_hyphens=False) for head in grid.heads}
-    rows = table(grid.title, *heads.values(), words=[heads[word] for word in grid.words if word in heads])
+    # In a list, since an axis of a sweep may be called as another column is.
+    heads = [fill(_plainly(head), head_width, break_on_hyphens=False, break_long_words=False) for head in grid.heads]
+    words = [shown for head, shown in zip(grid.heads, heads, strict=True) if head in grid.words]
+    rows = table(grid.title, *heads, words=words)
     for row in grid.rows:
         rows.add_row(*(_cell(cell, brief) for cell in row.cells), end_section=row.ends)
     if grid.foot is not None:

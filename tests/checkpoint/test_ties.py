@@ -14,13 +14,13 @@ import pytest
 import torch
 import transformers
 from conftest import ModelMaker
+from measured import measure_variants
 from safetensors.torch import load_file, save_file
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.checkpoint.ties import NEVER_TIED, TIED_BY_DEFAULT, stored_copies, tied_groups
-from surgeon.measure.measuring import measure_variants
 from surgeon.measure.windows import evaluation_texts
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack, make_stack

@@ -293,6 +293,10 @@ def test_a_dequantized_variant_is_a_plain_checkpoint(plain: Path, quantized: Pat
     assert not info["unexpected_keys"]
     assert model.dtype == torch.bfloat16
     assert look_at(str(made))["quantization"] is None
+    card, kept = ((run / "variants" / name / "README.md").read_text(encoding="utf-8") for name in ("wide", "cut"))
+    assert "All other weights are those of the source, decoded to bfloat16." in card
+    assert "All bytes of the weights" in kept
+    assert "All bytes of the weights" not in card
     surgeon.apply(run.parent / "recipe.yaml")  # all of it is found as it was written
     report = json.loads((run / "report.json").read_text())
     assert report["variants"]["wide"]["reused"]

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from conftest import with_pictures
 from freezing import compare, inside_by_diff, saved_state
+from measured import measure_variants
 
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.measure.measuring import measure_variants
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model

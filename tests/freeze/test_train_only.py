@@ -205,6 +205,24 @@ def test_remove_gives_the_parameters_back(base: Path) -> None:
     assert frozen_and_trained(base, model.state_dict())[0] > 1000
 
 
+def test_remove_after_a_step_that_failed_gives_the_parameters_back(base: Path) -> None:
+    model = load(base)
+    frozen = freeze(model, base)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def fails() -> float:
+        raise RuntimeError("no loss")
+
+    with pytest.raises(RuntimeError, match="no loss"):
+        optimizer.step(fails)
+    frozen.remove()
+    (group,) = optimizer.param_groups
+    assert list(map(id, group["params"])) == list(map(id, model.parameters()))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    train(model, optimizer, 1)
+    assert all(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
 def test_where_more_than_a_tenth_trains_the_rest_is_held_as_ever(tmp_path: Path) -> None:
     base = make(tmp_path, 0.3)
     model = load(base)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from surgeon.auditing import audit, texts_for
 from surgeon.cli import app
 from surgeon.errors import InputError
-from surgeon.measure.verdicts import verdicts
+from surgeon.measure.verdicts import Audit, verdicts
 from surgeon.model.results import Sums
 from surgeon.report.audit import card_section
 from surgeon.report.words import text_alone
@@ -135,3 +135,13 @@ def test_the_command_writes_page_badge_and_card_and_the_gate_ends_with_one(
         assert f"| {one['name']} | {one['verdict']} |" in card
     assert "http:" not in page.replace("http://www.w3.org", "")  # it needs nothing else
     assert "https:" not in page
+
+
+def test_no_name_of_a_file_reaches_the_terminal_as_more_than_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "q\x1b[2J"
+    sums = Sums((10.0, 11.0), (5.0, 5.0))
+    changes = tuple(verdicts({name: sums}, {name: sums}, {}, {}))
+    monkeypatch.setattr("surgeon.auditing.audit", lambda *_, **__: Audit("m", "b", True, changes, {name: name}))
+    done = CliRunner().invoke(app, ["audit", "m", "--base", "b", "--languages", "none"], catch_exceptions=False)
+    assert "kept" in done.stdout
+    assert "\x1b" not in done.stdout

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-from surgeon.measure.intervals import RESAMPLES, language_interval, mean_interval, resampled_logs
-from surgeon.model.results import Measure
+from surgeon.measure.intervals import RESAMPLES, language_interval, mean_interval, resampled_changes
+from surgeon.model.results import Measure, Sums
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.report.expected import check_expectations
 from surgeon.report.measured import perplexities, summarize
@@ -33,9 +34,17 @@ def made_up(
     return base, variant
 
 
+def resampled(base: Windows, variant: Windows, language: str) -> Any:
+    one, other = (
+        Sums(tuple(nll for nll, _ in windows), tuple(float(count) for _, count in windows))
+        for windows in (base, variant)
+    )
+    return resampled_changes(one, other, language)
+
+
 def test_resamples_are_those_of_a_plain_loop_and_paired() -> None:
     base, variant = made_up(1, 7, 0)
-    found = resampled_logs(base["l0"], variant["l0"], "l0")
+    found = resampled(base["l0"], variant["l0"], "l0")
     drawn = generator(0, "bootstrap:l0").integers(7, size=(RESAMPLES, 6))
     for number in range(0, RESAMPLES, 97):
         before = after = tokens = 0.0
@@ -51,11 +60,11 @@ def test_resamples_are_those_of_a_plain_loop_and_paired() -> None:
 
 def test_the_bounds_are_the_outer_fortieths_of_the_resamples() -> None:
     base, variant = made_up(3, 9, 1)
-    ordered = sorted(resampled_logs(base["l1"], variant["l1"], "l1").tolist())
+    ordered = sorted(resampled(base["l1"], variant["l1"], "l1").tolist())
     one = language_interval(base["l1"], variant["l1"], "l1")
     assert one is not None
     assert (one.low, one.high) == (math.exp(ordered[24]), math.exp(ordered[-25]))
-    logs = [resampled_logs(base[code], variant[code], code) for code in base]
+    logs = [resampled(base[code], variant[code], code) for code in base]
     means = sorted(math.fsum(column) / 3 for column in zip(*logs, strict=True))
     both = mean_interval(base, variant)
     assert both is not None

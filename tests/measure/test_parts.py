@@ -96,6 +96,17 @@ def test_each_part_is_the_cut_in_that_layer_or_role_alone(
     assert page.count('data-figure="parts-') == 2
 
 
+def test_what_trainers_must_keep_is_no_part_of_a_cut(recipe: Callable[..., Path]) -> None:
+    path = recipe(**{
+        "{kind: grad_param, languages: [de, fr], samples: 4, sequence_length: 32}": "{kind: magnitude}",
+        "{zero: core}]": "{zero: core}], freeze: bottom", "verify:\n": "verify:\n  by: [layer]\n",
+        "  control: {operations: [{zero: bottom}], write: false}\n": "",
+    })  # fmt: skip
+    report = surgeon.apply(path)
+    parts = report.parts["cut"]["layer"].parts
+    assert sum(part.entries for part in parts.values()) == report.variants["cut"].entries
+
+
 def test_stored_copies_of_a_tied_weight_are_in_one_part_and_one_part_is_none() -> None:
     places = {"e": Place(None, "embed", 0), "h": Place(None, "head", 0), "q": Place(0, "attn.q", 0)}
     region = Region.from_indices({"e": [1, 2], "h": [2, 3], "q": [0]}, {"e": (4,), "h": (4,), "q": (4,), "k": (4,)})

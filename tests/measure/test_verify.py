@@ -11,9 +11,9 @@ import transformers
 from conftest import ModelMaker
 from hypothesis import given
 from hypothesis import strategies as st
+from measured import measure_variants
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.measure.measuring import measure_variants
 from surgeon.measure.windows import EvaluationText, evaluation_texts
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack, make_stack

@@ -12,11 +12,11 @@ import pytest
 import torch
 import transformers
 from conftest import FAMILIES, ModelMaker, byte_tokenizer
+from measured import measure_variants
 from safetensors.torch import load_file, save_file
 
 from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.measure.measuring import measure_variants
 from surgeon.measure.windows import evaluation_texts
 from surgeon.model import budgets, hidden_states
 from surgeon.model.editing import Variant

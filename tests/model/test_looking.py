@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from measured import measure_variants
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.measure.measuring import measure_variants
 from surgeon.measure.windows import EvaluationText
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack, make_stack

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import ModelMaker
+from measured import measure_variants
 from second_device import DEVICE, SecondDevice, There
 
 from surgeon.anatomy.slots import Slot
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.measure.measuring import measure_variants
 from surgeon.measure.windows import evaluation_texts
 from surgeon.model import budgets
 from surgeon.model.editing import Variant
 from surgeon.model.hidden_states import States
 from surgeon.model.weights import Weights
-from surgeon.model.workplace import load_stack
+from surgeon.model.workplace import Workplace
 from surgeon.operations import Zero
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
@@ -49,7 +49,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[SecondDevice]:
 
 
 def scored(checkpoint: Checkpoint, device: str, in_one_go: bool) -> Iterator[tuple[str, str, Any]]:
-    stack = load_stack(checkpoint, "float32", device)
+    stack = Workplace(device, 1).load(checkpoint, "float32")
     tensors = [info for info in checkpoint.tensors.values() if ".layers." in info.name]
     score = GradParam(kind="grad_param", languages=list(TEXTS), batch_size=2, sequence_length=24)
     made = ScorePass(stack, TEXTS, tensors, score, Progress(), in_one_go=in_one_go)
@@ -111,7 +111,7 @@ def test_verification_brings_down_a_few_figures_a_token(
     checkpoint = Checkpoint.open(make_model("llama"))
     found: list[Any] = []
     for where in ("cpu", DEVICE):
-        stack = load_stack(checkpoint, "float32", where)
+        stack = Workplace(where, 1).load(checkpoint, "float32")
         corpus = Corpus("c", {language: Path(path) for language, path in texts.items()})
         spec = VerifySpec(tokens=70, window=16, stride=12)
         prepared = evaluation_texts(stack.loaded.tokenizer, corpus, list(texts), spec)

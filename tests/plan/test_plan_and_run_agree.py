@@ -17,7 +17,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import CheckpointError
 from surgeon.memory import memory_error
 from surgeon.model.model import load_model
-from surgeon.model.workplace import load_stack
+from surgeon.model.workplace import Workplace
 from surgeon.plan.estimates import shape_of
 
 VERIFIED = "verify: {tokens: 16, window: 16}\n"
@@ -110,7 +110,7 @@ def test_a_plan_says_whether_layers_are_run_one_by_one(
     model = FAMILIES[family](make_model, tmp_path / "model")
     path = write(tmp_path, model, texts, True)
     before = shape_of(plan_recipe(path).checkpoint).whole
-    stack = load_stack(Checkpoint.open(model), "float32", "cpu")
+    stack = Workplace("cpu", 1).load(Checkpoint.open(model), "float32")
     after = shape_of(plan_recipe(path).checkpoint).whole
     assert after == (not stack.layers) == (family == "inkling2_text")
     # What only a comparison with the whole model shows is known from the first run on.

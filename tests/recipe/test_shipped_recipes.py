@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 import surgeon
-from surgeon.api import plan_recipe, shipped_recipes
+from surgeon.api import copy_recipe, plan_recipe, shipped_recipes
+from surgeon.errors import InputError
 from surgeon.freeze.bundle import Bundle
 from surgeon.operations import Noise
 from surgeon.recipe.reading import load_recipe
@@ -49,6 +50,14 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_there_are_recipes_to_run() -> None:
     assert set(WORSE) <= set(BUILTIN)
     assert len(BUILTIN) < len(NAMES)
+
+
+def test_none_is_copied_under_a_name_that_none_has(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no shipped recipe 'zero_cor'; did you mean 'zero_core'\?$"):
+        copy_recipe("zero_cor", tmp_path)
+    with pytest.raises(InputError, match="no shipped recipe 'qqqq'; known: "):
+        copy_recipe("qqqq", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,14 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from hypothesis import given
 from hypothesis import strategies as st
+from reports import make_report
 
 import surgeon
 from surgeon.api import plan_recipe
 from surgeon.region.region import Region
 from surgeon.report.card import REBUILD, SourceCard, base_model, model_card
 from surgeon.report.data import Report
+from surgeon.report.measured_entries import SweepReport
 
 RecipeMaker = Callable[..., Path]
 
@@ -193,3 +195,18 @@ def test_a_variant_of_a_variant_inherits_no_figures(recipe: RecipeMaker, tmp_pat
     second = tmp_path / "second" / "variants" / "cut"
     assert not (second / "figures").exists()
     assert (second / "tokenizer.json").exists()
+
+
+def test_a_draw_of_a_control_has_a_card_of_its_own(hostile_plan) -> None:  # type: ignore[no-untyped-def]
+    """The card is of its weights, and not of the mean of all draws."""
+    made = make_report()
+    sweep = SweepReport(axes={"seed": [0, 1]}, points={"cut": [0], "broken": [1]})
+    measured = {name: made.perplexity[name] for name in ("base", "cut")}
+    worse = {code: item.model_copy(update={"log_perplexity": 99.0}) for code, item in measured["cut"].items()}
+    report = made.model_copy(update={
+        "sweeps": {"drawn": sweep}, "perplexity": measured | {"broken": worse},
+        "method": made.method | {"device": "cpu"},
+    })  # fmt: skip
+    card = model_card(hostile_plan, "cut", {}, report)
+    assert "22\u00a0% worse" in card  # exp(0.2), in every language
+    assert "2 seeds" not in card

@@ -18,6 +18,7 @@ import pytest
 import vl_convert
 from reports import LANGUAGES, POINTS, make_region, make_report
 
+from surgeon.model.results import Quantity
 from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.drawing import COOL, HEAT, PALETTE, STRONG, Figure, svg, themed, write_pictures
@@ -162,6 +163,10 @@ def test_draws_of_a_control_are_one_in_every_measurement(report: Report) -> None
     assert (mean.value, mean.low, mean.high) == (pytest.approx(0.55), -0.4, -0.4)
     assert item.averaged(["cut"], "fr", "accuracy") == item.found["cut"]["fr"]["accuracy"]
     assert item.averaged(["broken"], "fr", "accuracy") is None
+    times = Quantity(name="accuracy", title="perplexity", unit="", worse="more", compare="ratio")
+    mean = item.model_copy(update={"quantities": [times]}).averaged(["base", "cut"], "fr", "accuracy")
+    assert mean is not None
+    assert mean.value == pytest.approx(math.sqrt(0.75 * 0.35))
 
 
 def test_languages_are_grouped_without_loss(report: Report) -> None:

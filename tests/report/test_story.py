@@ -54,6 +54,17 @@ def test_a_cut_is_told_beside_its_controls_whatever_their_order() -> None:
         assert sentence(report, tell(report)) == expected
 
 
+def test_controls_of_its_size_are_told_alone_and_others_are_called_that() -> None:
+    report = report_of({"core-cut": ("zero core", dict.fromkeys(BASE, 3.0))} | CONTROL, REGIONS)
+    for sizes, told in (
+        ({"core-cut": 90, "low-cut": 90}, "controls of the same size: lowest scores 0\u00a0%."),
+        ({"core-cut": 90}, "controls of other sizes: random weights (any-cut) 2.0\u00a0%, lowest scores (low-cut) 0"),
+    ):
+        sized = {name: report.variants[name].model_copy(update={"entries": size}) for name, size in sizes.items()}
+        made = report.model_copy(update={"variants": report.variants | sized})
+        assert f"; {told}" in sentence(made, tell(made))
+
+
 def test_the_largest_weights_are_told_and_drawn_beside_the_cut() -> None:
     """Without them a core seems to be more than large weights."""
     regions = REGIONS | {"big": {"control": {"of": "core", "draw": "magnitude"}}}
@@ -133,6 +144,8 @@ def test_what_was_not_measured_is_not_told() -> None:
     kept = {"kept": VariantReport(operations=["freeze core"], entries=0, written=True)}
     frozen = bare.model_copy(update={"variants": kept})
     assert sentence(frozen, tell(frozen)).startswith("The weights are the source's, byte for byte; a trainer")
+    plain = frozen.model_copy(update={"recipe": {"variants": {"kept": {"write": {"dtype": "bfloat16"}}}}})
+    assert sentence(plain, tell(plain)).startswith("The weights are the source's, decoded to bfloat16; a trainer")
     nothing = bare.model_copy(update={"regions": {}})
     assert sentence(nothing, tell(nothing)).endswith(" of m.")
 

@@ -15,7 +15,7 @@ from surgeon.errors import InputError
 from surgeon.memory import free_memory
 from surgeon.model import budgets
 from surgeon.model.layer_stack import Stack
-from surgeon.model.workplace import load_stack
+from surgeon.model.workplace import Workplace
 from surgeon.plan.estimates import peak_memory, scores_in_one_go
 from surgeon.progress import Progress
 from surgeon.scores.grad_param import GradParam
@@ -54,7 +54,7 @@ def test_the_scores_are_those_of_the_layers_one_by_one(
     family: str, reduction: str, make_model: ModelMaker, layers_run: list[int]
 ) -> None:
     checkpoint = Checkpoint.open(make_model(family, dtype="bfloat16"))
-    stack = load_stack(checkpoint, "float32", "cpu")
+    stack = Workplace("cpu", 1).load(checkpoint, "float32")
     generator = torch.Generator().manual_seed(0)
     texts = {name: torch.randint(5, 60, (5, 17), generator=generator).tolist() for name in ("de", "fr")}
     score = GradParam(kind="grad_param", languages=["de", "fr"], batch_size=2, reduction=reduction)
@@ -81,7 +81,7 @@ def test_where_the_device_is_full_less_is_run_at_a_time(
 ) -> None:
     """A sum of absolute values is still one over whole batches."""
     checkpoint = Checkpoint.open(make_model("llama"))
-    stack = load_stack(checkpoint, "float32", "cpu")
+    stack = Workplace("cpu", 1).load(checkpoint, "float32")
     texts = {"de": torch.randint(5, 60, (7, 17), generator=torch.Generator().manual_seed(0)).tolist()}
     score = GradParam(kind="grad_param", languages=["de"], batch_size=4, reduction=reduction)
     real, said = Stack.layer, []

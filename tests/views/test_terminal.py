@@ -20,11 +20,12 @@ from surgeon.freeze.bundle import write_bundle
 from surgeon.region.overlap import overlap
 from surgeon.region.region import Region
 from surgeon.report.data import Report
+from surgeon.report.grid import Grid, Row, as_cells
 from surgeon.report.measured_entries import OverSeeds, SweepReport
 from surgeon.report.words import number
 from surgeon.views.differences import diff_view, overlap_view
 from surgeon.views.inspection import inspection_view, look_at
-from surgeon.views.terminal import render, report_view, sparkline
+from surgeon.views.terminal import grid_table, render, report_view, sparkline
 
 
 def shown(view: RenderableType, width: int, terminal: bool = True, **options: object) -> list[str]:
@@ -233,3 +234,10 @@ def test_a_control_drawn_with_several_seeds_is_one_line_with_mean_and_range() ->
         "1.04",
         "(range)",
     ]
+
+
+def test_columns_of_one_name_keep_their_places() -> None:
+    """An axis of a sweep may be called as a column of every table is."""
+    grid = Grid("Sweep", ("entries", "times", "entries"), [Row(as_cells("few", "2.0", "1,000"))])
+    head = next(line for line in shown(grid_table(grid), 80, terminal=False) if "times" in line)
+    assert head.split() == ["entries", "times", "entries"]

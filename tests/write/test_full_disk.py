@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from forking import run_forked
 from test_crashes import RECIPE
 
 from surgeon.checkpoint.storage import allocate_file
+from surgeon.model import hidden_states
 from surgeon.model.hidden_states import States
 
 POINTS = 10
@@ -73,6 +75,19 @@ def test_what_is_allocated_for_scores_and_states_says_where_the_disk_is_full(tmp
     states.put(0, 0, torch.zeros(2, 2))  # which is done behind what is computed
     with pytest.raises(OSError, match="hidden-00000") as ended:
         states.flush(0)
+
+
+def test_states_that_could_not_be_kept_say_why_where_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(hidden_states, "reserve", full)
+    states = States([(2, 2)], torch.float32, tmp_path)
+    states.put(0, 0, torch.zeros(2, 2))
+    with pytest.raises(OSError, match=r"No space left.*hidden-00000"):
+        states.get(0, 0)
 
 
 @pytest.mark.slow
