@@ -152,6 +152,7 @@ def _bases(runs: Sequence[Compared]) -> Figure:
             "model": run.report.model.name,
         }
         for run in runs for code in shared_languages(runs) for found in [run.report.perplexity["base"][code]]
+        if math.isfinite(found.bits_per_byte)
     ]  # fmt: skip
     hue, shape = _looks(runs)
     hover = tips(language="language", run="run", said="bits per byte", perplexity="perplexity", model="model")

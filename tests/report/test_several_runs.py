@@ -53,6 +53,20 @@ def test_each_run_is_told_against_its_own_base(runs: list[Path], tmp_path: Path)
     assert {row["run"] for row in bases.spec["data"]["values"]} == {"a", "b"}
 
 
+def test_a_base_that_is_not_finite_has_no_mark_and_the_page_is_made(runs: list[Path], tmp_path: Path) -> None:
+    report = Report.load(runs[1] / "report.json")
+    base = dict(report.perplexity["base"])
+    base["en"] = base["en"].model_copy(update={name: math.inf for name in ("nll", "perplexity", "bits_per_byte")})
+    broken = report.model_copy(update={"perplexity": {**report.perplexity, "base": base}})
+    broken.save(runs[1] / "report.json")
+    marks = comparison_figures(open_runs(runs))[-1].spec["data"]["values"]
+    assert ("b", "English") not in {(mark["run"], mark["language"]) for mark in marks}
+    command = ["compare", *map(str, runs), "--output", str(tmp_path / "page")]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "page" / "index.html").is_file()
+
+
 def test_what_cannot_be_compared_is_said(runs: list[Path], tmp_path: Path) -> None:
     silent = tmp_path / "silent"
     silent.mkdir()
