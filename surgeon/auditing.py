@@ -57,36 +57,14 @@ def audit(
 
     progress, device = progress or Progress(), usable_device(device)
     chosen = list(dict.fromkeys(languages)) if languages is not None else corpus.languages
-    kept: Measurement | None = None
-    if prompts and find_spec("py3langid") is not None:
-        from surgeon.measure.language_kept import LanguageKept
-
-        kept = LanguageKept(prompts=prompts, new_tokens=new_tokens)
-    elif prompts:
-        progress.note(
-            "the language of continuations is not measured: that needs `pip install '.[language]'` in a checkout"
-        )
-    opened = [Checkpoint.open(source).downloaded() for source in (base, model)]
-    for line in dict.fromkeys(line for item in opened for line in remarks(item)):
-        progress.note(line)
+    kept = _language_kept(prompts, new_tokens, progress)
+    opened = _opened((base, model), window, progress)
     require_room_for_torch()
-    spec = VerifySpec(window=window)
-    for item in opened:
-        too_long = check_length(item, window)
-        if too_long is not None:
-            raise InputError(f"--window {window}: {too_long}")
     place = Workplace(device, os.cpu_count() or 1)
     stacks = [place.load(item, resolve_precision("auto")) for item in opened]
+    rows, none = VerifySpec(window=window).batch_size, Pieces([], [])
     subjects = [
-        Subject(
-            stack.loaded.tokenizer,
-            stack.loaded.model.config,
-            corpus,
-            chosen,
-            spec.window,
-            spec.batch_size,
-            Pieces([], []),
-        )
+        Subject(stack.loaded.tokenizer, stack.loaded.model.config, corpus, chosen, window, rows, none)
         for stack in stacks
     ]
     found = _outputs(stacks, subjects, Paragraphs(paragraphs=paragraphs), progress)
@@ -107,6 +85,32 @@ def audit(
     names = {code: corpus.language(code).name for code in chosen}
     notes = [text_alone(senses(item)) for item in opened]
     return Audit(_shown(model), _shown(base), same, tuple(changes), names, tuple(dict.fromkeys(filter(None, notes))))
+
+
+def _language_kept(prompts: int, new_tokens: int, progress: Progress) -> Measurement | None:
+    """Return the measurement of the language that a model goes on in; None where nobody asks, or it cannot be told."""
+    if not prompts:
+        return None
+    if find_spec("py3langid") is None:
+        progress.note(
+            "the language of continuations is not measured: that needs `pip install '.[language]'` in a checkout"
+        )
+        return None
+    from surgeon.measure.language_kept import LanguageKept
+
+    return LanguageKept(prompts=prompts, new_tokens=new_tokens)
+
+
+def _opened(sources: Sequence[str | Path], window: int, progress: Progress) -> list[Checkpoint]:
+    """Open the checkpoints, tell what is remarkable of them, and refuse a window that is longer than one can take."""
+    opened = [Checkpoint.open(source).downloaded() for source in sources]
+    for line in dict.fromkeys(line for item in opened for line in remarks(item)):
+        progress.note(line)
+    for item in opened:
+        too_long = check_length(item, window)
+        if too_long is not None:
+            raise InputError(f"--window {window}: {too_long}")
+    return opened
 
 
 def _outputs(

@@ -40,8 +40,7 @@ def anatomy_of(checkpoint: Checkpoint) -> Anatomy:
 
     Where transformers cannot build the model, or is not installed, names tell what they can.
     """
-    key = _latest[0][1] if _latest and _latest[0][0] is checkpoint else _key(checkpoint)
-    _latest[:] = [(checkpoint, key)]
+    key = key_of(checkpoint)
     if key not in _known:
         while len(_known) >= _REMEMBERED:
             _known.pop(next(iter(_known)))
@@ -75,8 +74,14 @@ def _by_names(checkpoint: Checkpoint) -> dict[str, Place]:
     return {name: place(info, checkpoint.config) for name, info in checkpoint.tensors.items()}
 
 
+def key_of(checkpoint: Checkpoint) -> str:
+    """Return the SHA-256 of what an anatomy depends on: config, headers, transformers, and how it is read."""
+    key = _latest[0][1] if _latest and _latest[0][0] is checkpoint else _key(checkpoint)
+    _latest[:] = [(checkpoint, key)]
+    return key
+
+
 def _key(checkpoint: Checkpoint) -> str:
-    """Name what the anatomy depends on: config, headers, transformers, and how it is read."""
     made = hashlib.sha256()
     for part in (_VERSION, _transformers(), json.dumps(dict(checkpoint.config), sort_keys=True, allow_nan=True)):
         made.update(f"{part}\0".encode())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from surgeon.anatomy.anatomy import key_of
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, library_versions, tokenizer_hashes
 from surgeon.checkpoint.store import place, recall, remember
@@ -77,9 +78,8 @@ def _path(checkpoint: Checkpoint) -> Path:
     made = Fingerprint(
         version=_VERSION,
         model="",  # no weight has a say in it
-        config=checkpoint.config,
         tokenizer=tokenizer_hashes(checkpoint.folder),
-        settings={name: [info.dtype, info.shape] for name, info in checkpoint.tensors.items()},
+        settings={"anatomy": key_of(checkpoint)},  # the config and the headers, hashed once a plan
         libraries=library_versions(),
     )
     return place("prospects", made.key(), ".json")

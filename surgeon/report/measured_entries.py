@@ -13,7 +13,7 @@ from surgeon.report.entry import Entry
 class Perplexity(Entry):
     """One language under one model. `nll` in nats, summed over `tokens` predicted tokens of `bytes` of text.
 
-    `low` and `high` bound its ratio to the base (see model/intervals.py); None for the base itself, and where the text
+    `low` and `high` bound its ratio to the base (measure/intervals.py); None for the base itself, and where the text
     is one sentence and one window only.
     """
 
@@ -30,7 +30,7 @@ class Perplexity(Entry):
 class Summary(Entry):
     """A model over all languages; ratios are of geometric means, `log` the natural logarithm of the mean.
 
-    `low` and `high` bound the ratio (see model/intervals.py); None for the base itself, and where some language's text
+    `low` and `high` bound the ratio (measure/intervals.py); None for the base itself, and where some language's text
     is one sentence and one window only.
     """
 
