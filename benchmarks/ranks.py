@@ -31,9 +31,10 @@ STEPS = ("score", "verify")
 def worker(recipe: str, output: str, overrides: list[str]) -> None:
     """Run `apply` as one rank, and write down what it sent."""
     import surgeon
+    from surgeon import scoring
     from surgeon.measure import verification
     from surgeon.ranks import group, messages
-    from surgeon.scoring import scoring, shared
+    from surgeon.scores import score_pass
 
     used = [0.0]
 
@@ -47,7 +48,7 @@ def worker(recipe: str, output: str, overrides: list[str]) -> None:
         return measured
 
     scoring._on_text = timed(scoring._on_text)
-    shared.SharedScorePass.help = timed(shared.SharedScorePass.help)  # type: ignore[method-assign]
+    score_pass.SharedScorePass.help = timed(score_pass.SharedScorePass.help)  # type: ignore[method-assign]
     verification.measure = timed(verification.measure)
     sent = {"sums": 0, "values": 0}
     sending = messages.Sending.__init__

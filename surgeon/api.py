@@ -15,7 +15,7 @@ from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.scratch import reclaim_cache
 from surgeon.errors import InputError
 from surgeon.memory import require_room_for_figures, require_room_for_torch
-from surgeon.model.precision import resolve_precision
+from surgeon.model.arithmetic import resolve_precision
 from surgeon.model.results import Verification
 from surgeon.model.workplace import Workplace
 from surgeon.plan.check import check_length, check_ready, chosen_device, usable_device

@@ -140,7 +140,7 @@ def perplexity(
 
     from surgeon.measure.measuring import measure_loaded
     from surgeon.measure.windows import evaluation_texts
-    from surgeon.model.vocabulary import check_ids
+    from surgeon.model.tokenizer import check_ids
 
     inner = _inner(model)
     texts = _corpus(corpus)

@@ -18,9 +18,8 @@ from surgeon.errors import CheckpointError, RegionError
 from surgeon.json_text import to_json
 from surgeon.measure.parts import Part, parts_of
 from surgeon.memory import give_memory_back
-from surgeon.model.precision import Precision
-from surgeon.model.token_counts import TokenCounts
-from surgeon.model.tokenizer import load_tokenizer
+from surgeon.model.arithmetic import Precision
+from surgeon.model.tokenizer import TokenCounts, load_tokenizer
 from surgeon.model.workplace import Workplace
 from surgeon.operations.edits import EditCount, Surgery
 from surgeon.plan.pinning import pinned, pinned_operations
@@ -34,7 +33,7 @@ from surgeon.report.card import model_card, write_card, write_results
 from surgeon.report.data import Report
 from surgeon.report.html import write_page
 from surgeon.report.manifest import manifest
-from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
+from surgeon.scoring import ScoreSet, Scoring, run_scores
 from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, outputs_of
 from surgeon.write.marker import MARKER, MarkedModel, Marker
 from surgeon.write.output import clear_staging, remove_old

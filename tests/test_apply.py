@@ -19,7 +19,7 @@ from forking import surgeon_forked
 
 import surgeon
 import surgeon.checkpoint.storage
-import surgeon.scoring.scoring
+import surgeon.scoring
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.region.region import Region
 from surgeon.report.data import Report
@@ -105,8 +105,8 @@ def test_scores_follow_the_text_and_the_weights(
     recipe: RecipeMaker, make_model: Callable[..., Path], texts: dict[str, str]
 ) -> None:
     from surgeon.api import plan_recipe
-    from surgeon.scores.cache import score_path
     from surgeon.scores.grad_param import GradParam
+    from surgeon.scoring import score_path
 
     score = GradParam(kind="grad_param", languages=["de"], samples=4, sequence_length=32)
     smaller = score.model_copy(update={"batch_size": 2})

@@ -15,7 +15,7 @@ from typing import Any
 from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_versions, tokenizer_hashes
 from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.store import place, recall, remember
-from surgeon.model.precision import Precision
+from surgeon.model.arithmetic import Precision
 from surgeon.model.results import (
     CONTINUATIONS,
     PERPLEXITY,

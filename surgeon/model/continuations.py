@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from surgeon.errors import InputError
+from surgeon.model.device import with_less_at_a_time
 from surgeon.model.editing import Variant, edited, prepared
-from surgeon.model.full_device import with_less_at_a_time
 from surgeon.model.layer_stack import Stack
 from surgeon.model.results import Continuation, Stopped
 from surgeon.model.variant_pass import run_models

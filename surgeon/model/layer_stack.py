@@ -21,7 +21,7 @@ import torch
 
 from surgeon.anatomy.reading import decoder_layers
 from surgeon.errors import CheckpointError
-from surgeon.model.budgets import ModelSize
+from surgeon.model.budgets import ModelSize, chunk_tokens
 from surgeon.model.model import LoadedModel
 
 _PROBE = 5  # tokens on which it is found out whether a model is a plain stack
@@ -155,6 +155,22 @@ def plain_layers(model: Any) -> tuple[tuple[torch.nn.Module, ...], bool]:
                 if _same(undisturbed.arguments, disturbed.arguments):
                     return layers, wraps
     return (), False
+
+
+def vocabulary(stack: Stack) -> int:
+    """Return how many tokens a model chooses among."""
+    config = stack.loaded.model.config
+    return int((config.get_text_config() if hasattr(config, "get_text_config") else config).vocab_size)
+
+
+def head_chunks(stack: Stack, ids: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cut a batch (rows, length) into rows and positions, such that the logits of a chunk stay small."""
+    rows, length = ids.shape
+    tokens = chunk_tokens(vocabulary(stack), stack.loaded.device)
+    together, step = max(1, tokens // length), min(tokens, length)
+    for first in range(0, rows, together):
+        for start in range(0, length, step):
+            yield slice(first, min(first + together, rows)), slice(start, min(start + step, length))
 
 
 def without_gradients(model: Any) -> str | None:

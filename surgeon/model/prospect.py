@@ -60,7 +60,7 @@ def _look(checkpoint: Checkpoint) -> Prospect:
     require_room_for_torch()
     from surgeon.model.layer_stack import plain_layers, without_gradients
     from surgeon.model.model import load_model
-    from surgeon.model.vocabulary import check_vocabulary
+    from surgeon.model.tokenizer import check_vocabulary
 
     try:
         loaded = load_model(checkpoint, "float32")

@@ -16,11 +16,10 @@ import torch
 from surgeon.checkpoint.scratch import own_scratch
 from surgeon.errors import present
 from surgeon.model import budgets
+from surgeon.model.arithmetic import repeatable
 from surgeon.model.editing import Variant, edited, prepared
-from surgeon.model.embedding_and_head import enter_all, head_chunks, hidden_layout
-from surgeon.model.hidden_states import States, bytes_needed
-from surgeon.model.layer_stack import Arguments, Stack
-from surgeon.model.repeatable import repeatable
+from surgeon.model.hidden_states import States, bytes_needed, enter_some, hidden_layout
+from surgeon.model.layer_stack import Arguments, Stack, head_chunks
 
 _OUTSIDE = -1
 Take = Callable[[int, int, slice, slice, torch.Tensor], None]  # variant, batch, its rows and positions, their logits
@@ -166,16 +165,16 @@ def _states(stack: Stack, batches: Sequence[torch.Tensor], rows: int) -> Iterato
 
 def _enter(
     stack: Stack, models: Sequence[_Model], batches: Sequence[torch.Tensor], states: States
-) -> dict[int, list[tuple[Arguments, ...]]]:
-    """Put the embeddings' outputs into `states`; returns, by row, each batch's arguments of the layers."""
-    arguments = {0: enter_all(stack, batches, states)}
+) -> dict[int, dict[int, tuple[Arguments, ...]]]:
+    """Put the embeddings' outputs into `states`; returns, by row and batch, the arguments of the layers."""
+    arguments = {0: enter_some(stack, enumerate(batches), states)}
     for model in models:
         if model.first == _OUTSIDE:
             with (
                 stack.loaded.weights.resident(stack.outer("in")),
                 edited(stack.loaded, model.variant, _resident(stack, model, "in")),
             ):
-                arguments[model.row] = enter_all(stack, batches, states, model.row)
+                arguments[model.row] = enter_some(stack, enumerate(batches), states, model.row)
     return arguments
 
 
@@ -190,7 +189,7 @@ def _run_layer(
     stack: Stack,
     models: Sequence[_Model],
     number: int,
-    arguments: Mapping[int, Sequence[tuple[Arguments, ...]]],
+    arguments: Mapping[int, Mapping[int, tuple[Arguments, ...]]],
     states: States,
     advance: Callable[[int], None],
 ) -> None:

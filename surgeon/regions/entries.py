@@ -14,7 +14,7 @@ from surgeon.recipe.fields import Model
 from surgeon.region.coordinates import entry, lines
 from surgeon.region.region import Indices, Mask, Region, encode_indices
 from surgeon.regions.base import Planning, RegionKind, RegionPlan, shapes_of
-from surgeon.regions.narrowing import unmatched
+from surgeon.regions.outlines import unmatched
 
 if TYPE_CHECKING:
     from surgeon.recipe.schema import RegionSpec

@@ -1,15 +1,23 @@
-"""Make the regions of a plan, each after those that it is made from; selected ones come from the cache if they can."""
+"""Make the regions of a plan, each after those that it is made from; selected ones are kept by all they depend on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.checkpoint.fingerprint import Fingerprint, identity, refuse_changed
+from surgeon.checkpoint.sealed import is_sealed, seal
+from surgeon.checkpoint.store import place
 from surgeon.errors import present
 from surgeon.region.region import Region
 from surgeon.regions.base import Making, Provenance, RegionPlan, Stream, made_from
-from surgeon.regions.kept import keep_region, load_region
-from surgeon.scores.base import Score
+from surgeon.scores.base import Reader, Score
+
+REGION_VERSION = 4  # raise it when the same scores and settings would give another region
 
 
 @dataclass(frozen=True)
@@ -63,3 +71,80 @@ def make_regions(
 
     making = Making(source.checkpoint, plans, part, kept, ahead, stream)
     return {name: part(name) for name in names}
+
+
+def load_region(source: Provenance, plan: RegionPlan, keys: Mapping[str, str]) -> Region | None:
+    """Return a region that was made before; None if it was not, or its file is not as it was written.
+
+    `keys` name what the scores of each language depend on.
+    """
+    path = _path(source, plan, keys)
+    return Region.load(path) if is_sealed(path) else None
+
+
+def keep_region(source: Provenance, plan: RegionPlan, keys: Mapping[str, str], made: Region) -> Region:
+    """Write a region that was just made into the cache, with its provenance, and return it from there."""
+    path = _path(source, plan, keys)
+    made.metadata.update(plan.kind.provenance(plan, source))
+    made.save(path)
+    refuse_changed(source.checkpoint)
+    seal(path)
+    return Region.load(path)
+
+
+def _path(source: Provenance, plan: RegionPlan, keys: Mapping[str, str]) -> Path:
+    made = Fingerprint(
+        version=REGION_VERSION,
+        model=identity(source.checkpoint, source.jobs),
+        settings={
+            "provenance": plan.kind.provenance(plan, source),
+            "scores": list(keys.values()),
+            # which entries make a head, the config says
+            "units": {name: [part.group, len(set(part.labels.tolist()))] for name, part in plan.parts.items()},
+        },
+        tensors=tuple(info.name for info in plan.tensors),
+    )
+    return place("regions", made.key(), ".region.safetensors")
+
+
+class _Lazy(Mapping[str, NDArray[np.float32]]):
+    """The scores of some tensors, each read, or computed, when it is looked up."""
+
+    def __init__(self, names: Sequence[str], reader: Reader) -> None:
+        self._names, self._reader = dict.fromkeys(names), reader
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._reader(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def stream_of(readers: Mapping[str, Reader], plans: Sequence[RegionPlan]) -> Stream:
+    """Yield the scores of all tensors of some regions, unit by unit, each language's `reader` in turn.
+
+    Tensors that share a cut are in one unit: mostly a tensor, else a layer, so that memory is that of the sum over
+    languages in one unit.
+    """
+    for unit, names in enumerate(_units(plans)):
+        for language, reader in readers.items():
+            yield unit, language, _Lazy(names, reader)
+
+
+def _units(plans: Sequence[RegionPlan]) -> list[list[str]]:
+    """Return the tensors in units: one each, or those of a layer if some cut, or unit of a model, spans tensors."""
+    spans = any(plan.parts or (plan.scope is not None and plan.scope.spans_tensors) for plan in plans)
+    found: dict[object, dict[str, None]] = {}
+    for plan in plans:
+        for info in plan.tensors:
+            layer = plan.places[info.name].layer
+            found.setdefault(layer if spans and layer is not None else info.name, {})[info.name] = None
+    return [list(names) for names in found.values()]

@@ -20,11 +20,10 @@ from surgeon.region.region import Indices, Mask, Region, encode_indices
 from surgeon.region.select import select_random
 from surgeon.region.units import Parts, most_entries, parts_of, unit_sizes
 from surgeon.regions.base import Making, Planning, Provenance, RegionKind, RegionPlan
-from surgeon.regions.cut import Cut, region_from
-from surgeon.regions.narrowing import misnamed
+from surgeon.regions.cut import Cut, UnitCut, region_from
+from surgeon.regions.outlines import misnamed
 from surgeon.regions.scopes import scope_of
 from surgeon.regions.share import Share
-from surgeon.regions.unit_cut import UnitCut
 
 if TYPE_CHECKING:
     from surgeon.recipe.schema import RegionSpec

@@ -15,8 +15,7 @@ from pydantic import Field
 
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
-from surgeon.scores.base import ForwardScore
-from surgeon.scores.statistic import Statistic
+from surgeon.scores.base import ForwardScore, Statistic
 
 if TYPE_CHECKING:
     import torch

@@ -19,8 +19,7 @@ from surgeon.recipe.fields import Count, Model
 from surgeon.region.region import Region
 from surgeon.regions.base import Making, Planning, RegionKind, RegionPlan, shapes_of
 from surgeon.regions.scopes import Scope
-from surgeon.scores.base import BackwardScore, ForwardScore, Reader, WeightScore
-from surgeon.scores.statistic import Statistic
+from surgeon.scores.base import BackwardScore, ForwardScore, Reader, Statistic, WeightScore
 
 if TYPE_CHECKING:
     import torch

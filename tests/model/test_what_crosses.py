@@ -20,7 +20,7 @@ from surgeon.measure.windows import evaluation_texts
 from surgeon.model import budgets
 from surgeon.model.editing import Variant
 from surgeon.model.hidden_states import States
-from surgeon.model.weights import Weights
+from surgeon.model.model import Weights
 from surgeon.model.workplace import Workplace
 from surgeon.operations import Zero
 from surgeon.progress import Progress

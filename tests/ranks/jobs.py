@@ -49,7 +49,7 @@ def _counted() -> list[tuple[int, torch.dtype]]:
 
 def apply_and_die(recipe: str, output: str, hidden_bytes: int, share_of_disk: float, victim: int, moment: int) -> None:
     """Carry out a recipe; the rank `victim` is killed when it has noted for the `moment`th time how far it came."""
-    from surgeon.scores.pass_scratch import Scratch
+    from surgeon.scores.score_pass import Scratch
 
     note, left = Scratch.note, [moment]
 

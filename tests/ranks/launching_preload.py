@@ -15,7 +15,7 @@ import surgeon.measure.verification
 import surgeon.model.continuations
 import surgeon.model.model
 import surgeon.report.figures
-import surgeon.scoring.shared
+import surgeon.scores.score_pass
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.model.model import load_model
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import surgeon
 import surgeon.run
-import surgeon.scoring.scoring
+import surgeon.scoring
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import RecipeError
 from surgeon.recipe.reading import RecipeFile, load_recipe

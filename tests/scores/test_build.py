@@ -15,8 +15,7 @@ from surgeon.region.coordinates import fullest_lines, residual_dimensions
 from surgeon.region.region import Region
 from surgeon.regions import cut
 from surgeon.regions.control import Control
-from surgeon.regions.make import Scored, make_regions
-from surgeon.regions.streams import stream_of
+from surgeon.regions.make import Scored, make_regions, stream_of
 
 RecipeMaker = Callable[..., Path]
 MORE = """\

@@ -144,17 +144,17 @@ import torch, transformers, surgeon, surgeon.model.model, surgeon.model.layer_st
 import surgeon.scores.score_pass
 from surgeon.model import budgets
 from surgeon.plan import estimates
-from surgeon.scores import pass_scratch
+from surgeon.scores import score_pass
 recipe, share, runs = sys.argv[1], float(sys.argv[2]), json.loads(sys.argv[3])
 budgets.HIDDEN_BYTES = 0
 estimates.SHARE_OF_DISK = share
-note, left = pass_scratch.Scratch.note, [0]
+note, left = score_pass.Scratch.note, [0]
 def counted(self, progressed, kept):
     note(self, progressed, kept)
     left[0] -= 1
     if left[0] == 0:
         os.kill(os.getpid(), 9)
-pass_scratch.Scratch.note = counted
+score_pass.Scratch.note = counted
 surgeon.run.write_page = lambda report, output: []  # regions are what is looked at
 codes = []
 for output, cache, steps in runs:
