@@ -32,8 +32,9 @@ from surgeon.plan.estimates import keeps_scores, scores_in_one_go
 from surgeon.plan.plan import Plan
 from surgeon.progress import Progress
 from surgeon.region.region import Region
+from surgeon.region.select import on_host
 from surgeon.regions.base import RegionPlan, Stream
-from surgeon.regions.cut import Cut, on_host
+from surgeon.regions.cut import Cut
 from surgeon.regions.make import Scored, load_region, stream_of
 from surgeon.scores.base import SampledScore, WeightScore
 from surgeon.text.windows import beginning, predicted, scoring_lengths, scoring_sequences, tokenize

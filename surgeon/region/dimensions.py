@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.naming import Place, places_of
 from surgeon.region.region import Indices, Region, hits_of
+from surgeon.region.select import select_evenly
 
 WRITERS = {"attn.o", "cross_attn.o", "linear_attn.o", "ssm.out", "conv.out", "mlp.down"}
 READERS = {
@@ -171,6 +172,16 @@ def profile(
         _dimensions(list(tallies.values()), top),
         tuple(Trace(*key, tally.hits / tally.slots) for key, tally in tallies.items() if tally.slots),
     )
+
+
+def random_like(region: Region, seed: int = 0) -> Callable[[str], Indices]:
+    """Return a function from tensor to as many sorted flat indices, drawn evenly from all: how chance alone crowds."""
+
+    def draw(name: str) -> Indices:
+        mask = region[name]
+        return select_evenly(mask.numel, mask.entries, seed, f"like:{name}")
+
+    return draw
 
 
 def by_role(region: Region) -> dict[str, tuple[int, int]]:

@@ -3,14 +3,14 @@
 A stream yields (unit, language, scores by tensor): all languages of a unit in a row, in the recipe's order, each unit
 once. A unit is a layer, what is outside the layers, or less. It comes from a pass through a model, which makes the
 scores, from score files, or from weights; a cut is the same. The languages' scores are added up in float32 in their
-order, and every cut is exact (`region.select`, `region.streaming`). What stays is the sum over languages in one unit,
+order, and every cut is exact (`region.select`). What stays is the sum over languages in one unit,
 the cuts of single languages in it, and finished masks. Scores may be torch's on a device: they are added up there, and
 cut there, entry by entry; for whole units and for controls they come to the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -20,14 +20,11 @@ from numpy.typing import NDArray
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import present
 from surgeon.region.region import Indices, Mask, Region, encode_indices
-from surgeon.region.select import keys_of, select_count, select_random
-from surgeon.region.streaming import StreamingCut
+from surgeon.region.select import StreamingCut, keys_of, on_host, select_count, select_random
 from surgeon.region.units import Parts, UnitScores, least_shared, unit_sizes
 from surgeon.regions.base import SUM, Drawing, RegionPlan, Scores, Stream
 from surgeon.regions.scopes import scope_of
 from surgeon.regions.share import Share
-
-Chosen = dict[str, NDArray[np.bool_]]  # which units, by group of units
 
 
 class UnitCut:
@@ -51,55 +48,39 @@ class UnitCut:
     def choose(self, group: Sequence[TensorInfo]) -> dict[str, Indices]:
         """Return the entries of the units chosen of a group of tensors that share one cut, all of which were added."""
         parts = {info.name: self._parts[info.name] for info in group}
-        there = {label: sizes > 0 for label, sizes in unit_sizes(parts.values()).items()}
-        chosen = self._chosen(there)
-        return {name: part.entries(chosen[part.group]) for name, part in parts.items()}
+        units = {label: sizes > 0 for label, sizes in unit_sizes(parts.values()).items()}  # that there are
+        for every, chosen in zip(units.values(), self._chosen(units), strict=True):
+            every[every] = chosen
+        return {name: part.entries(units[part.group]) for name, part in parts.items()}
 
-    def _chosen(self, there: Chosen) -> Chosen:
-        """Choose of the units that are there."""
+    def _chosen(self, units: Mapping[str, NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+        """Choose of units that are there, by group; returns which of these, group by group."""
         select = self._select
-        counts = [(group, int(np.count_nonzero(units))) for group, units in there.items()]
+        counts = [(group, int(np.count_nonzero(there))) for group, there in units.items()]
         if select.random is not None:
-            return _spread(
-                there, select_random(counts, select.random or 0.0, select.seed, f"{self._region}:{counts[0][0]}")
-            )
+            drawn = select_random(counts, select.random, select.seed, f"{self._region}:{counts[0][0]}")
+            return [np.isin(np.arange(count), drawn[group]) for group, count in counts]
         scores = {
-            label: {group: found.values(group)[units] for group, units in there.items()}
-            for label, found in self._scores.items()
+            label: {group: of_units.values(group)[there] for group, there in units.items()}
+            for label, of_units in self._scores.items()
         }
         if select.specific is not None:
-            every = {label: np.concatenate(list(found.values())) for label, found in scores.items()}
-            return _cut_up(there, least_shared(every, select.specific, select.top or 0.0))
-        cuts = {label: self._cut(there, counts, found.__getitem__) for label, found in scores.items()}
+            every = {label: np.concatenate(list(values.values())) for label, values in scores.items()}
+            chosen = least_shared(every, select.specific, select.top or 0.0)
+            return np.split(chosen, np.cumsum([count for _, count in counts])[:-1])
+        cuts = {label: self._cut(counts, values) for label, values in scores.items()}
         if select.monolingual is None:
-            return cuts[""]
+            return cuts[SUM]
         own = cuts.pop(select.monolingual)
-        return {group: own[group] & ~np.any([cut[group] for cut in cuts.values()], axis=0) for group in own}
+        return [mine & ~np.any(others, axis=0) for mine, *others in zip(own, *cuts.values(), strict=True)]
 
     def _cut(
-        self, there: Chosen, counts: Sequence[tuple[str, int]], scores: Callable[[str], NDArray[np.float32]]
-    ) -> Chosen:
-        least = self._select.at_least
-        if least is not None:
-            return _spread(there, {group: np.flatnonzero(scores(group) >= least) for group in there})
+        self, counts: Sequence[tuple[str, int]], scores: Mapping[str, NDArray[np.float32]]
+    ) -> list[NDArray[np.bool_]]:
+        if self._select.at_least is not None:
+            return [scores[group] >= self._select.at_least for group, _ in counts]
         wanted = self._select.wanted(sum(count for _, count in counts))
-        return _spread(there, select_count(scores, counts, wanted, self._select.end))
-
-
-def _spread(there: Chosen, chosen: Mapping[str, Indices]) -> Chosen:
-    """Turn places among the units that are there into units."""
-    result = {}
-    for group, units in there.items():
-        result[group] = np.zeros(units.size, dtype=np.bool_)
-        result[group][np.flatnonzero(units)[chosen[group]]] = True
-    return result
-
-
-def _cut_up(there: Chosen, chosen: NDArray[np.bool_]) -> Chosen:
-    """The same, of one row of places in all groups."""
-    ends = np.cumsum([np.count_nonzero(units) for units in there.values()])[:-1]
-    rows = np.split(chosen, ends)
-    return _spread(there, {group: np.flatnonzero(row) for group, row in zip(there, rows, strict=True)})
+        return [chosen for _, chosen in select_count(scores.__getitem__, counts, wanted, self._select.end)]
 
 
 class RegionCut:
@@ -115,39 +96,27 @@ class RegionCut:
         self.masks: dict[str, Mask] = {}
         self._order = {info.name: i for i, info in enumerate(plan.tensors)}
         self._units = UnitCut(self._select, plan.parts) if plan.parts else None
-        self._cuts: dict[str, dict[str, Indices]] = {}  # of this unit, by label
-        self._spanning: list[_Spanning] = []  # groups of tensors in several units that share one cut
+        self._cuts: dict[str, dict[str, Mask]] = {}  # of this unit, by label
+        # By tensor, where those of several units share one cut: a stream for each label.
+        self._streams: dict[str, dict[str, StreamingCut]] = {}
         if self.scope.spans_layers and self._units is None and self._select.at_least is None:
-            self._spanning = [_Spanning(self._select, group, self.labels) for group in plan.groups()]
-        self._spanned = {name: spanning for spanning in self._spanning for name in spanning.names}
-
-    @property
-    def cuts_anywhere(self) -> bool:
-        """True if the cut is made where the scores are."""
-        return self._units is None and self.scope.cuts_on_device
+            for group in plan.groups():
+                wanted = self._select.wanted(sum(info.numel for info in group))
+                streams = {label: StreamingCut(wanted, self._select.end) for label in self.labels}
+                self._streams |= {info.name: streams for info in group}
 
     def take(self, label: str, scores: Scores) -> None:
         """Take the scores of a unit's tensors, of one language or their sum."""
         mine = self._mine(scores)
-        if self._units is not None:
-            for info in mine:
+        for info in mine:
+            if self._units is not None:
                 self._units.add(label, info.name, on_host(scores[info.name]))
-        elif self._spanned:
-            for info in mine:
-                self._spanned[info.name].streams[label].take(info.name, scores[info.name])
-        elif self.cuts_anywhere and mine and not isinstance(scores[mine[0].name], np.ndarray):
-            for group in self.plan.groups(mine):
-                self._take_masks(label, self.scope.cut_on_device(self._select, group, scores, self.plan.places))
-        else:
+            elif self._streams:
+                self._streams[info.name][label].take(info.name, scores[info.name])
+        if self._units is None and not self._streams:
             cuts = self._cuts.setdefault(label, {})
             for group in self.plan.groups(mine):
-                cuts |= self.scope.cut(self._select, group, lambda name: on_host(scores[name]), self.plan.places)
-
-    def _take_masks(self, label: str, masks: Mapping[str, Mask]) -> None:
-        if self.labels == [SUM]:
-            self.masks |= masks
-        else:
-            self._cuts.setdefault(label, {}).update({name: mask.indices() for name, mask in masks.items()})
+                cuts |= self.scope.cut(self._select, group, scores.__getitem__, self.plan.places)
 
     def end_unit(self, names: Iterable[str]) -> None:
         """Make the masks of a unit's tensors, now that all languages have come."""
@@ -156,45 +125,48 @@ class RegionCut:
                 self._encode(self._units.choose(group))
             self._units = UnitCut(self._select, self.plan.parts)
         elif self._cuts:
-            self._encode(self._without_others(self._cuts))
+            self._take_masks(self._cuts)
             self._cuts = {}
 
     def finish(self) -> Region:
         """Return the region, now that every unit has come by."""
-        if self._units is not None and self.scope.spans_layers:
-            for group in self.plan.groups():
+        for group in self.plan.groups() if self.scope.spans_layers else ():
+            names = [info.name for info in group]
+            if self._units is not None:
                 self._encode(self._units.choose(group))
-        for spanning in self._spanning:
-            cuts = {label: stream.finish(spanning.names) for label, stream in spanning.streams.items()}
-            self._encode(self._without_others(cuts))
+            elif self._streams:
+                shapes = {info.name: info.shape for info in group}
+                self._take_masks(
+                    {
+                        label: {
+                            name: encode_indices(indices, shapes[name])
+                            for name, indices in stream.finish(names).items()
+                        }
+                        for label, stream in self._streams[names[0]].items()
+                    }
+                )
         return region_of(self.plan, self.masks)
 
     def _mine(self, names: Iterable[str]) -> list[TensorInfo]:
         """Return those of some tensors that are the region's, in its order, which decides between equal scores."""
         return [self.plan.tensors[i] for i in sorted(self._order[name] for name in names if name in self._order)]
 
-    def _without_others(self, cuts: Mapping[str, Mapping[str, Indices]]) -> Mapping[str, Indices]:
-        """Return the entries of the sum, or of one language those that no other language has."""
-        if self._select.monolingual is None:
-            return cuts[SUM]
-        chosen = dict(cuts[self._select.monolingual])
-        for language, cut in cuts.items():
-            if language != self._select.monolingual:
-                chosen = {name: np.setdiff1d(chosen[name], cut[name], assume_unique=True) for name in chosen}
-        return chosen
+    def _take_masks(self, cuts: Mapping[str, Mapping[str, Mask]]) -> None:
+        """Take the entries of the sum, or of one language those that no other language has."""
+        own = self._select.monolingual
+        self.masks |= cuts[SUM if own is None else own]
+        for language, masks in cuts.items() if own is not None else ():
+            if language != own:
+                self._encode(
+                    {
+                        name: np.setdiff1d(self.masks[name].indices(), mask.indices(), assume_unique=True)
+                        for name, mask in masks.items()
+                    }
+                )
 
     def _encode(self, chosen: Mapping[str, Indices]) -> None:
-        shapes = {info.name: info.shape for info in self.plan.tensors}
-        self.masks |= {name: encode_indices(indices, shapes[name]) for name, indices in chosen.items()}
-
-
-class _Spanning:
-    """Tensors of several units that share one cut, which is made in a stream of each label."""
-
-    def __init__(self, select: Share, group: Sequence[TensorInfo], labels: Iterable[str]) -> None:
-        wanted = select.wanted(sum(info.numel for info in group))
-        self.names = [info.name for info in group]
-        self.streams = {label: StreamingCut(wanted, select.end) for label in labels}
+        for name, indices in chosen.items():
+            self.masks[name] = encode_indices(indices, self.plan.tensors[self._order[name]].shape)
 
 
 class Cut:
@@ -260,16 +232,6 @@ class Cut:
         """What has been selected of each region so far, by tensor."""
         return {name: cut.masks for name, cut in self._cuts.items()} | self._drawn
 
-    def found(self, shapes: Mapping[str, tuple[int, ...]], name: str) -> Region:
-        """Return what has been selected of a region in some tensors, to be kept against a crash."""
-        masks = self.masks[name]
-        return Region({tensor: shape for tensor, shape in shapes.items() if tensor in masks}, masks.__getitem__)
-
-    def take_over(self, masks: Mapping[str, Mapping[str, Mask]]) -> None:
-        """Take over what an earlier process, or another one, has selected in other units."""
-        for name, found in masks.items():
-            self.masks[name].update(found)
-
     def _draw(self, scores: Mapping[str, Scores]) -> None:
         for drawing in self._drawings:
             known, ranking = self._known.get(drawing.of), scores[drawing.label]
@@ -302,12 +264,6 @@ class _Total:
                 self._sums[name] = np.array(scores[name], dtype=np.float32)
             else:
                 self._sums[name] = scores[name].clone()
-
-
-def on_host(scores: Any) -> NDArray[np.float32]:
-    """Return one tensor's scores as numpy's, also where they are torch's on a device."""
-    found: NDArray[np.float32] = scores if isinstance(scores, np.ndarray) else scores.cpu().numpy()
-    return found
 
 
 def region_from(stream: Stream, cut: Cut) -> Region:

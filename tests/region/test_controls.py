@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import RecipeError
-from surgeon.region.controls import Draw, draw_control, random_like
+from surgeon.region.dimensions import random_like
 from surgeon.region.overlap import likenesses
 from surgeon.region.region import Region
+from surgeon.regions.control import Draw, draw_control
 from surgeon.report.regions import region_report
 
 DTYPES = st.sampled_from([np.float32, np.float64, np.float16, ml_dtypes.bfloat16])

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ModelMaker, with_pictures
@@ -17,7 +18,7 @@ from conftest import ModelMaker, with_pictures
 import surgeon
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.region.region import Region
-from surgeon.regions import cut
+from surgeon.regions import scopes
 from surgeon.scores.score_pass import ScorePass
 
 SCORE = "{kind: %s, languages: [de, fr], samples: 5, sequence_length: 24, batch_size: 2}"
@@ -89,25 +90,25 @@ def test_scores_that_stay_on_a_device_give_the_same_bytes(
     kind: str, make_model: ModelMaker, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There they are torch's, and all but whole units and controls is cut without a copy to numpy."""
-    real, on_host, came = ScorePass.run, cut.on_host, set[str]()
+    real, select_count, cut_there = ScorePass.run, scopes.select_count, set[type]()
 
     def as_torch(*args: Any) -> Iterator[tuple[int, str, dict[str, torch.Tensor]]]:
         for unit, language, scores in real(*args):
             yield unit, language, {name: torch.from_numpy(array) for name, array in scores.items()}
 
-    def counted(scores: Any) -> Any:
-        came.add(sys._getframe(1).f_code.co_name)
-        return on_host(scores)
+    def noted(scores: Any, group: Any, wanted: int, kind: Any) -> Any:
+        cut_there.update(type(scores(name)) for name, _ in group)
+        return select_count(scores, group, wanted, kind)
 
-    monkeypatch.setattr(cut, "on_host", counted)
+    monkeypatch.setattr(scopes, "select_count", noted)
     monkeypatch.setattr("surgeon.plan.estimates.SHARE_OF_DISK", 0.0)
     path = recipe(tmp_path, make_model("llama", tie_word_embeddings=False), texts, kind)
     for name, run in (("numpy", real), ("torch", as_torch)):
         monkeypatch.setenv("SURGEON_CACHE", str(with_pictures(tmp_path / f"cache-{name}")))
         monkeypatch.setattr(ScorePass, "run", run)
         surgeon.apply(path, output=tmp_path / name)
-        assert ("<lambda>" in came) == (name == "numpy")  # of a cut by numpy
-        came.clear()
+        assert cut_there == {np.ndarray if name == "numpy" else torch.Tensor}
+        cut_there.clear()
     assert regions_below(tmp_path / "numpy") == regions_below(tmp_path / "torch")
 
 
