@@ -28,12 +28,12 @@ from surgeon.plan.text_supply import check_supply, needs_text
 from surgeon.progress import Progress
 from surgeon.recipe.written import as_data, resolved_yaml
 from surgeon.region.region import Region
-from surgeon.regions.make import make_regions
+from surgeon.regions.make import Scored, make_regions
 from surgeon.report.card import model_card, write_card, write_results
 from surgeon.report.data import Report
 from surgeon.report.html import write_page
 from surgeon.report.manifest import manifest
-from surgeon.scoring import ScoreSet, Scoring, run_scores
+from surgeon.scoring import Scoring, run_scores
 from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, outputs_of
 from surgeon.write.marker import MARKER, MarkedModel, Marker
 from surgeon.write.output import clear_staging, remove_old
@@ -78,7 +78,7 @@ class Run:
         self.timings[what] = round(self.timings.get(what, 0.0) + time.perf_counter() - started, 3)
 
     @cached_property
-    def scores(self) -> list[ScoreSet]:
+    def scores(self) -> list[Scored]:
         """The importance scores, computed or out of the cache."""
         with self.timed("score"):
             return run_scores(Scoring(self.plan, self.stack, self.token_counts, self.place, self.progress, self.keep))
@@ -96,7 +96,7 @@ class Run:
         with self.timed("select"):
             return self._made(scores, spec.regions if spec is not None else (), known)
 
-    def _made(self, scores: Sequence[ScoreSet], names: Iterable[str], known: Mapping[str, Region]) -> dict[str, Region]:
+    def _made(self, scores: Sequence[Scored], names: Iterable[str], known: Mapping[str, Region]) -> dict[str, Region]:
         return make_regions(self.plan.provenance(self.place.jobs), scores, names, known)
 
     @cached_property

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -33,10 +33,10 @@ from surgeon.plan.plan import Plan
 from surgeon.progress import Progress
 from surgeon.region.region import Region
 from surgeon.region.select import on_host
-from surgeon.regions.base import RegionPlan, Stream
+from surgeon.regions.base import SUM, RegionPlan
 from surgeon.regions.cut import Cut
-from surgeon.regions.make import Scored, load_region, stream_of
-from surgeon.scores.base import SampledScore, WeightScore
+from surgeon.regions.make import SampleSize, Scored, load_region
+from surgeon.scores.base import Reader, SampledScore, WeightScore
 from surgeon.text.windows import beginning, predicted, scoring_lengths, scoring_sequences, tokenize
 
 if TYPE_CHECKING:
@@ -45,21 +45,6 @@ if TYPE_CHECKING:
 
 SCORE_VERSION = 4  # raise it when the same settings would give other scores
 _FORMAT_VERSION = "3"  # of score files
-
-
-@dataclass(frozen=True)
-class SampleSize:
-    """Sequences and predicted tokens that one language was scored on."""
-
-    sequences: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class ScoreSet(Scored):
-    """A score of the recipe, what came of it, and the size of each language's sample."""
-
-    samples: Mapping[str, SampleSize] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +59,7 @@ class Scoring:
     keep: bool = False
 
 
-def run_scores(run: Scoring) -> list[ScoreSet]:
+def run_scores(run: Scoring) -> list[Scored]:
     """Compute, or find in the cache, every score the plan needs.
 
     Raises:
@@ -90,13 +75,13 @@ def run_scores(run: Scoring) -> list[ScoreSet]:
     return result
 
 
-def _from_weights(run: Scoring, score: WeightScore) -> ScoreSet:
+def _from_weights(run: Scoring, score: WeightScore) -> Scored:
     """Return a score that is computed when it is cut; its keys tell the models that it compares with apart."""
     keys = {name: identity(Checkpoint.open(name), run.place.jobs) for name in score.compared_with.values()}
-    return ScoreSet(score, keys, lambda plans: stream_of({"": score.reader(run.plan.checkpoint)}, plans))
+    return Scored(score, keys, {SUM: score.reader(run.plan.checkpoint)})
 
 
-def _on_text(run: Scoring, score: SampledScore) -> ScoreSet:
+def _on_text(run: Scoring, score: SampledScore) -> Scored:
     plan, languages = run.plan, score.labels
     tensors, precision = plan.scored_tensors(score), resolve_precision(score.dtype)
 
@@ -109,14 +94,14 @@ def _on_text(run: Scoring, score: SampledScore) -> ScoreSet:
     samples = {language: _sample_size(run, score, language) for language in languages}
     missing = [language for language, path in paths.items() if not is_sealed(path)]
     if not missing:
-        return ScoreSet(score, keys, _stream_of_files(paths), samples=samples)
+        return Scored(score, keys, _readers(paths), samples=samples)
     plans = {name: region for name, region in plan.regions.items() if region.score == score}
     kept = run.keep or keeps_scores(plan, score)
     source = plan.provenance(run.place.jobs)
     cached = {name: load_region(source, region, keys) for name, region in plans.items()}
     if not kept and all(region is not None for region in cached.values()):
         regions = {name: region for name, region in cached.items() if region is not None}
-        return ScoreSet(score, keys, regions=regions, samples=samples)
+        return Scored(score, keys, regions=regions, samples=samples)
     missing = _with_texts_of_their_own(missing, paths) if kept else languages
     from surgeon.scores.score_pass import SharedScorePass  # torch is imported where it is needed
 
@@ -132,13 +117,12 @@ def _on_text(run: Scoring, score: SampledScore) -> ScoreSet:
     score_pass = shared.over(stack, run.progress, run.place.team)
     if cut is None:
         _keep(score_pass, key, {language: paths[language] for language in missing}, tensors)
-        return ScoreSet(score, keys, _stream_of_files(paths), samples=samples)
-    return ScoreSet(score, keys, regions=select_in_pass(score_pass, cut, key), samples=samples)
+        return Scored(score, keys, _readers(paths), samples=samples)
+    return Scored(score, keys, regions=select_in_pass(score_pass, cut, key), samples=samples)
 
 
-def _stream_of_files(paths: Mapping[str, Path]) -> Callable[[Sequence[RegionPlan]], Stream]:
-    readers = {language: score_arrays(path).__getitem__ for language, path in paths.items()}
-    return lambda plans: stream_of(readers, plans)
+def _readers(paths: Mapping[str, Path]) -> dict[str, Reader]:
+    return {language: score_arrays(path).__getitem__ for language, path in paths.items()}
 
 
 def _sample_size(run: Scoring, spec: SampledScore, language: str) -> SampleSize:

@@ -138,16 +138,13 @@ class Planning:
 class Making:
     """What regions are made from: the model, other regions, and scores.
 
-    `part` returns another region of the recipe, made if need be. `kept` returns a region that was made and kept before,
-    or makes it now and keeps it. `ahead` returns one that was made while its score was computed. `stream` gives the
-    scores once more, in units that are large enough for some regions.
+    `part` returns another region of the recipe, made if need be. `stream` gives the scores of a region once more, in
+    units that are large enough for it.
     """
 
     checkpoint: Checkpoint
     plans: Mapping[str, RegionPlan]
     part: Callable[[str], Region]
-    kept: Callable[[RegionPlan, Callable[[], Region]], Region]
-    ahead: Callable[[RegionPlan], Region | None]
     stream: Callable[[RegionPlan], Stream]
 
 
@@ -208,6 +205,10 @@ class RegionKind:
     def pinned(self) -> RegionKind:
         """Return the kind with the revision of what it reads from the Hub."""
         return self
+
+    def kept(self, plans: Mapping[str, RegionPlan]) -> bool:
+        """True if it is kept by all that it depends on, since it takes scores, or all weights, to make it."""
+        return False
 
     @abstractmethod
     def outline(self, planning: Planning, name: str, spec: RegionSpec, plans: Mapping[str, RegionPlan]) -> RegionPlan:

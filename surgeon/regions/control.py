@@ -74,16 +74,12 @@ class Control(Model, RegionKind):
         label = of.own if of is not None else None
         return Drawing(plan, self.of, label or SUM, partial(self.indices, checkpoint))
 
-    def make(self, making: Making, plan: RegionPlan) -> Region:
-        """Draw the control, tensor by tensor; one of a selected region is kept as that is."""
-        if making.plans[self.of].select is None:
-            return self._made(making, plan)
-        return making.kept(plan, lambda: self._made(making, plan))
+    def kept(self, plans: Mapping[str, RegionPlan]) -> bool:
+        """True for one of a selected region, which is kept, too."""
+        return plans[self.of].select is not None
 
-    def _made(self, making: Making, plan: RegionPlan) -> Region:
-        ahead = making.ahead(plan)
-        if ahead is not None:
-            return ahead
+    def make(self, making: Making, plan: RegionPlan) -> Region:
+        """Draw the control, tensor by tensor."""
         of, checkpoint = making.part(self.of), making.checkpoint
         drawing = self.drawing(checkpoint, plan, making.plans)
         if drawing is None:

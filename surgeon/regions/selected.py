@@ -73,20 +73,18 @@ class Select(Share, RegionKind):
         self, checkpoint: Checkpoint, tensors: Iterable[TensorInfo], places: Mapping[str, Place]
     ) -> dict[str, Parts]:
         """Return which parts of units the tensors hold that hold some."""
-        found = {
+        parts = {
             info.name: parts_of(self.unit, info.name, info.shape, places[info.name], checkpoint.config)
             for info in tensors
         }
-        return {name: part for name, part in found.items() if part is not None}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def kept(self, plans: Mapping[str, RegionPlan]) -> bool:
+        """True, also for a random one."""
+        return True
 
     def make(self, making: Making, plan: RegionPlan) -> Region:
-        """Return the region: out of the cache, as it was selected while its score was computed, or selected now."""
-        return making.kept(plan, lambda: self._made(making, plan))
-
-    def _made(self, making: Making, plan: RegionPlan) -> Region:
-        ahead = making.ahead(plan)
-        if ahead is not None:
-            return ahead
+        """Select by the scores, or draw."""
         if self.random is not None:
             return self._drawn(plan)
         return region_from(making.stream(plan), Cut([plan], present(plan.score).labels))
