@@ -13,7 +13,8 @@ from surgeon.freeze.binding import Bound, bind
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.layout import TORCH_DTYPES, as_numpy, shape_of, whole_flat
 from surgeon.freeze.saved import frozen_hash
-from surgeon.region.region import Mask, Region, encode_indices
+from surgeon.region.mask import Mask, encode_indices
+from surgeon.region.region import Region
 
 
 def other_values(bundle: Bundle, name: str, place: Bound) -> str | None:

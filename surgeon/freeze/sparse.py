@@ -20,7 +20,8 @@ from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.entries import bits
 from surgeon.freeze.fitting import bundle_of, refusal
 from surgeon.freeze.freezing import freeze
-from surgeon.region.region import Indices, Region
+from surgeon.region.mask import Indices
+from surgeon.region.region import Region
 
 
 def shira(model: torch.nn.Module, source: str | Path | Bundle | Region | None = None) -> Any:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from surgeon.checkpoint.rounding import rounded
-from surgeon.region.region import Indices
+from surgeon.region.mask import Indices
 
 __all__ = ["Operation", "Target", "rounded"]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.hashing import Stamp, file_stamp
 from surgeon.checkpoint.sources import local_file, times_looked
+from surgeon.region.mask import Indices
 from surgeon.region.patch import Patch, is_patch_file
-from surgeon.region.region import Indices
 
 
 def open_donor(name: str) -> Checkpoint | Patch:

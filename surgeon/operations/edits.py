@@ -22,8 +22,9 @@ from surgeon.checkpoint.storage import TensorInfo
 from surgeon.checkpoint.ties import stored_copies
 from surgeon.errors import CheckpointError, InputError, RegionError, did_you_mean
 from surgeon.operations import Operation, Target, open_donor
+from surgeon.region.mask import Indices, united
 from surgeon.region.patch import Patch
-from surgeon.region.region import Indices, Region, united
+from surgeon.region.region import Region
 
 
 @dataclass(frozen=True)

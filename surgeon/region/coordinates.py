@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.naming import Place, places_of
 from surgeon.region.dimensions import along, hidden_size, residual_axis
-from surgeon.region.region import Indices, Mask, Region, encode_indices, encode_mask
+from surgeon.region.mask import Indices, Mask, encode_indices, encode_mask
+from surgeon.region.region import Region
 from surgeon.seeds import generator
 
 

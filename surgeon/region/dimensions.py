@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.naming import Place, places_of
-from surgeon.region.region import Indices, Region, hits_of
+from surgeon.region.mask import Indices, hits_of
+from surgeon.region.region import Region
 from surgeon.region.select import select_evenly
 
 WRITERS = {"attn.o", "cross_attn.o", "linear_attn.o", "ssm.out", "conv.out", "mlp.down"}

@@ -21,7 +21,8 @@ from surgeon.checkpoint.storage import TensorInfo
 from surgeon.checkpoint.torch_files import load_plain, refuse_repeated
 from surgeon.errors import RegionError
 from surgeon.region.coordinates import lines
-from surgeon.region.region import Indices, Mask, Region, encode_mask
+from surgeon.region.mask import Indices, Mask, encode_mask
+from surgeon.region.region import Region
 
 
 def load_masks(folder: Path) -> Region:

@@ -23,8 +23,8 @@ from surgeon.checkpoint.opened import OpenFile
 from surgeon.checkpoint.plain_json import NotPlain, as_text, as_texts, parse_json
 from surgeon.checkpoint.storage import Header, TensorInfo, read_header, replacing, write_stream
 from surgeon.errors import CheckpointError, RegionError
-from surgeon.region.region import FORMAT_VERSION, Indices, Region, encode_packed
-from surgeon.region.tables import PATCH_FORMAT, VALUES, mask_names, read_table
+from surgeon.region.mask import PATCH_FORMAT, VALUES, Indices, encode_packed, mask_names, read_table
+from surgeon.region.region import FORMAT_VERSION, Region
 
 Piece = tuple[NDArray[Any], NDArray[Any]]  # the same entries before and after, one-dimensional, of one dtype
 

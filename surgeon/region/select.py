@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.errors import InputError
-from surgeon.region.region import Indices, Mask, encode_indices, encode_packed, united
+from surgeon.region.mask import Indices, Mask, encode_indices, encode_packed, united
 from surgeon.seeds import generator
 
 Array = Any  # numpy's, or torch's on a device

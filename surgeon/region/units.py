@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.naming import Place, key_value_heads
-from surgeon.region.region import Indices
+from surgeon.region.mask import Indices
 
 Unit = Literal["entry", "row", "column", "head", "neuron", "expert"]
 Aggregate = Literal["sum", "mean", "maximum", "l2"]

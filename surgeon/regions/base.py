@@ -19,7 +19,8 @@ from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import Problem, present
 from surgeon.kinds import kinds
 from surgeon.recipe.lines import KeyPath
-from surgeon.region.region import Indices, Region
+from surgeon.region.mask import Indices
+from surgeon.region.region import Region
 from surgeon.region.units import Parts
 from surgeon.regions.scopes import Scope, scope_of
 

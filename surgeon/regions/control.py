@@ -18,7 +18,8 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import present
 from surgeon.recipe.fields import Model
 from surgeon.recipe.lines import KeyPath
-from surgeon.region.region import Indices, Region, encode_indices
+from surgeon.region.mask import Indices, encode_indices
+from surgeon.region.region import Region
 from surgeon.region.select import End, select_count, select_evenly
 from surgeon.regions.base import SUM, Drawing, Making, Planning, Provenance, RegionKind, RegionPlan
 from surgeon.regions.cut import Cut, region_from

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import present
-from surgeon.region.region import Indices, Mask, Region, encode_indices
+from surgeon.region.mask import Indices, Mask, encode_indices
+from surgeon.region.region import Region
 from surgeon.region.select import StreamingCut, keys_of, on_host, select_count, select_random
 from surgeon.region.units import Parts, UnitScores, least_shared, unit_sizes
 from surgeon.regions.base import SUM, Drawing, RegionPlan, Scores, Stream

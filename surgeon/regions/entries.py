@@ -12,7 +12,8 @@ from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.recipe.fields import Model
 from surgeon.region.coordinates import entry, lines
-from surgeon.region.region import Indices, Mask, Region, encode_indices
+from surgeon.region.mask import Indices, Mask, encode_indices
+from surgeon.region.region import Region
 from surgeon.regions.base import Planning, RegionKind, RegionPlan, shapes_of
 from surgeon.regions.outlines import unmatched
 

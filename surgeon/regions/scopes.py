@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.kinds import kinds
-from surgeon.region.region import Mask
+from surgeon.region.mask import Mask
 from surgeon.region.select import (
     Scores,
     at_least,

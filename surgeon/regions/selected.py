@@ -16,7 +16,8 @@ from surgeon.checkpoint.local_paths import last_part
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import present
-from surgeon.region.region import Indices, Mask, Region, encode_indices
+from surgeon.region.mask import Indices, Mask, encode_indices
+from surgeon.region.region import Region
 from surgeon.region.select import select_random
 from surgeon.region.units import Parts, most_entries, parts_of, unit_sizes
 from surgeon.regions.base import Making, Planning, Provenance, RegionKind, RegionPlan

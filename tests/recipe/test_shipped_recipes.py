@@ -15,7 +15,8 @@ from surgeon.errors import InputError
 from surgeon.freeze.bundle import Bundle
 from surgeon.operations import Noise
 from surgeon.recipe.reading import load_recipe
-from surgeon.region.region import Region, encode_mask
+from surgeon.region.mask import encode_mask
+from surgeon.region.region import Region
 
 # Claim 5 is run by test_further_pretraining.py: its reversion starts from what an example has trained.
 NAMES = [name for name in shipped_recipes() if name != "paper/claim5_reversion"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from surgeon.errors import InputError
-from surgeon.region.region import encode_indices
+from surgeon.region.mask import encode_indices
 from surgeon.region.select import StreamingCut, at_least, encode_chosen, select_count, select_in_outputs
 
 
