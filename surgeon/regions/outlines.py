@@ -14,10 +14,10 @@ from surgeon.anatomy.scope import Scope, scope
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import SELECTORS
 from surgeon.errors import Problem, did_you_mean
-from surgeon.recipe.reading import RecipeFile
 from surgeon.regions.base import Planning, RegionPlan, kind_of
 
 if TYPE_CHECKING:
+    from surgeon.recipe.reading import RecipeFile
     from surgeon.recipe.schema import RegionSpec
 
 

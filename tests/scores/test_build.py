@@ -11,10 +11,10 @@ import pytest
 
 from surgeon.api import plan_recipe
 from surgeon.plan.plan import Plan
-from surgeon.region.coordinates import fullest_lines, residual_dimensions
 from surgeon.region.region import Region
 from surgeon.regions import cut
 from surgeon.regions.control import Control
+from surgeon.regions.dimensions import fullest_lines, residual_dimensions
 from surgeon.regions.make import Scored, make_regions
 
 RecipeMaker = Callable[..., Path]
