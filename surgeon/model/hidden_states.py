@@ -18,7 +18,7 @@ import torch
 from surgeon.checkpoint.storage import naming, reserve
 from surgeon.errors import present
 from surgeon.model.device import moment, on_its_way, taken_over
-from surgeon.model.layer_stack import Arguments, Stack
+from surgeon.model.layer_stack import Arguments, Stack, alike
 
 Moved = TypeVar("Moved")
 Shape = tuple[int, ...]
@@ -179,20 +179,12 @@ def enter_some(
             if call.hidden is not None:
                 states.put(row, number, call.hidden)
             known = shared.setdefault(tuple(ids.shape), call.arguments)
-            result[number] = known if _equal(known, call.arguments) else call.arguments
+            result[number] = known if alike(known, call.arguments, _equal) else call.arguments
     return result
 
 
-def _equal(left: Any, right: Any) -> bool:
-    if left is right:
-        return True
-    if isinstance(left, torch.Tensor):
-        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
-    if isinstance(left, tuple):
-        return isinstance(right, tuple) and len(left) == len(right) and all(map(_equal, left, right))
-    if isinstance(left, dict):
-        return isinstance(right, dict) and left.keys() == right.keys() and all(_equal(left[k], right[k]) for k in left)
-    return type(left) is type(right) and bool(left == right)
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def hidden_layout(stack: Stack, batches: Sequence[torch.Tensor]) -> tuple[list[tuple[int, ...]], torch.dtype]:

@@ -12,7 +12,7 @@ plain stack: then there are no layers here, and the head is the whole model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -152,7 +152,7 @@ def plain_layers(model: Any) -> tuple[tuple[torch.nn.Module, ...], bool]:
                     disturbed = _record(model, layers, ids, wraps, disturbed=True)
                 except _NotPlain:
                     continue
-                if _same(undisturbed.arguments, disturbed.arguments):
+                if alike(undisturbed.arguments, disturbed.arguments, _close):
                     return layers, wraps
     return (), False
 
@@ -241,17 +241,24 @@ def _constants(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
             parameter.data = data
 
 
-def _same(one: Any, other: Any) -> bool:
-    """True if two arguments are alike; not a number counts as alike with itself."""
+def alike(one: Any, other: Any, tensors: Callable[[torch.Tensor, torch.Tensor], bool]) -> bool:
+    """True if two arguments of a layer are the same; `tensors` compares those in them."""
+    if one is other:
+        return True
     if isinstance(one, torch.Tensor):
-        if not isinstance(other, torch.Tensor) or one.shape != other.shape:
-            return False
-        return bool(torch.isclose(one.float(), other.float(), equal_nan=True).all())
+        return isinstance(other, torch.Tensor) and tensors(one, other)
+    if type(one) is not type(other):
+        return False
     if isinstance(one, tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(alike(*pair, tensors) for pair in zip(one, other, strict=True))
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(alike(one[key], other[key], tensors) for key in one)
     return bool(one == other)
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """True if they are close; not a number counts as close to itself."""
+    return one.shape == other.shape and bool(torch.isclose(one.float(), other.float(), equal_nan=True).all())
 
 
 def _outer(model: Any, layers: Sequence[torch.nn.Module], part: str) -> list[torch.nn.Parameter]:

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from surgeon.operations.base import Operation, Target, rounded
-from surgeon.operations.donors import values_of
+from surgeon.operations.base import Operation, Target, rounded, values_of
 
 _STRAIGHT = 1e-6  # sine of the angle, below which circle and chord are one
 

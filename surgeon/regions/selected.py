@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +12,7 @@ import numpy as np
 from surgeon.anatomy.scope import counted, unknown_kinds
 from surgeon.anatomy.scope import scope as reach_of
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.fingerprint import tensor_hashes
 from surgeon.checkpoint.local_paths import last_part
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
@@ -138,25 +139,24 @@ class Select(Share, RegionKind):
 
     def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
         """Return the amount and the score, and whose entries they are."""
-        return list(self._described(score, named))
-
-    def _described(self, score: Score | None, named: Callable[[str], str]) -> Iterator[str]:
         share = f"{self.amount} of {scope_of(self).of}"
         if self.random is not None or score is None:
-            yield f"{share} at random, seed {self.seed}"
+            lines = [f"{share} at random, seed {self.seed}"]
         else:
             texts = score.on_text
             scored = f" on {', '.join(named(code) for code in texts.languages)}" if texts is not None else ""
             most = "highest" if self.end == "top" else "lowest"
-            yield f"the {share} with the {most} score ({score.kind}){scored}"
+            lines = [f"the {share} with the {most} score ({score.kind}){scored}"]
         if self.specific is not None:
-            yield f"only units that are active in {named(self.specific)} and in few others"
+            lines.append(f"only units that are active in {named(self.specific)} and in few others")
         if self.monolingual is not None:
-            yield f"only those of {named(self.monolingual)} and of no other language"
+            lines.append(f"only those of {named(self.monolingual)} and of no other language")
+        return lines
 
     def provenance(self, plan: RegionPlan, source: Provenance) -> dict[str, Any]:
         """Return what it was selected from, by which score, and how."""
-        checkpoint = source.checkpoint
+        checkpoint, names = source.checkpoint, [info.name for info in plan.tensors]
+        hashes = tensor_hashes(checkpoint, source.jobs, names)
         return {
             "model": last_part(checkpoint.source.name),
             "model_type": checkpoint.config.get("model_type"),
@@ -164,7 +164,7 @@ class Select(Share, RegionKind):
             "select": self.model_dump(exclude_none=True),
             "score": None if plan.score is None else plan.score.model_dump(),
             "corpus": source.corpus,
-            "source_sha256": source.hashes(plan.tensors),
+            "source_sha256": {name: hashes[name] for name in names},
             **({} if self.random is None else {"region": plan.drawn_as}),
         }
 
