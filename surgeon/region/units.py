@@ -26,6 +26,11 @@ from surgeon.region.mask import Indices
 Unit = Literal["entry", "row", "column", "head", "neuron", "expert"]
 Aggregate = Literal["sum", "mean", "maximum", "l2"]
 
+# What makes the units' outputs, and what reads them.
+_PROJECTIONS: dict[str, tuple[tuple[str, ...], str]] = {
+    "head": (("attn.q", "attn.k", "attn.v"), "attn.o"),
+    "neuron": (("mlp.gate", "mlp.up", "mlp.gate_up"), "mlp.down"),
+}
 _EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.")
 _PERCENTILE = 0.95  # over units and languages: the bar of LAPE, as in its paper
 _LARGEST = 1 << 24  # number of an expert, or rows of a tensor; those of models are far below
@@ -74,14 +79,11 @@ def parts_of(unit: Unit, name: str, shape: tuple[int, ...], where: Place, config
         return None
     if unit in ("row", "column"):
         return _line_parts(unit, name, shape)
-    axis_of = {"head": _head_axis, "neuron": _neuron_axis}
     if unit == "expert":
         return _expert_parts(name, shape, where)
     if unit == "neuron" and is_stacked(name, shape, where):
         return _stacked_neurons(name, shape, where)
-    if unit not in axis_of or len(shape) > 2:
-        return None
-    axis = axis_of[unit](shape, where)
+    axis = _unit_axis(unit, shape, where)
     if axis is None:
         return None
     length, group = shape[axis], _module(name)
@@ -125,8 +127,8 @@ def _stacked_neurons(name: str, shape: tuple[int, ...], where: Place) -> Parts |
 
 def _stack_of(holder: str) -> str:
     """Return the name that a layer's stacked experts have in common, of a module that holds them, or one of them."""
-    head, found, _ = holder.partition(".experts")
-    return head + found if found else holder.rpartition(".")[0]
+    head, experts, _ = holder.partition(".experts")
+    return head + experts if experts else holder.rpartition(".")[0]
 
 
 def _line_parts(unit: Unit, name: str, shape: tuple[int, ...]) -> Parts | None:
@@ -141,25 +143,22 @@ def _line_parts(unit: Unit, name: str, shape: tuple[int, ...]) -> Parts | None:
 def _expert_parts(name: str, shape: tuple[int, ...], where: Place) -> Parts | None:
     if not where.role.startswith("mlp."):
         return None
-    found = _EXPERT.match(name)
-    if found is not None and int(found[2]) < _LARGEST:
-        return Parts(found[1], (1, 1, math.prod(shape)), np.array([int(found[2])], dtype=np.int64))
+    match = _EXPERT.match(name)
+    if match is not None and int(match[2]) < _LARGEST:
+        return Parts(match[1], (1, 1, math.prod(shape)), np.array([int(match[2])], dtype=np.int64))
     if len(shape) != 3 or ".experts." not in name:
         return None
     group = name[: name.rindex(".experts.")] + ".experts"
     return Parts(group, (1, shape[0], math.prod(shape[1:])), np.arange(shape[0], dtype=np.int64))
 
 
-def _head_axis(shape: tuple[int, ...], where: Place) -> int | None:
-    if where.role in ("attn.q", "attn.k", "attn.v"):
-        return where.output_axis or 0
-    return 1 - (where.output_axis or 0) if where.role == "attn.o" and len(shape) == 2 else None
-
-
-def _neuron_axis(shape: tuple[int, ...], where: Place) -> int | None:
-    if where.role in ("mlp.gate", "mlp.up", "mlp.gate_up"):
-        return where.output_axis or 0
-    return 1 - (where.output_axis or 0) if where.role == "mlp.down" and len(shape) == 2 else None
+def _unit_axis(unit: Unit, shape: tuple[int, ...], where: Place) -> int | None:
+    """Return the axis of a projection along which heads or neurons lie: of outputs if it makes them, else of inputs."""
+    made_by, read_by = _PROJECTIONS.get(unit, ((), ""))
+    output = where.output_axis or 0
+    if where.role in made_by and len(shape) < 3:
+        return output
+    return 1 - output if where.role == read_by and len(shape) == 2 else None
 
 
 def _view(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
