@@ -87,7 +87,7 @@ def _on_text(run: Scoring, score: SampledScore) -> Scored:
 
     def path_of(language: str) -> Path:
         text = plan.corpus.text(language).score_hash
-        return score_path(plan.checkpoint, tensors, text, score, precision, run.place.jobs, run.place.device)
+        return score_path(plan.checkpoint, tensors, text, score, run.place)
 
     paths = {language: path_of(language) for language in languages}
     keys = {language: path.stem for language, path in paths.items()}
@@ -220,20 +220,18 @@ def score_path(
     tensors: Sequence[TensorInfo],
     text_hash: str,
     score: SampledScore,
-    precision: Precision,
-    jobs: int,
-    device: str = "cpu",
+    workplace: Workplace,
 ) -> Path:
     """Name the file of a language's scores by the fingerprint of all that goes into it."""
     fingerprint = Fingerprint(
         version=SCORE_VERSION,
-        model=content_hash(checkpoint, jobs),
+        model=content_hash(checkpoint, workplace.jobs),
         config=checkpoint.config,
         tokenizer=tokenizer_hashes(checkpoint.folder),
         text=text_hash,
-        settings={**score.settings, "precision": precision},
+        settings={**score.settings, "precision": resolve_precision(score.dtype)},
         tensors=tuple(info.name for info in tensors),
-        device=device.partition(":")[0],
+        device=workplace.device.partition(":")[0],
         libraries=library_versions(),
     )
     return place("scores", fingerprint.key(), ".safetensors")

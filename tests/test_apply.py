@@ -105,6 +105,7 @@ def test_scores_follow_the_text_and_the_weights(
     recipe: RecipeMaker, make_model: Callable[..., Path], texts: dict[str, str]
 ) -> None:
     from surgeon.api import plan_recipe
+    from surgeon.model.workplace import Workplace
     from surgeon.scores.grad_param import GradParam
     from surgeon.scoring import score_path
 
@@ -112,13 +113,13 @@ def test_scores_follow_the_text_and_the_weights(
     smaller = score.model_copy(update={"batch_size": 2})
     made = plan_recipe(recipe())
     tensors = made.scored_tensors(made.scores()[0])
-    one = score_path(made.checkpoint, tensors, "a", score, "float32", 1)
+    one = score_path(made.checkpoint, tensors, "a", score, Workplace("cpu", 1))
     other = Checkpoint.open(make_model("llama", seed=5))
-    assert one == score_path(made.checkpoint, tensors, "a", score, "float32", 1)
-    assert one != score_path(made.checkpoint, tensors, "b", score, "float32", 1)
-    assert one != score_path(other, tensors, "a", score, "float32", 1)
-    assert one != score_path(made.checkpoint, tensors[1:], "a", score, "float32", 1)
-    assert one != score_path(made.checkpoint, tensors, "a", smaller, "float32", 1)
+    assert one == score_path(made.checkpoint, tensors, "a", score, Workplace("cpu", 1))
+    assert one != score_path(made.checkpoint, tensors, "b", score, Workplace("cpu", 1))
+    assert one != score_path(other, tensors, "a", score, Workplace("cpu", 1))
+    assert one != score_path(made.checkpoint, tensors[1:], "a", score, Workplace("cpu", 1))
+    assert one != score_path(made.checkpoint, tensors, "a", smaller, Workplace("cpu", 1))
 
 
 def test_resharding_does_not_score_again(recipe: RecipeMaker, make_model: Callable[..., Path]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
@@ -70,10 +70,7 @@ def run_models(
         if not stack.layers:
             _run_whole(stack, models, batches, take, advance)
             return
-        with _states(stack, batches, 1 + len(models)) as states:
-            arguments = _enter(stack, models, batches, states)
-            for number in range(len(stack.layers)):
-                _run_layer(stack, models, number, arguments, states, advance)
+        with _through_layers(stack, models, batches, advance) as states:
             _run_heads(stack, models, batches, states, take, wanted, advance)
 
 
@@ -91,12 +88,13 @@ def outputs_of(
             yield _WholeOutputs(stack, batches).part
         return
     everything = _Model(Variant(""), {}, len(stack.layers), 1, range(len(batches)))
-    with torch.inference_mode(), repeatable(stack.loaded.device), _states(stack, batches, 1) as states:
-        arguments = _enter(stack, [everything], batches, states)
-        for number in range(len(stack.layers)):
-            _run_layer(stack, [everything], number, arguments, states, advance)
-        with stack.loaded.weights.resident(stack.outer("out")):
-            yield lambda batch, rows, positions: stack.head(states.part(0, batch, rows, positions))
+    with (
+        torch.inference_mode(),
+        repeatable(stack.loaded.device),
+        _through_layers(stack, [everything], batches, advance) as states,
+        stack.loaded.weights.resident(stack.outer("out")),
+    ):
+        yield lambda batch, rows, positions: stack.head(states.part(0, batch, rows, positions))
 
 
 @dataclass
@@ -153,6 +151,25 @@ def _unedited(models: Sequence[_Model], number: int) -> list[int]:
 
 
 @contextmanager
+def _through_layers(
+    stack: Stack, models: Sequence[_Model], batches: Sequence[torch.Tensor], advance: Callable[[int], None]
+) -> Iterator[States]:
+    """Run models through all layers; yields their states after the last one."""
+    with _states(stack, batches, 1 + len(models)) as states:
+        arguments = _enter(stack, models, batches, states)
+
+        def step(number: int, batch: int, source: int, target: int) -> None:
+            how = arguments.get(target, arguments[0])[batch][number]
+            states.put(target, batch, stack.layer(number, states.get(source, batch), how))
+            advance(1)
+
+        for number in range(len(stack.layers)):
+            with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
+                _run_layer(stack, models, number, partial(step, number))
+        yield states
+
+
+@contextmanager
 def _states(stack: Stack, batches: Sequence[torch.Tensor], rows: int) -> Iterator[States]:
     (shapes, dtype), device = hidden_layout(stack, batches), stack.loaded.device
     home = budgets.home_of_hidden(bytes_needed(shapes, rows, dtype), device, stack.size)
@@ -185,33 +202,20 @@ def _resident(stack: Stack, model: _Model, part: str) -> list[str]:
     return [name for name in model.names.get(_OUTSIDE, ()) if any(id(one) in there for one in slots[name].parameters)]
 
 
-def _run_layer(
-    stack: Stack,
-    models: Sequence[_Model],
-    number: int,
-    arguments: Mapping[int, Mapping[int, tuple[Arguments, ...]]],
-    states: States,
-    advance: Callable[[int], None],
-) -> None:
-    def step(batch: int, source: int, target: int) -> None:
-        how = arguments.get(target, arguments[0])[batch][number]
-        states.put(target, batch, stack.layer(number, states.get(source, batch), how))
-        advance(1)
-
+def _run_layer(stack: Stack, models: Sequence[_Model], number: int, step: Callable[[int, int, int], None]) -> None:
+    """Have every model's batches take a step (batch, from which row, to which) through a layer, which is resident."""
     loaded, running = stack.loaded, [model for model in models if model.first <= number]
-    with loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
-        names = [model.names.get(number, ()) for model in running]
-        ready = (prepared(loaded, [model.variant], [of])[0] for model, of in zip(running, names, strict=True))
-        variant = next(ready, None)
-        for model, of in zip(
-            running, names, strict=True
-        ):  # before the unedited states move on: a model begins with them
-            with edited(loaded, present(variant), of):
-                for batch in model.batches:
-                    step(batch, 0 if model.first == number else model.row, model.row)
-                variant = next(ready, None)  # made while a device still computes
-        for batch in _unedited(models, number):
-            step(batch, 0, 0)
+    names = [model.names.get(number, ()) for model in running]
+    ready = (prepared(loaded, [model.variant], [of])[0] for model, of in zip(running, names, strict=True))
+    variant = next(ready, None)
+    # Before the unedited states move on: a model begins with them.
+    for model, of in zip(running, names, strict=True):
+        with edited(loaded, present(variant), of):
+            for batch in model.batches:
+                step(batch, 0 if model.first == number else model.row, model.row)
+            variant = next(ready, None)  # made while a device still computes
+    for batch in _unedited(models, number):
+        step(batch, 0, 0)
 
 
 def _run_heads(

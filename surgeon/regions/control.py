@@ -100,9 +100,43 @@ class Control(Model, RegionKind):
         """
         values, selected = checkpoint.array(name).reshape(-1), of.indices(name)
         removed = float(np.sum(values[selected].astype(np.float64) ** 2)) if self.matched == "l2" else None
-        return draw_control(
-            name, values, selected.size, self.draw, seed=self.seed, region=region, scores=scores, removed=removed
-        )
+        return self.drawn(name, values, selected.size, region=region, scores=scores, removed=removed)
+
+    def drawn(
+        self,
+        name: str,
+        values: NDArray[Any],
+        count: int,
+        *,
+        region: str = "",
+        scores: NDArray[np.float32] | None = None,
+        removed: float | None = None,
+    ) -> Indices:
+        """Return sorted flat indices of `count` entries of one tensor that are not zero, or of all if there are fewer.
+
+        `random` draws them evenly, by (seed, region, name), so that controls of other names are other draws; `bottom`
+        takes those of the lowest `scores` (float32, non-negative, of the tensor's size), `magnitude` those of the
+        largest absolute value; ties go to the lower index. With `removed`, a sum of squares, as many are taken instead,
+        in the same order, as bring the sum of their squares nearest to it. Memory: some 16 bytes per entry that is not
+        zero, 40 with `removed`.
+        """
+        values = values.reshape(-1)
+        candidates = np.flatnonzero(values != 0)
+        count, label = min(count, candidates.size), f"control:{region}:{name}"
+        if self.draw == "random":
+            if removed is None:
+                return candidates[select_evenly(candidates.size, count, self.seed, label)]
+            order = generator(self.seed, label).permutation(candidates.size)
+        else:
+            lowest = self.draw == "bottom"
+            keys = present(scores).reshape(-1)[candidates] if lowest else np.abs(values[candidates].astype(np.float32))
+            if removed is None:
+                end: End = "bottom" if lowest else "top"
+                ((_, chosen),) = select_count(lambda _: keys, [(name, candidates.size)], count, end)
+                return candidates[chosen]
+            order = np.argsort(keys if lowest else -keys, kind="stable")
+        count = _nearest(np.cumsum(values[candidates[order]].astype(np.float64) ** 2), removed)
+        return np.sort(candidates[order[:count]])
 
     def bytes_to_make(self, largest: int) -> int:
         """Return the memory of a draw: more where norms are matched."""
@@ -121,44 +155,6 @@ class Control(Model, RegionKind):
             return super().provenance(plan, source)
         named = {"region": plan.drawn_as} if self.draw == "random" else {}
         return {"control": self.model_dump(), **named, "of": of.kind.provenance(of, source)}
-
-
-def draw_control(
-    name: str,
-    values: NDArray[Any],
-    count: int,
-    draw: Draw,
-    *,
-    seed: int = 0,
-    region: str = "",
-    scores: NDArray[np.float32] | None = None,
-    removed: float | None = None,
-) -> Indices:
-    """Return sorted flat indices of `count` entries of one tensor that are not zero, or of all if there are fewer.
-
-    `random` draws them evenly, by (seed, region, name), so that controls of other names are other draws; `bottom` takes
-    those of the lowest `scores` (float32, non-negative, of the tensor's size), `magnitude` those of the largest
-    absolute value; ties go to the lower index. With `removed`, a sum of squares, as many are taken instead, in the same
-    order, as bring the sum of their squares nearest to it. Memory: some 16 bytes per entry that is not zero, 40 with
-    `removed`.
-    """
-    values = values.reshape(-1)
-    candidates = np.flatnonzero(values != 0)
-    count, label = min(count, candidates.size), f"control:{region}:{name}"
-    if draw == "random":
-        if removed is None:
-            return candidates[select_evenly(candidates.size, count, seed, label)]
-        order = generator(seed, label).permutation(candidates.size)
-    else:
-        largest = np.abs(values[candidates].astype(np.float32)) if draw == "magnitude" else None
-        keys = present(scores).reshape(-1)[candidates] if largest is None else largest
-        if removed is None:
-            end: End = "bottom" if draw == "bottom" else "top"
-            ((_, chosen),) = select_count(lambda _: keys, [(name, candidates.size)], count, end)
-            return candidates[chosen]
-        order = np.argsort(keys if draw == "bottom" else -keys, kind="stable")
-    count = _nearest(np.cumsum(values[candidates[order]].astype(np.float64) ** 2), removed)
-    return np.sort(candidates[order[:count]])
 
 
 def _nearest(sums: NDArray[np.float64], target: float) -> int:

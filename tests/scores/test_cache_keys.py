@@ -19,6 +19,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.sealed import is_sealed, seal
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.errors import CheckpointError
+from surgeon.model.workplace import Workplace
 from surgeon.region.region import Region
 from surgeon.regions import make as kept_regions
 from surgeon.regions.make import keep_region, load_region
@@ -66,9 +67,7 @@ def name_of_scores(checkpoint: Checkpoint, **changes: Any) -> Path:
         "tensors": tensors,
         "text_hash": "a" * 64,
         "score": SCORES[0],
-        "precision": "float32",
-        "jobs": 1,
-        "device": "cpu",
+        "workplace": Workplace("cpu", 1),
         **changes,
     }
     return score_path(checkpoint, **given)
@@ -76,7 +75,7 @@ def name_of_scores(checkpoint: Checkpoint, **changes: Any) -> Path:
 
 def test_every_setting_gives_scores_another_name(llama: Path) -> None:
     checkpoint = Checkpoint.open(llama)
-    found = [name_of_scores(checkpoint, precision="native")]
+    found = [name_of_scores(checkpoint, score=SCORES[0].model_copy(update={"dtype": "native"}))]
     for score in SCORES:
         found.append(name_of_scores(checkpoint, score=score))
         for setting in type(score).model_fields.keys() - {"kind", "languages", "dtype"}:
@@ -104,14 +103,19 @@ def test_texts_tensors_devices_and_versions_give_scores_another_name(
 ) -> None:
     checkpoint = Checkpoint.open(llama)
     before, tensors = name_of_scores(checkpoint), [info for name, info in checkpoint.tensors.items() if "mlp" in name]
-    others = {name_of_scores(checkpoint, text_hash="b" * 64), name_of_scores(checkpoint, device="cuda")}
+    others = {
+        name_of_scores(checkpoint, text_hash="b" * 64),
+        name_of_scores(checkpoint, workplace=Workplace("cuda", 1)),
+    }
     others |= {name_of_scores(checkpoint, tensors=tensors[1:]), name_of_scores(checkpoint, tensors=tensors[::-1])}
     for name, value in (("SCORE_VERSION", scoring.SCORE_VERSION + 1), ("library_versions", lambda: {"torch": "0.0"})):
         with monkeypatch.context() as patched:
             patched.setattr(scoring, name, value)
             others.add(name_of_scores(checkpoint))
     assert len(others - {before}) == 6
-    assert name_of_scores(checkpoint, device="cuda:0", jobs=2) == name_of_scores(checkpoint, device="cuda:1")
+    assert name_of_scores(checkpoint, workplace=Workplace("cuda:0", 2)) == name_of_scores(
+        checkpoint, workplace=Workplace("cuda:1", 1)
+    )
 
 
 def test_a_score_file_holds_what_was_written_and_is_believed_only_sealed(llama: Path, tmp_path: Path) -> None:
