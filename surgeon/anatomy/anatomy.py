@@ -72,8 +72,8 @@ def _read(checkpoint: Checkpoint, key: str) -> Anatomy:
         return Anatomy(plain)
     if not checkpoint.config.get("model_type"):
         return Anatomy(_by_names(checkpoint), f"{checkpoint.where}: no config.json that names a model type")
-    kept = place_of("anatomy", key, ".json")
-    known = _recall(kept, checkpoint)
+    path = place_of("anatomy", key, ".json")
+    known = _recall(path, checkpoint)
     if known is not None:
         return Anatomy(known)
     try:
@@ -84,7 +84,7 @@ def _read(checkpoint: Checkpoint, key: str) -> Anatomy:
         return Anatomy(_by_names(checkpoint), f"transformers cannot be asked ({error})")
     except CheckpointError as error:
         return Anatomy(_by_names(checkpoint), str(error))
-    _keep(kept, places)
+    _keep(path, places)
     return Anatomy(places)
 
 

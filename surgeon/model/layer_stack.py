@@ -263,11 +263,11 @@ def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _outer(model: Any, layers: Sequence[torch.nn.Module], part: str) -> list[torch.nn.Parameter]:
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
-    found = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    outside = [parameter for parameter in model.parameters() if id(parameter) not in inside]
     head, embedding = (_weight(get()) for get in (model.get_output_embeddings, model.get_input_embeddings))
     if not layers or part == "all" or head is embedding:
-        return found
-    return [parameter for parameter in found if parameter is not (head if part == "in" else embedding)]
+        return outside
+    return [parameter for parameter in outside if parameter is not (head if part == "in" else embedding)]
 
 
 def _weight(module: Any) -> torch.nn.Parameter | None:

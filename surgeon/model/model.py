@@ -157,11 +157,11 @@ def load_model(
         if precision == "float32":
             compute_in_float32()
     refuse_quantized(checkpoint)
-    found = architecture(checkpoint)
-    _ask_for_logits_alone(found.config)
+    chosen = architecture(checkpoint)
+    _ask_for_logits_alone(chosen.config)
     dtype = torch.float32 if precision == "float32" else _stored_dtype(checkpoint)
     with _LargeOnMeta(), _parameters_on_meta(), building(checkpoint):
-        model = build_model(found.config, dtype, found.auto)
+        model = build_model(chosen.config, dtype, chosen.auto)
     _make_hollow(model, dtype, device)
     reading = read or checkpoint.tensor
     names = _mapped(model, checkpoint, reading)
@@ -232,14 +232,16 @@ def _parameters_on_meta() -> Iterator[None]:
 def _make_hollow(model: Any, dtype: torch.dtype, device: str) -> None:
     """Replace parameters on the meta device by hollow ones, tied ones by one; move the buffers to the device."""
     wide = _kept_wide(model, dtype)
-    made: dict[int, torch.nn.Parameter] = {}
+    hollowed: dict[int, torch.nn.Parameter] = {}
     for path, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if id(parameter) not in made:
-                kept = torch.float32 if wide(f"{path}.{name}") else parameter.dtype
-                made[id(parameter)] = torch.nn.Parameter(hollow(parameter.shape, kept, device), requires_grad=False)
-                made[id(made[id(parameter)])] = made[id(parameter)]
-            module._parameters[name] = made[id(parameter)]
+            if id(parameter) not in hollowed:
+                wanted = torch.float32 if wide(f"{path}.{name}") else parameter.dtype
+                hollowed[id(parameter)] = torch.nn.Parameter(
+                    hollow(parameter.shape, wanted, device), requires_grad=False
+                )
+                hollowed[id(hollowed[id(parameter)])] = hollowed[id(parameter)]
+            module._parameters[name] = hollowed[id(parameter)]
         for name, buffer in list(module.named_buffers(recurse=False)):
             module._buffers[name] = buffer.to(device)
 
@@ -249,7 +251,7 @@ def _kept_wide(model: Any, dtype: torch.dtype) -> Callable[[str], bool]:
     lists = [getattr(model, "_keep_in_fp32_modules_strict", None)] if dtype != torch.float32 else []
     if dtype == torch.float16:
         lists.append(getattr(model, "_keep_in_fp32_modules", None))
-    modules = {module for found in lists for module in found or ()}
+    modules = {module for names in lists for module in names or ()}
     return lambda name: any(f".{module}." in f".{name}." for module in modules)
 
 
@@ -280,21 +282,21 @@ def _same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _refuse_missing(checkpoint: Checkpoint, model: Any, names: Names) -> None:
-    made = {id(p) for path, p in model.named_parameters(remove_duplicate=False) if path in names.origins}
-    absent = [path for path, parameter in model.named_parameters() if id(parameter) not in made]
+    complete = {id(p) for path, p in model.named_parameters(remove_duplicate=False) if path in names.origins}
+    absent = [path for path, parameter in model.named_parameters() if id(parameter) not in complete]
     if not absent:
         return
     state = model.state_dict()
-    there = next((name for name in checkpoint.tensors if name in absent), None)
-    if there is not None and tuple(checkpoint.tensors[there].shape) == tuple(state[there].shape):
+    stored = next((name for name in checkpoint.tensors if name in absent), None)
+    if stored is not None and tuple(checkpoint.tensors[stored].shape) == tuple(state[stored].shape):
         raise CheckpointError(
-            f"{checkpoint.folder}: transformers takes tensor '{there}' for another one of the model and so finds none "
-            f"for '{there}' ({len(absent)} in all): it cannot load these files itself"
+            f"{checkpoint.folder}: transformers takes tensor '{stored}' for another one of the model and so finds none "
+            f"for '{stored}' ({len(absent)} in all): it cannot load these files itself"
         )
-    if there is not None:
-        shapes = f"{list(checkpoint.tensors[there].shape)} instead of {list(state[there].shape)}"
+    if stored is not None:
+        shapes = f"{list(checkpoint.tensors[stored].shape)} instead of {list(state[stored].shape)}"
         raise CheckpointError(
-            f"{checkpoint.folder}: tensor '{there}' is of another shape, {shapes} ({len(absent)} in all)"
+            f"{checkpoint.folder}: tensor '{stored}' is of another shape, {shapes} ({len(absent)} in all)"
         )
     raise CheckpointError(f"{checkpoint.folder}: tensor '{sorted(absent)[0]}' is missing ({len(absent)} in all)")
 

@@ -197,9 +197,11 @@ def _enter(
 
 def _resident(stack: Stack, model: _Model, part: str) -> list[str]:
     """Return the tensors outside the layers that a model edits and that a part of the outside holds."""
-    there = {id(parameter) for parameter in stack.outer(part)}
+    resident = {id(parameter) for parameter in stack.outer(part)}
     slots = stack.loaded.parameters
-    return [name for name in model.names.get(_OUTSIDE, ()) if any(id(one) in there for one in slots[name].parameters)]
+    return [
+        name for name in model.names.get(_OUTSIDE, ()) if any(id(one) in resident for one in slots[name].parameters)
+    ]
 
 
 def _run_layer(stack: Stack, models: Sequence[_Model], number: int, step: Callable[[int, int, int], None]) -> None:

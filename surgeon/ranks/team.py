@@ -99,9 +99,9 @@ class Ranks:
         if self._number > 0:
             send(value, 0)
             return list(self._receive(0))
-        found = [value, *(self._receive(other) for other in range(1, self._size))]
-        self._tell(found)
-        return found
+        values = [value, *(self._receive(other) for other in range(1, self._size))]
+        self._tell(values)
+        return values
 
     def local(self, folder: str) -> str:
         """Return the folder itself, or the one with what rank 0 has sent."""

@@ -187,11 +187,11 @@ def random_like(region: Region, seed: int = 0) -> Callable[[str], Indices]:
 
 def by_role(region: Region) -> dict[str, tuple[int, int]]:
     """Return by role, such as `attn.q`, how many entries are selected, and of how many."""
-    found: dict[str, tuple[int, int]] = {}
+    roles: dict[str, tuple[int, int]] = {}
     for name, where in places_of(region.shapes, {}).items():
-        entries, numel = found.get(where.role, (0, 0))
-        found[where.role] = (entries + region[name].entries, numel + region[name].numel)
-    return found
+        entries, numel = roles.get(where.role, (0, 0))
+        roles[where.role] = (entries + region[name].entries, numel + region[name].numel)
+    return roles
 
 
 class _Tally:

@@ -99,14 +99,14 @@ class Patch:
             RegionError: the patch does not carry one of them.
         """
         carried = self.region.indices(name)
-        places = np.searchsorted(carried, indices)
-        found = places < carried.size
-        if not (found.all() and np.array_equal(carried[places], indices)):
+        positions = np.searchsorted(carried, indices)
+        inside = positions < carried.size
+        if not (inside.all() and np.array_equal(carried[positions], indices)):
             raise RegionError(
                 f"{self.path}: carries {carried.size} entries of tensor '{name}', and not all that are asked of it; "
                 "use the patch itself as the region"
             )
-        return self.values(name)[places]
+        return self.values(name)[positions]
 
 
 def is_patch_file(path: str | Path) -> bool:

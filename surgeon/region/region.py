@@ -254,12 +254,12 @@ class Region:
 
     def digest(self) -> str:
         """Return a SHA-256 of what is selected of which tensors; encodings of equal masks are equal."""
-        found = hashlib.sha256()
+        sha256 = hashlib.sha256()
         for name in self:
             mask = self[name]
-            found.update(json.dumps([name, list(mask.shape), mask.encoding]).encode())
-            found.update(np.ascontiguousarray(mask.data).data)
-        return found.hexdigest()
+            sha256.update(json.dumps([name, list(mask.shape), mask.encoding]).encode())
+            sha256.update(np.ascontiguousarray(mask.data).data)
+        return sha256.hexdigest()
 
     def density(self) -> float:
         """Selected entries as a share of all entries in scope."""

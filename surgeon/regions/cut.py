@@ -57,12 +57,12 @@ class UnitCut:
     def _chosen(self, units: Mapping[str, NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
         """Choose of units that are there, by group; returns which of these, group by group."""
         select = self._select
-        counts = [(group, int(np.count_nonzero(there))) for group, there in units.items()]
+        counts = [(group, int(np.count_nonzero(existing))) for group, existing in units.items()]
         if select.random is not None:
             drawn = select_random(counts, select.random, select.seed, f"{self._region}:{counts[0][0]}")
             return [np.isin(np.arange(count), drawn[group]) for group, count in counts]
         scores = {
-            label: {group: of_units.values(group)[there] for group, there in units.items()}
+            label: {group: of_units.values(group)[existing] for group, existing in units.items()}
             for label, of_units in self._scores.items()
         }
         if select.specific is not None:
@@ -225,8 +225,8 @@ class Cut:
 
     def finish(self) -> dict[str, Region]:
         """Return the regions, now that every unit has come by."""
-        made = {name: cut.finish() for name, cut in self._cuts.items()}
-        return made | {one.plan.name: region_of(one.plan, self._drawn[one.plan.name]) for one in self._drawings}
+        regions = {name: cut.finish() for name, cut in self._cuts.items()}
+        return regions | {one.plan.name: region_of(one.plan, self._drawn[one.plan.name]) for one in self._drawings}
 
     @property
     def masks(self) -> dict[str, dict[str, Mask]]:

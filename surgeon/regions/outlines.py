@@ -10,7 +10,7 @@ from dataclasses import replace
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING
 
-from surgeon.anatomy.scope import Scope, scope
+from surgeon.anatomy.scope import Reach, scope
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import SELECTORS
 from surgeon.errors import Problem, did_you_mean
@@ -57,7 +57,7 @@ def narrowed(planning: Planning, whole: RegionPlan) -> RegionPlan:
     return replace(whole, tensors=tensors, entries=entries, known=known)
 
 
-def misnamed(planning: Planning, name: str, spec: RegionSpec, chosen: Scope) -> Iterator[Problem]:
+def misnamed(planning: Planning, name: str, spec: RegionSpec, chosen: Reach) -> Iterator[Problem]:
     """Find the selectors of include and exclude that name nothing."""
     for key, selectors in (("include", spec.include), ("exclude", spec.exclude)):
         for i, selector in enumerate(selectors):
@@ -68,8 +68,8 @@ def misnamed(planning: Planning, name: str, spec: RegionSpec, chosen: Scope) -> 
 
 def excludes_nothing(checkpoint: Checkpoint, spec: RegionSpec) -> list[str]:
     """Return the roles that a region excludes and that the model does not have, which changes nothing."""
-    found = scope(checkpoint, spec.include, spec.exclude, spec.layers).unmatched if spec.exclude else ()
-    return [selector for selector in spec.exclude if selector in found and selector in SELECTORS]
+    unmatched_ones = scope(checkpoint, spec.include, spec.exclude, spec.layers).unmatched if spec.exclude else ()
+    return [selector for selector in spec.exclude if selector in unmatched_ones and selector in SELECTORS]
 
 
 def unmatched(checkpoint: Checkpoint, selector: str) -> str:
