@@ -173,11 +173,11 @@ def enter_some(
     """
     shared: dict[tuple[int, ...], tuple[Arguments, ...]] = {}
     result = {}
-    with stack.loaded.weights.resident(stack.outer("in"), stack.unit(0)), torch.no_grad():
+    needed = stack.outer("in") if stack.layers else []
+    with stack.loaded.weights.resident(needed, stack.unit(0)), torch.no_grad():
         for number, ids in batches:
             call = stack.enter(ids)
-            if call.hidden is not None:
-                states.put(row, number, call.hidden)
+            states.put(row, number, call.hidden)
             known = shared.setdefault(tuple(ids.shape), call.arguments)
             result[number] = known if alike(known, call.arguments, _equal) else call.arguments
     return result
@@ -190,7 +190,7 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 def hidden_layout(stack: Stack, batches: Sequence[torch.Tensor]) -> tuple[list[tuple[int, ...]], torch.dtype]:
     """Return the shape of each batch's hidden state, and their dtype, found on two tokens."""
     if not stack.layers or not batches:
-        return [(0,) for _ in batches], torch.float32
+        return [tuple(ids.shape) for ids in batches], torch.int64
     with stack.loaded.weights.resident(stack.outer("in")), torch.no_grad():
-        hidden = present(stack.enter(batches[0][:1, :2]).hidden)
+        hidden = stack.enter(batches[0][:1, :2]).hidden
     return [(*ids.shape, *hidden.shape[2:]) for ids in batches], hidden.dtype

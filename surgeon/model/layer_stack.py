@@ -35,13 +35,12 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a layer's forward, with
 
 @dataclass(frozen=True)
 class Call:
-    """One batch as it enters the layers: token ids (batch, length), the embedding's output, each layer's arguments.
+    """One batch as it enters the layers: the embedding's output, and each layer's arguments.
 
-    Without layers, `hidden` is None.
+    Without layers it enters the head, as it is: token ids (batch, length).
     """
 
-    ids: torch.Tensor
-    hidden: torch.Tensor | None
+    hidden: torch.Tensor
     arguments: tuple[Arguments, ...]
 
 
@@ -79,7 +78,7 @@ class Stack:
     def enter(self, ids: torch.Tensor) -> Call:
         """Run what comes before the layers on token ids, shape (batch, length); `outer("in")` must be resident."""
         if not self.layers:
-            return Call(ids, None, ())
+            return Call(ids, ())
         return _record(self.loaded.model, self.layers, ids.to(self.loaded.device), self.wraps)
 
     def layer(self, number: int, hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
@@ -89,11 +88,20 @@ class Stack:
         after: torch.Tensor = output[0] if isinstance(output, (tuple, list)) else output
         return after
 
+    def through(self, call: Call) -> torch.Tensor:
+        """Run all layers, whose parameters must be resident; returns the hidden state after the last."""
+        hidden = call.hidden
+        for number, arguments in enumerate(call.arguments):
+            hidden = self.layer(number, hidden, arguments)
+        return hidden
+
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return logits (batch, length, vocabulary) from the hidden state after the last layer.
+        """Return logits (batch, length, vocabulary) from the hidden state after the last layer, see `Call`.
 
         `outer("out")` must be resident. What the model does before its layers is done on zeros, and lost.
         """
+        if not self.layers:
+            return self.whole(hidden)
         model = self.loaded.model
         inputs = model.get_input_embeddings().weight
         zeros = torch.zeros(*hidden.shape[:2], inputs.shape[1], dtype=inputs.dtype, device=hidden.device)
@@ -164,8 +172,14 @@ def vocabulary(stack: Stack) -> int:
 
 
 def head_chunks(stack: Stack, ids: torch.Tensor) -> Iterator[tuple[slice, slice]]:
-    """Cut a batch (rows, length) into rows and positions, such that the logits of a chunk stay small."""
+    """Cut a batch (rows, length) into rows and positions, such that the logits of a chunk stay small.
+
+    The whole batch is one chunk of a model without layers.
+    """
     rows, length = ids.shape
+    if not stack.layers:
+        yield slice(0, rows), slice(0, length)
+        return
     tokens = chunk_tokens(vocabulary(stack), stack.loaded.device)
     together, step = max(1, tokens // length), min(tokens, length)
     for first in range(0, rows, together):
@@ -196,7 +210,7 @@ def is_whole_model(stack: Stack) -> bool:
     with loaded.weights.resident(list(loaded.model.parameters())), torch.no_grad():
         other = stack.whole(ids).float()
         try:
-            one = _through(stack, ids).float()
+            one = stack.head(stack.through(stack.enter(ids))).float()
         except (_NotPlain, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
             return False  # what the layers and the head hand on is something else than it seemed to be
     if one.shape != other.shape:
@@ -204,16 +218,6 @@ def is_whole_model(stack: Stack) -> bool:
     share = _ALIKE if loaded.precision == "float32" else _ALIKE_IN_SHORT
     close = torch.isclose(one, other, rtol=0, atol=share * float(other.abs().nan_to_num().max()), equal_nan=True)
     return bool(close.all())
-
-
-def _through(stack: Stack, ids: torch.Tensor) -> torch.Tensor:
-    call = stack.enter(ids)
-    hidden = call.hidden
-    if hidden is None:
-        raise _NotPlain
-    for number, arguments in enumerate(call.arguments):
-        hidden = stack.layer(number, hidden, arguments)
-    return stack.head(hidden)
 
 
 def _layers(model: Any) -> tuple[torch.nn.Module, ...]:
@@ -314,7 +318,7 @@ def _record(
         raise _NotPlain from None  # the layers' outputs are used in another way
     if not all(_plain(argument) for _, arguments in noted for argument in arguments):
         raise _NotPlain
-    return Call(ids, noted[0][0], tuple(arguments for _, arguments in noted))
+    return Call(noted[0][0], tuple(arguments for _, arguments in noted))
 
 
 def _plain(argument: Any) -> bool:

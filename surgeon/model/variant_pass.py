@@ -66,12 +66,12 @@ def run_models(
         InputError: see `Surgery.edit`.
     """
     models = _models(stack, variants, len(batches), uses)
-    with torch.inference_mode(), repeatable(stack.loaded.device):
-        if not stack.layers:
-            _run_whole(stack, models, batches, take, advance)
-            return
-        with _through_layers(stack, models, batches, advance) as states:
-            _run_heads(stack, models, batches, states, take, wanted, advance)
+    with (
+        torch.inference_mode(),
+        repeatable(stack.loaded.device),
+        _through_layers(stack, models, batches, advance) as states,
+    ):
+        _run_heads(stack, models, batches, states, take, wanted, advance)
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def work(
 def _models(stack: Stack, variants: Sequence[Variant], batches: int, uses: Callable[[int, int], bool]) -> list[_Model]:
     loaded = stack.loaded
     home = {id(parameter): number for number in range(len(stack.layers)) for parameter in stack.unit(number)}
-    before = {id(parameter) for parameter in stack.outer("in")}
+    before = {id(parameter) for parameter in (stack.outer("in") if stack.layers else ())}
     models = []
     for i, variant in enumerate(variants):
         names: dict[int, list[str]] = {}
@@ -243,21 +243,3 @@ def _run_heads(
                     with edited(loaded, variants[i], names[i]):
                         take(i, batch, rows, positions, stack.head(hidden))
             advance(len(users))
-
-
-def _run_whole(
-    stack: Stack,
-    models: Sequence[_Model],
-    batches: Sequence[torch.Tensor],
-    take: Take,
-    advance: Callable[[int], None],
-) -> None:
-    names = [[name for names in model.names.values() for name in names] for model in models]
-    with stack.loaded.weights.resident(stack.outer()):
-        variants = prepared(stack.loaded, [model.variant for model in models], names)
-        for batch, ids in enumerate(batches):
-            rows, length = ids.shape
-            for i in (i for i, model in enumerate(models) if batch in model.uses):
-                with edited(stack.loaded, variants[i], names[i]):
-                    take(i, batch, slice(0, rows), slice(0, length), stack.whole(ids))
-                advance(1)

@@ -162,7 +162,7 @@ def _outside(run: _Run) -> Iterator[tuple[str, Scores]]:
             last = kept.hidden.get(len(stack.layers), batch)
             _backpropagate_head(stack, last, ids, run.of.sample, language)
             entered = stack.enter(ids).hidden
-            if entered is not None and entered.requires_grad:
+            if entered.requires_grad:
                 entered.backward(kept.gradients.get(0, batch))  # type: ignore[no-untyped-call]
             run.advance(BACKWARD)
 
@@ -197,10 +197,7 @@ def _backpropagate_batch(stack: Stack, ids: torch.Tensor, sample: Sample, langua
         labels = sample.labels(ids).to(stack.loaded.device)
         _backpropagate(stack.whole(ids), labels, sample.predicted[language], language)
         return
-    call = stack.enter(ids)
-    hidden = present(call.hidden)
-    for number, arguments in enumerate(call.arguments):
-        hidden = stack.layer(number, hidden, arguments)
+    hidden = stack.through(stack.enter(ids))
     last = hidden.detach().requires_grad_()
     _backpropagate_head(stack, last, ids, sample, language)
     if hidden.requires_grad:

@@ -81,12 +81,9 @@ def run(of: Pass, hidden: States, advance: Advance) -> Iterator[tuple[int, str, 
         advance(1)
 
     def head(batch: int, ids: torch.Tensor) -> None:
-        if not stack.layers:
-            stack.whole(ids)
-        else:
-            last = hidden.get(len(stack.layers), batch)
-            for rows, positions in head_chunks(stack, ids):
-                stack.head(last[rows, positions])
+        last = hidden.get(len(stack.layers), batch)
+        for rows, positions in head_chunks(stack, ids):
+            stack.head(last[rows, positions])
         advance(1)
 
     for number in range(len(stack.layers)):
