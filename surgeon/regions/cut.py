@@ -204,12 +204,14 @@ class Cut:
 
         Scores are used up: an array may be changed, and is not looked at again after the unit's last language.
         """
-        total = _Total(self._summed, len(self._languages))
+        sums: dict[str, Any] = {}
         own: dict[str, Scores] = {}
         for unit, language, scores in stream:
             if language == self._languages[0]:
-                total, own = _Total(self._summed, len(self._languages)), {}
-            total.add(scores)
+                sums, own = {}, {}
+            if len(self._languages) > 1:
+                _add(sums, scores, self._summed)
+            total = sums if len(self._languages) > 1 else scores  # those of an only language as they are, unread
             if language in self._ranked:
                 own[language] = scores
             for cut in self._cuts.values():
@@ -218,9 +220,9 @@ class Cut:
             if language == self._languages[-1]:
                 for cut in self._cuts.values():
                     if SUM in cut.labels:
-                        cut.take(SUM, total.scores)
+                        cut.take(SUM, total)
                     cut.end_unit(scores)
-                self._draw({SUM: total.scores, **own})
+                self._draw({SUM: total, **own})
                 yield unit
 
     def finish(self) -> dict[str, Region]:
@@ -245,26 +247,15 @@ class Cut:
                     self._drawn[drawing.plan.name][info.name] = encode_indices(drawn, info.shape)
 
 
-class _Total:
-    """The sum over languages of a unit's scores of some tensors, in float32."""
-
-    def __init__(self, names: set[str], languages: int) -> None:
-        self._names, self._alone = names, languages == 1
-        self._sums: dict[str, Any] = {}
-        self.scores: Scores = self._sums
-
-    def add(self, scores: Scores) -> None:
-        """Add one language's scores; those of the only language are taken as they are, unread."""
-        if self._alone:
-            self.scores = scores
-            return
-        for name in self._names & scores.keys():
-            if name in self._sums:
-                self._sums[name] += scores[name]
-            elif isinstance(scores[name], np.ndarray):
-                self._sums[name] = np.array(scores[name], dtype=np.float32)
-            else:
-                self._sums[name] = scores[name].clone()
+def _add(sums: dict[str, Any], scores: Scores, names: set[str]) -> None:
+    """Add one language's scores of some tensors to those of the languages before it, in float32."""
+    for name in names & scores.keys():
+        if name in sums:
+            sums[name] += scores[name]
+        elif isinstance(scores[name], np.ndarray):
+            sums[name] = np.array(scores[name], dtype=np.float32)
+        else:
+            sums[name] = scores[name].clone()
 
 
 def region_from(stream: Stream, cut: Cut) -> Region:
