@@ -51,7 +51,7 @@ class UnitCut:
         parts = {info.name: self._parts[info.name] for info in group}
         units = {label: sizes > 0 for label, sizes in unit_sizes(parts.values()).items()}  # that there are
         for every, chosen in zip(units.values(), self._chosen(units), strict=True):
-            every[every] = chosen
+            every[np.flatnonzero(every)] = chosen
         return {name: part.entries(units[part.group]) for name, part in parts.items()}
 
     def _chosen(self, units: Mapping[str, NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:

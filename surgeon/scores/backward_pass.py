@@ -55,7 +55,7 @@ def run(
     Raises:
         InputError: the loss is not finite, so that no gradient means anything.
     """
-    stack, wanted = of.stack, dict(of.units)
+    stack, wanted = of.stack, dict(of.by_layer)
     outside = wanted.pop(-1, {})
     if not stack.layers:
         for language, scores in in_one_go(of, advance):
@@ -83,7 +83,7 @@ def run(
 
 def work(of: Pass) -> int:
     """Return how many units `run` calls `advance` with: batches times layers, a layer backward counting more."""
-    batches, layers, wanted = len(of.own_batches), len(of.stack.layers), of.units
+    batches, layers, wanted = len(of.own_batches), len(of.stack.layers), of.by_layer
     if not layers:
         return batches
     below = layers - (0 if -1 in wanted else min(wanted, default=0))
@@ -137,7 +137,7 @@ def _backpropagate(logits: torch.Tensor, labels: torch.Tensor, predicted: int, l
 
 def _backward(run: _Run, number: int, further: bool) -> Iterator[tuple[str, Scores]]:
     """Take every batch's gradient down through one layer, `further` if something below wants it; yield its scores."""
-    stack, kept, slots = run.stack, run.kept, run.of.units.get(number, {})
+    stack, kept, slots = run.stack, run.kept, run.of.by_layer.get(number, {})
     # On a CPU a second layer would cost more than it gains.
     ahead = stack.unit(number - 1) if stack.loaded.device != "cpu" else []
     with stack.loaded.weights.resident(stack.unit(number), ahead), _Sums(run.of, slots) as sums:
@@ -156,7 +156,7 @@ def _backward(run: _Run, number: int, further: bool) -> Iterator[tuple[str, Scor
 def _outside(run: _Run) -> Iterator[tuple[str, Scores]]:
     """Score what is outside the layers: each batch's head first, then, with the layers' gradient, its embedding."""
     stack, kept = run.stack, run.kept
-    with stack.loaded.weights.resident(stack.outer()), _Sums(run.of, run.of.units[-1]) as sums:
+    with stack.loaded.weights.resident(stack.outer()), _Sums(run.of, run.of.by_layer[-1]) as sums:
 
         def step(language: str, batch: int, ids: torch.Tensor) -> None:
             last = kept.hidden.get(len(stack.layers), batch)

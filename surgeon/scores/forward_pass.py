@@ -72,7 +72,7 @@ def run(of: Pass, hidden: States, advance: Advance) -> Iterator[tuple[int, str, 
     Raises:
         InputError: see `ForwardScore.scores`.
     """
-    stack, wanted = of.stack, of.units
+    stack, wanted = of.stack, of.by_layer
     arguments = enter_some(stack, ((number, ids) for _, number, ids in of.own_batches), hidden)
 
     def through(layer: int, batch: int, ids: torch.Tensor) -> None:
@@ -99,7 +99,7 @@ def run(of: Pass, hidden: States, advance: Advance) -> Iterator[tuple[int, str, 
 
 def work(of: Pass) -> int:
     """Return how many units `run` calls `advance` with."""
-    return len(of.own_batches) * (len(of.stack.layers) + (-1 in of.units))
+    return len(of.own_batches) * (len(of.stack.layers) + (-1 in of.by_layer))
 
 
 def _watched(

@@ -115,7 +115,7 @@ class Pass:
     team: Team = ALONE
 
     @cached_property
-    def units(self) -> dict[int, dict[str, Slot]]:
+    def by_layer(self) -> dict[int, dict[str, Slot]]:
         """The slots by the layer that holds them; -1 stands for what is outside the layers.
 
         Raises:
@@ -123,15 +123,15 @@ class Pass:
         """
         stack = self.stack
         home = {id(parameter): number for number in range(len(stack.layers)) for parameter in stack.unit(number)}
-        units: dict[int, dict[str, Slot]] = {}
+        by_layer: dict[int, dict[str, Slot]] = {}
         for name, slot in self.slots.items():
             layers = {home.get(id(parameter), -1) for parameter in slot.parameters}
             if len(layers) > 1:
                 raise CheckpointError(
                     f"tensor '{name}' lies in several layers of the model: exclude it, or use magnitude"
                 )
-            units.setdefault(layers.pop(), {})[name] = slot
-        return units
+            by_layer.setdefault(layers.pop(), {})[name] = slot
+        return by_layer
 
     @cached_property
     def own_batches(self) -> list[tuple[str, int, torch.Tensor]]:

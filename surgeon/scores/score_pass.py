@@ -208,7 +208,7 @@ class ScorePass:
     @property
     def shapes(self) -> dict[int, dict[str, tuple[int, ...]]]:
         """The shapes of what is scored in each layer; -1 is what is outside."""
-        names = {-1: self._pass.slots} if self.in_one_go else self._pass.units
+        names = {-1: self._pass.slots} if self.in_one_go else self._pass.by_layer
         return {
             layer: {info.name: info.shape for info in self.tensors if info.name in inside}
             for layer, inside in names.items()
