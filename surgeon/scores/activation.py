@@ -21,12 +21,13 @@ from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import InputError
 from surgeon.region.units import Parts, is_stacked, parts_of
-from surgeon.scores.base import ForwardScore, Side, Statistic
+from surgeon.scores.base import ForwardScore
+from surgeon.scores.statistics import Side, Statistic
 
 if TYPE_CHECKING:
     import torch
 
-    from surgeon.scores.running_statistics import RunningStatistics
+    from surgeon.scores.statistics import RunningStatistics
 
 Measure = Literal["frequency", "mean", "maximum", "spike"]
 

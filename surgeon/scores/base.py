@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -28,13 +27,12 @@ from surgeon.recipe.fields import Count, Model
 if TYPE_CHECKING:
     import torch
 
-    from surgeon.scores.running_statistics import RunningStatistics
+    from surgeon.scores.statistics import RunningStatistics, Statistic
 
 # Pieces of a language. More of them can be dealt out more evenly; each costs another sum of a layer, which is added up
 # here, or sent: with four, adding takes under one per cent of a pass, and six languages keep 24 processes busy.
 PIECES = 4
 Reader = Callable[[str], NDArray[np.float32]]  # from a tensor's name to its scores
-Side = Literal["inputs", "outputs"]  # of a matrix
 
 
 class Score(Model):
@@ -122,26 +120,6 @@ class SampledScore(Score):
         """Return what is computed on which languages, and the size of the sample."""
         sample = f"at most {self.samples} sequences of {self.sequence_length} tokens each"
         return f"{self.variety} on {', '.join(self.languages)}: {sample}"
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """What one product of inputs (tokens, inputs) with a matrix gives to a running sum or maximum, float64.
-
-    `along` says which side of the matrix the values belong to: one for each input or output, or one for all of them.
-    """
-
-    word: str
-    along: Side
-    how: Literal["sum", "maximum"]
-    values: torch.Tensor
-
-    def and_then(self, other: Statistic) -> Statistic:
-        """Return the sum, or maximum, of both."""
-        import torch
-
-        both = torch.add if self.how == "sum" else torch.maximum
-        return replace(self, values=both(self.values, other.values))
 
 
 class ForwardScore(SampledScore):

@@ -21,7 +21,7 @@ from surgeon.model.hidden_states import States, enter_some
 from surgeon.model.layer_stack import head_chunks
 from surgeon.scores.base import ForwardScore
 from surgeon.scores.passes import Advance, Pass, Piece, Scores, totals
-from surgeon.scores.running_statistics import Collected, RunningStatistics, merged
+from surgeon.scores.statistics import Collected, RunningStatistics, merged
 
 # Functions that multiply inputs with a matrix: the positions of both, and the matrix's axis that meets the inputs.
 _PRODUCTS: dict[Any, tuple[int, int, int]] = {

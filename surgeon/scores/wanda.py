@@ -15,12 +15,13 @@ from pydantic import Field
 
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
-from surgeon.scores.base import ForwardScore, Statistic
+from surgeon.scores.base import ForwardScore
+from surgeon.scores.statistics import Statistic
 
 if TYPE_CHECKING:
     import torch
 
-    from surgeon.scores.running_statistics import RunningStatistics
+    from surgeon.scores.statistics import RunningStatistics
 
 
 class Wanda(ForwardScore):

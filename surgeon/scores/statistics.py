@@ -1,17 +1,41 @@
-"""What a forward score has noted of the products with a layer's matrices, in one language."""
+"""What a forward score notes of the products with a layer's matrices: of one product, and of all in one language."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from surgeon.anatomy.slots import Slot, parameters_of
 from surgeon.checkpoint.naming import Place
 from surgeon.errors import InputError, present
-from surgeon.scores.base import Statistic
+
+if TYPE_CHECKING:
+    import torch
+
+    from surgeon.anatomy.slots import Slot
+
+Side = Literal["inputs", "outputs"]  # of a matrix
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What one product of inputs (tokens, inputs) with a matrix gives to a running sum or maximum, float64.
+
+    `along` says which side of the matrix the values belong to: one for each input or output, or one for all of them.
+    """
+
+    word: str
+    along: Side
+    how: Literal["sum", "maximum"]
+    values: torch.Tensor
+
+    def and_then(self, other: Statistic) -> Statistic:
+        """Return the sum, or maximum, of both."""
+        import torch
+
+        both = torch.add if self.how == "sum" else torch.maximum
+        return replace(self, values=both(self.values, other.values))
+
 
 # By the number of a matrix, the axis of it that meets the inputs, and a statistic's word.
 Collected = dict[tuple[int, int, str], Statistic]
@@ -33,6 +57,8 @@ class RunningStatistics:
     _numbers: dict[int, range] = field(default_factory=dict)  # by a parameter's id, those of its matrices
 
     def __post_init__(self) -> None:
+        from surgeon.anatomy.slots import parameters_of
+
         for parameter in parameters_of(self.slots):
             matrices = matrices_of(parameter)
             self._numbers[id(parameter)] = range(len(self.matrices), len(self.matrices) + len(matrices))
@@ -63,7 +89,7 @@ class RunningStatistics:
                     "of a linear layer; exclude it, or use grad_param"
                 )
             axis, values = noted
-            if not bool(torch.isfinite(values).all()):
+            if not bool(values.isfinite().all()):
                 raise InputError(f"the activations at tensor '{name}' are not finite: the model is broken")
             whole = change(values).unsqueeze(2 - axis)
             spread[id(parameter)] = (whole if parameter.dim() == 3 else whole[0]).expand_as(parameter)
@@ -77,6 +103,8 @@ class RunningStatistics:
 
     def _of(self, parameter: torch.nn.Parameter, word: str) -> tuple[int, torch.Tensor] | None:
         """Return what was noted of a parameter's matrices, stacked, and along which of their axes the values lie."""
+        import torch
+
         for axis in (0, 1):
             noted = [self.collected.get((number, axis, word)) for number in self._numbers[id(parameter)]]
             some = next((statistic for statistic in noted if statistic is not None), None)
