@@ -22,6 +22,12 @@ hypothesis.settings.register_profile("surgeon", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("surgeon")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests come first, so that no worker waits long for another in the end."""
+    long = {item.path for item in items if item.get_closest_marker("slow") or item.path.name == "test_docs.py"}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What fixtures of a module or of the session keep; the user's cache is not touched."""

@@ -3,11 +3,11 @@
 The process is started once, when the first test asks, and ends with the tests. As a script it reads a line of JSON with
 a list of cases, and answers with a line of results. Each case has the `arguments` of the command; the `environment` and
 the `folder` that it has; and `strike`, if something happens meanwhile: when `owner.name` is called for the `nth` time,
-before or after that call, the file `path` becomes `shorter`, `other` or `gone`, or the process is `killed`. With
+before or after that call, the file `path` becomes `shorter`, `other` or `gone`, or the process gets a signal. With
 `memory`, so many MB can be had beyond what the forked process has, by the limit `of`. With `program`, that text or file
-of Python is run and not the command line. With `impatient`, nothing waits that sleeps. `stdin` is the text that it is
-given. An `alone` case has no variable of this process's environment. Each result has the exit code, negative for a
-signal, and what was printed.
+of Python is run and not the command line. With `impatient`, nothing waits that sleeps; with `undrawn` no picture is
+drawn. `stdin` is the text that it is given. An `alone` case has no variable of this process's environment. Each result
+has the exit code, negative for a signal, and what was printed.
 """
 
 from __future__ import annotations
@@ -82,16 +82,19 @@ def surgeon_forked(*arguments: object, **environment: str) -> subprocess.Complet
     return subprocess.CompletedProcess(arguments, done["code"], done["stdout"], done["stderr"])
 
 
-def program_forked(program: str | Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def program_forked(
+    program: str | Path, *arguments: object, undrawn: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run some Python, a text or a file, as a process of its own would."""
-    case = {"program": str(program), "is_file": isinstance(program, Path), "arguments": [*map(str, arguments)]}
+    case = {"program": str(program), "is_file": isinstance(program, Path), "undrawn": undrawn}
+    case["arguments"] = [*map(str, arguments)]
     (done,) = run_forked([case], **environment)
     return subprocess.CompletedProcess(arguments, done["code"], done["stdout"], done["stderr"])
 
 
 def change(path: str, how: str) -> None:
-    if how == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if how in signal.Signals.__members__:
+        os.kill(os.getpid(), signal.Signals[how])
     elif how == "shorter":
         os.truncate(path, 4096)
     elif how == "gone":
@@ -146,6 +149,10 @@ def fork(case: Case, logs: Path) -> int:
             limit_memory(case["of"], case["memory"])
         if "strike" in case:
             arm(**case["strike"])
+        # What a shell starts in the background ignores it, and so would all that is started from there.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if case.get("undrawn"):
+            draw_nothing(pytest.MonkeyPatch())
         if case.get("impatient"):
             time.sleep = lambda seconds: None
         read_settings_again()

@@ -324,7 +324,7 @@ def test_a_run_killed_at_any_stage_is_finished_by_the_same_command_without_scori
     }
     scored: dict[Path, int] = {}
     for count, (stage, (owner, name)) in enumerate(stages.items(), 1):
-        strike = {"owner": owner, "name": name, "nth": 1, "after": True, "how": "killed"}
+        strike = {"owner": owner, "name": name, "nth": 1, "after": True, "how": "SIGKILL"}
         (killed,) = run_forked([{"arguments": ["apply", str(path)], "strike": strike}], **environment)
         assert killed["code"] == -signal.SIGKILL, (stage, killed)
         variant = out / "variants" / "cut"
