@@ -194,11 +194,13 @@ def warm_up() -> None:
     Nothing is drawn in it: what draws has threads, which a fork would lack.
     """
     import surgeon
+    from surgeon.memory import require_room_for_figures
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         draw_nothing(patch)
         patch.setenv("SURGEON_CACHE", str(Path(folder, "cache")))
         surgeon.apply("zero_core", output=Path(folder, "out"), overrides=LITTLE)
+    require_room_for_figures.cache_clear()  # which a fork that draws has to ask for
 
 
 def run(case: Case, logs: Path) -> dict[str, Any]:
