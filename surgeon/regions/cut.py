@@ -123,7 +123,7 @@ class RegionCut:
         """Make the masks of a unit's tensors, now that all languages have come."""
         if self._units is not None and not self.scope.spans_layers:
             for group in self.plan.groups(self._mine(names)):
-                self._encode(self._units.choose(group))
+                self.masks |= self._encoded(self._units.choose(group))
             self._units = UnitCut(self._select, self.plan.parts)
         elif self._cuts:
             self._take_masks(self._cuts)
@@ -132,20 +132,12 @@ class RegionCut:
     def finish(self) -> Region:
         """Return the region, now that every unit has come by."""
         for group in self.plan.groups() if self.scope.spans_layers else ():
-            names = [info.name for info in group]
             if self._units is not None:
-                self._encode(self._units.choose(group))
+                self.masks |= self._encoded(self._units.choose(group))
             elif self._streams:
-                shapes = {info.name: info.shape for info in group}
-                self._take_masks(
-                    {
-                        label: {
-                            name: encode_indices(indices, shapes[name])
-                            for name, indices in stream.finish(names).items()
-                        }
-                        for label, stream in self._streams[names[0]].items()
-                    }
-                )
+                names = [info.name for info in group]
+                streams = self._streams[names[0]].items()
+                self._take_masks({label: self._encoded(stream.finish(names)) for label, stream in streams})
         return region_of(self.plan, self.masks)
 
     def _mine(self, names: Iterable[str]) -> list[TensorInfo]:
@@ -155,19 +147,19 @@ class RegionCut:
     def _take_masks(self, cuts: Mapping[str, Mapping[str, Mask]]) -> None:
         """Take the entries of the sum, or of one language those that no other language has."""
         own = self._select.monolingual
-        self.masks |= cuts[SUM if own is None else own]
-        for language, masks in cuts.items() if own is not None else ():
+        if own is None:
+            self.masks |= cuts[SUM]
+            return
+        chosen = {name: mask.indices() for name, mask in cuts[own].items()}
+        for language, masks in cuts.items():
             if language != own:
-                self._encode(
-                    {
-                        name: np.setdiff1d(self.masks[name].indices(), mask.indices(), assume_unique=True)
-                        for name, mask in masks.items()
-                    }
-                )
+                for name in chosen:
+                    chosen[name] = np.setdiff1d(chosen[name], masks[name].indices(), assume_unique=True)
+        self.masks |= self._encoded(chosen)
 
-    def _encode(self, chosen: Mapping[str, Indices]) -> None:
-        for name, indices in chosen.items():
-            self.masks[name] = encode_indices(indices, self.plan.tensors[self._order[name]].shape)
+    def _encoded(self, chosen: Mapping[str, Indices]) -> dict[str, Mask]:
+        shapes = {name: self.plan.tensors[self._order[name]].shape for name in chosen}
+        return {name: encode_indices(indices, shapes[name]) for name, indices in chosen.items()}
 
 
 class Cut:
