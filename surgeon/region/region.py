@@ -14,7 +14,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +207,9 @@ class Region:
         return self[name].dense()
 
     def __and__(self, other: Region) -> Region:
-        return self._combine(other, [n for n in self if n in other], partial(np.intersect1d, assume_unique=True))
+        return self._combine(
+            other, [n for n in self if n in other], lambda left, right: np.intersect1d(left, right, assume_unique=True)
+        )
 
     def __or__(self, other: Region) -> Region:
         return self._combine(
@@ -216,7 +217,7 @@ class Region:
         )
 
     def __sub__(self, other: Region) -> Region:
-        return self._combine(other, list(self), partial(np.setdiff1d, assume_unique=True))
+        return self._combine(other, list(self), lambda left, right: np.setdiff1d(left, right, assume_unique=True))
 
     def __invert__(self) -> Region:
         return Region(self.shapes, lambda name: encode_mask(~self.mask(name)))

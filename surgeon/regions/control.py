@@ -133,7 +133,7 @@ class Control(Model, RegionKind):
             if removed is None:
                 end: End = "bottom" if lowest else "top"
                 ((_, chosen),) = select_count(lambda _: keys, [(name, candidates.size)], count, end)
-                return candidates[chosen]
+                return candidates[np.flatnonzero(chosen)]
             order = np.argsort(keys if lowest else -keys, kind="stable")
         count = _nearest(np.cumsum(values[candidates[order]].astype(np.float64) ** 2), removed)
         return np.sort(candidates[order[:count]])
