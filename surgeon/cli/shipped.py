@@ -64,7 +64,7 @@ def choice(
 ) -> None:
     """Write the questions of `verify: {choice: true}` as tasks of lm-evaluation-harness, to ask them of any model."""
     from surgeon.cli.options import listed
-    from surgeon.measure.choice_tasks import write_choice_tasks
+    from surgeon.measure.choice import write_choice_tasks
     from surgeon.text.corpora import builtin_corpus
 
     corpus = builtin_corpus("udhr30")
