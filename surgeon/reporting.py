@@ -20,8 +20,7 @@ from surgeon.model.results import Verification
 from surgeon.operations.edits import EditCount
 from surgeon.plan.estimates import shape_of
 from surgeon.plan.plan import Plan
-from surgeon.recipe.schema import VariantSpec
-from surgeon.recipe.written import as_data
+from surgeon.recipe.schema import VariantSpec, as_data
 from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.entries import EncodingReport, ModelReport, RegionReport, ScoreReport, StepReport, VariantReport

@@ -106,6 +106,6 @@ def cache(
 
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
-    from surgeon.recipe.written import recipe_schema
+    from surgeon.recipe.schema import recipe_schema
 
     print_json(recipe_schema())

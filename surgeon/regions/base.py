@@ -16,8 +16,7 @@ from surgeon.checkpoint.local_paths import last_part, without_paths
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import Problem, present
-from surgeon.kinds import kinds
-from surgeon.recipe.lines import KeyPath
+from surgeon.recipe.plain_yaml import KeyPath
 from surgeon.region.mask import Indices
 from surgeon.region.region import Region
 from surgeon.region.units import Parts
@@ -228,7 +227,7 @@ class RegionKind:
 
 def kind_of(spec: RegionSpec) -> RegionKind:
     """Return how a region of a recipe is made: what stands under the key of its kind."""
-    kind: RegionKind = next(value for key in kinds("surgeon.regions") if (value := getattr(spec, key)) is not None)
+    kind: RegionKind = spec.kind
     return kind
 
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import present
 from surgeon.recipe.fields import Model
-from surgeon.recipe.lines import KeyPath
+from surgeon.recipe.plain_yaml import KeyPath
 from surgeon.region.mask import Indices, encode_indices
 from surgeon.region.region import Region
 from surgeon.region.select import End, select_count, select_evenly

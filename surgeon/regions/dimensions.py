@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.naming import Place, places_of
 from surgeon.recipe.fields import Model
-from surgeon.recipe.lines import KeyPath
+from surgeon.recipe.plain_yaml import KeyPath
 from surgeon.region.dimensions import along, hidden_size, residual_axis
 from surgeon.region.mask import Indices, Mask, encode_indices, encode_mask
 from surgeon.region.region import Region

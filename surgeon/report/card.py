@@ -22,8 +22,7 @@ from surgeon.checkpoint.local_paths import last_part
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import RecipeError
 from surgeon.plan.plan import Plan
-from surgeon.recipe.lines import plain
-from surgeon.recipe.plain_yaml import read_yaml
+from surgeon.recipe.plain_yaml import plain, read_yaml
 from surgeon.region.region import Region
 from surgeon.regions.base import kind_of
 from surgeon.report.data import Report
