@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import refuse_changed
-from surgeon.checkpoint.remarks import remarks
-from surgeon.checkpoint.remembered import stored_hash
-from surgeon.checkpoint.scratch import reclaim_cache
+from surgeon.checkpoint.fingerprint import refuse_changed, stored_hash
+from surgeon.checkpoint.quantized import remarks
+from surgeon.checkpoint.store import reclaim_cache
 from surgeon.errors import InputError
 from surgeon.memory import require_room_for_figures, require_room_for_torch
 from surgeon.model.precision import resolve_precision

@@ -14,7 +14,7 @@ from typing import Any
 
 import transformers
 
-from surgeon.checkpoint.storage import replacing
+from surgeon.inside import replacing
 from surgeon.loaded import perplexity
 from surgeon.model.results import exponential
 from surgeon.report.curves import Point, forgetting_figure

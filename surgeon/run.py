@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.anatomy.anatomy import anatomy_of
-from surgeon.checkpoint.fingerprint import refuse_changed
+from surgeon.checkpoint.fingerprint import refuse_changed, stored_hash
 from surgeon.checkpoint.hashing import CHANGED, file_hash
-from surgeon.checkpoint.remembered import stored_hash
-from surgeon.checkpoint.storage import replacing
 from surgeon.errors import CheckpointError, RegionError
+from surgeon.inside import replacing
 from surgeon.json_text import to_json
 from surgeon.measure.parts import Part, parts_of
 from surgeon.memory import give_memory_back

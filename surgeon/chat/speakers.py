@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import content_hash
-from surgeon.checkpoint.remembered import read_hash
+from surgeon.checkpoint.fingerprint import content_hash, read_hash
 from surgeon.errors import InputError, did_you_mean
 from surgeon.memory import require_room_for_torch
 from surgeon.model.precision import resolve_precision

@@ -6,10 +6,15 @@ weights; its words count where the tensors leave open what they are.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import Codec, Coded
-from surgeon.checkpoint.logical import is_code, quantizer_settings
-from surgeon.checkpoint.storage import TensorInfo
+from surgeon.checkpoint.coded import Codec, Coded, parts_of
+from surgeon.checkpoint.config import is_code, quantizer_settings
+from surgeon.checkpoint.plain_json import read_object
+from surgeon.checkpoint.storage import DTYPE_BITS, Header, TensorInfo, header_bytes
+from surgeon.checkpoint.weight_files import INDEX_NAME, SINGLE_NAME
 from surgeon.errors import CheckpointError
 
 # Last parts of tensor names that only quantizers write. What comes first tells more.
@@ -110,3 +115,73 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
     raise CheckpointError(
         f"{checkpoint.where}: the weights are quantized ({method}); surgeon needs the unquantized checkpoint: {remedy}"
     )
+
+
+def notes_on(checkpoint: Checkpoint) -> list[str]:
+    """Say where index or config differ from the weights without harm."""
+    lines = list(checkpoint.notes)
+    stale = said_quantizer(checkpoint)
+    if stale is not None and quantization(checkpoint) is None:
+        lines.append(
+            f"the config says that the weights are quantized ({stale}), and they are not: taken as they are; take "
+            "`quantization_config` out of config.json, or transformers will not load them so"
+        )
+    return lines
+
+
+def remarks(checkpoint: Checkpoint) -> list[str]:
+    """Say the same, and which weight files are not read."""
+    unread = [name for name in checkpoint.left_out if name.endswith((".safetensors", ".index.json"))]
+    lines = [*notes_on(checkpoint), *(f"{name}: {checkpoint.left_out[name]}" for name in unread)]
+    return [f"{checkpoint.source.name}: {line}" for line in lines]
+
+
+_SPEAKS_OF_CODES = ("quantization_config", "compression_config")
+_CONFIG = "config.json"
+_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+def plain_dtypes(checkpoint: Checkpoint) -> list[str]:
+    """Return the dtypes that quantized tensors decode to, as recipes name them; empty if there are none."""
+    found = dict.fromkeys(info.dtype for info in checkpoint.tensors.values() if isinstance(info, Coded))
+    return [_NAMES.get(dtype, dtype) for dtype in found]
+
+
+def tensors_of(checkpoint: Checkpoint, header: Header) -> list[TensorInfo]:
+    """Return the logical tensors of a file's plain copy, wide dtypes first, so that all are aligned.
+
+    A tensor is where its codes are; scales are nowhere.
+    """
+    here = [info for info in checkpoint.tensors.values() if parts_of(info)[0].path == header.path]
+    return sorted(here, key=lambda info: -DTYPE_BITS[info.dtype])
+
+
+def plain_start(header: Header, infos: Sequence[TensorInfo]) -> bytes:
+    """Return the length word and the header of a file's plain copy."""
+    return header_bytes([(info.name, info.dtype, info.shape) for info in infos], header.metadata)
+
+
+def plain_bytes(checkpoint: Checkpoint) -> int:
+    """Return the bytes of all weight files of a plain copy."""
+    files = [(header, tensors_of(checkpoint, header)) for header in checkpoint.headers]
+    return sum(len(plain_start(header, infos)) + sum(info.nbytes for info in infos) for header, infos in files)
+
+
+def plain_companions(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Return the files beside the weights that are others in a plain copy: a config without codes, a true index."""
+    made = {}
+    if (checkpoint.folder / _CONFIG).is_file():
+        config = read_object(checkpoint.folder / _CONFIG, unique=False)
+        for place in (config, config.get("text_config")):
+            if isinstance(place, dict):
+                for key in _SPEAKS_OF_CODES:
+                    place.pop(key, None)
+        made[_CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    files = {header.path.name: tensors_of(checkpoint, header) for header in checkpoint.headers}
+    if checkpoint.index is not None or files.keys() != {SINGLE_NAME}:
+        sizes = sum(info.nbytes for infos in files.values() for info in infos)
+        names = {info.name: file for file, infos in files.items() for info in infos}
+        index = {"metadata": {"total_size": sizes}, "weight_map": dict(sorted(names.items()))}
+        name = checkpoint.index.name if checkpoint.index is not None else INDEX_NAME
+        made[name] = (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
+    return made

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from surgeon.checkpoint.hub_errors import hub_errors
+from surgeon.checkpoint.hub import hub_errors
 from surgeon.checkpoint.plain_json import NotPlain, as_size, as_text
 from surgeon.errors import CheckpointError, EnvironmentFailure
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from surgeon.checkpoint.address import file_address, model_address
-from surgeon.checkpoint.hub_downloads import fetch_file, fetch_snapshot, refuse_other
-from surgeon.checkpoint.hub_errors import hub_errors
+from surgeon.checkpoint.hub import fetch_file, fetch_snapshot, hub_errors, refuse_other
 from surgeon.checkpoint.remote import RemoteFile, look_up
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, did_you_mean, present
 
@@ -235,11 +234,3 @@ def _is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def cache_folder() -> Path:
-    """Where scores and regions are kept: `$SURGEON_CACHE`, else `surgeon` in the user's cache folder."""
-    chosen = os.environ.get("SURGEON_CACHE")
-    if chosen:
-        return Path(os.path.expanduser(chosen))
-    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "surgeon"

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.checkpoint.config import LAYERS, of_text, whole_number
-from surgeon.checkpoint.embeddings import is_embedding, is_head
 from surgeon.checkpoint.plain_json import NotPlain, as_texts, read_object
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.sources import Source
 from surgeon.checkpoint.storage import File, Header, TensorInfo, read_header
-from surgeon.checkpoint.ties import ties_stored_head
+from surgeon.checkpoint.ties import is_embedding, is_head, ties_stored_head
 from surgeon.errors import CheckpointError, shorten
 
 INDEX_NAME = "model.safetensors.index.json"

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.rounding import rounded
+from surgeon.checkpoint.coded import rounded
 from surgeon.checkpoint.storage import NUMPY_DTYPES
 from surgeon.errors import InputError
 from surgeon.formats.base import Codec, Coded, Encoded, Indices, Rounding, Stored, StoredEdit, require_scales

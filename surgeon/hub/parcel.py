@@ -23,10 +23,10 @@ from typing import Any
 import yaml
 
 from surgeon import inside
+from surgeon.checkpoint.address import is_local, last_part, recipe_without_paths, without_paths
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import damaged
 from surgeon.checkpoint.hashing import file_hash, sha256
-from surgeon.checkpoint.local_paths import is_local, last_part, recipe_without_paths, without_paths
 from surgeon.errors import CheckpointError, InputError
 from surgeon.report.card import REBUILD, RESULTS, SourceCard, base_model
 from surgeon.report.published import published_manifest

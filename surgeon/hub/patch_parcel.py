@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from surgeon import inside
+from surgeon.checkpoint.address import recipe_without_paths
 from surgeon.checkpoint.hashing import file_hash
-from surgeon.checkpoint.local_paths import recipe_without_paths
 from surgeon.checkpoint.sources import builtin_names
 from surgeon.errors import CheckpointError, InputError, RecipeError
 from surgeon.hub.parcel import Item, Parcel, text_item

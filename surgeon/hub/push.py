@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgeon.checkpoint.hub_downloads import fetch_file
-from surgeon.checkpoint.hub_errors import explain, hub_errors
+from surgeon.checkpoint.hub import explain, fetch_file, hub_errors
 from surgeon.checkpoint.plain_json import NotPlain, as_object, read_object
 from surgeon.errors import EnvironmentFailure, InputError, present
 from surgeon.hub.parcel import Item, Parcel, pack

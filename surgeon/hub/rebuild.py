@@ -18,12 +18,11 @@ from surgeon.checkpoint.address import model_address
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash
 from surgeon.checkpoint.hashing import file_hash
-from surgeon.checkpoint.hub_downloads import fetch_snapshot
-from surgeon.checkpoint.hub_errors import hub_errors
+from surgeon.checkpoint.hub import fetch_snapshot, hub_errors
 from surgeon.checkpoint.sources import look_again
-from surgeon.checkpoint.storage import replacing
 from surgeon.errors import CheckpointError, InputError
 from surgeon.hub.parcel import region_path
+from surgeon.inside import replacing
 from surgeon.model.workplace import Workplace
 from surgeon.operations.edits import Surgery
 from surgeon.progress import Progress

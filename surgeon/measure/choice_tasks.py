@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from surgeon.checkpoint.storage import replacing
+from surgeon.inside import replacing
 from surgeon.text.choices import questions
 from surgeon.text.corpora import Corpus
 

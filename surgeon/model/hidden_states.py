@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from surgeon.checkpoint.storage import naming, reserve
 from surgeon.errors import present
+from surgeon.inside import naming, reserve
 from surgeon.model.moving import moment, on_its_way, taken_over
 
 Moved = TypeVar("Moved")

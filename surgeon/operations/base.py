@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from surgeon.checkpoint.rounding import rounded
+from surgeon.checkpoint.coded import rounded
 from surgeon.region.region import Indices
 
 __all__ = ["Operation", "Target", "rounded"]

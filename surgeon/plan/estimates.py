@@ -19,9 +19,9 @@ from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.coded import Coded
 from surgeon.checkpoint.config import of_text, whole_number
-from surgeon.checkpoint.plain_form import plain_bytes
-from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.quantized import plain_bytes
 from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
+from surgeon.checkpoint.store import cache_folder
 from surgeon.model import budgets
 from surgeon.model.prospect import known_prospect
 from surgeon.operations import Operation

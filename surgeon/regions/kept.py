@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from surgeon.checkpoint.fingerprint import Fingerprint, identity, refuse_changed
-from surgeon.checkpoint.sealed import is_sealed, seal
+from surgeon.checkpoint.fingerprint import Fingerprint, identity, is_sealed, refuse_changed, seal
 from surgeon.checkpoint.store import place
 from surgeon.region.region import Region
 from surgeon.regions.base import Provenance, RegionPlan

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from surgeon.checkpoint.hashing import sha256
-from surgeon.checkpoint.storage import replacing
 from surgeon.checkpoint.store import keep_value, place, value
+from surgeon.inside import replacing
 from surgeon.memory import require_room_for_figures
 from surgeon.report.escaping import svg_id
 from surgeon.report.png import repacked

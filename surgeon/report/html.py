@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from surgeon.checkpoint.storage import replacing
+from surgeon.inside import replacing
 from surgeon.report import measurement_tables, region_tables, tables
 from surgeon.report.data import Report
 from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures

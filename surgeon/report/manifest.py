@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from surgeon.checkpoint.address import last_part, origin_without_path
 from surgeon.checkpoint.fingerprint import source_file_hashes
 from surgeon.checkpoint.hashing import file_hash
-from surgeon.checkpoint.local_paths import last_part, origin_without_path
 from surgeon.plan.plan import Plan
 from surgeon.text.corpora import Corpus
 

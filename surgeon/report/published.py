@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from surgeon.checkpoint.local_paths import last_part, origin_without_path, recipe_without_paths, without_paths
+from surgeon.checkpoint.address import last_part, origin_without_path, recipe_without_paths, without_paths
 from surgeon.report.data import Report
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 
 from surgeon import inside
-from surgeon.checkpoint.storage import replacing
 from surgeon.errors import InputError
+from surgeon.inside import replacing
 from surgeon.report.data import Report
 from surgeon.report.html import write_page
 from surgeon.report.published import published, published_manifest

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_versions, tokenizer_hashes
-from surgeon.checkpoint.sealed import is_sealed
+from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, is_sealed, library_versions, tokenizer_hashes
 from surgeon.checkpoint.storage import TensorInfo, allocate_file, map_bytes, read_header, view
 from surgeon.checkpoint.store import place
 from surgeon.scores.base import SampledScore

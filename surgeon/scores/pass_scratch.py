@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from surgeon.checkpoint.plain_json import read_object
-from surgeon.checkpoint.scratch import PROGRESS, named_scratch, own_scratch
-from surgeon.checkpoint.storage import replacing
+from surgeon.checkpoint.store import PROGRESS, named_scratch, own_scratch
+from surgeon.inside import replacing
 from surgeon.scores.backward_pass import Kept, Progressed
 
 

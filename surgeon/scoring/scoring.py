@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import identity
+from surgeon.checkpoint.fingerprint import identity, publish_sealed
 from surgeon.checkpoint.hashing import sha256
-from surgeon.checkpoint.sealed import publish_sealed
-from surgeon.checkpoint.sources import cache_folder
-from surgeon.checkpoint.storage import TensorInfo, flush
+from surgeon.checkpoint.storage import TensorInfo
+from surgeon.checkpoint.store import cache_folder
 from surgeon.errors import EnvironmentFailure, InputError
+from surgeon.inside import flush
 from surgeon.model.precision import Precision, resolve_precision
 from surgeon.model.token_counts import TokenCounts
 from surgeon.model.tokenizer import load_tokenizer

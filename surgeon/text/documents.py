@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from surgeon.checkpoint.hub_downloads import fetch_file
-from surgeon.checkpoint.hub_errors import hub_errors
+from surgeon.checkpoint.hub import fetch_file, hub_errors
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.foreign import dataset_rows
 from surgeon.text.dataset_files import CARD, LONGEST_CARD, NoSuchFiles, folder_files, saved_files, split_files

@@ -14,8 +14,9 @@ from threading import Event
 
 from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.storage import File, Header, flush, naming
+from surgeon.checkpoint.storage import File, Header
 from surgeon.errors import CheckpointError
+from surgeon.inside import flush
 from surgeon.model.workplace import Workplace
 from surgeon.operations import Operation
 from surgeon.operations.edits import Surgery
@@ -120,7 +121,7 @@ def _copy_shards(
         target = folder / header.path.name
         copy = copy_plain_shard if surgery.checkpoint.written_plain else copy_shard
         copied[header.path.name] = copy(surgery, header, by_file[header.path], target, stopping)
-        flushing.append(disk.submit(flush_file, target))
+        flushing.append(disk.submit(flush, target))
         advance(header.file_size)
 
     try:
@@ -142,9 +143,3 @@ def _side_by_side(job: Callable[[Header, Event], None], headers: Sequence[Header
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def flush_file(path: Path) -> None:
-    """Force a file to disk; an error names it."""
-    with naming(path):
-        flush(path)

@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from surgeon import inside
-from surgeon.checkpoint.remembered import stored_hash
-from surgeon.checkpoint.storage import naming, remove_abandoned
+from surgeon.checkpoint.fingerprint import stored_hash
 from surgeon.errors import EnvironmentFailure, InputError
-from surgeon.locks import lock
+from surgeon.inside import lock, naming, remove_abandoned
 from surgeon.write.integrity import FIGURES, MANIFEST, REGIONS, SAMPLES, VARIANTS, read_object
 from surgeon.write.marker import MARKER
 from surgeon.write.staging import old_folder, staging_folder

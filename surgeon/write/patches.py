@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.checkpoint.address import last_part, without_paths
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import identity, refuse_changed
+from surgeon.checkpoint.fingerprint import identity, refuse_changed, stored_hash
 from surgeon.checkpoint.hashing import file_hash
-from surgeon.checkpoint.local_paths import last_part, without_paths
-from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.sources import refuse_output_inside
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.operations import Operation, open_donor

@@ -16,9 +16,10 @@ from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.coded import Coded
 from surgeon.checkpoint.hashing import file_stamp
-from surgeon.checkpoint.plain_form import plain_start, tensors_of
-from surgeon.checkpoint.storage import Header, TensorInfo, naming, read_pieces
+from surgeon.checkpoint.quantized import plain_start, tensors_of
+from surgeon.checkpoint.storage import Header, TensorInfo, read_pieces
 from surgeon.errors import EnvironmentFailure
+from surgeon.inside import naming
 from surgeon.operations.edits import Edit, EditCount, Surgery
 from surgeon.write.shards import Copied, write_fully
 

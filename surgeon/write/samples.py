@@ -8,7 +8,7 @@ from pathlib import Path
 
 from surgeon import inside
 from surgeon.checkpoint.hashing import file_hash
-from surgeon.checkpoint.storage import replacing
+from surgeon.inside import replacing
 from surgeon.model.results import Figures
 from surgeon.write.integrity import SAMPLES
 

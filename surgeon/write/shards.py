@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from surgeon import inside
 from surgeon.checkpoint.coded import StoredEdit, parts_of
+from surgeon.checkpoint.fingerprint import FileDigest, hashes_of, known_hashes
 from surgeon.checkpoint.hashing import CHANGED, Stamp, file_stamp
-from surgeon.checkpoint.remembered import FileDigest, hashes_of, known_hashes
-from surgeon.checkpoint.storage import Header, TensorInfo, naming, on_disk
+from surgeon.checkpoint.storage import Header, TensorInfo, on_disk
 from surgeon.errors import CheckpointError, EnvironmentFailure
+from surgeon.inside import naming
 from surgeon.operations.edits import EditCount, Surgery
 
 _BUFFER_BYTES = 1 << 18  # stays in the processor's cache between reading, hashing, poking and writing

@@ -18,24 +18,23 @@ from typing import Any
 from numpy.typing import NDArray
 
 from surgeon import inside
+from surgeon.checkpoint.address import last_part
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.companions import check_companions, companions
-from surgeon.checkpoint.fingerprint import content_hash, file_hashes, refuse_changed
+from surgeon.checkpoint.fingerprint import content_hash, file_hashes, refuse_changed, remember_file
 from surgeon.checkpoint.hashing import Stamp, file_hash, file_stamp, sha256
-from surgeon.checkpoint.local_paths import last_part
-from surgeon.checkpoint.plain_form import plain_bytes, plain_start, tensors_of
-from surgeon.checkpoint.quantized import codecs_of, refuse_quantized
-from surgeon.checkpoint.remembered import remember_file
+from surgeon.checkpoint.quantized import codecs_of, plain_bytes, plain_start, refuse_quantized, tensors_of
 from surgeon.checkpoint.sources import refuse_output_inside
-from surgeon.checkpoint.storage import Header, TensorInfo, naming, on_disk, replacing
+from surgeon.checkpoint.storage import Header, TensorInfo, on_disk
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
 from surgeon.freeze.bundle import write_bundle
+from surgeon.inside import flush, naming, replacing
 from surgeon.model.workplace import Workplace
 from surgeon.operations import Operation
 from surgeon.operations.edits import EditCount, Surgery, check_regions_fit
 from surgeon.region.region import Region
-from surgeon.write.copying import copy_all, flush_file
+from surgeon.write.copying import copy_all
 from surgeon.write.integrity import CARD, FIGURES
 from surgeon.write.marker import MARKER, MarkedModel, Marker
 from surgeon.write.shards import Copied
@@ -285,8 +284,8 @@ def publish(staged: Staged) -> Written:
         future.result()
     for path in sorted(staged.folder.rglob("*")):  # what is on disk already costs nothing
         if inside.is_folder(path) or inside.is_plain_file(path.parent, path.name):
-            flush_file(path)
-    flush_file(staged.folder)
+            flush(path)
+    flush(staged.folder)
     refuse_changed(staged.checkpoint)
     if not staged.reused:
         _rename(staged.folder, staged.destination)
@@ -314,7 +313,7 @@ def _rename(folder: Path, destination: Path) -> None:
     if destination.exists():
         inside.rename(destination, old)
     inside.rename(folder, destination)
-    flush_file(destination.parent)
+    flush(destination.parent)
     inside.remove_folder(old)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import surgeon
-from surgeon.checkpoint.scratch import named_scratch, own_scratch, reclaim_cache
+from surgeon.checkpoint.store import named_scratch, own_scratch, reclaim_cache
 from surgeon.scores.pass_scratch import scratch_folder
 
 RecipeMaker = Callable[..., Path]
@@ -25,7 +25,7 @@ surgeon.api.score(sys.argv[1])
 """
 HOLDS = """
 import sys
-from surgeon.checkpoint.scratch import named_scratch, own_scratch
+from surgeon.checkpoint.store import named_scratch, own_scratch
 with own_scratch() as own, named_scratch("key") as named:
     for folder in (own, named):
         (folder / "hidden.bin").write_bytes(b"states")

@@ -23,7 +23,7 @@ from surgeon.checkpoint.storage import (
     view,
     write_stream,
 )
-from surgeon.checkpoint.tensors import as_tensor, to_numpy
+from surgeon.checkpoint.torch_files import as_tensor, to_numpy
 from surgeon.errors import CheckpointError
 
 TORCH_DTYPES = {

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import surgeon
 from surgeon.checkpoint import store
-from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.store import cache_folder
 from surgeon.cli import app
 
 KEY = "0123456789abcdef" * 4
@@ -66,7 +66,7 @@ def test_what_is_kept_is_listed_shelf_by_shelf_and_cleared(recipe, tmp_path: Pat
 
 
 def test_clearing_leaves_what_a_run_holds(tmp_path: Path) -> None:
-    from surgeon.checkpoint.scratch import named_scratch
+    from surgeon.checkpoint.store import named_scratch
 
     with named_scratch("abc") as held:
         assert held is not None

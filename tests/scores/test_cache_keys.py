@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from surgeon.api import plan_recipe
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.sealed import seal
-from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.fingerprint import seal
+from surgeon.checkpoint.store import cache_folder
 from surgeon.errors import CheckpointError
 from surgeon.region.region import Region
 from surgeon.regions import kept as kept_regions

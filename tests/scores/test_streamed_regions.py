@@ -15,7 +15,7 @@ import torch
 from conftest import ModelMaker, with_pictures
 
 import surgeon
-from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.store import cache_folder
 from surgeon.region.region import Region
 from surgeon.regions import cut
 from surgeon.scores.score_pass import ScorePass
