@@ -1,4 +1,7 @@
-"""Addresses on the Hugging Face Hub: the one place that says how they are written."""
+"""Names of models and files: addresses on the Hub, and paths of this machine, of which others see the last part.
+
+A folder's name may tell of a person, a customer or a project. What is published names files and folders without it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,10 @@ _PART = r"[\w.-]{1,96}"
 _REPOSITORY = re.compile(rf"{_PART}/{_PART}", re.ASCII)
 _MODEL = re.compile(rf"(?:hf://)?(?P<repository>{_PART}/{_PART})(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _FILE = re.compile(rf"hf://(?P<repository>{_PART}/{_PART})(?:@(?P<revision>[\w.-]+))?/(?P<file>.+)", re.ASCII)
+_ANCHORED = ("/", "~", "./", "../")
+_ALWAYS = "file"  # the key of a recipe that holds nothing but paths
+_NEVER = ("prompts", "name", "script", "family", "config", "split", "field")  # and those that hold none
+_DATASET = re.compile(r"dataset (.+?)((?:, config .+)?, split .+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,6 @@ def file_address(text: str) -> Address | None:
     """Read `hf://org/name/path` or `hf://org/name@revision/path`; None for anything else."""
     match = _FILE.fullmatch(text)
     return Address(match["repository"], match["revision"], match["file"]) if match else None
-
-
-_ANCHORED = ("/", "~", "./", "../")
-_ALWAYS = "file"  # the key of a recipe that holds nothing but paths
-_NEVER = ("prompts", "name", "script", "family", "config", "split", "field")  # and those that hold none
-_DATASET = re.compile(r"dataset (.+?)((?:, config .+)?, split .+)", re.DOTALL)
 
 
 def is_local(name: str) -> bool:
@@ -82,9 +83,9 @@ def recipe_without_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def origin_without_path(origin: str) -> str:
     """Return where a text was drawn from, in the words of a manifest, without the folders of this machine."""
-    found = _DATASET.fullmatch(origin)
-    if found is not None:
-        return f"dataset {last_part(found[1])}{found[2]}"
+    dataset = _DATASET.fullmatch(origin)
+    if dataset is not None:
+        return f"dataset {last_part(dataset[1])}{dataset[2]}"
     return origin if origin.startswith("builtin:") else _last(origin)
 
 

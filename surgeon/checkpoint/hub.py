@@ -1,7 +1,15 @@
-"""What the Hub may answer: names that stay inside its cache, JSON that is JSON, and bodies that come to an end.
+"""The Hub's client library: what it is answered is looked at first, what it raises becomes an error of ours.
 
-The Hub's client library believes what it is told: it names files in its cache after the `ETag` that it gets, waits for
-a body as long as a byte comes now and then, and keeps what never ends. So each answer is looked at before it sees it.
+It believes what it is told: it names files in its cache after the `ETag` that it gets, waits for a body as long as a
+byte comes now and then, and keeps what never ends. Of files it compares sizes only. So each answer is looked at before
+it sees it. The cache calls a file after the hash that the Hub named for it (SHA-256, or git's own for small ones), so
+each that is fetched is held against its name; another one is taken out again, or it would be believed from then on.
+
+    401, 403, 404, 409, 412, other 4xx   InputError: log in, ask for the right, mend the name  (exit code 2)
+    429, 5xx, dropped or no connection   EnvironmentFailure: the same command resumes          (exit code 3)
+
+Messages are made of our own words and of what the server said, with anything that looks like a token removed;
+the library's exceptions are not chained, since they print requests.
 """
 
 from __future__ import annotations
@@ -14,7 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from traceback import walk_tb
 from typing import Any
 
 from surgeon.checkpoint.hashing import file_hash
@@ -30,6 +38,24 @@ _LONGEST_REFUSAL = 1 << 20  # bytes: a sentence or a page, of which 300 characte
 _LONGEST_UNSAID = 1 << 30  # bytes of a file whose length is not said beforehand, as with small ones
 # Of these the library makes names of files and folders in its cache.
 _NAMES = ("ETag", "X-Linked-Etag", "X-Repo-Commit")
+_TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{4,}|(?i:bearer)\s+\S+|[?&](?:X-Amz-[\w-]+|Signature|token)=[^&\s]+")
+_LONGEST = 300  # characters of a server's message that are shown
+_RESUMES = "what was transferred is kept; the same command resumes"
+_ADVICE = {
+    400: "the Hub refused the request",
+    401: "the Hub does not know who you are: run `hf auth login`, or set HF_TOKEN",
+    402: "the Hub asks for a payment or a larger plan",
+    403: "your token does not have this right: make one that has it (to push: write access) at "
+    "https://huggingface.co/settings/tokens and run `hf auth login`",
+    404: "nothing there under this name, or it is private and your token may not see it: check the name, "
+    "and run `hf auth login`",
+    409: "it conflicts with what is there already: look at the repository and try again",
+    412: "somebody else has changed it meanwhile: look at the repository and try again",
+    413: "too much for one request",
+    429: f"too many requests: wait a few minutes; {_RESUMES}",
+}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_GIT = re.compile(r"[0-9a-f]{40}")
 
 
 def guard_client() -> None:
@@ -71,7 +97,8 @@ def _look_at(response: Any) -> None:
     where = f"{request.url.host}{request.url.path}"
     if request.method == "HEAD":
         for name in _NAMES:
-            _check_name(where, name, headers.get(name))
+            if name in headers:
+                _check_name(where, name, headers[name])
     if headers.get("Content-Encoding", "identity").lower() not in ("identity", "") and request.method != "HEAD":
         raise EnvironmentFailure(f"{where}: the answer is compressed, although asked not to be; is a proxy between?")
     api = request.url.path.startswith("/api/")
@@ -84,26 +111,19 @@ def _look_at(response: Any) -> None:
         longest = _LONGEST_UNSAID
     response.stream = _bounded(response.stream, where, longest)
     if api and response.status_code < 300 and "json" in headers.get("Content-Type", ""):
-        response.read()
-        _check_json(where, response.content)
+        try:
+            parse_json(response.read(), _LONGEST_API, unique=False)
+        except NotPlain as error:
+            raise EnvironmentFailure(f"{where}: the Hub's answer cannot be read: {error}; try again") from None
 
 
-def _check_name(where: str, header: str, value: str | None) -> None:
+def _check_name(where: str, header: str, value: str) -> None:
     """Refuse what would lead out of the folder that the library puts it in."""
-    if value is None:
-        return
     name = value.removeprefix("W/").strip('"')
     if set("/\\\0") & set(name) or name in ("", ".", "..") or len(name) > 200:
         raise EnvironmentFailure(
             f"{where}: the Hub calls this {value[:100]!r} ({header}), which cannot name a file; nothing was kept of it"
         )
-
-
-def _check_json(where: str, content: bytes) -> None:
-    try:
-        parse_json(content, _LONGEST_API, unique=False)
-    except NotPlain as error:
-        raise EnvironmentFailure(f"{where}: the Hub's answer cannot be read: {error}; try again") from None
 
 
 def _bounded(stream: Any, where: str, longest: int | None) -> Any:
@@ -137,24 +157,6 @@ def _bounded(stream: Any, where: str, longest: int | None) -> Any:
             stream.close()
 
     return Bounded()
-
-
-_TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{4,}|(?i:bearer)\s+\S+|[?&](?:X-Amz-[\w-]+|Signature|token)=[^&\s]+")
-_LONGEST = 300  # characters of a server's message that are shown
-_RESUMES = "what was transferred is kept; the same command resumes"
-_ADVICE = {
-    400: "the Hub refused the request",
-    401: "the Hub does not know who you are: run `hf auth login`, or set HF_TOKEN",
-    402: "the Hub asks for a payment or a larger plan",
-    403: "your token does not have this right: make one that has it (to push: write access) at "
-    "https://huggingface.co/settings/tokens and run `hf auth login`",
-    404: "nothing there under this name, or it is private and your token may not see it: check the name, "
-    "and run `hf auth login`",
-    409: "it conflicts with what is there already: look at the repository and try again",
-    412: "somebody else has changed it meanwhile: look at the repository and try again",
-    413: "too much for one request",
-    429: f"too many requests: wait a few minutes; {_RESUMES}",
-}
 
 
 @contextmanager
@@ -217,7 +219,9 @@ def explain(error: BaseException, what: str) -> SurgeonError | None:
         if isinstance(one, errors.HfHubHTTPError) and not isinstance(one, absent):
             return _of_status(one, what)
         if _is_transport(one):
-            return EnvironmentFailure(f"{what}: the connection to the Hub broke ({_said(one)}); {_RESUMES}")
+            return EnvironmentFailure(
+                f"{what}: the connection to the Hub broke ({scrub(str(one)) or type(one).__name__}); {_RESUMES}"
+            )
     for one in chain:
         if isinstance(one, refused):
             return InputError(f"{what}: {scrub(str(one))}")
@@ -237,19 +241,12 @@ def _of_answer(error: Exception, what: str) -> SurgeonError | None:
     """
     if not isinstance(error, LookupError | TypeError | AttributeError | ValueError | AssertionError):
         return None
-    rooms = [frame.tb_frame.f_globals.get("__name__", "") for frame in _frames(error)]
+    rooms = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
     ours = max((i for i, room in enumerate(rooms) if room.startswith("surgeon.")), default=-1)
     if not any(room.startswith("huggingface_hub.") for room in rooms[ours + 1 :]):
         return None
     said = f"{type(error).__name__}: {scrub(str(error))}"
     return EnvironmentFailure(f"{what}: the Hub's answer is not one that can be understood ({said}); try again")
-
-
-def _frames(error: Exception) -> Iterator[TracebackType]:
-    at = error.__traceback__
-    while at is not None:
-        yield at
-        at = at.tb_next
 
 
 def scrub(text: str) -> str:
@@ -294,14 +291,6 @@ def _is_transport(error: BaseException) -> bool:
     )
 
 
-def _said(error: BaseException) -> str:
-    return scrub(str(error)) or type(error).__name__
-
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_GIT = re.compile(r"[0-9a-f]{40}")
-
-
 def fetch_file(repository: str, name: str, revision: str | None, kind: str = "model") -> Path:
     """Return the path of one file in the Hub's cache, fetched if it is not there.
 
@@ -341,20 +330,17 @@ def refuse_other(path: Path, listed: str | None, where: str) -> None:
     Raises:
         EnvironmentFailure: it is another one.
     """
-    found = path.resolve().name
-    if listed is not None and _SHA256.fullmatch(found) and found != listed:
-        _refuse(path.resolve(), where)
+    blob = path.resolve()
+    if listed is not None and _SHA256.fullmatch(blob.name) and blob.name != listed:
+        _refuse(blob, where)
 
 
 def _check(blob: Path, where: str) -> None:
     """Hold a file in the cache against its own name, as far as that is a hash."""
-    if _SHA256.fullmatch(blob.name):
-        same = file_hash(blob) == blob.name
-    elif _GIT.fullmatch(blob.name):
-        same = _git_hash(blob) == blob.name
-    else:
-        return
-    if not same:
+    other = (_SHA256.fullmatch(blob.name) and file_hash(blob) != blob.name) or (
+        _GIT.fullmatch(blob.name) and _git_hash(blob) != blob.name
+    )
+    if other:
         _refuse(blob, where)
 
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from surgeon import inside
 from surgeon.checkpoint.hashing import CHANGED, Stamp, file_stamp, is_settled
 from surgeon.checkpoint.plain_json import LONGEST, NotPlain, as_object, as_shape, as_size, as_texts, parse_json
-from surgeon.checkpoint.remote import RemoteFile, read_range, stream_range
+from surgeon.checkpoint.remote import RemoteFile, stream_range
 from surgeon.errors import CheckpointError
 from surgeon.inside import naming, reserve
 from surgeon.mapped import remember
@@ -104,9 +104,10 @@ def read_header(path: File) -> Header:
     """
     stamp, settled = None, False
     if isinstance(path, RemoteFile):
-        size, start = path.size, read_range(path, 0, min(path.size, _FIRST_READ))
-        text = start[8 : 8 + _header_length(path, start, size)]
-        text += read_range(path, 8 + len(text), _header_length(path, start, size) - len(text))
+        size = path.size
+        start = b"".join(stream_range(path, 0, min(size, _FIRST_READ)))
+        length = _header_length(path, start, size)
+        text = start[8 : 8 + length] + b"".join(stream_range(path, len(start), 8 + length - len(start)))
     else:
         try:
             with path.open("rb") as file:
@@ -115,13 +116,12 @@ def read_header(path: File) -> Header:
                 text = file.read(_header_length(path, file.read(8), size))
         except FileNotFoundError:
             raise CheckpointError(f"{path}: no such file") from None
-    length = len(text)
     try:
         entries = as_object(parse_json(text), "it")
         metadata = as_texts(entries.pop("__metadata__", {}), "__metadata__")
     except NotPlain as error:
         raise CheckpointError(f"{path}: the header cannot be read: {error}; fetch the file again") from None
-    data_start = 8 + length
+    data_start = 8 + len(text)
     tensors = {name: _tensor_info(path, name, entry, data_start) for name, entry in entries.items()}
     _check_layout(path, tensors, data_start, size)
     return Header(path, metadata, tensors, data_start, size, stamp, settled)
