@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.coded import Coded, Indices, parts_of
-from surgeon.checkpoint.config import logical_tensors, read_config
+from surgeon.checkpoint.coded import Coded, Indices, logical_tensors, parts_of
+from surgeon.checkpoint.config import read_config
 from surgeon.checkpoint.hashing import CHANGED
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.sources import Source, download, locate

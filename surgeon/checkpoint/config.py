@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.checkpoint.plain_json import NotPlain, read_object
-from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import CheckpointError
-from surgeon.kinds import kinds
 
 _LONGEST = 1 << 22  # bytes; the longest known, of quantizers that list their layers, have some hundred kilobytes
 _LARGEST = 2**40  # of a size: far beyond any model's, so that what is larger is a mistake
@@ -19,6 +17,7 @@ _KINDS: Mapping[str, tuple[type, str]] = {
     "text_config": (dict, "an object"),
     "tie_word_embeddings": (bool, "true or false"),
 }
+_SETTINGS = "hf_quant_config.json"  # where ModelOpt says what config.json may not
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -68,46 +67,10 @@ def _check(config: Mapping[str, Any]) -> None:
             raise NotPlain(f"`{name}` is not a number of layers")
 
 
-# Packed codes; and eight-bit floats, which without scales are the values themselves, unless the config says otherwise.
-_PACKED = {"U8", "I8", "U16", "I16", "I32", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2"}
-_SETTINGS = "hf_quant_config.json"  # where ModelOpt says what config.json may not
-
-
-def is_code(dtype: str) -> bool:
-    """True for dtypes in which quantizers keep codes: lengths of such tensors are no widths of the model."""
-    return dtype in _PACKED
-
-
-def logical_tensors(
-    config: Mapping[str, Any], folder: Path, stored: Mapping[str, TensorInfo]
-) -> Mapping[str, TensorInfo]:
-    """Return the logical tensors that lie in stored ones, each where its codes stand; plain ones are themselves.
-
-    Raises:
-        CheckpointError: tensors are of a known format and do not fit it, see `Codec.claim`.
-    """
-    if not any(is_code(info.dtype) for info in stored.values()):
-        return stored
-    left, settings = dict(stored), quantizer_settings(config, folder)
-    if not settings:  # then transformers would take the codes for the values
-        return stored
-    coded: dict[str, TensorInfo] = {}
-    for format_ in kinds("surgeon.formats").values():
-        for tensor in format_.claim(config, settings, left):
-            coded[tensor.codes.name] = tensor
-            for part in tensor.parts.values():
-                left.pop(part.name, None)
-    if not coded:
-        return stored
-    infos = (coded.get(name) or left.get(name) for name in stored)
-    return {info.name: info for info in infos if info is not None}
-
-
 def quantizer_settings(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
     """Return what config.json, or ModelOpt's file beside it, says of a quantizer; `quant_method` names it."""
-    inner = config.get("text_config") or {}
-    for place in (config, inner):
-        said: Any = place.get("quantization_config") or place.get("compression_config")
+    for part in (config, config.get("text_config") or {}):
+        said: Any = part.get("quantization_config") or part.get("compression_config")
         if said:
             return said if isinstance(said, Mapping) else {"quant_method": str(said)}
     path = folder / _SETTINGS

@@ -1,28 +1,36 @@
-"""What tells one thing from another: the fingerprint that names what is kept, and the hashes of checkpoints."""
+"""What tells one thing from another: the fingerprint that names what is kept, and the hashes of files and tensors.
+
+A weight file is read once for its own hash and those of all its tensors. They are remembered as long as the file's
+stamp stays the same: size, times and inode. A bit that rots below the file system leaves the stamp as it was, so what
+is verified, reused or published is read (`read_hash`).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.coded import Coded, StoredFiles, parts_of
 from surgeon.checkpoint.hashing import CHANGED, Stamp, file_hash, file_stamp, is_settled, sha256
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.storage import File, Header, TensorInfo, on_disk, read_pieces
-from surgeon.checkpoint.store import place, recall, remember
+from surgeon.checkpoint.store import path_of, recall, remember
 from surgeon.errors import CheckpointError, InputError
 from surgeon.inside import replacing
 
+_TENSOR = "tensor "  # before a tensor's name, where hashes are kept
+_LARGE = 1 << 20  # bytes; a smaller file is hashed in a millisecond
 # Files that say how text becomes tokens. A chat template is not among them: nothing here applies one.
 _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
 
@@ -53,164 +61,16 @@ class Fingerprint:
 def tokenizer_hashes(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file beside the weights that says how text becomes tokens."""
     return {
-        path.name: _hash_of(path)
+        path.name: stored_hash(path)
         for path in sorted(folder.iterdir())
         if path.is_file() and (path.name.startswith(_TOKENIZER) or path.suffix in (".model", ".tiktoken"))
     }
-
-
-def _hash_of(path: Path) -> str:
-    stamp = file_stamp(path.stat())
-    return _hash_at(path, stamp) if is_settled(stamp) else file_hash(path)
-
-
-@lru_cache(maxsize=256)  # a plan asks a dozen times, and a tokenizer may have 30 MB
-def _hash_at(path: Path, stamp: Stamp) -> str:
-    return file_hash(path)
 
 
 @cache
 def library_versions() -> Mapping[str, str]:
     """Return the versions of the libraries that run a model; neither is imported."""
     return {package: importlib.metadata.version(package) for package in ("torch", "transformers", "tokenizers")}
-
-
-def file_hashes(paths: Iterable[Path], jobs: int) -> dict[Path, str]:
-    """Return the SHA-256 of files, hashed side by side; those of large ones are recalled."""
-    return _hashed(stored_hash, paths, jobs)
-
-
-def _hashed(one: Callable[[Path], str], paths: Iterable[Path], jobs: int) -> dict[Path, str]:
-    paths = list(paths)
-    with ThreadPoolExecutor(jobs) as pool:
-        return dict(zip(paths, pool.map(one, paths), strict=True))
-
-
-def damaged(folder: Path, files: Mapping[str, str], jobs: int) -> list[str]:
-    """Say of each file below `folder` that is missing, or has not the SHA-256 given for it, what is wrong with it.
-
-    Every byte is read: a disk that gives other bytes than it was given moves no stamp.
-
-    Raises:
-        InputError: a path leads out of the folder.
-    """
-    for name in files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise InputError(f"{folder}: names the file {name!r}, which lies outside of it")
-    present = {name: folder / name for name in files if (folder / name).is_file()}
-    found = _hashed(read_hash, present.values(), jobs)
-    problems = []
-    for name, expected in files.items():
-        if name not in present:
-            problems.append(f"{folder / name}: missing")
-        elif found[present[name]] != expected:
-            problems.append(
-                f"{folder / name}: not the file that was written (its SHA-256 is {found[present[name]][:12]}..., "
-                f"and was {expected[:12]}...)"
-            )
-    return problems
-
-
-def refuse_changed(checkpoint: Checkpoint) -> None:
-    """Refuse a source whose files are no longer those whose headers were read.
-
-    Raises:
-        CheckpointError: one was written to, replaced or removed meanwhile.
-    """
-    for header in checkpoint.headers:
-        if header.stamp is not None:
-            try:
-                now = file_stamp(on_disk(header.path).stat())
-            except OSError:
-                raise CheckpointError(f"{header.path}: was removed while it was read; nothing was published") from None
-            if now != header.stamp:
-                raise CheckpointError(f"{header.path}: {CHANGED}")
-
-
-def source_file_hashes(checkpoint: Checkpoint, jobs: int) -> dict[File, str]:
-    """Return the SHA-256 of each weight file of a source, from memory where the file has not changed.
-
-    Of a file that is on the Hub only, the Hub says it.
-    """
-
-    def job(header: Header) -> str:
-        if isinstance(header.path, RemoteFile) and header.path.sha256 is not None:
-            return header.path.sha256
-        return hashes_of(header).file
-
-    with ThreadPoolExecutor(jobs) as pool:
-        return {h.path: found for h, found in zip(checkpoint.headers, pool.map(job, checkpoint.headers), strict=True)}
-
-
-def tensor_hashes(checkpoint: Checkpoint, jobs: int, names: Collection[str] | None = None) -> dict[str, str]:
-    """Return the SHA-256 of the bytes of each stored tensor, or of logical `names` only, from memory if known.
-
-    That of a quantized tensor is over the hashes of the stored ones that it lies in, in their order. Of a file on the
-    Hub only these tensors are fetched.
-    """
-    wanted = None if names is None else {part.name for name in names for part in parts_of(checkpoint.info(name))}
-
-    def job(header: Header) -> dict[str, str]:
-        here = [name for name in header.tensors if wanted is None or name in wanted]
-        if not isinstance(header.path, RemoteFile):
-            found = hashes_of(header).tensors if here else {}
-            return {name: found[name] for name in here}
-        return remote_hashes(header.path, here, lambda name: _hash_tensor(header.tensors[name]))
-
-    with ThreadPoolExecutor(jobs) as pool:
-        stored = {name: digest for part in pool.map(job, checkpoint.headers) for name, digest in part.items()}
-    if names is None:
-        return stored
-    return {name: _joined([stored[part.name] for part in parts_of(checkpoint.info(name))]) for name in names}
-
-
-def base_hashes(checkpoint: Checkpoint, jobs: int, names: Collection[str]) -> dict[str, str]:
-    """Return the SHA-256 of the values of logical tensors in their dtype, by which patches know their base.
-
-    Those of a quantized tensor are decoded for it, so that a patch fits the dequantized model too.
-    """
-    infos = [checkpoint.info(name) for name in names]
-    coded = [info for info in infos if isinstance(info, Coded)]
-    plain = [info.name for info in infos if not isinstance(info, Coded)]
-    with ThreadPoolExecutor(jobs) as pool:
-        decoded = dict(zip([info.name for info in coded], pool.map(_hash_values, coded), strict=True))
-    return {**(tensor_hashes(checkpoint, jobs, plain) if plain else {}), **decoded}
-
-
-def _joined(hashes: Sequence[str]) -> str:
-    return hashes[0] if len(hashes) == 1 else sha256("\n".join(hashes).encode())
-
-
-def _hash_values(info: Coded) -> str:
-    digest = hashlib.sha256()
-    for _, piece in info.pieces(StoredFiles()):
-        digest.update(piece.view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def content_hash(checkpoint: Checkpoint, jobs: int) -> str:
-    """Return one hash over names, dtypes, shapes and bytes of all tensors; sharding does not change it."""
-    hashes = tensor_hashes(checkpoint, jobs)
-    lines = [
-        f"{name} {info.dtype} {list(info.shape)} {hashes[name]}" for name, info in sorted(checkpoint.stored.items())
-    ]
-    return sha256("\n".join(lines).encode())
-
-
-def identity(checkpoint: Checkpoint, jobs: int) -> str:
-    """Return what tells a checkpoint from all others: its commit if it is from the Hub, else its content hash."""
-    return checkpoint.source.pinned if checkpoint.source.revision is not None else content_hash(checkpoint, jobs)
-
-
-def _hash_tensor(info: TensorInfo) -> str:
-    digest = hashlib.sha256()
-    for piece in read_pieces(info, 1 << 20):
-        digest.update(piece.data)
-    return digest.hexdigest()
-
-
-_TENSOR = "tensor "  # before a tensor's name, where hashes are kept
-_LARGE = 1 << 20  # bytes; a smaller file is hashed in a millisecond
 
 
 @dataclass(frozen=True)
@@ -245,10 +105,11 @@ class FileDigest:
 
     def finish(self) -> FileHashes:
         """Return the hashes, and remember them for this very file."""
-        found = FileHashes(self._file.hexdigest(), {name: d.hexdigest() for name, d in self._tensors.items()})
+        hashes = FileHashes(self._file.hexdigest(), {name: d.hexdigest() for name, d in self._tensors.items()})
         if self._header.stamp is not None and self._header.settled:
-            _remember(self._header.stamp, {"file": found.file} | _keys(found.tensors))
-        return found
+            tensors = {_TENSOR + name: digest for name, digest in hashes.tensors.items()}
+            _remember(self._header.stamp, {"file": hashes.file} | tensors)
+        return hashes
 
 
 def known_hashes(header: Header) -> FileHashes | None:
@@ -303,50 +164,30 @@ def remember_file(stamp: Stamp, digest: str) -> None:
         _remember(stamp, {"file": digest})
 
 
-def remote_hashes(file: RemoteFile, names: Sequence[str], compute: Callable[[str], str]) -> dict[str, str]:
-    """Return the hash of each named tensor of a file on the Hub, computing those not remembered at its commit."""
-    key = f"{file.repository} {file.commit} {file.name}"
-    known = _recall(key)
-    missing = {name: compute(name) for name in names if _TENSOR + name not in known}
-    if missing:
-        _remember(key, _keys(missing))
-    return {name: missing[name] if name in missing else known[_TENSOR + name] for name in names}
-
-
-def _keys(hashes: Mapping[str, str]) -> dict[str, str]:
-    return {_TENSOR + name: digest for name, digest in hashes.items()}
-
-
-def _place(stamp: Stamp | str) -> Path:
-    return place("hashes", sha256(str(stamp).encode()), ".json")
-
-
-def _recall(stamp: Stamp | str) -> dict[str, str]:
+def _recall(key: Stamp | str) -> dict[str, str]:
     """Return what is remembered of a file; {} if that is nothing, or damaged."""
-    return recall(_place(stamp)) or {}
+    return recall(path_of("hashes", sha256(str(key).encode()), ".json")) or {}
 
 
-def _remember(stamp: Stamp | str, hashes: Mapping[str, str]) -> None:
+def _remember(key: Stamp | str, hashes: Mapping[str, str]) -> None:
     """Remember hashes of a file, beside what is known of it."""
-    remember(_place(stamp), _recall(stamp) | dict(hashes))
+    remember(path_of("hashes", sha256(str(key).encode()), ".json"), _recall(key) | dict(hashes))
 
 
-def seal(path: Path) -> None:
-    """Write down the SHA-256 of a finished file, as `NAME.sha256` beside it."""
+def seal(path: Path, written: Path | None = None) -> None:
+    """Write down the SHA-256 of a finished file, as `NAME.sha256` beside it; of `written`, which is to get its name."""
     with replacing(_seal_of(path)) as part:
-        part.write_text(file_hash(path) + "\n", encoding="ascii")
+        part.write_text(file_hash(written or path) + "\n", encoding="ascii")
 
 
-def publish_sealed(made: Path, path: Path) -> None:
+def publish_sealed(written: Path, path: Path) -> None:
     """Give a finished file its name, which it has only with its seal beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(_seal_of(path)) as part:
-        part.write_text(file_hash(made) + "\n", encoding="ascii")
-    made.replace(path)
+    seal(path, written)
+    written.replace(path)
 
 
 def is_sealed(path: Path) -> bool:
-    """True if the file is there and is the one that was sealed."""
+    """True if the file is there and is the one that was sealed; without its seal a kept file is not believed."""
     try:
         return _seal_of(path).read_text(encoding="ascii").strip() == read_hash(path)
     except (OSError, ValueError):
@@ -355,3 +196,132 @@ def is_sealed(path: Path) -> bool:
 
 def _seal_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
+
+
+def damaged(folder: Path, files: Mapping[str, str], jobs: int) -> list[str]:
+    """Say of each file below `folder` that is missing, or has not the SHA-256 given for it, what is wrong with it.
+
+    Every byte is read: a disk that gives other bytes than it was given moves no stamp.
+
+    Raises:
+        InputError: a path leads out of the folder.
+    """
+    for name in files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(f"{folder}: names the file {name!r}, which lies outside of it")
+
+    def problem(name: str) -> str | None:
+        path, expected = folder / name, files[name]
+        if not path.is_file():
+            return f"{path}: missing"
+        digest = read_hash(path)
+        said = f"its SHA-256 is {digest[:12]}..., and was {expected[:12]}..."
+        return f"{path}: not the file that was written ({said})" if digest != expected else None
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return [said for said in pool.map(problem, files) if said is not None]
+
+
+def refuse_changed(checkpoint: Checkpoint) -> None:
+    """Refuse a source whose files are no longer those whose headers were read.
+
+    Raises:
+        CheckpointError: one was written to, replaced or removed meanwhile.
+    """
+    for header in checkpoint.headers:
+        if header.stamp is not None:
+            try:
+                now = file_stamp(on_disk(header.path).stat())
+            except OSError:
+                raise CheckpointError(f"{header.path}: was removed while it was read; nothing was published") from None
+            if now != header.stamp:
+                raise CheckpointError(f"{header.path}: {CHANGED}")
+
+
+def source_file_hashes(checkpoint: Checkpoint, jobs: int) -> dict[File, str]:
+    """Return the SHA-256 of each weight file of a source, from memory where the file has not changed.
+
+    Of a file that is on the Hub only, the Hub says it.
+    """
+
+    def job(header: Header) -> str:
+        if isinstance(header.path, RemoteFile) and header.path.sha256 is not None:
+            return header.path.sha256
+        return hashes_of(header).file
+
+    with ThreadPoolExecutor(jobs) as pool:
+        digests = pool.map(job, checkpoint.headers)
+        return {header.path: digest for header, digest in zip(checkpoint.headers, digests, strict=True)}
+
+
+def tensor_hashes(checkpoint: Checkpoint, jobs: int, names: Collection[str] | None = None) -> dict[str, str]:
+    """Return the SHA-256 of the bytes of each stored tensor, or of logical `names` only, from memory if known.
+
+    That of a quantized tensor is over the hashes of the stored ones that it lies in, in their order. Of a file on the
+    Hub only these tensors are fetched.
+    """
+    wanted = None if names is None else {part.name for name in names for part in parts_of(checkpoint.info(name))}
+
+    def job(header: Header) -> dict[str, str]:
+        tensors = [info for info in header.tensors.values() if wanted is None or info.name in wanted]
+        if isinstance(header.path, RemoteFile):
+            return _remote_hashes(header.path, tensors)
+        hashes = hashes_of(header).tensors if tensors else {}
+        return {info.name: hashes[info.name] for info in tensors}
+
+    with ThreadPoolExecutor(jobs) as pool:
+        stored = {name: digest for part in pool.map(job, checkpoint.headers) for name, digest in part.items()}
+    if names is None:
+        return stored
+    parts = {name: [stored[part.name] for part in parts_of(checkpoint.info(name))] for name in names}
+    return {name: of[0] if len(of) == 1 else sha256("\n".join(of).encode()) for name, of in parts.items()}
+
+
+def _remote_hashes(file: RemoteFile, tensors: Iterable[TensorInfo]) -> dict[str, str]:
+    """Return the hash of each of some tensors of a file on the Hub, made where it is not remembered at its commit."""
+    key = f"{file.repository} {file.commit} {file.name}"
+    known, names = _recall(key), {_TENSOR + info.name: info for info in tensors}
+    missing = {name: hash_tensor(info) for name, info in names.items() if name not in known}
+    if missing:
+        _remember(key, missing)
+    return {info.name: (known | missing)[name] for name, info in names.items()}
+
+
+def base_hashes(checkpoint: Checkpoint, jobs: int, names: Collection[str]) -> dict[str, str]:
+    """Return the SHA-256 of the values of logical tensors in their dtype, by which patches know their base.
+
+    Those of a quantized tensor are decoded for it, so that a patch fits the dequantized model too.
+    """
+    infos = [checkpoint.info(name) for name in names]
+    coded = [info for info in infos if isinstance(info, Coded)]
+    plain = [info.name for info in infos if not isinstance(info, Coded)]
+    with ThreadPoolExecutor(jobs) as pool:
+        digests = pool.map(lambda info: _digest(piece for _, piece in info.pieces(StoredFiles())), coded)
+        decoded = dict(zip([info.name for info in coded], digests, strict=True))
+    return {**(tensor_hashes(checkpoint, jobs, plain) if plain else {}), **decoded}
+
+
+def hash_tensor(info: TensorInfo) -> str:
+    """Return the SHA-256 of a stored tensor's bytes, which are read."""
+    return _digest(read_pieces(info, 1 << 20))
+
+
+def _digest(pieces: Iterable[NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece.view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def content_hash(checkpoint: Checkpoint, jobs: int) -> str:
+    """Return one hash over names, dtypes, shapes and bytes of all tensors; sharding does not change it."""
+    hashes = tensor_hashes(checkpoint, jobs)
+    lines = [
+        f"{name} {info.dtype} {list(info.shape)} {hashes[name]}" for name, info in sorted(checkpoint.stored.items())
+    ]
+    return sha256("\n".join(lines).encode())
+
+
+def identity(checkpoint: Checkpoint, jobs: int) -> str:
+    """Return what tells a checkpoint from all others: its commit if it is from the Hub, else its content hash."""
+    return checkpoint.source.pinned if checkpoint.source.revision is not None else content_hash(checkpoint, jobs)

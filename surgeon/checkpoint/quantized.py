@@ -1,20 +1,20 @@
-"""Checkpoints whose weights a quantizer packed: how, and a refusal of formats that no codec knows.
+"""Checkpoints whose weights a quantizer packed: how, a refusal of formats that no codec knows, and their plain copy.
 
 The tensors decide. A config may still speak of a quantizer whose work was undone, or not of the one that packed the
-weights; its words count where the tensors leave open what they are.
+weights; its words count where the tensors leave open what they are. A plain copy is what dequantizing writes: its
+shards with their headers, its config, its index.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import Codec, Coded, parts_of
-from surgeon.checkpoint.config import is_code, quantizer_settings
+from surgeon.checkpoint.coded import Codec, Coded, is_code, parts_of
+from surgeon.checkpoint.config import quantizer_settings
 from surgeon.checkpoint.plain_json import read_object
 from surgeon.checkpoint.storage import DTYPE_BITS, Header, TensorInfo, header_bytes
-from surgeon.checkpoint.weight_files import INDEX_NAME, SINGLE_NAME
+from surgeon.checkpoint.weight_files import INDEX_NAME, SINGLE_NAME, index_bytes
 from surgeon.errors import CheckpointError
 
 # Last parts of tensor names that only quantizers write. What comes first tells more.
@@ -35,6 +35,8 @@ _LOADED_WITH = {
     "mxfp4": "Mxfp4Config(dequantize=True)",
     "compressed-tensors": "CompressedTensorsConfig(dequantize=True)",
 }
+_CONFIG, _SPEAKS_OF_CODES = "config.json", ("quantization_config", "compression_config")
+_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 def quantization(checkpoint: Checkpoint) -> str | None:
@@ -73,11 +75,11 @@ def _by_tensors(checkpoint: Checkpoint) -> str | None:
     endings = {name.rpartition(".")[2]: name for name in tensors}
     if any(name.endswith(_BLOCKS) and name.removesuffix(_BLOCKS) + _SCALES in tensors for name in tensors):
         return "mxfp4"
-    found = next((ending for ending in _TRACES if ending in endings), None)
-    if found == "weight_scale":  # of a weight in which codes?
-        weight = tensors.get(endings[found].removesuffix("_scale"))
+    trace = next((ending for ending in _TRACES if ending in endings), None)
+    if trace == "weight_scale":  # of a weight in which codes?
+        weight = tensors.get(endings[trace].removesuffix("_scale"))
         return "int8" if weight is not None and weight.dtype == "I8" else "fp8"
-    return None if found is None else _TRACES[found]
+    return None if trace is None else _TRACES[trace]
 
 
 def _holds_codes(checkpoint: Checkpoint) -> bool:
@@ -136,52 +138,45 @@ def remarks(checkpoint: Checkpoint) -> list[str]:
     return [f"{checkpoint.source.name}: {line}" for line in lines]
 
 
-_SPEAKS_OF_CODES = ("quantization_config", "compression_config")
-_CONFIG = "config.json"
-_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-
-
 def plain_dtypes(checkpoint: Checkpoint) -> list[str]:
     """Return the dtypes that quantized tensors decode to, as recipes name them; empty if there are none."""
-    found = dict.fromkeys(info.dtype for info in checkpoint.tensors.values() if isinstance(info, Coded))
-    return [_NAMES.get(dtype, dtype) for dtype in found]
+    dtypes = dict.fromkeys(info.dtype for info in checkpoint.tensors.values() if isinstance(info, Coded))
+    return [_DTYPES.get(dtype, dtype) for dtype in dtypes]
 
 
-def tensors_of(checkpoint: Checkpoint, header: Header) -> list[TensorInfo]:
+def plain_tensors(checkpoint: Checkpoint, header: Header) -> list[TensorInfo]:
     """Return the logical tensors of a file's plain copy, wide dtypes first, so that all are aligned.
 
     A tensor is where its codes are; scales are nowhere.
     """
-    here = [info for info in checkpoint.tensors.values() if parts_of(info)[0].path == header.path]
-    return sorted(here, key=lambda info: -DTYPE_BITS[info.dtype])
+    tensors = [info for info in checkpoint.tensors.values() if parts_of(info)[0].path == header.path]
+    return sorted(tensors, key=lambda info: -DTYPE_BITS[info.dtype])
 
 
-def plain_start(header: Header, infos: Sequence[TensorInfo]) -> bytes:
+def plain_start(checkpoint: Checkpoint, header: Header) -> bytes:
     """Return the length word and the header of a file's plain copy."""
-    return header_bytes([(info.name, info.dtype, info.shape) for info in infos], header.metadata)
+    specs = [(info.name, info.dtype, info.shape) for info in plain_tensors(checkpoint, header)]
+    return header_bytes(specs, header.metadata)
 
 
-def plain_bytes(checkpoint: Checkpoint) -> int:
-    """Return the bytes of all weight files of a plain copy."""
-    files = [(header, tensors_of(checkpoint, header)) for header in checkpoint.headers]
-    return sum(len(plain_start(header, infos)) + sum(info.nbytes for info in infos) for header, infos in files)
+def written_bytes(checkpoint: Checkpoint) -> int:
+    """Return the bytes of all weight files of a variant."""
+    if not checkpoint.written_plain:
+        return checkpoint.data_bytes
+    starts = sum(len(plain_start(checkpoint, header)) for header in checkpoint.headers)
+    return starts + sum(info.nbytes for info in checkpoint.tensors.values())
 
 
 def plain_companions(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Return the files beside the weights that are others in a plain copy: a config without codes, a true index."""
-    made = {}
+    companions = {}
     if (checkpoint.folder / _CONFIG).is_file():
         config = read_object(checkpoint.folder / _CONFIG, unique=False)
-        for place in (config, config.get("text_config")):
-            if isinstance(place, dict):
-                for key in _SPEAKS_OF_CODES:
-                    place.pop(key, None)
-        made[_CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
-    files = {header.path.name: tensors_of(checkpoint, header) for header in checkpoint.headers}
+        for part in (config, config.get("text_config")):
+            for key in _SPEAKS_OF_CODES if isinstance(part, dict) else ():
+                part.pop(key, None)
+        companions[_CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    files = {header.path.name: plain_tensors(checkpoint, header) for header in checkpoint.headers}
     if checkpoint.index is not None or files.keys() != {SINGLE_NAME}:
-        sizes = sum(info.nbytes for infos in files.values() for info in infos)
-        names = {info.name: file for file, infos in files.items() for info in infos}
-        index = {"metadata": {"total_size": sizes}, "weight_map": dict(sorted(names.items()))}
-        name = checkpoint.index.name if checkpoint.index is not None else INDEX_NAME
-        made[name] = (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
-    return made
+        companions[checkpoint.index.name if checkpoint.index is not None else INDEX_NAME] = index_bytes(files)
+    return companions

@@ -1,8 +1,12 @@
 """What is kept between runs, by content: one folder, one way to name it, one check, and what lies there.
 
 A *value* is small: its file begins with the SHA-256 of what follows, so that a damaged one is as good as none. Scores
-and regions are read as mapped files, so that their SHA-256 stands beside them instead (`sealed`). Both are named by
-the SHA-256 of all that they depend on, so that nothing that is found was made from anything else.
+and regions are read as mapped files, so that their SHA-256 stands beside them instead (`fingerprint.seal`). Both are
+named by the SHA-256 of all that they depend on, so that nothing that is found was made from anything else.
+
+Beside them lie scratch folders: each belongs to whoever holds its lock, and what nobody holds any more is reclaimed.
+Scores and hidden states in the making take gigabytes, and a killed process cannot remove its own. One that noted how
+far it came, so that the same command goes on from there, keeps its folder for some days.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from surgeon import inside
 from surgeon.checkpoint.plain_json import LONGEST, NotPlain, as_object, parse_json
 from surgeon.inside import held, is_still, lock, remove_abandoned, replacing
 
-SCRATCH = "scratch"  # see `scratch`
+SCRATCH = "scratch"
 SHELVES: Mapping[str, str] = {
     "scores": "scores of one language each, float32",
     "regions": "regions that were selected",
@@ -38,8 +42,11 @@ SHELVES: Mapping[str, str] = {
     SCRATCH: "scores and hidden states in the making",
 }
 _DIGEST = 32  # bytes of a SHA-256
-# What `place` names, and its seal: so that clearing removes nothing of anybody else's, wherever the cache is put.
+# What `path_of` names, and its seal: so that clearing removes nothing of anybody else's, wherever the cache is put.
 _OURS = re.compile(r"[0-9a-f]{32,64}\.(json|safetensors|region\.safetensors|svg|png)(\.sha256)?")
+LOCK = "lock"
+PROGRESS = "progress.json"  # in a folder with which the same command goes on
+_KEPT = 7 * 24 * 3600.0  # seconds from the last note in it; long enough for a weekend and a queue
 
 
 def cache_folder() -> Path:
@@ -50,7 +57,7 @@ def cache_folder() -> Path:
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "surgeon"
 
 
-def place(shelf: str, key: str, suffix: str) -> Path:
+def path_of(shelf: str, key: str, suffix: str) -> Path:
     """Return where something is kept under a key, the SHA-256 of all that it depends on."""
     return cache_folder() / shelf / f"{key[:32]}{suffix}"
 
@@ -98,15 +105,15 @@ class Shelf:
 
 def contents() -> list[Shelf]:
     """Return what is kept, shelf by shelf."""
-    found = []
+    shelves = []
     for name, holds in SHELVES.items():
         sizes = [path.lstat().st_size for path in _files(name)]
-        found.append(Shelf(name, holds, len(sizes), sum(sizes)))
-    return found
+        shelves.append(Shelf(name, holds, len(sizes), sum(sizes)))
+    return shelves
 
 
 def clear() -> None:
-    """Remove what is kept, and nothing else that lies in the folder; scratch is for `scratch.reclaim_cache`.
+    """Remove what is kept, and nothing else that lies in the folder; scratch is for `reclaim_cache`.
 
     A run that is at work meanwhile makes again what it misses.
     """
@@ -118,14 +125,8 @@ def clear() -> None:
 
 def _files(shelf: str) -> list[Path]:
     folder = cache_folder() / shelf
-    found = sorted(folder.rglob("*") if shelf == SCRATCH else folder.glob("*"))
-    ours = [path for path in found if shelf == SCRATCH or _OURS.fullmatch(path.name)]
-    return [path for path in ours if path.is_file() and not path.is_symlink()]
-
-
-LOCK = "lock"
-PROGRESS = "progress.json"  # in a folder with which the same command goes on
-_KEPT = 7 * 24 * 3600.0  # seconds from the last note in it; long enough for a weekend and a queue
+    paths = folder.rglob("*") if shelf == SCRATCH else (p for p in folder.glob("*") if _OURS.fullmatch(p.name))
+    return sorted(path for path in paths if path.is_file() and not path.is_symlink())
 
 
 @contextmanager
@@ -176,7 +177,7 @@ def reclaim_cache(also_unfinished: bool = False) -> None:
 
 
 def _root() -> Path:
-    return cache_folder() / "scratch"
+    return cache_folder() / SCRATCH
 
 
 def _may_go_on(folder: Path) -> bool:

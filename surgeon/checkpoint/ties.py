@@ -1,6 +1,9 @@
-"""Embeddings of tokens, tables of positions and output heads, told by their names.
+"""Embeddings of tokens, tables of positions and output heads, told by their names; and which are one parameter.
 
-Roles, ties, limits of length and what a checkpoint must hold all ask here, so that they agree.
+Roles, limits of length, what a checkpoint must hold, edits, freezing, measuring and comparing all ask here, so that
+they agree. A model that ties its output head to its embeddings may store the head as well. Whether it ties them its
+config says; where the config is silent, the family's own default does (`TIED_BY_DEFAULT`, which a test holds against
+transformers). Copies that differ are two parameters whatever the config says: transformers loads them as such.
 """
 
 from __future__ import annotations
@@ -20,6 +23,26 @@ _WHOLE_HEADS = frozenset({
     "output", "output_projection", "head", "proj_out", "decoder", "generator_lm_head", "lm_head.decoder",
     "cls.predictions.decoder", "pred_layer.proj", "lm_loss",
 })  # fmt: skip
+# Families (`model_type`) that tie where the config has no `tie_word_embeddings`; all others then do not.
+TIED_BY_DEFAULT = frozenset({
+    "bart", "bert", "bert-generation", "big_bird", "biogpt", "blenderbot", "blenderbot-small", "bloom", "camembert",
+    "cohere", "cohere2", "cohere2_moe", "cohere_compass_text", "ctrl", "data2vec-text", "electra", "ernie",
+    "ernie4_5", "ernie4_5_moe", "falcon", "falcon_mamba", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n",
+    "gemma3n_text", "gemma4", "gemma4_assistant", "gemma4_text", "gemma4_unified", "gemma4_unified_assistant",
+    "gemma4_unified_text", "got_ocr2", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox_japanese", "granite_swa", "jetmoe",
+    "lfm2", "lfm2_moe", "lfm3", "mamba", "marian", "mbart", "megatron-bert", "minicpm3", "modernbert-decoder",
+    "moss_transcribe_diarize", "mpt", "mvp", "openai-gpt", "opt", "pegasus", "plbart", "prophetnet",
+    "recurrent_gemma", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "smollm3", "starcoder2", "trocr",
+    "vaultgemma", "whisper", "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod", "youtu", "zamba",
+    "zamba2", "zaya",
+})  # fmt: skip
+# Families whose causal language model ties nothing, even if their config asks for it.
+NEVER_TIED = frozenset({
+    "bailing_hybrid", "bigbird_pegasus", "cpmant", "inkling2_text", "inkling_text", "kimi_linear", "mllama", "moshi",
+    "musicgen", "musicgen_melody", "nemotron_h", "reformer", "rembert", "xlstm",
+})  # fmt: skip
+
+Ties = Sequence[Sequence[str]]  # groups of names that are one parameter
 
 
 def is_embedding(name: str) -> bool:
@@ -45,28 +68,6 @@ def _ends_in(module: str, endings: tuple[str, ...]) -> bool:
     return module.endswith(tuple("." + ending for ending in endings)) or module in endings
 
 
-Ties = Sequence[Sequence[str]]  # groups of names that are one parameter
-
-# Families (`model_type`) that tie where the config has no `tie_word_embeddings`; all others then do not.
-TIED_BY_DEFAULT = frozenset({
-    "bart", "bert", "bert-generation", "big_bird", "biogpt", "blenderbot", "blenderbot-small", "bloom", "camembert",
-    "cohere", "cohere2", "cohere2_moe", "cohere_compass_text", "ctrl", "data2vec-text", "electra", "ernie",
-    "ernie4_5", "ernie4_5_moe", "falcon", "falcon_mamba", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n",
-    "gemma3n_text", "gemma4", "gemma4_assistant", "gemma4_text", "gemma4_unified", "gemma4_unified_assistant",
-    "gemma4_unified_text", "got_ocr2", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox_japanese", "granite_swa", "jetmoe",
-    "lfm2", "lfm2_moe", "lfm3", "mamba", "marian", "mbart", "megatron-bert", "minicpm3", "modernbert-decoder",
-    "moss_transcribe_diarize", "mpt", "mvp", "openai-gpt", "opt", "pegasus", "plbart", "prophetnet",
-    "recurrent_gemma", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "smollm3", "starcoder2", "trocr",
-    "vaultgemma", "whisper", "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod", "youtu", "zamba",
-    "zamba2", "zaya",
-})  # fmt: skip
-# Families whose causal language model ties nothing, even if their config asks for it.
-NEVER_TIED = frozenset({
-    "bailing_hybrid", "bigbird_pegasus", "cpmant", "inkling2_text", "inkling_text", "kimi_linear", "mllama", "moshi",
-    "musicgen", "musicgen_melody", "nemotron_h", "reformer", "rembert", "xlstm",
-})  # fmt: skip
-
-
 def tied_groups(
     names: Iterable[str], config: Mapping[str, Any], alike: Callable[[str, str], bool]
 ) -> tuple[tuple[str, ...], ...]:
@@ -77,7 +78,7 @@ def tied_groups(
     """
     weights = [name for name in names if name.endswith(".weight")]
     embeddings, heads = list(filter(is_embedding, weights)), list(filter(is_head, weights))
-    if not embeddings or not _ties(config, bool(heads)):
+    if not embeddings or not ties_head(config, bool(heads)):
         return ()
     first, *others = [*heads, *embeddings]
     same = {first, *(name for name in others if alike(first, name))}
@@ -86,17 +87,13 @@ def tied_groups(
     return (tuple(name for name in (*embeddings, *heads) if name in same),)
 
 
-def ties_stored_head(config: Mapping[str, Any]) -> bool:
-    """True if a head that is stored is no parameter of its own, by what config and family say."""
-    return _ties(config, True)
-
-
 def stored_copies(ties: Ties, name: str) -> tuple[str, ...]:
     """Return all stored names that are the same parameter as `name`, itself included."""
     return next((tuple(group) for group in ties if name in group), (name,))
 
 
-def _ties(config: Mapping[str, Any], head_stored: bool) -> bool:
+def ties_head(config: Mapping[str, Any], head_stored: bool = True) -> bool:
+    """True if a head is no parameter of its own, by what config and family say; also whether one is stored counts."""
     family, text = str(config.get("model_type")), config.get("text_config") or {}
     said = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
     if said is None:

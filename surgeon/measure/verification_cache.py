@@ -14,7 +14,7 @@ from typing import Any
 
 from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_versions, tokenizer_hashes
 from surgeon.checkpoint.hashing import sha256
-from surgeon.checkpoint.store import place, recall, remember
+from surgeon.checkpoint.store import path_of, recall, remember
 from surgeon.model.precision import Precision
 from surgeon.model.results import (
     CONTINUATIONS,
@@ -69,7 +69,7 @@ def kept_path(
         device=workplace.device.partition(":")[0],
         libraries=library_versions(),
     )
-    return place("measures", made.key(), ".json")
+    return path_of("measures", made.key(), ".json")
 
 
 def _settings(spec: VerifySpec, kind: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, library_versions, tokenizer_hashes
 from surgeon.checkpoint.hashing import sha256
-from surgeon.checkpoint.store import place, recall, remember
+from surgeon.checkpoint.store import path_of, recall, remember
 from surgeon.text.windows import beginning, tokenize
 
 _VERSION = 2  # raise it when the same tokenizer would give other counts
@@ -28,7 +28,7 @@ class TokenCounts:
             tokenizer=tokenizer_hashes(checkpoint.folder),
             libraries=library_versions(),
         )
-        self._path = place("tokens", made.key(), ".json")
+        self._path = path_of("tokens", made.key(), ".json")
         self._kept: dict[str, int] = recall(self._path) or {}
         self._known: dict[str, int] = dict(self._kept)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from surgeon.checkpoint.fingerprint import Fingerprint, identity, is_sealed, refuse_changed, seal
-from surgeon.checkpoint.store import place
+from surgeon.checkpoint.store import path_of
 from surgeon.region.region import Region
 from surgeon.regions.base import Provenance, RegionPlan
 
@@ -44,4 +44,4 @@ def _path(source: Provenance, plan: RegionPlan, keys: Mapping[str, str]) -> Path
         },
         tensors=tuple(info.name for info in plan.tensors),
     )
-    return place("regions", made.key(), ".region.safetensors")
+    return path_of("regions", made.key(), ".region.safetensors")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, is_sealed, library_versions, tokenizer_hashes
 from surgeon.checkpoint.storage import TensorInfo, allocate_file, map_bytes, read_header, view
-from surgeon.checkpoint.store import place
+from surgeon.checkpoint.store import path_of
 from surgeon.scores.base import SampledScore
 
 SCORE_VERSION = 4  # raise it when the same settings would give other scores
@@ -57,7 +57,7 @@ def score_path(
         device=device.partition(":")[0],
         libraries=library_versions(),
     )
-    return place("scores", made.key(), ".safetensors")
+    return path_of("scores", made.key(), ".safetensors")
 
 
 def load_score(path: Path, language: str) -> ScoreFile | None:

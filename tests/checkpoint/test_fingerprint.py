@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import (
     Fingerprint,
-    _hash_tensor,
     content_hash,
     damaged,
     file_hashes,
+    hash_tensor,
     identity,
     library_versions,
     refuse_changed,
@@ -128,7 +128,7 @@ def test_hashes_of_tensors_are_those_of_their_bytes(make_model: ModelMaker) -> N
     some = sorted(expected)[1::3]
     assert tensor_hashes(checkpoint, 1, some) == {name: expected[name] for name in some}
     # As a tensor of a file that is on the Hub alone is hashed: read piece by piece.
-    assert {name: _hash_tensor(info) for name, info in checkpoint.tensors.items()} == expected
+    assert {name: hash_tensor(info) for name, info in checkpoint.tensors.items()} == expected
 
 
 def test_the_hash_of_a_checkpoint_follows_names_and_bytes_and_no_shards(make_model: ModelMaker, tmp_path: Path) -> None:

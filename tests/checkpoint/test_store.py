@@ -18,7 +18,7 @@ KEY = "0123456789abcdef" * 4
 
 
 def test_a_value_is_found_as_it_was_kept_and_not_when_a_bit_has_changed() -> None:
-    path = store.place("page", KEY, ".svg")
+    path = store.path_of("page", KEY, ".svg")
     assert store.value(path) is None
     store.keep_value(path, b"<svg/>")
     assert store.value(path) == b"<svg/>"
@@ -33,7 +33,7 @@ def test_a_value_is_found_as_it_was_kept_and_not_when_a_bit_has_changed() -> Non
 
 
 def test_plain_data_keeps_infinities_and_names_of_any_text() -> None:
-    path = store.place("measures", KEY, ".json")
+    path = store.path_of("measures", KEY, ".json")
     store.remember(path, {"nll": math.inf, "größe": [1.5, "\u202e"]})
     assert store.recall(path) == {"nll": math.inf, "größe": [1.5, "\u202e"]}
     assert store.recall(path, longest=10) is None
