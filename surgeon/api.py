@@ -34,10 +34,8 @@ from surgeon.reporting import make_report, unchanged_report
 from surgeon.run import Run, publish_variants, save_regions, seal, stage_variants
 from surgeon.text.corpora import Corpus, builtin_corpus
 from surgeon.verifying import verify_variants
-from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, check_written, is_output, read_object
-from surgeon.write.marker import MARKER
-from surgeon.write.output import output_lock
-from surgeon.write.samples import write_samples
+from surgeon.write.marker import MANIFEST, MARKER, RECIPE, VARIANTS, check_written, is_output, read_object
+from surgeon.write.output import output_lock, write_samples
 
 Found = TypeVar("Found")
 

@@ -30,7 +30,7 @@ from surgeon.report.passages import passages
 from surgeon.report.region_entries import RegionReport
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.run import Run
-from surgeon.write.integrity import VARIANTS
+from surgeon.write.marker import VARIANTS
 from surgeon.write.staging import Staged, Written
 
 

@@ -34,8 +34,7 @@ from surgeon.report.data import Report
 from surgeon.report.html import write_page
 from surgeon.report.manifest import manifest
 from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
-from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, outputs_of
-from surgeon.write.marker import MARKER, MarkedModel, Marker
+from surgeon.write.marker import MANIFEST, MARKER, RECIPE, VARIANTS, MarkedModel, Marker, outputs_of
 from surgeon.write.output import clear_staging, remove_old
 from surgeon.write.patches import donor_hash, write_as_patch
 from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze

@@ -32,18 +32,19 @@ from surgeon.report.card import REBUILD, RESULTS, SourceCard, base_model
 from surgeon.report.published import published_manifest
 from surgeon.report.words import size
 from surgeon.visible import visible, visible_lines
-from surgeon.write.integrity import (
+from surgeon.write.marker import (
     CARD,
     FIGURES,
     MANIFEST,
+    MARKER,
     RECIPE,
     REGIONS,
+    Marker,
     is_made_anew,
     read_object,
     read_own_text,
     run_manifest,
 )
-from surgeon.write.marker import MARKER, Marker
 
 # By file of a source, the key under which older versions of transformers wrote the folder that it was loaded from.
 _SOURCE_FOLDER = {"config.json": "_name_or_path", "tokenizer_config.json": "name_or_path"}

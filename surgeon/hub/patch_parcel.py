@@ -28,7 +28,7 @@ from surgeon.report.card import base_model
 from surgeon.report.escaping import markdown, markdown_code, quoted, yaml_text
 from surgeon.report.published import published_manifest
 from surgeon.report.words import count, percent, size
-from surgeon.write.integrity import CARD, MANIFEST, RECIPE, VARIANTS, outputs_of, read_object, read_own_text
+from surgeon.write.marker import CARD, MANIFEST, RECIPE, VARIANTS, outputs_of, read_object, read_own_text
 
 ENDING = ".patch.safetensors"
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,100}", re.ASCII)

@@ -25,8 +25,7 @@ from surgeon.hub.patch_parcel import ENDING, pack_patch
 from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe
 from surgeon.report.data import PushReport
-from surgeon.write.integrity import CARD, MANIFEST, RECIPE
-from surgeon.write.marker import MARKER
+from surgeon.write.marker import CARD, MANIFEST, MARKER, RECIPE
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi

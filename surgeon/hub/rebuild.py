@@ -29,8 +29,18 @@ from surgeon.progress import Progress
 from surgeon.recipe.schema import VariantSpec
 from surgeon.region.region import Region
 from surgeon.report.card import RESULTS, base_model
-from surgeon.write.integrity import CARD, FIGURES, MANIFEST, RECIPE, REGIONS, VARIANTS, outputs_of, read_object
-from surgeon.write.marker import MARKER, Marker
+from surgeon.write.marker import (
+    CARD,
+    FIGURES,
+    MANIFEST,
+    MARKER,
+    RECIPE,
+    REGIONS,
+    VARIANTS,
+    Marker,
+    outputs_of,
+    read_object,
+)
 from surgeon.write.output import output_lock
 from surgeon.write.patches import donor_hash
 from surgeon.write.shards import copy_small

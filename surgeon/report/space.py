@@ -17,7 +17,7 @@ from surgeon.report.html import write_page
 from surgeon.report.published import published, published_manifest
 from surgeon.report.sentences import headline
 from surgeon.report.story import tell
-from surgeon.write.integrity import MANIFEST, RECIPE, read_object
+from surgeon.write.marker import MANIFEST, RECIPE, read_object
 
 
 def write_space(output: str | Path, folder: str | Path) -> list[Path]:

@@ -5,6 +5,7 @@ Each shard is hashed while it is written, and flushed behind the next one's back
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,8 @@ from threading import Event
 
 from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.companions import companions
+from surgeon.checkpoint.hashing import file_stamp, sha256
 from surgeon.checkpoint.storage import File, Header
 from surgeon.errors import CheckpointError
 from surgeon.inside import flush
@@ -21,9 +24,7 @@ from surgeon.model.workplace import Workplace
 from surgeon.operations import Operation
 from surgeon.operations.edits import Surgery
 from surgeon.region.region import Region
-from surgeon.write.companions import copy_companions
-from surgeon.write.plain_shards import copy_plain_shard
-from surgeon.write.shards import Copied, copy_shard
+from surgeon.write.shards import Copied, copy_plain_shard, copy_shard, copy_small
 
 Result = tuple[dict[str, Copied], tuple["Future[None]", ...]]
 _TOKEN = ".ranks"  # a file in the staged folder by which a rank finds out that it sees the same folder as rank 0
@@ -143,3 +144,15 @@ def _side_by_side(job: Callable[[Header, Event], None], headers: Sequence[Header
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def copy_companions(checkpoint: Checkpoint, target: Path) -> dict[str, Copied]:
+    """Copy the companion files; returns what was copied, by path in the variant."""
+    copied, found = {}, companions(checkpoint)
+    for relative in found.kept:
+        copied[relative.as_posix()] = copy_small(checkpoint.folder / relative, target / relative)
+    for name, content in found.made.items():
+        with inside.create(target / name) as file:
+            file.write(content)
+            copied[name] = Copied(sha256(content), file_stamp(os.fstat(file.fileno())))
+    return copied

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from surgeon import inside
 from surgeon.checkpoint.fingerprint import stored_hash
+from surgeon.checkpoint.hashing import file_hash
 from surgeon.errors import EnvironmentFailure, InputError
-from surgeon.inside import lock, naming, remove_abandoned
-from surgeon.write.integrity import FIGURES, MANIFEST, REGIONS, SAMPLES, VARIANTS, read_object
-from surgeon.write.marker import MARKER
+from surgeon.inside import lock, naming, remove_abandoned, replacing
+from surgeon.model.results import Figures
+from surgeon.write.marker import FIGURES, MANIFEST, MARKER, REGIONS, SAMPLES, VARIANTS, read_object
 from surgeon.write.staging import old_folder, staging_folder
 
 LOCK = ".surgeon.lock"
@@ -159,3 +160,18 @@ def remove_old(
         else:
             old.append(f"{VARIANTS}/{path.name}")
     return old
+
+
+def write_samples(output: Path, found: Mapping[str, Mapping[str, Figures]]) -> dict[Path, str]:
+    """Write what figures, by variant and kind, have of them; returns the files with their SHA-256."""
+    files = {}
+    for variant, by_kind in found.items():
+        for kind, figures in by_kind.items():
+            if not figures.samples:
+                continue
+            path = output / SAMPLES / kind / f"{variant}.jsonl"
+            with replacing(path) as part, inside.create(part) as file:
+                for sample in figures.samples:
+                    file.write((json.dumps(sample, ensure_ascii=False) + "\n").encode())
+            files[path] = file_hash(path)
+    return files

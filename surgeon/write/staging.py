@@ -35,8 +35,7 @@ from surgeon.operations import Operation
 from surgeon.operations.edits import EditCount, Surgery, check_regions_fit
 from surgeon.region.region import Region
 from surgeon.write.copying import copy_all
-from surgeon.write.integrity import CARD, FIGURES
-from surgeon.write.marker import MARKER, MarkedModel, Marker
+from surgeon.write.marker import CARD, FIGURES, MARKER, MarkedModel, Marker
 from surgeon.write.shards import Copied
 
 Completion = Callable[[Path, Marker], None]
