@@ -34,7 +34,7 @@ from surgeon.reporting import make_report, unchanged_report
 from surgeon.run import Run, publish_variants, save_regions, seal, stage_variants
 from surgeon.text.corpora import Corpus, builtin_corpus
 from surgeon.verifying import verify_variants
-from surgeon.write.marker import MANIFEST, MARKER, RECIPE, VARIANTS, check_written, is_output, read_object
+from surgeon.write.marker import MANIFEST, MARKER, RECIPE, VARIANTS, check_written, is_output, read_own
 from surgeon.write.output import output_lock, write_samples
 
 Found = TypeVar("Found")
@@ -128,8 +128,8 @@ def _apply(
             progress.note(f"neither written nor measured, so without effect: {', '.join(the_plan.idle)}")
         reclaim_cache()
         run.token_counts.keep()
-        before, path = read_object(out / MANIFEST), the_plan.file.path
-        repeated = read_object(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
+        before, path = read_own(out / MANIFEST), the_plan.file.path
+        repeated = read_own(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
         run.refuse_changed()  # from here on donors stay what they are, too
         region_files = save_regions(run)
         run.count_unwritten()

@@ -37,7 +37,7 @@ from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
 from surgeon.write.marker import MANIFEST, MARKER, RECIPE, VARIANTS, MarkedModel, Marker, outputs_of
 from surgeon.write.output import clear_staging, remove_old
 from surgeon.write.patches import donor_hash, write_as_patch
-from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
+from surgeon.write.staging import Staged, Written, publish, stage_variant
 
 if TYPE_CHECKING:
     from surgeon.model.layer_stack import Stack
@@ -189,7 +189,7 @@ def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Stag
                 run.plan.output / VARIANTS / name,
                 run.place,
                 marker=_marker(run, name, {label: region_files[label] for label in used}),
-                complete=partial(write_freeze, run.plan.checkpoint, held),
+                held=held,
                 advance=advance,
             )
     return staged

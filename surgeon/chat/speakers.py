@@ -22,7 +22,7 @@ from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.story import tell
 from surgeon.text.windows import tokenize
-from surgeon.write.marker import MANIFEST, RECIPE, REGIONS, outputs_of, read_object
+from surgeon.write.marker import MANIFEST, RECIPE, REGIONS, outputs_of, read_own
 
 if TYPE_CHECKING:
     from surgeon.model.continuations import Prompt
@@ -113,7 +113,7 @@ def _variants(out: Path, report: Report, recipe: Recipe, chosen: Sequence[str]) 
             raise InputError(f"{out}: no variant '{name}'{did_you_mean(name, recipe.variants)}")
     wanted = chosen or [name for name in (tell(report).shown or recipe.variants) if name in recipe.variants]
     found: dict[str, Made] = {}
-    written = outputs_of(read_object(out / MANIFEST))
+    written = outputs_of(read_own(out / MANIFEST))
     for name in wanted:
         operations = recipe.variants[name].operations
         files = {label: _file(out, recipe, label) for operation in operations for label in operation.regions}

@@ -41,7 +41,7 @@ from surgeon.write.marker import (
     REGIONS,
     Marker,
     is_made_anew,
-    read_object,
+    read_own,
     read_own_text,
     run_manifest,
 )
@@ -151,7 +151,7 @@ def _without_source_folder(items: list[Item], marker: Marker) -> tuple[list[Item
     result = []
     for item in items:
         key = _SOURCE_FOLDER.get(item.path)
-        data = read_object(item.content) if key is not None and isinstance(item.content, Path) else {}
+        data = read_own(item.content) if key is not None and isinstance(item.content, Path) else {}
         if key is not None and is_local(str(data.get(key, ""))):
             del data[key]
             item = text_item(item.path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -39,12 +38,12 @@ from surgeon.write.marker import (
     VARIANTS,
     Marker,
     outputs_of,
-    read_object,
+    read_own,
 )
 from surgeon.write.output import output_lock
 from surgeon.write.patches import donor_hash
 from surgeon.write.shards import copy_small
-from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
+from surgeon.write.staging import Staged, Written, publish, stage_variant
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _DESCRIBED = (f"{REGIONS}/", f"{FIGURES}/", f"{RESULTS}/")
@@ -103,7 +102,7 @@ def rebuild(
             destination,
             Workplace("cpu", jobs),
             marker=marker,
-            complete=partial(write_freeze, checkpoint, held),
+            held=held,
             advance=advance,
         )
         _check(name, staged, hashes)
@@ -146,7 +145,7 @@ def _fetch(name: str) -> Path:
 
 def _hashes(folder: Path, name: str) -> dict[str, str]:
     """Return the SHA-256 of each file that was published, by the manifest."""
-    hashes = outputs_of(read_object(folder / MANIFEST))
+    hashes = outputs_of(read_own(folder / MANIFEST))
     if not any(_is_weight(path) for path in hashes):
         raise InputError(f"{name}: has no {MANIFEST} that names weights, so it was not published by `surgeon push`")
     return hashes

@@ -17,7 +17,7 @@ from surgeon.report.html import write_page
 from surgeon.report.published import published, published_manifest
 from surgeon.report.sentences import headline
 from surgeon.report.story import tell
-from surgeon.write.marker import MANIFEST, RECIPE, read_object
+from surgeon.write.marker import MANIFEST, RECIPE, read_own
 
 
 def write_space(output: str | Path, folder: str | Path) -> list[Path]:
@@ -37,7 +37,7 @@ def write_space(output: str | Path, folder: str | Path) -> list[Path]:
     report.save(target / "report.json")
     recipe = yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True)
     beside = {target / RECIPE: recipe}
-    if run := read_object(Path(os.path.expanduser(output)) / MANIFEST):
+    if run := read_own(Path(os.path.expanduser(output)) / MANIFEST):
         beside[target / MANIFEST] = json.dumps(published_manifest(run), indent=2, ensure_ascii=False) + "\n"
     name = re.sub(r"[^\w .-]+", " ", report.name).strip() or "report"
     text = f"""---

@@ -1,4 +1,7 @@
-"""`surgeon.json`, the marker of a variant: what was done to which model, and the SHA-256 of what came out."""
+"""What was written down of what is on disk, and the one held against the other: markers of variants, manifests of runs.
+
+`surgeon.json`, the marker of a variant, says what was done to which model, and the SHA-256 of what came out.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from surgeon import inside
 from surgeon.checkpoint.fingerprint import damaged
 from surgeon.checkpoint.plain_json import NotPlain, read_object
-from surgeon.checkpoint.plain_json import read_object as read_json_object
 from surgeon.errors import CheckpointError, InputError, shorten
 from surgeon.operations.edits import EditCount
 
 MARKER = "surgeon.json"
 MOST_OPERATIONS = 1000  # each is looked at, and shown
+_LONGEST_TEXT = 1 << 26  # bytes; pages of hundreds of languages have some ten megabytes
+MANIFEST, RECIPE = "manifest.json", "recipe.yaml"
+VARIANTS, REGIONS = "variants", "regions"
+CARD, FIGURES, SAMPLES = "README.md", "figures", "samples"
 
 
 class MarkedModel(BaseModel):
@@ -100,12 +106,6 @@ class Marker(BaseModel):
         return whole and all(inside.is_plain_file(folder, name) for name in self.files)
 
 
-_LONGEST_TEXT = 1 << 26  # bytes; pages of hundreds of languages have some ten megabytes
-MANIFEST, RECIPE = "manifest.json", "recipe.yaml"
-VARIANTS, REGIONS = "variants", "regions"
-CARD, FIGURES, SAMPLES = "README.md", "figures", "samples"
-
-
 def check_written(folder: Path, jobs: int) -> int:
     """Check every file that a variant's marker, or the manifest of an output folder, names; returns their number.
 
@@ -122,7 +122,7 @@ def check_written(folder: Path, jobs: int) -> int:
         named = {k: v for k, v in named.items() if not (is_made_anew(k) or k.startswith(shown))}
         expected = named | Marker.read(folder).files
     else:
-        named = outputs_of(read_object(folder / MANIFEST))
+        named = outputs_of(read_own(folder / MANIFEST))
         expected = {k: v for k, v in named.items() if not (k.startswith(f"{VARIANTS}/") and k.endswith(f"/{CARD}"))}
     wrong = damaged(folder, expected, jobs)
     if wrong:
@@ -133,7 +133,7 @@ def check_written(folder: Path, jobs: int) -> int:
 
 def is_output(folder: Path) -> bool:
     """True for a folder that a run of surgeon wrote as its output."""
-    return not (folder / MARKER).exists() and bool(outputs_of(read_object(folder / MANIFEST)))
+    return not (folder / MARKER).exists() and bool(outputs_of(read_own(folder / MANIFEST)))
 
 
 def is_made_anew(name: str) -> bool:
@@ -159,10 +159,10 @@ def read_own_text(path: Path, what: str) -> str:
         raise CheckpointError(f"{path}: {what} is not UTF-8 text; run `surgeon apply` again") from None
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_own(path: Path) -> dict[str, Any]:
     """Read a JSON object that surgeon wrote; {} if it is missing, damaged, or a link out of its folder."""
     try:
-        return read_json_object(path) if inside.is_own_file(path.parent, path.name) else {}
+        return read_object(path) if inside.is_own_file(path.parent, path.name) else {}
     except (OSError, NotPlain):
         return {}
 
@@ -179,7 +179,7 @@ def run_manifest(folder: Path) -> dict[str, Any]:
     for path, prefix in places:
         if not path.is_file():
             continue
-        found = read_object(path)
+        found = read_own(path)
         if not isinstance(found.get("outputs"), dict):
             raise CheckpointError(f"{path}: not a manifest that surgeon wrote; run `surgeon apply` again")
         outputs = {k.removeprefix(prefix): str(v) for k, v in found["outputs"].items() if k.startswith(prefix)}

@@ -20,7 +20,7 @@ from surgeon.checkpoint.hashing import file_hash
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.inside import lock, naming, remove_abandoned, replacing
 from surgeon.model.results import Figures
-from surgeon.write.marker import FIGURES, MANIFEST, MARKER, REGIONS, SAMPLES, VARIANTS, read_object
+from surgeon.write.marker import FIGURES, MANIFEST, MARKER, REGIONS, SAMPLES, VARIANTS, read_own
 from surgeon.write.staging import old_folder, staging_folder
 
 LOCK = ".surgeon.lock"
@@ -104,7 +104,7 @@ def _refuse_others(output: Path, owner: str, there: Collection[str]) -> None:
 def _owner(output: Path) -> str | None:
     """Return the name of the recipe whose run the folder holds."""
     for name, key in ((LOCK, "recipe"), (MANIFEST, "name")):
-        found = read_object(output / name).get(key) if inside.is_plain_file(output, name) else None
+        found = read_own(output / name).get(key) if inside.is_plain_file(output, name) else None
         if isinstance(found, str):
             return found
     return None
