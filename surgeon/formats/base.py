@@ -1,4 +1,4 @@
-"""What formats have in common: what a config says of them, the stored tensors of a module, logical ones made of them."""
+"""What formats share: what a config says of them, the stored tensors of a module, and logical ones made of them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def require_scales(tensor: Coded, info: TensorInfo, scales: NDArray[Any]) -> Non
 
 
 def tensors_beside(stored: Mapping[str, TensorInfo], module: str) -> dict[str, TensorInfo]:
-    """Return what a module's weight takes along, by last names; scales of cached keys and values go with projections."""
+    """Return what a module's weight takes along, by last names; scales of cached keys go with projections."""
     above, _, last = module.rpartition(".")
     names = {ending: f"{module}.{ending}" for ending in _OF_MODULE}
     names |= {f"attention_{ending}": f"{above}.{ending}" for ending in _OF_ATTENTION.get(last, ())}
