@@ -173,8 +173,9 @@ def plain_companions(checkpoint: Checkpoint) -> dict[str, bytes]:
     if (checkpoint.folder / _CONFIG).is_file():
         config = read_object(checkpoint.folder / _CONFIG, unique=False)
         for part in (config, config.get("text_config")):
-            for key in _SPEAKS_OF_CODES if isinstance(part, dict) else ():
-                part.pop(key, None)
+            if part is not None:
+                for key in _SPEAKS_OF_CODES:
+                    part.pop(key, None)
         companions[_CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
     files = {header.path.name: plain_tensors(checkpoint, header) for header in checkpoint.headers}
     if checkpoint.index is not None or files.keys() != {SINGLE_NAME}:

@@ -293,7 +293,7 @@ def _read(descriptor: int, info: TensorInfo, start: int, count: int) -> NDArray[
     """Read bytes of one tensor of an open file, wherever others read in it."""
     data, done = np.empty(count, np.uint8), 0
     while done < count:
-        arrived = os.preadv(descriptor, [data[done:]], info.offset + start + done)
+        arrived = os.preadv(descriptor, [data[done:].data], info.offset + start + done)
         if not arrived:
             raise CheckpointError(f"{info.path}: {CHANGED}")
         done += arrived
