@@ -22,7 +22,7 @@ from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.story import tell
 from surgeon.text.windows import tokenize
-from surgeon.write.marker import MANIFEST, RECIPE, REGIONS, outputs_of
+from surgeon.write.marker import MANIFEST, RECIPE, REGIONS, outputs_of, read_own
 
 if TYPE_CHECKING:
     from surgeon.model.continuations import Prompt

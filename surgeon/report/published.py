@@ -19,7 +19,7 @@ from surgeon.report.data import Report
 from surgeon.report.html import write_page
 from surgeon.report.sentences import headline
 from surgeon.report.story import tell
-from surgeon.write.marker import MANIFEST, RECIPE
+from surgeon.write.marker import MANIFEST, RECIPE, read_own
 
 
 def published(report: Report) -> Report:
