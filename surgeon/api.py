@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import refuse_changed
-from surgeon.checkpoint.remarks import remarks
-from surgeon.checkpoint.remembered import stored_hash
-from surgeon.checkpoint.scratch import reclaim_cache
+from surgeon.checkpoint.fingerprint import refuse_changed, stored_hash
+from surgeon.checkpoint.quantized import remarks
+from surgeon.checkpoint.store import reclaim_cache
 from surgeon.errors import InputError
 from surgeon.memory import require_room_for_figures, require_room_for_torch
 from surgeon.model.arithmetic import resolve_precision
@@ -35,10 +34,8 @@ from surgeon.reporting import make_report, unchanged_report
 from surgeon.run import Run, publish_variants, save_regions, seal, stage_variants
 from surgeon.text.corpora import Corpus, builtin_corpus
 from surgeon.verifying import verify_variants
-from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, check_written, is_output, read_object
-from surgeon.write.marker import MARKER
-from surgeon.write.output import output_lock
-from surgeon.write.samples import write_samples
+from surgeon.write.marker import MANIFEST, MARKER, RECIPE, VARIANTS, check_written, is_output, read_own
+from surgeon.write.output import output_lock, write_samples
 
 Found = TypeVar("Found")
 
@@ -131,8 +128,8 @@ def _apply(
             progress.note(f"neither written nor measured, so without effect: {', '.join(the_plan.idle)}")
         reclaim_cache()
         run.token_counts.keep()
-        before, path = read_object(out / MANIFEST), the_plan.file.path
-        repeated = read_object(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
+        before, path = read_own(out / MANIFEST), the_plan.file.path
+        repeated = read_own(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
         run.refuse_changed()  # from here on donors stay what they are, too
         region_files = save_regions(run)
         run.count_unwritten()

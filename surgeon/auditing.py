@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from surgeon.anatomy.scope import senses
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed, tokenizer_hashes
-from surgeon.checkpoint.remarks import remarks
+from surgeon.checkpoint.quantized import remarks
 from surgeon.errors import InputError, reason
 from surgeon.measure.base import Pieces, Subject
 from surgeon.measure.verdicts import Audit, verdicts

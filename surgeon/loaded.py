@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
-from surgeon.checkpoint.embeddings import is_position_table
+from surgeon.checkpoint.ties import is_position_table
 from surgeon.errors import InputError, RegionError, shorten
 from surgeon.model.results import Measure
 from surgeon.recipe.corpus import TextSpec, open_corpus

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.anatomy.anatomy import anatomy_of
-from surgeon.checkpoint.fingerprint import refuse_changed
+from surgeon.checkpoint.fingerprint import refuse_changed, stored_hash
 from surgeon.checkpoint.hashing import CHANGED, file_hash
-from surgeon.checkpoint.remembered import stored_hash
-from surgeon.checkpoint.storage import replacing
 from surgeon.errors import CheckpointError, RegionError
+from surgeon.inside import replacing
 from surgeon.json_text import to_json
 from surgeon.measure.parts import Part, parts_of
 from surgeon.memory import give_memory_back
@@ -34,11 +33,10 @@ from surgeon.report.data import Report
 from surgeon.report.html import write_page
 from surgeon.report.manifest import manifest
 from surgeon.scoring import Scoring, run_scores
-from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, outputs_of
-from surgeon.write.marker import MARKER, MarkedModel, Marker
+from surgeon.write.marker import MANIFEST, MARKER, RECIPE, VARIANTS, MarkedModel, Marker, outputs_of
 from surgeon.write.output import clear_staging, remove_old
 from surgeon.write.patches import donor_hash, write_as_patch
-from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
+from surgeon.write.staging import Staged, Written, publish, stage_variant
 
 if TYPE_CHECKING:
     from surgeon.model.layer_stack import Stack
@@ -190,7 +188,7 @@ def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Stag
                 run.plan.output / VARIANTS / name,
                 run.place,
                 marker=_marker(run, name, {label: region_files[label] for label in used}),
-                complete=partial(write_freeze, run.plan.checkpoint, held),
+                held=held,
                 advance=advance,
             )
     return staged

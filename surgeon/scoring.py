@@ -18,13 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, identity, library_versions, tokenizer_hashes
+from surgeon.checkpoint.fingerprint import (
+    Fingerprint,
+    content_hash,
+    identity,
+    is_sealed,
+    library_versions,
+    publish_sealed,
+    tokenizer_hashes,
+)
 from surgeon.checkpoint.hashing import sha256
-from surgeon.checkpoint.sealed import is_sealed, publish_sealed
-from surgeon.checkpoint.sources import cache_folder
-from surgeon.checkpoint.storage import TensorInfo, allocate_file, flush, map_bytes, read_header, view
-from surgeon.checkpoint.store import place
+from surgeon.checkpoint.storage import TensorInfo, allocate_file, map_bytes, read_header, view
+from surgeon.checkpoint.store import cache_folder, path_of
 from surgeon.errors import EnvironmentFailure, InputError
+from surgeon.inside import flush
 from surgeon.model.arithmetic import Precision, resolve_precision
 from surgeon.model.tokenizer import TokenCounts, check_ids, load_tokenizer
 from surgeon.model.workplace import Workplace
@@ -85,11 +92,11 @@ def _on_text(run: Scoring, score: SampledScore) -> Scored:
     plan, languages = run.plan, score.labels
     tensors, precision = plan.scored_tensors(score), resolve_precision(score.dtype)
 
-    def path_of(language: str) -> Path:
+    def file_of(language: str) -> Path:
         text = plan.corpus.text(language).score_hash
         return score_path(plan.checkpoint, tensors, text, score, run.place)
 
-    paths = {language: path_of(language) for language in languages}
+    paths = {language: file_of(language) for language in languages}
     keys = {language: path.stem for language, path in paths.items()}
     samples = {language: _sample_size(run, score, language) for language in languages}
     missing = [language for language, path in paths.items() if not is_sealed(path)]
@@ -234,7 +241,7 @@ def score_path(
         device=workplace.device.partition(":")[0],
         libraries=library_versions(),
     )
-    return place("scores", fingerprint.key(), ".safetensors")
+    return path_of("scores", fingerprint.key(), ".safetensors")
 
 
 def allocate_score(path: Path, tensors: Sequence[TensorInfo], language: str) -> None:

@@ -19,8 +19,7 @@ from typing import Any
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import LAYERS, whole_number
 from surgeon.checkpoint.naming import Place, place
-from surgeon.checkpoint.store import place as place_of
-from surgeon.checkpoint.store import recall, remember
+from surgeon.checkpoint.store import path_of, recall, remember
 from surgeon.errors import CheckpointError
 
 _VERSION = 3  # raise it when the same model would be read otherwise
@@ -72,7 +71,7 @@ def _read(checkpoint: Checkpoint, key: str) -> Anatomy:
         return Anatomy(plain)
     if not checkpoint.config.get("model_type"):
         return Anatomy(_by_names(checkpoint), f"{checkpoint.where}: no config.json that names a model type")
-    path = place_of("anatomy", key, ".json")
+    path = path_of("anatomy", key, ".json")
     known = _recall(path, checkpoint)
     if known is not None:
         return Anatomy(known)

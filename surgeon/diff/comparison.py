@@ -9,8 +9,7 @@ from pathlib import Path
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed
-from surgeon.checkpoint.quantized import codecs_of, unread_quantization
-from surgeon.checkpoint.remarks import remarks
+from surgeon.checkpoint.quantized import codecs_of, remarks, unread_quantization
 from surgeon.checkpoint.sources import is_hub_file, local_file, look_again
 from surgeon.checkpoint.storage import TensorInfo, read_header
 from surgeon.diff.diff import BYTEWISE, Diff, TensorDiff, chunks, compare_checkpoints

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import Coded, parts_of, pieces_of
-from surgeon.checkpoint.logical import is_code
+from surgeon.checkpoint.coded import Coded, is_code, parts_of, pieces_of
 from surgeon.checkpoint.naming import Place, natural_key
 from surgeon.checkpoint.storage import DTYPE_BITS, NUMPY_DTYPES, TensorInfo, read_pieces
 from surgeon.checkpoint.ties import stored_copies

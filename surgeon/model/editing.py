@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.tensors import as_tensor
 from surgeon.checkpoint.ties import stored_copies
+from surgeon.checkpoint.torch_files import as_tensor
 from surgeon.errors import CheckpointError
 from surgeon.model import budgets
 from surgeon.model.model import LoadedModel

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from surgeon.checkpoint.storage import naming, reserve
 from surgeon.errors import present
+from surgeon.inside import naming, reserve
 from surgeon.model.device import moment, on_its_way, taken_over
 from surgeon.model.layer_stack import Arguments, Stack, alike
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from surgeon.anatomy.anatomy import key_of
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import Fingerprint, library_versions, tokenizer_hashes
-from surgeon.checkpoint.store import place, recall, remember
+from surgeon.checkpoint.store import path_of, recall, remember
 from surgeon.errors import CheckpointError, InputError, reason
 from surgeon.memory import memory_error, require_room_for_torch
 
@@ -82,4 +82,4 @@ def _path(checkpoint: Checkpoint) -> Path:
         settings={"anatomy": key_of(checkpoint)},  # the config and the headers, hashed once a plan
         libraries=library_versions(),
     )
-    return place("prospects", fingerprint.key(), ".json")
+    return path_of("prospects", fingerprint.key(), ".json")

@@ -13,7 +13,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.companions import is_tokenizers, vocabulary_kind
 from surgeon.checkpoint.fingerprint import Fingerprint, library_versions, tokenizer_hashes
 from surgeon.checkpoint.hashing import sha256
-from surgeon.checkpoint.store import place, recall, remember
+from surgeon.checkpoint.store import path_of, recall, remember
 from surgeon.errors import CheckpointError, InputError, reason
 from surgeon.memory import require_room, require_room_for_torch
 from surgeon.text.windows import beginning, tokenize
@@ -87,7 +87,7 @@ class TokenCounts:
             tokenizer=tokenizer_hashes(checkpoint.folder),
             libraries=library_versions(),
         )
-        self._path = place("tokens", fingerprint.key(), ".json")
+        self._path = path_of("tokens", fingerprint.key(), ".json")
         self._kept: dict[str, int] = recall(self._path) or {}
         self._known: dict[str, int] = dict(self._kept)
 

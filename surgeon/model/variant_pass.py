@@ -13,7 +13,7 @@ from functools import cached_property, partial
 
 import torch
 
-from surgeon.checkpoint.scratch import own_scratch
+from surgeon.checkpoint.store import own_scratch
 from surgeon.errors import present
 from surgeon.model import budgets
 from surgeon.model.arithmetic import repeatable

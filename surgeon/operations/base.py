@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.coded import rounded
 from surgeon.checkpoint.hashing import Stamp, file_stamp
-from surgeon.checkpoint.rounding import rounded
 from surgeon.checkpoint.sources import local_file, times_looked
 from surgeon.region.mask import Indices
 from surgeon.region.patch import Patch, is_patch_file

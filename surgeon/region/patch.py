@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.opened import OpenFile
 from surgeon.checkpoint.plain_json import NotPlain, as_text, as_texts, parse_json
-from surgeon.checkpoint.storage import Header, TensorInfo, read_header, replacing, write_stream
+from surgeon.checkpoint.storage import Header, OpenFile, TensorInfo, read_header, write_stream
 from surgeon.errors import CheckpointError, RegionError
+from surgeon.inside import replacing
 from surgeon.region.mask import PATCH_FORMAT, VALUES, Indices, encode_packed, mask_names, read_table
 from surgeon.region.region import FORMAT_VERSION, Region
 

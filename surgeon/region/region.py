@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.opened import OpenFile
 from surgeon.checkpoint.plain_json import NotPlain, as_object, parse_json
-from surgeon.checkpoint.storage import read_header, replacing, write_stream
+from surgeon.checkpoint.storage import OpenFile, read_header, write_stream
 from surgeon.errors import CheckpointError, RegionError
+from surgeon.inside import replacing
 from surgeon.notebook import table, view
 from surgeon.region.mask import (
     PATCH_FORMAT,

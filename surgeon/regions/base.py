@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.anatomy.anatomy import anatomy_of
+from surgeon.checkpoint.address import last_part, without_paths
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.local_paths import last_part, without_paths
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import Problem, present

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.fingerprint import Fingerprint, identity, refuse_changed
-from surgeon.checkpoint.sealed import is_sealed, seal
-from surgeon.checkpoint.store import place
+from surgeon.checkpoint.fingerprint import Fingerprint, identity, is_sealed, refuse_changed, seal
+from surgeon.checkpoint.store import path_of
 from surgeon.errors import present
 from surgeon.region.region import Region
 from surgeon.regions.base import Making, Provenance, RegionPlan, Stream, made_from
@@ -111,7 +110,7 @@ def _path(source: Provenance, plan: RegionPlan, keys: Mapping[str, str]) -> Path
         },
         tensors=tuple(info.name for info in plan.tensors),
     )
-    return place("regions", fingerprint.key(), ".region.safetensors")
+    return path_of("regions", fingerprint.key(), ".region.safetensors")
 
 
 class _Lazy(Mapping[str, NDArray[np.float32]]):

@@ -11,9 +11,9 @@ import numpy as np
 
 from surgeon.anatomy.scope import counted, unknown_kinds
 from surgeon.anatomy.scope import scope as reach_of
+from surgeon.checkpoint.address import last_part
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import tensor_hashes
-from surgeon.checkpoint.local_paths import last_part
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import present

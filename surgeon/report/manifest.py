@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from surgeon.checkpoint.address import last_part, origin_without_path
 from surgeon.checkpoint.fingerprint import source_file_hashes
 from surgeon.checkpoint.hashing import file_hash
-from surgeon.checkpoint.local_paths import last_part, origin_without_path
 from surgeon.plan.plan import Plan
 from surgeon.plan.texts import needed_languages
 

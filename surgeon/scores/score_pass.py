@@ -20,9 +20,10 @@ import torch
 from surgeon.anatomy.slots import Slot
 from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.plain_json import read_object
-from surgeon.checkpoint.scratch import PROGRESS, named_scratch, own_scratch
-from surgeon.checkpoint.storage import TensorInfo, replacing
+from surgeon.checkpoint.storage import TensorInfo
+from surgeon.checkpoint.store import PROGRESS, named_scratch, own_scratch
 from surgeon.errors import InputError
+from surgeon.inside import replacing
 from surgeon.model import budgets
 from surgeon.model.arithmetic import Precision, repeatable
 from surgeon.model.hidden_states import States, bytes_needed, hidden_layout

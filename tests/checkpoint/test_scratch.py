@@ -13,7 +13,7 @@ import pytest
 from forking import program_forked
 
 import surgeon
-from surgeon.checkpoint.scratch import named_scratch, own_scratch, reclaim_cache
+from surgeon.checkpoint.store import named_scratch, own_scratch, reclaim_cache
 from surgeon.scores.score_pass import scratch_folder
 
 RecipeMaker = Callable[..., Path]
@@ -26,7 +26,7 @@ surgeon.api.score(sys.argv[1])
 """
 HOLDS = """
 import sys
-from surgeon.checkpoint.scratch import named_scratch, own_scratch
+from surgeon.checkpoint.store import named_scratch, own_scratch
 with own_scratch() as own, named_scratch("key") as named:
     for folder in (own, named):
         (folder / "hidden.bin").write_bytes(b"states")

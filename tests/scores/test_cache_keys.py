@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 from surgeon import scoring
 from surgeon.api import plan_recipe
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.sealed import is_sealed, seal
-from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.fingerprint import is_sealed, seal
+from surgeon.checkpoint.store import cache_folder
 from surgeon.errors import CheckpointError
 from surgeon.model.workplace import Workplace
 from surgeon.region.region import Region

@@ -15,7 +15,7 @@ from conftest import ModelMaker, with_pictures
 from forking import program_forked
 
 import surgeon
-from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.store import cache_folder
 from surgeon.region.region import Region
 from surgeon.regions import scopes
 from surgeon.scores.score_pass import ScorePass
