@@ -142,6 +142,11 @@ class Names:
     origins: Mapping[str, Origin]
     slots: Mapping[str, Slot]
 
+    def missing(self, model: Any) -> list[str]:
+        """Return the parameters of a model that are made of nothing on disk; of tied ones the first name."""
+        made = {id(p) for path, p in model.named_parameters(remove_duplicate=False) if path in self.origins}
+        return [path for path, parameter in model.named_parameters() if id(parameter) not in made]
+
 
 def _plain(name: str) -> str:
     """Return a name as the model's class has it; TransformerLens' bridge puts each module into one of its own."""
