@@ -143,7 +143,7 @@ def work(
 
 def _models(stack: Stack, variants: Sequence[Variant], batches: int, uses: Callable[[int, int], bool]) -> list[_Model]:
     loaded = stack.loaded
-    home = {id(parameter): number for number in range(len(stack.layers)) for parameter in stack.unit(number)}
+    home = {id(parameter): number for number in range(len(stack.layers)) for parameter in stack.inner(number)}
     before = {id(parameter) for parameter in (stack.outer("in") if stack.layers else ())}
     models = []
     for i, variant in enumerate(variants):
@@ -177,7 +177,7 @@ def _through_layers(
             advance(1)
 
         for number in range(len(stack.layers)):
-            with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
+            with stack.loaded.weights.resident(stack.inner(number), stack.inner(number + 1)):
                 _run_layer(stack, models, number, partial(step, number))
         yield states
 
