@@ -200,7 +200,7 @@ class UnitScores:
     def __init__(self, by: Aggregate) -> None:
         self._by = by
         self._sums: dict[str, NDArray[np.float64]] = {}
-        self._parts: list[Parts] = []
+        self._parts: dict[str, list[Parts]] = {}
 
     def add(self, parts: Parts, scores: NDArray[np.float32]) -> None:
         """Add one tensor's scores, non-negative, of any shape with the tensor's number of entries."""
@@ -209,7 +209,7 @@ class UnitScores:
         sums = np.pad(known, (0, max(parts.count - known.size, 0)))
         (np.maximum if self._by == "maximum" else np.add).at(sums, parts.labels, lines)
         self._sums[parts.group] = sums
-        self._parts.append(parts)
+        self._parts.setdefault(parts.group, []).append(parts)
 
     def values(self, group: str) -> NDArray[np.float32]:
         """Return the scores of a group's units, shape (units,)."""
@@ -217,7 +217,7 @@ class UnitScores:
         if self._by == "l2":
             sums = np.sqrt(sums)
         elif self._by == "mean":
-            sums = sums / np.maximum(unit_sizes(part for part in self._parts if part.group == group)[group], 1)
+            sums = sums / np.maximum(unit_sizes(self._parts[group])[group], 1)
         return sums.astype(np.float32)
 
 
