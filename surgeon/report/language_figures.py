@@ -42,7 +42,7 @@ from surgeon.report.data import Report
 from surgeon.report.drawing import Figure
 from surgeon.report.entries import MeasurementReport
 from surgeon.report.story import Story, log_ratio, ratio, scored_languages, tell
-from surgeon.report.words import capital, count, is_lost, number, quantity_interval, quantity_text, with_unit
+from surgeon.report.words import capital, count, figure_texts, is_lost, number, quantity_text, with_unit
 
 ORDERS = ("script", "family", "effect")
 STEP = 20  # height of a language
@@ -53,19 +53,15 @@ RANKED = {"field": "rank", "op": "min"}
 def language_groups(report: Report, order: str) -> list[tuple[str, list[str]]]:
     """Arrange the languages: by script or family in named groups, or in one group by the largest effect."""
     codes = list(report.perplexity["base"])
-    if order == "effect":
-        return [("", sorted(codes, key=lambda code: (-_effect(report, code), report.language(code).name)))]
+    if order == "effect":  # how far the cut moves a language, either way
+        cut = tell(report).cut
+        moves = {code: abs(log_ratio(report, str(cut), code)) if cut in report.perplexity else 0.0 for code in codes}
+        moves = {code: math.inf if math.isnan(move) else move for code, move in moves.items()}
+        return [("", sorted(codes, key=lambda code: (-moves[code], report.language(code).name)))]
     groups: dict[str, list[str]] = {}
     for code in sorted(codes, key=lambda code: report.language(code).name):
         groups.setdefault(getattr(report.language(code), order), []).append(code)
     return sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-
-
-def _effect(report: Report, code: str) -> float:
-    """Return how far the cut moves a language, either way."""
-    cut = tell(report).cut
-    change = 0.0 if cut is None or cut not in report.perplexity else abs(log_ratio(report, cut, code))
-    return math.inf if math.isnan(change) else change
 
 
 def places(report: Report) -> dict[str, dict[str, Any]]:
@@ -326,23 +322,17 @@ def _measurement_rows(
     edge = (max if quantity.worse == "more" else min)(finite, default=0.0)
     rows = []
     for (name, group), figure in figures.items():
-        said, several = quantity_text(quantity, figure.value), len(report.draws(name)) > 1
+        said, change, bounds = figure_texts(quantity, figure)
+        told = {} if change is None else {"change": change}
+        if bounds is not None:
+            told["interval"] = f"{bounds} (range)" if len(report.draws(name)) > 1 else bounds
         rows.append({
             "variant": name, "name": report.label(name), **fields.get(group, {item.by: group, "label": group}),
             "value": figure.value if math.isfinite(figure.value) else edge, "said": f"{said} {quantity.unit}".rstrip(),
-            "broken": "" if math.isfinite(figure.value) else said, **_change(quantity, figure, several),
+            "broken": "" if math.isfinite(figure.value) else said, **told,
             **_ends(quantity, figure, figures.get(("base", group))),
         })  # fmt: skip
     return rows
-
-
-def _change(quantity: Quantity, figure: entries.Figure, is_range: bool) -> dict[str, str]:
-    change = figure.change
-    said = {} if change is None else {"change": quantity_text(quantity, change, change=True)}
-    if figure.low is not None and figure.high is not None:
-        bounds = quantity_interval(quantity, figure.low, figure.high, change is not None)
-        said["interval"] = f"{bounds} (range)" if is_range else bounds
-    return said
 
 
 def _ends(quantity: Quantity, figure: entries.Figure, base: entries.Figure | None) -> dict[str, float]:

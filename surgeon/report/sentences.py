@@ -12,11 +12,11 @@ from surgeon.report.story import SAME, Story, alike, drawn, mean_ratio, ratio, r
 from surgeon.report.words import (
     capital,
     count,
+    figure_texts,
     interval,
     is_lost,
     number,
     percent,
-    quantity_interval,
     quantity_text,
     roles_in_order,
     with_unit,
@@ -85,11 +85,10 @@ def measured_lines(report: Report, story: Story) -> list[str]:
 
 def _value(report: Report, quantity: Quantity, name: str, figure: Figure) -> str:
     """Return a mean, its change from the base, and the interval of the change, or else of the value."""
-    text = quantity_text(quantity, figure.value)
-    told = [] if figure.change is None else [f"change {quantity_text(quantity, figure.change, change=True)}"]
-    if figure.low is not None and figure.high is not None:
-        kind = "range" if len(report.draws(name)) > 1 else "95 % interval"
-        told.append(f"{kind} {quantity_interval(quantity, figure.low, figure.high, figure.change is not None)}")
+    text, change, bounds = figure_texts(quantity, figure)
+    told = [] if change is None else [f"change {change}"]
+    if bounds is not None:
+        told.append(f"{'range' if len(report.draws(name)) > 1 else '95 % interval'} {bounds}")
     return f"{text} ({', '.join(told)})" if told else text
 
 

@@ -17,11 +17,11 @@ from surgeon.report.words import (
     capital,
     coordinate,
     count,
+    figure_texts,
     interval,
     is_lost,
     is_number,
     number,
-    quantity_interval,
     quantity_text,
     size,
     with_unit,
@@ -238,11 +238,9 @@ def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> li
         for group in dict.fromkeys(group for name in shown for group in item.found[name]):
             name = report.language(group).name if item.by == "language" else group
             cells = [_cell(report, item, quantity, model, group) for model in shown]
-            if quantity is item.quantities[0]:
-                cells = [
-                    _remarked(cell, item.remarks.get(model, {}).get(group))
-                    for model, cell in zip(shown, cells, strict=True)
-                ]
+            for i, model in enumerate(shown if quantity is item.quantities[0] else ()):
+                remark = item.remarks.get(model, {}).get(group)
+                cells[i] = cells[i] if remark is None else replace(cells[i], text=f"{cells[i].text}; {remark}")
             rows.append(Row(as_cells(name, *cells)))
         means = [_cell(report, item, quantity, model, None) for model in shown if item.overall]
         chance = "" if quantity.chance is None else f" By chance {quantity_text(quantity, quantity.chance)}."
@@ -277,15 +275,13 @@ def _chance_words(report: Report, item: MeasurementReport, variants: Sequence[st
 
 def summary_table(report: Report) -> Grid:
     """Show every measurement but perplexity over all groups: a row per variant, a column per quantity."""
-    told = [(kind, quantity) for kind, item in report.measurements.items() if kind != "perplexity" and item.overall
-            for quantity in item.quantities]  # fmt: skip
-    measured = dict.fromkeys(name for kind, _ in told for name in report.measurements[kind].overall)
+    others = [item for kind, item in report.measurements.items() if kind != PERPLEXITY and item.overall]
+    told = [(item, quantity) for item in others for quantity in item.quantities]
     draws = {draw for name in report.measured_alone for draw in report.draws(name)}
-    names = [name for name in measured if name in report.measured_alone or name not in draws]
     rows = []
-    for name in names:
-        cells = [_cell(report, report.measurements[kind], quantity, name, None) for kind, quantity in told]
-        rows.append(Row(as_cells(report.label(name), *cells)))
+    for name in dict.fromkeys(name for item in others for name in item.overall):
+        if name in report.measured_alone or name not in draws:
+            rows.append(Row(as_cells(report.label(name), *(_cell(report, *one, name, None) for one in told))))
     heads = [capital(with_unit(quantity)) for _, quantity in told]
     note = "Means over all languages or tasks; in brackets the change from the base."
     return Grid("Other measurements", ("variant", *heads), rows, note)
@@ -297,14 +293,8 @@ def _cell(report: Report, item: MeasurementReport, quantity: Quantity, model: st
     figure = item.averaged(draws, group, quantity.name)
     if figure is None:
         return Cell("-")
-    said = quantity_text(quantity, figure.value)
-    if figure.change is not None:
-        said += f" ({quantity_text(quantity, figure.change, change=True)}){'*' if figure.beyond_chance else ''}"
-    if figure.low is None or figure.high is None:
-        return Cell(said, order_of(figure.value))
-    bounds = quantity_interval(quantity, figure.low, figure.high, figure.change is not None)
-    return Cell(said, order_of(figure.value), note=f"{'range' if len(draws) > 1 else 'interval'} {bounds}")
-
-
-def _remarked(cell: Cell, remark: str | None) -> Cell:
-    return cell if remark is None else replace(cell, text=f"{cell.text}; {remark}")
+    said, change, bounds = figure_texts(quantity, figure)
+    if change is not None:
+        said += f" ({change}){'*' if figure.beyond_chance else ''}"
+    note = "" if bounds is None else f"{'range' if len(draws) > 1 else 'interval'} {bounds}"
+    return Cell(said, order_of(figure.value), note=note)

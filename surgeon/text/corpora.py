@@ -127,8 +127,8 @@ class ShippedLocation(FileLocation):
     def text(self, language: str) -> Text:
         """Read both halves."""
         folder = self.path.parent.parent
-        halves = (folder / half / self.path.name for half in ("score", "eval"))
-        return Text(language, *(half.read_text("utf-8") for half in halves), f"builtin:{folder.name}")
+        score, evaluate = ((folder / half / self.path.name).read_text("utf-8") for half in ("score", "eval"))
+        return Text(language, score, evaluate, f"builtin:{folder.name}")
 
 
 @dataclass(frozen=True)
