@@ -17,17 +17,16 @@ from surgeon.report.entries import (
     Expectation,
     MeasurementReport,
     ModelReport,
-    OverlapReport,
     PartsReport,
     PassageReport,
     Perplexity,
     PushReport,
-    RegionReport,
     ScoreReport,
     Summary,
     SweepReport,
     VariantReport,
 )
+from surgeon.report.regions import OverlapReport, RegionReport
 from surgeon.report.words import coordinate, interval, number
 from surgeon.text.languages import Language, language
 

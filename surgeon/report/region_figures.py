@@ -28,9 +28,8 @@ from surgeon.report.charts import (
     words,
 )
 from surgeon.report.data import Report
-from surgeon.report.drawing import Figure
-from surgeon.report.entries import RegionReport, Scan
-from surgeon.report.png import encoded
+from surgeon.report.drawing import Figure, png
+from surgeon.report.regions import RegionReport, Scan
 from surgeon.report.story import Story, is_control, own_language
 from surgeon.report.words import percent, roles_in_order
 
@@ -91,7 +90,7 @@ def picture(shares: NDArray[np.float64], full: float) -> str:
         full: the share that takes full light.
     """
     levels = np.rint(255 * np.minimum(shares / full, 1.0) ** EXPONENT).astype(np.uint8)
-    content = encoded(levels, light_palette())
+    content = png(levels, light_palette())
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from surgeon.model.results import FEWEST_TOKENS, PERPLEXITY, Quantity, exponential
 from surgeon.report.data import Report
 from surgeon.report.entries import Figure, Perplexity
-from surgeon.report.story import SAME, Story, alike, drawn, mean_ratio, ratio, regions_of, spec_of, steps_of
+from surgeon.report.story import Story, alike, drawn, mean_ratio, ratio, spec_of
 from surgeon.report.words import (
+    SAME,
     capital,
     count,
     figure_texts,
@@ -94,7 +95,7 @@ def _value(report: Report, quantity: Quantity, name: str, figure: Figure) -> str
 
 def _tells_of_a_cut(report: Report, story: Story) -> bool:
     """True if the headline is of one cut and its effect; else it is of something that has no controls."""
-    if story.cut is None or not steps_of(report, story.cut)[0] or len(story.own) > 1:
+    if story.cut is None or not report.variants[story.cut].done or len(story.own) > 1:
         return False
     return too_little_text(report.perplexity, report.language) is None
 
@@ -102,17 +103,17 @@ def _tells_of_a_cut(report: Report, story: Story) -> bool:
 def headline(report: Report, story: Story) -> str:
     """Say in a short sentence what came out, or that there was too little text to tell."""
     little = too_little_text(report.perplexity, report.language)
-    if little is not None and (story.cut is None or steps_of(report, story.cut)[0]):
+    if little is not None and (story.cut is None or report.variants[story.cut].done):
         return little
     if story.cut is None and not report.perplexity:
-        told = [name for name in report.variants if steps_of(report, name)[1]]
-        if told and len(told) == len(report.variants) and not any(steps_of(report, name)[0] for name in told):
-            return _of_a_bundle(report, told[0])
+        variants = report.variants.values()
+        if variants and all(variant.told and not variant.done for variant in variants):
+            return _of_a_bundle(report, next(iter(report.variants)))
     if story.cut is None:
         return _of_a_sweep(report) if report.sweeps and report.perplexity else _of_a_region(report, story)
-    if not steps_of(report, story.cut)[0]:
+    if not report.variants[story.cut].done:
         return _of_a_bundle(report, story.cut)
-    kinds = list(dict.fromkeys(kind for kind, _ in steps_of(report, story.cut)[0]))
+    kinds = list(dict.fromkeys(step.kind for step in report.variants[story.cut].done))
     doing = f"{_DOING.get(kinds[0], kinds[0]) if len(kinds) == 1 else 'Changing'} {_amount(report, story.cut)}"
     if len(story.own) > 1:
         pairs = [(name, own, code) for name, own in story.own.items() for code in report.perplexity[name]]
@@ -240,18 +241,18 @@ def _change(value: float) -> str:
 
 def _of_a_bundle(report: Report, variant: str) -> str:
     """Say of a variant that no operation acts on what it is for."""
-    kind, name = steps_of(report, variant)[1][0]
-    region = report.regions.get(name)
+    step = report.variants[variant].told[0]
+    region = report.regions.get(step.region)
     write = ((report.recipe.get("variants") or {}).get(variant) or {}).get("write")
     stored = f"decoded to {write['dtype']}" if isinstance(write, dict) else "byte for byte"
     return (
         f"The weights are the source's, {stored}; a trainer that heeds freeze/ will "
-        f"{_TOLD[kind].format(_share(report, name, region.entries if region is not None else 0))}."
+        f"{_TOLD[step.kind].format(_share(report, step.region, region.entries if region is not None else 0))}."
     )
 
 
 def _amount(report: Report, variant: str) -> str:
-    entries, used = report.variants[variant].entries, regions_of(report, variant)
+    entries, used = report.variants[variant].entries, report.variants[variant].regions
     if len(used) == 1:
         return _share(report, used[0], entries)
     return "a single weight" if entries == 1 else f"{entries:,} weights"
@@ -274,7 +275,7 @@ def _share(report: Report, name: str, entries: int) -> str:
 
 def _control(report: Report, variant: str, cut: str) -> str:
     """Name a control by how its entries were chosen, and by its variant where their number is another."""
-    kinds = {drawn(report, region) for region in regions_of(report, variant)}
+    kinds = {drawn(report, region) for region in report.variants[variant].regions}
     said = {
         "bottom": "lowest scores", "magnitude": "largest weights", "random": "random weights",
         "dimensions": "other dimensions",

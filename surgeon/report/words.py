@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from surgeon.report.entries import Figure
 
 
+SAME = 0.01  # a ratio to the base's that differs from 1 by less is no effect
+
+
 def count(number_of: int, thing: str) -> str:
     """Return a number of things in words."""
     return f"{number_of:,} {thing}{'' if number_of == 1 else 's'}"
