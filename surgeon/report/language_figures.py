@@ -127,7 +127,7 @@ def _rows(report: Report, story: Story) -> list[dict[str, Any]]:
                 "broken": "" if is_drawable(log) else said, "multiple": times if math.isfinite(times) else said,
                 "bits": f"{base.bits_per_byte:.3f} to {number(item.bits_per_byte)}",
                 "ratio": drawn(closer(log, guesses[code])), **RATIOS.of(times, lost),
-                **_interval(item.low, item.high, guesses[code], len(report.draws(name)) > 1),
+                **_interval(item.low, item.high, guesses[code], report.is_range(name)),
             })  # fmt: skip
     edge = max((row["ratio"] for row in rows), default=1.0)
     for row, (_, code) in zip(rows, logs, strict=True):
@@ -272,15 +272,14 @@ def measurement_figures(report: Report, story: Story) -> list[Figure]:
     for kind, item in report.measurements.items() if report.perplexity else ():
         models = [name for name in ("base", *drawn_variants(report, story)) if item.found.get(name)]
         if kind != PERPLEXITY and models:
-            drawn.append(_measurement_figure(report, story, kind, item, models))
+            drawn.append(_measurement_figure(report, story, kind, models))
     return drawn
 
 
-def _measurement_figure(
-    report: Report, story: Story, kind: str, item: MeasurementReport, models: Sequence[str]
-) -> Figure:
+def _measurement_figure(report: Report, story: Story, kind: str, models: Sequence[str]) -> Figure:
+    item = report.measurements[kind]
     quantity, of_languages = item.quantities[0], item.by == "language"
-    rows = _measurement_rows(report, item, quantity, models)
+    rows = _measurement_rows(report, kind, quantity, models)
     variants = [name for name in models if name != "base"]
     looks = [("ink", SHAPES[0])] * models.count("base") + series(variants, story)
     shown = [name for name in models if name in story.shown] or variants
@@ -308,15 +307,14 @@ def _measurement_figure(
     return Figure(f"measured-{kind}", title, _caption(item, quantity, rows), finished(spec), fluid=True)
 
 
-def _measurement_rows(
-    report: Report, item: MeasurementReport, quantity: Quantity, models: Sequence[str]
-) -> list[dict[str, Any]]:
+def _measurement_rows(report: Report, kind: str, quantity: Quantity, models: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row for each model and group; a value that is not a number stands at the edge, and says so."""
+    item = report.measurements[kind]
     fields = language_fields(report) if item.by == "language" else {}
     figures = {
         (name, group): figure
         for name in models for group in dict.fromkeys(group for model in models for group in item.found[model])
-        if (figure := item.averaged(report.draws(name), group, quantity.name)) is not None
+        if (figure := report.figure(kind, name, group, quantity.name)) is not None
     }  # fmt: skip
     finite = [figure.value for figure in figures.values() if math.isfinite(figure.value)]
     edge = (max if quantity.worse == "more" else min)(finite, default=0.0)
@@ -325,7 +323,7 @@ def _measurement_rows(
         said, change, bounds = figure_texts(quantity, figure)
         told = {} if change is None else {"change": change}
         if bounds is not None:
-            told["interval"] = f"{bounds} (range)" if len(report.draws(name)) > 1 else bounds
+            told["interval"] = f"{bounds} (range)" if report.is_range(name) else bounds
         rows.append({
             "variant": name, "name": report.label(name), **fields.get(group, {item.by: group, "label": group}),
             "value": figure.value if math.isfinite(figure.value) else edge, "said": f"{said} {quantity.unit}".rstrip(),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from surgeon.model.results import FEWEST_TOKENS, PERPLEXITY, Quantity, exponential
 from surgeon.report.data import Report
 from surgeon.report.entries import Figure, Perplexity
-from surgeon.report.story import Story, alike, drawn, mean_ratio, ratio, spec_of
+from surgeon.report.story import Story, alike, drawn, ratio, spec_of
 from surgeon.report.words import (
     SAME,
     capital,
@@ -58,13 +58,11 @@ def evidence(report: Report, story: Story) -> str | None:
 
 def mean_words(report: Report, name: str) -> str:
     """Say a variant's mean ratio to the base with its interval; of a control drawn several times, with its range."""
-    item, draws = report.summary[name], report.draws(name)
-    if len(draws) > 1:
-        ratios = [report.summary[draw].ratio_to_base for draw in draws]
-        return f"{number(mean_ratio(report, name))} (range {interval(min(ratios), max(ratios))})"
+    item = report.mean(name)
     if item.low is None or item.high is None:
         return number(item.ratio_to_base)
-    return f"{number(item.ratio_to_base)} (95 % interval {interval(item.low, item.high)})"
+    bounds = "range" if report.is_range(name) else "95 % interval"
+    return f"{number(item.ratio_to_base)} ({bounds} {interval(item.low, item.high)})"
 
 
 def measured_lines(report: Report, story: Story) -> list[str]:
@@ -75,7 +73,7 @@ def measured_lines(report: Report, story: Story) -> list[str]:
         said = [
             f"{report.label(name)} {_value(report, quantity, name, figure)}"
             for name in ("base", *story.shown)
-            if (figure := item.averaged(report.draws(name), None, quantity.name)) is not None
+            if (figure := report.figure(kind, name, None, quantity.name)) is not None
         ]
         if said and kind != PERPLEXITY:
             chance = "" if quantity.chance is None else f"; by chance {quantity_text(quantity, quantity.chance)}"
@@ -89,7 +87,7 @@ def _value(report: Report, quantity: Quantity, name: str, figure: Figure) -> str
     text, change, bounds = figure_texts(quantity, figure)
     told = [] if change is None else [f"change {change}"]
     if bounds is not None:
-        told.append(f"{'range' if len(report.draws(name)) > 1 else '95 % interval'} {bounds}")
+        told.append(f"{'range' if report.is_range(name) else '95 % interval'} {bounds}")
     return f"{text} ({', '.join(told)})" if told else text
 
 
@@ -171,7 +169,7 @@ def _beside(report: Report, story: Story, cut: str) -> list[str]:
     """Say what the controls did, those of one kind together."""
     by_kind: dict[str, list[float]] = {}
     for name in story.controls:
-        by_kind.setdefault(_control(report, name, cut), []).append(mean_ratio(report, name))
+        by_kind.setdefault(_control(report, name, cut), []).append(report.mean(name).ratio_to_base)
     guess, entries = report.guessing(), report.variants[cut].entries
 
     def change(value: float) -> str:

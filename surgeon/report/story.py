@@ -88,12 +88,6 @@ def _rank(report: Report, region: str) -> int:
     return {"magnitude": 1, "bottom": 2}.get(str(drawn(report, region)), 0)
 
 
-def mean_ratio(report: Report, variant: str) -> float:
-    """Return a variant's mean perplexity as a multiple of the base's; of a control drawn several times, the mean."""
-    logs = [report.summary[draw].log_geometric_mean_perplexity for draw in report.draws(variant)]
-    return exponential(math.fsum(logs) / len(logs) - report.summary["base"].log_geometric_mean_perplexity)
-
-
 def scored_languages(report: Report) -> set[str]:
     """Return the languages on whose text importance was scored."""
     return {item.language for item in report.scores}

@@ -160,7 +160,7 @@ def languages_table(
         for name in others:
             item = measured[name][code]
             log = item.log_perplexity - base.log_perplexity
-            several = report is not None and len(report.draws(name)) > 1  # whose bounds are the range of the draws
+            several = report is not None and report.is_range(name)  # whose bounds are the range of the draws
             bounds = "range" if several else "interval"
             note = "" if item.low is None else f"{bounds} {interval(item.low, item.high)}"
             times = times_cell(exponential(log), log)
@@ -237,12 +237,12 @@ def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> li
         rows = []
         for group in dict.fromkeys(group for name in shown for group in item.found[name]):
             name = report.language(group).name if item.by == "language" else group
-            cells = [_cell(report, item, quantity, model, group) for model in shown]
+            cells = [_cell(report, kind, quantity, model, group) for model in shown]
             for i, model in enumerate(shown if quantity is item.quantities[0] else ()):
                 remark = item.remarks.get(model, {}).get(group)
                 cells[i] = cells[i] if remark is None else replace(cells[i], text=f"{cells[i].text}; {remark}")
             rows.append(Row(as_cells(name, *cells)))
-        means = [_cell(report, item, quantity, model, None) for model in shown if item.overall]
+        means = [_cell(report, kind, quantity, model, None) for model in shown if item.overall]
         chance = "" if quantity.chance is None else f" By chance {quantity_text(quantity, quantity.chance)}."
         note = f"{capital(quantity.worse)} is worse.{chance}"
         note += "" if quantity.compare == "base" else " In brackets the change from the base; * is more than chance."
@@ -275,11 +275,11 @@ def _chance_words(report: Report, item: MeasurementReport, variants: Sequence[st
 
 def summary_table(report: Report) -> Grid:
     """Show every measurement but perplexity over all groups: a row per variant, a column per quantity."""
-    others = [item for kind, item in report.measurements.items() if kind != PERPLEXITY and item.overall]
-    told = [(item, quantity) for item in others for quantity in item.quantities]
+    others = {kind: item for kind, item in report.measurements.items() if kind != PERPLEXITY and item.overall}
+    told = [(kind, quantity) for kind, item in others.items() for quantity in item.quantities]
     draws = {draw for name in report.measured_alone for draw in report.draws(name)}
     rows = []
-    for name in dict.fromkeys(name for item in others for name in item.overall):
+    for name in dict.fromkeys(name for item in others.values() for name in item.overall):
         if name in report.measured_alone or name not in draws:
             rows.append(Row(as_cells(report.label(name), *(_cell(report, *one, name, None) for one in told))))
     heads = [capital(with_unit(quantity)) for _, quantity in told]
@@ -287,14 +287,13 @@ def summary_table(report: Report) -> Grid:
     return Grid("Other measurements", ("variant", *heads), rows, note)
 
 
-def _cell(report: Report, item: MeasurementReport, quantity: Quantity, model: str, group: str | None) -> Cell:
+def _cell(report: Report, kind: str, quantity: Quantity, model: str, group: str | None) -> Cell:
     """Show a value of a group, or the mean of all, and in brackets its change; bounds stand in the note."""
-    draws = report.draws(model)
-    figure = item.averaged(draws, group, quantity.name)
+    figure = report.figure(kind, model, group, quantity.name)
     if figure is None:
         return Cell("-")
     said, change, bounds = figure_texts(quantity, figure)
     if change is not None:
         said += f" ({change}){'*' if figure.beyond_chance else ''}"
-    note = "" if bounds is None else f"{'range' if len(draws) > 1 else 'interval'} {bounds}"
+    note = "" if bounds is None else f"{'range' if report.is_range(model) else 'interval'} {bounds}"
     return Cell(said, order_of(figure.value), note=note)
