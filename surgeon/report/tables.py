@@ -156,20 +156,7 @@ def languages_table(
     tested = report.measurements.get(PERPLEXITY) if report is not None else None
     rows = []
     for code, base in measured[first].items():
-        known, cells = named(code), []
-        for name in others:
-            item = measured[name][code]
-            log = item.log_perplexity - base.log_perplexity
-            several = report is not None and report.is_range(name)  # whose bounds are the range of the draws
-            bounds = "range" if several else "interval"
-            note = "" if item.low is None else f"{bounds} {interval(item.low, item.high)}"
-            times = times_cell(exponential(log), log)
-            if report is not None and is_lost(log, report.guessing(code)):
-                times = replace(times, text=f"{times.text}°")
-            cell = _beside(number(item.perplexity), times, note)
-            figure = tested.found.get(name, {}).get(code, {}).get(PERPLEXITY) if tested is not None else None
-            by_chance = figure is not None and not several and figure.beyond_chance is False
-            cells.append(replace(cell, ratio=None, note=f"{note}; may be chance") if by_chance else cell)
+        known, cells = named(code), [_times(report, name, code, measured[name][code], base) for name in others]
         per_byte = measured[bits][code].bits_per_byte
         data = {key.removeprefix("rank_"): at for key, at in (places or {}).get(code, {}).items() if "rank" in key}
         data["search"] = f"{known.name} {code} {known.script} {known.family}".lower()
@@ -187,6 +174,22 @@ def languages_table(
     rows.sort(key=lambda row: int(row.data.get("script", 0)))
     foot = None if report is None else _means(measured)
     return Grid("Perplexity", heads, rows, note, ("script", "family"), foot)
+
+
+def _times(report: Report | None, name: str, code: str, item: Perplexity, base: Perplexity) -> Cell:
+    """Show a variant's perplexity in a language, and the multiple of the base's, as far as it is more than chance."""
+    log = item.log_perplexity - base.log_perplexity
+    several = report is not None and report.is_range(name)  # whose bounds are the range of the draws
+    note = "" if item.low is None else f"{'range' if several else 'interval'} {interval(item.low, item.high)}"
+    cell = _beside(number(item.perplexity), times_cell(exponential(log), log), note)
+    if report is None:
+        return cell
+    if is_lost(log, report.guessing(code)):
+        cell = replace(cell, text=f"{cell.text}°")
+    tested = report.measurements.get(PERPLEXITY)
+    figure = tested.found.get(name, {}).get(code, {}).get(PERPLEXITY) if tested is not None else None
+    by_chance = figure is not None and not several and figure.beyond_chance is False
+    return replace(cell, ratio=None, note=f"{note}; may be chance") if by_chance else cell
 
 
 def _beside(perplexity: str, times: Cell, note: str = "") -> Cell:
