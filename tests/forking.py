@@ -37,7 +37,7 @@ Case = dict[str, Any]
 LIBRARIES = (
     "surgeon.api", "surgeon.cli", "surgeon.diff.comparison", "surgeon.hub.rebuild", "surgeon.measure.verification",
     "surgeon.model.continuations", "surgeon.model.layer_stack", "surgeon.report.html", "surgeon.scores.grad_param",
-    "surgeon.scores.score_pass", "surgeon.scoring.select", "surgeon.scoring.shared", "surgeon.views.inspection",
+    "surgeon.scores.score_pass", "surgeon.scoring", "surgeon.views.inspection",
     "surgeon.views.terminal", "jinja2", "vl_convert", "transformers.conversion_mapping",
     "transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama",
 )  # fmt: skip
@@ -194,11 +194,13 @@ def warm_up() -> None:
     Nothing is drawn in it: what draws has threads, which a fork would lack.
     """
     import surgeon
+    from surgeon.memory import require_room_for_figures
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         draw_nothing(patch)
         patch.setenv("SURGEON_CACHE", str(Path(folder, "cache")))
         surgeon.apply("zero_core", output=Path(folder, "out"), overrides=LITTLE)
+    require_room_for_figures.cache_clear()  # which a fork that draws has to ask for
 
 
 def run(case: Case, logs: Path) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from surgeon.checkpoint.naming import Place
-from surgeon.region.controls import random_like
-from surgeon.region.dimensions import SPREAD_AT, Cell, Dimension, Spread, Trace, profile
+from surgeon.region.dimensions import SPREAD_AT, Cell, Dimension, Spread, Trace, profile, random_like
 from surgeon.region.overlap import likenesses
 from surgeon.region.region import Region
 from surgeon.report import grid
