@@ -70,8 +70,10 @@ def opened_bytes(path: Path) -> Iterator[io.BufferedReader]:
             with path.open("rb") as file:
                 yield file
         else:
-            with unpack(path) as packed, closing(io.BufferedReader(_Bounded(path, packed), 1 << 16)) as data:
-                yield data
+            with unpack(path) as packed:
+                bounded: io.RawIOBase = _Bounded(path, packed)
+                with closing(io.BufferedReader(bounded, 1 << 16)) as data:
+                    yield data
     except _DAMAGES as error:
         damaged = "cannot be read" if unpack is None else f"not a {path.suffix} file that can be unpacked"
         raise InputError(f"{path}: {damaged} ({str(error) or type(error).__name__})") from None
