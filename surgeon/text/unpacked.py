@@ -71,8 +71,8 @@ def opened_bytes(path: Path) -> Iterator[io.BufferedReader]:
                 yield file
         else:
             with unpack(path) as packed:
-                bounded: io.RawIOBase = _Bounded(path, packed)
-                with closing(io.BufferedReader(bounded, 1 << 16)) as data:
+                data: io.BufferedReader = io.BufferedReader(_Bounded(path, packed), 1 << 16)
+                with closing(data):
                     yield data
     except _DAMAGES as error:
         damaged = "cannot be read" if unpack is None else f"not a {path.suffix} file that can be unpacked"
