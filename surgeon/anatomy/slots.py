@@ -187,9 +187,9 @@ def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
             if origin.target in parameters:
                 slots[names[0]] = _whole(parameters[origin.target])
             continue
-        laid_out = _found(origin, shapes, model, state, laid)
-        by_output |= dict.fromkeys(laid_out.outputs, origin)
-        slots |= _slots(laid_out, names, shapes, parameters)
+        one = _laid_out(origin, shapes, model, state, laid)
+        by_output |= dict.fromkeys(one.outputs, origin)
+        slots |= _slots(one, names, shapes, parameters)
     return Names(by_output, slots)
 
 
@@ -224,11 +224,11 @@ class _Laid:
             parts = name.split(".")
             return ".".join(new[i] if i in differ and part == old[i] else part for i, part in enumerate(parts))
 
-        pieces = {number: [(moved(path), *rest) for path, *rest in found] for number, found in self.pieces.items()}
+        pieces = {number: [(moved(path), *rest) for path, *rest in boxes] for number, boxes in self.pieces.items()}
         return _Laid(target, tuple(map(moved, self.outputs)), pieces)  # type: ignore[arg-type]
 
 
-def _found(
+def _laid_out(
     origin: Origin,
     shapes: Mapping[str, tuple[int, ...]],
     model: Any,
@@ -285,10 +285,10 @@ def _lay(target: str, outputs: Mapping[str, Traced | None], shapes: Sequence[tup
         for box in value.boxes if value is not None else ():
             pieces.setdefault(box.number, []).extend((path, *piece) for piece in _pieces(box))
     whole = {}
-    for number, found in pieces.items():
-        entries = sum(math.prod(at.stop - at.start for at in index) for _, index, _, _ in found)
-        if entries == math.prod(shapes[number]) and len(found) <= _MOST_PIECES:
-            whole[number] = found
+    for number, boxes in pieces.items():
+        entries = sum(math.prod(at.stop - at.start for at in index) for _, index, _, _ in boxes)
+        if entries == math.prod(shapes[number]) and len(boxes) <= _MOST_PIECES:
+            whole[number] = boxes
     return _Laid(target, tuple(outputs), whole)
 
 
@@ -300,10 +300,10 @@ def _slots(
 ) -> dict[str, Slot]:
     """Return the slots of an origin's tensors, `names` in their order."""
     slots = {}
-    for number, found in laid.pieces.items():
+    for number, boxes in laid.pieces.items():
         name = names[number]
-        if all(path in parameters for path, *_ in found):
-            pieces = tuple(Piece(parameters[path], *rest) for path, *rest in found)  # type: ignore[arg-type]
+        if all(path in parameters for path, *_ in boxes):
+            pieces = tuple(Piece(parameters[path], *rest) for path, *rest in boxes)  # type: ignore[arg-type]
             slots[name] = Slot(pieces, tuple(shapes[name]), _order(pieces, shapes[name]))
     return slots
 

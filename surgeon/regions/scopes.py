@@ -50,6 +50,8 @@ class Scope:
     ) -> dict[str, Mask]:
         """Return the entries selected of tensors that share a cut; it is made where their scores are.
 
+        These are numpy's, or torch's on a device; `region.select.on_host` brings those.
+
         Raises:
             InputError: a score is negative or not a number.
         """
