@@ -12,7 +12,8 @@ from surgeon.checkpoint.fingerprint import refuse_changed
 from surgeon.checkpoint.quantized import codecs_of, remarks, unread_quantization
 from surgeon.checkpoint.sources import is_hub_file, local_file, look_again
 from surgeon.checkpoint.storage import TensorInfo, read_header
-from surgeon.diff.diff import BYTEWISE, Diff, TensorDiff, chunks, compare_checkpoints
+from surgeon.diff.diff import BYTEWISE, Diff, TensorDiff, compare_checkpoints
+from surgeon.diff.entries import chunks
 from surgeon.errors import InputError, RegionError, present, shorten
 from surgeon.progress import Progress
 from surgeon.region.overlap import Overlap, overlap
