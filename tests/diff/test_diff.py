@@ -308,10 +308,10 @@ def test_memory_stays_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.undo()
     peaks = []
-    for entries in (1 << 22, 1 << 24):
-        array = np.zeros((entries // 1024, 1024), np.uint8).view(ml_dtypes.float8_e5m2)
-        left = Checkpoint.open(write(tmp_path / f"{entries}a.safetensors", {"layers.0.mlp.up_proj.weight": array}))
-        right = Checkpoint.open(write(tmp_path / f"{entries}b.safetensors", {"layers.0.mlp.up_proj.weight": array}))
+    for size in (1 << 22, 1 << 24):
+        array = np.zeros((size // 1024, 1024), np.uint8).view(ml_dtypes.float8_e5m2)
+        left = Checkpoint.open(write(tmp_path / f"{size}a.safetensors", {"layers.0.mlp.up_proj.weight": array}))
+        right = Checkpoint.open(write(tmp_path / f"{size}b.safetensors", {"layers.0.mlp.up_proj.weight": array}))
         del array
         tracemalloc.start()
         compare_checkpoints(left, right)
