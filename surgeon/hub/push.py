@@ -107,14 +107,20 @@ def push(parcel: Parcel, target: Target) -> PushReport:
                     url = f"{api.endpoint}/{target.repo}/discussions/{number}"
                     return _nothing_to_do(parcel, target, url, head)
         copies = _copies(api, parcel, target, changed)
-        commit, copied = _commit(api, parcel, target, branch, changed, copies, stale)
+        try:
+            commit = _commit(api, parcel, target, branch.head, _operations(parcel, changed, copies, stale))
+        except Exception as error:  # if the Hub will not copy between the two repositories, send those files from here
+            if not copies or not _copying_failed(error):
+                raise
+            copies = set()
+            commit = _commit(api, parcel, target, branch.head, _operations(parcel, changed, copies, stale))
         _check_arrived(api, parcel, target, commit.oid)
         return PushReport(
             address=target.address,
             url=commit.pr_url or commit.commit_url,
             commit=commit.oid,
-            sent=len(changed) - copied,
-            copied=copied,
+            sent=len(changed) - len(copies),
+            copied=len(copies),
             removed=len(stale),
             unchanged=unchanged,
         )
@@ -244,16 +250,8 @@ def _copies(api: HfApi, parcel: Parcel, target: Target, changed: list[Item]) -> 
     }
 
 
-def _commit(
-    api: HfApi,
-    parcel: Parcel,
-    target: Target,
-    branch: _Branch,
-    changed: list[Item],
-    copies: set[str],
-    stale: list[str],
-) -> tuple[Any, int]:
-    """Make the commit; if the Hub will not copy between the two repositories, send those files from here."""
+def _operations(parcel: Parcel, changed: Sequence[Item], copies: set[str], stale: Sequence[str]) -> list[Operation]:
+    """Return what the commit does: files that the Hub copies from the source, files that are sent, files that go."""
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
     operations: list[Operation] = [CommitOperationDelete(path, is_folder=False) for path in stale]
@@ -268,20 +266,18 @@ def _commit(
         else:
             content = item.content if isinstance(item.content, bytes) else str(item.content)
             operations.append(CommitOperationAdd(item.path, content))
-    try:
-        commit = api.create_commit(
-            target.repo,
-            operations,
-            commit_message=f"Variant {parcel.folder.resolve().name.removesuffix(PATCH)}, made by surgeon",
-            revision=target.revision,
-            create_pr=target.create_pr,
-            parent_commit=branch.head,
-        )
-    except Exception as error:
-        if copies and _copying_failed(error):
-            return _commit(api, parcel, target, branch, changed, set(), stale)
-        raise
-    return commit, len(copies)
+    return operations
+
+
+def _commit(api: HfApi, parcel: Parcel, target: Target, parent: str, operations: list[Operation]) -> Any:
+    return api.create_commit(
+        target.repo,
+        operations,
+        commit_message=f"Variant {parcel.folder.resolve().name.removesuffix(PATCH)}, made by surgeon",
+        revision=target.revision,
+        create_pr=target.create_pr,
+        parent_commit=parent,
+    )
 
 
 def _copying_failed(error: BaseException) -> bool:
