@@ -204,13 +204,13 @@ main()
 """
 COPYING = """
 import time, surgeon.write.shards as shards
-real = shards.write_fully
-def slow(writer, chunk):
+real = shards._Writer.put
+def slow(writer, data):
     print("here", flush=True)
     time.sleep(0.1)
-    real(writer, chunk)
+    real(writer, data)
 shards._BUFFER_BYTES = 1024
-shards.write_fully = slow
+shards._Writer.put = slow
 from surgeon.cli import main
 main()
 """
