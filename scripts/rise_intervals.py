@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from surgeon.checkpoint.store import cache_folder, recall
-from surgeon.measure.intervals import LEVEL, resampled_changes
+from surgeon.measure.uncertainty import LEVEL, resampled_changes
 from surgeon.model.results import Sums
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models run slower on two t
 
 import hypothesis
 import pytest
+from forking import run_forked
 from hub_server import TOKEN, LoopbackHub
 
 # The same examples every time, and no deadline on a busy machine.
 hypothesis.settings.register_profile("surgeon", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("surgeon")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests come first, so that no worker waits long for another in the end."""
+    long = {item.path for item in items if item.get_closest_marker("slow") or item.path.name == "test_docs.py"}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -205,21 +211,18 @@ def hub() -> Iterator[LoopbackHub]:
         yield server
 
 
-# The client waits between its retries; these tests do not.
-_SURGEON = "import time; time.sleep = lambda seconds: None; from surgeon.cli import main; main()"
-
-
 @pytest.fixture
 def surgeon_on_hub(hub: LoopbackHub, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`surgeon_on_hub("inspect", "hf://org/name", token=None)` runs the command line with `hub` as its Hub.
 
-    A process of its own, as the client library reads its settings when it is imported.
+    The client waits between its retries; this one does not.
     """
 
     def run(*arguments: str | Path, token: str | None = TOKEN, **changes: str) -> subprocess.CompletedProcess[str]:
         environment = hub.environment(tmp_path / "hf_home", token) | changes
-        command = [sys.executable, "-c", _SURGEON, *map(str, arguments)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        case = {"arguments": [*map(str, arguments)], "environment": environment, "alone": True, "impatient": True}
+        (done,) = run_forked([case])
+        return subprocess.CompletedProcess(arguments, done["code"], done["stdout"], done["stderr"])
 
     return run
 

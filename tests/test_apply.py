@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import with_pictures
-from forking import surgeon_forked
+from forking import run_forked, surgeon_forked
 
 import surgeon
 import surgeon.checkpoint.storage
@@ -316,24 +315,23 @@ def test_a_run_killed_at_any_stage_is_finished_by_the_same_command_without_scori
     recipe: RecipeMaker, tmp_path: Path
 ) -> None:
     path, out, cache = recipe(), tmp_path / "out", tmp_path / "cache"
-    command = [sys.executable, "-m", "surgeon", "apply", str(path)]
-    environment = {**os.environ, "SURGEON_CACHE": str(with_pictures(cache))}
+    environment = {"SURGEON_CACHE": str(with_pictures(cache))}
     stages = {
-        "first language scored": lambda: len(list(cache.glob("scores/*.safetensors"))) >= 1,
-        "all languages scored": lambda: len(list(cache.glob("scores/*.safetensors"))) >= 2,
-        "variant staged": lambda: (out / "variants").is_dir(),
+        "first language scored": ("surgeon.scoring.scoring", "publish_sealed"),
+        "all languages scored": ("surgeon.scoring.scoring", "publish_sealed"),  # the second: the first is there
+        "variant staged": ("surgeon.run", "stage_variant"),
+        "variant published": ("surgeon.api", "publish_variants"),
     }
     scored: dict[Path, int] = {}
-    for stage, reached in stages.items():
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not reached() and process.poll() is None:
-            time.sleep(0.001)
-        process.kill()
-        process.wait()
+    for count, (stage, (owner, name)) in enumerate(stages.items(), 1):
+        strike = {"owner": owner, "name": name, "nth": 1, "after": True, "how": "SIGKILL"}
+        (killed,) = run_forked([{"arguments": ["apply", str(path)], "strike": strike}], **environment)
+        assert killed["code"] == -signal.SIGKILL, (stage, killed)
         variant = out / "variants" / "cut"
         assert not variant.exists() or Checkpoint.open(variant), stage
         assert not (out / "report.json").exists() or Report.load(out / "report.json"), stage
         known = {file: file.stat().st_mtime_ns for file in cache.glob("scores/*.safetensors")}
+        assert len(known) == min(count, 2), stage
         assert {file: stamp for file, stamp in known.items() if file in scored} == scored, stage
         scored = known
     finished = surgeon_forked("apply", path, **environment)

@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import vl_convert
 import yaml
 from hub_server import LoopbackHub
 from typer.testing import CliRunner
+from undrawn import draw_nothing
 
 from surgeon.api import find_recipe, plan_recipe
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.cli import app
 from surgeon.hub.rebuild import is_published
 from surgeon.recipe.reading import load_recipe
-from surgeon.recipe.schema import Recipe
-from surgeon.recipe.written import recipe_schema
+from surgeon.recipe.schema import Recipe, recipe_schema
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,15 +68,6 @@ NOT_RUN = {
 FRAGMENTS = {"freezing.md": "pieces of a training loop; tests/test_freeze_*.py run them in whole ones"}
 # Pictures are drawn for these pages; for the others drawing would take longer than all that they say.
 DRAWN = {"python.md"}
-PIXEL = (
-    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
-    "0000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082"
-)
-NOT_DRAWN = {
-    "vegalite_to_svg": lambda spec: "<svg></svg>",
-    "svg_to_png": lambda drawing, scale: bytes.fromhex(PIXEL),
-    "javascript_bundle": lambda script: "",
-}
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 
@@ -169,8 +159,7 @@ def test_what_a_page_says_runs(
     if path.name in DRAWN:
         monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "cache"))  # where nothing is kept that was not drawn
     else:
-        for drawing, instead in NOT_DRAWN.items():
-            monkeypatch.setattr(vl_convert, drawing, instead)
+        draw_nothing(monkeypatch)
     prepare(tmp_path)
     names: dict[str, Any] = {}
     for kind, text in steps(path.read_text(encoding="utf-8")):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import ast
 import io
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ModelMaker
+from forking import run_forked
 
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
@@ -119,21 +118,16 @@ def yes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_the_command_line_runs_no_code_although_stdin_says_yes(llama: Path, tmp_path: Path) -> None:
     model = with_code(llama, tmp_path / "m", config={}, tokenizer=OWN_TOKENIZER)
-    done = subprocess.run(
-        [sys.executable, "-m", "surgeon", "verify", str(model), "--json", "--languages", "en", "--tokens", "24"],
-        input="y\n" * 20,
-        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["verify", str(model), "--json", "--languages", "en", "--tokens", "24"]
+    own = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    (done,) = run_forked([{"arguments": command, "stdin": "y\n" * 20, "environment": own}])
     assert not (tmp_path / "ran").exists()
-    assert "[y/N]" not in done.stdout
-    assert "Traceback" not in done.stderr
-    if done.returncode == 0:  # with the tokenizer.json that lies there, as transformers reads it
-        json.loads(done.stdout)
+    assert "[y/N]" not in done["stdout"]
+    assert "Traceback" not in done["stderr"]
+    if done["code"] == 0:  # with the tokenizer.json that lies there, as transformers reads it
+        json.loads(done["stdout"])
     else:
-        assert "the tokenizer is code inside the repository" in done.stderr
+        assert "the tokenizer is code inside the repository" in done["stderr"]
 
 
 @pytest.mark.usefixtures("yes")

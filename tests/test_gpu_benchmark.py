@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forking import program_forked
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
 
 
 @pytest.mark.slow
 def test_it_runs_on_a_cpu(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARK), str(tmp_path), "--device", "cpu", "--size", "tiny", "--families"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = program_forked(BENCHMARK, tmp_path, "--device", "cpu", "--size", "tiny", "--families", undrawn=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["right"] == {"builtin": {"jaccard": 1.0, "score": 0.0, "perplexity": 0.0}}

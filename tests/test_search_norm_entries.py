@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from forking import program_forked
 
 import surgeon
 
@@ -19,10 +18,8 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "search_norm_entries.py"
 def test_the_worst_entry_is_as_bad_in_a_recipe(recipe: Callable[..., Path], tmp_path: Path) -> None:
     path = recipe()
     options = ["--languages", "de", "fr", "--dimensions", "3", "--tokens", "64", "--by", "-30", "--show", "12"]
-    done = subprocess.run(
-        [sys.executable, SCRIPT, path, "--output", tmp_path / "search", *options],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = program_forked(SCRIPT, path, "--output", tmp_path / "search", *options)
+    assert done.returncode == 0, done.stderr
     found = re.findall(r"^(\S+)\[(\d+)\]  de x(\S+)  fr x(\S+)  \(", done.stdout, re.MULTILINE)
     assert len(found) == 12  # two norms in each of two layers, three dimensions
     products = [float(german) * float(french) for _, _, german, french in found]

@@ -35,7 +35,7 @@ def smollm2() -> Path:
 def test_the_core_carries_every_language_and_the_controls_do_not(smollm2: Path, tmp_path: Path) -> None:
     """One percent of each tensor: core at least x1000, bottom at most x1.05, random in between.
 
-    A smaller sample, fewer tokens and languages than the shipped recipe's, to keep the test to a minute.
+    A smaller sample, fewer tokens and languages than the shipped recipe's, to keep the test short.
     """
     import torch
 
@@ -47,11 +47,12 @@ def test_the_core_carries_every_language_and_the_controls_do_not(smollm2: Path, 
             output=tmp_path / "out",
             overrides=[
                 f"model={smollm2}",
-                "regions.core.score.samples=2",
-                "regions.core.score.languages=[ar, es, zh]",
-                "regions.core.score.sequence_length=128",
+                "regions.core.score.samples=1",
+                "regions.core.score.languages=[ar, zh]",
+                "regions.core.score.sequence_length=64",
+                "variants.random-zeroed.sweep.seed.to=[0, 1]",
                 "verify.tokens=32",
-                "verify.languages=[en, zh, sw]",
+                "verify.languages=[en, zh]",
                 "verify.new_tokens=2",
             ],
         )
@@ -65,14 +66,13 @@ def test_the_core_carries_every_language_and_the_controls_do_not(smollm2: Path, 
     assert 0.9 < min(drawn) <= max(drawn) < 10  # 32 tokens a language: a draw may be a little better than the base
     assert ratios["bottom-zeroed"] < np.median(drawn)
     base, cut = report.perplexity["base"], report.perplexity["core-zeroed"]
-    assert len(base) == 3
+    assert len(base) == 2
     assert all(cut[language].perplexity > 10 * base[language].perplexity for language in base)
 
     source, variant = Checkpoint.open(smollm2), Checkpoint.open(tmp_path / "out" / "variants" / "core-zeroed")
     region = Region.load(tmp_path / "out" / "regions" / "core.region.safetensors")
     for name in source.tensors:
         changed = (source.array(name).reshape(-1) != variant.array(name).reshape(-1)).nonzero()[0]
-        expected = region.indices(name) if name in region else []
-        assert set(changed.tolist()) <= set(map(int, expected))
+        assert np.isin(changed, region.indices(name) if name in region else []).all()
         if name in region:
             assert region[name].entries == int(0.01 * source.tensors[name].numel)

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from surgeon.errors import FreezeError
     from surgeon.freeze.bundle import Bundle, write_bundle
-    from surgeon.freeze.freezing import freeze
+    from surgeon.freeze.freezing import freeze, merge
     from surgeon.freeze.frozen import Frozen
     from surgeon.freeze.lightning import LightningFreeze
-    from surgeon.freeze.peft import merge
     from surgeon.freeze.saved import verify_saved
     from surgeon.freeze.sparse import adapter_region, shira
     from surgeon.freeze.tokens import token_rows
@@ -41,7 +40,7 @@ _HOMES = {
     "LightningFreeze": "surgeon.freeze.lightning",
     "adapter_region": "surgeon.freeze.sparse",
     "freeze": "surgeon.freeze.freezing",
-    "merge": "surgeon.freeze.peft",
+    "merge": "surgeon.freeze.freezing",
     "release": "surgeon.freeze.watch",
     "shira": "surgeon.freeze.sparse",
     "token_rows": "surgeon.freeze.tokens",

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from torch.nn import Parameter
 
+from surgeon.checkpoint.ties import stored_copies
 from surgeon.errors import FreezeError
-from surgeon.freeze.bundle import Bundle, aliases, allowed_shapes
+from surgeon.freeze.bundle import Bundle, allowed_shapes
 from surgeon.freeze.layout import is_plain, shape_of
 from surgeon.region.region import Indices, Region, united
 
@@ -56,7 +57,7 @@ def bind(bundle: Bundle, parameters: Mapping[str, Parameter]) -> tuple[dict[str,
     known = [place for found in places.values() for place in found] if bundle.tensors else []
     allowed = allowed_shapes((place.shape, shape_of(place.parameter)) for place in known)
     for name in bundle.names():
-        found = [place for alias in aliases(bundle.ties, name) for place in places.get(alias, ())]
+        found = [place for alias in stored_copies(bundle.ties, name) for place in places.get(alias, ())]
         distinct = list({id(place.parameter): place for place in found}.values())
         odd = next((place for place in distinct if shape_of(place.parameter) not in allowed(place.shape)), None)
         if not distinct:
@@ -75,6 +76,27 @@ def bind(bundle: Bundle, parameters: Mapping[str, Parameter]) -> tuple[dict[str,
     return chosen, misfits
 
 
+def bind_all(bundle: Bundle, parameters: Mapping[str, Parameter]) -> dict[str, list[Bound]]:
+    """Find all tensors of the bundle in the model.
+
+    Raises:
+        FreezeError: one has no place there, or the names fit several parts of the model equally well.
+    """
+    chosen, misfits = bind(bundle, parameters)
+    if misfits:
+        raise FreezeError(refusal(bundle, misfits))
+    return chosen
+
+
+def refusal(bundle: Bundle, misfits: Mapping[str, str]) -> str:
+    """Say that a bundle does not fit, with the first reason and the number of others."""
+    if not misfits:
+        return f"{bundle.source}: freezes nothing"
+    name, reason = next(iter(misfits.items()))
+    others = f" ({len(misfits)} of {len(bundle.names())} tensors do not fit)" if len(misfits) > 1 else ""
+    return f"{bundle.source}: tensor '{name}': {reason}{others}"
+
+
 def by_parameter(chosen: Mapping[str, Sequence[Bound]], region: Region) -> Iterator[tuple[str, int, Bound, Indices]]:
     """Yield each bound parameter once, with the union of the entries that its tensors have in a region.
 
@@ -91,7 +113,9 @@ def by_parameter(chosen: Mapping[str, Sequence[Bound]], region: Region) -> Itera
 
 def _places(bundle: Bundle, parameters: Mapping[str, Parameter]) -> dict[str, list[Bound]]:
     """Bind every name of the bundle, tied ones included: as the model class names it, else as it is on disk."""
-    shapes = {alias: bundle.region.shapes[name] for name in bundle.names() for alias in aliases(bundle.ties, name)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in bundle.names():
+        shapes |= dict.fromkeys(stored_copies(bundle.ties, name), bundle.region.shapes[name])
     in_class = {name: tensor.place.name for name, tensor in bundle.tensors.items() if tensor.place}
     places: dict[str, list[Bound]] = {}
     for name, partners in match_all(sorted(shapes), parameters, in_class).items():

@@ -309,10 +309,10 @@ def stored_tensors(folder: Path) -> dict[str, TensorInfo]:
     Raises:
         FreezeError: there is none, or one is damaged.
     """
-    return {name: copies[-1] for name, copies in stored_copies(folder).items()}
+    return {name: copies[-1] for name, copies in tensors_by_name(folder).items()}
 
 
-def stored_copies(folder: Path) -> dict[str, list[TensorInfo]]:
+def tensors_by_name(folder: Path) -> dict[str, list[TensorInfo]]:
     """Return all tensors by name in the files of a checkpoint that a loader reads: an index's, or `model.safetensors`.
 
     Where a folder has neither, all its safetensors files count, and a name may be there more than once.
@@ -365,8 +365,3 @@ def allowed_shapes(pairs: Iterable[tuple[Shape, Shape]]) -> Callable[[Shape], tu
     rows = {(then[0], now[0]) for then, now in pairs if then and now[1:] == then[1:] and now[0] > then[0]}
     few, many = rows.pop() if len(rows) == 1 else (-1, -1)
     return lambda shape: (shape, (many, *shape[1:])) if shape[:1] == (few,) else (shape,)
-
-
-def aliases(ties: Iterable[Sequence[str]], name: str) -> tuple[str, ...]:
-    """Return all names of the parameter `name`, itself first."""
-    return (name, *(alias for group in ties if name in group for alias in group if alias != name))

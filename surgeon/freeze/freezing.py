@@ -1,4 +1,4 @@
-"""`freeze`: a model and a bundle make the `Frozen` object that keeps the promise."""
+"""`freeze`: a model and a bundle make the `Frozen` object that keeps the promise; `merge` keeps it for an adapter."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import numpy as np
 import torch
 
 from surgeon.errors import FreezeError
-from surgeon.freeze.binding import Bound, bind, by_parameter
+from surgeon.freeze.binding import Bound, bind, bind_all, by_parameter, refusal
 from surgeon.freeze.bundle import Bundle
-from surgeon.freeze.fitting import bundle_of, other_values, refusal
 from surgeon.freeze.frozen import Frozen
 from surgeon.freeze.held import Held
-from surgeon.freeze.optimizers import refuse_unknown
+from surgeon.freeze.hooks import refuse_unknown
+from surgeon.freeze.layout import shape_of
+from surgeon.freeze.saved import other_values
 from surgeon.freeze.trained import TrainedEntries
 from surgeon.freeze.watch import watches_on
-from surgeon.region.region import Region
+from surgeon.region.region import Mask, Region, encode_indices
 
 logger = logging.getLogger(__name__)
 _MOST = 0.1  # share of entries that train up to which these are held, and not the frozen ones
@@ -53,6 +54,31 @@ def freeze(
     refuse_unknown(optimizer)
     bundle = bundle_of(model, source, train_only)
     return take(model, bundle, strict, check_values)
+
+
+def merge(
+    model: Any, source: str | Path | Bundle | Region | None = None, *, train_only: bool = False, **options: Any
+) -> Any:
+    """Merge a PEFT model's adapter with the mask honoured, `W + (1 - M) * dW`; returns the plain model.
+
+    The adapter is trained as ever: it never writes to the base weights, which hold their bits until the merge.
+    The merged model is therefore not quite the one that was trained, where the adapter acted inside the region
+    too; measure it. `train_only`, `strict` and `check_values` are those of `freeze`.
+
+    Raises:
+        FreezeError: not a PEFT model, its adapter is merged already, or the bundle does not fit.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        raise FreezeError(f"{type(model).__name__} is no PEFT model with an adapter that can be merged")
+    if any(getattr(module, "merged", False) for module in model.modules()):
+        raise FreezeError("the adapter is merged already, so the base values are gone; call unmerge_adapter() first")
+    frozen = take(model, bundle_of(model, source, train_only), **options, keep_values=True)
+    merged = model.merge_and_unload()
+    kept = frozen.restore(merged)
+    frozen.verify(merged)
+    frozen.remove()
+    logger.info("merged the adapter outside of %d frozen entries, which keep the base's values", kept)
+    return merged
 
 
 def take(
@@ -119,3 +145,51 @@ def _refuse_flat_parameters(model: torch.nn.Module) -> None:
                 "the model is wrapped by FSDP1, which flattens its parameters; "
                 "use FSDP2 (fully_shard, or fsdp_version: 2 in accelerate)"
             )
+
+
+def bundle_of(model: torch.nn.Module, source: str | Path | Bundle | Region | None, train_only: bool) -> Bundle:
+    """Return the bundle that is meant: in memory, from a file, or of the checkpoint that the model was loaded from.
+
+    Raises:
+        FreezeError: there is none, or `train_only` is asked of one that says itself what trains.
+    """
+    if source is None:
+        bundle = source_of(model)
+    elif isinstance(source, Region):
+        bundle = Bundle(source, {})
+    else:
+        bundle = source if isinstance(source, Bundle) else Bundle.load(source)
+    if not train_only or bundle.trained is not None:
+        return bundle
+    if bundle.tensors:
+        raise FreezeError(f"{bundle.source}: names entries that are frozen, so it is not for `train_only`")
+    return _all_but(bundle, model)
+
+
+def _all_but(region: Bundle, model: torch.nn.Module) -> Bundle:
+    """Return a bundle that freezes every entry of a model but those of a region."""
+    chosen = bind_all(region, dict(model.named_parameters(remove_duplicate=False)))
+    names = {id(place.parameter): name for name, places in chosen.items() for place in places}
+    inside = {name: names.get(id(parameter)) for name, parameter in model.named_parameters()}
+    shapes = {name: shape_of(p) for name, p in model.named_parameters() if p.is_floating_point()}
+    nothing = np.empty(0, dtype=np.int64)
+
+    def trained(name: str) -> Mask:
+        known = inside[name]
+        return encode_indices(nothing, shapes[name]) if known is None else region.region[known]
+
+    said = Region(shapes, trained)
+    return Bundle(~said, {}, source=region.source, trained=said)
+
+
+def source_of(model: torch.nn.Module) -> Bundle:
+    """Load the bundle of the checkpoint that a model was loaded from, by its `name_or_path`.
+
+    Raises:
+        FreezeError: the model does not say where it is from, or there is no bundle there.
+    """
+    for module in model.modules():
+        name = getattr(module, "name_or_path", None)
+        if isinstance(name, str) and name:
+            return Bundle.load(name, getattr(getattr(module, "config", None), "_commit_hash", None))
+    raise FreezeError("the model does not say from which checkpoint it was loaded: give freeze(model, BUNDLE)")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -20,10 +19,9 @@ from surgeon.errors import FreezeError, shorten
 from surgeon.freeze.binding import bind
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.deepspeed import is_elsewhere, with_master
-from surgeon.freeze.gradients import Gradients
 from surgeon.freeze.held import Held, first_that_differs, sum_over_processes
+from surgeon.freeze.hooks import Gradients, parameters_of, refuse_swapping, tell, tell_no_more, wraps
 from surgeon.freeze.layout import is_distributed
-from surgeon.freeze.optimizers import parameters_of, refuse_swapping, refuse_unknown, tell, tell_no_more, wraps
 from surgeon.freeze.trained import TrainedEntries, needs_whole, short_ones, swap_in, swap_out
 from surgeon.freeze.watch import Watch, release, watch_twins
 
@@ -80,15 +78,6 @@ class Frozen:
     def nbytes(self) -> int:
         """Bytes of memory taken in this process: the saved values, and where they belong."""
         return sum(item.nbytes for item in self.held)
-
-    def attach(self, *optimizers: Any) -> Frozen:
-        """Do nothing but refuse optimizers that cannot be followed; all others are, without being attached.
-
-        Raises:
-            FreezeError: an optimizer is of a kind whose steps cannot be followed.
-        """
-        refuse_unknown(optimizers)
-        return self
 
     def verify(self, model: torch.nn.Module | None = None) -> int:
         """Check that every frozen entry holds its original bits; returns how many were checked.

@@ -1,4 +1,4 @@
-"""`verify_saved`: whether a checkpoint on disk still holds every frozen entry, by the hashes of the bundle alone."""
+"""Whether a saved checkpoint (`verify_saved`), or a parameter, holds the frozen entries, by the bundle's hashes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.plain_json import NotPlain
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo, map_bytes, view
+from surgeon.checkpoint.ties import stored_copies
 from surgeon.checkpoint.torch_files import load_plain, refuse_repeated
 from surgeon.errors import FreezeError, shorten
-from surgeon.freeze.bundle import Bundle, aliases, allowed_shapes, entries_of, fitting, stored_copies
+from surgeon.freeze.binding import Bound, bind
+from surgeon.freeze.bundle import Bundle, allowed_shapes, entries_of, fitting, tensors_by_name
+from surgeon.freeze.layout import TORCH_DTYPES, as_numpy, whole_flat
+from surgeon.region.region import Mask
 
 TORCH_FILES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 _INSIDE = ("state_dict", "model_state_dict", "module", "model")  # where trainers put the weights in their own files
@@ -71,10 +76,41 @@ def frozen_hash(values: NDArray[Any], dtype: str) -> str | None:
     return sha256(cast.tobytes())
 
 
+def other_values(bundle: Bundle, name: str, place: Bound) -> str | None:
+    """Say why the parameter's frozen entries are not those of the bundle; None if they are."""
+    expected = bundle.tensors.get(name)
+    if expected is None:
+        return "was replaced after freeze(), and a bare region has no hashes to compare it by; freeze after that"
+    if frozen_hash(_entries_at(place, bundle.region[name]), expected.dtype) == expected.frozen_sha256:
+        return None
+    stored, loaded = TORCH_DTYPES[expected.dtype], place.parameter.dtype
+    if not _holds(loaded, stored):
+        return (
+            f"stored as {expected.dtype} but loaded as {loaded}, which does not hold all its values, so that "
+            f"they cannot be compared: load the model with dtype={stored}, or pass check_values=False to freeze the "
+            "rounded values"
+        )
+    base = (bundle.base or {}).get("name", bundle.source)
+    return f"its frozen entries are not those of {base}: the model was made from another base, or they were trained"
+
+
+def _entries_at(place: Bound, mask: Mask) -> NDArray[Any]:
+    """Return the entries of a mask where its tensor stands in a model, in ascending flat index."""
+    where = torch.from_numpy(mask.flat() if mask.encoding == "bits" else mask.indices())
+    with whole_flat(place.parameter) as flat:
+        return as_numpy(flat[place.offset : place.offset + mask.numel][where.to(flat.device)].cpu())
+
+
+def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    """True if one dtype holds every value of another: as fine a fraction, and as large and small an exponent."""
+    larger, smaller = torch.finfo(wide), torch.finfo(narrow)
+    return larger.eps <= smaller.eps and larger.max >= smaller.max and larger.tiny <= smaller.tiny
+
+
 def _from_safetensors(path: Path, bundle: Bundle) -> dict[str, list[_Read]]:
     """Read every tensor that bears one of a name's aliases, in every file of the checkpoint that has it."""
-    stored = stored_copies(path)
-    known = {name: [alias for alias in aliases(bundle.ties, name) if alias in stored] for name in bundle.names()}
+    stored = tensors_by_name(path)
+    known = {name: [alias for alias in stored_copies(bundle.ties, name) if alias in stored] for name in bundle.names()}
     copies = {name: [(alias, info) for alias in found for info in stored[alias]] for name, found in known.items()}
     allowed = allowed_shapes((bundle.tensors[name].shape, info.shape) for name in copies for _, info in copies[name])
 
@@ -92,11 +128,6 @@ def _from_safetensors(path: Path, bundle: Bundle) -> dict[str, list[_Read]]:
 
 def _from_torch(path: Path, files: list[Path], bundle: Bundle) -> dict[str, list[_Read]]:
     """Read files of tensors named as in the model class, with whatever prefix a trainer gave them."""
-    import torch
-
-    from surgeon.freeze.binding import Bound, bind
-    from surgeon.freeze.layout import as_numpy
-
     tensors: dict[str, Any] = {}
     for file in files:
         tensors |= _state(file)
@@ -106,18 +137,12 @@ def _from_torch(path: Path, files: list[Path], bundle: Bundle) -> dict[str, list
         raise FreezeError(f"{path}: tensor '{name}': {reason.replace('the model', 'the file')}")
 
     def reader(name: str, place: Bound) -> _Read:
-        def read() -> NDArray[Any]:
-            where = torch.from_numpy(bundle.region.indices(name) + place.offset)
-            return as_numpy(place.parameter.detach().reshape(-1)[where])
-
-        return read
+        return lambda: _entries_at(place, bundle.region[name])
 
     return {name: [reader(name, place) for place in places] for name, places in chosen.items()}
 
 
 def _state(file: Path) -> Mapping[str, Any]:
-    import torch
-
     try:
         data = load_plain(file)
     except NotPlain as error:

@@ -15,11 +15,10 @@ import numpy as np
 import torch
 
 from surgeon.errors import FreezeError
-from surgeon.freeze.binding import bind, by_parameter
+from surgeon.freeze.binding import bind_all, by_parameter
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.entries import bits
-from surgeon.freeze.fitting import bundle_of, refusal
-from surgeon.freeze.freezing import freeze
+from surgeon.freeze.freezing import bundle_of, freeze
 from surgeon.region.region import Indices, Region
 
 
@@ -97,9 +96,7 @@ def _indices(model: torch.nn.Module, bundle: Bundle) -> dict[int, Indices]:
         raise FreezeError(f"{bundle.source}: does not say which entries train; give a `train_only` bundle or a region")
     region = bundle.trained
     tensors = {name: replace(tensor, entries=region[name].entries) for name, tensor in bundle.tensors.items()}
-    chosen, misfits = bind(replace(bundle, region=region, tensors=tensors), dict(model.named_parameters()))
-    if misfits:
-        raise FreezeError(refusal(bundle, misfits))
+    chosen = bind_all(replace(bundle, region=region, tensors=tensors), dict(model.named_parameters()))
     return {id(place.parameter): indices for _, _, place, indices in by_parameter(chosen, region)}
 
 

@@ -22,9 +22,9 @@ from surgeon.errors import FreezeError
 from surgeon.freeze.binding import Bound
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.entries import Entries, bits, encode
-from surgeon.freeze.fitting import other_values
 from surgeon.freeze.held import Held
 from surgeon.freeze.layout import is_distributed, local_flat
+from surgeon.freeze.saved import other_values
 from surgeon.region.region import Indices
 
 _PIECE = 1 << 22  # entries that are hashed or compared at a time

@@ -8,7 +8,8 @@ from typing import Any
 
 import transformers
 
-from surgeon.freeze.bundle import Bundle, aliases, stored_tensors
+from surgeon.checkpoint.ties import stored_copies
+from surgeon.freeze.bundle import Bundle, stored_tensors
 from surgeon.freeze.freezing import freeze
 from surgeon.freeze.frozen import Frozen
 from surgeon.freeze.saved import torch_files, verify_saved
@@ -75,5 +76,5 @@ def _holds_weights(folder: Path, bundle: Bundle) -> bool:
         return False
     if any(folder.glob("*.safetensors")):
         names = stored_tensors(folder).keys()
-        return any(alias in names for name in bundle.names() for alias in aliases(bundle.ties, name))
+        return any(alias in names for name in bundle.names() for alias in stored_copies(bundle.ties, name))
     return any(file.name.startswith("pytorch_model") for file in torch_files(folder))

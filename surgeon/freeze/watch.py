@@ -17,7 +17,7 @@ from torch import Tensor
 
 from surgeon.errors import FreezeError, shorten
 from surgeon.freeze.held import Held
-from surgeon.freeze.optimizers import kind_of, parameters_of, tell, tell_no_more
+from surgeon.freeze.hooks import kind_of, parameters_of, tell, tell_no_more
 
 Slots = Mapping[str, int]  # name of a parameter in a module, and where in `held` its entries are
 

@@ -32,8 +32,7 @@ from surgeon.checkpoint.fingerprint import damaged
 from surgeon.checkpoint.hashing import file_hash, sha256
 from surgeon.errors import CheckpointError, InputError, RecipeError
 from surgeon.hub.patch_card import patch_card
-from surgeon.recipe.lines import plain
-from surgeon.recipe.plain_yaml import read_yaml
+from surgeon.recipe.plain_yaml import plain, read_yaml
 from surgeon.region.patch import Patch, is_patch_file
 from surgeon.report.card import REBUILD, RESULTS, SourceCard, base_model
 from surgeon.report.published import published_manifest

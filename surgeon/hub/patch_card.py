@@ -8,7 +8,7 @@ from surgeon.checkpoint.sources import builtin_names
 from surgeon.errors import InputError
 from surgeon.region.patch import Patch
 from surgeon.report.card import base_model
-from surgeon.report.escaping import markdown, markdown_code, quoted, yaml_text
+from surgeon.report.markup import markdown, markdown_code, quoted, yaml_text
 from surgeon.report.words import count, percent, size
 
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,100}", re.ASCII)

@@ -23,7 +23,7 @@ from surgeon.errors import EnvironmentFailure, InputError, present
 from surgeon.hub.parcel import PATCH, Item, Parcel, pack
 from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe
-from surgeon.report.data import PushReport
+from surgeon.report.entries import PushReport
 from surgeon.write.marker import CARD, MANIFEST, MARKER, RECIPE
 
 if TYPE_CHECKING:

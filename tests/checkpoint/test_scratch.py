@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from forking import program_forked
 
 import surgeon
 from surgeon.checkpoint.store import named_scratch, own_scratch, reclaim_cache
@@ -40,7 +41,7 @@ def scratch() -> list[str]:
 
 
 def test_the_scores_of_a_killed_run_are_gone_after_the_next_one(recipe: RecipeMaker, llama: Path) -> None:
-    killed = subprocess.run([sys.executable, "-c", SCORES, recipe()], capture_output=True, check=False)
+    killed = program_forked(SCORES, recipe())
     assert killed.returncode == -9, killed.stderr
     left = [path for path in Path(os.environ["SURGEON_CACHE"]).rglob("*") if path.suffix == ".safetensors"]
     entries = sum(info.numel for info in surgeon.Checkpoint.open(llama).tensors.values())

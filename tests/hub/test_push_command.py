@@ -78,16 +78,24 @@ def test_a_dry_run_contacts_nobody(
 
 
 def test_the_command_line_as_users_run_it(
-    hub: LoopbackHub, surgeon_on_hub: Callable[..., subprocess.CompletedProcess[str]], local_output: Path
+    hub: LoopbackHub,
+    surgeon_on_hub: Callable[..., subprocess.CompletedProcess[str]],
+    local_output: Path,
+    tmp_path: Path,
 ) -> None:
-    variant = local_output / "variants" / "cut"
+    """What goes through is a process of its own, which imports the client with its settings."""
+    variant, home = local_output / "variants" / "cut", tmp_path / "home"
     hub.fail("PUT", "/lfs/", drop_after=100, times=99, skip=1)
     broken = surgeon_on_hub("push", variant, "org/cut", "--private")
     assert broken.returncode == 3
     hub.faults.clear()
     echo = json.dumps({"warnings": [{"message": f"you sent {TOKEN}"}], "errors": []})
     hub.fail("POST", "/api/validate-yaml", 200, body=echo, headers={"X-HF-Warning": f"token; {TOKEN} is old"})
-    done = surgeon_on_hub("push", variant, "org/cut", "--private")
+    command, settings = (
+        [sys.executable, "-m", "surgeon", "push", variant, "org/cut", "--private"],
+        hub.environment(home),
+    )
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"{hub.endpoint}/org/cut/commit/" in done.stdout
     for word in ("cut", "org/cut/x"):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from forking import program_forked
 
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
@@ -28,8 +27,8 @@ def loss(folder: Path) -> float:
 
 @pytest.mark.slow
 def test_a_mixture_of_the_builtin_model_begins_where_that_ends(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "examples" / "upcycle.py"), str(tmp_path / "mixture"), "--steps", "0"]
-    subprocess.run(command, check=True, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True)
+    done = program_forked(ROOT / "examples" / "upcycle.py", tmp_path / "mixture", "--steps", "0")
+    assert done.returncode == 0, done.stderr
     assert loss(tmp_path / "mixture") == pytest.approx(loss(Checkpoint.open("builtin:tiny30").folder), rel=0.02)
     few = ["model=" + str(tmp_path / "mixture"), "regions.experts.score.samples=1", "verify.tokens=64"]
     few += ["regions.random.select.random=0.0625", "verify.languages=[en]"]

@@ -1,4 +1,4 @@
-"""What every rank of a test needs, imported once, before it is forked."""
+"""What every rank of a test needs, imported and done once, before it is forked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import transformers
 import transformers.conversion_mapping
 import transformers.models.llama.modeling_llama
 import transformers.models.mixtral.modeling_mixtral
+from forking import warm_up
 
 import surgeon.api
 import surgeon.measure.verification
@@ -16,10 +17,7 @@ import surgeon.model.continuations
 import surgeon.model.model
 import surgeon.report.figures
 import surgeon.scoring.shared
-from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.model.model import load_model
 
-# What transformers imports when it is first asked to build a model.
-load_model(Checkpoint.open("builtin:tiny30"), "float32")
+warm_up()
 
 __all__ = ["rich", "surgeon", "torch", "transformers"]

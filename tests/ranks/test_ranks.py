@@ -89,9 +89,9 @@ def same_on_all(folder: Path, recipe: Path, counts: tuple[int, ...], share: floa
     return first
 
 
-def test_the_builtin_model_on_one_to_four_ranks(texts: dict[str, str], tmp_path: Path) -> None:
+def test_the_builtin_model_on_one_and_four_ranks(texts: dict[str, str], tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "builtin:tiny30", texts)
-    same_on_all(tmp_path, recipe, (1, 2, 3, 4))
+    same_on_all(tmp_path, recipe, (1, 4))
 
 
 def test_a_mixture_of_experts_on_one_to_four_ranks(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from conftest import ModelMaker
+from conftest import ModelMaker, tiny_config
 from safetensors.torch import load_file
 
 import surgeon
 from surgeon.api import plan_recipe
+from surgeon.checkpoint.storage import header_bytes
 from surgeon.errors import RecipeError
 from surgeon.region.region import Region
 
@@ -173,9 +175,19 @@ def test_neurons_that_do_not_fit_are_refused(llama: Path, make_model: ModelMaker
     assert "mixture of experts" in refusal([good], make_model("mixtral"))
 
 
-def test_a_super_weight_by_its_published_coordinates(make_model: ModelMaker, tmp_path: Path) -> None:
-    """Layer 1, down projection [2070, 7310], on a model of that width: exactly that entry."""
-    model = make_model("llama", intermediate_size=7400, hidden_size=2080, num_attention_heads=4, num_key_value_heads=1)
+def test_a_super_weight_by_its_published_coordinates(llama: Path, tmp_path: Path) -> None:
+    """Layer 1, down projection [2070, 7310], on a model of that width, all zeros: exactly that entry."""
+    model = Path(shutil.copytree(llama, tmp_path / "model"))
+    config = tiny_config(
+        "llama", intermediate_size=7400, hidden_size=2080, num_attention_heads=4, num_key_value_heads=1
+    )
+    config.save_pretrained(model)
+    with torch.device("meta"):
+        wide = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+    specs = [(name, "F32", tuple(tensor.shape)) for name, tensor in wide.items()]
+    with (model / "model.safetensors").open("wb") as file:
+        file.write(header_bytes(specs, {"format": "pt"}))
+        file.truncate(file.tell() + 4 * sum(tensor.numel() for tensor in wide.values()))
     name = "model.layers.1.mlp.down_proj.weight"
     region = region_of(tmp_path, model, f"{{entries: [{{tensor: {name}, index: [2070, 7310]}}]}}")
     assert region.mask(name)[2070, 7310]

@@ -21,6 +21,7 @@ from surgeon.report.regions import overlap_reports, region_report
 
 pytestmark = pytest.mark.slow
 Open = Callable[..., Any]
+WIDE = [(1280, "light"), (1280, "dark")]
 
 
 @pytest.fixture(scope="module")
@@ -37,31 +38,46 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (folder / "report.html").as_uri()
 
 
+def open_in(browser: Any, address: str, complaints: list[str], width: int, live: bool, **settings: Any) -> Any:
+    """The page in a window of its own, its figures live."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, java_script_enabled=live, **settings)
+    page = context.new_page()
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
+    page.goto(address)
+    if live:
+        for figure in page.locator("main > div > figure, section > figure, .pair figure").all():
+            figure.evaluate("(figure) => figure.scrollIntoView()")  # a figure comes to life when it is seen
+            name = figure.get_attribute("data-figure")
+            if not name.startswith("scan"):
+                page.wait_for_selector(f"figure[data-figure='{name}'][data-ready]")
+        page.evaluate("document.querySelector('details[data-print]').open = true; scrollTo(0, 0)")
+    return page
+
+
 @pytest.fixture
 def opened(browser: Any, address: str) -> Iterator[Open]:
-    """Opens the page, its figures live; in the end nothing may have gone wrong or been asked of a network."""
-    contexts, complaints = [], []
+    """Opens the page; in the end nothing may have gone wrong or been asked of a network."""
+    pages, complaints = [], []
 
     def open_page(width: int = 1280, live: bool = True, **settings: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 900}, java_script_enabled=live, **settings)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
-        page.goto(address)
-        if live:
-            for figure in page.locator("main > div > figure, section > figure, .pair figure").all():
-                figure.evaluate("(figure) => figure.scrollIntoView()")  # a figure comes to life when it is seen
-                name = figure.get_attribute("data-figure")
-                if not name.startswith("scan"):
-                    page.wait_for_selector(f"figure[data-figure='{name}'][data-ready]")
-            page.evaluate("document.querySelector('details[data-print]').open = true; scrollTo(0, 0)")
-        return page
+        pages.append(open_in(browser, address, complaints, width, live, **settings))
+        return pages[-1]
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.context.close()
+    assert complaints == []
+
+
+@pytest.fixture(scope="module")
+def reading(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator[tuple[Any, int, str]]:
+    """The page as one reader has it, to be looked at and not changed; its width, and its scheme of colours."""
+    (width, scheme), complaints = request.param, []
+    page = open_in(browser, address, complaints, width, live=True, color_scheme=scheme)
+    yield page, width, scheme
+    page.context.close()
     assert complaints == []
 
 
@@ -172,10 +188,9 @@ def test_a_figure_can_be_taken_along(opened: Open) -> None:
     ElementTree.fromstring(taken["svg"])
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_and_follows_the_theme(opened: Open, width: int, scheme: str) -> None:
-    page = opened(width, color_scheme=scheme)
+@pytest.mark.parametrize("reading", [*WIDE, (390, "dark")], indirect=True, ids=str)
+def test_it_fits_and_follows_the_theme(reading: tuple[Any, int, str]) -> None:
+    page, width, scheme = reading
     assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 22, 28)"}[scheme]
@@ -187,11 +202,11 @@ def test_it_fits_and_follows_the_theme(opened: Open, width: int, scheme: str) ->
     assert drawn["x"] + drawn["width"] <= width
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everyone_can_use_it(opened: Open, scheme: str) -> None:
+@pytest.mark.parametrize("reading", WIDE, indirect=True, ids=str)
+def test_everyone_can_use_it(reading: tuple[Any, int, str]) -> None:
     """The rules of axe, all parts opened."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
-    page = opened(color_scheme=scheme)
+    page, _, _ = reading
     page.evaluate("document.querySelectorAll('details').forEach((item) => { item.open = true; })")
     found = axe.Axe().run(page)
     assert [(rule["id"], rule["nodes"][0]["html"][:200]) for rule in found.response["violations"]] == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ModelMaker, with_pictures
+from forking import program_forked
 
 import surgeon
 from surgeon.checkpoint.store import cache_folder
@@ -137,7 +137,7 @@ def test_damaged_scores_and_regions_are_made_again(llama: Path, texts: dict[str,
     assert regions_below(tmp_path / "one") == regions_below(tmp_path / "two")
 
 
-# One process imports the libraries; each run is a fork of it. Prints the runs' exit codes.
+# Each run is a fork. Prints their exit codes.
 KILLED = """
 import json, os, sys
 import torch, transformers, surgeon, surgeon.model.model, surgeon.model.layer_stack, surgeon.run
@@ -181,10 +181,7 @@ def test_a_killed_sweep_goes_on_at_its_layer(
     # A layer forward, the second and the heads, a layer backward, the other one: each run gets one step further.
     other = str(with_pictures(tmp_path / "other"))
     runs = [(whole, str(cache_folder()), -1), *[(killed, other, steps) for steps in (1, 1, 1, 1, -1)]]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(path), str(share), json.dumps(runs)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = program_forked(KILLED, path, share, json.dumps(runs))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [0, *[-signal.SIGKILL] * 4, 0], done.stderr
     assert regions_below(tmp_path / "killed") == regions_below(tmp_path / "whole")

@@ -13,14 +13,13 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from forking import program_forked
 
 import surgeon
 from surgeon.errors import InputError
@@ -220,11 +219,10 @@ surgeon.api.apply(sys.argv[1])
 def test_killed_and_repeated_runs_stay_inside_and_leave_nothing_behind(world: World) -> None:
     shutil.rmtree(world.out)
     world.out.mkdir()
-    environment = {**os.environ, "SURGEON_CACHE": str(world.root / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {"SURGEON_CACHE": str(world.root / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
     before, codes = world.seen(), []
     for at in (1, 4, 9, 15, 999):
-        command = [sys.executable, "-c", WITH_KILLS, str(world.root / "recipe.yaml"), str(at)]
-        codes.append(subprocess.run(command, env=environment, capture_output=True, check=False).returncode)
+        codes.append(program_forked(WITH_KILLS, world.root / "recipe.yaml", at, **environment).returncode)
         assert world.seen() == before
     assert codes == [-signal.SIGKILL] * 4 + [0]
     made = [*world.out.rglob(".*"), *(world.root / "cache").rglob(".*"), *(world.root / "cache").glob("scratch/*")]

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
-from forking import surgeon_forked
+from forking import program_forked, run_forked, surgeon_forked
 from test_output import tree
 
 import surgeon
@@ -193,20 +191,13 @@ def test_without_a_model_to_run_neither_torch_nor_transformers_is_imported(
     assert not {"torch", "transformers", "datasets", "pyarrow"} & imported
 
 
-MEASURING = """
-import time, surgeon.api as api
-def endless(run):
-    print("here", flush=True)
-    time.sleep(60)
-api.verify_variants = endless
-from surgeon.cli import main
-main()
-"""
+# It interrupts itself at the first piece of some hundred.
 COPYING = """
-import time, surgeon.write.shards as shards
+import os, signal, time, surgeon.write.shards as shards
 real = shards._Writer.put
 def slow(writer, data):
     print("here", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.1)
     real(writer, data)
 shards._BUFFER_BYTES = 1024
@@ -216,30 +207,14 @@ main()
 """
 
 
-def heed_interrupts() -> None:
-    """What a shell starts in the background ignores SIGINT, and so would all that is started from there."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_an_interrupted_run_says_one_line_and_the_same_command_goes_on(
-    number: signal.Signals,
-    code: int,
-    light_recipe: RecipeMaker,
-    tmp_path: Path,
+    number: str, code: int, light_recipe: RecipeMaker, tmp_path: Path
 ) -> None:
     path = light_recipe()
-    process = subprocess.Popen(
-        [sys.executable, "-c", MEASURING, "apply", str(path)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == "here\n"
-    started = time.monotonic()
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=90)
-    assert process.returncode == code
-    assert time.monotonic() - started < 60
+    strike = {"owner": "surgeon.api", "name": "verify_variants", "nth": 1, "after": False, "how": number}
+    (ended,) = run_forked([{"arguments": ["apply", str(path)], "strike": strike}])
+    assert ended["code"] == code
     before = (
         "plan, texts, libraries",
         "note: neither written nor measured",
@@ -247,7 +222,7 @@ def test_an_interrupted_run_says_one_line_and_the_same_command_goes_on(
         "write cut",
         "2 steps (",
     )  # how far it came, and how long it was to take
-    said = [line for line in errors.splitlines() if not line.startswith(before)]
+    said = [line for line in ended["stderr"].splitlines() if not line.startswith(before)]
     assert said == ["interrupted: what was finished is kept, and the same command goes on from there"]
     staged = tmp_path / "out" / "variants" / ".cut.staging" / "model.safetensors"
     inode = staged.stat().st_ino
@@ -257,17 +232,9 @@ def test_an_interrupted_run_says_one_line_and_the_same_command_goes_on(
 
 def test_a_run_that_is_interrupted_while_it_copies_ends_at_once(light_recipe: RecipeMaker, tmp_path: Path) -> None:
     path = light_recipe()
-    process = subprocess.Popen(
-        [sys.executable, "-c", COPYING, "apply", str(path), "--jobs", "2"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts,
-    )  # fmt: skip
-    assert process.stdout is not None
-    while (line := process.stdout.readline()) != b"here\n":
-        assert line, process.communicate()[1].decode()[-2000:]  # it ended before it copied anything
-    process.send_signal(signal.SIGINT)  # some hundred pieces before its end
-    rest, _ = process.communicate(timeout=300)
-    assert process.returncode == 130
-    assert rest.count(b"here\n") < 50
+    ended = program_forked(COPYING, "apply", path, "--jobs", "2")
+    assert ended.returncode == 130, ended.stderr
+    assert 0 < ended.stdout.count("here\n") < 50
     assert not (tmp_path / "out" / "variants" / "cut").exists()
     assert surgeon_forked("apply", path).returncode == 0
 
