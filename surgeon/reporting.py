@@ -21,12 +21,12 @@ from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import VariantSpec, as_data
 from surgeon.region.region import Region
 from surgeon.report.data import Report
-from surgeon.report.entries import EncodingReport, ModelReport, RegionReport, ScoreReport, StepReport, VariantReport
+from surgeon.report.entries import EncodingReport, ModelReport, ScoreReport, StepReport, VariantReport
 from surgeon.report.expected import check_expectations
 from surgeon.report.manifest import environment
 from surgeon.report.measured import measurement_reports, passages, perplexities, summarize, sweep_report
 from surgeon.report.parts import part_reports
-from surgeon.report.regions import overlap_reports, region_report
+from surgeon.report.regions import RegionReport, overlap_reports, region_report
 from surgeon.run import Run
 from surgeon.write.marker import VARIANTS
 from surgeon.write.staging import Staged, Written
@@ -86,7 +86,7 @@ def make_report(
 
 def _region_report(the_plan: Plan, name: str, region: Region) -> RegionReport:
     places = {tensor: place for tensor, place in anatomy_of(the_plan.checkpoint).places.items() if tensor in region}
-    return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].origin, places)
+    return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].kind.origin, places)
 
 
 def _variant_report(run: Run, name: str, done: Staged | Written | None) -> VariantReport:
