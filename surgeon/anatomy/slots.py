@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from surgeon.errors import CheckpointError
 from surgeon.memory import memory_error
 
 ReadTensor = Callable[[str], torch.Tensor]  # from a name on disk to the tensor
+_LAYER = re.compile(r".*?\.\d+\.")  # how the names of a layer's parameters begin
 _MOST_PIECES = 256  # of a tensor that is said to have a place in the model
 
 
@@ -179,7 +181,7 @@ def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
     parameters = {_plain(name): item for name, item in model.named_parameters(remove_duplicate=False)}
     by_output: dict[str, Origin] = {}
     slots: dict[str, Slot] = {}
-    laid: dict[Hashable, _Laid] = {}
+    laid: dict[Hashable, tuple[str, _Laid]] = {}
     for origin in origins.values():
         names = [name for _, name in origin.parts]
         if origin.converter is None:
@@ -208,24 +210,17 @@ class _Laid:
     it, base and strides, see `Piece`.
     """
 
-    target: str
     outputs: tuple[str, ...]
     pieces: Mapping[int, Sequence[tuple[str, tuple[slice, ...], int, tuple[int, ...]]]]
 
-    def renamed(self, target: str) -> _Laid | None:
-        """Return it for another target; None if that differs in more than the numbers of layers and what holds them."""
-        old, new = self.target.split("."), target.split(".")
-        first = next((i for i, part in enumerate(old) if part.isdecimal()), 0)
-        differ = [i for i, (one, other) in enumerate(zip(old, new, strict=False)) if one != other]
-        if len(old) != len(new) or any(i > first and not (old[i].isdecimal() and new[i].isdecimal()) for i in differ):
-            return None
+    def within(self, old: str, new: str) -> _Laid:
+        """Return it for another layer, whose names begin otherwise."""
 
         def moved(name: str) -> str:
-            parts = name.split(".")
-            return ".".join(new[i] if i in differ and part == old[i] else part for i, part in enumerate(parts))
+            return new + name.removeprefix(old) if name.startswith(old) else name
 
         pieces = {number: [(moved(path), *rest) for path, *rest in boxes] for number, boxes in self.pieces.items()}
-        return _Laid(target, tuple(map(moved, self.outputs)), pieces)  # type: ignore[arg-type]
+        return _Laid(tuple(map(moved, self.outputs)), pieces)  # type: ignore[arg-type]
 
 
 def _laid_out(
@@ -233,22 +228,25 @@ def _laid_out(
     shapes: Mapping[str, tuple[int, ...]],
     model: Any,
     state: Mapping[str, torch.Tensor],
-    known: dict[Hashable, _Laid],
+    known: dict[Hashable, tuple[str, _Laid]],
 ) -> _Laid:
     """Return how an origin's tensors lie; what is known of another layer's, of the same shapes, goes for this one."""
-    wanted = state.get(origin.target)
+    numbered, wanted = _LAYER.match(origin.target), state.get(origin.target)
+    layer = numbered[0] if numbered is not None else ""
     key = (
-        id(origin.converter), wanted.shape if wanted is not None else None,
+        id(origin.converter), origin.target.removeprefix(layer), wanted.shape if wanted is not None else None,
         tuple((pattern, tuple(shapes[name])) for pattern, name in origin.parts),
     )  # fmt: skip
-    moved = known[key].renamed(origin.target) if key in known else None
-    if moved is not None:
-        pairs = zip(known[key].outputs, moved.outputs, strict=True)
+    if key in known:
+        other, laid = known[key]
+        moved = laid.within(other, layer)
+        pairs = zip(laid.outputs, moved.outputs, strict=True)
         if all(new in state and state[new].shape == state[old].shape for old, new in pairs):
             return moved
     outputs = _outputs(origin, shapes, model, state)
-    known[key] = _lay(origin.target, outputs, [shapes[name] for _, name in origin.parts])
-    return known[key]
+    laid = _lay(outputs, [shapes[name] for _, name in origin.parts])
+    known[key] = layer, laid
+    return laid
 
 
 def _outputs(
@@ -278,7 +276,7 @@ def _outputs(
     }
 
 
-def _lay(target: str, outputs: Mapping[str, Traced | None], shapes: Sequence[tuple[int, ...]]) -> _Laid:
+def _lay(outputs: Mapping[str, Traced | None], shapes: Sequence[tuple[int, ...]]) -> _Laid:
     """Find the pieces of an origin's tensors; one that does not lie in the model as a whole has none."""
     pieces: dict[int, list[tuple[str, tuple[slice, ...], int, tuple[int, ...]]]] = {}
     for path, value in outputs.items():
@@ -289,7 +287,7 @@ def _lay(target: str, outputs: Mapping[str, Traced | None], shapes: Sequence[tup
         entries = sum(math.prod(at.stop - at.start for at in index) for _, index, _, _ in boxes)
         if entries == math.prod(shapes[number]) and len(boxes) <= _MOST_PIECES:
             whole[number] = boxes
-    return _Laid(target, tuple(outputs), whole)
+    return _Laid(tuple(outputs), whole)
 
 
 def _slots(
