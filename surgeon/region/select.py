@@ -5,7 +5,7 @@ entries behind each output of a matrix; ties go to the tensor that comes first i
 the lower flat index. The k-th score is found by counting: non-negative float32 sort like their bit patterns, so two
 histograms of sixteen bits each give the exact threshold over any number of tensors with flat memory.
 
-ScoresOf are numpy's, or torch's on a device: then they are looked through there, and only packed masks come to the host.
+Scores are numpy's, or torch's on a device: then they are looked through there, and only packed masks come to the host.
 """
 
 from __future__ import annotations
