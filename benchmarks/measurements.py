@@ -26,9 +26,9 @@ import yaml
 
 import surgeon
 from surgeon.measure.base import Pieces, Subject
-from surgeon.measure.choice_tasks import write_choice_tasks
+from surgeon.measure.choice import write_choice_tasks
 from surgeon.measure.measuring import Look, measure
-from surgeon.measure.windows import evaluation_texts, window_pieces
+from surgeon.measure.perplexity import evaluation_texts, window_pieces
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model

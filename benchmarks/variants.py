@@ -23,8 +23,7 @@ import yaml
 
 import surgeon
 from surgeon.measure.measuring import Look, measure
-from surgeon.measure.perplexity import Perplexity
-from surgeon.measure.windows import EvaluationText, evaluation_texts, window_pieces
+from surgeon.measure.perplexity import EvaluationText, Perplexity, evaluation_texts, window_pieces
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack, make_stack
 from surgeon.model.model import load_model

@@ -46,7 +46,7 @@ output: {folder}/out
 
 def texts_of(plan: Any) -> dict[str, Any]:
     """Return the windows that are measured, by language."""
-    from surgeon.measure.windows import evaluation_texts
+    from surgeon.measure.perplexity import evaluation_texts
     from surgeon.model.tokenizer import load_tokenizer
 
     return evaluation_texts(load_tokenizer(plan.checkpoint), plan.corpus, plan.verify_languages, plan.recipe.verify)

@@ -28,7 +28,7 @@ import torch
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.freeze import Bundle, Frozen, freeze
 from surgeon.measure.measuring import measure_loaded
-from surgeon.measure.windows import EvaluationText
+from surgeon.measure.perplexity import EvaluationText
 from surgeon.model.layer_stack import Stack, make_stack
 from surgeon.model.model import load_model
 from surgeon.model.tokenizer import load_tokenizer

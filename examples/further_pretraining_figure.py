@@ -19,7 +19,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from surgeon.report.drawing import SERIES, SHAPES, Figure, Spec, amount, colour, finished, layer, svg, themed, words
+from surgeon.report.charts import SERIES, SHAPES, Spec, amount, colour, finished, layer, words
+from surgeon.report.drawing import Figure, svg, themed
 
 Nats = dict[str, dict[str, float]]  # register -> language -> nats per token
 Rows = list[dict[str, Any]]

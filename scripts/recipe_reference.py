@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from surgeon.recipe.written import recipe_schema
+from surgeon.recipe.schema import recipe_schema
 
 TARGET = Path(__file__).parent.parent / "docs" / "recipe.md"
 INTRODUCTION = """\

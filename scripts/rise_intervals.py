@@ -17,7 +17,7 @@ import numpy as np
 
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.store import recall
-from surgeon.measure.intervals import LEVEL, resampled_changes
+from surgeon.measure.uncertainty import LEVEL, resampled_changes
 from surgeon.model.results import Sums
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ packages (entry points `lm_eval.models`) know it in `lm_eval run`, too; 0.4.13 d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from surgeon.errors import SurgeonError
 from surgeon.harness.models import Answer, Question, Questions, asked_model
@@ -38,8 +38,7 @@ def _model_class() -> Any:
             # The harness's command asks for cuda:0 unless told otherwise, also where there is none.
             where = device if device is not None and check_device(device) is None else chosen_device("auto")
             opened = open_output(out, [] if variant == "base" else [variant], device=where)
-            made = opened.variants[variant] if variant != "base" else ((), {}, None, False)
-            self.stack, self.variant = opened.stack, Variant(variant, *made)
+            self.stack, self.variant = opened.stack, opened.variants.get(variant, Variant("base"))
             self.rows = int(batch_size) if str(batch_size).isdigit() else 4
             self.known: dict[Question, Answer] | None = None
             loaded = opened.stack.loaded
@@ -52,12 +51,10 @@ def _model_class() -> Any:
             return self._in_one_pass(super().loglikelihood_rolling, requests)
 
         def _in_one_pass(self, ask: Any, requests: Any) -> Any:
-            from surgeon.measure.questions import answer_all
-
             self.known, self.noted = None, Questions()
             ask(requests)
             questions = list(self.noted.likelihoods)
-            self.known = answer_all(self.stack, [self.variant], questions, self.rows, Progress())[self.variant.name]
+            self.known = _answers(self.stack, self.variant, questions, self.rows)
             return ask(requests)
 
         def _answered(self, asked: Sequence[Question]) -> list[Answer]:
@@ -67,12 +64,39 @@ def _model_class() -> Any:
             return [self.known[one] for one in asked]
 
         def _said(self, asked: Any) -> list[str]:
-            from surgeon.harness.speaking import speak
+            from surgeon.harness.models import speak
 
             said = speak(self.stack, [self.variant], list(dict.fromkeys(asked)), Progress())[self.variant.name]
             return [said[one] for one in asked]
 
     return SurgeonLM
+
+
+def _answers(stack: Any, variant: Any, questions: Sequence[Question], rows: int) -> dict[Question, Answer]:
+    """Return what a variant answers to questions, in one pass through the layers; `rows` texts go together."""
+    from surgeon.measure.base import Measurement
+    from surgeon.measure.measuring import Look, measure
+    from surgeon.measure.tasks import answered, question_pieces, token_values
+    from surgeon.model.results import Figures
+
+    class Answers(Measurement):
+        """The answers alone, as samples; no recipe asks for it."""
+
+        kind: ClassVar[str] = "answers"
+        description: ClassVar[str] = "answers of tasks"
+
+        def quantities(self) -> Any:
+            return []
+
+        def values(self, seen: Any) -> Any:
+            return token_values(seen)
+
+        def figures(self, pieces: Any, sums: Any) -> Figures:
+            return Figures(samples=tuple({"answer": one} for one in answered(questions, sums)))
+
+    look = Look(Answers(), question_pieces(questions, rows), frozenset([variant.name]))
+    samples = measure(stack, [variant], [look], Progress())[variant.name]["answers"].samples
+    return {question: sample["answer"] for question, sample in zip(questions, samples, strict=True)}
 
 
 def main() -> None:

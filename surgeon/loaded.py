@@ -139,7 +139,7 @@ def perplexity(
     import torch
 
     from surgeon.measure.measuring import measure_loaded
-    from surgeon.measure.windows import evaluation_texts
+    from surgeon.measure.perplexity import evaluation_texts
     from surgeon.model.vocabulary import check_ids
 
     inner = _inner(model)

@@ -9,8 +9,8 @@ from typing import Any
 
 # What regions and reports show of themselves and what is made in files above theirs: named here, loaded when asked for.
 _VIEWS = {
-    "region": "surgeon.report.shown:region_figure",
-    "report": "surgeon.report.shown:report_figure",
+    "region": "surgeon.report.figures:region_figure",
+    "report": "surgeon.report.figures:report_figure",
     "roles": "surgeon.region.dimensions:by_role",
 }
 

@@ -20,16 +20,14 @@ from surgeon.model.results import Verification
 from surgeon.operations.edits import EditCount
 from surgeon.plan.estimates import shape_of
 from surgeon.plan.plan import Plan
-from surgeon.recipe.schema import VariantSpec
-from surgeon.recipe.written import as_data
+from surgeon.recipe.schema import VariantSpec, as_data
 from surgeon.region.region import Region
-from surgeon.report.data import EncodingReport, ModelReport, Report, ScoreReport, StepReport, VariantReport
+from surgeon.report.data import Report
+from surgeon.report.entries import EncodingReport, ModelReport, RegionReport, ScoreReport, StepReport, VariantReport
 from surgeon.report.expected import check_expectations
 from surgeon.report.manifest import environment
-from surgeon.report.measured import measurement_reports, perplexities, summarize, sweep_report
+from surgeon.report.measured import measurement_reports, passages, perplexities, summarize, sweep_report
 from surgeon.report.parts import part_reports
-from surgeon.report.passages import passages
-from surgeon.report.region_entries import RegionReport
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.run import Run
 from surgeon.write.integrity import VARIANTS
@@ -44,7 +42,7 @@ def make_report(
     found = found.ordered(["base", *the_plan.recipe.variants])
     measures = found.measures
     recipe, checkpoint = the_plan.recipe, the_plan.checkpoint
-    summary = summarize(measures) if measures else {}
+    perplexity, summary = (perplexities(measures), summarize(measures)) if measures else ({}, {})
     measurements = measurement_reports(found, recipe.verify.measurements) if recipe.verify else {}
     return Report(
         name=recipe.name,
@@ -74,13 +72,15 @@ def make_report(
         variants={name: _variant_report(run, name, staged.get(name)) for name in the_plan.variants},
         sweeps={name: sweep_report(sweep, summary) for name, sweep in the_plan.file.sweeps.items()},
         method=method,
-        perplexity=perplexities(measures) if measures else {},
+        perplexity=perplexity,
         summary=summary,
         measurements=measurements,
         parts=parts,
         passages=passages(found),
         generations={name: list(items) for name, items in found.continuations.items()},
-        expectations=check_expectations(recipe.verify.expect, measures, measurements) if recipe.verify else [],
+        expectations=check_expectations(recipe.verify.expect, perplexity, summary, measurements)
+        if recipe.verify
+        else [],
         timings=run.timings,
         environment=environment(run.place.device),
     )

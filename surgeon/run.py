@@ -27,7 +27,7 @@ from surgeon.plan.pinning import pinned, pinned_operations
 from surgeon.plan.plan import Plan
 from surgeon.plan.text_supply import check_supply, needs_text
 from surgeon.progress import Progress
-from surgeon.recipe.written import as_data, resolved_yaml
+from surgeon.recipe.schema import as_data, resolved_yaml
 from surgeon.region.region import Region
 from surgeon.regions.make import make_regions
 from surgeon.report.card import model_card, write_card, write_results

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from surgeon.measure.intervals import LEVEL, RESAMPLES, SEED
 from surgeon.measure.parts import Part
+from surgeon.measure.uncertainty import LEVEL, RESAMPLES, SEED
 from surgeon.measure.verification_cache import keep, kept_path, load_kept
 from surgeon.model.precision import Precision, resolve_precision
 from surgeon.model.results import CONTINUATIONS, PERPLEXITY, Verification

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from surgeon.measure.measuring import Look, measure
-from surgeon.measure.perplexity import Perplexity, as_measures
-from surgeon.measure.windows import EvaluationText, window_pieces
+from surgeon.measure.perplexity import EvaluationText, Perplexity, as_measures, window_pieces
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack
 from surgeon.model.results import Measure

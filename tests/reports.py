@@ -9,10 +9,18 @@ import numpy as np
 from surgeon.model.results import Continuation, Measure, Quantity
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.region.region import Region
-from surgeon.report.data import ModelReport, Report, ScoreReport, VariantReport
+from surgeon.report.data import Report
+from surgeon.report.entries import (
+    Figure,
+    MeasurementReport,
+    ModelReport,
+    PassageReport,
+    ScoreReport,
+    SweepReport,
+    VariantReport,
+)
 from surgeon.report.expected import check_expectations
 from surgeon.report.measured import perplexity, summarize
-from surgeon.report.measured_entries import Figure, MeasurementReport, PassageReport, SweepReport
 from surgeon.report.regions import region_report
 
 LANGUAGES = ["ar", "en", "fr", "ko", "no", "zh", "klingon"]
@@ -70,6 +78,8 @@ def make_report() -> Report:
     measures["broken"]["zh"] = Measure(1e6, 100, 400)
     measures["swept-core-0.1"] = measures["broken"]
     losses: dict[str, list[float | None]] = {name: [9.0 * i] for i, name in enumerate(VARIANTS)}
+    rows = {name: {code: perplexity(item) for code, item in row.items()} for name, row in measures.items()}
+    summary = summarize(measures)
     expect = [ExpectSpec(variant="cut", ratio_at_least=1.1), ExpectSpec(variant="broken", ratio_at_most=2.0)]
     return Report(
         name="test <report>",
@@ -87,11 +97,11 @@ def make_report() -> Report:
         sweeps={"swept": SweepReport(axes={"kind": ["core", "<b>"], "share": [0.001, 0.01, 0.1]}, points=POINTS)},
         generations={name: [said(name)] for name in [*VARIANTS, *POINTS]},
         method={"tokens": 512, "window": 256, "stride": 256, "bos": "never", "precision": "float32"},
-        perplexity={name: {k: perplexity(m) for k, m in row.items()} for name, row in measures.items()},
-        summary=summarize(measures),
+        perplexity=rows,
+        summary=summary,
         measurements={"choice": make_choice()},
         passages={"ar": PassageReport(tokens=[HOSTILE], words=[0], losses=losses)},
-        expectations=check_expectations(expect, measures, {}),
+        expectations=check_expectations(expect, rows, summary, {}),
         timings={"total": 1.0},
         environment={"python": "3.11", "packages": {"model-surgeon": "0.1.0"}},
     )  # fmt: skip

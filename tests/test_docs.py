@@ -22,8 +22,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.cli import app
 from surgeon.hub.rebuild import is_published
 from surgeon.recipe.reading import load_recipe
-from surgeon.recipe.schema import Recipe
-from surgeon.recipe.written import recipe_schema
+from surgeon.recipe.schema import Recipe, recipe_schema
 
 ROOT = Path(__file__).parent.parent
 

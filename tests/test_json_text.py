@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from surgeon.json_text import to_json
 from surgeon.report.data import Report
-from surgeon.report.measured_entries import SweepReport
+from surgeon.report.entries import SweepReport
 
 
 def strict(text: str) -> Any:

@@ -19,8 +19,7 @@ from surgeon.errors import InputError, RegionError
 from surgeon.operations import Zero
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
-from surgeon.text.corpora import Corpus
-from surgeon.text.documents import FileLocation
+from surgeon.text.corpora import Corpus, FileLocation
 
 Maker = Callable[..., Path]
 

@@ -128,11 +128,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             with self.server.one_at_a_time:
-                found = {name: _shown(item) for name, item in self.server.answer(question).items()}
+                answers = {name: _shown(item) for name, item in self.server.answer(question).items()}
         except SurgeonError as error:
             self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         else:
-            self._send_json(HTTPStatus.OK, {"answers": found})
+            self._send_json(HTTPStatus.OK, {"answers": answers})
 
     def _is_meant(self, path: str) -> bool:
         """Refuse what names another host, comes from another site's page, or asks for another path."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
@@ -27,10 +27,8 @@ from surgeon.write.integrity import MANIFEST, RECIPE, REGIONS, outputs_of, read_
 
 if TYPE_CHECKING:
     from surgeon.model.continuations import Prompt
+    from surgeon.model.editing import Variant
     from surgeon.model.layer_stack import Stack
-
-
-Made = tuple[Sequence[Any], Mapping[str, Region], None, bool]  # what a `Variant` is made with, beside its name
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +36,7 @@ class Speakers:
     """A loaded model and the variants of it that answer, after the base; `templated` if prompts are turns of a chat."""
 
     stack: Stack
-    variants: Mapping[str, Made]
+    variants: Mapping[str, Variant]
     new_tokens: int
     templated: bool
 
@@ -56,10 +54,9 @@ class Speakers:
         from surgeon.model.continuations import continue_prompts
         from surgeon.model.editing import Variant
 
-        models = [Variant("base"), *(Variant(name, *made) for name, made in self.variants.items())]
-        prompts = [self._encoded(prompt)]
-        found = continue_prompts(self.stack, models, prompts, self.new_tokens, progress or Progress())
-        return {name: answers[0] for name, answers in found.items()}
+        models, prompts = [Variant("base"), *self.variants.values()], [self._encoded(prompt)]
+        answers = continue_prompts(self.stack, models, prompts, self.new_tokens, progress or Progress())
+        return {name: of_model[0] for name, of_model in answers.items()}
 
     def _encoded(self, prompt: str) -> Prompt:
         from surgeon.model.continuations import encode_prompts, fitting_prompt
@@ -107,13 +104,15 @@ def open_output(
     return Speakers(stack, variants, new_tokens, templated)
 
 
-def _variants(out: Path, report: Report, recipe: Recipe, chosen: Sequence[str]) -> dict[str, Made]:
+def _variants(out: Path, report: Report, recipe: Recipe, chosen: Sequence[str]) -> dict[str, Variant]:
     """Find the regions of variants; those that only sweeps have may be the same as one that was saved."""
     for name in chosen:
         if name not in recipe.variants:
             raise InputError(f"{out}: no variant '{name}'{did_you_mean(name, recipe.variants)}")
+    from surgeon.model.editing import Variant
+
     wanted = chosen or [name for name in (tell(report).shown or recipe.variants) if name in recipe.variants]
-    found: dict[str, Made] = {}
+    variants = {}
     written = outputs_of(read_object(out / MANIFEST))
     for name in wanted:
         operations = recipe.variants[name].operations
@@ -123,8 +122,8 @@ def _variants(out: Path, report: Report, recipe: Recipe, chosen: Sequence[str]) 
             raise InputError(f"{out}: no file of region '{missing[0]}', which '{name}' needs; name it in the recipe")
         if not missing:
             regions = {label: _as_written(path, written) for label, path in files.items() if path is not None}
-            found[name] = (operations, regions, None, recipe.variants[name].dequantized)
-    return found
+            variants[name] = Variant(name, operations, regions, plain=recipe.variants[name].dequantized)
+    return variants
 
 
 def _as_written(path: Path, written: Mapping[str, str]) -> Region:

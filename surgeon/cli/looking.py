@@ -161,7 +161,7 @@ def report(
     """Draw the page of a run again from its report.json, or write it as a static Space."""
     from surgeon.report.data import Report
     from surgeon.report.html import write_page
-    from surgeon.report.space import write_space
+    from surgeon.report.published import write_space
 
     files = write_space(output, space) if space is not None else write_page(Report.load(output), output)
     print(files[0])

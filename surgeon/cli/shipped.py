@@ -64,7 +64,7 @@ def choice(
 ) -> None:
     """Write the questions of `verify: {choice: true}` as tasks of lm-evaluation-harness, to ask them of any model."""
     from surgeon.cli.options import listed
-    from surgeon.measure.choice_tasks import write_choice_tasks
+    from surgeon.measure.choice import write_choice_tasks
     from surgeon.text.corpora import builtin_corpus
 
     corpus = builtin_corpus("udhr30")
@@ -106,6 +106,6 @@ def cache(
 
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
-    from surgeon.recipe.written import recipe_schema
+    from surgeon.recipe.schema import recipe_schema
 
     print_json(recipe_schema())

@@ -26,130 +26,102 @@ _REMEDY = (
 )
 
 
-def task_files(place: Path) -> list[Path]:
+def task_files(folder: Path) -> list[Path]:
     """Return the YAML files of a folder of tasks, in the harness's order, or the one file that is named."""
-    if place.is_file():
-        return [place]
-    found = (path for path in place.glob("**/*.yaml") if not _SKIPPED & set(path.parts))
-    return sorted(found, key=lambda path: path.as_posix())
+    if folder.is_file():
+        return [folder]
+    files = (path for path in folder.glob("**/*.yaml") if not _SKIPPED & set(path.parts))
+    return sorted(files, key=lambda path: path.as_posix())
 
 
-def refuse_code(place: Path, metrics: Collection[str]) -> None:
+def refuse_code(folder: Path, metrics: Collection[str]) -> None:
     """Make sure that nothing in a folder of tasks, or in one file, would be run as code.
 
     Args:
-        place: the folder, or a YAML file; files that these include are looked at, too.
+        folder: the folder, or a YAML file; files that these include are looked at, too.
         metrics: those that the harness knows by name.
 
     Raises:
         InputError: there is such a thing, or a file is no YAML.
     """
-    problems: list[str] = []
-    seen: set[Path] = set()
-    left = task_files(place)
-    while left:
-        path = left.pop(0).resolve()
-        if path in seen:
-            continue
-        seen.add(path)
-        root = _compose(path)
-        problems += [f"{path}:{line}: the harness would run {what}" for line, what in _code(root, path, metrics)]
-        left += [path.parent / os.path.expanduser(name) for name in _included(root)]
+    problems = [
+        f"{path}:{line}: the harness would run {what}"
+        for path, root in _parsed(folder)
+        for line, what in _code(root, metrics)
+    ]
     if problems:
         raise InputError(*problems, _REMEDY)
 
 
 def content(name: str) -> str | None:
     """Return a hash of a folder's tasks and of the files with their data; None if their data come from elsewhere."""
-    parts, left = [], task_files(Path(os.path.expanduser(name)))
-    seen: set[Path] = set()
+    hashes = []
+    for path, root in _parsed(Path(os.path.expanduser(name))):
+        hashes.append(sha256(path.read_bytes()))
+        for node in _nodes(root):
+            for key, value in node.value if node.id == "mapping" else ():
+                files = _texts(value) if key.value == "data_files" else []
+                known = key.value != "dataset_path" or value.value in _READERS
+                if not known or not all(Path(file).is_file() for file in files):
+                    return None
+                hashes += [sha256(Path(file).read_bytes()) for file in files]
+    return sha256(" ".join(hashes).encode())
+
+
+def _parsed(folder: Path) -> Iterator[tuple[Path, Any]]:
+    """Yield the files of a folder of tasks and those that they include, each once, and the root of its YAML.
+
+    Raises:
+        InputError: a file is not there, or is no YAML.
+    """
+    import yaml
+
+    left, seen = task_files(folder), set[Path]()
     while left:
         path = left.pop(0).resolve()
         if path in seen:
             continue
         seen.add(path)
-        root = _compose(path)
-        left += [path.parent / os.path.expanduser(name) for name in _included(root)]
-        parts.append(sha256(path.read_bytes()))
-        readers, files = [], []
-        for key, value in _pairs(root):
-            readers += [value.value] if key == "dataset_path" else []
-            files += _texts(value) if key == "data_files" else []
-        if any(reader not in _READERS for reader in readers) or not all(Path(file).is_file() for file in files):
-            return None
-        parts += [sha256(Path(file).read_bytes()) for file in files]
-    return sha256(" ".join(parts).encode())
+        try:
+            root: Any = yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file, which a task includes") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: no YAML ({' '.join(str(error).split())})") from None
+        yield path, root
+        for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
+            left += [path.parent / os.path.expanduser(name) for name in _texts(value) if key.value == "include"]
 
 
-def _pairs(root: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the keys and values of all mappings below a node."""
-    import yaml
-
-    left, seen = [root], set()
-    while left:
-        node = left.pop()
-        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
-            continue
-        seen.add(id(node))
-        for part in node.value:
-            if isinstance(node, yaml.MappingNode):
-                yield str(part[0].value), part[1]
-            left += part if isinstance(node, yaml.MappingNode) else [part]
-
-
-def _texts(node: Any) -> list[str]:
-    """Return a value that is a text, or those inside of it."""
-    import yaml
-
-    if isinstance(node, yaml.ScalarNode):
-        return [str(node.value)]
-    parts = [part[1] for part in node.value] if isinstance(node, yaml.MappingNode) else node.value
-    return [text for part in parts for text in _texts(part)]
-
-
-def _compose(path: Path) -> Any:
-    import yaml
-
-    try:
-        return yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, which a task includes") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: no YAML ({' '.join(str(error).split())})") from None
-
-
-def _included(root: Any) -> list[str]:
-    import yaml
-
-    if not isinstance(root, yaml.MappingNode):
-        return []
-    nodes = [value for key, value in root.value if key.value == "include"]
-    nodes = [item for node in nodes for item in (node.value if isinstance(node, yaml.SequenceNode) else [node])]
-    return [str(node.value) for node in nodes]
-
-
-def _code(root: Any, path: Path, metrics: Collection[str]) -> Iterator[tuple[int, str]]:
-    """Yield the line, and what would be run, of everything below a node."""
-    import yaml
-
-    left, seen = [root], set()
+def _nodes(root: Any, keys: bool = True) -> Iterator[Any]:
+    """Yield a node of YAML and all below it in their order, each once, also where they hold themselves."""
+    left, seen = [root], set[int]()
     while left:
         node = left.pop()
         if node is None or id(node) in seen:
             continue
         seen.add(id(node))
-        line = node.start_mark.line + 1
-        if node.tag.rpartition(":")[2] not in _PLAIN:
-            yield line, f"`{node.tag} {node.value if isinstance(node, yaml.ScalarNode) else '...'}`"
-        if isinstance(node, yaml.SequenceNode):
+        yield node
+        if node.id == "sequence":
             left += reversed(node.value)
-        elif isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                said = value.value if isinstance(value, yaml.ScalarNode) else None
-                what = _by_key(str(key.value), said, metrics)
-                if what is not None and value.tag.startswith("tag:"):
-                    yield key.start_mark.line + 1, what
-            left += [part for pair in reversed(node.value) for part in reversed(pair)]
+        elif node.id == "mapping":
+            left += [part for pair in reversed(node.value) for part in (reversed(pair) if keys else pair[1:])]
+
+
+def _texts(node: Any) -> list[str]:
+    """Return a value that is a text, or those inside of it."""
+    return [str(part.value) for part in _nodes(node, keys=False) if part.id == "scalar"]
+
+
+def _code(root: Any, metrics: Collection[str]) -> Iterator[tuple[int, str]]:
+    """Yield the line, and what would be run, of everything below a node."""
+    for node in _nodes(root):
+        if node.tag.rpartition(":")[2] not in _PLAIN:
+            yield node.start_mark.line + 1, f"`{node.tag} {node.value if node.id == 'scalar' else '...'}`"
+        for key, value in node.value if node.id == "mapping" else ():
+            what = _by_key(str(key.value), value.value if value.id == "scalar" else None, metrics)
+            if what is not None and value.tag.startswith("tag:"):
+                yield key.start_mark.line + 1, what
 
 
 def _by_key(key: str, value: str | None, metrics: Collection[str]) -> str | None:

@@ -11,9 +11,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from surgeon.errors import InputError
+from surgeon.errors import InputError, reason
+from surgeon.foreign import load_generation_config
+from surgeon.harness.running import quiet
+
+if TYPE_CHECKING:
+    from surgeon.model.editing import Variant
+    from surgeon.model.layer_stack import Stack
+    from surgeon.progress import Progress
 
 Question = tuple[tuple[int, ...], tuple[int, ...]]  # ids that the model reads, and those that the last outputs predict
 Answer = tuple[float, bool]  # log-likelihood in nats, and whether each token was the likeliest one
@@ -55,13 +62,6 @@ def replayer(tokenizer: Any, config: Any, answers: Mapping[Question, Answer], sa
     return asked_model()(
         tokenizer, config, lambda asked: [answers[one] for one in asked], lambda asked: [said[one] for one in asked]
     )
-
-
-def speaker(tokenizer: Any, model: Any) -> Any:
-    """Return a model that continues texts as the harness has transformers do it, with a model that is in memory."""
-    from lm_eval.models.huggingface import HFLM
-
-    return HFLM(pretrained=_Hidden(model), backend="causal", tokenizer=copy.deepcopy(tokenizer))
 
 
 class _Hidden:
@@ -121,13 +121,44 @@ def _question(context: Sequence[int], end: Sequence[int], longest: int) -> Quest
     return tuple([*context, *end][-(longest + 1) :][:-1]), tuple(end)
 
 
-def instance(asked: Speech) -> Any:
-    """Return a text to continue as the harness's own request."""
-    from lm_eval.api.instance import Instance
-
-    return Instance("generate_until", {}, (asked[0], json.loads(asked[1])), 0)
-
-
 def speech(text: str, settings: Mapping[str, Any]) -> Speech:
     """Return a text to continue and its settings, such that both can be looked up."""
     return text, json.dumps(settings, sort_keys=True, default=str)
+
+
+def speak(
+    stack: Stack, variants: Sequence[Variant], speeches: Sequence[Speech], progress: Progress
+) -> dict[str, dict[Speech, str]]:
+    """Have each model continue texts, as the harness has transformers do it, by variant and by what it was asked.
+
+    The model must stay in memory.
+
+    Raises:
+        InputError: a text and what is to follow are longer than the model has positions.
+    """
+    import torch
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from surgeon.model.editing import edited
+
+    requests = [Instance("generate_until", {}, (text, json.loads(settings)), 0) for text, settings in speeches]
+
+    loaded, texts = stack.loaded, {}
+    if (loaded.checkpoint.folder / "generation_config.json").is_file():  # as `from_pretrained` does
+        loaded.model.generation_config = load_generation_config(loaded.checkpoint.folder)
+    with (
+        torch.inference_mode(),
+        loaded.weights.resident(list(loaded.model.parameters())),
+        progress.task("answers of tasks", len(variants)) as advance,
+    ):
+        for variant in variants:
+            with edited(loaded, variant, variant.touched(loaded)), quiet():
+                model = HFLM(_Hidden(loaded.model), backend="causal", tokenizer=copy.deepcopy(loaded.tokenizer))
+                try:
+                    said = model.generate_until(requests, disable_tqdm=True)
+                except AssertionError as error:
+                    raise InputError(f"a task's texts do not fit the model: {reason(error)}") from None
+            texts[variant.name] = dict(zip(speeches, said, strict=True))
+            advance(1)
+    return texts

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
+import math
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from surgeon.errors import EnvironmentFailure, InputError, SurgeonError, did_you_mean, reason
 from surgeon.harness.folders import refuse_code, task_files
+from surgeon.model.results import Figures, Quantity, Sums
 
 _SEEDS = (0, 1234, 1234)  # of the harness's own command line: Python's, numpy's, and that of few-shot examples
+_KEPT = ("doc_id", "doc_hash", "doc", "target", "filter", "filtered_resps")  # of a sample; the texts asked are long
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,21 +106,20 @@ def load_tasks(names: Sequence[str], limit: int | None, fewshot: int | None) -> 
     return Tasks(loaded, limit, bool(folders))
 
 
-def _inside(manager: Any, place: Path) -> list[str]:
-    """Return the tasks of a folder, or of a file."""
-    if place.is_file():
-        return [str(place.resolve())]
-    files = {path.resolve() for path in task_files(place)}
-    inside = {name: entry for name, entry in manager.task_index.items() if _path(entry) in files}
-    found = [name for name, entry in inside.items() if entry.kind.name == "TASK"]
-    found = found or [name for name, entry in inside.items() if entry.kind.name == "GROUP"]
-    if not found:
-        raise InputError(f"{place}: no task in this folder: a YAML file with `task: NAME` is one")
-    return found
-
-
-def _path(entry: Any) -> Path | None:
-    return Path(entry.yaml_path).resolve() if entry.yaml_path is not None else None
+def _inside(manager: Any, folder: Path) -> list[str]:
+    """Return the tasks of a folder, or else its groups, or the one file that is named."""
+    if folder.is_file():
+        return [str(folder.resolve())]
+    files = {path.resolve() for path in task_files(folder)}
+    kinds = {
+        name: entry.kind.name
+        for name, entry in manager.task_index.items()
+        if entry.yaml_path is not None and Path(entry.yaml_path).resolve() in files
+    }
+    names = [name for kind in ("TASK", "GROUP") for name in kinds if kinds[name] == kind]
+    if not names:
+        raise InputError(f"{folder}: no task in this folder: a YAML file with `task: NAME` is one")
+    return [name for name in names if kinds[name] == kinds[names[0]]]
 
 
 def _known(manager: Any, name: str) -> str:
@@ -217,3 +220,53 @@ def quiet() -> Iterator[None]:
     finally:
         for log, level in zip(logs, before, strict=True):
             log.setLevel(level)
+
+
+def told(results: dict[str, Any], tasks: Tasks) -> Figures:
+    """Return what the harness found of a model.
+
+    A metric that is a mean over questions, also one of logarithms or weighted by bytes or words, gets sums over the
+    questions, and so an interval; of any other there is the value alone.
+    """
+    groups: dict[str, dict[str, Sums]] = {}
+    quantities: dict[str, Quantity] = {}
+    samples: list[dict[str, Any]] = []
+    for task, logged in results["samples"].items():
+        aggregations = tasks.by_name[task].aggregation()
+        better = tasks.by_name[task].higher_is_better()
+        for key, value in results["results"][task].items():
+            metric, comma, chosen = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            items = [one[metric] for one in logged if one["filter"] == chosen and metric in one]
+            name = metric if chosen == "none" else f"{metric} ({chosen})"
+            sums, quantity = _as_sums(name, aggregations.get(metric), items, float(value), better.get(metric, True))
+            groups.setdefault(task, {})[name] = sums
+            quantities.setdefault(name, quantity)
+        for one in logged:
+            sample = {"task": task} | {key: one[key] for key in (*_KEPT, *one["metrics"]) if key in one}
+            samples.append(json.loads(json.dumps(sample, default=str)))
+    return Figures(groups, tuple(samples), tuple(quantities.values()))
+
+
+def _as_sums(
+    name: str, aggregation: Callable[..., Any] | None, items: Sequence[Any], value: float, better: bool
+) -> tuple[Sums, Quantity]:
+    from lm_eval.api import metrics
+
+    worse: Literal["less", "more"] = "less" if better else "more"
+    if aggregation is metrics.mean and all(isinstance(item, int | float) for item in items):
+        share = name.startswith(("acc", "exact_match"))  # which each question has, or has not
+        return Sums(tuple(map(float, items)), (1.0,) * len(items)), Quantity(
+            name, name, "", worse, "difference", share=share
+        )
+    if aggregation is metrics.perplexity:
+        return Sums(tuple(-item for item in items), (1.0,) * len(items)), Quantity(name, name, "", "more", "ratio")
+    if aggregation is metrics.weighted_perplexity:
+        totals, weights = zip(*items, strict=True)
+        return Sums(tuple(-t for t in totals), tuple(map(float, weights))), Quantity(name, name, "", "more", "ratio")
+    if aggregation is metrics.bits_per_byte:
+        totals, weights = zip(*items, strict=True)
+        nats = Sums(tuple(-t for t in totals), tuple(weight * math.log(2) for weight in weights))
+        return nats, Quantity(name, name, "bits per byte", "more", "difference")
+    return Sums((value,), (1.0,)), Quantity(name, name, "", worse, "difference")

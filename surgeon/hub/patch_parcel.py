@@ -21,11 +21,10 @@ from surgeon.checkpoint.local_paths import recipe_without_paths
 from surgeon.checkpoint.sources import builtin_names
 from surgeon.errors import CheckpointError, InputError, RecipeError
 from surgeon.hub.parcel import Item, Parcel, text_item
-from surgeon.recipe.lines import plain
-from surgeon.recipe.plain_yaml import read_yaml
+from surgeon.recipe.plain_yaml import plain, read_yaml
 from surgeon.region.patch import Patch, is_patch_file
 from surgeon.report.card import base_model
-from surgeon.report.escaping import markdown, markdown_code, quoted, yaml_text
+from surgeon.report.markup import markdown, markdown_code, quoted, yaml_text
 from surgeon.report.published import published_manifest
 from surgeon.report.words import count, percent, size
 from surgeon.write.integrity import CARD, MANIFEST, RECIPE, VARIANTS, outputs_of, read_object, read_own_text

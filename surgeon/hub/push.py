@@ -25,7 +25,7 @@ from surgeon.hub.parcel import Item, Parcel, pack
 from surgeon.hub.patch_parcel import ENDING, pack_patch
 from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe
-from surgeon.report.data import PushReport
+from surgeon.report.entries import PushReport
 from surgeon.write.integrity import CARD, MANIFEST, RECIPE
 from surgeon.write.marker import MARKER
 

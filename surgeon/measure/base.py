@@ -9,10 +9,10 @@ for all kinds, since each figure is a sum over independent pieces divided by the
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,14 +64,13 @@ class Pieces:
 
     def by_group(self, totals: NDArray[np.float64], weights: Sequence[float] | None = None) -> dict[str, Sums]:
         """Return the sums of every group's pieces; their weights are their tokens if not given."""
-        found: dict[str, list[int]] = {}
-        for number, piece in enumerate(self.pieces):
-            found.setdefault(piece.group, []).append(number)
         weights = [float(piece.tokens) for piece in self.pieces] if weights is None else weights
-        return {
-            group: Sums(tuple(float(totals[i]) for i in numbers), tuple(float(weights[i]) for i in numbers))
-            for group, numbers in found.items()
-        }
+        groups: dict[str, tuple[list[float], list[float]]] = {}
+        for piece, total, weight in zip(self.pieces, totals.tolist(), weights, strict=True):
+            of_group = groups.setdefault(piece.group, ([], []))
+            of_group[0].append(total)
+            of_group[1].append(weight)
+        return {group: Sums(tuple(totals), tuple(weights)) for group, (totals, weights) in groups.items()}
 
 
 @dataclass(frozen=True)
@@ -189,8 +188,8 @@ class Measurement(Model):
         """
         groups: dict[str, dict[str, Sums]] = {}
         for name, totals in sums.items():
-            for group, found in pieces.by_group(totals).items():
-                groups.setdefault(group, {})[name] = found
+            for group, of_group in pieces.by_group(totals).items():
+                groups.setdefault(group, {})[name] = of_group
         return Figures(groups)
 
 
@@ -208,3 +207,48 @@ class OwnWork(Measurement):
     @abstractmethod
     def figures_with(self, pieces: Pieces, sums: Mapping[str, NDArray[np.float64]], own: Any) -> Figures:
         """Return a model's figures from the sums, as `figures` does, and from what `work` found of it."""
+
+
+Item = TypeVar("Item")
+End = tuple[Sequence[int], Sequence[int]]  # ids that the last outputs of a sequence predict, and their pieces' numbers
+
+
+def evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """Return so many items, or all, that lie evenly over them."""
+    step = max(len(items) / count, 1)
+    return [items[int(number * step)] for number in range(min(count, len(items)))]
+
+
+def batched(rows: Sequence[tuple[Sequence[int], End]], together: Callable[[int], int]) -> Iterator[Batch]:
+    """Yield batches of sequences of token ids, each with its end; of a length so many `together`."""
+    import torch
+
+    for alike in alike_in_length(rows, lambda row: len(row[0]), together):
+        yield labelled(torch.tensor([ids for ids, _ in alike], dtype=torch.long), [end for _, end in alike])
+
+
+def labelled(inputs: torch.Tensor, ends: Sequence[End | None]) -> Batch:
+    """Return a batch of `inputs`, shape (rows, length), of which each row predicts its end; without one, nothing."""
+    import torch
+
+    labels = torch.full_like(inputs, UNCOUNTED)
+    numbers = np.full(tuple(inputs.shape), -1, np.int64)
+    for row, end in enumerate(ends):
+        if end is not None:
+            start = inputs.shape[1] - len(end[0])
+            labels[row, start:] = torch.tensor(end[0])
+            numbers[row, start:] = end[1]
+    return Batch(inputs, labels, numbers)
+
+
+def alike_in_length(
+    items: Iterable[Item], length: Callable[[Item], int], together: Callable[[int], int]
+) -> Iterator[list[Item]]:
+    """Yield items of one length, the longest first, so that what needs most memory comes first."""
+    by_length: dict[int, list[Item]] = {}
+    for item in items:
+        by_length.setdefault(length(item), []).append(item)
+    for size in sorted(by_length, reverse=True):
+        step = max(together(size), 1)
+        for first in range(0, len(by_length[size]), step):
+            yield by_length[size][first : first + step]

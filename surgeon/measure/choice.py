@@ -1,32 +1,99 @@
 """Which of four ends is a paragraph's own: understanding, where perplexity may be but a habit of output.
 
-Asked is the beginning of a paragraph of the evaluation half, with four ends of the same language that are alike in
-length (`text.choices`). A model chooses the end of the highest log-likelihood per character, as `acc_norm` of
-lm-evaluation-harness does; who knows nothing is right in a quarter. Intervals are drawn over paragraphs.
+Asked is the beginning of a paragraph of the evaluation half, with four ends. All ends are of one text, begin inside a
+paragraph, at a word where the script has spaces, and are about as long as each other; so nothing but what stands before
+tells which is right. Which are asked, and beside which others, depends on the text and its language alone. A model
+chooses the end of the highest log-likelihood per character, as `acc_norm` of lm-evaluation-harness does; who knows
+nothing is right in a quarter. Intervals are drawn over paragraphs.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from pydantic import Field
 
+from surgeon.checkpoint.storage import replacing
 from surgeon.errors import InputError
-from surgeon.measure.base import Measurement, Piece, Pieces, Seen, Subject
-from surgeon.measure.batches import End, batched
+from surgeon.measure.base import End, Measurement, Piece, Pieces, Seen, Subject, batched
 from surgeon.model.results import Figures, Quantity, Sums
 from surgeon.recipe.fields import Count
-from surgeon.text.choices import ENDS, Question, questions
+from surgeon.seeds import generator
 from surgeon.text.windows import beginning
 
 if TYPE_CHECKING:
     import torch
 
+    from surgeon.text.corpora import Corpus
+
+PREFIX = "surgeon_choice"  # of the tasks for lm-evaluation-harness
+ENDS = 4  # as most tasks of choice have: chance is a quarter
+_PARTS = 4  # of a paragraph of mean length: an end is one of them, and before it stands at least another
+_SHORTEST = 8  # characters of an end: a word or two, without which nothing is to be told apart
+_ALIKE = 9  # of other paragraphs' ends, those nearest in length, of which wrong ones are drawn: length tells nothing
 _TOKENS = 48  # of a beginning with one end, about
+
+
+@dataclass(frozen=True)
+class Question:
+    """The beginning, the ends, which of them is right, and the number of the paragraph that it is made of."""
+
+    beginning: str
+    ends: tuple[str, ...]
+    right: int
+    paragraph: int
+
+
+class _Cut(NamedTuple):
+    paragraph: int
+    beginning: str
+    end: str
+
+
+def questions(text: str, language: str, most: int) -> list[Question]:
+    """Return at most so many questions, in the order of the text; fewer, or none, where it is short."""
+    paragraphs = [line.strip() for line in text.splitlines() if line.strip()]
+    length = max(sum(map(len, paragraphs)) // max(len(paragraphs), 1) // _PARTS, _SHORTEST)
+    cuts = [cut for number, paragraph in enumerate(paragraphs) for cut in _cuts(number, paragraph, length)]
+    random = generator(0, f"choice:{language}")
+    asked = []
+    for at in sorted(random.permutation(len(cuts))[:most].tolist()):
+        own = cuts[at]
+        others = {cut.end: cut for cut in cuts if cut.paragraph != own.paragraph and cut.end != own.end}
+        near = sorted(others, key=lambda end: (abs(len(end) - len(own.end)), end))[:_ALIKE]
+        if len(near) < ENDS - 1:
+            continue
+        ends = [near[i] for i in random.permutation(len(near))[: ENDS - 1].tolist()]
+        right = int(random.integers(ENDS))
+        ends.insert(right, own.end)
+        asked.append(Question(own.beginning, tuple(ends), right, own.paragraph))
+    return asked
+
+
+def _cuts(number: int, paragraph: str, length: int) -> list[_Cut]:
+    """Cut a paragraph at every multiple of the length, if as much stands before, and nearly as much after."""
+    cuts = []
+    for start in range(length, len(paragraph), length):
+        at = _word(paragraph, start, length)
+        end = paragraph[at : _word(paragraph, at + length, length)]
+        if len(end) >= 3 * length // 4 and paragraph[:at].strip():
+            cuts.append(_Cut(number, paragraph[:at], end))
+    return cuts
+
+
+def _word(paragraph: str, at: int, within: int) -> int:
+    """Return where the next word begins, with the space before it; the place itself if there is no space near."""
+    space = paragraph.find(" ", at, at + within)
+    if space >= 0:
+        return space
+    return at if at + within < len(paragraph) else len(paragraph)
 
 
 @dataclass(frozen=True)
@@ -61,13 +128,13 @@ class Choice(Measurement):
         """
         asked: list[tuple[str, Question]] = []
         for language in subject.languages:
-            made = questions(subject.corpus.text(language).evaluate, language, self.items)
-            if not made:
+            of_language = questions(subject.corpus.text(language).evaluate, language, self.items)
+            if not of_language:
                 raise InputError(
                     f"the text for '{language}' is too short for `verify.choice`: it takes four paragraphs of some "
                     "length. Give more text, or leave `choice` out"
                 )
-            asked += [(language, question) for question in made]
+            asked += [(language, question) for question in of_language]
         begin, room = beginning(subject.tokenizer), subject.window
         rows: list[tuple[list[int], End]] = []
         pieces: list[Piece] = []
@@ -93,17 +160,11 @@ class Choice(Measurement):
             each = likelihoods / [len(end) for end in question.ends]
             hit = bool(np.isfinite(each).all()) and int(each.argmax()) == question.right
             right.setdefault(language, {}).setdefault(question.paragraph, []).append(int(hit))
-        return Figures(
-            {
-                language: {
-                    "accuracy": Sums(
-                        tuple(float(sum(hits)) for hits in by_paragraph.values()),
-                        tuple(float(len(hits)) for hits in by_paragraph.values()),
-                    )
-                }
-                for language, by_paragraph in right.items()
-            }
-        )
+        groups = {}
+        for language, by_paragraph in right.items():
+            totals, weights = (tuple(float(of(hits)) for hits in by_paragraph.values()) for of in (sum, len))
+            groups[language] = {"accuracy": Sums(totals, weights)}
+        return Figures(groups)
 
 
 def encode_pair(tokenizer: Any, before: str, after: str) -> tuple[list[int], list[int]]:
@@ -115,3 +176,42 @@ def encode_pair(tokenizer: Any, before: str, after: str) -> tuple[list[int], lis
         list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in (before, before + after)
     )
     return (first, whole[len(first) :]) if len(whole) > len(first) else (whole[:-1], whole[-1:])
+
+
+def write_choice_tasks(folder: Path, corpus: Corpus, languages: Sequence[str], items: int) -> list[Path]:
+    """Write the questions as tasks `surgeon_choice_LANGUAGE` of lm-evaluation-harness; data alone, no code.
+
+    The harness reads data by their full path, so that the folder stays where it is, or is written anew elsewhere.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    folder, files = folder.resolve(), []
+    for language in languages:
+        rows = [
+            {"beginning": item.beginning, "ends": list(item.ends), "right": item.right, "paragraph": item.paragraph}
+            for item in questions(corpus.text(language).evaluate, language, items)
+        ]
+        data = folder / f"{language}.jsonl"
+        task = {
+            "task": f"{PREFIX}_{language}",
+            "tag": PREFIX,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(data)}},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{beginning}}",
+            "doc_to_choice": "{{ends}}",
+            "doc_to_target": "right",
+            "target_delimiter": "",
+            "metric_list": [
+                {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")
+            ],
+            "metadata": {"version": 1.0},
+        }
+        for path, text in (
+            (data, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)),
+            (folder / f"{PREFIX}_{language}.yaml", yaml.safe_dump(task, sort_keys=False, allow_unicode=True)),
+        ):
+            with replacing(path) as part:
+                part.write_text(text, encoding="utf-8")
+            files.append(path)
+    return files

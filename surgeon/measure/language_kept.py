@@ -7,19 +7,22 @@ token follows, so that nothing is drawn by lot. Loops are seen by the share of c
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from surgeon.measure.base import OwnWork, Pieces, Seen, Subject
+from surgeon.errors import EnvironmentFailure
+from surgeon.measure.base import OwnWork, Pieces, Seen, Subject, evenly
 from surgeon.model.results import Continuation, Figures, Quantity, Sums
 from surgeon.recipe.fields import Count
-from surgeon.text.identify import identify, is_language, known_languages, require_identifier
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +30,49 @@ if TYPE_CHECKING:
     from surgeon.model.editing import Variant
     from surgeon.model.layer_stack import Stack
     from surgeon.progress import Progress
+
+_SAME: Mapping[str, str] = {"nb": "no", "nn": "no", "wuu": "zh"}  # written alike, or norms of one language
+# No identifier tells these two apart on the Declaration: they are standards of one language.
+_ALIKE = (frozenset({"id", "ms"}),)
+_LETTERS = 3  # of a text, at least, for it to be in a language: what is shorter is a number or an abbreviation
+
+
+def require_identifier() -> None:
+    """Make sure that the identifier is installed.
+
+    Raises:
+        EnvironmentFailure: it is not.
+    """
+    if find_spec("py3langid") is None:
+        raise EnvironmentFailure(
+            "py3langid is not installed, which tells languages apart: `pip install '.[language]'` in a checkout"
+        )
+
+
+@cache
+def known_languages() -> frozenset[str]:
+    """Return the codes of the languages that can be told apart, ISO 639-1."""
+    require_identifier()
+    import py3langid
+
+    return frozenset(_SAME.get(code, code) for code, _ in py3langid.rank("a"))
+
+
+def identify(text: str) -> str | None:
+    """Return the code of the language that a text is in; None if it has hardly a letter."""
+    if sum(unicodedata.category(letter).startswith("L") for letter in text) < _LETTERS:
+        return None
+    require_identifier()
+    import py3langid
+
+    code = str(py3langid.classify(text)[0])
+    return _SAME.get(code, code)
+
+
+def is_language(identified: str | None, code: str) -> bool:
+    """True if a text was identified as a language, or as one that identifiers take for it."""
+    return identified == code or any({identified, code} <= pair for pair in _ALIKE)
+
 
 _CHARACTERS, _WITHOUT_SPACES = 48, 16  # of a beginning, about; of one in a script without spaces
 _GRAM = 4
@@ -118,22 +164,20 @@ class LanguageKept(OwnWork):
 
 
 def _sample(language: str, said: Continuation) -> dict[str, Any]:
-    found = identify(said.continuation)
+    identified, keys = identify(said.continuation), ("prompt", "continuation", "stopped")
     return {
         "language": language,
-        "prompt": said.prompt,
-        "continuation": said.continuation,
-        "stopped": said.stopped,
-        "identified": found,
-        "kept": is_language(found, language),
+        **{key: getattr(said, key) for key in keys},
+        "identified": identified,
+        "kept": is_language(identified, language),
         "distinct": distinct(said.continuation),
     }
 
 
 def slips(samples: Sequence[Mapping[str, Any]], language: str) -> str:
     """Say what a language's texts went on in instead, the most frequent first: `en 2, no text 1`; nothing if in it."""
-    found = Counter(one["identified"] or _NO_TEXT for one in samples if one["language"] == language and not one["kept"])
-    return ", ".join(f"{name} {count}" for name, count in found.most_common())
+    others = [one["identified"] for one in samples if one["language"] == language and not one["kept"]]
+    return ", ".join(f"{name or _NO_TEXT} {count}" for name, count in Counter(others).most_common())
 
 
 def distinct(text: str) -> float:
@@ -147,13 +191,12 @@ def beginnings(text: str, count: int) -> list[str]:
 
     Paragraphs that are hardly longer than a beginning are passed over.
     """
-    found = []
+    starts = []
     for line in text.splitlines():
         words = line.split(" ")
         spaced = len(words) > len(line) / 24
         cut = " ".join(words)[: _CHARACTERS if spaced else _WITHOUT_SPACES]
         if len(cut) == len(line) or len(line) < 1.5 * len(cut):
             continue
-        found.append(cut.rpartition(" ")[0] if spaced and not line[len(cut)].isspace() and " " in cut else cut)
-    step = max(len(found) / count, 1)
-    return [found[int(number * step)] for number in range(min(count, len(found)))]
+        starts.append(cut.rpartition(" ")[0] if spaced and not line[len(cut)].isspace() and " " in cut else cut)
+    return evenly(starts, count)

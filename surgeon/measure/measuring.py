@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Outputs, OwnWork, Pieces, Seen
-from surgeon.measure.perplexity import Perplexity, as_measures
-from surgeon.measure.windows import EvaluationText, window_pieces
+from surgeon.measure.perplexity import EvaluationText, Perplexity, as_measures, window_pieces
 from surgeon.model.editing import Variant
 from surgeon.model.full_device import with_less_at_a_time
 from surgeon.model.layer_stack import Stack
@@ -37,7 +35,7 @@ class Look:
 
 @dataclass(frozen=True)
 class _Watcher:
-    """A look at one batch of the pass; `ids` are the numbers of its pieces there, `slots` the places among them."""
+    """A look at one batch of the pass; `ids` are the numbers of its pieces, `slots` say which of them a token is of."""
 
     look: int
     batch: Batch
@@ -46,71 +44,55 @@ class _Watcher:
 
 
 @dataclass
-class _Chunk:
-    """Which chunk of outputs is at hand, and what the base says of it."""
-
-    at: tuple[int, slice, slice] | None = None
-    base: Outputs | None = None
-
-
-@dataclass
 class _Pass:
-    """The batches of a pass, those who look at each, and what they noted: by model and watcher, a batch's sums."""
+    """The batches of a pass, those who look at each, and what they noted: by model and watcher, a batch's sums.
+
+    Batches are run in `parts`, some rows at a time, and noted as if they were not.
+    """
 
     looks: Sequence[Look]
     names: Sequence[str]
     inputs: Sequence[torch.Tensor]
     watchers: Sequence[Sequence[_Watcher]]
     notes: list[dict[tuple[int, int], _Sums]] = field(default_factory=list)
-    chunk: _Chunk = field(default_factory=_Chunk)
+    parts: Sequence[tuple[int, int]] = ()  # a batch, and its first row
+    base: tuple[tuple[int, slice, slice], Outputs] | None = None  # a chunk, and what the base says of it
 
-    def uses(self, model: int, batch: int) -> bool:
-        """True if a model is run on a batch."""
-        looks = [self.looks[watcher.look] for watcher in self.watchers[batch]]
+    def begin(self, rows: int) -> list[torch.Tensor]:
+        """Note nothing yet, and return the parts to run, of so many rows at most."""
+        self.notes = [{} for _ in self.inputs]
+        self.parts = [(batch, first) for batch, ids in enumerate(self.inputs) for first in range(0, len(ids), rows)]
+        return [self.inputs[batch][first : first + rows] for batch, first in self.parts]
+
+    def uses(self, model: int, part: int) -> bool:
+        """True if a model is run on a part."""
+        looks = [self.looks[watcher.look] for watcher in self.watchers[self.parts[part][0]]]
         return any(self.names[model] in look.models or (model == 0 and look.measurement.compares) for look in looks)
 
-    def wanted(self, batch: int, rows: slice, positions: slice) -> bool:
+    def wanted(self, part: int, rows: slice, positions: slice) -> bool:
         """True if anybody counts an output of a chunk."""
+        batch, rows = self._chunk(part, rows)
         return any(bool((w.batch.labels[rows, positions] != UNCOUNTED).any()) for w in self.watchers[batch])
 
-    def take(self, model: int, batch: int, rows: slice, positions: slice, logits: torch.Tensor) -> None:
+    def take(self, model: int, part: int, rows: slice, positions: slice, logits: torch.Tensor) -> None:
         """Have everybody who looks at a chunk note what a model's outputs are worth; the base's come first."""
-        outputs, at = Outputs(logits), (batch, rows, positions)
-        compared = any(self.looks[watcher.look].measurement.compares for watcher in self.watchers[batch])
-        if compared and model == 0:
-            self.chunk = _Chunk(at, outputs)
+        batch, rows = self._chunk(part, rows)
+        outputs, chunk = Outputs(logits), (batch, rows, positions)
+        if model == 0 and any(self.looks[watcher.look].measurement.compares for watcher in self.watchers[batch]):
+            self.base = chunk, outputs
         for number, watcher in enumerate(self.watchers[batch]):
             look = self.looks[watcher.look]
             if self.names[model] not in look.models:
                 continue
-            base = self.chunk.base if look.measurement.compares and self.chunk.at == at else None
+            compared = look.measurement.compares and self.base is not None and self.base[0] == chunk
             labels = watcher.batch.labels[rows, positions].to(logits.device)
+            seen = Seen(outputs, labels, self.base[1] if compared and self.base else None)
             sums = self.notes[batch].setdefault((model, number), {})
-            _note(sums, look.measurement, Seen(outputs, labels, base), watcher, rows, positions)
+            _note(sums, look.measurement, seen, watcher, rows, positions)
 
-
-class _Parts:
-    """A pass whose batches are run at most some `rows` at a time, and noted as if they were not."""
-
-    def __init__(self, whole: _Pass, rows: int) -> None:
-        self._whole = whole
-        self._places = [(b, first) for b, ids in enumerate(whole.inputs) for first in range(0, len(ids), rows)]
-        self.inputs = [whole.inputs[batch][first : first + rows] for batch, first in self._places]
-
-    def uses(self, model: int, part: int) -> bool:
-        """See `_Pass.uses`."""
-        return self._whole.uses(model, self._places[part][0])
-
-    def wanted(self, part: int, rows: slice, positions: slice) -> bool:
-        """See `_Pass.wanted`."""
-        return self._whole.wanted(*self._place(part, rows), positions)
-
-    def take(self, model: int, part: int, rows: slice, positions: slice, logits: torch.Tensor) -> None:
-        """See `_Pass.take`."""
-        self._whole.take(model, *self._place(part, rows), positions, logits)
-
-    def _place(self, part: int, rows: slice) -> tuple[int, slice]:
-        batch, first = self._places[part]
+    def _chunk(self, part: int, rows: slice) -> tuple[int, slice]:
+        """Return the batch that a part is of, and where the part's rows are there."""
+        batch, first = self.parts[part]
         return batch, slice(first + rows.start, first + rows.stop)
 
 
@@ -141,7 +123,7 @@ def measure(
     shares = list(team.map(noted, team.divided(range(len(whole.inputs)))))
     if not shares:
         return {}
-    notes = {number: found for share in shares for number, found in share.items()}
+    notes = {number: sums for share in shares for number, sums in share.items()}
     return _figures(whole, [notes[number] for number in sorted(notes)], _own_work(stack, variants, looks, progress))
 
 
@@ -160,35 +142,33 @@ def _run(
     """
     first = 0 if beside is None else 1  # the number of the first variant among all models
 
+    def uses(variant: int, batch: int) -> bool:
+        return part.uses(first + variant, batch)
+
     def noted(rows: int) -> None:
-        part.notes = [{} for _ in part.inputs]
-        parts = _Parts(part, rows)
-        count = len(parts.inputs)
-        uses = partial(_uses, parts, first)
-        cost = work(stack, variants, count, uses) + (0 if beside is None else count * len(beside.layers))
-        with progress.task(label, cost) as advance, _takes(parts, beside, advance) as take:
-            run_models(stack, variants, parts.inputs, take, wanted=parts.wanted, uses=uses, advance=advance)
+        inputs = part.begin(rows)
+        cost = work(stack, variants, len(inputs), uses) + (0 if beside is None else len(inputs) * len(beside.layers))
+        with progress.task(label, cost) as advance, _taken(part, inputs, beside, advance) as take:
+            run_models(stack, variants, inputs, take, wanted=part.wanted, uses=uses, advance=advance)
 
     rows = max((len(ids) for ids in part.inputs), default=0)
     with_less_at_a_time(rows, noted, stack.loaded.device, progress, may_halve)
 
 
-def _uses(parts: _Parts, first: int, variant: int, batch: int) -> bool:
-    return parts.uses(first + variant, batch)
-
-
 @contextmanager
-def _takes(parts: _Parts, beside: Stack | None, advance: Callable[[int], None]) -> Iterator[Take]:
+def _taken(
+    part: _Pass, inputs: Sequence[torch.Tensor], beside: Stack | None, advance: Callable[[int], None]
+) -> Iterator[Take]:
     """Give what takes the outputs of variants; of a base beside them it has the same chunk's taken first."""
     if beside is None:
-        yield parts.take
+        yield part.take
         return
-    with outputs_of(beside, parts.inputs, advance) as outputs:
+    with outputs_of(beside, inputs, advance) as outputs:
 
         def take(variant: int, batch: int, rows: slice, positions: slice, logits: torch.Tensor) -> None:
             if variant == 0:
-                parts.take(0, batch, rows, positions, outputs(batch, rows, positions))
-            parts.take(1 + variant, batch, rows, positions, logits)
+                part.take(0, batch, rows, positions, outputs(batch, rows, positions))
+            part.take(1 + variant, batch, rows, positions, logits)
 
         yield take
 
@@ -197,12 +177,12 @@ def _own_work(
     stack: Stack, variants: Sequence[Variant], looks: Sequence[Look], progress: Progress
 ) -> list[Mapping[str, Any]]:
     """Return what each look finds by work of its own on the models, by variant."""
-    found: list[Mapping[str, Any]] = []
+    own: list[Mapping[str, Any]] = []
     for look in looks:
         models = [variant for variant in variants if variant.name in look.models]
         item = look.measurement
-        found.append(item.work(stack, models, look.pieces, progress) if isinstance(item, OwnWork) else {})
-    return found
+        own.append(item.work(stack, models, look.pieces, progress) if isinstance(item, OwnWork) else {})
+    return own
 
 
 def _pass(looks: Sequence[Look], names: Sequence[str]) -> _Pass:
@@ -212,13 +192,10 @@ def _pass(looks: Sequence[Look], names: Sequence[str]) -> _Pass:
     for number, look in enumerate(looks):
         for batch in look.pieces.batches:
             inputs[id(batch.inputs)] = batch.inputs
-            order.setdefault(id(batch.inputs), []).append(_watcher(number, batch))
+            ids = np.unique(batch.numbers[batch.numbers >= 0])
+            watcher = _Watcher(number, batch, ids, np.searchsorted(ids, batch.numbers))
+            order.setdefault(id(batch.inputs), []).append(watcher)
     return _Pass(looks, names, list(inputs.values()), [order[key] for key in inputs])
-
-
-def _watcher(look: int, batch: Batch) -> _Watcher:
-    ids = np.unique(batch.numbers[batch.numbers >= 0])
-    return _Watcher(look, batch, ids, np.searchsorted(ids, batch.numbers))
 
 
 def _note(sums: _Sums, measurement: Measurement, seen: Seen, watcher: _Watcher, rows: slice, positions: slice) -> None:
@@ -235,7 +212,7 @@ def _note(sums: _Sums, measurement: Measurement, seen: Seen, watcher: _Watcher, 
 def _figures(
     whole: _Pass, notes: Sequence[Mapping[tuple[int, int], _Sums]], own: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, Figures]]:
-    found: dict[str, dict[str, Figures]] = {name: {} for name in whole.names}
+    result: dict[str, dict[str, Figures]] = {name: {} for name in whole.names}
     for number, look in enumerate(whole.looks):
         for model, name in enumerate(whole.names):
             if name not in look.models:
@@ -248,12 +225,12 @@ def _figures(
                             totals = sums.setdefault(value, np.zeros(len(look.pieces.pieces)))
                             totals[watcher.ids] += added
             item = look.measurement
-            found[name][item.kind] = (
+            result[name][item.kind] = (
                 item.figures_with(look.pieces, sums, own[number][name])
                 if isinstance(item, OwnWork)
                 else item.figures(look.pieces, sums)
             )
-    return found
+    return result
 
 
 def measure_loaded(model: Any, texts: Mapping[str, EvaluationText], batch_size: int) -> dict[str, Measure]:

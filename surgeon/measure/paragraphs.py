@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from surgeon.errors import InputError
-from surgeon.measure.base import Measurement, Piece, Pieces, Seen, Subject
-from surgeon.measure.batches import End, batched
+from surgeon.measure.base import End, Measurement, Piece, Pieces, Seen, Subject, batched, evenly
 from surgeon.model.results import Figures, Quantity
 from surgeon.recipe.fields import Count
 from surgeon.text.windows import beginning, tokenize
@@ -54,7 +53,8 @@ class Paragraphs(Measurement):
         Raises:
             InputError: a language has none.
         """
-        begin = beginning(subject.tokenizer) or _any_beginning(subject.tokenizer)
+        begin, special = beginning(subject.tokenizer), (subject.tokenizer.bos_token_id, subject.tokenizer.eos_token_id)
+        begin = begin or tuple(int(token) for token in special if token is not None)[:1]
         pieces: list[Piece] = []
         sizes: list[float] = []
         rows: list[tuple[tuple[int, ...], End]] = []
@@ -62,8 +62,7 @@ class Paragraphs(Measurement):
             lines = [line for line in subject.corpus.text(language).evaluate.splitlines() if line.strip()]
             if not lines:
                 raise InputError(f"the text for '{language}' has no paragraph")
-            step = max(len(lines) / self.paragraphs, 1)
-            for line in (lines[int(i * step)] for i in range(min(self.paragraphs, len(lines)))):
+            for line in evenly(lines, self.paragraphs):
                 ids = tokenize(subject.tokenizer, line).ids
                 rows += [
                     (inputs, (end, [len(pieces)] * len(end))) for inputs, end in _windows(ids, begin, subject.window)
@@ -80,21 +79,15 @@ class Paragraphs(Measurement):
         """Return bits by paragraph, weighted by bytes."""
         asked: Any = pieces
         by_group = pieces.by_group(sums[BITS], asked.sizes)
-        return Figures({language: {BITS: found} for language, found in by_group.items()})
-
-
-def _any_beginning(tokenizer: Any) -> tuple[int, ...]:
-    token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return () if token is None else (int(token),)
+        return Figures({language: {BITS: bits} for language, bits in by_group.items()})
 
 
 def _windows(ids: Sequence[int], begin: tuple[int, ...], window: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Cut a paragraph: inputs, and the ids that their last outputs predict."""
     room = max(window - max(len(begin) - 1, 0), 1)
     first = 0 if begin else 1
-    starts = range(first, len(ids), room)
-    found = []
-    for start in starts:
+    windows = []
+    for start in range(first, len(ids), room):
         end = tuple(ids[start : start + room])
-        found.append(((*begin, *ids[start - (0 if begin else 1) : start], *end)[:-1], end))
-    return found
+        windows.append(((*begin, *ids[start - first : start], *end)[:-1], end))
+    return windows

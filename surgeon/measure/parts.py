@@ -42,12 +42,12 @@ class Part:
 
 def parted(names: Iterable[str], by: str, places: Mapping[str, Place], ties: Ties) -> dict[str, list[str]]:
     """Put names of tensors into parts, which are in the order of the model."""
-    found: dict[str, list[str]] = {}
+    parts: dict[str, list[str]] = {}
     for name in names:
-        where = places[stored_copies(ties, name)[0]]
-        label = str(where.layer) if by == "layer" and where.layer is not None else where.role
-        found.setdefault(label, []).append(name)
-    return {label: found[label] for label in sorted(found, key=place_of)}
+        place = places[stored_copies(ties, name)[0]]
+        label = str(place.layer) if by == "layer" and place.layer is not None else place.role
+        parts.setdefault(label, []).append(name)
+    return {label: parts[label] for label in sorted(parts, key=place_of)}
 
 
 def place_of(label: str) -> tuple[int, int, str]:

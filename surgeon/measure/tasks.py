@@ -2,11 +2,14 @@
 
 The harness says once what it would ask a model. What its questions come to, the likelihoods of given ends of texts, is
 answered for all models in the one pass; then it is told the answers, model by model, and makes its figures.
+
+A piece is a token of an end. The likelihood of an end is the float32 sum of its tokens', in torch's order, as
+lm-evaluation-harness has it, so that figures are the harness's to the last digit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -17,10 +20,18 @@ from pydantic import Field, model_validator
 from surgeon.errors import InputError
 from surgeon.harness import running
 from surgeon.harness.folders import content
-from surgeon.harness.models import Questions, Speech, recorder, replayer
-from surgeon.harness.results import told
-from surgeon.measure.base import OwnWork, Pieces, Seen, Subject
-from surgeon.measure.questions import answered, question_pieces, token_values
+from surgeon.harness.models import Answer, Question, Questions, Speech, recorder, replayer, speak
+from surgeon.measure.base import (
+    Batch,
+    End,
+    OwnWork,
+    Piece,
+    Pieces,
+    Seen,
+    Subject,
+    alike_in_length,
+    labelled,
+)
 from surgeon.model.results import Figures, Quantity
 from surgeon.recipe.fields import Count
 
@@ -30,6 +41,50 @@ if TYPE_CHECKING:
     from surgeon.model.editing import Variant
     from surgeon.model.layer_stack import Stack
     from surgeon.progress import Progress
+
+_TOGETHER = 4096  # tokens of a batch, at most, so that its attention stays small
+
+
+def question_pieces(questions: Sequence[Question], rows: int) -> Pieces:
+    """Return a piece for each token of the questions' ends, in order, and batches of at most so many texts."""
+    starts = np.cumsum([0, *(len(end) for _, end in questions)]).tolist()
+    return Pieces([Piece("", 1)] * int(starts[-1]), list(_batches(questions, starts, rows)))
+
+
+def token_values(seen: Seen) -> dict[str, torch.Tensor]:
+    """Return the likelihood of each token in nats, and 1 where it was the likeliest."""
+    greedy = seen.outputs.likeliest == seen.labels
+    return {"likelihood": -seen.losses, "greedy": greedy.float()}
+
+
+def answered(questions: Iterable[Question], sums: Mapping[str, NDArray[np.float64]]) -> Iterator[Answer]:
+    """Yield the answers to questions from the values of their tokens."""
+    import torch
+
+    start = 0
+    for _, end in questions:
+        tokens = slice(start, start + len(end))
+        start = tokens.stop
+        yield (
+            float(torch.tensor(sums["likelihood"][tokens], dtype=torch.float32).sum()),
+            bool(sums["greedy"][tokens].all()),
+        )
+
+
+def _batches(asks: Sequence[Question], starts: Sequence[int], size: int) -> Iterator[Batch]:
+    """Put questions of one length together, unpadded; those that read the same are run once for all their ends.
+
+    Batches with the same `inputs` are one for the pass: the first holds the first end of each row, and so on.
+    """
+    import torch
+
+    asked: dict[tuple[int, ...], list[End]] = {}
+    for (read, end), start in zip(asks, starts, strict=False):
+        asked.setdefault(read, []).append((end, range(start, start + len(end))))
+    for reads in alike_in_length(asked, len, lambda length: min(size, _TOGETHER // length)):
+        inputs = torch.tensor(reads)
+        for turn in range(max(len(asked[read]) for read in reads)):
+            yield labelled(inputs, [asked[read][turn] if turn < len(asked[read]) else None for read in reads])
 
 
 @dataclass(frozen=True)
@@ -109,8 +164,6 @@ class Tasks(OwnWork):
                 "stays in memory; this one is read layer by layer. Take tasks of the kinds multiple_choice, "
                 "loglikelihood and loglikelihood_rolling, or a GPU that the model fits on"
             )
-        from surgeon.harness.speaking import speak
-
         return speak(stack, variants, speeches, progress)
 
     def figures_with(self, pieces: Pieces, sums: Mapping[str, NDArray[np.float64]], own: dict[Speech, str]) -> Figures:
@@ -119,7 +172,7 @@ class Tasks(OwnWork):
         answers = dict(zip(asked.questions.likelihoods, answered(asked.questions.likelihoods, sums), strict=True))
         with running.quiet():
             model = replayer(asked.subject.tokenizer, asked.subject.config, answers, own)
-        return told(running.evaluate(model, asked.tasks), asked.tasks)
+        return running.told(running.evaluate(model, asked.tasks), asked.tasks)
 
 
 def _asked(pieces: Pieces) -> Any:

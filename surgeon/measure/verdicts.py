@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from surgeon.measure.chance import RATE, probability, survives
-from surgeon.measure.intervals import change_interval
+from surgeon.measure.uncertainty import RATE, change_interval, probability, survives
 from surgeon.model.results import Sums
 
 Verdict = Literal["kept", "worse", "lost"]
@@ -101,37 +100,34 @@ def verdicts(
     """
     chances = {language: probability(base[language], model[language]) for language in base}
     real = {language for language, passed in zip(base, survives(list(chances.values())), strict=True) if passed}
-    found = []
+    changes = []
     for language, before in base.items():
-        after = model[language]
-        bounds = change_interval(before, after, language)
-        change = after.value / before.value - 1
-        low = None if bounds is None else bounds.low / before.value
-        pair = stays.get(language)
-        shares = None if pair is None else (pair[0].value, pair[1].value)
-        silent = shares is not None and pair is not None and len(pair[0].weights) >= FEWEST_TEXTS
-        gone = silent and shares is not None and shares[1] < STAYS * shares[0]
+        after, whole = model[language], before.value
+        change, bounds = after.value / whole - 1, change_interval({language: (before, after)})
+        low, high = (None, None) if bounds is None else (bounds.low / whole, bounds.high / whole)
+        shares, gone = None, False
+        if language in stays:
+            own, others = stays[language]
+            shares = own.value, others.value
+            gone = len(own.weights) >= FEWEST_TEXTS and shares[1] < STAYS * shares[0]
         # A model that gives no numbers has lost the language.
         broken = not math.isfinite(change) or (language in real and change >= LOST)
         verdict: Verdict = "lost" if broken or gone else "worse" if language in real and change >= WORSE else "kept"
-        high = None if bounds is None else bounds.high / before.value
-        found.append(
+        changes.append(
             Change(
-                language, verdict, before.value, after.value, change, low, high, chances[language],
+                language, verdict, whole, after.value, change, low, high, chances[language],
                 len(before.weights), shares, instead.get(language, ""), *_apart((apart or {}).get(language), language),
             )
         )  # fmt: skip
     return sorted(
-        found, key=lambda one: (VERDICTS.index(one.verdict), -math.inf if math.isnan(one.change) else -one.change)
+        changes, key=lambda one: (VERDICTS.index(one.verdict), -math.inf if math.isnan(one.change) else -one.change)
     )
 
 
-def _apart(
-    found: Mapping[str, Sums] | None, language: str
-) -> tuple[float | None, float | None, float | None, float | None]:
+def _apart(sums: Mapping[str, Sums] | None, language: str) -> tuple[float | None, ...]:
     """Return the divergence with its interval, and the agreement."""
-    if found is None:
+    if sums is None:
         return None, None, None, None
-    bounds = change_interval(None, found["kl"], language)
+    bounds = change_interval({language: (None, sums["kl"])})
     low, high = (None, None) if bounds is None else (bounds.low, bounds.high)
-    return found["kl"].value, low, high, found["agreement"].value
+    return sums["kl"].value, low, high, sums["agreement"].value

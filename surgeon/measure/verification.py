@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 from surgeon.measure.base import Measurement, Pieces, Subject
 from surgeon.measure.measuring import Look, measure
-from surgeon.measure.perplexity import as_measures
-from surgeon.measure.windows import evaluation_texts, window_pieces
+from surgeon.measure.perplexity import as_measures, evaluation_texts, window_pieces
 from surgeon.model.continuations import continue_prompts, cost, encode_prompts
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack
 from surgeon.model.precision import Precision
-from surgeon.model.results import Continuation, Verification
+from surgeon.model.results import CONTINUATIONS, PERPLEXITY, Verification
 from surgeon.model.vocabulary import check_ids
 from surgeon.model.workplace import Workplace
 from surgeon.progress import Progress
@@ -67,57 +66,48 @@ def verify(
         InputError: a text or prompt gives no token, or one without an embedding, or a prompt is too long.
         CheckpointError: a variant edits a tensor that is no parameter of the model.
     """
-    loaded = stack.loaded
+    loaded, names = stack.loaded, [variant.name for variant in variants]
     texts = evaluation_texts(loaded.tokenizer, corpus, languages, spec)
     windows = window_pieces(texts, spec.batch_size)
     subject = Subject(loaded.tokenizer, loaded.model.config, corpus, languages, spec.window, spec.batch_size, windows)
     looks = [
         Look(item, item.pieces(subject), frozenset(models))
         for item in spec.measurements
-        if (models := _models_of(item, variants, missing))
+        if (models := _models_of(item, names, missing))
     ]
     prompts = encode_prompts(stack, spec.prompts, spec.new_tokens)
-    asked = [variant for variant in variants if missing is None or "continuations" in missing.get(variant.name, ())]
+    talkers = [variant for variant in variants if missing is None or CONTINUATIONS in missing.get(variant.name, ())]
     looked_at = {id(pieces): pieces for pieces in (windows, *(look.pieces for look in looks))}
     check_ids(loaded.model, loaded.tokenizer, [*_ids(looked_at.values()), *(one.ids for one in prompts)])
     if looks:
         team.begin(Measuring(str(loaded.checkpoint.folder), loaded.precision, variants, looks))
-    found = measure(stack, variants, looks, progress, team) if looks else {}
+    figures = measure(stack, variants, looks, progress, team) if looks else {}
     sizes = {language: text.bytes for language, text in texts.items()}
     measures = {
-        name: as_measures(by_kind["perplexity"], sizes) for name, by_kind in found.items() if "perplexity" in by_kind
-    }
-    figures = {
-        name: {kind: item for kind, item in by_kind.items() if kind != "perplexity"} for name, by_kind in found.items()
+        name: as_measures(by_kind.pop(PERPLEXITY), sizes) for name, by_kind in figures.items() if PERPLEXITY in by_kind
     }
     measured(Verification(measures, figures=figures))
-    continuations: dict[str, list[Continuation]] = {}
-    if prompts and asked:
-        tokens = sum(piece.tokens for piece in windows.pieces) * len(asked)
-        if not loaded.weights.stays and cost(stack, prompts, len(asked), spec.new_tokens) > tokens:
-            progress.note(
-                f"no continuations: {spec.new_tokens} tokens after {len(prompts)} prompts would read the weights "
-                f"{spec.new_tokens} times, which costs more than everything else; ask for fewer (verify.new_tokens)"
-            )
-        else:
-            continuations = continue_prompts(stack, asked, prompts, spec.new_tokens, progress)
-    return Verification(measures, continuations, figures)
+    if not prompts or not talkers:
+        return Verification(measures, figures=figures)
+    tokens = sum(piece.tokens for piece in windows.pieces) * len(talkers)
+    if not loaded.weights.stays and cost(stack, prompts, len(talkers), spec.new_tokens) > tokens:
+        progress.note(
+            f"no continuations: {spec.new_tokens} tokens after {len(prompts)} prompts would read the weights "
+            f"{spec.new_tokens} times, which costs more than everything else; ask for fewer (verify.new_tokens)"
+        )
+        return Verification(measures, figures=figures)
+    return Verification(measures, continue_prompts(stack, talkers, prompts, spec.new_tokens, progress), figures)
 
 
-def _models_of(
-    item: Measurement, variants: Sequence[Variant], missing: Mapping[str, Collection[str]] | None
-) -> list[str]:
-    """Return the variants that are measured so: of one that compares, all but the base, if the base is there."""
-    names = [variant.name for variant in variants if missing is None or item.kind in missing.get(variant.name, ())]
+def _models_of(item: Measurement, names: Sequence[str], missing: Mapping[str, Collection[str]] | None) -> list[str]:
+    """Return the models that are measured so: of one that compares, all but the base, if the base is there."""
+    models = [name for name in names if missing is None or item.kind in missing.get(name, ())]
     if not item.compares:
-        return names
-    return [name for name in names if name != BASE] if variants and variants[0].name == BASE else []
+        return models
+    return [name for name in models if name != BASE] if names[:1] == [BASE] else []
 
 
 def _ids(looked_at: Iterable[Pieces]) -> list[list[int]]:
     """Return the token ids that are looked at, in and out."""
-    found = []
-    for pieces in looked_at:
-        for batch in pieces.batches:
-            found += [batch.inputs.flatten().tolist(), batch.labels.clamp_min(0).flatten().tolist()]
-    return found
+    batches = [batch for pieces in looked_at for batch in pieces.batches]
+    return [ids.flatten().tolist() for batch in batches for ids in (batch.inputs, batch.labels.clamp_min(0))]

@@ -8,29 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_versions, tokenizer_hashes
 from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.store import place, recall, remember
 from surgeon.model.precision import Precision
-from surgeon.model.results import (
-    CONTINUATIONS,
-    PERPLEXITY,
-    Continuation,
-    Figures,
-    Measure,
-    Quantity,
-    Sums,
-    Verification,
-)
+from surgeon.model.results import CONTINUATIONS, PERPLEXITY, Continuation, Figures, Measure, Verification
 from surgeon.model.workplace import Workplace
 from surgeon.operations.edits import Surgery
 from surgeon.recipe.schema import VerifySpec
 
-KEPT_VERSION = 5  # raise it when the same settings would give other figures
+KEPT_VERSION = 6  # raise it when the same settings would give other figures
 
 
 def kept_path(
@@ -50,7 +43,7 @@ def kept_path(
     checkpoint, measured = surgery.checkpoint, _settings(spec, kind)
     if measured is None:
         return None
-    settings: dict[str, Any] = {
+    settings = {
         "kind": kind,
         "measured": measured,
         "precision": precision,
@@ -59,7 +52,7 @@ def kept_path(
         "donors": dict(donors),
         **({"dequantized": True} if checkpoint.written_plain else {}),
     }
-    made = Fingerprint(
+    fingerprint = Fingerprint(
         version=KEPT_VERSION,
         model=content_hash(checkpoint, workplace.jobs),
         config=checkpoint.config,
@@ -69,7 +62,7 @@ def kept_path(
         device=workplace.device.partition(":")[0],
         libraries=library_versions(),
     )
-    return place("measures", made.key(), ".json")
+    return place("measures", fingerprint.key(), ".json")
 
 
 def _settings(spec: VerifySpec, kind: str) -> dict[str, Any] | None:
@@ -84,41 +77,33 @@ def _settings(spec: VerifySpec, kind: str) -> dict[str, Any] | None:
     return {**windows, "keys": own.model_dump(mode="json"), "version": own.version, "depends": dict(depends)}
 
 
+@cache
+def _form(kind: str) -> TypeAdapter[Any]:
+    """Return what turns what is kept of a kind into plain data and back."""
+    return TypeAdapter({PERPLEXITY: dict[str, Measure], CONTINUATIONS: list[Continuation]}.get(kind, Figures))
+
+
 def load_kept(path: Path | None, name: str, kind: str = PERPLEXITY) -> Verification | None:
     """Return what was found of a model under a name, or None if nothing was, or the file is damaged."""
     data = recall(path) if path is not None else None
     if data is None:
         return None
-    if kind == CONTINUATIONS:
-        said = [Continuation(**item) for item in data["continuations"]]
-        return Verification(continuations={name: said} if said else {})
+    found = _form(kind).validate_python(data["found"])
     if kind == PERPLEXITY:
-        measures = {
-            language: Measure(**{**item, "pieces": tuple((nll, count) for nll, count in item["pieces"])})
-            for language, item in data["measures"].items()
-        }
-        return Verification({name: measures})
-    groups = {
-        group: {quantity: Sums(tuple(totals), tuple(weights)) for quantity, (totals, weights) in by_name.items()}
-        for group, by_name in data["groups"].items()
-    }
-    told = tuple(Quantity(**item) for item in data["quantities"])
-    return Verification(figures={name: {kind: Figures(groups, tuple(data["samples"]), told, data["remarks"])}})
+        return Verification({name: found})
+    if kind == CONTINUATIONS:
+        return Verification(continuations={name: found} if found else {})
+    return Verification(figures={name: {kind: found}})
 
 
-def keep(path: Path | None, name: str, found: Verification, kind: str = PERPLEXITY) -> None:
+def keep(path: Path | None, name: str, verification: Verification, kind: str = PERPLEXITY) -> None:
     """Keep what was found of one model; nan and infinities stay what they are."""
     if path is None:
         return
-    if kind == CONTINUATIONS:
-        remember(path, {"continuations": [asdict(item) for item in found.continuations.get(name, ())]})
-    elif kind == PERPLEXITY:
-        remember(path, {"measures": {language: asdict(item) for language, item in found.measures[name].items()}})
+    if kind == PERPLEXITY:
+        found: Any = verification.measures[name]
+    elif kind == CONTINUATIONS:
+        found = verification.continuations.get(name, [])
     else:
-        item = found.figures[name][kind]
-        groups = {
-            group: {quantity: (sums.totals, sums.weights) for quantity, sums in by_name.items()}
-            for group, by_name in item.groups.items()
-        }
-        told = [asdict(quantity) for quantity in item.quantities]
-        remember(path, {"groups": groups, "samples": list(item.samples), "quantities": told, "remarks": item.remarks})
+        found = verification.figures[name][kind]
+    remember(path, {"found": _form(kind).dump_python(found)})

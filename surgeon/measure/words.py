@@ -95,9 +95,8 @@ class Words(Measurement):
 
     def figures(self, pieces: Pieces, sums: Mapping[str, NDArray[np.float64]]) -> Figures:
         """Return the mean loss of each kind of tokens, summed by language, and the tokens' own as samples."""
-        groups: dict[str, dict[str, Sums]] = {}
         samples, start = [], 0
-        each: dict[str, list[tuple[float, float]]] = {}
+        each: dict[str, list[tuple[float, float]]] = {kind: [] for kind in _KINDS}
         for passage in cast(_Read, pieces).passages:
             losses = sums["loss"][start : start + len(passage.tokens)].tolist()
             start += len(losses)
@@ -105,11 +104,8 @@ class Words(Measurement):
             for kind in _KINDS:
                 those = [loss for loss, of in zip(losses, passage.kinds, strict=True) if kind in of]
                 if those:
-                    each.setdefault(kind, []).append((math.fsum(those), float(len(those))))
-        for kind in _KINDS:
-            if kind in each:
-                totals, weights = zip(*each[kind], strict=True)
-                groups[kind] = {"loss": Sums(totals, weights)}
+                    each[kind].append((math.fsum(those), float(len(those))))
+        groups = {kind: {"loss": Sums(*zip(*pairs, strict=True))} for kind, pairs in each.items() if pairs}
         return Figures(groups, tuple(samples))
 
 
@@ -126,25 +122,25 @@ def _sample(passage: Passage, losses: Sequence[float]) -> dict[str, Any]:
 
 def _places(windows: Pieces, language: str, most: int) -> Iterator[tuple[int, int, int]]:
     """Yield batch, row and position of a language's first predicted tokens, in the order of the text."""
-    found = 0
+    count = 0
     for at, batch in enumerate(windows.batches):
         for row, position in np.argwhere(batch.numbers >= 0).tolist():
             if windows.pieces[batch.numbers[row, position]].group != language:
                 break  # a batch is of one language
-            if found == most:
+            if count == most:
                 return
-            found += 1
+            count += 1
             yield at, row, position
 
 
 def _counts(windows: Pieces, language: str) -> Counter[int]:
     """Return how often each token is among those that perplexity is measured on."""
-    found: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     for batch in windows.batches:
         counted = batch.numbers >= 0
         if windows.pieces[int(batch.numbers[counted][0])].group == language:
-            found.update(batch.labels.numpy()[counted].tolist())
-    return found
+            counts.update(batch.labels.numpy()[counted].tolist())
+    return counts
 
 
 def _said(subject: Subject, language: str, labels: Sequence[int]) -> list[str]:
@@ -190,11 +186,11 @@ def _is_word(character: str) -> bool:
 
 def _frequent(counts: Counter[int]) -> set[int]:
     """Return the most frequent tokens that together make up half of a text; none that is there only once."""
-    found: set[int] = set()
+    frequent: set[int] = set()
     rest = counts.total() / 2
     for label, count in counts.most_common():
         if rest <= 0 or count == 1:
             break
-        found.add(label)
+        frequent.add(label)
         rest -= count
-    return found
+    return frequent

@@ -28,6 +28,11 @@ class Measure:
     pieces: tuple[tuple[float, int], ...] = field(default=(), repr=False)
 
     @property
+    def sums(self) -> Sums:
+        """The pieces as the sums of any other measurement."""
+        return Sums(tuple(nll for nll, _ in self.pieces), tuple(float(tokens) for _, tokens in self.pieces))
+
+    @property
     def log_perplexity(self) -> float:
         """Nats per token; the perplexity's logarithm, finite where the perplexity overflows."""
         return self.nll / self.tokens

@@ -27,7 +27,7 @@ from surgeon.operations import open_donor
 from surgeon.operations.edits import check_donor, check_patch_base
 from surgeon.plan.plan import Plan
 from surgeon.plan.texts import file_problems
-from surgeon.recipe.lines import KeyPath
+from surgeon.recipe.plain_yaml import KeyPath
 from surgeon.recipe.reading import RecipeFile
 from surgeon.region.patch import Patch
 from surgeon.region.region import Region

@@ -7,7 +7,6 @@ of which models reach a part. What an earlier run left in the cache is not looke
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
@@ -21,7 +20,6 @@ from surgeon.progress import Step
 from surgeon.recipe.schema import VerifySpec
 from surgeon.scores.base import SampledScore
 from surgeon.text.corpora import Corpus
-from surgeon.text.documents import FileLocation
 from surgeon.text.unpacked import PACKED
 
 _REACHED = 0.35  # of the speed of matrix products alone: norms, attention and copies take the rest of a pass
@@ -99,8 +97,8 @@ def _scored_tokens(corpus: Corpus, score: SampledScore) -> int:
 
 def _supply(corpus: Corpus, language: str, asked: int) -> int:
     where = corpus.locations.get(language)
-    path = where.path if isinstance(where, FileLocation) else where
-    if not isinstance(path, Path) or not path.is_file() or path.suffix.lower() in PACKED:
+    path = where.path if where is not None else None
+    if path is None or not path.is_file() or path.suffix.lower() in PACKED:
         return asked
     halves = 1 if path.parent.name == "score" else 2
     return path.stat().st_size // (halves * BYTES_PER_TOKEN)

@@ -12,8 +12,7 @@ from surgeon.plan.texts import needed_languages
 from surgeon.recipe.schema import VerifySpec
 from surgeon.scores.base import SampledScore
 from surgeon.text.corpora import Text
-from surgeon.text.sentences import sentence_ends
-from surgeon.text.windows import new_tokens, no_room, predicted
+from surgeon.text.windows import new_tokens, no_room, predicted, sentence_ends
 
 
 def check_supply(plan: Plan, tokens: TokenCounts) -> list[str]:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 from surgeon.errors import EnvironmentFailure, InputError, Problem, RecipeError
 from surgeon.plan.plan import Plan
-from surgeon.text.documents import DatasetLocation, FileLocation, read_documents
 from surgeon.text.files import kind_of
 from surgeon.text.unpacked import PACKED
 
@@ -34,25 +32,19 @@ def file_problems(plan: Plan) -> Iterator[Problem]:
     """Find what is wrong with the files of a recipe's corpus, in what is looked at of them."""
     needed = needed_languages(plan)
     for language, where in plan.corpus.locations.items() if isinstance(plan.recipe.corpus, dict) else ():
-        if not isinstance(where, FileLocation):
+        if where.path is None:
             continue
         try:
-            if language in needed and where.path.is_file():
-                _look(plan, language, where)
-            elif not where.path.is_file():
+            if not where.path.is_file():
                 raise InputError(f"no such text file: {where}")
-            else:
+            if language not in needed:
                 kind_of(where.path)
+            elif where.path.stat().st_size <= (_SMALL_PACKED if where.path.suffix.lower() in PACKED else _SMALL):
+                plan.corpus.text(language)
+            else:
+                where.first(_FIRST).read()
         except InputError as error:
             yield from (plan.file.problem(("corpus", language, "file"), what) for what in error.said)
-
-
-def _look(plan: Plan, language: str, where: FileLocation) -> None:
-    small = _SMALL_PACKED if where.path.suffix.lower() in PACKED else _SMALL
-    if where.path.stat().st_size <= small:
-        plan.corpus.text(language)
-    else:
-        read_documents(replace(where, documents=min(_FIRST, where.documents or _FIRST)))
 
 
 def open_datasets(plan: Plan, seconds: float = _SECONDS) -> list[str]:
@@ -65,13 +57,13 @@ def open_datasets(plan: Plan, seconds: float = _SECONDS) -> list[str]:
     until = time.monotonic() + seconds
     for language in needed_languages(plan):
         where = plan.corpus.locations.get(language)
-        if not isinstance(where, DatasetLocation):
+        if where is None or where.path is not None:
             continue
         if time.monotonic() > until:
             left.append(language)
             continue
         try:
-            read_documents(replace(where, documents=min(_FIRST_ROWS, where.documents)))
+            where.first(_FIRST_ROWS).read()
         except InputError as error:
             problems += [plan.file.problem(("corpus", language), what) for what in error.said]
         except EnvironmentFailure as error:

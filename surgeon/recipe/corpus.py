@@ -11,8 +11,7 @@ from pydantic import Field, model_validator
 
 from surgeon.errors import InputError, present
 from surgeon.recipe.fields import Count, Model
-from surgeon.text.corpora import Corpus, builtin_corpus
-from surgeon.text.documents import DatasetLocation, FileLocation
+from surgeon.text.corpora import Corpus, DatasetLocation, FileLocation, Location, builtin_corpus
 from surgeon.text.languages import language
 
 _DOCUMENTS = 2000  # of a dataset, unless the recipe says how many
@@ -52,7 +51,7 @@ class TextSpec(Model):
         return said if isinstance(said, cls) else None
 
     @property
-    def location(self) -> FileLocation | DatasetLocation:
+    def location(self) -> Location:
         """Where the text is."""
         if self.file is not None:
             return FileLocation(Path(os.path.expanduser(self.file)), self.field, self.documents)

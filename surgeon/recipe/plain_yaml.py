@@ -2,21 +2,22 @@
 
 Plain data is text, numbers, booleans, null, lists, and mappings whose keys are text. Tags, merge keys and numbers
 that are none are noted as problems, and so are the traps of YAML 1.1; dates and times are the text that they are
-written as. Nothing is recursive, and nothing is built beyond the limits, whatever the text holds.
+written as. Reading is not recursive, and nothing is built beyond the limits, whatever the text holds.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any, TypeAlias
 
 import yaml
 from yaml.resolver import Resolver
 
 from surgeon.errors import Problem, RecipeError
-from surgeon.recipe.lines import Node, Scalar
 
 LONGEST = 1 << 20  # bytes
 DEEPEST = 50  # lists and mappings inside each other
@@ -32,6 +33,78 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _NO_NUMBERS = (".inf", ".nan")
 
 Where = Callable[[int], str]
+KeyPath: TypeAlias = tuple[str | int, ...]
+Scalar: TypeAlias = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value, and where it stands (`file:line`); one in a mapping stands where its key does."""
+
+    value: Scalar | tuple[Node, ...] | Mapping[str, Node]
+    where: str = field(compare=False)
+
+    def child(self, part: str | int) -> Node | None:
+        """Return the value at a key of a mapping or an index of a list; None if there is none."""
+        if isinstance(self.value, Mapping):
+            return self.value.get(part) if isinstance(part, str) else None
+        if isinstance(self.value, tuple) and isinstance(part, int) and 0 <= part < len(self.value):
+            return self.value[part]
+        return None
+
+
+def plain(node: Node) -> Any:
+    """Return the data without the lines: dict, list, str, int, float, bool, None."""
+    if isinstance(node.value, tuple):
+        return [plain(child) for child in node.value]
+    if isinstance(node.value, Mapping):
+        return {name: plain(child) for name, child in node.value.items()}
+    return node.value
+
+
+def along(node: Node, key: KeyPath) -> list[Node]:
+    """Return the values on the way to a key path, from `node` itself to the last one that is there."""
+    nodes = [node]
+    for part in key:
+        child = nodes[-1].child(part)
+        if child is None:
+            break
+        nodes.append(child)
+    return nodes
+
+
+def shared(one: KeyPath, other: KeyPath) -> int:
+    """Return how many parts two key paths have in common from the start."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def line_number(where: str) -> int:
+    """Return the line in `file:line`; 0 for what has none, such as `--set PATH`."""
+    tail = where.rpartition(":")[2]
+    return int(tail) if tail.isascii() and tail.isdigit() and len(tail) < 10 else 0
+
+
+def dotted_path(text: str) -> KeyPath:
+    """Read a path such as `variants.cut.operations.0.zero`; numbers are indices of a list, from 0."""
+    return tuple(
+        int(part) if part.isascii() and part.isdigit() and len(part) < 10 else part for part in text.split(".")
+    )
+
+
+def with_value(data: Any, key: KeyPath, value: Any) -> Any:
+    """Return plain data with another value at a key path; mappings on the way are made, and `data` stays as it is.
+
+    Raises:
+        LookupError: there is no such path: a list is too short, or something is neither list nor mapping.
+    """
+    if not key:
+        return value
+    first, rest = key[0], key[1:]
+    if isinstance(data, dict):
+        return {**data, str(first): with_value(data.get(str(first), {}), rest, value)}
+    if isinstance(data, list) and isinstance(first, int) and first < len(data):
+        return [*data[:first], with_value(data[first], rest, value), *data[first + 1 :]]
+    raise LookupError(first)
 
 
 class NotYaml(RecipeError):

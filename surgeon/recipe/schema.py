@@ -1,11 +1,14 @@
-"""The recipe: its schema. `reading` reads one from YAML."""
+"""The recipe: its schema, also as JSON; and a recipe as data. `reading` reads one from YAML."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+import yaml
 from pydantic import BeforeValidator, Field, WithJsonSchema, create_model, field_validator, model_validator
 
 from surgeon.kinds import kinds
@@ -42,6 +45,11 @@ class RegionBase(Model):
 
     if TYPE_CHECKING:
         select: Share | None
+
+    @property
+    def kind(self) -> Any:
+        """How the region is made, a `RegionKind`: what stands under the key of its kind."""
+        return next(value for key in _REGIONS if (value := getattr(self, key)) is not None)
 
     @field_validator("layers")
     @classmethod
@@ -365,3 +373,18 @@ class Recipe(Model):
         """Return the score a region selects by, following `from`."""
         spec = self.regions[region]
         return self.score_of(spec.from_) if spec.from_ is not None else spec.score
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe, for editors."""
+    return Recipe.model_json_schema(by_alias=True)
+
+
+def as_data(recipe: Recipe, without: Collection[str] = ()) -> dict[str, Any]:
+    """Return a recipe as JSON data with its defaults filled in, some of its keys left out."""
+    return dict(json.loads(recipe.model_dump_json(by_alias=True, exclude_none=True, exclude=set(without))))
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """Return a recipe as YAML with its defaults filled in; loading it gives an equal recipe."""
+    return yaml.safe_dump(as_data(recipe), sort_keys=False, allow_unicode=True)

@@ -11,21 +11,26 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from graphlib import CycleError
-from typing import Any
+from functools import reduce
+from graphlib import CycleError, TopologicalSorter
+from operator import getitem
+from typing import Any, TypeVar
 
-from surgeon.errors import Problem, did_you_mean
-from surgeon.operations import OPERATIONS
-from surgeon.recipe.lines import KeyPath, Node, dotted_path, plain
-from surgeon.recipe.plain_yaml import DEEPEST
-from surgeon.recipe.references import named_regions
-from surgeon.recipe.swept_regions import Choice, NoPlace, RegionAtPoint, chosen, regions_at, with_value
+from pydantic import ValidationError
+
+from surgeon.errors import did_you_mean
+from surgeon.recipe.fields import Model
+from surgeon.recipe.plain_yaml import DEEPEST, KeyPath, dotted_path, shared, with_value
+from surgeon.recipe.problems import LONGEST_CHAIN, MOST_PROBLEMS, named_regions, objections
+from surgeon.recipe.schema import AxisSpec, Recipe, RegionSpec, VariantSpec
 
 # Values that all points together may have, some ten thousand points: more would fill the memory before the plan could
 # say how long they take.
 _LARGEST = 200_000
+
+Spec = TypeVar("Spec", bound=Model)
 
 
 @dataclass(frozen=True)
@@ -36,203 +41,281 @@ class Sweep:
     points: Mapping[str, tuple[Any, ...]]
 
 
-@dataclass
-class Expansion:
-    """The variants and regions that sweeps add, as data for the schema.
+@dataclass(frozen=True)
+class Choice:
+    """At a point, the `key` of a region, or of the variant itself, takes a value; `at` is where the recipe gives it."""
 
-    `origins` leads from the key path of each of these to that of what it is a copy of, `choices` to what was chosen.
-    """
+    axis: int
+    label: str
+    key: KeyPath
+    value: Any
+    at: KeyPath
 
-    problems: list[Problem]
-    sweeps: dict[str, Sweep] = field(default_factory=dict)
-    variants: dict[str, Any] = field(default_factory=dict)
-    regions: dict[str, Any] = field(default_factory=dict)
-    origins: dict[KeyPath, KeyPath] = field(default_factory=dict)
-    choices: dict[KeyPath, Sequence[Choice]] = field(default_factory=dict)
-    values: int = 0  # of all that was added
-
-    def where(self, key: KeyPath) -> str | None:
-        """Return where the value stands that made what is at a key path; None if no sweep did."""
-        choices = self.choices.get(key[:2])
-        if not choices:
-            return None
-        written = (*self.origins[key[:2]], *key[2:]) if key[0] == "regions" else key[2:]
-        return max(choices, key=lambda choice: (_shared(choice.key, written), choice.axis)).where
-
-    def written(self, kind: str, name: str) -> str:
-        """Return the name in the recipe of a variant or region, which may be a copy of it at a point."""
-        return str(self.origins.get((kind, name), (kind, name))[1])
-
-    def add(self, kind: str, name: str, origin: str, data: Any, choices: Sequence[Choice]) -> None:
-        """Add a variant or a region."""
-        (self.variants if kind == "variants" else self.regions)[name] = data
-        self.origins[kind, name], self.choices[kind, name] = (kind, origin), choices
-        self.values += _size(data)
-
-
-def expand(tree: Node, problems: list[Problem]) -> Expansion:
-    """Make the points of all sweeps of a recipe; `problems` gains what cannot be expanded.
-
-    Args:
-        tree: a recipe that the schema accepts.
-        problems: of the recipe.
-    """
-    data, expansion = plain(tree), Expansion(problems)
-    for name, variant in tree.mapping("variants").items():
-        if variant.mapping("sweep"):
-            grid = _Grid(name, variant, data["variants"], data.get("regions") or {}, expansion)
-            sweep = grid.expanded()
-            if sweep is not None:
-                expansion.sweeps[name] = sweep
-    return expansion
+    def is_of(self, region: str) -> bool:
+        """True if it sets a key of this region."""
+        return self.key[:2] == ("regions", region)
 
 
 @dataclass(frozen=True)
-class _Axis:
-    """The keys that an axis sets, and the values that they all take; `given` is where the keys are named."""
+class Copy:
+    """A variant or a region at a point: its name in the recipe, and what is chosen for it."""
 
-    number: int
-    keys: Sequence[KeyPath]
-    given: str
-    values: Sequence[Node]
-    labels: Sequence[str]
+    origin: str
+    choices: Sequence[Choice]
 
-    def choices(self, i: int) -> Iterator[Choice]:
-        """What is set at a place of the axis."""
-        for key in self.keys:
-            yield Choice(self.number, self.labels[i], key, plain(self.values[i]), self.values[i].where)
+    def written(self, key: KeyPath) -> KeyPath:
+        """Return where the recipe gives the value that decides on a key of the copy."""
+        own = ("regions", self.origin, *key[2:]) if key[0] == "regions" else key[2:]
+        return max(self.choices, key=lambda choice: (shared(choice.key, own), choice.axis)).at
+
+
+@dataclass
+class Expansion:
+    """The regions and variants of a recipe, points in place of sweeps; and what is wrong with sweeps, with its key.
+
+    `copies` are those that sweeps added, by `("variants", NAME)` or `("regions", NAME)`.
+    """
+
+    regions: dict[str, RegionSpec]
+    variants: dict[str, VariantSpec] = field(default_factory=dict)
+    sweeps: dict[str, Sweep] = field(default_factory=dict)
+    copies: dict[KeyPath, Copy] = field(default_factory=dict)
+    problems: list[tuple[KeyPath, str]] = field(default_factory=list)
+    size: int = 0  # values of all that was added
+
+
+def expand(recipe: Recipe) -> Expansion:
+    """Make the points of all sweeps of a valid recipe."""
+    expansion = Expansion(dict(recipe.regions))
+    for name, variant in recipe.variants.items():
+        if not variant.sweep:
+            expansion.variants[name] = variant
+            continue
+        try:
+            expansion.sweeps[name] = _Grid(name, variant, recipe, expansion).expanded()
+        except _NotMade as error:
+            expansion.problems += error.problems
+    return expansion
+
+
+class _NotMade(Exception):
+    """A grid cannot be made: what is wrong with one point is wrong with its neighbours."""
+
+    def __init__(self, *problems: tuple[KeyPath, str]) -> None:
+        super().__init__(*problems)
+        self.problems = problems
 
 
 @dataclass
 class _Grid:
-    """One sweep: the variant `name` of a recipe's `variants`, over its `regions`."""
+    """The sweep of the variant `name` of a recipe.
+
+    `told` has the values, and the keys in them, that are known to be wrong, with the copy of which that was told.
+    """
 
     name: str
-    variant: Node
-    variants: Mapping[str, Any]
-    regions: Mapping[str, Any]
+    variant: VariantSpec
+    recipe: Recipe
     expansion: Expansion
+    told: dict[tuple[KeyPath, KeyPath], KeyPath] = field(default_factory=dict)
 
-    def expanded(self) -> Sweep | None:
-        """Add a variant for each point; None if there is something wrong."""
-        axes = self.variant.mapping("sweep")
-        rest = {key: value for key, value in self.variants[self.name].items() if key != "sweep"}
-        template = {"write": False, **rest}  # points are only measured unless it says otherwise
-        grid = [self._axis(number, axis) for number, axis in enumerate(axes.values())]
-        if not all(axis.values for axis in grid):
-            return None
-        at_each = _size(template) + sum(len(axis.keys) for axis in grid)
-        if not self._has_room(math.prod(len(axis.values) for axis in grid) * at_each):
-            return None
+    @property
+    def key(self) -> KeyPath:
+        """Where the sweep stands."""
+        return "variants", self.name, "sweep"
+
+    def expanded(self) -> Sweep:
+        """Add a variant for each point, with the regions that it uses.
+
+        Raises:
+            _NotMade: they are too many, or one of them has no name or no place.
+        """
+        axes = [self._axis(number, name) for number, name in enumerate(self.variant.sweep)]
+        template = {key: value for key, value in _data(self.variant).items() if key != "sweep"}
+        at_each = _size(template) + sum(len(choices[0]) for choices in axes)
+        self._require_room(math.prod(map(len, axes)) * at_each)
         points: dict[str, tuple[Any, ...]] = {}
-        for place in itertools.product(*(range(len(axis.values)) for axis in grid)):
-            point = "-".join([self.name, *(axis.labels[i] for axis, i in zip(grid, place, strict=True))])
-            choices = [choice for axis, i in zip(grid, place, strict=True) for choice in axis.choices(i)]
-            # What is wrong with one point is wrong with its neighbours.
-            if not (self._is_free(point) and self._add(point, template, choices, grid) and self._has_room(0)):
-                return None
-            points[point] = tuple(plain(axis.values[i]) for axis, i in zip(grid, place, strict=True))
-        self._refuse_twins(axes, points)
-        values = ((label, tuple(map(plain, axis.values))) for label, axis in zip(axes, grid, strict=True))
-        return Sweep(dict(values), points)
+        for chosen in itertools.product(*axes):
+            point = "-".join([self.name, *(choices[0].label for choices in chosen)])
+            if point in self.recipe.variants or point in self.expansion.variants:
+                raise _NotMade((self.key, f"'{point}' would be the name of two variants; rename one"))
+            self._add_point(point, template, list(itertools.chain(*chosen)))
+            self._require_room(0)
+            points[point] = tuple(choices[0].value for choices in chosen)
+            if len(self.expansion.problems) > MOST_PROBLEMS:
+                break
+        if not self.told:
+            self._refuse_twins(points)
+        return Sweep({name: tuple(axis.to) for name, axis in self.variant.sweep.items()}, points)
 
-    def _axis(self, number: int, axis: Node) -> _Axis:
-        """Return one axis; without values if it cannot be told what it sets."""
-        given, to = axis.child("set") or axis, axis.child("to") or axis
-        keys = [_key(str(node.value)) for node in ([given] if isinstance(given.value, str) else given.items())]
-        wrong = [what for key in keys for what in self._not_swept(key)]
-        for what in wrong:
-            self._problem(what, given.where)
-        values = list(to.items())
-        seen: set[str] = set()
-        for value in values:
-            text = json.dumps(plain(value), sort_keys=True)
-            if text in seen:
-                self._problem(f"the value {plain(value)} is given twice", value.where)
-                wrong.append(text)
-            seen.add(text)
+    def _axis(self, number: int, name: str) -> list[list[Choice]]:
+        """Return what is chosen at each value of an axis."""
+        axis, at = self.variant.sweep[name], (*self.key, name)
+        keys = [_swept_key(text) for text in ([axis.set] if isinstance(axis.set, str) else axis.set)]
+        wrong = [((*at, "set"), what) for key in keys for what in self._not_swept(key)]
+        wrong += [((*at, "to", i), f"the value {axis.to[i]} is given twice") for i in _repeated(axis)]
         if wrong:
-            return _Axis(number, [], given.where, [], [])
-        return _Axis(number, keys, given.where, values, _labels([plain(value) for value in values]))
+            raise _NotMade(*wrong)
+        labelled = enumerate(zip(axis.to, _labels(axis.to), strict=True))
+        return [[Choice(number, label, key, value, (*at, "to", i)) for key in keys] for i, (value, label) in labelled]
 
     def _not_swept(self, key: KeyPath) -> Iterator[str]:
         """Say why a key cannot be swept, if it cannot."""
         first, *rest = key
+        regions = self.recipe.regions
         if first == "regions" and 1 < len(rest) < DEEPEST:
-            if rest[0] not in self.regions:
-                yield f"no region '{rest[0]}'{did_you_mean(str(rest[0]), itertools.islice(self.regions, 1000))}"
+            if rest[0] not in regions:
+                yield f"no region '{rest[0]}'{did_you_mean(str(rest[0]), itertools.islice(regions, 1000))}"
         elif first != "operations" or not 0 < len(rest) < DEEPEST:
             text = ".".join(map(str, key))
             yield f"'{text}' cannot be swept: give a key of a region or operation, such as regions.core.select.top"
 
-    def _is_free(self, point: str) -> bool:
-        free = point not in self.variants and point not in self.expansion.variants
-        if not free:
-            self._problem(f"'{point}' would be the name of two variants; rename one")
-        return free
+    def _require_room(self, values: int) -> None:
+        if self.expansion.size + values > _LARGEST:
+            raise _NotMade((self.key, f"its points would have more than {_LARGEST:,} values in all"))
 
-    def _has_room(self, values: int) -> bool:
-        fits = self.expansion.values + values <= _LARGEST
-        if not fits:
-            self._problem(f"its points would have more than {_LARGEST:,} values in all")
-        return fits
+    def _add_point(self, point: str, template: Any, choices: Sequence[Choice]) -> None:
+        own = [choice for choice in choices if choice.key[0] == "operations"]
+        key, copy = ("variants", point), Copy(self.name, choices)
+        variant = self._valid(VariantSpec, key, _changed(template, own, 0), copy)
+        if variant is None:
+            return
+        names, data = self._add_regions(point, variant.regions, choices), _data(variant)
+        for place, region in named_regions(variant):
+            data = with_value(data, place, names.get(region, region))
+        self.expansion.variants[point], self.expansion.copies[key] = VariantSpec.model_validate(data), copy
+        self.expansion.size += _size(data)
 
-    def _add(self, point: str, template: Any, choices: Sequence[Choice], grid: Sequence[_Axis]) -> bool:
-        """Add the variant at one point, with the regions that it uses; False if it cannot be made."""
+    def _add_regions(self, point: str, used: Iterable[str], choices: Sequence[Choice]) -> dict[str, str]:
+        """Add the regions that a point changes of those that it uses; returns their names there by those written."""
+        specs: dict[str, RegionSpec] = {}
+        parts: dict[str, list[str]] = {}
+        waiting = list(used)
+        while waiting:
+            name = waiting.pop()
+            spec = self._at_point(name, choices) if name in self.recipe.regions and name not in specs else None
+            if spec is not None:
+                specs[name], parts[name] = spec, self._followed(spec, choices)
+                waiting += parts[name]
         try:
-            made = template
-            for choice in choices:
-                if choice.key[0] == "operations":
-                    made = chosen(made, choice, choice.key)
-            used = [name for _, name in _uses(made)]
-            regions = regions_at(self.regions, used, choices)
-        except NoPlace as error:
-            (choice,) = error.args
-            dotted = ".".join(map(str, choice.key))
-            self._problem(f"the recipe has no such place as {dotted}", grid[choice.axis].given)
-            return False
+            order = list(TopologicalSorter(parts).static_order())
         except CycleError as error:
-            self._problem(f"at {point} region '{error.args[1][0]}' is made from itself, in a circle")
-            return False
+            what = f"at {point} region '{error.args[1][0]}' is made from itself, in a circle"
+            raise _NotMade((self.key, what)) from None
+        axes: dict[str, set[int]] = {}
         names: dict[str, str] = {}
-        for name, region in regions.items():
-            if region.axes:
-                names[name] = self._region(name, region, region.renamed(names), choices)
-        self.expansion.add("variants", point, self.name, _with_regions(made, names), choices)
-        return True
+        for name in order:
+            own = {choice.axis for choice in choices if choice.is_of(name)}
+            axes[name] = own.union(*(axes[part] for part in parts.get(name, ())))
+            if axes[name] and name in specs:
+                choices_of_it = [choice for choice in choices if choice.axis in axes[name]]
+                names[name] = self._add_region(name, _renamed(specs[name], names), choices_of_it)
+        return names
 
-    def _region(self, name: str, region: RegionAtPoint, data: Any, choices: Sequence[Choice]) -> str:
-        """Add a region under a name that tells the values which make it; equal ones are shared between points."""
-        labels = {choice.axis: choice.label for choice in choices}
-        new = "-".join([name, *(labels[axis] for axis in sorted(region.axes))])
-        while (there := self.regions.get(new, self.expansion.regions.get(new))) is not None and there != data:
-            new = f"{self.name}.{new}"
-        if there is None:
-            own = [choice for choice in choices if choice.axis in region.axes]
-            self.expansion.add("regions", new, name, data, own)
+    def _at_point(self, name: str, choices: Sequence[Choice]) -> RegionSpec | None:
+        """Return a region with the values of a point; None if they are not valid, which is told."""
+        spec, own = self.recipe.regions[name], [choice for choice in choices if choice.is_of(name)]
+        if not own:
+            return spec
+        key = ("regions", self._name(name, own, None))
+        return self._valid(RegionSpec, key, _changed(_data(spec), own, 2), Copy(name, own))
+
+    def _followed(self, region: RegionSpec, choices: Sequence[Choice]) -> list[str]:
+        """Return the regions that one is made from; the one whose score it takes only if that score is swept."""
+        swept = {
+            choice.key[1] for choice in choices if choice.key[0] == "regions" and choice.key[2] in ("score", "from")
+        }
+        parts, origin = region.kind.parents, region.from_
+        for _ in range(LONGEST_CHAIN):
+            if origin in swept and region.from_ is not None:
+                return [*parts, region.from_]
+            origin = self.recipe.regions[origin].from_ if origin in self.recipe.regions else None
+        return [*parts]
+
+    def _add_region(self, name: str, spec: RegionSpec, choices: Sequence[Choice]) -> str:
+        """Add a region as it is at a point; equal ones are shared between points."""
+        new = self._name(name, choices, spec)
+        if new not in self.expansion.regions:
+            self.expansion.regions[new], self.expansion.copies["regions", new] = spec, Copy(name, choices)
+            self.expansion.size += _size(_data(spec))
         return new
 
-    def _refuse_twins(self, axes: Mapping[str, Node], points: Mapping[str, tuple[Any, ...]]) -> None:
+    def _name(self, name: str, choices: Sequence[Choice], spec: RegionSpec | None) -> str:
+        """Name a region by the values that make it; no other than an equal one has that name already."""
+        labels = {choice.axis: choice.label for choice in choices}
+        new = "-".join([name, *(labels[axis] for axis in sorted(labels))])
+        while new in self.expansion.regions and self.expansion.regions[new] != spec:
+            new = f"{self.name}.{new}"
+        return new
+
+    def _valid(self, schema: type[Spec], key: KeyPath, data: Any, copy: Copy) -> Spec | None:
+        """Return a variant or region with the values of a point; what is wrong with a value is told once."""
+        try:
+            return schema.model_validate(data)
+        except ValidationError as error:
+            for at, what in objections(error, {key[0]: {key[1]: data}}, key):
+                problem = copy.written(at), what
+                of_this = self.told.setdefault((copy.written(at), at[2:]), key) == key  # and not of another point
+                if of_this and problem not in self.expansion.problems:
+                    self.expansion.problems.append(problem)
+            return None
+
+    def _refuse_twins(self, points: Mapping[str, tuple[Any, ...]]) -> None:
         """Two points that do the same are a mistake: an axis sets keys that one of them does not use."""
         seen: dict[str, str] = {}
         for other in points:
-            one = seen.setdefault(json.dumps(self.expansion.variants[other], sort_keys=True), other)
+            one = seen.setdefault(self.expansion.variants[other].model_dump_json(), other)
             if one != other:
-                pairs = zip(axes.values(), points[one], points[other], strict=True)
-                axis = next(axis for axis, value, another in pairs if value != another)
+                pairs = zip(self.variant.sweep, points[one], points[other], strict=True)
+                axis = next(name for name, value, another in pairs if _text(value) != _text(another))
                 what = f"{one} and {other} would be the same: nothing that they use is set by this axis"
-                self._problem(what, axis.where)
-                return
-
-    def _problem(self, what: str, where: str | None = None) -> None:
-        sweep = self.variant.child("sweep") or self.variant
-        self.expansion.problems.append(Problem(where or sweep.where, what))
+                raise _NotMade(((*self.key, axis), what))
 
 
-def _key(text: str) -> KeyPath:
+def _changed(data: Any, choices: Iterable[Choice], skipped: int) -> Any:
+    """Return the data of a variant or region with the values of a point.
+
+    `skipped` parts of the keys lead to it.
+    """
+    for choice in choices:
+        try:
+            data = with_value(data, choice.key[skipped:], choice.value)
+        except LookupError:
+            dotted = ".".join(map(str, choice.key))
+            raise _NotMade(((*choice.at[:4], "set"), f"the recipe has no such place as {dotted}")) from None
+    return data
+
+
+def _renamed(spec: RegionSpec, names: Mapping[str, str]) -> RegionSpec:
+    """Return a region with new names for those that it is made from."""
+    kind, data = spec.kind, _data(spec)
+    for place in {place for place, _ in kind.mentioned(data[kind.key])}:
+        text = reduce(getitem, place, data[kind.key])
+        data = with_value(data, (kind.key, *place), kind.renamed(text, names))
+    if spec.from_ is not None:
+        data["from"] = names.get(spec.from_, spec.from_)
+    return RegionSpec.model_validate(data)
+
+
+def _data(spec: Model) -> dict[str, Any]:
+    """Return a variant or region as plain data, as it was given."""
+    return spec.model_dump(by_alias=True, exclude_unset=True)
+
+
+def _swept_key(text: str) -> KeyPath:
     """Read the path of a swept key; the second part of one in `regions` is a name, also if it is a number."""
     first, *rest = dotted_path(text)
     return (first, str(rest[0]), *rest[1:]) if first == "regions" and rest else (first, *rest)
+
+
+def _repeated(axis: AxisSpec) -> Iterator[int]:
+    """Yield the indices of values that an axis has already."""
+    seen: dict[str, int] = {}
+    return (i for i, value in enumerate(axis.to) if seen.setdefault(_text(value), i) != i)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _labels(values: Sequence[Any]) -> list[str]:
@@ -242,31 +325,8 @@ def _labels(values: Sequence[Any]) -> list[str]:
     return labels if usable else [str(i) for i in range(1, len(values) + 1)]
 
 
-def _uses(variant: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
-    """The places in a variant that name a region, and the region."""
-    operations = variant.get("operations")
-    for i, operation in enumerate(operations if isinstance(operations, list) else ()):
-        for kind in OPERATIONS.keys() & (operation.keys() if isinstance(operation, dict) else ()):
-            yield from named_regions(operation[kind], ("operations", i, kind))
-    for held in ("freeze", "train_only"):
-        if isinstance(variant.get(held), str):
-            yield (held,), variant[held]
-
-
-def _with_regions(variant: Any, names: Mapping[str, str]) -> Any:
-    """Return a variant with new names of regions."""
-    for key, region in list(_uses(variant)):
-        variant = with_value(variant, key, names.get(region, region))
-    return variant
-
-
 def _size(data: Any) -> int:
     """Return how much there is of it: its values, and a hundred characters of text count as one more."""
     if isinstance(data, (list, dict)):
         return 1 + sum(map(_size, data.values() if isinstance(data, dict) else data))
     return 1 + (len(data) // 100 if isinstance(data, str) else 0)
-
-
-def _shared(one: KeyPath, other: KeyPath) -> int:
-    """Return how many parts two key paths have in common from the start."""
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

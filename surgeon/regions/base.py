@@ -17,8 +17,7 @@ from surgeon.checkpoint.local_paths import last_part, without_paths
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import Problem, present
-from surgeon.kinds import kinds
-from surgeon.recipe.lines import KeyPath
+from surgeon.recipe.plain_yaml import KeyPath
 from surgeon.region.region import Indices, Region
 from surgeon.region.units import Parts
 from surgeon.regions.scopes import Scope, scope_of
@@ -243,8 +242,8 @@ class RegionKind:
 
 def kind_of(spec: RegionSpec) -> RegionKind:
     """Return how a region of a recipe is made: what stands under the key of its kind."""
-    found: RegionKind = next(value for key in kinds("surgeon.regions") if (value := getattr(spec, key)) is not None)
-    return found
+    kind: RegionKind = spec.kind
+    return kind
 
 
 def made_from(plan: RegionPlan, source: Provenance) -> dict[str, Any]:

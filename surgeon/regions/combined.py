@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, RootModel, field_validator
 
-from surgeon.recipe.lines import KeyPath
+from surgeon.recipe.plain_yaml import KeyPath
 from surgeon.region.algebra import parse, renamed
 from surgeon.region.region import Region
 from surgeon.regions.base import Making, Planning, RegionKind, RegionPlan, no_masks, shapes_of

@@ -13,7 +13,7 @@ from pydantic import Field
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import present
 from surgeon.recipe.fields import Model
-from surgeon.recipe.lines import KeyPath
+from surgeon.recipe.plain_yaml import KeyPath
 from surgeon.region.controls import draw_control
 from surgeon.region.region import Indices, Region, encode_indices
 from surgeon.regions.base import SUM, Drawing, Making, Planning, Provenance, RegionKind, RegionPlan

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.recipe.fields import Model
-from surgeon.recipe.lines import KeyPath
+from surgeon.recipe.plain_yaml import KeyPath
 from surgeon.region.coordinates import fullest_lines, residual_dimensions
 from surgeon.region.dimensions import hidden_size
 from surgeon.region.region import Region

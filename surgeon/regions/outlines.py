@@ -19,7 +19,7 @@ def plan_regions(file: RecipeFile, checkpoint: Checkpoint, problems: list[Proble
     plans: dict[str, RegionPlan] = {}
     for name in TopologicalSorter({name: kind_of(spec).parents for name, spec in specs.items()}).static_order():
         plan = narrowed(planning, kind_of(specs[name]).outline(planning, name, specs[name], plans))
-        plans[name] = replace(plan, written=file.expansion.written("regions", name))
+        plans[name] = replace(plan, written=file.written_name(name))
     return {name: plans[name] for name in specs}
 
 

@@ -22,21 +22,19 @@ from surgeon.checkpoint.local_paths import last_part
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import RecipeError
 from surgeon.plan.plan import Plan
-from surgeon.recipe.lines import plain
-from surgeon.recipe.plain_yaml import read_yaml
+from surgeon.recipe.plain_yaml import plain, read_yaml
 from surgeon.region.region import Region
 from surgeon.regions.base import kind_of
 from surgeon.report.data import Report
 from surgeon.report.drawing import svg, write_pictures
-from surgeon.report.escaping import markdown, markdown_code
 from surgeon.report.figures import variant_figures
+from surgeon.report.markup import markdown, markdown_code, rendered
 from surgeon.report.published import published
 from surgeon.report.sentences import caveat, mean_words, measured_lines, no_intervals, sentence
 from surgeon.report.story import tell
 from surgeon.report.tables import languages_table
-from surgeon.report.templates import rendered
 from surgeon.report.words import text_alone
-from surgeon.text.documents import DatasetLocation
+from surgeon.text.corpora import DatasetLocation
 
 FIGURES, RESULTS = "figures", ".eval_results"
 # Where `surgeon push` says how to rebuild the variant; only then is the repository's name known.
@@ -74,21 +72,17 @@ class SourceCard:
     @classmethod
     def parse(cls, text: str) -> SourceCard:
         """Take from a card's text what has the form it must have."""
-        data = _front_matter_of(text)
+        front = _FRONT.match(text)
+        try:
+            data = plain(read_yaml(front[1], lambda line: f"README.md:{line}")[0]) if front is not None else {}
+        except RecipeError:  # damaged, or beyond the limits of what is read
+            return cls({})
+        if not isinstance(data, dict):
+            return cls({})
         fields = {key: data[key] for key, form in _FORMS.items() if _has_form(data.get(key), form)}
         given = data.get("language")
         listed = given if isinstance(given, list) else [given]
         return cls(fields, tuple(dict.fromkeys(str(code) for code in listed if _has_form(code, _LANGUAGE))))
-
-
-def _front_matter_of(text: str) -> dict[str, Any]:
-    """Return a card's metadata; nothing if it is damaged or beyond the limits of what is read."""
-    found = _FRONT.match(text)
-    try:
-        data = plain(read_yaml(found[1], lambda line: f"README.md:{line}")[0]) if found is not None else {}
-    except RecipeError:
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def _has_form(value: Any, form: re.Pattern[str]) -> bool:
@@ -124,21 +118,21 @@ def _measured(variant: str, report: Report | None) -> dict[str, Any]:
     """Return what the card shows of perplexity: a sentence, figures, and a table beside the base's."""
     if report is None or variant not in report.perplexity:
         return {"measured": {}}
-    found = {name: report.perplexity[name] for name in ("base", variant)}
+    measured = {name: report.perplexity[name] for name in ("base", variant)}
     report = _by_itself(report, variant)
     return {
-        "measured": found[variant],
+        "measured": measured[variant],
         "report": report,
         "sentence": sentence(report, tell(report, variant)),
         "caveat": caveat(report),
-        "unsure": no_intervals(found, report.language),
+        "unsure": no_intervals(measured, report.language),
         "before": report.summary["base"],
         "after": report.summary[variant],
         "others": [
-            f"{report.label(name)} {mean_words(report, name)}" for name in report.measured_alone if name not in found
+            f"{report.label(name)} {mean_words(report, name)}" for name in report.measured_alone if name not in measured
         ][:_CONTROLS],
         "figures": variant_figures(report, variant),
-        "languages": languages_table(found, variant, named=report.language).rows,
+        "languages": languages_table(measured, variant, named=report.language).rows,
         "measured_beside": measured_lines(report, tell(report, variant)),
     }
 
@@ -164,35 +158,29 @@ def write_results(plan: Plan, variant: str, report: Report, folder: Path) -> Non
     It names a dataset and one of its tasks for each value. Other texts have no name there, and stand in the card's
     `model-index` only; where there are no others, nothing is written.
     """
-    found = eval_results(plan, variant, report)
-    if found:
+    results = eval_results(plan, variant, report)
+    if results:
         with replacing(folder / RESULTS / "surgeon.yaml") as part:
-            part.write_text(yaml.safe_dump(found, sort_keys=False, allow_unicode=True), encoding="utf-8")
+            part.write_text(yaml.safe_dump(results, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def eval_results(plan: Plan, variant: str, report: Report) -> list[dict[str, Any]]:
     """Return the entries of `.eval_results`: perplexities of a variant by dataset, configuration as its task."""
     method, result = report.method, []
-    for language, found in report.perplexity.get(variant, {}).items():
+    for language, item in report.perplexity.get(variant, {}).items():
         where = plan.corpus.locations.get(language)
         if not isinstance(where, DatasetLocation) or not is_repository(where.dataset) or Path(where.dataset).exists():
             continue
-        if not math.isfinite(found.perplexity):
-            continue
         dataset = {"id": where.dataset, "task_id": where.config or "default"}
-        revision = plan.corpus.revision(language)
+        if (revision := plan.corpus.revision(language)) is not None:
+            dataset["revision"] = revision
         notes = (
             f"perplexity, lower is better; {report.language(language).name}, split {where.split}, "
-            f"{found.tokens:,} tokens, "
+            f"{item.tokens:,} tokens, "
             f"window {method['window']}, stride {method['stride']}, {method['precision']}; by surgeon"
         )
-        result.append(
-            {
-                "dataset": dataset | ({"revision": revision} if revision is not None else {}),
-                "value": round(found.perplexity, 4),
-                "notes": notes,
-            }
-        )
+        if math.isfinite(item.perplexity):
+            result.append({"dataset": dataset, "value": round(item.perplexity, 4), "notes": notes})
     return result
 
 
@@ -226,8 +214,8 @@ def _results(plan: Plan, variant: str, report: Report | None) -> Iterator[Any]:
     from huggingface_hub import EvalResult
 
     known = plan.recipe.corpus == "builtin:udhr30"
-    for language, found in (report.perplexity.get(variant, {}) if report is not None else {}).items():
-        if math.isfinite(found.perplexity) and _LANGUAGE.fullmatch(language):
+    for language, item in (report.perplexity.get(variant, {}) if report is not None else {}).items():
+        if math.isfinite(item.perplexity) and _LANGUAGE.fullmatch(language):
             yield EvalResult(
                 task_type="text-generation",
                 dataset_type="udhr" if known else "text",
@@ -235,7 +223,7 @@ def _results(plan: Plan, variant: str, report: Report | None) -> Iterator[Any]:
                 dataset_config=language,
                 metric_type="perplexity",
                 metric_name="perplexity",
-                metric_value=round(found.perplexity, 4),
+                metric_value=round(item.perplexity, 4),
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,32 +12,30 @@ from typing import Any
 from surgeon.checkpoint.storage import replacing
 from surgeon.errors import InputError
 from surgeon.model.results import exponential
-from surgeon.report.data import Report
-from surgeon.report.drawing import (
+from surgeon.report.charts import (
     BROKEN,
-    PALETTE,
     SERIES,
     SHAPES,
-    Figure,
     Spec,
     amount,
     closer,
-    colour,
+    dots,
     drawn_ratios,
     finished,
+    hue_and_shape,
     is_drawable,
     layer,
     multiples,
     named,
-    svg,
     the_base,
     tips,
     words,
-    write_pictures,
 )
-from surgeon.report.grid import Cell, Grid, Row
-from surgeon.report.story import Story, log_ratio, mean_ratio, tell
-from surgeon.report.templates import HERE, rendered
+from surgeon.report.data import Report
+from surgeon.report.drawing import Figure, svg, write_pictures
+from surgeon.report.grid import Cell, Grid, Row, as_cells
+from surgeon.report.markup import rendered
+from surgeon.report.story import Story, log_ratio, mean_ratio, ratio, tell
 from surgeon.report.words import interval, is_lost, number
 
 _MOST = 24  # runs on one page
@@ -65,9 +63,7 @@ def open_runs(outputs: Sequence[str | Path]) -> list[Compared]:
     for folder, report in zip(folders, reports, strict=True):
         if "base" not in report.perplexity:
             raise InputError(f"{folder}: that run measured nothing; run it again with `verify:` in its recipe")
-    runs = [
-        Compared(name, report, tell(report)) for name, report in zip(_names(folders), reports, strict=True)
-    ]  # fmt: skip
+    runs = [Compared(name, report, tell(report)) for name, report in zip(_names(folders), reports, strict=True)]
     if not shared_languages(runs):
         raise InputError("these runs have no language in common")
     return runs
@@ -96,13 +92,8 @@ def comparison_figures(runs: Sequence[Compared]) -> list[Figure]:
 
 def _looks(runs: Sequence[Compared]) -> tuple[Spec, Spec]:
     """Return colour and shape, one a run."""
-    names = [run.name for run in runs]
-    hues = [colour(SERIES[i % len(SERIES)]) for i in range(len(names))]
-    shapes = [SHAPES[(i + i // len(SERIES)) % len(SHAPES)] for i in range(len(names))]
-    hue, shape = (
-        words("run", scale={"domain": names, "range": values}, legend={"title": None}) for values in (hues, shapes)
-    )
-    return hue, shape
+    looks = [(SERIES[i % len(SERIES)], SHAPES[(i + i // len(SERIES)) % len(SHAPES)]) for i in range(len(runs))]
+    return hue_and_shape("run", [run.name for run in runs], {"title": None}, looks)
 
 
 def _effects(runs: Sequence[Compared], languages: Sequence[str]) -> Figure:
@@ -113,12 +104,12 @@ def _effects(runs: Sequence[Compared], languages: Sequence[str]) -> Figure:
     for run in runs:
         for code in languages:
             log, guess = logs[run.name, code], guesses[run.name, code]
-            times, found = number(exponential(log)), run.report.averaged(str(run.story.cut))[code]
+            times, item = number(exponential(log)), run.report.averaged(str(run.story.cut))[code]
             said = f"×{times}{', no better than guessing' if is_lost(log, guess) else ''}"
             rows.append({
                 "run": run.name, "language": run.report.language(code).name, "times": said,
                 "ratio": drawn(closer(log, guess)), "broken": "" if is_drawable(log) else times,
-                "variant": run.report.label(str(run.story.cut)), "interval": interval(found.low, found.high),
+                "variant": run.report.label(str(run.story.cut)), "interval": interval(item.low, item.high),
                 "model": run.report.model.name,
             })  # fmt: skip
     hue, shape = _looks(runs)
@@ -130,7 +121,7 @@ def _effects(runs: Sequence[Compared], languages: Sequence[str]) -> Figure:
     }  # fmt: skip
     layers = [
         layer("rule", {"strokeWidth": 1.2}, x2={"datum": 1}, color=hue),
-        layer("point", {"filled": True, "size": 40, "opacity": 1}, tooltip=hover, color=hue, shape=shape),
+        dots(40, hover, hue, shape),
         BROKEN,
     ]
     height = {"step": max(20, 7 * len(runs)), "for": "position"}
@@ -147,20 +138,19 @@ def _effects(runs: Sequence[Compared], languages: Sequence[str]) -> Figure:
 def _bases(runs: Sequence[Compared]) -> Figure:
     rows = [
         {
-            "run": run.name, "language": run.report.language(code).name, "bits": round(found.bits_per_byte, 5),
-            "said": f"{found.bits_per_byte:.3f}", "perplexity": number(found.perplexity),
+            "run": run.name, "language": run.report.language(code).name, "bits": round(item.bits_per_byte, 5),
+            "said": f"{item.bits_per_byte:.3f}", "perplexity": number(item.perplexity),
             "model": run.report.model.name,
         }
-        for run in runs for code in shared_languages(runs) for found in [run.report.perplexity["base"][code]]
-        if math.isfinite(found.bits_per_byte)
+        for run in runs for code in shared_languages(runs) for item in [run.report.perplexity["base"][code]]
+        if math.isfinite(item.bits_per_byte)
     ]  # fmt: skip
     hue, shape = _looks(runs)
     hover = tips(language="language", run="run", said="bits per byte", perplexity="perplexity", model="model")
     x = amount("bits", title="bits per byte", scale={"zero": False}, axis={"orient": "top"})
-    mark = layer("point", {"filled": True, "size": 46, "opacity": 0.9}, tooltip=hover, color=hue, shape=shape)
     spec = {
         "data": {"values": rows}, "width": 470, "height": {"step": 20},
-        "encoding": {"x": x, "y": named("language", None)}, "layer": [mark],
+        "encoding": {"x": x, "y": named("language", None)}, "layer": [dots(46, hover, hue, shape, 0.9)],
     }  # fmt: skip
     caption = "How well each run's base predicts a text. Left is better. Bits per byte compare any two models."
     return Figure("bases", "The models themselves, by language", caption, finished(spec), fluid=True, key=True)
@@ -168,24 +158,22 @@ def _bases(runs: Sequence[Compared]) -> Figure:
 
 def comparison_table(runs: Sequence[Compared]) -> Grid:
     """Show each run: its model and cut, what became of the perplexity, and that of its controls."""
-    rows = []
+    rows, languages = [], shared_languages(runs)
     for run in runs:
         report, cut = run.report, run.story.cut
-        base = report.perplexity["base"]
-        bits = sum(base[code].bits_per_byte for code in shared_languages(runs)) / len(shared_languages(runs))
-        found = report.summary[cut] if cut is not None else None
-        draws = [report.summary[draw].ratio_to_base for draw in report.draws(cut)] if cut is not None else []
-        times = mean_ratio(report, cut) if cut is not None else math.nan
-        bounds = "-" if found is None else interval(found.low, found.high)
-        bounds = f"{interval(min(draws), max(draws))} (range)" if len(draws) > 1 else bounds
+        bits = sum(report.perplexity["base"][code].bits_per_byte for code in languages) / len(languages)
+        named, times, bounds = Cell("-"), Cell("-"), "-"
+        if cut is not None:
+            item, mean = report.summary[cut], mean_ratio(report, cut)
+            draws = [report.summary[draw].ratio_to_base for draw in report.draws(cut)]
+            named = Cell(report.label(cut))
+            times = Cell(number(mean), item.log_geometric_mean_perplexity, ratio=mean)
+            several = len(draws) > 1
+            bounds = f"{interval(min(draws), max(draws))} (range)" if several else interval(item.low, item.high)
         controls = [f"{report.label(name)} ×{number(mean_ratio(report, name))}" for name in run.story.controls]
-        log = None if found is None else found.log_geometric_mean_perplexity
-        rows.append(Row([
-            Cell(run.name), Cell(report.model.name), Cell(report.label(cut) if cut else "-"),
-            Cell("-") if found is None else Cell(number(times), log, ratio=times),
-            Cell(bounds), Cell("; ".join(controls) or "-"),
-            Cell(number(report.summary["base"].geometric_mean_perplexity)), Cell(f"{bits:.3f}", bits),
-        ]))  # fmt: skip
+        base = number(report.summary["base"].geometric_mean_perplexity)
+        beside = ("; ".join(controls) or "-", base, Cell(f"{bits:.3f}", bits))
+        rows.append(Row(as_cells(run.name, report.model.name, named, times, bounds, *beside)))
     heads = ("run", "model", "cut", "× its base", "95 %", "controls", "base", "bits/byte")
     note = "Geometric means over each run's languages; bits per byte over those that all runs measured."
     return Grid("Runs", heads, rows, note, ("model", "cut", "95 %", "controls"))
@@ -193,18 +181,17 @@ def comparison_table(runs: Sequence[Compared]) -> Grid:
 
 def comparison_data(runs: Sequence[Compared]) -> dict[str, Any]:
     """Return the same as plain data: by run its model, cut, mean ratio, and ratios by language."""
-    found: dict[str, Any] = {}
+    data = {}
     for run in runs:
-        cut = run.story.cut
-        by_language: Mapping[str, float] = {}
-        if cut is not None:
-            by_language = {code: exponential(log_ratio(run.report, cut, code)) for code in shared_languages(runs)}
-        found[run.name] = {
-            "model": run.report.model.name, "variant": cut, "languages": by_language,
-            "ratio_to_base": mean_ratio(run.report, cut) if cut is not None else None,
-            "base_perplexity": run.report.summary["base"].geometric_mean_perplexity,
+        report, cut = run.report, run.story.cut
+        languages = shared_languages(runs) if cut is not None else []
+        data[run.name] = {
+            "model": report.model.name, "variant": cut,
+            "languages": {code: ratio(report, str(cut), code) for code in languages},
+            "ratio_to_base": mean_ratio(report, cut) if cut is not None else None,
+            "base_perplexity": report.summary["base"].geometric_mean_perplexity,
         }  # fmt: skip
-    return found
+    return data
 
 
 def write_comparison(runs: Sequence[Compared], output: str | Path) -> Path:
@@ -220,8 +207,6 @@ def write_comparison(runs: Sequence[Compared], output: str | Path) -> Path:
         runs=runs,
         table=comparison_table(runs),
         figures=[(figure, Markup(picture)) for figure, picture in drawn],
-        palette=PALETTE,
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
     )
     with replacing(folder / "index.html") as staged:
         staged.write_text(text, encoding="utf-8")

@@ -8,143 +8,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
-
 from surgeon.checkpoint.plain_json import read_object
 from surgeon.errors import InputError
 from surgeon.model.results import PERPLEXITY, Continuation, exponential
 from surgeon.notebook import table, view
-from surgeon.report.entry import Entry
-from surgeon.report.measured_entries import (
+from surgeon.report.entries import (
+    Entry,
     Expectation,
     MeasurementReport,
+    ModelReport,
+    OverlapReport,
     PartsReport,
     PassageReport,
     Perplexity,
+    PushReport,
+    RegionReport,
+    ScoreReport,
     Summary,
     SweepReport,
+    VariantReport,
 )
-from surgeon.report.region_entries import OverlapReport, RegionReport
 from surgeon.report.words import coordinate, interval, number
 from surgeon.text.languages import Language, language
 
-SCHEMA_VERSION = 1
 _COLUMNS = (
     "variant", "language", "name", "script", "family", "nll", "tokens", "bytes", "perplexity", "bits_per_byte", "ratio",
     "low", "high",
 )  # fmt: skip
 
 
-class EncodingReport(Entry):
-    """What it took to encode a variant's new values in the format of its quantized weights.
-
-    `blocks` are those of which an entry was encoded anew; of them `rescaled` got another scale. `rounded` entries hold
-    another value than was asked for, or than they had; `largest` is the largest of these errors, `norm` their L2 norm.
-    """
-
-    blocks: int
-    rescaled: int
-    rounded: int
-    largest: float
-    norm: float
-
-
-class StepReport(Entry):
-    """One operation on one region; `settings` are its other keys in the recipe.
-
-    The kinds `freeze` and `train_only` do nothing to the weights: they are what a bundle beside them tells trainers.
-    """
-
-    kind: str
-    region: str
-    settings: dict[str, Any] = {}
-
-
-class VariantReport(Entry):
-    """A variant, written or not; `path` is set if it was written.
-
-    `operations` says in words what was done, `steps` says the same as data.
-
-    `entries` counts the entries that its operations act on, `changed` those whose bits are others afterwards (zeroing
-    zeros changes nothing), `norm_removed` is the L2 norm of the difference over all of them. Stored copies of a tied
-    weight count once. None in reports of before these were counted. `encoding` is there for quantized weights: what
-    encoding new values added beside that.
-    """
-
-    operations: list[str]
-    steps: list[StepReport] = []
-    entries: int
-    changed: int | None = None
-    norm_removed: float | None = None
-    encoding: EncodingReport | None = None
-    written: bool
-    path: str | None = None
-    bytes: int | None = None
-    reused: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _steps_of_earlier_reports(cls, data: Any) -> Any:
-        """Reports of before there were steps have the words alone: the kind, and the region."""
-        if not isinstance(data, dict) or data.get("steps") or not isinstance(data.get("operations"), list):
-            return data
-        steps = []
-        for line in (str(line).replace("train only ", "train_only ", 1) for line in data["operations"]):
-            kind, _, region = line.partition(" ")
-            steps += [{"kind": kind, "region": region}] if region else []
-        return {**data, "steps": steps}
-
-
-class PushReport(Entry):
-    """Where a variant was pushed to; `sent`, `copied` (by the Hub itself), `removed`, `unchanged` count files."""
-
-    address: str
-    url: str
-    commit: str
-    sent: int
-    copied: int
-    removed: int
-    unchanged: int
-
-
-class ModelReport(Entry):
-    """The source model. `content_sha256` is None if only parts of it were fetched from the Hub; `vocabulary` counts the
-    tokens that it chooses among.
-
-    `left_out` says which of its tensors are no weights of the text model, and so were left as they are. `senses`
-    (vision, audio) is what it takes in beside text, of which neither scores nor measurements say anything.
-    `files_left_out` says of files beside its weights why they are not read, or do not travel with variants; `notes`
-    where its index or its config says other things than its weights.
-    """
-
-    name: str
-    revision: str | None
-    model_type: str | None
-    parameters: int
-    tensors: int
-    shards: int
-    bytes: int
-    content_sha256: str | None
-    vocabulary: int | None = None
-    left_out: list[str] = []
-    senses: list[str] = []
-    files_left_out: dict[str, str] = {}
-    notes: list[str] = []
-
-
-class ScoreReport(Entry):
-    """How much text one score was computed on, in one language."""
-
-    kind: str
-    language: str
-    sequences: int
-    tokens: int
-
-
 class Report(Entry):
     """Everything that one `apply` found. `parts` are by variant, and by what its cut was taken apart by."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = 1
     name: str
     recipe: dict[str, Any]
     model: ModelReport
@@ -209,23 +105,21 @@ class Report(Entry):
         rows = []
         for variant, measured in self.perplexity.items():
             for code, item in measured.items():
-                known, base = self.language(code), self.perplexity["base"][code]
-                found = item.model_dump(include=set(_COLUMNS))
-                ratio = exponential(item.log_perplexity - base.log_perplexity)
-                named = {"name": known.name, "script": known.script, "family": known.family}
-                rows.append({"variant": variant, "language": code, **named, **found, "ratio": ratio})
+                ratio = exponential(item.log_perplexity - self.perplexity["base"][code].log_perplexity)
+                values = {**vars(self.language(code)), **item.model_dump(include=set(_COLUMNS))}
+                rows.append({"variant": variant, "language": code, **values, "ratio": ratio})
         return pandas.DataFrame(rows, columns=list(_COLUMNS))
 
     def _rows_of(self, measurement: str) -> list[dict[str, Any]]:
         item = self.measurements.get(measurement)
         if item is None:
-            there = ", ".join(self.measurements) or "nothing"
-            raise InputError(f"'{measurement}' was not measured in this run; measured: {there}")
+            measured = ", ".join(self.measurements) or "nothing"
+            raise InputError(f"'{measurement}' was not measured in this run; measured: {measured}")
+        of_quantity = ("title", "unit", "worse", "compare", "chance")
         return [
             {
                 "variant": variant, "group": group, "quantity": quantity.name,
-                "title": quantity.title, "unit": quantity.unit, "worse": quantity.worse, "compare": quantity.compare,
-                "chance": quantity.chance,
+                **{key: getattr(quantity, key) for key in of_quantity},
                 **by_quantity[quantity.name].model_dump(exclude={"effective"}),
             }
             for variant, groups in item.found.items() for group, by_quantity in groups.items()
@@ -272,18 +166,19 @@ class Report(Entry):
         Their `low` and `high` are then the smallest and the largest ratio of a draw.
         """
         draws = [self.perplexity[point] for point in self.draws(variant)]
-        return {code: self._mean(code, [draw[code] for draw in draws]) for code in draws[0]}
-
-    def _mean(self, code: str, found: Sequence[Perplexity]) -> Perplexity:
-        if len(found) == 1:
-            return found[0]
-        log, base = math.fsum(item.log_perplexity for item in found) / len(found), self.perplexity["base"][code]
-        ratios = [exponential(item.log_perplexity - base.log_perplexity) for item in found]
-        return found[0].model_copy(update={
-            "nll": log * found[0].tokens, "log_perplexity": log, "perplexity": exponential(log),
-            "bits_per_byte": math.fsum(item.bits_per_byte for item in found) / len(found),
-            "low": min(ratios), "high": max(ratios),
-        })  # fmt: skip
+        if len(draws) == 1:
+            return draws[0]
+        means = {}
+        for code, first in draws[0].items():
+            logs = [draw[code].log_perplexity for draw in draws]
+            ratios = [exponential(log - self.perplexity["base"][code].log_perplexity) for log in logs]
+            log = math.fsum(logs) / len(logs)
+            means[code] = first.model_copy(update={
+                "nll": log * first.tokens, "log_perplexity": log, "perplexity": exponential(log),
+                "bits_per_byte": math.fsum(draw[code].bits_per_byte for draw in draws) / len(draws),
+                "low": min(ratios), "high": max(ratios),
+            })  # fmt: skip
+        return means
 
     def label(self, variant: str) -> str:
         """Return a variant's name for people; that of a sweep's point says its values, or how often it was drawn."""
@@ -319,22 +214,15 @@ class Report(Entry):
 
     def only(self, variants: Sequence[str]) -> Report:
         """Return the report with the measurements of the base and of some variants, with all their draws, only."""
-        kept = {"base", *(point for name in variants if name in self.perplexity for point in self.draws(name))}
-        return self.model_copy(
-            update={
-                "perplexity": {name: row for name, row in self.perplexity.items() if name in kept},
-                "summary": {name: summary for name, summary in self.summary.items() if name in kept},
-                "measurements": {
-                    kind: item.model_copy(
-                        update={
-                            key: {name: row for name, row in getattr(item, key).items() if name in kept}
-                            for key in ("found", "overall")
-                        }
-                    )
-                    for kind, item in self.measurements.items()
-                },
-            }
-        )
+        chosen = {"base", *(point for name in variants if name in self.perplexity for point in self.draws(name))}
+
+        def narrowed(entry: Any, *keys: str) -> dict[str, Any]:
+            return {key: {name: of for name, of in getattr(entry, key).items() if name in chosen} for key in keys}
+
+        measurements = {
+            kind: item.model_copy(update=narrowed(item, "found", "overall")) for kind, item in self.measurements.items()
+        }
+        return self.model_copy(update={**narrowed(self, "perplexity", "summary"), "measurements": measurements})
 
     def save(self, path: str | Path) -> None:
         """Write the report as JSON."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from surgeon.measure.intervals import language_interval
-from surgeon.model.results import Quantity, exponential, geometric_mean
+from surgeon.model.results import Quantity, exponential
 from surgeon.recipe.schema import ExpectSpec
-from surgeon.report.measured import Measures, mean_ratio_interval
-from surgeon.report.measured_entries import Expectation, MeasurementReport
-from surgeon.report.words import bounds, quantity_text
+from surgeon.report.data import Report
+from surgeon.report.entries import Expectation, MeasurementReport, Perplexity, Summary
+from surgeon.report.words import bounds, exactly, quantity_text
 
 
 def check_expectations(
-    expect: Sequence[ExpectSpec], measures: Measures, reports: Mapping[str, MeasurementReport]
+    expect: Sequence[ExpectSpec],
+    perplexity: Mapping[str, Mapping[str, Perplexity]],
+    summary: Mapping[str, Summary],
+    reports: Mapping[str, MeasurementReport],
 ) -> list[Expectation]:
     """Compare what was measured with what the recipe expects; a figure that is not a number fails any bound.
 
@@ -22,14 +24,15 @@ def check_expectations(
 
     Args:
         expect: the bounds.
-        measures: perplexities by model and language, which ratios are of.
+        perplexity: by model and language, which ratios are of.
+        summary: the same by model, over all languages.
         reports: all other measurements, by kind.
     """
     result = []
     for item in expect:
         given = item.model_dump(exclude={"quantity"})
         if item.measurement is None:
-            ratio = _ratio(item, measures)
+            ratio = _ratio(item, perplexity, summary)
             passed = _within(ratio, item.ratio_at_least, item.ratio_at_most)
             result.append(Expectation(**given, ratio=ratio, passed=passed))
         else:
@@ -70,17 +73,26 @@ def _figure(item: ExpectSpec, report: MeasurementReport | None) -> tuple[Quantit
     return quantity, math.nan if value is None else value
 
 
-def _ratio(item: ExpectSpec, measures: Measures) -> float:
-    if item.at != "point":
-        interval = mean_ratio_interval(measures, item.variant)
-        if item.language is not None:
-            base, variant = (measures[name][item.language].pieces for name in ("base", item.variant))
-            interval = language_interval(base, variant, item.language)
-        return math.nan if interval is None else interval.low if item.at == "lower" else interval.high
+def _ratio(
+    item: ExpectSpec, perplexity: Mapping[str, Mapping[str, Perplexity]], summary: Mapping[str, Summary]
+) -> float:
+    """Return the ratio to the base's perplexity, or a bound of its interval; nan if there is none."""
+    entry: Perplexity | Summary
     if item.language is None:
-        return exponential(geometric_mean(measures[item.variant]) - geometric_mean(measures["base"]))
-    before, after = (measures[name][item.language].log_perplexity for name in ("base", item.variant))
-    return exponential(after - before)
+        entry = summary[item.variant]
+        point = entry.ratio_to_base
+    else:
+        entry = perplexity[item.variant][item.language]
+        point = exponential(entry.log_perplexity - perplexity["base"][item.language].log_perplexity)
+    value = point if item.at == "point" else entry.low if item.at == "lower" else entry.high
+    return math.nan if value is None else value
+
+
+def outcome(item: Expectation, report: Report) -> str:
+    """Say where something was expected, what came out there, and what is expected."""
+    where = f" in {report.language(item.language).name}" if item.language else f" in {item.group}" if item.group else ""
+    value = came_out(item) if item.ratio is None else f"perplexity {exactly(item.ratio)} times the base's"
+    return f"{report.named(item.variant)}{where}: {value}, expected {expected(item)}"
 
 
 def came_out(item: Expectation) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from surgeon.errors import InputError, did_you_mean
+from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.drawing import Figure
-from surgeon.report.language_figures import perplexity_figure, ratio_figure
-from surgeon.report.measurement_figures import measurement_figures
+from surgeon.report.entries import ModelReport
+from surgeon.report.language_figures import measurement_figures, perplexity_figure, ratio_figure
 from surgeon.report.parts import part_figures
-from surgeon.report.region_figures import crowding_figure, overlap_figure
-from surgeon.report.scan import scan_figures
-from surgeon.report.story import regions_of, tell
+from surgeon.report.region_figures import crowding_figure, overlap_figure, scan_figures
+from surgeon.report.regions import region_report
+from surgeon.report.story import Story, regions_of, tell
 from surgeon.report.sweeps import sweep_figure
 
 
@@ -40,3 +42,30 @@ def variant_figures(report: Report, variant: str) -> list[Figure]:
     if any(region in report.regions for region in regions_of(report, variant)):
         result += [figure for figure in scan_figures(report, story) if figure.name == "scan"]
     return [replace(figure, key=True) for figure in result]
+
+
+def region_figure(region: Region, name: str = "region") -> Figure | None:
+    """Return the scan of a region; None if nothing in it lies along the residual stream."""
+    entry = region_report(region, {}, "")
+    if entry.scan is None:
+        return None
+    nothing = ModelReport(
+        name="", revision=None, model_type=None, parameters=0, tensors=0, shards=0, bytes=0, content_sha256=None
+    )
+    bare = Report(name=name, recipe={}, model=nothing, regions={name: entry}, timings={}, environment={})
+    (figure,) = scan_figures(bare, Story(None, (), name, None, {}))
+    return figure
+
+
+def report_figure(report: Report, name: str | None = None) -> Figure | None:
+    """Return a figure of a report by its name, such as `perplexity`, `ratios` or `scan`; the first if not given.
+
+    Raises:
+        InputError: the report has no figure of that name.
+    """
+    by_name = {figure.name: figure for figure in figures(report)}
+    if name is None:
+        return next(iter(by_name.values()), None)
+    if name not in by_name:
+        raise InputError(f"the report has no figure {name!r}{did_you_mean(name, by_name)}")
+    return by_name[name]

@@ -54,11 +54,11 @@ class Grid:
     words: Collection[str] = ()
     foot: list[Cell] | None = None
 
-    def columns(self, *kept: int) -> Grid:
+    def columns(self, *numbers: int) -> Grid:
         """Return some columns, in the order asked for, and the rows that have something there."""
-        rows = [replace(row, cells=[row.cells[i] for i in kept]) for row in self.rows]
+        rows = [replace(row, cells=[row.cells[i] for i in numbers]) for row in self.rows]
         rows = [row for row in rows if any(cell.text for cell in row.cells[1:])]
-        heads, foot = tuple(self.heads[i] for i in kept), self.foot and [self.foot[i] for i in kept]
+        heads, foot = tuple(self.heads[i] for i in numbers), self.foot and [self.foot[i] for i in numbers]
         return replace(self, heads=heads, rows=rows, foot=foot)
 
 

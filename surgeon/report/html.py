@@ -7,27 +7,30 @@ included; with it they become live, and can be ordered, filtered and asked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from surgeon.checkpoint.storage import replacing
-from surgeon.report import measurement_tables, region_tables, tables
+from surgeon.report import regions, tables
 from surgeon.report.data import Report
-from surgeon.report.drawing import PALETTE, Figure, runtime, script_data, svg, write_pictures
-from surgeon.report.expected import came_out, expected
+from surgeon.report.drawing import Figure, runtime, script_data, svg, write_pictures
+from surgeon.report.entries import PassageReport
+from surgeon.report.expected import outcome
 from surgeon.report.figures import figures
 from surgeon.report.grid import Grid
 from surgeon.report.language_figures import ORDERS, places
-from surgeon.report.measured_entries import SweepReport
+from surgeon.report.markup import HERE, rendered
 from surgeon.report.parts import part_lines, part_tables
-from surgeon.report.passages import words
-from surgeon.report.scan import EXPONENT, brightest, light_palette
+from surgeon.report.region_figures import EXPONENT, brightest, light_palette
 from surgeon.report.sentences import caveat, evidence, headline, measured_lines, no_intervals
 from surgeon.report.story import Story, tell
-from surgeon.report.templates import HERE, rendered
-from surgeon.report.words import exactly, text_alone
+from surgeon.report.words import text_alone
+
+_TONES = ((6.0, "worst"), (3.0, "worse-still"), (1.0, "worse-word"))  # from so many nats more than the base on
 
 
 def write_page(report: Report, output: str | Path) -> list[Path]:
@@ -55,10 +58,8 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
     story = tell(report)
     return rendered(
         "page.html",
-        exactly=exactly,
         words=words,
-        came_out=came_out,
-        expected=expected,
+        outcome=outcome,
         part_lines=part_lines,
         part_tables=part_tables,
         report=report,
@@ -70,15 +71,13 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         unsure=no_intervals(report.perplexity, report.language),
         figures={figure.name: (figure, Markup(picture)) for figure, picture in drawn},
         tables=tables,
-        region_tables=region_tables,
-        measurement_tables=measurement_tables,
+        regions=regions,
         languages=lambda variants: _languages(report, variants),
-        palette=PALETTE,
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
         runtime=Markup(runtime() if specs else ""),
         data=Markup(script_data(_data(report, story, specs, scans))),
-        long_sweeps=_long_sweeps(report),
+        # Those that have a section of their own; the draws of one control stand in the table of variants.
+        long_sweeps={n: sweep for n, sweep in report.sweeps.items() if sweep.control is None and report.perplexity},
         orders=ORDERS,
         recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
         facts=_facts(report),
@@ -87,23 +86,15 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
 
 def _data(report: Report, story: Story, specs: Mapping[str, Any], scans: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the page's script asks for."""
-    drawn = {name: next(iter(found)) for name, found in scans.items()}
-    lit = {name: scan for name, region in drawn.items() if (scan := report.regions[region].scan) is not None}
-    full = {name: brightest(scan) for name, scan in lit.items()}
+    first = {name: report.regions[next(iter(regions))].scan for name, regions in scans.items()}
+    full = {name: brightest(scan) for name, scan in first.items() if scan is not None}
     light = {"colours": light_palette().tolist(), "exponent": EXPONENT}
     return {"figures": specs, "shown": story.shown, "scans": scans, "full": full, "light": light}
 
 
-def _long_sweeps(report: Report) -> dict[str, SweepReport]:
-    """Return the sweeps that have a section of their own; the draws of one control stand in the table of variants."""
-    if not report.perplexity:
-        return {}
-    return {name: sweep for name, sweep in report.sweeps.items() if sweep.control is None}
-
-
 def _languages(report: Report, variants: Sequence[str]) -> Grid:
-    found = {name: report.averaged(name) for name in ("base", *variants)}
-    return tables.languages_table(found, "base", report, places(report))
+    measured = {name: report.averaged(name) for name in ("base", *variants)}
+    return tables.languages_table(measured, "base", report, places(report))
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
@@ -119,3 +110,34 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("seconds", ", ".join(f"{what} {seconds:g}" for what, seconds in report.timings.items())),
     ]  # fmt: skip
     return [(name, str(value)) for name, value in facts if value not in (None, "")]
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word as it is shown: the blank before it, its text, how much worse it is, and both losses in words."""
+
+    blank: str
+    text: str
+    tone: str
+    note: str
+
+
+def words(passage: PassageReport, variant: str) -> list[Word]:
+    """Return a passage's words as a variant finds them; a word's loss is the sum of its tokens'."""
+    before, after = passage.losses["base"], passage.losses[variant]
+    shown = []
+    for start, stop in pairwise([*passage.words, len(passage.tokens)]):
+        whole = "".join(passage.tokens[start:stop])
+        text = whole.lstrip()
+        tone, note = _tone(before[start:stop], after[start:stop])
+        shown.append(Word(" " if text != whole else "", text, tone if text else "", note))
+    return shown
+
+
+def _tone(before: Sequence[float | None], after: Sequence[float | None]) -> tuple[str, str]:
+    own = sum(loss for loss in before if loss is not None)
+    if None in after:
+        return _TONES[0][1], f"{own:.1f} nats, then not a number"
+    now = sum(loss for loss in after if loss is not None)
+    tone = next((tone for least, tone in _TONES if now - own >= least), "")
+    return tone, f"{own:.1f} nats, then {now:.1f}"

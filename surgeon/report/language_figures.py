@@ -1,4 +1,4 @@
-"""The figures of languages: what each variant did to the perplexity of each, as a chart and as a map.
+"""The figures of languages, or of tasks: what each variant did to each, by perplexity and by every other measurement.
 
 Three parameters run through them, and a page sets them for all at once: `order` of the languages (script, family,
 effect), `find` (part of a name) and `shown` (variants).
@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from surgeon.report.data import Report
-from surgeon.report.drawing import (
+from surgeon.model.results import PERPLEXITY, Quantity
+from surgeon.report import entries
+from surgeon.report.charts import (
     BROKEN,
+    RATIOS,
     SERIES,
     SHAPES,
-    Figure,
     Spec,
     amount,
+    cells,
     closer,
     colour,
+    dashed_at,
+    dots,
     drawn_ratios,
     finished,
+    heads,
+    hue_and_shape,
+    intervals,
     is_drawable,
     layer,
     multiples,
@@ -31,12 +38,15 @@ from surgeon.report.drawing import (
     tips,
     words,
 )
-from surgeon.report.ramps import RATIOS, cells, heads
+from surgeon.report.data import Report
+from surgeon.report.drawing import Figure
+from surgeon.report.entries import MeasurementReport
 from surgeon.report.story import Story, log_ratio, ratio, scored_languages, tell
-from surgeon.report.words import count, is_lost, number
+from surgeon.report.words import capital, count, is_lost, number, quantity_interval, quantity_text, with_unit
 
 ORDERS = ("script", "family", "effect")
 STEP = 20  # height of a language
+_WIDE = 50.0  # values that span more than this factor stand on an axis that grows by factors
 RANKED = {"field": "rank", "op": "min"}
 
 
@@ -54,18 +64,18 @@ def language_groups(report: Report, order: str) -> list[tuple[str, list[str]]]:
 def _effect(report: Report, code: str) -> float:
     """Return how far the cut moves a language, either way."""
     cut = tell(report).cut
-    found = 0.0 if cut is None or cut not in report.perplexity else abs(log_ratio(report, cut, code))
-    return math.inf if math.isnan(found) else found
+    change = 0.0 if cut is None or cut not in report.perplexity else abs(log_ratio(report, cut, code))
+    return math.inf if math.isnan(change) else change
 
 
 def places(report: Report) -> dict[str, dict[str, Any]]:
     """Return for each language its place (`rank_ORDER`) and group (`group_ORDER`) in every order."""
-    found: dict[str, dict[str, Any]] = {code: {} for code in report.perplexity["base"]}
+    result: dict[str, dict[str, Any]] = {code: {} for code in report.perplexity["base"]}
     for order in ORDERS:
         members = [(title, code) for title, codes in language_groups(report, order) for code in codes]
         for rank, (title, code) in enumerate(members):
-            found[code] |= {f"rank_{order}": rank, f"group_{order}": title}
-    return found
+            result[code] |= {f"rank_{order}": rank, f"group_{order}": title}
+    return result
 
 
 def by_language(rows: list[dict[str, Any]], shown: Sequence[str]) -> Spec:
@@ -85,43 +95,43 @@ def by_language(rows: list[dict[str, Any]], shown: Sequence[str]) -> Spec:
 
 def language_fields(report: Report) -> dict[str, dict[str, Any]]:
     """Return for each language what a row of it says of it: its names, its groups, and its place in every order."""
-    scored, found = scored_languages(report), {}
+    scored, fields = scored_languages(report), {}
     for code, place in places(report).items():
         known = report.language(code)
-        found[code] = {
+        fields[code] = {
             "language": known.name, "label": f"{'• ' if code in scored else ''}{known.name}",
             "script": known.script, "family": known.family, "scored": "yes" if code in scored else "no",
             "search": f"{known.name} {code} {known.script} {known.family}".lower(), **place,
         }  # fmt: skip
-    return found
+    return fields
 
 
 def _rows(report: Report, story: Story) -> list[dict[str, Any]]:
     """Return a row for each variant and language, with all that a reader may ask of it."""
-    where, variants = language_fields(report), drawn_variants(report, story)
-    guesses = {code: report.guessing(code) for code in where}
-    logs = {(name, code): log_ratio(report, name, code) for name in variants for code in where}
+    fields, variants = language_fields(report), drawn_variants(report, story)
+    guesses = {code: report.guessing(code) for code in fields}
+    logs = {(name, code): log_ratio(report, name, code) for name in variants for code in fields}
     drawn = drawn_ratios([closer(log, guesses[code]) for (_, code), log in logs.items()])
     told = {
         code: ", ".join(f"{report.label(name)} ×{number(ratio(report, name, code))}" for name in variants)
-        for code in where
+        for code in fields
     }
     rows = []
     for name in variants:
-        found_in = report.averaged(name)
-        for code, known in where.items():
-            base, found = report.perplexity["base"][code], found_in[code]
+        averaged = report.averaged(name)
+        for code, known in fields.items():
+            base, item = report.perplexity["base"][code], averaged[code]
             log, times = logs[name, code], ratio(report, name, code)
             said, lost = number(times), is_lost(log, guesses[code])
             rows.append({
                 "variant": name, "name": report.label(name), "everything": told[code],
                 **known, "own": story.own.get(name) == code,
-                "base": number(base.perplexity), "perplexity": number(found.perplexity),
+                "base": number(base.perplexity), "perplexity": number(item.perplexity),
                 "times": f"×{said}{', no better than guessing' if lost else ''}", "said": said,
                 "broken": "" if is_drawable(log) else said, "multiple": times if math.isfinite(times) else said,
-                "bits": f"{base.bits_per_byte:.3f} to {number(found.bits_per_byte)}",
+                "bits": f"{base.bits_per_byte:.3f} to {number(item.bits_per_byte)}",
                 "ratio": drawn(closer(log, guesses[code])), **RATIOS.of(times, lost),
-                **_interval(found.low, found.high, guesses[code], len(report.draws(name)) > 1),
+                **_interval(item.low, item.high, guesses[code], len(report.draws(name)) > 1),
             })  # fmt: skip
     edge = max((row["ratio"] for row in rows), default=1.0)
     for row, (_, code) in zip(rows, logs, strict=True):
@@ -173,28 +183,24 @@ GROUP_NAMES: Spec = {
 def perplexity_figure(report: Report, story: Story) -> Figure:
     """Draw how many times the base's the perplexity of each variant is, a line per language, logarithmic."""
     variants = drawn_variants(report, story)
-    looks = series(variants, story)
     legend = {
         "title": None, "values": {"expr": "shown"}, "symbolOpacity": 1, "labelExpr": shown_names(report, variants)
     }  # fmt: skip
-    hue = words("variant", legend=legend, scale={"domain": variants, "range": [colour(name) for name, _ in looks]})
-    shape = words("variant", legend=legend, scale={"domain": variants, "range": [shape for _, shape in looks]})
+    hue, shape = hue_and_shape("variant", variants, legend, series(variants, story))
     layers = [
         layer("rule", {"strokeWidth": 1.4}, x2={"datum": 1}, color=hue),
-        layer("point", {"filled": True, "size": 46, "opacity": 1}, tooltip=_hover(report), color=hue, shape=shape),
+        *([intervals("x", hue)] if report.has_intervals else []),
+        dots(46, _hover(report), hue, shape),
         BROKEN,
     ]
-    if report.has_intervals:
-        look = {"strokeWidth": 5, "opacity": 0.35}
-        layers.insert(1, layer("rule", look, "isValid(datum.low)", x=amount("low"), x2={"field": "high"}, color=hue))
     encoding = {
         "x": multiples(True, "perplexity, as a multiple of the base's", orient="top"),
         "y": named("label", RANKED),
         "yOffset": words("variant", sort=[*story.shown[1:2], *story.shown[:1], *story.shown[2:]]),
     }
-    made = by_language(_rows(report, story), story.shown)
+    rows = _rows(report, story)
     behind = layer("rect", {"opacity": 0}, y=named("label", RANKED), tooltip=tips(language="language", everything="×"))
-    guesses = [row["guess"] for row in made["data"]["values"] if "guess" in row]
+    guesses = [row["guess"] for row in rows if "guess" in row]
     if guesses:
         lost = layer(
             "rule", {"strokeWidth": STEP - 3, "opacity": 0.22, "color": colour("quiet")}, "isValid(datum.guess)",
@@ -204,7 +210,7 @@ def perplexity_figure(report: Report, story: Story) -> Figure:
         axis = encoding["x"]["axis"]
         axis["labelExpr"] = f"datum.value > {min(guesses):.6g} ? '' : {axis['labelExpr']}"
     spec = {
-        **made, "width": 470, "height": {"step": STEP, "for": "position"},
+        **by_language(rows, story.shown), "width": 470, "height": {"step": STEP, "for": "position"},
         "layer": [
             *([lost] if guesses else []), behind, {"encoding": encoding, "layer": layers}, the_base("x"), GROUP_NAMES,
         ],
@@ -220,10 +226,10 @@ def perplexity_figure(report: Report, story: Story) -> Figure:
         )
     text += " • marks the languages on whose text importance was scored." if scored_languages(report) else ""
     text += " Bars are intervals of 95 %, or the range over seeds." if report.has_intervals else ""
-    made = finished(spec)
+    spec = finished(spec)
     longest = max(len(report.label(name)) for name in variants)
-    made["config"]["legend"]["columns"] = max(1, min(4, 520 // (7 * longest + 25)))
-    return Figure("perplexity", "What it did, by language", text, made, True, len(story.own) < 2)
+    spec["config"]["legend"]["columns"] = max(1, min(4, 520 // (7 * longest + 25)))
+    return Figure("perplexity", "What it did, by language", text, spec, True, len(story.own) < 2)
 
 
 def series(variants: Sequence[str], story: Story) -> list[tuple[str, str]]:
@@ -242,8 +248,7 @@ def ratio_figure(report: Report, story: Story) -> Figure:
     narrow, longest = len(variants) > 12, max(len(report.label(name)) for name in variants)
     level = len(variants) <= 3 or longest <= 8
     wide = 22 if narrow else max(50, 7 * longest + 10) if level else 50
-    made = by_language(_rows(report, story), variants)
-    rows = made["data"]["values"]
+    rows = _rows(report, story)
     layers = cells(rows, RATIOS, _hover(report), not narrow)
     own = any(row["own"] for row in rows)
     if own:
@@ -254,7 +259,7 @@ def ratio_figure(report: Report, story: Story) -> Figure:
         "y": named("label", RANKED),
     }
     spec = {
-        **made, "width": {"step": wide}, "height": {"step": STEP},
+        **by_language(rows, variants), "width": {"step": wide}, "height": {"step": STEP},
         "layer": [{"encoding": encoding, "layer": layers}, GROUP_NAMES],
     }  # fmt: skip
     text = (
@@ -263,3 +268,116 @@ def ratio_figure(report: Report, story: Story) -> Figure:
     )
     text += " A frame marks the language whose own region the variant cuts." if own else ""
     return Figure("ratios", "Every variant in every language", text, finished(spec), key=len(story.own) > 1)
+
+
+def measurement_figures(report: Report, story: Story) -> list[Figure]:
+    """Draw the first quantity of every measurement but perplexity."""
+    drawn = []
+    for kind, item in report.measurements.items() if report.perplexity else ():
+        models = [name for name in ("base", *drawn_variants(report, story)) if item.found.get(name)]
+        if kind != PERPLEXITY and models:
+            drawn.append(_measurement_figure(report, story, kind, item, models))
+    return drawn
+
+
+def _measurement_figure(
+    report: Report, story: Story, kind: str, item: MeasurementReport, models: Sequence[str]
+) -> Figure:
+    quantity, of_languages = item.quantities[0], item.by == "language"
+    rows = _measurement_rows(report, item, quantity, models)
+    variants = [name for name in models if name != "base"]
+    looks = [("ink", SHAPES[0])] * models.count("base") + series(variants, story)
+    shown = [name for name in models if name in story.shown] or variants
+    legend: Spec = {"title": None, "symbolOpacity": 1, "labelExpr": shown_names(report, models)}
+    if of_languages:
+        of_all = "split('base\\n' + join(shown, '\\n'), '\\n')" if "base" in models else "shown"
+        legend["values"] = {"expr": of_all}
+    hue, shape = hue_and_shape("variant", models, legend, looks)
+    hover = tips(
+        **{item.by: item.by}, name="model", said=quantity.title, change="change from the base", interval="interval"
+    )
+    encoding = {
+        "x": _value_axis(rows, quantity),
+        "y": named("label", RANKED if of_languages else None),
+        "yOffset": words("variant", sort=list(models)),
+    }
+    layers = [intervals("x", hue), dots(46, hover, hue, shape), BROKEN]
+    chance = [] if quantity.chance is None else [dashed_at("x", quantity.chance)]
+    spec: Spec = {
+        **(by_language(rows, shown) if of_languages else {"data": {"values": rows}}),
+        "width": 470, "height": {"step": STEP, "for": "position"},
+        "layer": [*chance, {"encoding": encoding, "layer": layers}, *([GROUP_NAMES] if of_languages else [])],
+    }  # fmt: skip
+    title = capital(f"{quantity.title}, by {item.by}")
+    return Figure(f"measured-{kind}", title, _caption(item, quantity, rows), finished(spec), fluid=True)
+
+
+def _measurement_rows(
+    report: Report, item: MeasurementReport, quantity: Quantity, models: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return a row for each model and group; a value that is not a number stands at the edge, and says so."""
+    fields = language_fields(report) if item.by == "language" else {}
+    figures = {
+        (name, group): figure
+        for name in models for group in dict.fromkeys(group for model in models for group in item.found[model])
+        if (figure := item.averaged(report.draws(name), group, quantity.name)) is not None
+    }  # fmt: skip
+    finite = [figure.value for figure in figures.values() if math.isfinite(figure.value)]
+    edge = (max if quantity.worse == "more" else min)(finite, default=0.0)
+    rows = []
+    for (name, group), figure in figures.items():
+        said, several = quantity_text(quantity, figure.value), len(report.draws(name)) > 1
+        rows.append({
+            "variant": name, "name": report.label(name), **fields.get(group, {item.by: group, "label": group}),
+            "value": figure.value if math.isfinite(figure.value) else edge, "said": f"{said} {quantity.unit}".rstrip(),
+            "broken": "" if math.isfinite(figure.value) else said, **_change(quantity, figure, several),
+            **_ends(quantity, figure, figures.get(("base", group))),
+        })  # fmt: skip
+    return rows
+
+
+def _change(quantity: Quantity, figure: entries.Figure, is_range: bool) -> dict[str, str]:
+    change = figure.change
+    said = {} if change is None else {"change": quantity_text(quantity, change, change=True)}
+    if figure.low is not None and figure.high is not None:
+        bounds = quantity_interval(quantity, figure.low, figure.high, change is not None)
+        said["interval"] = f"{bounds} (range)" if is_range else bounds
+    return said
+
+
+def _ends(quantity: Quantity, figure: entries.Figure, base: entries.Figure | None) -> dict[str, float]:
+    """Return where an interval begins and ends on the axis of values; that of a change stands at the base's value."""
+    if figure.low is None or figure.high is None:
+        return {}
+    ends = [figure.low, figure.high]
+    if figure.change is not None and base is not None:
+        ends = [base.value * end if quantity.compare == "ratio" else base.value + end for end in ends]
+    return {"low": ends[0], "high": ends[1]} if all(map(math.isfinite, ends)) else {}
+
+
+def _value_axis(rows: Sequence[Mapping[str, Any]], quantity: Quantity) -> Spec:
+    """Return the axis of a quantity; where values span much, it grows by factors, with zero and small ones on it."""
+    values = [row["value"] for row in rows]
+    scale: Spec = {"zero": quantity.share, "padding": 8}
+    axis: Spec = {"grid": True, "orient": "top"}
+    if quantity.share:
+        scale |= {"domain": [0, 1], "clamp": True}
+        axis |= {"format": ".0%"}
+    elif min(values) >= -1e-6 and max(values) > _WIDE * max(min(values), 1e-6):
+        most = max(abs(row[key]) for row in rows for key in ("value", "low", "high") if key in row)
+        scale = {"type": "symlog", "constant": most / 1000, "nice": False, "padding": 8}
+        top = math.floor(math.log10(most))
+        axis |= {"values": [0, *(10.0**power for power in range(top - 2, top + 1))], "format": "~g"}
+    title = f"{with_unit(quantity)} ({'right' if quantity.worse == 'more' else 'left'} is worse)"
+    return amount("value", title=title, scale=scale, axis=axis)
+
+
+def _caption(item: MeasurementReport, quantity: Quantity, rows: Sequence[Mapping[str, Any]]) -> str:
+    groups = len({row[item.by] for row in rows})
+    text = f"{capital(item.title)}, in {count(groups, item.by)}. {capital(quantity.worse)} is worse."
+    if quantity.chance is not None:
+        text += f" The dashed line is chance, {quantity_text(quantity, quantity.chance)}."
+    if any("low" in row for row in rows):
+        of_change = " of the change from the base" if any("change" in row for row in rows) else ""
+        text += f" Bars are intervals of 95 %{of_change}, or the range over seeds."
+    return text

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from surgeon.checkpoint.fingerprint import source_file_hashes
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.checkpoint.local_paths import last_part, origin_without_path
 from surgeon.plan.plan import Plan
-from surgeon.text.corpora import Corpus
+from surgeon.plan.texts import needed_languages
 
 _PACKAGES = ("model-surgeon", "torch", "transformers", "safetensors", "numpy", "ml-dtypes", "tokenizers", "datasets")
 
@@ -22,10 +23,8 @@ def environment(device: str) -> dict[str, Any]:
     """Return what the figures may depend on: versions, platform, processors."""
     versions = {}
     for package in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -43,6 +42,7 @@ def manifest(plan: Plan, outputs: Mapping[Path, str], report: Sequence[Path], de
     """
     checkpoint = plan.checkpoint
     seeds = {name: seed for name, region in plan.regions.items() if (seed := region.seed) is not None}
+    texts = {language: plan.corpus.text(language) for language in sorted(needed_languages(plan))}
     return {
         "name": plan.recipe.name,
         "environment": environment(device),
@@ -51,8 +51,13 @@ def manifest(plan: Plan, outputs: Mapping[Path, str], report: Sequence[Path], de
         "inputs": {path.name: digest for path, digest in source_file_hashes(checkpoint, jobs).items()},
         "corpus": {
             "name": plan.corpus.name,
-            "text_sha256": _text_hashes(plan.corpus, _languages(plan)),
-            "drawn_from": _origins(plan.corpus, _languages(plan)),
+            "text_sha256": {
+                language: {"score": text.score_hash, "evaluate": text.evaluate_hash} for language, text in texts.items()
+            },
+            "drawn_from": {
+                language: {"source": origin_without_path(text.origin), "revision": text.revision}
+                for language, text in texts.items()
+            },
         },
         "outputs": {path.relative_to(plan.output).as_posix(): digest for path, digest in outputs.items()},
         "report": {path.relative_to(plan.output).as_posix(): file_hash(path) for path in report},
@@ -63,21 +68,20 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Say which inputs and versions of two manifests differ, if their outputs do; [] if those are the same bytes."""
     if not isinstance(before.get("outputs"), dict) or before.get("name") != now["name"]:
         return []
-    outputs = _differing(before["outputs"], now["outputs"])
+    names = {*before["outputs"], *now["outputs"]}
+    outputs = sorted(name for name in names if before["outputs"].get(name) != now["outputs"].get(name))
     if not outputs:
         return []
     lines = [f"{len(outputs)} files came out other than those of the recipe's own run, first {outputs[0]}"]
-    there, here = _flat(before), _flat(now)
+    earlier, later = _flat(before), _flat(now)
     for key in ("inputs", "corpus", "seeds", "environment"):
-        names = sorted(name for name in {*there, *here} if name.startswith(f"{key}."))
-        changed = [name for name in names if there.get(name) != here.get(name)]
-        lines += [f"{name}: {there.get(name, '(none)')} there, {here.get(name, '(none)')} here" for name in changed]
+        keys = sorted(name for name in {*earlier, *later} if name.startswith(f"{key}."))
+        lines += [
+            f"{name}: {earlier.get(name, '(none)')} there, {later.get(name, '(none)')} here"
+            for name in keys
+            if earlier.get(name) != later.get(name)
+        ]
     return lines if len(lines) > 1 else [*lines, "inputs and versions are the same"]
-
-
-def _differing(before: Any, now: Any) -> list[str]:
-    there, here = (part if isinstance(part, dict) else {} for part in (before, now))
-    return sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -86,24 +90,3 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in data.items():
         result |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
     return result
-
-
-def _languages(plan: Plan) -> list[str]:
-    scored = [language for spec in plan.sampled_scores() for language in spec.languages]
-    return sorted({*scored, *plan.verify_languages})
-
-
-def _text_hashes(corpus: Corpus, languages: Iterable[str]) -> dict[str, dict[str, str]]:
-    result = {}
-    for language in languages:
-        text = corpus.text(language)
-        result[language] = {"score": text.score_hash, "evaluate": text.evaluate_hash}
-    return result
-
-
-def _origins(corpus: Corpus, languages: Iterable[str]) -> dict[str, dict[str, str | None]]:
-    texts = {language: corpus.text(language) for language in languages}
-    return {
-        language: {"source": origin_without_path(text.origin), "revision": text.revision}
-        for language, text in texts.items()
-    }

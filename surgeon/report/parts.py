@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from surgeon.checkpoint.ties import Ties
-from surgeon.measure.intervals import mean_change_interval
 from surgeon.measure.parts import Part, place_of
+from surgeon.measure.uncertainty import change_interval
 from surgeon.model.results import Measure, Sums, exponential, geometric_mean
+from surgeon.report.charts import RATIOS, cells, colour_map, finished, heads, named, tips
 from surgeon.report.data import Report
-from surgeon.report.drawing import Figure, Spec, finished, named, tips
-from surgeon.report.grid import Cell, Grid, Row
-from surgeon.report.measured import Measures, mean_ratio_interval
-from surgeon.report.measured_entries import PartReport, PartsReport
-from surgeon.report.ramps import RATIOS, cells, heads
+from surgeon.report.drawing import Figure
+from surgeon.report.entries import PartReport, PartsReport
+from surgeon.report.grid import Cell, Grid, Row, times_cell
+from surgeon.report.measured import Measures, bounds, mean_ratio_bounds
 from surgeon.report.words import interval, is_lost, number
 
 _SAME = 0.01  # nats per token: a whole cut that does less has no damage to take apart
@@ -26,38 +27,31 @@ def part_reports(parts: Sequence[Part], measures: Measures, ties: Ties) -> dict[
     grouped: dict[tuple[str, str], list[Part]] = {}
     for part in parts:
         grouped.setdefault((part.variant, part.by), []).append(part)
-    found: dict[str, dict[str, PartsReport]] = {}
+    result: dict[str, dict[str, PartsReport]] = {}
     for (variant, by), those in grouped.items():
         base = measures["base"]
-        bounds = mean_change_interval({
-            code: (None, _added([measures[part.name][code] for part in those], base[code])) for code in base
-        })  # fmt: skip
-        made = {part.label: _part(part, measures, ties) for part in those}
-        found.setdefault(variant, {})[by] = PartsReport(
-            parts=made,
-            sum_nats=math.fsum(one.nats for one in made.values()),
-            sum_low=None if bounds is None else bounds.low,
-            sum_high=None if bounds is None else bounds.high,
+        sums = {code: _added([measures[part.name][code] for part in those], base[code]) for code in base}
+        interval = change_interval({code: (None, together) for code, together in sums.items()})
+        entries = {part.label: _part(part, measures, ties) for part in those}
+        result.setdefault(variant, {})[by] = PartsReport(
+            parts=entries,
+            sum_nats=math.fsum(entry.nats for entry in entries.values()),
             whole_nats=geometric_mean(measures[variant]) - geometric_mean(base),
+            **{f"sum_{end}": value for end, value in bounds(interval).items()},
         )
-    return found
+    return result
 
 
 def _part(part: Part, measures: Measures, ties: Ties) -> PartReport:
     nats = geometric_mean(measures[part.name]) - geometric_mean(measures["base"])
-    bounds = mean_ratio_interval(measures, part.name)
-    low, high = (None, None) if bounds is None else (bounds.low, bounds.high)
-    return PartReport(
-        entries=part.entries(ties), ratio_to_base=exponential(nats), nats=nats, low=low, high=high
-    )  # fmt: skip
+    ends = mean_ratio_bounds(measures, part.name)
+    return PartReport(entries=part.entries(ties), ratio_to_base=exponential(nats), nats=nats, **ends)
 
 
 def _added(parts: Sequence[Measure], base: Measure) -> Sums:
     """Return what all parts cost together, in nats by piece of text."""
-    totals = [
-        math.fsum(part.pieces[i][0] - nll for part in parts) for i, (nll, _) in enumerate(base.pieces)
-    ]  # fmt: skip
-    return Sums(tuple(totals), tuple(float(tokens) for _, tokens in base.pieces))
+    totals = [math.fsum(part.pieces[i][0] - nll for part in parts) for i, (nll, _) in enumerate(base.pieces)]
+    return Sums(tuple(totals), base.sums.weights)
 
 
 def part_lines(report: Report) -> list[str]:
@@ -68,22 +62,23 @@ def part_lines(report: Report) -> list[str]:
         if whole < _SAME:
             lines.append(f"{name}: the whole cut does hardly any damage (less than {_SAME} nats per token)")
         else:
-            lines += [f"{name}, one {by} at a time: {_explained(by, found)}" for by, found in by_axis.items()]
+            lines += [f"{name}, one {by} at a time: {_explained(by, taken)}" for by, taken in by_axis.items()]
     return lines
 
 
-def _explained(by: str, found: PartsReport) -> str:
-    worst = max(found.parts, key=lambda label: _order(found.parts[label].nats))
-    most = f"most at {_called(by, worst)} (×{number(found.parts[worst].ratio_to_base)})"
-    if not (math.isfinite(found.whole_nats) and math.isfinite(found.sum_nats)):
+def _explained(by: str, taken: PartsReport) -> str:
+    nats = {label: part.nats for label, part in taken.parts.items()}
+    worst = max(nats, key=lambda label: math.inf if math.isnan(nats[label]) else nats[label])
+    most = f"most at {_called(by, worst)} (×{number(taken.parts[worst].ratio_to_base)})"
+    if not (math.isfinite(taken.whole_nats) and math.isfinite(taken.sum_nats)):
         return f"{most}; what is not a number cannot be added up"
-    bounds = ""
-    if found.sum_low is not None and found.sum_high is not None:
-        bounds = f" (interval {_nats(found.sum_low)} to {_nats(found.sum_high)})"
-    share = found.sum_nats / found.whole_nats
+    interval = ""
+    if taken.sum_low is not None and taken.sum_high is not None:
+        interval = f" (interval {_nats(taken.sum_low)} to {_nats(taken.sum_high)})"
+    share = taken.sum_nats / taken.whole_nats
     said = (
-        f"{most}; added up, the parts explain {_nats(found.sum_nats)}{bounds} of the whole cut's "
-        f"{_nats(found.whole_nats)} nats per token, {100 * share:.0f} %"
+        f"{most}; added up, the parts explain {_nats(taken.sum_nats)}{interval} of the whole cut's "
+        f"{_nats(taken.whole_nats)} nats per token, {100 * share:.0f} %"
     )
     if share > 1.1:
         return f"{said}: single parts do the same damage"
@@ -92,10 +87,6 @@ def _explained(by: str, found: PartsReport) -> str:
 
 def _called(by: str, label: str) -> str:
     return f"layer {label}" if by == "layer" and label.isdigit() else label
-
-
-def _order(nats: float) -> float:
-    return math.inf if math.isnan(nats) else nats
 
 
 def _nats(value: float) -> str:
@@ -110,11 +101,8 @@ def part_figures(report: Report) -> list[Figure]:
 
 def _by_axis(report: Report) -> dict[str, dict[str, PartsReport]]:
     """Return the parts by what they are parts by, and then by variant."""
-    found: dict[str, dict[str, PartsReport]] = {}
-    for variant, by_axis in report.parts.items():
-        for by, taken in by_axis.items():
-            found.setdefault(by, {})[variant] = taken
-    return found
+    axes = dict.fromkeys(by for by_axis in report.parts.values() for by in by_axis)
+    return {by: {name: taken[by] for name, taken in report.parts.items() if by in taken} for by in axes}
 
 
 def _labels(taken: Mapping[str, PartsReport]) -> list[str]:
@@ -124,8 +112,8 @@ def _labels(taken: Mapping[str, PartsReport]) -> list[str]:
 
 def _map(report: Report, by: str, taken: Mapping[str, PartsReport]) -> Figure:
     labels, guess, rows = _labels(taken), report.guessing(), []
-    for variant, found in taken.items():
-        for label, part in found.parts.items():
+    for variant, one in taken.items():
+        for label, part in one.parts.items():
             said = number(part.ratio_to_base)
             rows.append({
                 "part": _called(by, label), "variant": report.named(variant), "said": said, "times": f"×{said}",
@@ -137,15 +125,9 @@ def _map(report: Report, by: str, taken: Mapping[str, PartsReport]) -> Figure:
     wide = max(50, 7 * longest + 10)
     level = wide * len(variants) <= 250  # as a phone is
     hover = tips(part=by, variant="variant", times="of the base's perplexity", interval="interval", entries="entries")
-    spec: Spec = {
-        "data": {"values": rows},
-        "width": {"step": wide if level else 50}, "height": {"step": 11 if tall else 20},
-        "encoding": {
-            "x": heads("variant", variants, level),
-            "y": named("part", [_called(by, label) for label in labels]),
-        },
-        "layer": cells(rows, RATIOS, hover, not tall),
-    }  # fmt: skip
+    axes = heads("variant", variants, level), named("part", [_called(by, label) for label in labels])
+    steps = (wide if level else 50, 11 if tall else 20)
+    spec = colour_map(rows, axes, steps, cells(rows, RATIOS, hover, not tall))
     text = (
         f"Each cut done in one {by} alone, and nowhere else: perplexity as a multiple of the base's, geometric mean "
         "over the languages. The warmer the worse; grey is within 1 % of the base."
@@ -159,24 +141,19 @@ def part_tables(report: Report) -> list[Grid]:
     for by, taken in _by_axis(report).items():
         rows = []
         for label in _labels(taken):
-            parts = [found.parts.get(label) for found in taken.values()]
-            rows.append(Row([Cell(_called(by, label)), *(cell for part in parts for cell in _shown(part))]))
-        names = [report.named(variant) for variant in taken]
-        top = [head for name in names for head in (f"{name}, entries", f"{name}, ×\u00a0base")]
-        whole = [
-            cell
-            for found in taken.values()
-            for cell in (Cell(""), Cell(number(exponential(found.whole_nats)), found.whole_nats))
-        ]
+            cells = [cell for one in taken.values() for cell in _shown(one.parts.get(label))]
+            rows.append(Row([Cell(_called(by, label)), *cells]))
+        heads, foot = [by], [Cell("the whole cut")]
+        for variant, one in taken.items():
+            heads += [f"{report.named(variant)}, entries", f"{report.named(variant)}, ×\u00a0base"]
+            foot += [Cell(""), Cell(number(exponential(one.whole_nats)), one.whole_nats)]
         note = "Each is the cut in that part alone; the last line is the whole cut, all parts together."
-        grids.append(Grid(f"One {by} at a time", (by, *top), rows, note, foot=[Cell("the whole cut"), *whole]))
+        grids.append(Grid(f"One {by} at a time", tuple(heads), rows, note, foot=foot))
     return grids
 
 
 def _shown(part: PartReport | None) -> list[Cell]:
     if part is None:
         return [Cell("-"), Cell("-")]
-    order = round(part.nats, 6) if math.isfinite(part.nats) else 1e9
     note = "" if part.low is None else f"interval {interval(part.low, part.high)}"
-    ratio = Cell(number(part.ratio_to_base), order, ratio=part.ratio_to_base, note=note)
-    return [Cell(f"{part.entries:,}", part.entries), ratio]
+    return [Cell(f"{part.entries:,}", part.entries), replace(times_cell(part.ratio_to_base, part.nats), note=note)]

@@ -15,8 +15,9 @@ from surgeon.region.controls import random_like
 from surgeon.region.dimensions import SPREAD_AT, Trace, profile
 from surgeon.region.overlap import likenesses
 from surgeon.region.region import Region
-from surgeon.report.region_entries import MOST_COLUMNS, OverlapReport, RegionReport, RoleCount, Scan
-from surgeon.report.words import roles_in_order
+from surgeon.report.entries import MOST_COLUMNS, OverlapReport, RegionReport, RoleCount, Scan
+from surgeon.report.grid import Cell, Grid, Row, as_cells
+from surgeon.report.words import percent, roles_in_order
 
 
 def region_report(
@@ -26,9 +27,9 @@ def region_report(
 
     `places` say what its tensors are, where more than their names is known.
     """
-    found = profile(region, config, places=places)
+    described = profile(region, config, places=places)
     roles: dict[str, RoleCount] = {}
-    for cell in found.cells:
+    for cell in described.cells:
         known = roles.get(cell.role, RoleCount(entries=0, numel=0))
         roles[cell.role] = RoleCount(entries=known.entries + cell.entries, numel=known.numel + cell.numel)
     return RegionReport(
@@ -38,13 +39,13 @@ def region_report(
         tensors=len(region),
         roles=roles,
         origin=origin,
-        cells=list(found.cells),
+        cells=list(described.cells),
         spread_at=list(SPREAD_AT),
-        spreads=dict(found.spreads),
+        spreads=dict(described.spreads),
         chance=dict(profile(region, config, entries=random_like(region), places=places).spreads),
-        hidden_size=found.hidden_size,
-        dimensions=list(found.dimensions),
-        scan=scan_report(found.traces),
+        hidden_size=described.hidden_size,
+        dimensions=list(described.dimensions),
+        scan=scan_report(described.traces),
     )
 
 
@@ -72,6 +73,62 @@ def scan_report(traces: Sequence[Trace]) -> Scan | None:
 def overlap_reports(regions: Mapping[str, Region]) -> list[OverlapReport]:
     """Compare every two regions of a run."""
     return [
-        OverlapReport(left=left, right=right, jaccard=found.jaccard, by_chance=found.by_chance)
-        for (left, right), found in likenesses(regions).items()
+        OverlapReport(left=left, right=right, jaccard=likeness.jaccard, by_chance=likeness.by_chance)
+        for (left, right), likeness in likenesses(regions).items()
     ]
+
+
+CROWDS = (0, 1, 2, 3, 4)  # the columns of regions that there is room for on a terminal
+
+
+def regions_table(regions: Mapping[str, RegionReport]) -> Grid:
+    """Show the regions: entries, density, where entries crowd most, and how they were selected."""
+    heads = ("region", "entries", "of", "share", "fullest 1 % of lines hold", "tensors", "selected by")
+    rows = [
+        Row(as_cells(name, item.entries, item.numel, item.fraction, _crowding(item), item.tensors, item.origin))
+        for name, item in regions.items()
+    ]
+    return Grid("Regions", heads, rows, "The share is of the entries in scope.", (heads[4], "selected by"))
+
+
+def _crowding(region: RegionReport) -> str:
+    """Name the role whose entries crowd most into few rows or columns, and the share they hold; by chance, too."""
+    if not region.spreads:
+        return "-"
+    at = region.spread_at.index(0.01)
+    lines = [(getattr(s, axis)[at], role, axis) for role, s in region.spreads.items() for axis in ("rows", "columns")]
+    share, role, axis = max(lines)
+    told = f"{role} {axis} {percent(share)}"
+    chance = region.chance.get(role)
+    return told if chance is None else f"{told} (chance {percent(getattr(chance, axis)[at])})"
+
+
+def role_counts(region: RegionReport) -> dict[str, dict[str, Any]]:
+    """Return by role the entries, of how many, and the share of them in the fullest hundredth of rows and columns."""
+    at = region.spread_at.index(0.01) if region.spread_at else 0
+    counts = {}
+    for role in roles_in_order(region.roles):
+        counted, spread = region.roles[role], region.spreads.get(role)
+        rows, columns = (None, None) if spread is None else (spread.rows[at], spread.columns[at])
+        counts[role] = {**counted.model_dump(), "in_fullest_rows": rows, "in_fullest_columns": columns}
+    return counts
+
+
+def roles_table(roles: Mapping[str, Mapping[str, Any]]) -> Grid:
+    """Show the `role_counts` of a region."""
+    rows = []
+    for role, counted in roles.items():
+        share = counted["entries"] / counted["numel"] if counted["numel"] else None
+        lines = counted["in_fullest_rows"], counted["in_fullest_columns"]
+        rows.append(Row(as_cells(role, counted["entries"], counted["numel"], share, *lines)))
+    return Grid("Roles", ("role", "entries", "of", "share", "in 1 % rows", "in 1 % columns"), rows)
+
+
+def dimensions_table(region: RegionReport) -> Grid:
+    """Show the residual dimensions that hold most entries."""
+    heads = ("dimension", "entries", "of", "share", "stands out in tensors")
+    rows = [
+        Row(as_cells(Cell(str(item.index), item.index), item.hits, item.slots, item.hits / item.slots, item.tensors))
+        for item in region.dimensions
+    ]
+    return Grid("Residual dimensions", heads, rows, f"Those of {region.hidden_size or 0:,} that hold most entries.")

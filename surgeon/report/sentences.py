@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from surgeon.model.results import FEWEST_TOKENS, PERPLEXITY, Quantity, exponential
 from surgeon.report.data import Report
-from surgeon.report.measured_entries import Figure, Perplexity
+from surgeon.report.entries import Figure, Perplexity
 from surgeon.report.story import SAME, Story, alike, drawn, mean_ratio, ratio, regions_of, spec_of, steps_of
 from surgeon.report.words import (
+    capital,
     count,
     interval,
     is_lost,
@@ -18,6 +19,7 @@ from surgeon.report.words import (
     quantity_interval,
     quantity_text,
     roles_in_order,
+    with_unit,
 )
 from surgeon.text.languages import Language, language
 
@@ -68,28 +70,26 @@ def measured_lines(report: Report, story: Story) -> list[str]:
     """Say in a line each what every other measurement found: means with intervals, unit, direction, and chance."""
     lines = []
     for kind, item in report.measurements.items():
-        quantity, said = item.quantities[0], []
-        for name in ("base", *story.shown) if kind != PERPLEXITY else ():
-            figure = item.averaged(report.draws(name), None, quantity.name)
-            if figure is not None:
-                said.append(f"{report.label(name)} {_value(report, quantity, name, figure)}")
-        if said:
-            unit = f", {quantity.unit}" if quantity.unit not in ("", quantity.title) else ""
-            worse = f"{'more' if quantity.worse == 'more' else 'less'} is worse"
+        quantity = item.quantities[0]
+        said = [
+            f"{report.label(name)} {_value(report, quantity, name, figure)}"
+            for name in ("base", *story.shown)
+            if (figure := item.averaged(report.draws(name), None, quantity.name)) is not None
+        ]
+        if said and kind != PERPLEXITY:
             chance = "" if quantity.chance is None else f"; by chance {quantity_text(quantity, quantity.chance)}"
-            title = f"{quantity.title[:1].upper()}{quantity.title[1:]}{unit}, mean by {item.by} ({worse})"
+            title = f"{capital(with_unit(quantity))}, mean by {item.by} ({quantity.worse} is worse)"
             lines.append(f"{title}: {'; '.join(said)}{chance}.".replace(" %", "\u00a0%"))
     return lines
 
 
 def _value(report: Report, quantity: Quantity, name: str, figure: Figure) -> str:
     """Return a mean, its change from the base, and the interval of the change, or else of the value."""
-    change = figure.change is not None
     text = quantity_text(quantity, figure.value)
     told = [] if figure.change is None else [f"change {quantity_text(quantity, figure.change, change=True)}"]
     if figure.low is not None and figure.high is not None:
         kind = "range" if len(report.draws(name)) > 1 else "95 % interval"
-        told.append(f"{kind} {quantity_interval(quantity, figure.low, figure.high, change)}")
+        told.append(f"{kind} {quantity_interval(quantity, figure.low, figure.high, figure.change is not None)}")
     return f"{text} ({', '.join(told)})" if told else text
 
 
@@ -113,13 +113,12 @@ def headline(report: Report, story: Story) -> str:
         return _of_a_sweep(report) if report.sweeps and report.perplexity else _of_a_region(report, story)
     if not steps_of(report, story.cut)[0]:
         return _of_a_bundle(report, story.cut)
-    doing = _doing(report, story.cut)
+    kinds = list(dict.fromkeys(kind for kind, _ in steps_of(report, story.cut)[0]))
+    doing = f"{_DOING.get(kinds[0], kinds[0]) if len(kinds) == 1 else 'Changing'} {_amount(report, story.cut)}"
     if len(story.own) > 1:
-        mine = [ratio(report, name, code) for name, code in story.own.items() if code in report.perplexity[name]]
-        rest = [
-            ratio(report, name, code)
-            for name, own in story.own.items() for code in report.perplexity[name] if code != own
-        ]  # fmt: skip
+        pairs = [(name, own, code) for name, own in story.own.items() for code in report.perplexity[name]]
+        mine = [ratio(report, name, code) for name, own, code in pairs if code == own]
+        rest = [ratio(report, name, code) for name, own, code in pairs if code != own]
         if mine and rest:
             return (
                 f"{doing} that one language alone needs makes that language {_worse(mine)}, every other language "
@@ -139,12 +138,12 @@ def caveat(report: Report) -> str | None:
 
 def too_little_text(perplexity: Mapping[str, Mapping[str, Perplexity]], named: Named = language) -> str | None:
     """Say so if in some language too few tokens were predicted for a sentence about it; None if there are enough."""
-    found = {code: item.tokens for by_language in perplexity.values() for code, item in by_language.items()}
-    short = {code: tokens for code, tokens in found.items() if tokens < FEWEST_TOKENS}
+    tokens = {code: item.tokens for by_language in perplexity.values() for code, item in by_language.items()}
+    short = {code: count for code, count in tokens.items() if count < FEWEST_TOKENS}
     if not short:
         return None
     code = min(short, key=lambda code: short[code])
-    few = f"{_languages(named, list(short), len(found))} measured on fewer than {FEWEST_TOKENS} tokens"
+    few = f"{_languages(named, list(short), len(tokens))} measured on fewer than {FEWEST_TOKENS} tokens"
     fewest = f"{named(code).name}: {short[code]}"
     return f"Too little text to tell: {few} ({fewest}). Set verify.tokens to more, or give longer texts."
 
@@ -179,13 +178,15 @@ def _beside(report: Report, story: Story, cut: str) -> list[str]:
         lost = guess is not None and value > 0 and is_lost(math.log(value), guess)
         return "no better than guessing" if lost else _change(value)
 
-    found = [
-        f"{kind} {' to '.join(dict.fromkeys(map(change, (min(values), max(values)))))}"
-        for kind, values in by_kind.items()
-    ]
+    controls = [f"{kind} {_ends(values, change)}" for kind, values in by_kind.items()]
     same = all(alike(report.variants[name].entries, entries) for name in story.controls)
     size = "of the same size" if same else "of other sizes"  # where there is one of its size, these alone are told
-    return [f"controls {size}: {', '.join(found)}"] if found else []
+    return [f"controls {size}: {', '.join(controls)}"] if controls else []
+
+
+def _ends(values: Sequence[float], said: Callable[[float], str]) -> str:
+    """Say from where to where values go; once where the ends are said alike."""
+    return " to ".join(dict.fromkeys(map(said, (min(values), max(values)))))
 
 
 def _effect(report: Report, ratios: dict[str, float]) -> str:
@@ -223,9 +224,8 @@ def _worse(ratios: Sequence[float]) -> str:
     if low <= 1 - SAME:
         return f"{_change(low)} to {_change(high)} worse"
     if high < 2:
-        ends = [f"{100 * (value - 1):.2g}" for value in (max(low, 1.0), high)]
-        return f"{' to '.join(dict.fromkeys(ends))}\u00a0% worse"
-    return f"{' to '.join(dict.fromkeys(map(number, (low, high))))} times worse"
+        return f"{_ends((max(low, 1.0), high), lambda value: f'{100 * (value - 1):.2g}')}\u00a0% worse"
+    return f"{_ends((low, high), number)} times worse"
 
 
 def _change(value: float) -> str:
@@ -237,12 +237,6 @@ def _change(value: float) -> str:
     points = round(100 * (value - 1), 1)
     shown = "0" if points == 0 else f"{points:.1f}" if abs(points) < 9.95 else f"{points:.0f}"
     return f"{shown}\u00a0%".replace("-", "\u2212")
-
-
-def _doing(report: Report, variant: str) -> str:
-    kinds = list(dict.fromkeys(kind for kind, _ in steps_of(report, variant)[0]))
-    verb = _DOING.get(kinds[0], kinds[0]) if len(kinds) == 1 else "Changing"
-    return f"{verb} {_amount(report, variant)}"
 
 
 def _of_a_bundle(report: Report, variant: str) -> str:
@@ -286,20 +280,18 @@ def _control(report: Report, variant: str, cut: str) -> str:
         "bottom": "lowest scores", "magnitude": "largest weights", "random": "random weights",
         "dimensions": "other dimensions",
     }  # fmt: skip
-    if "dimensions" in kinds:
-        kinds = {"dimensions"}
-    kind = said.get(str(next(iter(kinds)))) if len(kinds) == 1 else None
-    if kind is None:
+    kind = "dimensions" if "dimensions" in kinds else kinds.pop() if len(kinds) == 1 else None
+    if kind not in said:
         return variant
-    return kind if alike(report.variants[variant].entries, report.variants[cut].entries) else f"{kind} ({variant})"
+    same = alike(report.variants[variant].entries, report.variants[cut].entries)
+    return said[kind] if same else f"{said[kind]} ({variant})"
 
 
 def _of_a_sweep(report: Report) -> str:
-    points = [point for sweep in report.sweeps.values() for point in sweep.points]
-    ratios = {point: report.summary[point].ratio_to_base for point in points}
+    ratios = {point: report.summary[point].ratio_to_base for sweep in report.sweeps.values() for point in sweep.points}
     worst = max(ratios, key=lambda point: math.inf if math.isnan(ratios[point]) else ratios[point])
     return (
-        f"At {count(len(points), 'point')} of a sweep, mean perplexity is {number(min(ratios.values()))} to "
+        f"At {count(len(ratios), 'point')} of a sweep, mean perplexity is {number(min(ratios.values()))} to "
         f"{number(ratios[worst])} times the base's, most at {report.named(worst)}."
     )
 

@@ -79,9 +79,9 @@ def drawn(report: Report, region: str) -> str | None:
     Of ordinary entries: `random`, of the lowest score (`bottom`), in `dimensions`; or a control of the largest values
     (`magnitude`). None if its entries were chosen for what they are.
     """
-    found, spec = report.regions.get(region), spec_of(report, region)
+    item, spec = report.regions.get(region), spec_of(report, region)
     select, control, dimensions, score = (spec.get(key) or {} for key in ("select", "control", "dimensions", "score"))
-    kinds = {*select, control.get("draw"), found.origin if found is not None else None}
+    kinds = {*select, control.get("draw"), item.origin if item is not None else None}
     if "bottom" in kinds:
         return "bottom"
     if control.get("draw") == "magnitude":
@@ -141,13 +141,13 @@ def _likest(report: Report, region: str | None) -> list[str]:
 
 def _language_of(report: Report, regions: Sequence[str]) -> str | None:
     """Return the language whose own region a variant cuts, if it is one."""
-    found = {own_language(report, region) for region in regions}
-    return found.pop() if len(found) == 1 else None
+    languages = {own_language(report, region) for region in regions}
+    return languages.pop() if len(languages) == 1 else None
 
 
 def own_cuts(report: Report) -> list[tuple[str, str, str]]:
     """Return each variant that cuts one language's own region, or a control of it: variant, language, what it is."""
-    found = []
+    cuts, kinds = [], {"random": "random", "magnitude": "largest", "bottom": "lowest"}
     for name in report.measured_alone:
         for region in regions_of(report, name) if name in report.variants else ():
             code = own_language(report, region)
@@ -155,9 +155,8 @@ def own_cuts(report: Report) -> list[tuple[str, str, str]]:
             if code is None and isinstance(of, str):
                 code = own_language(report, of)
             if code is not None and code in report.perplexity["base"]:
-                kind = {"random": "random", "magnitude": "largest", "bottom": "lowest"}
-                found.append((name, code, kind.get(str(drawn(report, region)), "own region")))
-    return found
+                cuts.append((name, code, kinds.get(str(drawn(report, region)), "own region")))
+    return cuts
 
 
 def rise(report: Report, variant: str, code: str) -> tuple[float, float, float | None]:
@@ -175,8 +174,8 @@ def rise(report: Report, variant: str, code: str) -> tuple[float, float, float |
 
 def own_language(report: Report, region: str) -> str | None:
     """Return the language that alone needs a region's entries, if it was chosen so."""
-    found = (spec_of(report, region).get("select") or {}).get("monolingual")
-    return found if isinstance(found, str) else None
+    language = (spec_of(report, region).get("select") or {}).get("monolingual")
+    return language if isinstance(language, str) else None
 
 
 def spec_of(report: Report, region: str) -> dict[str, Any]:

@@ -8,17 +8,20 @@ from itertools import pairwise
 from typing import Any
 
 from surgeon.model.results import exponential
-from surgeon.report.data import Report
-from surgeon.report.drawing import (
+from surgeon.report.charts import (
     BROKEN,
-    SERIES,
-    SHAPES,
-    Figure,
+    RATIOS,
     Spec,
     amount,
-    colour,
+    cells,
+    colour_map,
+    dashed_at,
+    dots,
     drawn_ratios,
     finished,
+    heads,
+    hue_and_shape,
+    intervals,
     is_drawable,
     layer,
     multiples,
@@ -26,8 +29,9 @@ from surgeon.report.drawing import (
     tips,
     words,
 )
-from surgeon.report.measured_entries import SweepReport
-from surgeon.report.ramps import RATIOS, cells, heads
+from surgeon.report.data import Report
+from surgeon.report.drawing import Figure
+from surgeon.report.entries import SweepReport
 from surgeon.report.words import coordinate, is_lost, is_number, number
 
 _MOST_LINES = 6  # that one chart can hold; more become a map
@@ -48,10 +52,7 @@ def sweep_figure(report: Report, name: str) -> Figure:
         if item.low is not None and item.high is not None and math.isfinite(item.low) and math.isfinite(item.high):
             row |= {"low": item.low, "high": item.high, "interval": f"×{number(item.low)} to ×{number(item.high)}"}
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    shown: dict[str, Any] = {"title": None, "legend": None if len(kinds) == 1 else {"symbolOpacity": 1}}
-    colours = [colour(SERIES[i % len(SERIES)]) for i in range(len(kinds))]
-    shapes = [SHAPES[i % len(SHAPES)] for i in range(len(kinds))]
-    hue, shape = (words("kind", scale={"domain": kinds, "range": range_}, **shown) for range_ in (colours, shapes))
+    hue, shape = hue_and_shape("kind", kinds, None if len(kinds) == 1 else {"title": None, "symbolOpacity": 1})
     interval = {"interval": "interval"} if any("low" in row for row in rows) else {}
     hover = tips(point="point", along=along, kind="of", times="of the base's perplexity", **interval)
     values = sweep.axes[along]
@@ -66,17 +67,11 @@ def sweep_figure(report: Report, name: str) -> Figure:
     caption += " Bars are intervals." if interval and axis is not None else ""
     guess = report.guessing()
     if guess is not None and any(is_lost(log, guess) for log in logs.values()):
-        drawn["layer"].insert(0, _guess(guess, "y" if axis is not None else "x"))
+        drawn["layer"].insert(0, dashed_at("y" if axis is not None else "x", math.exp(guess)))
         caption += " Beyond the dashed line a model is no better than a uniform guess."
     caption += _steepest(rows) if axis is not None and axis != "seed" else ""
     spec = finished({"data": {"values": rows}, **drawn})
     return Figure(f"sweep-{name}", f"What {name} does, by {along}", caption, spec, True, True)
-
-
-def _guess(log: float, axis: str) -> Spec:
-    """Return the line at which a model guesses all tokens alike."""
-    look = {"type": "rule", "strokeDash": [5, 4], "color": colour("quiet")}
-    return {"data": {"values": [{}]}, "mark": look, "encoding": {axis: {"datum": math.exp(log)}}}
 
 
 def _axes_of_a_map(sweep: SweepReport) -> tuple[str, str] | None:
@@ -95,25 +90,19 @@ def _axes_of_a_map(sweep: SweepReport) -> tuple[str, str] | None:
 def _map(report: Report, name: str, logs: Mapping[str, float], across: str, down: str) -> Figure:
     """Draw a sweep over two axes as a map: each cell the multiple of the base's perplexity."""
     sweep, guess, rows = report.sweeps[name], report.guessing(), []
-    places = [list(sweep.axes).index(axis) for axis in (across, down)]
+    x, y = (list(sweep.axes).index(axis) for axis in (across, down))
     for point, values in sweep.points.items():
         times = exponential(logs[point])
         rows.append({
-            "point": point, "across": coordinate(values[places[0]]), "down": coordinate(values[places[1]]),
+            "point": point, "across": coordinate(values[x]), "down": coordinate(values[y]),
             "said": number(times), "times": f"×{number(times)}", **RATIOS.of(times, is_lost(logs[point], guess)),
         })  # fmt: skip
     columns, lines = (list(map(coordinate, sweep.axes[axis])) for axis in (across, down))
     hover = tips(across=across, down=down, times="of the base's perplexity", point="variant")
     narrow = len(columns) > 16
-    spec: Spec = {
-        "data": {"values": rows}, "width": {"step": 22 if narrow else 52}, "height": {"step": 24},
-        "encoding": {
-            "x": heads("across", columns, all(len(column) < 8 for column in columns) and not narrow),
-            "y": words("down", sort=lines, title=down, axis={"domain": False, "ticks": False}),
-        },
-        "layer": cells(rows, RATIOS, hover, not narrow),
-    }  # fmt: skip
-    spec["encoding"]["x"]["title"] = across
+    level = all(len(column) < 8 for column in columns) and not narrow
+    axes = {**heads("across", columns, level), "title": across}, _down("down", lines, down)
+    spec = colour_map(rows, axes, (22 if narrow else 52, 24), cells(rows, RATIOS, hover, not narrow))
     caption = (
         f"Perplexity by {down} (down) and {across} (across): geometric mean over the languages, as a multiple of the "
         "base's. The warmer the worse; grey is within 1 % of the base."
@@ -140,13 +129,11 @@ def _steepest(rows: Sequence[Mapping[str, Any]]) -> str:
     return f" Of the rise of {kind}, {100 * share:.0f} % comes between {low:g} and {high:g}."
 
 
-def _rows(
-    name: str, points: Mapping[str, Sequence[Any]], place: int, logs: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    """Return a row for each point; `place` is that of the axis along which they are drawn."""
+def _rows(name: str, points: Mapping[str, Sequence[Any]], axis: int, logs: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return a row for each point; `axis` is the number of that along which they are drawn."""
     drawn, rows = drawn_ratios(logs.values()), []
     for point, values in points.items():
-        at, rest, times = values[place], [*values[:place], *values[place + 1 :]], number(exponential(logs[point]))
+        at, rest, times = values[axis], [*values[:axis], *values[axis + 1 :]], number(exponential(logs[point]))
         rows.append({
             "point": point, "x": at if is_number(at) else coordinate(at), "along": coordinate(at),
             "kind": ", ".join(map(coordinate, rest)) or name, "ratio": drawn(logs[point]), "times": f"×{times}",
@@ -164,29 +151,26 @@ def _lines(xs: Sequence[float], along: str, hue: Spec, shape: Spec, hover: list[
         "x", title=along + (", logarithmic" if is_log else ""), axis=labels,
         scale={**scale, "nice": False, "padding": 16},
     )  # fmt: skip
-    mark = {"filled": True, "size": 80, "opacity": 1}
     line = layer("line", {"strokeWidth": 2}, color=hue, detail=words("kind"))
     layers = [
         *([] if along == "seed" else [line]),  # between two seeds there is nothing
-        layer(
-            "rule",
-            {"strokeWidth": 5, "opacity": 0.35},
-            "isValid(datum.low)",
-            y=amount("low"),
-            y2={"field": "high"},
-            color=hue,
-        ),
-        layer("point", mark, color=hue, shape=shape, tooltip=hover),
+        intervals("y", hue),
+        dots(80, hover, hue, shape),
         BROKEN,
     ]
     encoding = {"x": x, "y": multiples(False, "times the base's perplexity")}
     return {"width": 520, "height": 300, "layer": [the_base("y"), {"encoding": encoding, "layer": layers}]}
 
 
+def _down(field: str, names: Sequence[str], title: str) -> Spec:
+    """Return an axis down the page of the values of one axis of a sweep."""
+    return words(field, sort=names, title=title, axis={"domain": False, "ticks": False})
+
+
 def _bars(values: Sequence[Any], along: str, hue: Spec, hover: list[Spec]) -> Spec:
     encoding = {
         "x": multiples(True, "times the base's perplexity"),
-        "y": words("along", sort=list(map(coordinate, values)), title=along, axis={"domain": False, "ticks": False}),
+        "y": _down("along", list(map(coordinate, values)), along),
         "yOffset": words("kind"),
     }
     layers = [

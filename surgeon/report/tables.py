@@ -1,4 +1,4 @@
-"""The tables of a report: what became of variants, languages and sweeps."""
+"""The tables of a report: what became of variants, languages and sweeps, and every other measurement."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from surgeon.model.results import PERPLEXITY, exponential
+from surgeon.model.results import PERPLEXITY, Quantity, exponential
 from surgeon.report.data import Report
+from surgeon.report.entries import MeasurementReport, OverSeeds, Perplexity, Summary
 from surgeon.report.grid import Cell, Grid, Row, Value, as_cells, order_of, times_cell
-from surgeon.report.measured_entries import OverSeeds, Perplexity, Summary
 from surgeon.report.story import own_cuts, rise, scored_languages
-from surgeon.report.words import coordinate, count, interval, is_lost, is_number, number, size
+from surgeon.report.words import (
+    capital,
+    coordinate,
+    count,
+    interval,
+    is_lost,
+    is_number,
+    number,
+    quantity_interval,
+    quantity_text,
+    size,
+    with_unit,
+)
 from surgeon.text.languages import Language, language
 
 TIMES = "×\u00a0base"
@@ -46,17 +58,15 @@ def variants_table(report: Report, folder: Path | None = None) -> Grid:
         if name in points and not variant.written and folder is None:
             continue
         mean, ratio, bounds = _summed(report.summary.get(name))
-        norm = None if variant.norm_removed is None else f"{variant.norm_removed:.4g}"
-        share = variant.entries / report.model.parameters if report.model.parameters else None
-        place = Path(*Path(variant.path or name).parts[-2:])
-        there = size(variant.bytes or 0) if folder is None or (folder / place).exists() else "gone"
-        written = f"{place.as_posix()}, {there}" if variant.written else "measured only"
+        path = Path(*Path(variant.path or name).parts[-2:])
+        held = size(variant.bytes or 0) if folder is None or (folder / path).exists() else "gone"
+        written = f"{path.as_posix()}, {held}" if variant.written else "measured only"
         called = report.named(name) if folder is None else name
-        edits = as_cells(called, ratio, bounds, mean, variant.entries, share, variant.changed, norm)
-        rows.append(Row([*edits, *as_cells(", ".join(variant.operations), written)]))
-    for name, sweep in report.sweeps.items():
+        edits = _edits(report, [name])
+        rows.append(Row(as_cells(called, ratio, bounds, mean, *edits, ", ".join(variant.operations), written)))
+    for sweep in report.sweeps.values():
         for group in sweep.over_seeds if len(sweep.axes) == 1 and folder is None else ():
-            rows.append(Row(as_cells(*_over_seeds(report, name, group))))
+            rows.append(_over_seeds(report, group))
     if rows and "base" in report.summary:
         rows.insert(0, Row(as_cells("base", "", "", _summed(report.summary["base"])[0], *[""] * 6)))
         guess = report.guessing()
@@ -77,15 +87,8 @@ def own_table(report: Report) -> Grid:
     for name, code, what in sorted(cuts, key=lambda cut: order.index(cut[1])) if many else ():
         own, median, between = rise(report, name, code)
         times = Cell("-") if between is None else Cell(f"{between:.1f}", between)
-        line = as_cells(
-            report.language(code).name,
-            what,
-            times_cell(own, own),
-            times_cell(median, median),
-            times,
-            report.label(name),
-        )
-        rows.append(Row(line))
+        ratios = times_cell(own, own), times_cell(median, median)
+        rows.append(Row(as_cells(report.language(code).name, what, *ratios, times, report.label(name))))
     heads = ("language", "cut", "its own ×", "median of the others ×", "rise", "variant")
     note = "Rise: how many times as much the logarithm of the own perplexity rises as the median of the others' does."
     return Grid("A language's own region", heads, rows, note, (heads[1], "variant"))
@@ -104,24 +107,26 @@ def _encoding_words(report: Report) -> list[str]:
     return lines
 
 
-def _over_seeds(report: Report, name: str, group: OverSeeds) -> list[Value]:
+def _over_seeds(report: Report, group: OverSeeds) -> Row:
     """Show a control drawn with several seeds: means, and the ratio's range instead of an interval."""
-    drawn = [report.variants[point] for point in group.points]
-    norms = [item.norm_removed for item in drawn if item.norm_removed is not None]
-    entries, changed = ([getattr(item, key) for item in drawn] for key in ("entries", "changed"))
-    norm = f"{sum(norms) / len(norms):.4g}" if norms else None
-    base, whole = report.summary["base"].log_geometric_mean_perplexity, report.model.parameters
+    base, first = report.summary["base"].log_geometric_mean_perplexity, group.points[0]
     log = base + math.log(group.mean) if group.mean > 0 else math.nan
-    first = group.points[0]
     bounds: Value = f"{interval(group.low, group.high)} (range)"
-    if len(drawn) == 1:
+    if len(group.points) == 1:
         bounds = _summed(report.summary[first])[2]
-    return [
-        report.label(first), times_cell(group.mean, log), bounds,
-        Cell(number(exponential(log)), order_of(log)), _extent(entries), max(entries) / whole if whole else None,
-        _extent([value for value in changed if value is not None]), norm,
-        "", "",
-    ]  # fmt: skip
+    mean = Cell(number(exponential(log)), order_of(log))
+    edits = _edits(report, group.points)
+    return Row(as_cells(report.label(first), times_cell(group.mean, log), bounds, mean, *edits, "", ""))
+
+
+def _edits(report: Report, names: Sequence[str]) -> list[Value]:
+    """Return entries, their share of the model, how many changed, and the norm of that: of one variant, or of draws."""
+    items, whole = [report.variants[name] for name in names], report.model.parameters
+    entries = [item.entries for item in items]
+    changed = [item.changed for item in items if item.changed is not None]
+    norms = [item.norm_removed for item in items if item.norm_removed is not None]
+    norm = f"{sum(norms) / len(norms):.4g}" if norms else None
+    return [_extent(entries), max(entries) / whole if whole else None, _extent(changed), norm]
 
 
 def _extent(counts: Sequence[int]) -> Value:
@@ -130,7 +135,7 @@ def _extent(counts: Sequence[int]) -> Value:
 
 
 def languages_table(
-    found: Mapping[str, Mapping[str, Perplexity]],
+    measured: Mapping[str, Mapping[str, Perplexity]],
     bits: str,
     report: Report | None = None,
     places: Mapping[str, Mapping[str, Any]] | None = None,
@@ -139,21 +144,21 @@ def languages_table(
     """Show perplexity by language: of the first model, and of the others with its ratio to that.
 
     Args:
-        found: what was measured, by model and language.
+        measured: by model and language.
         bits: the model whose bits per byte are shown.
         report: gives the geometric means, and the languages that were scored.
         places: where a language stands in each order of the page (`rank_ORDER`), in the first of which they are shown.
         named: what is known of a language by its code; the report knows it best, if one is given.
     """
-    first, *others = found
+    first, *others = measured
     named = report.language if report is not None else named
     scored = scored_languages(report) if report is not None and places is not None else set()
     tested = report.measurements.get(PERPLEXITY) if report is not None else None
     rows = []
-    for code, base in found[first].items():
+    for code, base in measured[first].items():
         known, cells = named(code), []
         for name in others:
-            item = found[name][code]
+            item = measured[name][code]
             log = item.log_perplexity - base.log_perplexity
             several = report is not None and len(report.draws(name)) > 1  # whose bounds are the range of the draws
             bounds = "range" if several else "interval"
@@ -162,9 +167,10 @@ def languages_table(
             if report is not None and is_lost(log, report.guessing(code)):
                 times = replace(times, text=f"{times.text}°")
             cell = _beside(number(item.perplexity), times, note)
-            by_chance = tested is not None and not several and tested.beyond_chance(name, code, PERPLEXITY) is False
+            figure = tested.found.get(name, {}).get(code, {}).get(PERPLEXITY) if tested is not None else None
+            by_chance = figure is not None and not several and figure.beyond_chance is False
             cells.append(replace(cell, ratio=None, note=f"{note}; may be chance") if by_chance else cell)
-        per_byte = found[bits][code].bits_per_byte
+        per_byte = measured[bits][code].bits_per_byte
         data = {key.removeprefix("rank_"): at for key, at in (places or {}).get(code, {}).items() if "rank" in key}
         data["search"] = f"{known.name} {code} {known.script} {known.family}".lower()
         name, own = f"{'• ' if code in scored else ''}{known.name}", Cell(number(base.perplexity), base.log_perplexity)
@@ -172,15 +178,14 @@ def languages_table(
             Row(as_cells(name, own, *cells, Cell(f"{per_byte:.3f}", per_byte), known.script, known.family), data)
         )
     label = report.label if report is not None else str
-    heads = ("language", *map(label, found), f"{bits}, bits/byte", "script", "family")
+    heads = ("language", *map(label, measured), f"{bits}, bits/byte", "script", "family")
     note = "× is the multiple of the base's, by which its column sorts. • marks the languages that were scored."
     if report is not None and report.guessing() is not None:
         note += " ° is no better than a uniform guess."
     if tested is not None and report is not None:
-        said = tested.chance_words({name: report.named(name) for name in others})
-        note += f" What may be chance has no colour. {said}"
+        note += f" What may be chance has no colour. {_chance_words(report, tested, others)}"
     rows.sort(key=lambda row: int(row.data.get("script", 0)))
-    foot = None if report is None else _means(found)
+    foot = None if report is None else _means(measured)
     return Grid("Perplexity", heads, rows, note, ("script", "family"), foot)
 
 
@@ -188,11 +193,11 @@ def _beside(perplexity: str, times: Cell, note: str = "") -> Cell:
     return replace(times, text=f"×{times.text}", before=perplexity, note=note)
 
 
-def _means(found: Mapping[str, Mapping[str, Perplexity]]) -> list[Cell]:
+def _means(measured: Mapping[str, Mapping[str, Perplexity]]) -> list[Cell]:
     """Return the geometric means over the languages, of the first model and of the others beside it."""
     first, *others = (
         math.fsum(item.log_perplexity for item in by_language.values()) / len(by_language)
-        for by_language in found.values()
+        for by_language in measured.values()
     )
     cells = [_beside(number(exponential(log)), times_cell(exponential(log - first))) for log in others]
     return as_cells("geometric mean", number(exponential(first)), *cells, "", "", "")
@@ -221,3 +226,85 @@ def scores_table(report: Report) -> Grid:
     ]
     heads = ("language", "score", "sequences", "tokens")
     return Grid("Text that importance was scored on", heads, rows, words=("score",))
+
+
+def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> list[Grid]:
+    """Show a measurement, a table per quantity: a row per group, the base's value, and beside it each variant's."""
+    item = report.measurements[kind]
+    shown = [name for name in ("base", *variants) if name in item.found]
+    grids: list[Grid] = []
+    for quantity in item.quantities:
+        rows = []
+        for group in dict.fromkeys(group for name in shown for group in item.found[name]):
+            name = report.language(group).name if item.by == "language" else group
+            cells = [_cell(report, item, quantity, model, group) for model in shown]
+            if quantity is item.quantities[0]:
+                cells = [
+                    _remarked(cell, item.remarks.get(model, {}).get(group))
+                    for model, cell in zip(shown, cells, strict=True)
+                ]
+            rows.append(Row(as_cells(name, *cells)))
+        means = [_cell(report, item, quantity, model, None) for model in shown if item.overall]
+        chance = "" if quantity.chance is None else f" By chance {quantity_text(quantity, quantity.chance)}."
+        note = f"{capital(quantity.worse)} is worse.{chance}"
+        note += "" if quantity.compare == "base" else " In brackets the change from the base; * is more than chance."
+        note += "" if grids else f" {_chance_words(report, item, variants)}".rstrip()
+        heads = (item.by, *map(report.label, shown))
+        grids.append(
+            Grid(capital(with_unit(quantity)), heads, rows, note, foot=as_cells("mean", *means) if means else None)
+        )
+    return grids
+
+
+def _chance_words(report: Report, item: MeasurementReport, variants: Sequence[str]) -> str:
+    """Say how many groups are worse beyond chance, by variant, and how many would be by chance."""
+    parts, first = [], item.quantities[0]
+    base, sign = 1.0 if first.compare == "ratio" else 0.0, 1 if first.worse == "more" else -1
+    for name in variants:
+        figures = [row[first.name] for row in item.found.get(name, {}).values() if first.name in row]
+        tested = [figure for figure in figures if figure.p is not None]
+        if tested:
+            worse = sum(bool(f.beyond_chance) and sign * ((f.change or 0.0) - base) > 0 for f in tested)
+            parts.append(f"{report.named(name)}: {worse} of {len(tested)}")
+    if not parts:
+        return ""
+    most = max(len(item.found[name]) for name in variants if name in item.found)
+    return (
+        f"Worse beyond chance (false discovery rate 5 %): {'; '.join(parts)}. By chance alone some "
+        f"{most * 0.025:.1f} of {most} intervals would lie on the worse side."
+    )
+
+
+def summary_table(report: Report) -> Grid:
+    """Show every measurement but perplexity over all groups: a row per variant, a column per quantity."""
+    told = [(kind, quantity) for kind, item in report.measurements.items() if kind != "perplexity" and item.overall
+            for quantity in item.quantities]  # fmt: skip
+    measured = dict.fromkeys(name for kind, _ in told for name in report.measurements[kind].overall)
+    draws = {draw for name in report.measured_alone for draw in report.draws(name)}
+    names = [name for name in measured if name in report.measured_alone or name not in draws]
+    rows = []
+    for name in names:
+        cells = [_cell(report, report.measurements[kind], quantity, name, None) for kind, quantity in told]
+        rows.append(Row(as_cells(report.label(name), *cells)))
+    heads = [capital(with_unit(quantity)) for _, quantity in told]
+    note = "Means over all languages or tasks; in brackets the change from the base."
+    return Grid("Other measurements", ("variant", *heads), rows, note)
+
+
+def _cell(report: Report, item: MeasurementReport, quantity: Quantity, model: str, group: str | None) -> Cell:
+    """Show a value of a group, or the mean of all, and in brackets its change; bounds stand in the note."""
+    draws = report.draws(model)
+    figure = item.averaged(draws, group, quantity.name)
+    if figure is None:
+        return Cell("-")
+    said = quantity_text(quantity, figure.value)
+    if figure.change is not None:
+        said += f" ({quantity_text(quantity, figure.change, change=True)}){'*' if figure.beyond_chance else ''}"
+    if figure.low is None or figure.high is None:
+        return Cell(said, order_of(figure.value))
+    bounds = quantity_interval(quantity, figure.low, figure.high, figure.change is not None)
+    return Cell(said, order_of(figure.value), note=f"{'range' if len(draws) > 1 else 'interval'} {bounds}")
+
+
+def _remarked(cell: Cell, remark: str | None) -> Cell:
+    return cell if remark is None else replace(cell, text=f"{cell.text}; {remark}")

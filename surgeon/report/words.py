@@ -83,6 +83,16 @@ def coordinate(value: Any) -> str:
     )
 
 
+def capital(text: str) -> str:
+    """Return a text with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
+def with_unit(quantity: Quantity) -> str:
+    """Return a quantity's title, and the unit unless that says the same."""
+    return quantity.title + (f", {quantity.unit}" if quantity.unit not in ("", quantity.title) else "")
+
+
 def quantity_text(quantity: Quantity, value: float, change: bool = False) -> str:
     """Format a measured value, or its change from the base's, which has a sign where it is a difference."""
     if change and quantity.compare == "ratio":

@@ -7,17 +7,24 @@ paragraphs (lines of a file, documents of a dataset).
 
 from __future__ import annotations
 
+import os
+import sys
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import Self
 
 from surgeon.checkpoint.hashing import sha256
+from surgeon.checkpoint.hub_downloads import fetch_file
+from surgeon.checkpoint.hub_errors import hub_errors
 from surgeon.checkpoint.sources import ASSETS
-from surgeon.errors import InputError, did_you_mean
-from surgeon.text.documents import DatasetLocation, FileLocation, read_documents
+from surgeon.errors import EnvironmentFailure, InputError, did_you_mean
+from surgeon.foreign import dataset_rows
+from surgeon.text.dataset_files import CARD, LONGEST_CARD, NoSuchFiles, folder_files, saved_files, split_files
+from surgeon.text.files import file_documents, text_of
 from surgeon.text.languages import Language, code_meant, language
-
-Location = Path | FileLocation | DatasetLocation
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,160 @@ class Text:
     def evaluate_hash(self) -> str:
         """SHA-256 of the evaluation half, UTF-8."""
         return sha256(self.evaluate.encode())
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What was drawn from a location; `revision` is the commit, if it came from the Hub. None is empty."""
+
+    texts: tuple[str, ...]
+    revision: str | None = None
+
+
+class Location:
+    """Where a language's text is; `path` is the file, where it is one on this disk."""
+
+    path: Path | None = None
+
+    @abstractmethod
+    def read(self) -> Documents:
+        """Read the documents in their order; those without a visible character are left out.
+
+        Raises:
+            InputError: there is no such file or dataset, it is damaged, or has no such field of text.
+            EnvironmentFailure: a dataset could not be reached.
+        """
+
+    @abstractmethod
+    def first(self, count: int) -> Self:
+        """Return the location of so many documents at most, from the first."""
+
+    def text(self, language: str) -> Text:
+        """Read a language's text, and part it in halves: by documents, or by the lines of a single one.
+
+        Raises:
+            InputError: as `read`, or it is too short to be parted.
+        """
+        drawn = self.read()
+        paragraphs = [line for text in drawn.texts for line in text.splitlines() if line.strip()]
+        if len(drawn.texts) > 1:  # a document is not torn apart between the halves
+            paragraphs = list(drawn.texts)
+        if len(paragraphs) < 2:
+            raise InputError(
+                f"the text for '{language}' ({self}) has {'1' if paragraphs else 'no'} paragraph; at least two are "
+                "needed, one to score on and one to evaluate on"
+            )
+        score, evaluate_on = ("\n".join(half) + "\n" for half in (paragraphs[::2], paragraphs[1::2]))
+        return Text(language, score, evaluate_on, str(self), drawn.revision)
+
+
+@dataclass(frozen=True)
+class FileLocation(Location):
+    """Text in a file on this disk: the lines of a text file, or `field` of the rows of a file of data (see `files`).
+
+    At most `documents` of them are read, from the first; None means all.
+    """
+
+    path: Path
+    field: str = "text"
+    documents: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read(self) -> Documents:
+        """Read the file, see `Location`."""
+        texts = (text for text in file_documents(self.path, self.field) if text.strip())
+        return Documents(tuple(islice(texts, self.documents)))
+
+    def first(self, count: int) -> Self:
+        """Return the first documents, see `Location`."""
+        return replace(self, documents=min(count, self.documents or count))
+
+
+@dataclass(frozen=True)
+class ShippedLocation(FileLocation):
+    """A text that is shipped with the package, whose halves are files of their own; `path` is that to score on."""
+
+    def text(self, language: str) -> Text:
+        """Read both halves."""
+        folder = self.path.parent.parent
+        score, evaluate = ((folder / half / self.path.name).read_text("utf-8") for half in ("score", "eval"))
+        return Text(language, score, evaluate, f"builtin:{folder.name}")
+
+
+@dataclass(frozen=True)
+class DatasetLocation(Location):
+    """Text in a dataset of the Hub or in a folder: `field` of `split`, the first `documents` rows."""
+
+    dataset: str
+    config: str | None
+    split: str
+    field: str
+    revision: str | None
+    documents: int
+
+    def __str__(self) -> str:
+        return f"dataset {self.dataset}" + (f", config {self.config}" if self.config else "") + f", split {self.split}"
+
+    def first(self, count: int) -> Self:
+        """Return the first rows, see `Location`."""
+        return replace(self, documents=min(count, self.documents))
+
+    def read(self) -> Documents:
+        """Read the dataset, see `Location`."""
+        import datasets
+
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
+        name, local = str(self), Path(os.path.expanduser(self.dataset))
+        try:
+            with hub_errors(name):
+                root, names, card, revision = _folder(local) if local.exists() else _repository(self)
+                saved = saved_files(local, names, self.config, self.split) if local.exists() else None
+                files = saved or split_files(names, card, self.config, self.split)
+                paths = (f"{root}/{file}" for file in files.names)
+                rows = (row for path in paths for row in dataset_rows(files.builder, path, files.options))
+                texts = [
+                    text_of(row, self.field, f"{name}: row {number}")
+                    for number, row in enumerate(islice(rows, self.documents), 1)
+                ]
+        except (datasets.exceptions.DatasetsError, ValueError, RuntimeError, FileNotFoundError) as error:
+            raise InputError(f"{name}: {_first_line(error)}") from None
+        except OSError as error:
+            raise EnvironmentFailure(
+                f"{name}: cannot be read ({_first_line(error)}); run the same command again"
+            ) from None
+        return Documents(tuple(text for text in texts if text.strip()), revision)
+
+
+def _folder(folder: Path) -> tuple[str, list[str], bytes, None]:
+    """Return a local dataset's root, the names of its files, and its card."""
+    if not folder.is_dir():
+        raise NoSuchFiles("a file, and no dataset; name it with `file:`")
+    names = folder_files(folder)
+    card = b""
+    if CARD in names:
+        with (folder / CARD).open("rb") as file:
+            card = file.read(LONGEST_CARD + 1)
+    return str(folder), names, card, None
+
+
+def _repository(where: DatasetLocation) -> tuple[str, list[str], bytes, str]:
+    """Return the same of a dataset on the Hub, and its commit: all of a run, and its repetition, read the same."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().dataset_info(where.dataset, revision=where.revision)
+    names, revision, card = sorted(entry.rfilename for entry in info.siblings or ()), str(info.sha), b""
+    if CARD in names:
+        with fetch_file(where.dataset, CARD, revision, "dataset").open("rb") as file:
+            card = file.read(LONGEST_CARD + 1)
+    return f"hf://datasets/{where.dataset}@{revision}", names, card, revision
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -76,7 +237,7 @@ class Corpus:
             meant = code_meant(language, self.locations, self.language)
             raise InputError(f"corpus {self.name} has no text for '{language}'{meant}")
         if language not in self._texts:
-            self._texts[language] = self._read(language)
+            self._texts[language] = self.locations[language].text(language)
         return self._texts[language]
 
     def is_read(self, language: str) -> bool:
@@ -87,23 +248,6 @@ class Corpus:
         """Return the commit that a language's text was drawn from; None if it was not read, or is not from the Hub."""
         return self._texts[language].revision if language in self._texts else None
 
-    def _read(self, language: str) -> Text:
-        where = self.locations[language]
-        if isinstance(where, Path) and where.parent.name == "score" and where.is_relative_to(ASSETS):
-            evaluate = where.parent.parent / "eval" / where.name
-            return Text(language, where.read_text("utf-8"), evaluate.read_text("utf-8"), self.name)
-        drawn = read_documents(FileLocation(where) if isinstance(where, Path) else where)
-        paragraphs = [line for text in drawn.texts for line in text.splitlines() if line.strip()]
-        if len(drawn.texts) > 1:  # a document is not torn apart between the halves
-            paragraphs = list(drawn.texts)
-        if len(paragraphs) < 2:
-            raise InputError(
-                f"the text for '{language}' ({where}) has {'1' if paragraphs else 'no'} paragraph; at least two are "
-                "needed, one to score on and one to evaluate on"
-            )
-        score, evaluate_on = ("\n".join(half) + "\n" for half in (paragraphs[::2], paragraphs[1::2]))
-        return Text(language, score, evaluate_on, str(where), drawn.revision)
-
 
 def given_corpus(texts: Mapping[str, Sequence[str]], others: Corpus) -> Corpus:
     """Return a corpus of documents by language that are at hand, to be measured whole, beside another corpus's.
@@ -111,15 +255,15 @@ def given_corpus(texts: Mapping[str, Sequence[str]], others: Corpus) -> Corpus:
     Raises:
         InputError: something given is no text, or none of a language's documents has any.
     """
-    found = {}
+    given = {}
     for code, documents in texts.items():
         if not all(isinstance(document, str) for document in documents):
             raise InputError(f"the documents given for '{code}' are not all text")
         if not any(document.strip() for document in documents):
             raise InputError(f"the documents given for '{code}' hold no text")
-        found[code] = Text(code, "", "\n".join(text.rstrip("\n") for text in documents if text.strip()) + "\n", "given")
-    nowhere = dict.fromkeys(found, Path("given"))
-    return Corpus("given", {**others.locations, **nowhere}, others.named, found)
+        given[code] = Text(code, "", "\n".join(text.rstrip("\n") for text in documents if text.strip()) + "\n", "given")
+    nowhere = dict.fromkeys(given, FileLocation(Path("given")))
+    return Corpus("given", {**others.locations, **nowhere}, others.named, given)
 
 
 def builtin_corpora() -> list[str]:
@@ -135,5 +279,5 @@ def builtin_corpus(name: str) -> Corpus:
     """
     if name not in builtin_corpora():
         raise InputError(f"no builtin corpus '{name}'{did_you_mean(name, builtin_corpora())}")
-    files = {path.stem: path for path in sorted((ASSETS / name / "score").glob("*.txt"))}
-    return Corpus(f"builtin:{name}", files)
+    files = sorted((ASSETS / name / "score").glob("*.txt"))
+    return Corpus(f"builtin:{name}", {path.stem: ShippedLocation(path) for path in files})

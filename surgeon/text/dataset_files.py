@@ -61,15 +61,15 @@ def split_files(names: Sequence[str], card: bytes, config: str | None, split: st
     patterns = _patterns(names, chosen)
     if split not in patterns:
         raise NoSuchFiles(f"no split '{split}'{did_you_mean(split, patterns)}")
-    found = [name for pattern in patterns[split] for name in _matching(names, pattern)]
-    found = [name for name in dict.fromkeys(found) if _ending(name) in _BUILDERS]
-    if not found:
+    files = [name for pattern in patterns[split] for name in _matching(names, pattern)]
+    files = [name for name in dict.fromkeys(files) if _ending(name) in _BUILDERS]
+    if not files:
         raise NoSuchFiles(f"split '{split}' has no file of a known kind ({', '.join(_BUILDERS)})")
-    builder, options = _BUILDERS[_ending(found[0])]
+    builder, options = _BUILDERS[_ending(files[0])]
     told = {key: chosen[key] for key in _OPTIONS if key in chosen}
     if builder not in ("csv", "json"):
         told = {}
-    same = tuple(name for name in found if _BUILDERS[_ending(name)][0] == builder)
+    same = tuple(name for name in files if _BUILDERS[_ending(name)][0] == builder)
     return SplitFiles(builder, same, {**options, **told})
 
 
@@ -129,8 +129,8 @@ def _configurations(card: bytes) -> dict[str, dict[str, Any]]:
             if card.lstrip().startswith(b"---")
             else {}
         )
-        found = MetadataConfigs.from_dataset_card_data(DatasetCardData(**data))
-        return {str(name): dict(values) for name, values in found.items()}
+        configurations = MetadataConfigs.from_dataset_card_data(DatasetCardData(**data))
+        return {str(name): dict(values) for name, values in configurations.items()}
     except Exception as error:  # of any kind: the library looks at no type before it uses it
         said = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise NoSuchFiles(f"{CARD} is damaged ({said})") from None
@@ -157,17 +157,17 @@ def _patterns(names: Sequence[str], chosen: Mapping[str, Any]) -> dict[str, list
     given = chosen.get("data_files")
     try:
         if given is not None:
-            found = {str(split): list(paths) for split, paths in sanitize_patterns(given).items()}
+            by_split = {str(split): list(paths) for split, paths in sanitize_patterns(given).items()}
         else:
             below = [name.removeprefix(inside) for name in names if name.startswith(inside)]
-            found = dict(_get_data_files_patterns(lambda pattern: _matching(below, str(pattern))))
+            by_split = dict(_get_data_files_patterns(lambda pattern: _matching(below, str(pattern))))
     except FileNotFoundError:
         raise NoSuchFiles(f"no files of a known kind ({', '.join(_BUILDERS)})") from None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise NoSuchFiles(f"{CARD} is damaged ({next(iter(str(error).splitlines()), type(error).__name__)})") from None
-    if sum(map(len, found.values())) > _MOST_PATTERNS:
+    if sum(map(len, by_split.values())) > _MOST_PATTERNS:
         raise NoSuchFiles(f"{CARD} names more than {_MOST_PATTERNS:,} files")
-    return {str(split): [inside + _inside(path) for path in paths] for split, paths in found.items()}
+    return {str(split): [inside + _inside(path) for path in paths] for split, paths in by_split.items()}
 
 
 def _inside(pattern: Any) -> str:

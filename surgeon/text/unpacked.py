@@ -112,8 +112,8 @@ def _not_text(path: Path, error: UnicodeDecodeError) -> InputError:
         for line, bytes_of_line in enumerate(data, 1):  # noqa: B007
             try:
                 bytes_of_line.decode()
-            except UnicodeDecodeError as found:
-                error = found
+            except UnicodeDecodeError as of_line:
+                error = of_line
                 break
     return InputError(
         f"{path}: not UTF-8 text (line {line}, byte 0x{error.object[error.start]:02x}); convert it, for instance with "

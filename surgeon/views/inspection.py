@@ -29,8 +29,7 @@ from surgeon.region.dimensions import hidden_size
 from surgeon.region.patch import Patch, is_patch_file
 from surgeon.region.region import Region, is_region_file
 from surgeon.report.data import Report
-from surgeon.report.region_tables import CROWDS, regions_table, role_counts, roles_table
-from surgeon.report.regions import region_report
+from surgeon.report.regions import CROWDS, region_report, regions_table, role_counts, roles_table
 from surgeon.report.tables import GLANCE, variants_table
 from surgeon.report.words import count, percent, roles_in_order, size
 from surgeon.views.gguf import gguf_view, look_at_gguf

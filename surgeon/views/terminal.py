@@ -18,17 +18,16 @@ from rich.text import Text
 
 from surgeon.checkpoint.sources import cache_folder
 from surgeon.model.results import Continuation, Stopped
-from surgeon.report.data import PushReport, Report
-from surgeon.report.expected import came_out, expected
+from surgeon.report.data import Report
+from surgeon.report.entries import Expectation, Perplexity, PushReport
+from surgeon.report.expected import outcome
 from surgeon.report.grid import Cell, Grid
-from surgeon.report.measured_entries import Expectation, Perplexity
-from surgeon.report.measurement_tables import summary_table
 from surgeon.report.parts import part_lines
-from surgeon.report.region_tables import CROWDS, regions_table
+from surgeon.report.regions import CROWDS, regions_table
 from surgeon.report.sentences import caveat, evidence, headline, measured_lines, no_intervals, too_little_text
 from surgeon.report.story import tell
-from surgeon.report.tables import EDITS, languages_table, own_table, sweep_table, variants_table
-from surgeon.report.words import exactly, size, stopped_note
+from surgeon.report.tables import EDITS, languages_table, own_table, summary_table, sweep_table, variants_table
+from surgeon.report.words import size, stopped_note
 from surgeon.text.languages import Language, language
 from surgeon.visible import visible, visible_lines
 
@@ -170,8 +169,8 @@ def perplexity_view(report: Report, variants: Sequence[str]) -> Fitting:
     """
 
     def shown(part: Sequence[str], brief: bool) -> Rows:
-        found = {name: report.averaged(name) for name in ("base", *part)}
-        return grid_table(languages_table(found, "base", report).columns(*range(1 + len(found))), brief)
+        measured = {name: report.averaged(name) for name in ("base", *part)}
+        return grid_table(languages_table(measured, "base", report).columns(*range(2 + len(part))), brief)
 
     many = len(variants)
     counts = [math.ceil(many / math.ceil(many / most)) for most in (6, 4, 3, 2, 1)] if many else []  # tables alike
@@ -190,14 +189,13 @@ def generations_view(
 ) -> Group:
     """Show what models put after each prompt, one below the other; `named` returns a model's name for people."""
     parts: list[RenderableType] = []
-    for i, first in enumerate(generations[models[0]]):
+    for answers in zip(*(generations[model] for model in models), strict=True):
         rows = Pairs()
         rows.add_column(style="dim", overflow="fold", max_width=24)
         rows.add_column(overflow="fold")
-        for model in models:
-            found = generations[model][i]
-            rows.add_row(visible(named(model)), _said(found.continuation, found.stopped))
-        parts += [Text(f'"{visible(first.prompt)}" goes on:', style="bold"), rows, Text("")]
+        for model, answer in zip(models, answers, strict=True):
+            rows.add_row(visible(named(model)), _said(answer.continuation, answer.stopped))
+        parts += [Text(f'"{visible(answers[0].prompt)}" goes on:', style="bold"), rows, Text("")]
     return Group(*parts)
 
 
@@ -225,25 +223,22 @@ class SideBySide:
 
 
 def measures_view(
-    found: Mapping[str, Mapping[str, Perplexity]],
+    measured: Mapping[str, Mapping[str, Perplexity]],
     said: Mapping[str, Sequence[Continuation]],
     named: Callable[[str], Language] = language,
 ) -> Group:
     """Show what `verify` found: perplexity per language, bits per byte of the checkpoint, and continuations."""
-    rows = grid_table(languages_table(found, list(found)[-1], named=named).columns(*range(2 + len(found))))
-    little = too_little_text(found, named)
-    parts: list[RenderableType] = [rows] if little is None else [rows, told(little, style="bold")]
-    return Group(*parts, generations_view(said, list(said))) if said else Group(*parts)
+    grid = languages_table(measured, list(measured)[-1], named=named).columns(*range(2 + len(measured)))
+    parts: list[RenderableType] = [grid_table(grid)]
+    if (little := too_little_text(measured, named)) is not None:
+        parts.append(told(little, style="bold"))
+    return Group(*parts, *([generations_view(said, list(said))] if said else []))
 
 
 def expectation_line(item: Expectation, report: Report) -> Text:
     """Say of one expectation whether it held."""
-    where = f" in {report.language(item.language).name}" if item.language else ""
     mark, style = ("held  ", "green") if item.passed else ("FAILED", "bold red")
-    where += f" in {item.group}" if item.group else ""
-    told = came_out(item) if item.ratio is None else f"perplexity {exactly(item.ratio)} times the base's"
-    which = f"{report.named(item.variant)}{where}: {told}"
-    return Text.assemble((mark, style), f"  {visible(which)}, expected {expected(item)}")
+    return Text.assemble((mark, style), f"  {visible(outcome(item, report))}")
 
 
 def report_view(report: Report, output: str, details: bool = False) -> Group:
@@ -251,18 +246,17 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
     parts: list[RenderableType] = []
     if report.variants:
         story = tell(report)
-        parts += [told(headline(report, story), style="bold"), Text("")]
-    if report.perplexity and report.variants:
-        parts[-1] = told(_plainly(evidence(report, story) or ""))
-        parts += [told(_plainly(line)) for line in measured_lines(report, story)]
-        parts.append(Text(caveat(report) or "", style="dim"))
-        if (unsure := no_intervals(report.perplexity, report.language)) is not None:
-            parts.append(told(unsure, style="dim"))
+        parts.append(told(headline(report, story), style="bold"))
+        if report.perplexity:
+            parts += [told(_plainly(line)) for line in (evidence(report, story) or "", *measured_lines(report, story))]
+            parts.append(Text(caveat(report) or "", style="dim"))
+            if (unsure := no_intervals(report.perplexity, report.language)) is not None:
+                parts.append(told(unsure, style="dim"))
         parts.append(Text(""))
     parts.append(grid_table(regions_table(report.regions).columns(*CROWDS)))
     if (variants := variants_table(report)).rows:
-        kept = EDITS if report.summary else EDITS[:4]  # without what is measured
-        parts.append(grid_table(variants.columns(*kept), head_width=8))
+        columns = EDITS if report.summary else EDITS[:4]  # without what is measured
+        parts.append(grid_table(variants.columns(*columns), head_width=8))
     if (own := own_table(report)).rows:
         parts.append(grid_table(own))
     if report.scores:
@@ -270,28 +264,7 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         sample = ", ".join(dict.fromkeys(samples))  # scores of two kinds mostly use the same text
         parts.append(told(f"Scored on sequences: {sample}.", style="dim"))
     if report.perplexity:
-        shown = [name for name in report.perplexity if name != "base"] if details else report.measured_alone
-        if shown or not report.sweeps:
-            parts.append(perplexity_view(report, shown))
-        for name, sweep in report.sweeps.items():  # draws of one control stand among the variants
-            if details or list(sweep.axes) != ["seed"]:
-                grid = sweep_table(report, name)
-                parts.append(grid_table(grid.columns(*range(len(grid.heads) - 1))))
-        if (others := summary_table(report)).rows:
-            parts.append(grid_table(others, head_width=_HEAD))
-        parts += [Text(_plainly(visible(line))) for line in part_lines(report)]
-        method = report.method
-        parts.append(
-            told(
-                f"At most {method['tokens']} tokens per language; window {method['window']}, "
-                f"stride {method['stride']}, special tokens {method['bos']}, {method['precision']} arithmetic. "
-                "x = ratio to base.",
-                style="dim",
-            )
-        )
-        if report.generations:
-            talkers = [name for name in ["base", *shown] if name in report.generations]
-            parts += [Text(""), generations_view(report.generations, talkers, report.named)]
+        parts += _measured_parts(report, details)
     parts += [expectation_line(item, report) for item in report.expectations]
     written = [name for name, variant in report.variants.items() if variant.written]
     parts.append(Text(""))
@@ -301,10 +274,38 @@ def report_view(report: Report, output: str, details: bool = False) -> Group:
         parts.append(told(f"wrote {variant.path} ({size(variant.bytes or 0)}){again}"))
     parts.append(told(f"report {output}/report.html, {output}/report.json"))
     if report.scores or report.perplexity:
-        place = f"kept   {cache_folder()}, for the next run; `surgeon cache` lists and clears it"
-        parts.append(told(place, style="dim"))
+        cached = f"kept   {cache_folder()}, for the next run; `surgeon cache` lists and clears it"
+        parts.append(told(cached, style="dim"))
     parts += [told(pushed_line(name, item)) for name, item in report.pushed.items()]
     return Group(*parts)
+
+
+def _measured_parts(report: Report, details: bool) -> list[RenderableType]:
+    """Show what was measured of the variants, and what they go on with."""
+    parts: list[RenderableType] = []
+    shown = [name for name in report.perplexity if name != "base"] if details else report.measured_alone
+    if shown or not report.sweeps:
+        parts.append(perplexity_view(report, shown))
+    for name, sweep in report.sweeps.items():  # draws of one control stand among the variants
+        if details or list(sweep.axes) != ["seed"]:
+            grid = sweep_table(report, name)
+            parts.append(grid_table(grid.columns(*range(len(grid.heads) - 1))))
+    if (others := summary_table(report)).rows:
+        parts.append(grid_table(others, head_width=_HEAD))
+    parts += [Text(_plainly(visible(line))) for line in part_lines(report)]
+    method = report.method
+    parts.append(
+        told(
+            f"At most {method['tokens']} tokens per language; window {method['window']}, "
+            f"stride {method['stride']}, special tokens {method['bos']}, {method['precision']} arithmetic. "
+            "x = ratio to base.",
+            style="dim",
+        )
+    )
+    if report.generations:
+        talkers = [name for name in ["base", *shown] if name in report.generations]
+        parts += [Text(""), generations_view(report.generations, talkers, report.named)]
+    return parts
 
 
 def pushed_line(name: str, item: PushReport) -> str:

@@ -21,7 +21,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.checkpoint.ties import NEVER_TIED, TIED_BY_DEFAULT, stored_copies, tied_groups
-from surgeon.measure.windows import evaluation_texts
+from surgeon.measure.perplexity import evaluation_texts
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack, make_stack
 from surgeon.model.model import load_model
@@ -30,7 +30,7 @@ from surgeon.operations.edits import EditCount, Surgery
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
-from surgeon.text.corpora import Corpus
+from surgeon.text.corpora import Corpus, FileLocation
 from surgeon.write.marker import Marker
 from surgeon.write.staging import write_variant
 
@@ -116,7 +116,7 @@ def store_both(make_model: ModelMaker, tmp_path: Path) -> StoreBoth:
 
 
 def nll(stack: Stack, texts: dict[str, str], variant: Variant = Variant("base")) -> float:  # noqa: B008
-    spec, corpus = VerifySpec(tokens=30, window=16), Corpus("c", {"de": Path(texts["de"])})
+    spec, corpus = VerifySpec(tokens=30, window=16), Corpus("c", {"de": FileLocation(Path(texts["de"]))})
     prepared = evaluation_texts(stack.loaded.tokenizer, corpus, ["de"], spec)
     return measure_variants(stack, [variant], prepared, 4, Progress())[variant.name]["de"].nll
 

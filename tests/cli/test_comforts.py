@@ -153,7 +153,7 @@ def test_errors_are_red_on_a_terminal_and_plain_elsewhere(
 
 
 def test_verdicts_are_in_colour_on_a_terminal(recipe: RecipeMaker) -> None:
-    from surgeon.report.measured_entries import Expectation
+    from surgeon.report.entries import Expectation
     from surgeon.views.terminal import expectation_line
 
     bounds = {"variant": "cut", "language": None, "ratio_at_least": 2.0, "ratio_at_most": None}

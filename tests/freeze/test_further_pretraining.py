@@ -25,8 +25,9 @@ from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model
 from surgeon.progress import Progress
 from surgeon.region.region import Region
-from surgeon.report.drawing import PALETTE, SERIES
-from surgeon.text.corpora import Corpus
+from surgeon.report.charts import SERIES
+from surgeon.report.drawing import PALETTE
+from surgeon.text.corpora import Corpus, FileLocation
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,6 @@ def test_a_corpus_is_split_into_text_to_measure_on_and_text_to_train_on(tmp_path
         held_out, training = halves[code]
         assert held_out.splitlines() == expected[:4]
         assert training.splitlines() == expected[4:]
-        for_recipes = Corpus("left", {code: tmp_path / f"out/texts/{code}.txt"}).text(code)
+        for_recipes = Corpus("left", {code: FileLocation(tmp_path / f"out/texts/{code}.txt")}).text(code)
         assert for_recipes.evaluate == held_out
         assert training.startswith(for_recipes.score)

@@ -29,9 +29,8 @@ from surgeon.region.patch import Patch
 from surgeon.region.region import Region
 from surgeon.report.card import SourceCard
 from surgeon.report.manifest import differences
-from surgeon.text.corpora import Corpus
+from surgeon.text.corpora import Corpus, FileLocation
 from surgeon.text.dataset_files import NoSuchFiles, split_files
-from surgeon.text.documents import FileLocation
 from surgeon.views.differences import diff_data, diff_view, overlap_data, overlap_view
 from surgeon.views.planned import plan_view
 from surgeon.views.terminal import told

@@ -10,12 +10,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.measure.chance import effective, probability, survives, two_sided
-from surgeon.measure.windows import evaluation_texts
+from surgeon.measure.perplexity import evaluation_texts
+from surgeon.measure.uncertainty import effective, probability, survives, two_sided
 from surgeon.model.results import Sums
 from surgeon.recipe.schema import VerifySpec
 from surgeon.text.corpora import builtin_corpus
-from surgeon.text.sentences import sentence_ends
+from surgeon.text.windows import sentence_ends
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30])

@@ -14,7 +14,7 @@ from conftest import ModelMaker
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import InputError
-from surgeon.measure.choice_tasks import write_choice_tasks
+from surgeon.measure.choice import ENDS, questions, write_choice_tasks
 from surgeon.measure.verification import verify
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import make_stack
@@ -23,8 +23,7 @@ from surgeon.operations import Scale
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
-from surgeon.text.choices import ENDS, questions
-from surgeon.text.corpora import Corpus, builtin_corpus
+from surgeon.text.corpora import Corpus, FileLocation, builtin_corpus
 from surgeon.write.staging import write_variant
 
 NAME = "model.layers.1.mlp.down_proj.weight"
@@ -107,6 +106,6 @@ def test_a_text_without_questions_is_refused_by_its_language(
 ) -> None:
     (tmp_path / "de.txt").write_text("Ein Satz.\nNoch einer.\n", encoding="utf-8")
     stack = make_stack(load_model(Checkpoint.open(llama), "float32"))
-    corpus = Corpus("c", {"de": tmp_path / "de.txt"})
+    corpus = Corpus("c", {"de": FileLocation(tmp_path / "de.txt")})
     with pytest.raises(InputError, match=r"the text for 'de' is too short for `verify.choice`"):
         verify(stack, [Variant("base")], corpus, ["de"], SPEC, Progress())

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.measure.perplexity import evaluation_texts
 from surgeon.measure.verification import verify
-from surgeon.measure.windows import evaluation_texts
 from surgeon.model import budgets
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import make_stack
@@ -21,7 +21,7 @@ from surgeon.operations import Operation, Scale, Zero
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
-from surgeon.text.corpora import Corpus
+from surgeon.text.corpora import Corpus, FileLocation
 from surgeon.write.staging import write_variant
 
 SPEC = VerifySpec.model_validate({"tokens": 50, "window": 16, "batch_size": 2})
@@ -51,7 +51,7 @@ def test_divergence_is_its_definition_whatever_part_is_edited(
     edits: dict[str, tuple[str, Operation]] = {
         "middle": (DOWN, Zero(zero="r")), "head": (HEAD, Zero(zero="r")), "hardly": (DOWN, Scale(scale="r", by=1.05)),
     }  # fmt: skip
-    variants, corpus = [Variant("base")], Corpus("c", {code: Path(texts[code]) for code in ("de", "fr")})
+    variants, corpus = [Variant("base")], Corpus("c", {code: FileLocation(Path(texts[code])) for code in ("de", "fr")})
     for name, (tensor, operation) in edits.items():
         shape = checkpoint.info(tensor).shape
         region = Region.from_indices({tensor: np.arange(0, math.prod(shape), 3)}, {tensor: shape})

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from surgeon.measure.intervals import RESAMPLES, language_interval, mean_interval, resampled_changes
-from surgeon.model.results import Measure, Sums
+from surgeon.measure.uncertainty import RESAMPLES, Interval, change_interval, resampled_changes
+from surgeon.model.results import Measure, Sums, exponential
 from surgeon.recipe.schema import ExpectSpec
 from surgeon.report.expected import check_expectations
 from surgeon.report.measured import perplexities, summarize
@@ -34,12 +34,17 @@ def made_up(
     return base, variant
 
 
+def sums(windows: Windows) -> Sums:
+    return Sums(tuple(nll for nll, _ in windows), tuple(float(count) for _, count in windows))
+
+
 def resampled(base: Windows, variant: Windows, language: str) -> Any:
-    one, other = (
-        Sums(tuple(nll for nll, _ in windows), tuple(float(count) for _, count in windows))
-        for windows in (base, variant)
-    )
-    return resampled_changes(one, other, language)
+    return resampled_changes(sums(base), sums(variant), language)
+
+
+def interval(base: dict[str, Windows], variant: dict[str, Windows], *languages: str) -> Interval | None:
+    """The interval of the change in some languages, in nats a token."""
+    return change_interval({code: (sums(base[code]), sums(variant[code])) for code in languages or base})
 
 
 def test_resamples_are_those_of_a_plain_loop_and_paired() -> None:
@@ -61,14 +66,14 @@ def test_resamples_are_those_of_a_plain_loop_and_paired() -> None:
 def test_the_bounds_are_the_outer_fortieths_of_the_resamples() -> None:
     base, variant = made_up(3, 9, 1)
     ordered = sorted(resampled(base["l1"], variant["l1"], "l1").tolist())
-    one = language_interval(base["l1"], variant["l1"], "l1")
+    one = interval(base, variant, "l1")
     assert one is not None
-    assert (one.low, one.high) == (math.exp(ordered[24]), math.exp(ordered[-25]))
+    assert (one.low, one.high) == (ordered[24], ordered[-25])
     logs = [resampled(base[code], variant[code], code) for code in base]
     means = sorted(math.fsum(column) / 3 for column in zip(*logs, strict=True))
-    both = mean_interval(base, variant)
+    both = interval(base, variant)
     assert both is not None
-    assert (both.low, both.high) == (pytest.approx(math.exp(means[24])), pytest.approx(math.exp(means[-25])))
+    assert (both.low, both.high) == (pytest.approx(means[24]), pytest.approx(means[-25]))
 
 
 @pytest.mark.parametrize(("languages", "count"), [(30, 2), (30, 8), (1, 60)])
@@ -79,9 +84,9 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(languages: int, cou
         base, variant = made_up(languages, count, trial)
         # Every trial has languages of its own, as the draw depends on their names.
         renamed = ({f"{trial}{code}": windows for code, windows in side.items()} for side in (base, variant))
-        found = mean_interval(*renamed)
+        found = interval(*renamed)
         assert found is not None
-        held += found.low <= math.exp(0.2) <= found.high
+        held += found.low <= 0.2 <= found.high
     assert 0.90 <= held / 200 <= 0.99
 
 
@@ -115,7 +120,7 @@ def test_the_report_has_them_and_expectations_may_ask_for_a_bound() -> None:
         ExpectSpec(variant="cut", ratio_at_least=low, ratio_at_most=low, at="lower", language="l2"),
         ExpectSpec(variant="cut", ratio_at_least=high, ratio_at_most=high, at="upper", language="l2"),
     ]
-    done = check_expectations(expect, found, {})
+    done = check_expectations(expect, rows, summary, {})
     assert [item.passed for item in done] == [True, False, True, True, True]
     assert [item.ratio for item in done] == [cut.ratio_to_base, cut.low, cut.high, low, high]
 
@@ -124,11 +129,11 @@ def test_one_window_has_no_interval_and_a_bound_that_needs_one_fails() -> None:
     base, variant = made_up(2, 5, 4)
     base["l1"], variant["l1"] = base["l1"][:1], variant["l1"][:1]
     found = measures(base, variant)
-    assert summarize(found)["cut"].low is None
-    rows = perplexities(found)["cut"]
-    assert rows["l1"].low is None
-    assert rows["l0"].low is not None
-    (item,) = check_expectations([ExpectSpec(variant="cut", ratio_at_least=0.1, at="lower")], found, {})
+    summary, rows = summarize(found), perplexities(found)
+    assert summary["cut"].low is None
+    assert rows["cut"]["l1"].low is None
+    assert rows["cut"]["l0"].low is not None
+    (item,) = check_expectations([ExpectSpec(variant="cut", ratio_at_least=0.1, at="lower")], rows, summary, {})
     assert not item.passed
     assert math.isnan(item.ratio)
 
@@ -136,17 +141,17 @@ def test_one_window_has_no_interval_and_a_bound_that_needs_one_fails() -> None:
 def test_models_measured_in_different_windows_have_none() -> None:
     base, variant = made_up(1, 5, 5)
     variant["l0"] = [(nll, tokens + 1) for nll, tokens in variant["l0"]]
-    assert language_interval(base["l0"], variant["l0"], "l0") is None
+    assert interval(base, variant) is None
 
 
 def test_broken_models_have_broken_bounds_and_no_warnings() -> None:
     base, variant = made_up(1, 5, 6)
     for value, low in ((1e6, math.inf), (math.inf, math.inf), (math.nan, math.nan)):
-        broken = [(value, tokens) for _, tokens in variant["l0"]]
-        found = language_interval(base["l0"], broken, "l0")
+        broken = {"l0": [(value, tokens) for _, tokens in variant["l0"]]}
+        found = interval(base, broken)
         assert found is not None
-        assert found.low == pytest.approx(low, nan_ok=True)
-    infinite = [(math.inf, tokens) for _, tokens in base["l0"]]
-    found = language_interval(infinite, infinite, "l0")
+        assert exponential(found.low) == pytest.approx(low, nan_ok=True)
+    infinite = {"l0": [(math.inf, tokens) for _, tokens in base["l0"]]}
+    found = interval(infinite, infinite)
     assert found is not None
     assert math.isnan(found.high)

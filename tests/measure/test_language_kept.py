@@ -16,7 +16,7 @@ py3langid = pytest.importorskip("py3langid")
 
 
 def test_the_identifier_is_right_about_the_shipped_texts() -> None:
-    from surgeon.text.identify import identify, is_language
+    from surgeon.measure.language_kept import identify, is_language
 
     corpus = builtin_corpus("udhr30")
     for language in corpus.languages:

@@ -14,12 +14,12 @@ import transformers
 import surgeon
 from surgeon.checkpoint.naming import Place
 from surgeon.measure.parts import parts_of
-from surgeon.measure.windows import evaluation_texts
+from surgeon.measure.perplexity import evaluation_texts
 from surgeon.plan.recipes import plan_recipe
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
 from surgeon.report.parts import part_lines
-from surgeon.text.corpora import Corpus
+from surgeon.text.corpora import Corpus, FileLocation
 
 
 def _layer(name: str) -> str:
@@ -61,7 +61,7 @@ def test_each_part_is_the_cut_in_that_layer_or_role_alone(
     report = surgeon.apply(path)
     region = Region.load(tmp_path / "out/regions/core.region.safetensors")
     spec = VerifySpec.model_validate({"tokens": 64, "window": 32})
-    corpus = Corpus("c", {code: Path(text) for code, text in texts.items()})
+    corpus = Corpus("c", {code: FileLocation(Path(text)) for code, text in texts.items()})
     tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
     windows = {
         code: [(list(window.inputs), list(window.labels)) for window in found.windows]

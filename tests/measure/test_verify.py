@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from measured import measure_variants
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.measure.windows import EvaluationText, evaluation_texts
+from surgeon.measure.perplexity import EvaluationText, evaluation_texts
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack, make_stack
 from surgeon.model.model import load_model
@@ -23,7 +23,7 @@ from surgeon.operations import OPERATIONS
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
-from surgeon.text.corpora import Corpus
+from surgeon.text.corpora import Corpus, FileLocation
 from surgeon.text.windows import Tokens, evaluation_windows
 from surgeon.write.staging import write_variant
 
@@ -79,7 +79,7 @@ def plain_nll(folder: Path, ids: list[int], window: int) -> float:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
 def test_perplexity_is_the_definition(family: str, make_model: ModelMaker, texts: dict[str, str]) -> None:
     folder = make_model(family)
-    corpus = Corpus("c", {"de": Path(texts["de"])})
+    corpus = Corpus("c", {"de": FileLocation(Path(texts["de"]))})
     spec = VerifySpec(tokens=50, window=16, batch_size=3)
     stack = stack_of(folder)
     found = measure(stack, prepared(stack, corpus, spec), 3)
@@ -103,7 +103,9 @@ def test_perplexity_is_the_definition(family: str, make_model: ModelMaker, texts
 
 def test_a_tokenizer_with_bos_begins_every_window_with_it(make_model: ModelMaker, texts: dict[str, str]) -> None:
     folder = make_model("llama", bos=True)
-    text = prepared(stack_of(folder), Corpus("c", {"de": Path(texts["de"])}), VerifySpec(tokens=40, window=16))
+    text = prepared(
+        stack_of(folder), Corpus("c", {"de": FileLocation(Path(texts["de"]))}), VerifySpec(tokens=40, window=16)
+    )
     assert all(window.inputs[0] == 0 for window in text["de"].windows)
     assert text["de"].bytes == 40
 
@@ -112,7 +114,7 @@ def test_two_tokens_that_a_tokenizer_begins_with_are_before_every_window(
     make_model: ModelMaker, texts: dict[str, str]
 ) -> None:
     folder = make_model("llama", bos=True, template="</s> <s> $A")
-    corpus = Corpus("c", {"de": Path(texts["de"])})
+    corpus = Corpus("c", {"de": FileLocation(Path(texts["de"]))})
     stack = stack_of(folder)
     found = measure(stack, prepared(stack, corpus, VerifySpec(tokens=40, window=17)), 3)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).double().eval()
@@ -133,7 +135,7 @@ def test_two_tokens_that_a_tokenizer_begins_with_are_before_every_window(
 def test_bytes_count_whole_characters(make_model: ModelMaker, tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("a\nüüü中\n", encoding="utf-8")
-    text = prepared(stack_of(make_model("llama")), Corpus("c", {"x": path}), VerifySpec(), ("x",))["x"]
+    text = prepared(stack_of(make_model("llama")), Corpus("c", {"x": FileLocation(path)}), VerifySpec(), ("x",))["x"]
     assert text.bytes == len("üüü中\n".encode()) - len("ü".encode())
 
 
@@ -150,7 +152,7 @@ def test_an_edit_in_memory_measures_as_the_written_variant_and_is_undone(
     )
     operations = [OPERATIONS["zero"](zero="r")]
     write_variant(source, operations, {"r": region}, tmp_path / "v")
-    corpus, spec = Corpus("c", {"de": Path(texts["de"])}), VerifySpec(tokens=40, window=16)
+    corpus, spec = Corpus("c", {"de": FileLocation(Path(texts["de"]))}), VerifySpec(tokens=40, window=16)
 
     def nll(stack: Stack, variant: Variant = Variant("base")) -> float:  # noqa: B008
         return measure(stack, prepared(stack, corpus, spec), 4, variant).nll
@@ -170,7 +172,7 @@ def test_sums_are_float64(make_model: ModelMaker, texts: dict[str, str]) -> None
     with torch.no_grad():
         for parameter in stack.loaded.model.parameters():
             parameter.zero_()
-    corpus = Corpus("c", {"de": Path(texts["de"])})
+    corpus = Corpus("c", {"de": FileLocation(Path(texts["de"]))})
 
     def found(tokens: int, window: int) -> Measure:
         spec = VerifySpec(tokens=tokens, window=window)
@@ -192,6 +194,6 @@ def test_a_perplexity_beyond_float_range_is_inf_and_its_logarithm_stays() -> Non
 
 def test_measuring_many_languages_keeps_their_order(llama: Path, texts: dict[str, str]) -> None:
     stack = stack_of(llama)
-    corpus = Corpus("c", {language: Path(path) for language, path in texts.items()})
+    corpus = Corpus("c", {language: FileLocation(Path(path)) for language, path in texts.items()})
     two = prepared(stack, corpus, VerifySpec(tokens=20, window=16), ("fr", "de"))
     assert list(measure_variants(stack, [Variant("base")], two, 2, Progress())["base"]) == ["fr", "de"]

@@ -11,8 +11,8 @@ import transformers
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.measure import words as kind_of_measurement
+from surgeon.measure.perplexity import evaluation_texts
 from surgeon.measure.verification import verify
-from surgeon.measure.windows import evaluation_texts
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model
@@ -20,9 +20,9 @@ from surgeon.operations import Scale
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
-from surgeon.report.measured import measurement_reports
-from surgeon.report.passages import passages, words
-from surgeon.text.corpora import Corpus, builtin_corpus
+from surgeon.report.html import words
+from surgeon.report.measured import measurement_reports, passages
+from surgeon.text.corpora import Corpus, FileLocation, builtin_corpus
 from surgeon.write.staging import write_variant
 
 NAME = "model.layers.1.mlp.down_proj.weight"
@@ -45,7 +45,10 @@ def plain(folder: Path, windows) -> list[float]:  # type: ignore[no-untyped-def]
 def test_losses_are_those_of_whole_models_and_tokens_are_the_text(
     llama: Path, texts: dict[str, str], tmp_path: Path
 ) -> None:
-    checkpoint, corpus = Checkpoint.open(llama), Corpus("c", {code: Path(texts[code]) for code in ("de", "fr")})
+    checkpoint, corpus = (
+        Checkpoint.open(llama),
+        Corpus("c", {code: FileLocation(Path(texts[code])) for code in ("de", "fr")}),
+    )
     region = Region.from_masks({NAME: np.ones(checkpoint.info(NAME).shape, np.bool_)})
     operations = [Scale(scale="r", by=-3.0)]
     write_variant(checkpoint, operations, {"r": region}, tmp_path / "cut")
@@ -86,7 +89,7 @@ def test_words_of_a_text_and_the_kinds_of_their_tokens() -> None:
 
 
 def test_a_word_s_loss_is_its_tokens_and_what_is_no_number_is_worst() -> None:
-    from surgeon.report.measured_entries import PassageReport
+    from surgeon.report.entries import PassageReport
 
     losses = {"base": [1.0, 2.0, 1.0, 1.0], "cut": [2.0, 5.0, 1.5, None]}
     passage = PassageReport(tokens=[" Art", "icle", " 3", " x"], words=[0, 2, 3], losses=losses)

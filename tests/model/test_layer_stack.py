@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.measure.windows import evaluation_texts
+from surgeon.measure.perplexity import evaluation_texts
 from surgeon.model import budgets, hidden_states
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Arguments, Stack, make_stack
@@ -28,7 +28,7 @@ from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
 from surgeon.scores.grad_param import GradParam
 from surgeon.scores.score_pass import ScorePass
-from surgeon.text.corpora import Corpus
+from surgeon.text.corpora import Corpus, FileLocation
 
 IDS = [[(7 * row + 3 * i) % 250 + 2 for i in range(24)] for row in range(7)]
 LANGUAGES = {"de": IDS[:4], "fr": IDS[4:]}
@@ -139,7 +139,7 @@ def test_a_head_in_chunks_changes_the_last_bits_at_most(llama: Path, monkeypatch
 
 
 def all_texts(stack: Stack, texts: dict[str, str]):  # type: ignore[no-untyped-def]
-    corpus = Corpus("c", {language: Path(path) for language, path in texts.items()})
+    corpus = Corpus("c", {language: FileLocation(Path(path)) for language, path in texts.items()})
     return evaluation_texts(stack.loaded.tokenizer, corpus, list(texts), VerifySpec(tokens=70, window=16, stride=12))
 
 

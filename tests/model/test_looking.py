@@ -11,7 +11,7 @@ import torch
 from measured import measure_variants
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.measure.windows import EvaluationText
+from surgeon.measure.perplexity import EvaluationText
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack, make_stack
 from surgeon.model.model import load_model

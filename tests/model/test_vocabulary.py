@@ -18,7 +18,7 @@ from surgeon.model.model import load_model
 from surgeon.model.vocabulary import check_ids, check_vocabulary
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
-from surgeon.text.corpora import Corpus
+from surgeon.text.corpora import Corpus, FileLocation
 
 SAID = r"the tokenizer gives the token id \d+ \('.+'\), but the model has embeddings for 90 ids only"
 
@@ -27,7 +27,7 @@ def test_ids_beyond_the_embedding_are_refused_by_scoring_and_measuring(
     make_model: ModelMaker, texts: dict[str, str], recipe: Callable[..., Path], llama: Path
 ) -> None:
     folder = make_model("llama", vocab_size=90)
-    corpus = Corpus("c", {"de": Path(texts["de"])})
+    corpus = Corpus("c", {"de": FileLocation(Path(texts["de"]))})
     stack = make_stack(load_model(Checkpoint.open(folder), "float32"))
     with pytest.raises(InputError, match=SAID):
         verify(stack, [], corpus, ["de"], VerifySpec(tokens=40, window=16), Progress())

@@ -16,7 +16,7 @@ from second_device import DEVICE, SecondDevice, There
 
 from surgeon.anatomy.slots import Slot
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.measure.windows import evaluation_texts
+from surgeon.measure.perplexity import evaluation_texts
 from surgeon.model import budgets
 from surgeon.model.editing import Variant
 from surgeon.model.hidden_states import States
@@ -30,7 +30,7 @@ from surgeon.region.select import select_count
 from surgeon.region.select_on_device import select_count_on_device
 from surgeon.scores.grad_param import GradParam
 from surgeon.scores.score_pass import ScorePass
-from surgeon.text.corpora import Corpus
+from surgeon.text.corpora import Corpus, FileLocation
 
 TEXTS = {name: [[(7 * row + 3 * i + 2) % 250 for i in range(24)] for row in range(3)] for name in ("de", "fr")}
 
@@ -112,7 +112,7 @@ def test_verification_brings_down_a_few_figures_a_token(
     found: list[Any] = []
     for where in ("cpu", DEVICE):
         stack = Workplace(where, 1).load(checkpoint, "float32")
-        corpus = Corpus("c", {language: Path(path) for language, path in texts.items()})
+        corpus = Corpus("c", {language: FileLocation(Path(path)) for language, path in texts.items()})
         spec = VerifySpec(tokens=70, window=16, stride=12)
         prepared = evaluation_texts(stack.loaded.tokenizer, corpus, list(texts), spec)
         name = "model.layers.1.mlp.up_proj.weight"

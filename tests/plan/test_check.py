@@ -28,7 +28,7 @@ from surgeon.plan.check import most_positions
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.patch import Patch
 from surgeon.region.region import Region
-from surgeon.text.corpora import Corpus
+from surgeon.text.corpora import Corpus, FileLocation
 from surgeon.write.staging import write_variant
 
 RecipeMaker = Callable[..., Path]
@@ -165,7 +165,7 @@ def test_a_window_longer_than_the_positions_is_told_by_line_before_scoring(
 
 
 def test_verify_refuses_such_a_window_too(make_model: ModelMaker, texts: dict[str, str]) -> None:
-    corpus = Corpus("c", {"de": Path(texts["de"])})
+    corpus = Corpus("c", {"de": FileLocation(Path(texts["de"]))})
     folder = make_model("gpt2")
     with pytest.raises(InputError, match=r"--window 65: 65 tokens at a time are more than the 64 positions"):
         verify_checkpoint(folder, corpus=corpus, spec=VerifySpec(window=65))

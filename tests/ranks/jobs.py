@@ -114,9 +114,9 @@ def verify(checkpoint: str, base: str, texts: dict[str, str], told: str) -> None
     """Measure a checkpoint beside its base; the last rank writes down what it was told in the end."""
     from surgeon.api import verify_checkpoint
     from surgeon.recipe.schema import VerifySpec
-    from surgeon.text.corpora import Corpus
+    from surgeon.text.corpora import Corpus, FileLocation
 
-    corpus = Corpus("c", {language: Path(path) for language, path in texts.items()})
+    corpus = Corpus("c", {language: FileLocation(Path(path)) for language, path in texts.items()})
     spec = VerifySpec(tokens=50, window=16, batch_size=2)
     result = verify_checkpoint(checkpoint, base=base, corpus=corpus, spec=spec)
     number, count = group.started()

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 
 from surgeon.errors import InputError, RecipeError
 from surgeon.recipe import plain_yaml
-from surgeon.recipe.lines import KeyPath, Node, nearest, plain
-from surgeon.recipe.plain_yaml import DEEPEST, LONGEST, MOST_NODES, NotYaml, read_yaml
+from surgeon.recipe.plain_yaml import DEEPEST, LONGEST, MOST_NODES, KeyPath, Node, NotYaml, along, plain, read_yaml
 from surgeon.recipe.reading import load_recipe
-from surgeon.recipe.written import resolved_yaml
+from surgeon.recipe.schema import resolved_yaml
 
 GOOD = """\
 version: 1
@@ -100,7 +99,7 @@ def test_what_is_written_as_plain_data_is_read_as_it_was(data: object, flow: boo
     assert read(text) == data
     node = read_yaml(text, place)[0]
     for key, line in every_place(yaml.compose(text, Loader=yaml.SafeLoader)):
-        assert nearest(node, key).where == place(line)
+        assert along(node, key)[-1].where == place(line)
 
 
 WORDS = {

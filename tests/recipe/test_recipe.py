@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from surgeon.api import shipped_recipes
 from surgeon.errors import InputError, RecipeError
 from surgeon.recipe.reading import load_recipe
-from surgeon.recipe.schema import Recipe
-from surgeon.recipe.written import recipe_schema, resolved_yaml
+from surgeon.recipe.schema import Recipe, recipe_schema, resolved_yaml
 
 GOOD = """\
 version: 1
@@ -219,7 +218,8 @@ def test_chains_of_regions_end(tmp_path: Path) -> None:
     assert any(
         "is made from a chain of more than 32 others" in p for p in problems(tmp_path, chain("combine: {}", 5000))
     )
-    assert any("has no score to take" in p for p in problems(tmp_path, chain("from: {}", 5000)))
+    taken = "from: {}, select: {{top: 0.1}}"
+    assert any("has no score to take" in p for p in problems(tmp_path, chain(taken, 5000)))
 
 
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:

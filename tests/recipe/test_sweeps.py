@@ -21,7 +21,7 @@ import surgeon.scoring.scoring
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import RecipeError
 from surgeon.recipe.reading import RecipeFile, load_recipe
-from surgeon.recipe.written import resolved_yaml
+from surgeon.recipe.schema import resolved_yaml
 from surgeon.region.region import Mask, Region
 from surgeon.regions.base import kind_of
 from surgeon.report.data import Report

@@ -18,7 +18,7 @@ from surgeon.api import plan_recipe
 from surgeon.region.region import Region
 from surgeon.report.card import REBUILD, SourceCard, base_model, model_card
 from surgeon.report.data import Report
-from surgeon.report.measured_entries import SweepReport
+from surgeon.report.entries import SweepReport
 
 RecipeMaker = Callable[..., Path]
 

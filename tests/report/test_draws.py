@@ -12,14 +12,13 @@ from reports import make_report
 from surgeon.model.results import Measure
 from surgeon.recipe.sweeps import Sweep
 from surgeon.report.compared import Compared, comparison_data, comparison_table
-from surgeon.report.data import Report, VariantReport
+from surgeon.report.data import Report
+from surgeon.report.entries import Figure, VariantReport
 from surgeon.report.grid import Grid
 from surgeon.report.language_figures import perplexity_figure
 from surgeon.report.measured import perplexities, summarize, sweep_report
-from surgeon.report.measured_entries import Figure
-from surgeon.report.measurement_tables import measurement_tables
 from surgeon.report.story import tell
-from surgeon.report.tables import languages_table, own_table, variants_table
+from surgeon.report.tables import languages_table, measurement_tables, own_table, variants_table
 
 CODES = ("ar", "en", "zh")
 DRAWN = (1.02, 1.06, 1.01)

@@ -10,8 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from surgeon.report.drawing import Figure, finished, svg
-from surgeon.report.escaping import markdown, markdown_code, quoted, svg_id, yaml_text
+from surgeon.report.charts import finished
+from surgeon.report.drawing import Figure, svg
+from surgeon.report.markup import markdown, markdown_code, quoted, svg_id, yaml_text
 from surgeon.visible import visible
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=30) | st.text("<>&`*_#[]()!|\\\\-+=:.1 \n\r\t'\"{}", max_size=12)

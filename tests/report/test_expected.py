@@ -8,8 +8,8 @@ import pytest
 
 from surgeon.model.results import Quantity
 from surgeon.recipe.schema import ExpectSpec
+from surgeon.report.entries import Figure, MeasurementReport
 from surgeon.report.expected import came_out, check_expectations, expected
-from surgeon.report.measured_entries import Figure, MeasurementReport
 
 SHARE = Quantity(name="right", title="right", unit="", worse="less", compare="difference", share=True)
 REPORT = MeasurementReport(
@@ -41,7 +41,7 @@ def test_a_bound_holds_for_the_value_or_the_change(
     keys: dict[str, object], value: float, passed: bool, told: str, asked: str
 ) -> None:
     expect = ExpectSpec.model_validate({"variant": "cut", "measurement": "tests", **keys})
-    (item,) = check_expectations([expect], {}, {"tests": REPORT})
+    (item,) = check_expectations([expect], {}, {}, {"tests": REPORT})
     assert item.value == pytest.approx(value, nan_ok=True)
     assert item.passed is passed
     assert (came_out(item), expected(item)) == (told, asked)

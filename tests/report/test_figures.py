@@ -20,15 +20,15 @@ from reports import LANGUAGES, POINTS, make_region, make_report
 
 from surgeon.model.results import Quantity
 from surgeon.region.region import Region
+from surgeon.report.charts import COOL, CROWDING, HEAT, JACCARD, LOST, RATIOS, STRONG
 from surgeon.report.data import Report
-from surgeon.report.drawing import COOL, HEAT, PALETTE, STRONG, Figure, svg, themed, write_pictures
+from surgeon.report.drawing import PALETTE, Figure, svg, themed, write_pictures
+from surgeon.report.entries import OverlapReport
 from surgeon.report.figures import figures, variant_figures
 from surgeon.report.language_figures import language_groups, series
 from surgeon.report.png import repacked
-from surgeon.report.ramps import CROWDING, JACCARD, LOST, RATIOS
-from surgeon.report.region_entries import OverlapReport
+from surgeon.report.region_figures import EXPONENT, brightest, picture, pooled
 from surgeon.report.regions import overlap_reports, region_report
-from surgeon.report.scan import EXPONENT, brightest, picture, pooled
 from surgeon.report.story import tell
 from surgeon.report.words import number
 

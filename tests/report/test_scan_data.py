@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from surgeon.region.dimensions import Trace
-from surgeon.report.region_entries import MOST_COLUMNS, Scan
+from surgeon.report.entries import MOST_COLUMNS, Scan
 from surgeon.report.regions import scan_report
 
 

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from surgeon.cli import app
 from surgeon.errors import InputError
+from surgeon.forgetting import Point, forgetting_figure
 from surgeon.report.compared import comparison_figures, open_runs
-from surgeon.report.curves import Point, forgetting_figure
 from surgeon.report.data import Report
 from surgeon.report.drawing import svg
 

@@ -9,9 +9,9 @@ import pytest
 from reports import make_report
 
 from surgeon.model.results import Measure
-from surgeon.report.data import Report, VariantReport
+from surgeon.report.data import Report
+from surgeon.report.entries import SweepReport, VariantReport
 from surgeon.report.measured import perplexities, perplexity, summarize
-from surgeon.report.measured_entries import SweepReport
 from surgeon.report.sentences import evidence, headline, measured_lines, no_intervals, sentence
 from surgeon.report.story import tell
 

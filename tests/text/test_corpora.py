@@ -24,8 +24,7 @@ import surgeon
 import surgeon.scoring.scoring
 from surgeon.errors import InputError, RecipeError
 from surgeon.progress import Progress
-from surgeon.text.corpora import Corpus
-from surgeon.text.documents import DatasetLocation, FileLocation, read_documents
+from surgeon.text.corpora import Corpus, DatasetLocation, FileLocation
 
 DOCUMENTS = [f"{i}. Alle Menschen sind frei und gleich an Würde geboren. " for i in range(40)]
 
@@ -59,16 +58,16 @@ def test_any_text_survives_json_lines_and_parquet(
     try:
         for suffix in (".jsonl", ".parquet"):
             path = write(folder / f"x{suffix}", documents, "content")
-            assert read_documents(FileLocation(path, "content")).texts == kept
+            assert FileLocation(path, "content").read().texts == kept
     except UnicodeEncodeError:
         pass  # lone surrogates are no text to Parquet
 
 
 def test_empty_documents_are_left_out_and_do_not_count(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", ["a", "", "  \n", None, "b", "c"])
-    assert read_documents(FileLocation(path, "text", 2)).texts == ("a", "b")
+    assert FileLocation(path, "text", 2).read().texts == ("a", "b")
     path = write(tmp_path / "x.parquet", ["a", "", "  \n", None, "b", "c"])
-    assert read_documents(FileLocation(path, "text", 2)).texts == ("a", "b")
+    assert FileLocation(path, "text", 2).read().texts == ("a", "b")
 
 
 def test_one_long_document_is_split_by_its_lines(tmp_path: Path) -> None:
@@ -94,20 +93,20 @@ def test_damage_is_named_with_its_line(damage: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message):
-        read_documents(FileLocation(path))
+        FileLocation(path).read()
     with pytest.raises(InputError, match="no such text file"):
-        read_documents(FileLocation(tmp_path / f"nothing{path.suffix}"))
+        FileLocation(tmp_path / f"nothing{path.suffix}").read()
 
 
 def test_damaged_columns(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no column 'txt'; did you mean 'text'\?"):
-        read_documents(FileLocation(write(tmp_path / "x.parquet", DOCUMENTS), "txt"))
+        FileLocation(write(tmp_path / "x.parquet", DOCUMENTS), "txt").read()
     with pytest.raises(InputError, match=r"x.parquet: row 1: field 'id' holds no text but int"):
-        read_documents(FileLocation(tmp_path / "x.parquet", "id"))
+        FileLocation(tmp_path / "x.parquet", "id").read()
     data = (tmp_path / "x.parquet").read_bytes()
     (tmp_path / "x.parquet").write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"x\.parquet: not a Parquet file that can be read"):
-        read_documents(FileLocation(tmp_path / "x.parquet"))
+        FileLocation(tmp_path / "x.parquet").read()
 
 
 def with_corpus(recipe: Callable[..., Path], corpus: dict[str, Any], **changes: str) -> Path:
@@ -218,7 +217,7 @@ def test_a_local_dataset_is_streamed(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     write(tmp_path / "data" / "train.jsonl", DOCUMENTS)
     where = DatasetLocation(str(tmp_path / "data"), None, "train", "text", None, 5)
-    assert read_documents(where).texts == tuple(DOCUMENTS[:5])
+    assert where.read().texts == tuple(DOCUMENTS[:5])
     changes: tuple[tuple[dict[str, Any], str], ...] = (
         ({"field": "txt"}, r"row 1: no field 'txt'; did you mean 'text'\?"),
         ({"split": "tset"}, "tset"),
@@ -226,7 +225,7 @@ def test_a_local_dataset_is_streamed(tmp_path: Path) -> None:
     )
     for change, message in changes:
         with pytest.raises(InputError, match=message):
-            read_documents(DatasetLocation(**{**where.__dict__, **change}))
+            DatasetLocation(**{**where.__dict__, **change}).read()
 
 
 @pytest.fixture

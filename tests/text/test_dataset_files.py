@@ -15,7 +15,7 @@ import pytest
 from hub_server import LoopbackHub
 
 from surgeon.errors import InputError
-from surgeon.text.documents import DatasetLocation, read_documents
+from surgeon.text.corpora import DatasetLocation
 
 
 class Listener(BaseHTTPRequestHandler):
@@ -54,7 +54,7 @@ def rows(path: Path, *texts: str) -> Path:
 
 
 def drawn(folder: Path, config: str | None = None, split: str = "train") -> tuple[str, ...]:
-    return read_documents(DatasetLocation(str(folder), config, split, "text", None, 100)).texts
+    return DatasetLocation(str(folder), config, split, "text", None, 100).read().texts
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_card_on_the_hub_leads_nowhere_else(hub_here: LoopbackHub, tmp_path: P
         hub_here.add(f"org/{name}", {"README.md": card.encode(), "train.jsonl": b'{"text": "own"}\n'}, kind="datasets")
         where = DatasetLocation(f"org/{name}", None, "train", "text", None, 100)
         with pytest.raises(InputError, match=r"README\.md names files outside the dataset, which are not read"):
-            read_documents(where)
+            where.read()
 
 
 def test_a_folder_that_save_to_disk_made_is_read_as_the_library_reads_it(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_folder_that_save_to_disk_made_is_read_as_the_library_reads_it(tmp_pat
     datasets.DatasetDict({"train": rows, "test": rows.select([3, 1])}).save_to_disk(tmp_path / "two")
 
     def read(folder: str, split: str = "train", config: str | None = None) -> tuple[str, ...]:
-        return read_documents(DatasetLocation(str(tmp_path / folder), config, split, "said.en", None, 100)).texts
+        return DatasetLocation(str(tmp_path / folder), config, split, "said.en", None, 100).read().texts
 
     library = datasets.load_from_disk(tmp_path / "one")
     assert read("one") == tuple(row["en"] for row in library["said"]) == tuple(texts)

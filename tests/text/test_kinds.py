@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from surgeon.errors import InputError
-from surgeon.text.documents import FileLocation, read_documents
+from surgeon.text.corpora import FileLocation
 from surgeon.text.unpacked import ALWAYS
 
 DOCUMENTS = ("Flüsse, Brot und Salz", 'He said "no", and left', "河流\n第二行", "{not: json}", "a\tb")
@@ -50,7 +50,7 @@ PACKS: dict[str, Callable[[bytes], bytes]] = {
 
 def texts(path: Path, content: bytes | str, field: str = "text", documents: int | None = None) -> tuple[str, ...]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_documents(FileLocation(path, field, documents)).texts
+    return FileLocation(path, field, documents).read().texts
 
 
 @pytest.mark.parametrize("pack", PACKS)
@@ -105,10 +105,10 @@ def test_fields_inside_others_and_lists_of_messages(suffix: str, tmp_path: Path)
     else:
         path.write_text(json.dumps(ROWS) if suffix == ".json" else "\n".join(map(json.dumps, ROWS)))
     for field, expected in FIELDS.items():
-        assert list(read_documents(FileLocation(path, field)).texts) == expected
+        assert list(FileLocation(path, field).read().texts) == expected
     for field, message in WRONG_FIELDS.items():
         with pytest.raises(InputError, match=message):
-            read_documents(FileLocation(path, field))
+            FileLocation(path, field).read()
 
 
 def test_of_a_message_the_parts_that_have_the_field_are_taken(tmp_path: Path) -> None:
@@ -188,10 +188,10 @@ def test_text_in_a_nested_column_that_all_rows_share_takes_no_memory(tmp_path: P
 import resource, sys
 from pathlib import Path
 import pyarrow.parquet
-from surgeon.text.documents import FileLocation, read_documents
+from surgeon.text.corpora import FileLocation
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    read_documents(FileLocation(Path(sys.argv[1]), "said.content"))
+    FileLocation(Path(sys.argv[1]), "said.content").read()
 except Exception as error:
     print(error)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)

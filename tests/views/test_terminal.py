@@ -20,8 +20,8 @@ from surgeon.freeze.bundle import write_bundle
 from surgeon.region.overlap import overlap
 from surgeon.region.region import Region
 from surgeon.report.data import Report
+from surgeon.report.entries import OverSeeds, SweepReport
 from surgeon.report.grid import Grid, Row, as_cells
-from surgeon.report.measured_entries import OverSeeds, SweepReport
 from surgeon.report.words import number
 from surgeon.views.differences import diff_view, overlap_view
 from surgeon.views.inspection import inspection_view, look_at
