@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from surgeon.checkpoint.sources import cache_folder
-from surgeon.checkpoint.store import recall
+from surgeon.checkpoint.store import cache_folder, recall
 from surgeon.measure.uncertainty import LEVEL, resampled_changes
 from surgeon.model.results import Sums
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import refuse_changed
-from surgeon.checkpoint.remarks import remarks
-from surgeon.checkpoint.remembered import stored_hash
-from surgeon.checkpoint.scratch import reclaim_cache
+from surgeon.checkpoint.fingerprint import refuse_changed, stored_hash
+from surgeon.checkpoint.quantized import remarks
+from surgeon.checkpoint.store import reclaim_cache
 from surgeon.errors import InputError
 from surgeon.memory import require_room_for_figures, require_room_for_torch
-from surgeon.model.precision import resolve_precision
+from surgeon.model.arithmetic import resolve_precision
 from surgeon.model.results import Verification
 from surgeon.model.workplace import Workplace
 from surgeon.plan.check import check_length, check_ready, chosen_device, usable_device
@@ -26,8 +25,8 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.planning import make_plan
 from surgeon.plan.recipes import copy_recipe, expected_steps, find_recipe, plan_recipe, shipped_recipes
 from surgeon.progress import Progress
+from surgeon.ranks import joined
 from surgeon.ranks.group import own_device, started
-from surgeon.ranks.team import Ranks, joined
 from surgeon.recipe.schema import VerifySpec
 from surgeon.report.data import Report
 from surgeon.report.manifest import differences
@@ -35,10 +34,8 @@ from surgeon.reporting import make_report, unchanged_report
 from surgeon.run import Run, publish_variants, save_regions, seal, stage_variants
 from surgeon.text.corpora import Corpus, builtin_corpus
 from surgeon.verifying import verify_variants
-from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, check_written, is_output, read_object
-from surgeon.write.marker import MARKER
-from surgeon.write.output import output_lock
-from surgeon.write.samples import write_samples
+from surgeon.write.marker import MANIFEST, MARKER, RECIPE, VARIANTS, check_written, is_output, read_own
+from surgeon.write.output import output_lock, write_samples
 
 Found = TypeVar("Found")
 
@@ -88,8 +85,8 @@ def carried_out(device: str, jobs: int | None, work: Callable[[Workplace], Found
     number, size = started()
     device, jobs = device if size == 1 else chosen_device(device), jobs or os.cpu_count() or 1
     with joined(device) as team:
-        if not isinstance(team, Ranks):
-            return work(Workplace(device, jobs, team))
+        if team is None:
+            return work(Workplace(device, jobs))
         place = Workplace(own_device(device), jobs, team)
         if number > 0:
             return cast(Found, team.help(place))
@@ -131,8 +128,8 @@ def _apply(
             progress.note(f"neither written nor measured, so without effect: {', '.join(the_plan.idle)}")
         reclaim_cache()
         run.token_counts.keep()
-        before, path = read_object(out / MANIFEST), the_plan.file.path
-        repeated = read_object(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
+        before, path = read_own(out / MANIFEST), the_plan.file.path
+        repeated = read_own(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
         run.refuse_changed()  # from here on donors stay what they are, too
         region_files = save_regions(run)
         run.count_unwritten()

@@ -16,7 +16,7 @@ from typing import Any
 
 import transformers
 
-from surgeon.checkpoint.storage import replacing
+from surgeon.inside import replacing
 from surgeon.loaded import perplexity
 from surgeon.model.results import exponential
 from surgeon.report.charts import amount, dots, drawn_ratios, finished, hue_and_shape, layer, multiples, the_base, tips

@@ -8,6 +8,8 @@ that is held (see `no_links_below`) only the last part is looked at in this way.
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ from surgeon.errors import InputError
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # and no waiting for the other end of a pipe
 _held: list[Path] = []
+# Names of files that are being written, see `replacing` and `write_stream`.
+_PART = re.compile(r"(\..+\.\d+(?:-[0-9a-f]{8})?\.part)(?:\.body\d+)?")
 
 
 @contextmanager
@@ -169,3 +173,118 @@ def _refusing_links(path: Path) -> Iterator[None]:
         refuse_link(path)
         error.filename = str(path)
         raise
+
+
+@contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yield a path to write beside `path`; flush it to disk and rename it when the block ends well.
+
+    What is not `durable` may be empty after a power cut. The file is there already, empty, and locked until it gets its
+    name or goes: so whoever clears up knows that somebody is writing it, see `remove_abandoned`.
+    """
+    with naming(path):
+        staged, descriptor = _begin(path)
+        try:
+            yield staged
+            if durable:
+                flush(staged)
+            rename(staged, path)
+        finally:
+            remove(staged)
+            os.close(descriptor)
+
+
+def _begin(path: Path) -> tuple[Path, int]:
+    """Make and lock the file that is written; its name is like no other's, also not of a process elsewhere."""
+    while True:
+        staged = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+        descriptor = open_file(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            ours = lock(descriptor)
+        except OSError:  # no locks on this file system, so nobody clears up there either
+            ours = True
+        if ours and is_still(descriptor, staged):
+            return staged, descriptor
+        os.close(descriptor)  # somebody who was clearing up was faster
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what was being written below a folder when its process was killed; nobody else gives these names."""
+    for path in sorted(folder.rglob(".*.part*")):  # before a file the bodies that it was to be made of
+        found = _PART.fullmatch(path.name)
+        if found is None or not is_plain_file(folder, path.relative_to(folder)):
+            continue
+        whole = path.with_name(found[1])
+        with held(whole) as ours:
+            if ours or not whole.exists():
+                remove(path)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file's name into errors of the system that lack it, as those of writing do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Force a file or folder entry to disk, so that a rename never exposes unwritten data."""
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def reserve(descriptor: int, offset: int, length: int) -> None:
+    """Reserve disk blocks, or only the length where the platform has no call for that."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, offset, length)
+    else:
+        os.ftruncate(descriptor, offset + length)
+
+
+def lock(descriptor: int) -> bool:
+    """Lock an open file, for as long as it stays open; False if somebody else has.
+
+    Raises:
+        OSError: the file system gives no locks.
+    """
+    import fcntl  # not on every platform
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Hold the lock on a file that is there; yields False if somebody else has it, or nobody can tell."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        yield False
+        return
+    try:
+        got = False
+        with suppress(OSError):
+            got = lock(descriptor)
+        yield got and is_still(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def is_still(descriptor: int, path: Path) -> bool:
+    """True if a path still leads to the file that was opened by it, and that nobody removed meanwhile."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(descriptor))

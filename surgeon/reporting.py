@@ -11,10 +11,8 @@ from surgeon import inside
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.scope import left_out, senses
 from surgeon.checkpoint.companions import companions
-from surgeon.checkpoint.fingerprint import content_hash
-from surgeon.checkpoint.quantized import codecs_of
-from surgeon.checkpoint.remarks import notes_on
-from surgeon.checkpoint.remembered import read_hash, stored_hash
+from surgeon.checkpoint.fingerprint import content_hash, read_hash, stored_hash
+from surgeon.checkpoint.quantized import codecs_of, notes_on
 from surgeon.errors import SurgeonError
 from surgeon.model.results import Verification
 from surgeon.operations.edits import EditCount
@@ -30,7 +28,7 @@ from surgeon.report.measured import measurement_reports, passages, perplexities,
 from surgeon.report.parts import part_reports
 from surgeon.report.regions import overlap_reports, region_report
 from surgeon.run import Run
-from surgeon.write.integrity import VARIANTS
+from surgeon.write.marker import VARIANTS
 from surgeon.write.staging import Staged, Written
 
 
@@ -88,7 +86,7 @@ def make_report(
 
 def _region_report(the_plan: Plan, name: str, region: Region) -> RegionReport:
     places = {tensor: place for tensor, place in anatomy_of(the_plan.checkpoint).places.items() if tensor in region}
-    return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].origin, places)
+    return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].kind.origin, places)
 
 
 def _variant_report(run: Run, name: str, done: Staged | Written | None) -> VariantReport:

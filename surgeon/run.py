@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.anatomy.anatomy import anatomy_of
-from surgeon.checkpoint.fingerprint import refuse_changed
+from surgeon.checkpoint.fingerprint import refuse_changed, stored_hash
 from surgeon.checkpoint.hashing import CHANGED, file_hash
-from surgeon.checkpoint.remembered import stored_hash
-from surgeon.checkpoint.storage import replacing
 from surgeon.errors import CheckpointError, RegionError
+from surgeon.inside import replacing
 from surgeon.json_text import to_json
 from surgeon.measure.parts import Part, parts_of
 from surgeon.memory import give_memory_back
-from surgeon.model.precision import Precision
-from surgeon.model.token_counts import TokenCounts
-from surgeon.model.tokenizer import load_tokenizer
+from surgeon.model.arithmetic import Precision
+from surgeon.model.tokenizer import TokenCounts, load_tokenizer
 from surgeon.model.workplace import Workplace
 from surgeon.operations.edits import EditCount, Surgery
 from surgeon.plan.pinning import pinned, pinned_operations
@@ -29,17 +27,16 @@ from surgeon.plan.text_supply import check_supply, needs_text
 from surgeon.progress import Progress
 from surgeon.recipe.schema import as_data, resolved_yaml
 from surgeon.region.region import Region
-from surgeon.regions.make import make_regions
+from surgeon.regions.make import Scored, make_regions
 from surgeon.report.card import model_card, write_card, write_results
 from surgeon.report.data import Report
 from surgeon.report.html import write_page
 from surgeon.report.manifest import manifest
-from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
-from surgeon.write.integrity import MANIFEST, RECIPE, VARIANTS, outputs_of
-from surgeon.write.marker import MARKER, MarkedModel, Marker
+from surgeon.scoring import Scoring, run_scores
+from surgeon.write.marker import MANIFEST, MARKER, RECIPE, VARIANTS, MarkedModel, Marker, outputs_of
 from surgeon.write.output import clear_staging, remove_old
 from surgeon.write.patches import donor_hash, write_as_patch
-from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
+from surgeon.write.staging import Staged, Written, publish, stage_variant
 
 if TYPE_CHECKING:
     from surgeon.model.layer_stack import Stack
@@ -79,7 +76,7 @@ class Run:
         self.timings[what] = round(self.timings.get(what, 0.0) + time.perf_counter() - started, 3)
 
     @cached_property
-    def scores(self) -> list[ScoreSet]:
+    def scores(self) -> list[Scored]:
         """The importance scores, computed or out of the cache."""
         with self.timed("score"):
             return run_scores(Scoring(self.plan, self.stack, self.token_counts, self.place, self.progress, self.keep))
@@ -97,7 +94,7 @@ class Run:
         with self.timed("select"):
             return self._made(scores, spec.regions if spec is not None else (), known)
 
-    def _made(self, scores: Sequence[ScoreSet], names: Iterable[str], known: Mapping[str, Region]) -> dict[str, Region]:
+    def _made(self, scores: Sequence[Scored], names: Iterable[str], known: Mapping[str, Region]) -> dict[str, Region]:
         return make_regions(self.plan.provenance(self.place.jobs), scores, names, known)
 
     @cached_property
@@ -191,7 +188,7 @@ def stage_variants(run: Run, region_files: Mapping[str, Path]) -> dict[str, Stag
                 run.plan.output / VARIANTS / name,
                 run.place,
                 marker=_marker(run, name, {label: region_files[label] for label in used}),
-                complete=partial(write_freeze, run.plan.checkpoint, held),
+                held=held,
                 advance=advance,
             )
     return staged

@@ -65,7 +65,7 @@ def test_files_of_the_hub_are_fetched_in_one_place_only() -> None:
         for path in PACKAGE.rglob("*.py")
         if {"hf_hub_download", "snapshot_download"} & {name for _, name in names_called(path)}
     }
-    assert asking == {"checkpoint/hub_downloads.py", "checkpoint/sources.py"}  # this one asks the cache alone
+    assert asking == {"checkpoint/hub.py", "checkpoint/sources.py"}  # this one asks the cache alone
     assert (PACKAGE / "checkpoint/sources.py").read_text().count("snapshot_download(") == 1
     assert "local_files_only=True" in (PACKAGE / "checkpoint/sources.py").read_text()
 

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import content_hash
-from surgeon.checkpoint.remembered import read_hash
+from surgeon.checkpoint.fingerprint import content_hash, read_hash
 from surgeon.errors import InputError, did_you_mean
 from surgeon.memory import require_room_for_torch
-from surgeon.model.precision import resolve_precision
+from surgeon.model.arithmetic import resolve_precision
 from surgeon.model.results import Continuation
 from surgeon.progress import Progress
 from surgeon.recipe.reading import load_recipe
@@ -23,7 +22,7 @@ from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.story import tell
 from surgeon.text.windows import tokenize
-from surgeon.write.integrity import MANIFEST, RECIPE, REGIONS, outputs_of, read_object
+from surgeon.write.marker import MANIFEST, RECIPE, REGIONS, outputs_of, read_own
 
 if TYPE_CHECKING:
     from surgeon.model.continuations import Prompt
@@ -113,7 +112,7 @@ def _variants(out: Path, report: Report, recipe: Recipe, chosen: Sequence[str]) 
 
     wanted = chosen or [name for name in (tell(report).shown or recipe.variants) if name in recipe.variants]
     variants = {}
-    written = outputs_of(read_object(out / MANIFEST))
+    written = outputs_of(read_own(out / MANIFEST))
     for name in wanted:
         operations = recipe.variants[name].operations
         files = {label: _file(out, recipe, label) for operation in operations for label in operation.regions}

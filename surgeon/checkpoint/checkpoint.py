@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.coded import Coded, Indices, parts_of
+from surgeon.checkpoint.coded import Coded, Indices, logical_tensors, parts_of
 from surgeon.checkpoint.config import read_config
 from surgeon.checkpoint.hashing import CHANGED
-from surgeon.checkpoint.logical import logical_tensors
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.sources import Source, download, locate
 from surgeon.checkpoint.storage import (
@@ -33,7 +32,6 @@ from surgeon.checkpoint.storage import (
     read_entries,
     read_header,
     read_span,
-    read_tensor,
     view,
 )
 from surgeon.checkpoint.ties import tied_groups
@@ -200,7 +198,7 @@ class Checkpoint:
             kept = sum(array.nbytes for array in self._fetched.values())
             if kept + info.nbytes > _FETCHED_BYTES:
                 self._fetched.clear()
-            self._fetched[info.name, info.dtype] = found = read_tensor(info)
+            self._fetched[info.name, info.dtype] = found = read_span(info, 0, info.numel).reshape(info.shape)
             found.flags.writeable = False
         return found
 
@@ -235,7 +233,7 @@ class Checkpoint:
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a torch view of `private_array(name)`, in the tensor's own shape and dtype."""
-        from surgeon.checkpoint.tensors import as_tensor
+        from surgeon.checkpoint.torch_files import as_tensor
 
         return as_tensor(self.private_array(name))
 

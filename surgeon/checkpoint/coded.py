@@ -1,7 +1,8 @@
 """Logical tensors, where a quantizer stored them as codes and scales, and what every codec of such a format can do.
 
 A logical tensor is what the unquantized model has: its name, shape, dtype and flat indices. The formats themselves are
-in `surgeon/formats/`, one file each; `logical` finds what they hold.
+in `surgeon/formats/`, one file each; they are asked for those that they know only where a tensor's dtype is one of
+codes, so that plain checkpoints never load them.
 """
 
 from __future__ import annotations
@@ -11,14 +12,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.checkpoint.config import quantizer_settings
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo, read_entries, read_pieces, read_span
+from surgeon.errors import InputError
+from surgeon.kinds import kinds
 
 Indices = NDArray[np.int64]
+# Packed codes; and eight-bit floats, which without scales are the values themselves, unless the config says otherwise.
+_PACKED = {"U8", "I8", "U16", "I16", "I32", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2"}
 
 
 class Stored(Protocol):
@@ -185,6 +192,36 @@ class Codec(ABC):
         """
 
 
+def is_code(dtype: str) -> bool:
+    """True for dtypes in which quantizers keep codes: lengths of such tensors are no widths of the model."""
+    return dtype in _PACKED
+
+
+def logical_tensors(
+    config: Mapping[str, Any], folder: Path, stored: Mapping[str, TensorInfo]
+) -> Mapping[str, TensorInfo]:
+    """Return the logical tensors that lie in stored ones, each where its codes stand; plain ones are themselves.
+
+    Raises:
+        CheckpointError: tensors are of a known format and do not fit it, see `Codec.claim`.
+    """
+    if not any(is_code(info.dtype) for info in stored.values()):
+        return stored
+    left, settings = dict(stored), quantizer_settings(config, folder)
+    if not settings:  # then transformers would take the codes for the values
+        return stored
+    coded: dict[str, TensorInfo] = {}
+    for codec in kinds("surgeon.formats").values():
+        for tensor in codec.claim(config, settings, left):
+            coded[tensor.codes.name] = tensor
+            for part in tensor.parts.values():
+                left.pop(part.name, None)
+    if not coded:
+        return stored
+    infos = (coded.get(name) or left.get(name) for name in stored)
+    return {info.name: info for info in infos if info is not None}
+
+
 def parts_of(info: TensorInfo) -> tuple[TensorInfo, ...]:
     """Return the stored tensors that a logical one lies in, the codes first; a plain tensor is its own."""
     return tuple(info.parts.values()) if isinstance(info, Coded) else (info,)
@@ -197,3 +234,33 @@ def pieces_of(info: TensorInfo, step: int) -> Iterator[NDArray[Any]]:
         return
     dtype = NUMPY_DTYPES[info.dtype]
     yield from (piece.view(dtype) for piece in read_pieces(info, step * dtype.itemsize))
+
+
+def rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Round float64 to another dtype, once, to nearest and ties to even; what is too large becomes infinite.
+
+    The narrow dtypes that numpy does not have itself are converted by way of float32. To round to nearest on that
+    way too would round twice, so there the float32 is rounded to odd, after which the second rounding is right.
+
+    Raises:
+        InputError: the dtype is one of integers, and a value lies outside its range.
+    """
+    if np.issubdtype(dtype, np.integer):
+        return _integers(np.rint(values), dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype.itemsize >= 4 or dtype == np.float16:
+            return values.astype(dtype)
+        single = values.astype(np.float32)
+        inexact = single.astype(np.float64) != values
+        too_large = np.abs(single.astype(np.float64)) > np.abs(values)
+        bits = single.view(np.uint32) - too_large.astype(np.uint32)
+        result: NDArray[Any] = (bits | inexact).view(np.float32).astype(dtype)
+        return result
+
+
+def _integers(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    low, high = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max) + 1
+    outside = ~((values >= low) & (values < high))
+    if outside.any():
+        raise InputError(f"{values[outside][0]:g} lies outside of the range of {dtype.name}; use smaller values")
+    return values.astype(dtype)

@@ -7,18 +7,19 @@ left out is told, file by file, each with the reason.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
+from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.own_code import own_code
-from surgeon.checkpoint.plain_form import plain_companions
+from surgeon.checkpoint.plain_json import NotPlain, read_object
+from surgeon.checkpoint.quantized import plain_companions
 from surgeon.checkpoint.remote import RemoteFile
-from surgeon.checkpoint.weight_files import INDEX_NAME, SINGLE_NAME, index_for
+from surgeon.checkpoint.weight_files import INDEX_NAME, SINGLE_NAME, index_bytes
 from surgeon.errors import CheckpointError
 
 _NAMES = (
@@ -47,6 +48,15 @@ _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # a token in base64, 
 # What surgeon puts into a variant, at once or when it is pushed; a variant of a variant gets its own.
 _MARKER, _CARD, _FREEZE = "surgeon.json", "README.md", "freeze"
 _OWN = ("figures", "regions", "recipe.yaml", "manifest.json", ".eval_results", _MARKER)
+# Configs that may name classes by `auto_map`.
+_NAMING = (
+    "config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
+    "image_processor_config.json", "video_preprocessor_config.json", "generation_config.json",
+)  # fmt: skip
+_LONGEST = 1 << 22  # bytes of a file that is read; code by hand has a tenth of it
+_CLASS = re.compile(r"(?P<module>[\w/-]+)\.\w+", re.ASCII)  # one of another repository has `--` before its name
+_RELATIVE = re.compile(r"^\s*(?:from\s+\.([\w.]+)\s+import\b|import\s+\.([\w.]+)\s*$)", re.ASCII | re.MULTILINE)
+_MOST_CODE = 200  # files, more than any model brings
 
 
 @dataclass(frozen=True)
@@ -71,52 +81,47 @@ class Companions:
 
 def companions(checkpoint: Checkpoint) -> Companions:
     """Sort the files beside the weights into what travels and what does not; of a file, those of its folder."""
-    root, whole = checkpoint.folder, not checkpoint.source.path.is_file()
+    root, code = checkpoint.folder, own_code(checkpoint.folder)
     taken = {header.path.name for header in checkpoint.headers}
-    variant = (root / _MARKER).is_file()
-    code = own_code(root)
+    homes = {header.path.resolve().parent for header in checkpoint.headers if not isinstance(header.path, RemoteFile)}
+    own = _OWN if (root / _MARKER).is_file() else ()
     kept: list[Path] = []
     left_out: dict[str, str] = dict(checkpoint.left_out)
-    homes = {header.path.resolve().parent for header in checkpoint.headers if not isinstance(header.path, RemoteFile)}
-    for path in _beside(checkpoint):
-        relative = path.relative_to(root)
+    for relative in _beside(checkpoint, code):
         name = relative.as_posix()
-        if name in taken or name in left_out or (relative.parts[0] in _OWN and (variant or name == _MARKER)):
+        if name in taken or name in left_out or name in (_CARD, _MARKER) or relative.parts[0] in own:
             continue
-        if name == _CARD or (name.startswith(".") and not name.startswith("._")):
+        if name.startswith(".") and not name.startswith("._"):
             continue
-        reason = _obstacle(checkpoint, path, relative, code, homes)
+        reason = _obstacle(checkpoint, relative, code, homes)
         if reason is None:
             kept.append(relative)
         else:
-            left_out[name + ("/" if path.is_dir() else "")] = reason
+            left_out[name + ("/" if (root / relative).is_dir() else "")] = reason
     made = {}
     if checkpoint.written_plain:
         made = plain_companions(checkpoint)
         kept = [path for path in kept if path.as_posix() not in (*made, _QUANTIZERS)]
     elif not checkpoint.index and taken != {SINGLE_NAME} and checkpoint.config.get("transformers_weights") not in taken:
-        made[INDEX_NAME] = (json.dumps(index_for(checkpoint.headers), indent=2) + "\n").encode()
-    return Companions(tuple(sorted(kept)), left_out if whole else {}, made)
+        made[INDEX_NAME] = index_bytes({header.path.name: header.tensors.values() for header in checkpoint.headers})
+    return Companions(tuple(kept), {} if checkpoint.source.path.is_file() else left_out, made)
 
 
-def _beside(checkpoint: Checkpoint) -> list[Path]:
-    """Return the files and folders of the source's folder, those on the Hub only too, and those in some folders."""
+def _beside(checkpoint: Checkpoint, code: frozenset[Path]) -> list[Path]:
+    """Return what lies in the source's folder, on the Hub only too, and the files in some folders, relative to it."""
     root = checkpoint.folder
-    found = {*root.iterdir(), *(root / name for name in checkpoint.source.remote)} if root.is_dir() else set()
-    code = own_code(root)
-    for folder in {*_FOLDERS, *(path.parts[0] for path in code if len(path.parts) > 1)}:
-        if (root / folder).is_dir() and not (root / folder).is_symlink():
-            found |= {path for path in (root / folder).iterdir() if path.is_file()}
-            found.discard(root / folder)
-    found |= {root / path for path in code}
-    return sorted(found)
+    if not root.is_dir():
+        return sorted(code)
+    names = {*(path.name for path in root.iterdir()), *checkpoint.source.remote}
+    folders = {*_FOLDERS, *(path.parts[0] for path in code if len(path.parts) > 1)}
+    entered = {name for name in folders if inside.is_folder(root / name)}
+    files = {path.relative_to(root) for name in entered for path in (root / name).iterdir() if path.is_file()}
+    return sorted({*map(Path, names - entered), *files, *code})
 
 
-def _obstacle(
-    checkpoint: Checkpoint, path: Path, relative: Path, code: frozenset[Path], homes: Iterable[Path]
-) -> str | None:
+def _obstacle(checkpoint: Checkpoint, relative: Path, code: frozenset[Path], homes: Iterable[Path]) -> str | None:
     """Return why a file does not travel; None if it does."""
-    name, root = relative.name, checkpoint.folder
+    name, path = relative.name, checkpoint.folder / relative
     if name.startswith("._"):
         return "notes that macOS keeps beside files"
     if path.is_dir():
@@ -130,24 +135,17 @@ def _obstacle(
         return None
     if not path.is_file():
         return "a link that leads nowhere, or no plain file"
-    if not _stays_inside(path, root, homes):
+    if not _stays_inside(path, checkpoint.folder, homes):
         return "a link that leads out of the folder"
-    return (
-        None
-        if ".model" not in path.suffixes or vocabulary_kind(path) is not None
-        else "no vocabulary, by its first bytes"
-    )
+    return "no vocabulary, by its first bytes" if ".model" in path.suffixes and not vocabulary_kind(path) else None
 
 
 def _is_companion(checkpoint: Checkpoint, relative: Path) -> bool:
     name = relative.name
     if len(relative.parts) > 1:
         return any(fnmatchcase(name, pattern) for pattern in _FOLDERS.get(relative.parts[0], ()))
-    if checkpoint.index is not None and name == checkpoint.index.name:
-        return True
-    if any(fnmatchcase(name, pattern) for pattern in _NAMES):
-        return True
-    return is_tokenizers(name)
+    is_index = checkpoint.index is not None and name == checkpoint.index.name
+    return is_index or any(fnmatchcase(name, pattern) for pattern in _NAMES) or is_tokenizers(name)
 
 
 def is_tokenizers(name: str) -> bool:
@@ -182,11 +180,62 @@ def check_companions(checkpoint: Checkpoint) -> Companions:
     Raises:
         CheckpointError: they would not, since a file that they need is a link that is not followed.
     """
-    found = companions(checkpoint)
-    lost = sorted(name for name in found.left_out if name in _NEEDED)
+    beside = companions(checkpoint)
+    lost = sorted(name for name in beside.left_out if name in _NEEDED)
     if lost:
         raise CheckpointError(
-            f"{checkpoint.folder / lost[0]}: {found.left_out[lost[0]]}, so it is not copied, and without it a variant "
+            f"{checkpoint.folder / lost[0]}: {beside.left_out[lost[0]]}, so it is not copied, and without it a variant "
             "would not load; put the file itself there"
         )
-    return found
+    return beside
+
+
+def own_code(folder: Path) -> frozenset[Path]:
+    """Return the Python files, relative to the folder, in which its configs name classes, with what these import.
+
+    Found as transformers finds them when it is told to trust them; scripts are none. Nothing here is imported or run.
+    """
+    waiting = [Path(f"{module}.py") for name in _NAMING for module in _modules(folder / name)]
+    code: set[Path] = set()
+    while waiting and len(code) < _MOST_CODE:
+        path = waiting.pop()
+        if path in code or path.is_absolute() or ".." in path.parts or not (folder / path).is_file():
+            continue
+        code.add(path)
+        waiting += [path.parent / f"{name.replace('.', '/')}.py" for name in _imports(folder / path)]
+    return frozenset(code)
+
+
+def _modules(config: Path) -> Iterator[str]:
+    if not config.is_file():
+        return
+    try:
+        yield from _named(read_object(config, _LONGEST, unique=False))
+    except (NotPlain, OSError):  # said where the file is read for what it means
+        return
+
+
+def _named(value: Any) -> Iterator[str]:
+    """Yield the modules that `auto_map` names, at whatever depth it stands."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield from _of_map(inner) if key == "auto_map" else _named(inner)
+
+
+def _of_map(value: Any) -> Iterator[str]:
+    """Yield the modules of classes: in texts, or in lists of a slow and a fast tokenizer."""
+    if isinstance(value, str) and "--" not in value:
+        match = _CLASS.fullmatch(value)
+        if match:
+            yield match["module"]
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _of_map(inner)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LONGEST).decode("utf-8", "replace")
+    except OSError:
+        return
+    for match in _RELATIVE.finditer(text):
+        yield match[1] or match[2]

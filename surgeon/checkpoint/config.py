@@ -17,6 +17,7 @@ _KINDS: Mapping[str, tuple[type, str]] = {
     "text_config": (dict, "an object"),
     "tie_word_embeddings": (bool, "true or false"),
 }
+_SETTINGS = "hf_quant_config.json"  # where ModelOpt says what config.json may not
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -64,3 +65,21 @@ def _check(config: Mapping[str, Any]) -> None:
         given = config.get(name)
         if type(given) is int and given >= _LARGEST:
             raise NotPlain(f"`{name}` is not a number of layers")
+
+
+def quantizer_settings(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Return what config.json, or ModelOpt's file beside it, says of a quantizer; `quant_method` names it."""
+    for part in (config, config.get("text_config") or {}):
+        said: Any = part.get("quantization_config") or part.get("compression_config")
+        if said:
+            return said if isinstance(said, Mapping) else {"quant_method": str(said)}
+    path = folder / _SETTINGS
+    if not path.is_file():
+        return {}
+    try:
+        said = read_object(path, unique=False)
+    except (NotPlain, OSError):
+        return {"quant_method": "modelopt"}
+    producer, quantization = said.get("producer"), said.get("quantization")
+    name = str(producer.get("name", "modelopt")) if isinstance(producer, Mapping) else "modelopt"
+    return {**(quantization if isinstance(quantization, Mapping) else {}), "quant_method": name}

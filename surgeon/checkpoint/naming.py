@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from surgeon.checkpoint.config import LAYERS, of_text, whole_number
-from surgeon.checkpoint.embeddings import is_embedding, is_head, is_position_table
 from surgeon.checkpoint.storage import TensorInfo
+from surgeon.checkpoint.ties import is_embedding, is_head, is_position_table
 
 LAYER_ROLES = (
     "attn.q", "attn.k", "attn.v", "attn.qkv", "attn.q_a", "attn.q_b", "attn.kv", "attn.kv_a", "attn.kv_b", "attn.o",

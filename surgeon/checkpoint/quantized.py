@@ -1,15 +1,20 @@
-"""Checkpoints whose weights a quantizer packed: how, and a refusal of formats that no codec knows.
+"""Checkpoints whose weights a quantizer packed: how, a refusal of formats that no codec knows, and their plain copy.
 
 The tensors decide. A config may still speak of a quantizer whose work was undone, or not of the one that packed the
-weights; its words count where the tensors leave open what they are.
+weights; its words count where the tensors leave open what they are. A plain copy is what dequantizing writes: its
+shards with their headers, its config, its index.
 """
 
 from __future__ import annotations
 
+import json
+
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import Codec, Coded
-from surgeon.checkpoint.logical import is_code, quantizer_settings
-from surgeon.checkpoint.storage import TensorInfo
+from surgeon.checkpoint.coded import Codec, Coded, is_code, parts_of
+from surgeon.checkpoint.config import quantizer_settings
+from surgeon.checkpoint.plain_json import read_object
+from surgeon.checkpoint.storage import DTYPE_BITS, Header, TensorInfo, header_bytes
+from surgeon.checkpoint.weight_files import INDEX_NAME, SINGLE_NAME, index_bytes
 from surgeon.errors import CheckpointError
 
 # Last parts of tensor names that only quantizers write. What comes first tells more.
@@ -30,6 +35,8 @@ _LOADED_WITH = {
     "mxfp4": "Mxfp4Config(dequantize=True)",
     "compressed-tensors": "CompressedTensorsConfig(dequantize=True)",
 }
+_CONFIG, _SPEAKS_OF_CODES = "config.json", ("quantization_config", "compression_config")
+_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 def quantization(checkpoint: Checkpoint) -> str | None:
@@ -68,11 +75,11 @@ def _by_tensors(checkpoint: Checkpoint) -> str | None:
     endings = {name.rpartition(".")[2]: name for name in tensors}
     if any(name.endswith(_BLOCKS) and name.removesuffix(_BLOCKS) + _SCALES in tensors for name in tensors):
         return "mxfp4"
-    found = next((ending for ending in _TRACES if ending in endings), None)
-    if found == "weight_scale":  # of a weight in which codes?
-        weight = tensors.get(endings[found].removesuffix("_scale"))
+    trace = next((ending for ending in _TRACES if ending in endings), None)
+    if trace == "weight_scale":  # of a weight in which codes?
+        weight = tensors.get(endings[trace].removesuffix("_scale"))
         return "int8" if weight is not None and weight.dtype == "I8" else "fp8"
-    return None if found is None else _TRACES[found]
+    return None if trace is None else _TRACES[trace]
 
 
 def _holds_codes(checkpoint: Checkpoint) -> bool:
@@ -110,3 +117,67 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
     raise CheckpointError(
         f"{checkpoint.where}: the weights are quantized ({method}); surgeon needs the unquantized checkpoint: {remedy}"
     )
+
+
+def notes_on(checkpoint: Checkpoint) -> list[str]:
+    """Say where index or config differ from the weights without harm."""
+    lines = list(checkpoint.notes)
+    stale = said_quantizer(checkpoint)
+    if stale is not None and quantization(checkpoint) is None:
+        lines.append(
+            f"the config says that the weights are quantized ({stale}), and they are not: taken as they are; take "
+            "`quantization_config` out of config.json, or transformers will not load them so"
+        )
+    return lines
+
+
+def remarks(checkpoint: Checkpoint) -> list[str]:
+    """Say the same, and which weight files are not read."""
+    unread = [name for name in checkpoint.left_out if name.endswith((".safetensors", ".index.json"))]
+    lines = [*notes_on(checkpoint), *(f"{name}: {checkpoint.left_out[name]}" for name in unread)]
+    return [f"{checkpoint.source.name}: {line}" for line in lines]
+
+
+def plain_dtypes(checkpoint: Checkpoint) -> list[str]:
+    """Return the dtypes that quantized tensors decode to, as recipes name them; empty if there are none."""
+    dtypes = dict.fromkeys(info.dtype for info in checkpoint.tensors.values() if isinstance(info, Coded))
+    return [_DTYPES.get(dtype, dtype) for dtype in dtypes]
+
+
+def plain_tensors(checkpoint: Checkpoint, header: Header) -> list[TensorInfo]:
+    """Return the logical tensors of a file's plain copy, wide dtypes first, so that all are aligned.
+
+    A tensor is where its codes are; scales are nowhere.
+    """
+    tensors = [info for info in checkpoint.tensors.values() if parts_of(info)[0].path == header.path]
+    return sorted(tensors, key=lambda info: -DTYPE_BITS[info.dtype])
+
+
+def plain_start(checkpoint: Checkpoint, header: Header) -> bytes:
+    """Return the length word and the header of a file's plain copy."""
+    specs = [(info.name, info.dtype, info.shape) for info in plain_tensors(checkpoint, header)]
+    return header_bytes(specs, header.metadata)
+
+
+def written_bytes(checkpoint: Checkpoint) -> int:
+    """Return the bytes of all weight files of a variant."""
+    if not checkpoint.written_plain:
+        return checkpoint.data_bytes
+    starts = sum(len(plain_start(checkpoint, header)) for header in checkpoint.headers)
+    return starts + sum(info.nbytes for info in checkpoint.tensors.values())
+
+
+def plain_companions(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Return the files beside the weights that are others in a plain copy: a config without codes, a true index."""
+    companions = {}
+    if (checkpoint.folder / _CONFIG).is_file():
+        config = read_object(checkpoint.folder / _CONFIG, unique=False)
+        for part in (config, config.get("text_config")):
+            if part is not None:
+                for key in _SPEAKS_OF_CODES:
+                    part.pop(key, None)
+        companions[_CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    files = {header.path.name: plain_tensors(checkpoint, header) for header in checkpoint.headers}
+    if checkpoint.index is not None or files.keys() != {SINGLE_NAME}:
+        companions[checkpoint.index.name if checkpoint.index is not None else INDEX_NAME] = index_bytes(files)
+    return companions

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from surgeon.checkpoint.hub_errors import hub_errors
+from surgeon.checkpoint.hub import hub_errors
 from surgeon.checkpoint.plain_json import NotPlain, as_size, as_text
 from surgeon.errors import CheckpointError, EnvironmentFailure
 
@@ -35,16 +35,7 @@ class RemoteFile:
         return f"hf://{self.repository}@{self.commit[:12]}/{self.name}"
 
 
-@dataclass(frozen=True)
-class RemoteRepository:
-    """A repository at a commit, and its files by their path in it."""
-
-    repository: str
-    commit: str
-    files: dict[str, RemoteFile]
-
-
-def look_up(repository: str, revision: str | None) -> RemoteRepository:
+def look_up(repository: str, revision: str | None) -> tuple[str, list[RemoteFile]]:
     """Ask the Hub for the commit of a revision and its list of files: one request.
 
     Raises:
@@ -57,10 +48,9 @@ def look_up(repository: str, revision: str | None) -> RemoteRepository:
         commit = as_text(info.sha, "the commit")
         if not _COMMIT.fullmatch(commit):
             raise NotPlain(f"{commit[:100]!r} is not a commit")
-        files = [_listed(repository, commit, entry) for entry in info.siblings or ()]
+        return commit, [_listed(repository, commit, entry) for entry in info.siblings or ()]
     except NotPlain as error:
         raise EnvironmentFailure(f"hf://{repository}: the Hub's list of its files is damaged: {error}") from None
-    return RemoteRepository(repository, commit, {file.name: file for file in files})
 
 
 def _listed(repository: str, commit: str, entry: Any) -> RemoteFile:
@@ -70,15 +60,6 @@ def _listed(repository: str, commit: str, entry: Any) -> RemoteFile:
     size = as_size(entry.size or 0, f"the size of {name}")
     digest = as_text(entry.lfs.sha256, f"the SHA-256 of {name}") if entry.lfs else None
     return RemoteFile(repository, commit, name, size, digest)
-
-
-def read_range(file: RemoteFile, start: int, count: int) -> bytes:
-    """Read `count` bytes from byte `start` on.
-
-    Raises:
-        SurgeonError: see `stream_range`.
-    """
-    return b"".join(stream_range(file, start, count))
 
 
 def stream_range(file: RemoteFile, start: int, count: int) -> Iterator[bytes]:

@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from surgeon.checkpoint.address import file_address, model_address
-from surgeon.checkpoint.hub_downloads import fetch_file, fetch_snapshot, refuse_other
-from surgeon.checkpoint.hub_errors import hub_errors
+from surgeon.checkpoint.address import Address, file_address, model_address
+from surgeon.checkpoint.hub import fetch_file, fetch_snapshot, hub_errors, refuse_other
 from surgeon.checkpoint.remote import RemoteFile, look_up
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, did_you_mean, present
 
@@ -49,8 +48,8 @@ class Source:
     @property
     def pinned(self) -> str:
         """The name under which the very same files are found again: with the commit, if they are from the Hub."""
-        match = model_address(self.name)
-        return f"hf://{match.repository}@{self.revision}" if match and self.revision is not None else self.name
+        address = model_address(self.name)
+        return f"hf://{address.repository}@{self.revision}" if address and self.revision is not None else self.name
 
 
 def builtin_names() -> list[str]:
@@ -79,10 +78,10 @@ def locate(name: str) -> Source:
             what = f"{name}: no such file or folder, and not a Hub id of the form org/name"
             raise CheckpointError(f"{what}{_nearest(path)}")
         return Source(name, path.resolve())
-    match = model_address(name)
-    if match is None:
+    address = model_address(name)
+    if address is None:
         raise CheckpointError(f"{name}: a Hub address has the form hf://org/name or hf://org/name@revision")
-    return _locate_on_hub(name, match.repository, match.revision)
+    return _locate_on_hub(name, address)
 
 
 def _nearest(path: Path) -> str:
@@ -98,7 +97,7 @@ def _nearest(path: Path) -> str:
     return f"; did you mean '{here / close[0] / path.relative_to(here / missing)}'?" if close else ""
 
 
-def _locate_on_hub(name: str, repository: str, revision: str | None) -> Source:
+def _locate_on_hub(name: str, address: Address) -> Source:
     """Look a repository up, and fetch its small descriptions; without the Hub, take what its cache holds."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -106,33 +105,35 @@ def _locate_on_hub(name: str, repository: str, revision: str | None) -> Source:
     where = name if name.startswith("hf://") else f"{name}: no such folder here{near}; on the Hub"
     try:
         with hub_errors(where):
-            found = look_up(repository, revision)
+            commit, files = look_up(address.repository, address.revision)
     except EnvironmentFailure as failure:
-        cached = _cached(repository, revision)
+        cached = _cached(address)
         if cached is None:
             raise failure from None
         return Source(name, cached, revision=cached.name)
-    folder = hub_caches()[0] / f"models--{repository.replace('/', '--')}" / "snapshots" / found.commit
+    folder = hub_caches()[0] / f"models--{address.repository.replace('/', '--')}" / "snapshots" / commit
     remote = {}
-    for file in found.files.values():
+    for file in files:
         if "/" in file.name:
             continue
         if file.name in DESCRIPTIONS:
             with hub_errors(str(file)):
-                fetch_file(repository, file.name, found.commit)
-        elif not isinstance(try_to_load_from_cache(repository, file.name, revision=found.commit), str):
+                fetch_file(address.repository, file.name, commit)
+        elif not isinstance(try_to_load_from_cache(address.repository, file.name, revision=commit), str):
             remote[file.name] = file
-    return Source(name, folder, found.commit, remote)
+    return Source(name, folder, commit, remote)
 
 
-def _cached(repository: str, revision: str | None) -> Path | None:
+def _cached(address: Address) -> Path | None:
     """Return the folder of a revision in the Hub's cache, if all of it is there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(
-            snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=list(HUB_PATTERNS))
+            snapshot_download(
+                address.repository, revision=address.revision, local_files_only=True, allow_patterns=list(HUB_PATTERNS)
+            )
         )
     except (LocalEntryNotFoundError, ValueError):
         return None
@@ -148,12 +149,12 @@ def download(source: Source) -> Source:
     """
     if not source.remote:
         return source
-    match = present(model_address(source.name))
+    address = present(model_address(source.name))
     with hub_errors(source.name):
         # Under the name that the user gave, so that the cache can tell without the Hub which commit it stands for.
-        folder = fetch_snapshot(match.repository, match.revision, HUB_PATTERNS)
+        folder = fetch_snapshot(address.repository, address.revision, HUB_PATTERNS)
         if folder.name != source.revision:  # somebody has pushed since it was looked up
-            folder = fetch_snapshot(match.repository, source.revision, HUB_PATTERNS)
+            folder = fetch_snapshot(address.repository, source.revision, HUB_PATTERNS)
         for name, file in source.remote.items():
             refuse_other(folder / name, file.sha256, str(file))
     return Source(source.name, source.path, source.revision)
@@ -171,16 +172,23 @@ def local_file(name: str | Path) -> Path:
         InputError: the Hub refuses it.
         EnvironmentFailure: the Hub cannot be reached.
     """
-    return _fetch_file(str(name)) if is_hub_file(name) else Path(os.path.expanduser(name))
+    name = str(name)
+    address = file_address(name)
+    if address is None:
+        return Path(os.path.expanduser(name))
+    if name not in _fetched:
+        with hub_errors(name):
+            _fetched[name] = fetch_file(address.repository, address.file, address.revision)
+    return _fetched[name]
 
 
 def pinned_file(name: str) -> str:
     """Return the name under which the very same file is found again: with the commit, if it is from the Hub."""
-    match = file_address(name)
-    if match is None:
+    address = file_address(name)
+    if address is None:
         return name
     parts = local_file(name).parts
-    return f"hf://{match.repository}@{parts[parts.index('snapshots') + 1]}/{match.file}"
+    return f"hf://{address.repository}@{parts[parts.index('snapshots') + 1]}/{address.file}"
 
 
 def look_again() -> None:
@@ -193,16 +201,6 @@ def look_again() -> None:
 def times_looked() -> int:
     """Return a number that another call of `look_again` changes."""
     return _looked
-
-
-def _fetch_file(name: str) -> Path:
-    match = file_address(name)
-    if match is None:
-        raise InputError(f"{name}: a file on the Hub has the form hf://org/name/path or hf://org/name@revision/path")
-    if name not in _fetched:
-        with hub_errors(name):
-            _fetched[name] = fetch_file(match.repository, match.file, match.revision)
-    return _fetched[name]
 
 
 def hub_caches() -> list[Path]:
@@ -235,11 +233,3 @@ def _is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def cache_folder() -> Path:
-    """Where scores and regions are kept: `$SURGEON_CACHE`, else `surgeon` in the user's cache folder."""
-    chosen = os.environ.get("SURGEON_CACHE")
-    if chosen:
-        return Path(os.path.expanduser(chosen))
-    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "surgeon"

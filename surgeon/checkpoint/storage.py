@@ -11,11 +11,10 @@ import json
 import math
 import mmap
 import os
-import re
-import secrets
 import shutil
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from io import BufferedWriter
 from pathlib import Path
@@ -28,15 +27,13 @@ from numpy.typing import NDArray
 from surgeon import inside
 from surgeon.checkpoint.hashing import CHANGED, Stamp, file_stamp, is_settled
 from surgeon.checkpoint.plain_json import LONGEST, NotPlain, as_object, as_shape, as_size, as_texts, parse_json
-from surgeon.checkpoint.remote import RemoteFile, read_range, stream_range
+from surgeon.checkpoint.remote import RemoteFile, stream_range
 from surgeon.errors import CheckpointError
-from surgeon.locks import held, is_still, lock
+from surgeon.inside import naming, reserve
 from surgeon.mapped import remember
 
 _FIRST_READ = 1 << 16  # of a file on the Hub; holds the header of a shard of some five hundred tensors
 _PIECE = 1 << 20  # bytes of entries that are gathered at a time, so that indices of a piece stay small beside it
-# Names of files that are being written, see `replacing` and `write_stream`.
-_PART = re.compile(r"(\..+\.\d+(?:-[0-9a-f]{8})?\.part)(?:\.body\d+)?")
 
 # Bits per element of every dtype that safetensors knows.
 DTYPE_BITS: Mapping[str, int] = {
@@ -107,9 +104,10 @@ def read_header(path: File) -> Header:
     """
     stamp, settled = None, False
     if isinstance(path, RemoteFile):
-        size, start = path.size, read_range(path, 0, min(path.size, _FIRST_READ))
-        text = start[8 : 8 + _header_length(path, start, size)]
-        text += read_range(path, 8 + len(text), _header_length(path, start, size) - len(text))
+        size = path.size
+        start = b"".join(stream_range(path, 0, min(size, _FIRST_READ)))
+        length = _header_length(path, start, size)
+        text = start[8 : 8 + length] + b"".join(stream_range(path, len(start), 8 + length - len(start)))
     else:
         try:
             with path.open("rb") as file:
@@ -118,13 +116,12 @@ def read_header(path: File) -> Header:
                 text = file.read(_header_length(path, file.read(8), size))
         except FileNotFoundError:
             raise CheckpointError(f"{path}: no such file") from None
-    length = len(text)
     try:
         entries = as_object(parse_json(text), "it")
         metadata = as_texts(entries.pop("__metadata__", {}), "__metadata__")
     except NotPlain as error:
         raise CheckpointError(f"{path}: the header cannot be read: {error}; fetch the file again") from None
-    data_start = 8 + length
+    data_start = 8 + len(text)
     tensors = {name: _tensor_info(path, name, entry, data_start) for name, entry in entries.items()}
     _check_layout(path, tensors, data_start, size)
     return Header(path, metadata, tensors, data_start, size, stamp, settled)
@@ -221,6 +218,9 @@ def read_pieces(info: TensorInfo, step: int, stop: int | None = None) -> Iterato
     """Yield a tensor's bytes up to `stop` in pieces of `step`, the last one shorter, in memory of their own.
 
     Unlike parts of a mapped view they are gone when dropped. A file on the Hub is read with one request.
+
+    Raises:
+        CheckpointError: the file became shorter.
     """
     stop = info.nbytes if stop is None else stop
     if isinstance(info.path, RemoteFile):
@@ -234,22 +234,8 @@ def read_pieces(info: TensorInfo, step: int, stop: int | None = None) -> Iterato
             yield np.frombuffer(bytes(waiting), np.uint8)
         return
     with info.path.open("rb", buffering=0) as file:
-        file.seek(info.offset)
         for start in range(0, stop, step):
-            piece = np.fromfile(file, np.uint8, min(step, stop - start))
-            if piece.size < min(step, stop - start):
-                raise CheckpointError(f"{info.path}: {CHANGED}")
-            yield piece
-
-
-def read_tensor(info: TensorInfo) -> NDArray[Any]:
-    """Read a whole tensor of a file on the Hub into memory, in its own shape and dtype."""
-    data = np.empty(info.nbytes, np.uint8)
-    position = 0
-    for piece in read_pieces(info, 1 << 20):
-        data[position : position + piece.size] = piece
-        position += piece.size
-    return view(data, replace(info, offset=0))
+            yield _read(file.fileno(), info, start, min(step, stop - start))
 
 
 def read_entries(info: TensorInfo, indices: NDArray[np.int64]) -> NDArray[Any]:
@@ -262,20 +248,18 @@ def read_entries(info: TensorInfo, indices: NDArray[np.int64]) -> NDArray[Any]:
         CheckpointError: the file became shorter.
     """
     if isinstance(info.path, RemoteFile):
-        first = int(indices[0]) if indices.size else 0
-        return read_span(info, first, int(indices[-1]) + 1)[indices - first] if indices.size else read_span(info, 0, 0)
+        first, last = (int(indices[0]), int(indices[-1])) if indices.size else (0, -1)
+        return read_span(info, first, last + 1)[indices - first]
     dtype = _dtype(info)
     values = np.empty(indices.size, dtype)
     step = _PIECE // dtype.itemsize
     bounds = np.searchsorted(indices, np.arange(0, info.numel + step, step))
-    with on_disk(info.path).open("rb", buffering=0) as file:
+    with info.path.open("rb", buffering=0) as file:
         for number in np.flatnonzero(np.diff(bounds)):
             chosen, first = slice(bounds[number], bounds[number + 1]), int(number) * step
             count = min(step, info.numel - first) * dtype.itemsize
-            piece = os.pread(file.fileno(), count, info.offset + first * dtype.itemsize)
-            if len(piece) < count:
-                raise CheckpointError(f"{info.path}: {CHANGED}")
-            values[chosen] = np.frombuffer(piece, dtype)[indices[chosen] - first]
+            piece = _read(file.fileno(), info, first * dtype.itemsize, count)
+            values[chosen] = piece.view(dtype)[indices[chosen] - first]
     return values
 
 
@@ -286,19 +270,61 @@ def read_span(info: TensorInfo, start: int, stop: int) -> NDArray[Any]:
         CheckpointError: the file became shorter.
     """
     dtype = _dtype(info)
-    begin, count = start * dtype.itemsize, (stop - start) * dtype.itemsize
-    if isinstance(info.path, RemoteFile):
-        return np.frombuffer(bytearray(read_range(info.path, info.offset + begin, count)), dtype)
-    return read_bytes(info, begin, count).view(dtype)
+    return read_bytes(info, start * dtype.itemsize, (stop - start) * dtype.itemsize).view(dtype)
 
 
 def read_bytes(info: TensorInfo, start: int, count: int) -> NDArray[np.uint8]:
-    """Read bytes of one tensor of a file on this disk into memory of their own."""
-    with on_disk(info.path).open("rb") as file:
-        found = np.fromfile(file, np.uint8, count, offset=info.offset + start)
-    if found.size < count:
-        raise CheckpointError(f"{info.path}: {CHANGED}")
-    return found
+    """Read bytes of one tensor into memory of their own.
+
+    Raises:
+        CheckpointError: the file became shorter.
+    """
+    if isinstance(info.path, RemoteFile):
+        data, done = np.empty(count, np.uint8), 0
+        for piece in stream_range(info.path, info.offset + start, count):
+            data[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+            done += len(piece)
+        return data
+    with info.path.open("rb", buffering=0) as file:
+        return _read(file.fileno(), info, start, count)
+
+
+def _read(descriptor: int, info: TensorInfo, start: int, count: int) -> NDArray[np.uint8]:
+    """Read bytes of one tensor of an open file, wherever others read in it."""
+    data, done = np.empty(count, np.uint8), 0
+    while done < count:
+        arrived = os.preadv(descriptor, [data[done:].data], info.offset + start + done)
+        if not arrived:
+            raise CheckpointError(f"{info.path}: {CHANGED}")
+        done += arrived
+    return data
+
+
+class OpenFile:
+    """A file on this disk, held open: it stays the one whose header was read, whatever takes its name meanwhile.
+
+    Its tensors are read and not mapped, so that a file that becomes shorter is an error and no fault: regions, patches.
+    """
+
+    def __init__(self, header: Header) -> None:
+        """Open the file.
+
+        Raises:
+            CheckpointError: it is another one than when its header was read.
+        """
+        path = on_disk(header.path)
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        weakref.finalize(self, os.close, self._descriptor)
+        if file_stamp(os.fstat(self._descriptor)) != header.stamp:
+            raise CheckpointError(f"{path}: {CHANGED}")
+
+    def tensor(self, info: TensorInfo) -> NDArray[Any]:
+        """Read a tensor, in its own shape and dtype.
+
+        Raises:
+            CheckpointError: the file became shorter.
+        """
+        return view(_read(self._descriptor, info, 0, info.nbytes), replace(info, offset=0))
 
 
 TensorSpec = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
@@ -327,14 +353,6 @@ def allocate_file(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str
         if data:  # a write to a mapped hole on a full disk kills the process, so reserve the blocks now
             reserve(file.fileno(), len(header), data)
     return read_header(path)
-
-
-def reserve(descriptor: int, offset: int, length: int) -> None:
-    """Reserve disk blocks, or only the length where the platform has no call for that."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, offset, length)
-    else:
-        os.ftruncate(descriptor, offset + length)
 
 
 def write_stream(
@@ -367,69 +385,3 @@ def write_stream(
     finally:
         for body in bodies.values():
             inside.remove(body)
-
-
-@contextmanager
-def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Yield a path to write beside `path`; flush it to disk and rename it when the block ends well.
-
-    What is not `durable` may be empty after a power cut. The file is there already, empty, and locked until it gets its
-    name or goes: so whoever clears up knows that somebody is writing it, see `remove_abandoned`.
-    """
-    with naming(path):
-        staged, descriptor = _begin(path)
-        try:
-            yield staged
-            if durable:
-                flush(staged)
-            inside.rename(staged, path)
-        finally:
-            inside.remove(staged)
-            os.close(descriptor)
-
-
-def _begin(path: Path) -> tuple[Path, int]:
-    """Make and lock the file that is written; its name is like no other's, also not of a process elsewhere."""
-    while True:
-        staged = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-        descriptor = inside.open_file(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        try:
-            ours = lock(descriptor)
-        except OSError:  # no locks on this file system, so nobody clears up there either
-            ours = True
-        if ours and is_still(descriptor, staged):
-            return staged, descriptor
-        os.close(descriptor)  # somebody who was clearing up was faster
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Remove what was being written below a folder when its process was killed; nobody else gives these names."""
-    for path in sorted(folder.rglob(".*.part*")):  # before a file the bodies that it was to be made of
-        found = _PART.fullmatch(path.name)
-        if found is None or not inside.is_plain_file(folder, path.relative_to(folder)):
-            continue
-        whole = path.with_name(found[1])
-        with held(whole) as ours:
-            if ours or not whole.exists():
-                inside.remove(path)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Put the file's name into errors of the system that lack it, as those of writing do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise
-
-
-def flush(path: Path) -> None:
-    """Force a file or folder entry to disk, so that a rename never exposes unwritten data."""
-    with naming(path):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -1,27 +1,34 @@
 """What is kept between runs, by content: one folder, one way to name it, one check, and what lies there.
 
 A *value* is small: its file begins with the SHA-256 of what follows, so that a damaged one is as good as none. Scores
-and regions are read as mapped files, so that their SHA-256 stands beside them instead (`sealed`). Both are named by
-the SHA-256 of all that they depend on, so that nothing that is found was made from anything else.
+and regions are read as mapped files, so that their SHA-256 stands beside them instead (`fingerprint.seal`). Both are
+named by the SHA-256 of all that they depend on, so that nothing that is found was made from anything else.
+
+Beside them lie scratch folders: each belongs to whoever holds its lock, and what nobody holds any more is reclaimed.
+Scores and hidden states in the making take gigabytes, and a killed process cannot remove its own. One that noted how
+far it came, so that the same command goes on from there, keeps its folder for some days.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from surgeon import inside
 from surgeon.checkpoint.plain_json import LONGEST, NotPlain, as_object, parse_json
-from surgeon.checkpoint.sources import cache_folder
-from surgeon.checkpoint.storage import replacing
+from surgeon.inside import held, is_still, lock, remove_abandoned, replacing
 
-SCRATCH = "scratch"  # see `scratch`
+SCRATCH = "scratch"
 SHELVES: Mapping[str, str] = {
     "scores": "scores of one language each, float32",
     "regions": "regions that were selected",
@@ -35,11 +42,22 @@ SHELVES: Mapping[str, str] = {
     SCRATCH: "scores and hidden states in the making",
 }
 _DIGEST = 32  # bytes of a SHA-256
-# What `place` names, and its seal: so that clearing removes nothing of anybody else's, wherever the cache is put.
+# What `path_of` names, and its seal: so that clearing removes nothing of anybody else's, wherever the cache is put.
 _OURS = re.compile(r"[0-9a-f]{32,64}\.(json|safetensors|region\.safetensors|svg|png)(\.sha256)?")
+LOCK = "lock"
+PROGRESS = "progress.json"  # in a folder with which the same command goes on
+_KEPT = 7 * 24 * 3600.0  # seconds from the last note in it; long enough for a weekend and a queue
 
 
-def place(shelf: str, key: str, suffix: str) -> Path:
+def cache_folder() -> Path:
+    """Where scores and regions are kept: `$SURGEON_CACHE`, else `surgeon` in the user's cache folder."""
+    chosen = os.environ.get("SURGEON_CACHE")
+    if chosen:
+        return Path(os.path.expanduser(chosen))
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "surgeon"
+
+
+def path_of(shelf: str, key: str, suffix: str) -> Path:
     """Return where something is kept under a key, the SHA-256 of all that it depends on."""
     return cache_folder() / shelf / f"{key[:32]}{suffix}"
 
@@ -47,10 +65,10 @@ def place(shelf: str, key: str, suffix: str) -> Path:
 def value(path: Path) -> bytes | None:
     """Return a value that is kept; None if it is not there, or not as it was written."""
     try:
-        held = path.read_bytes()
+        data = path.read_bytes()
     except OSError:
         return None
-    return held[_DIGEST:] if held[:_DIGEST] == hashlib.sha256(held[_DIGEST:]).digest() else None
+    return data[_DIGEST:] if data[:_DIGEST] == hashlib.sha256(data[_DIGEST:]).digest() else None
 
 
 def keep_value(path: Path, content: bytes) -> None:
@@ -87,15 +105,15 @@ class Shelf:
 
 def contents() -> list[Shelf]:
     """Return what is kept, shelf by shelf."""
-    found = []
+    shelves = []
     for name, holds in SHELVES.items():
         sizes = [path.lstat().st_size for path in _files(name)]
-        found.append(Shelf(name, holds, len(sizes), sum(sizes)))
-    return found
+        shelves.append(Shelf(name, holds, len(sizes), sum(sizes)))
+    return shelves
 
 
 def clear() -> None:
-    """Remove what is kept, and nothing else that lies in the folder; scratch is for `scratch.reclaim_cache`.
+    """Remove what is kept, and nothing else that lies in the folder; scratch is for `reclaim_cache`.
 
     A run that is at work meanwhile makes again what it misses.
     """
@@ -107,6 +125,82 @@ def clear() -> None:
 
 def _files(shelf: str) -> list[Path]:
     folder = cache_folder() / shelf
-    found = sorted(folder.rglob("*") if shelf == SCRATCH else folder.glob("*"))
-    ours = [path for path in found if shelf == SCRATCH or _OURS.fullmatch(path.name)]
-    return [path for path in ours if path.is_file() and not path.is_symlink()]
+    paths = folder.rglob("*") if shelf == SCRATCH else (p for p in folder.glob("*") if _OURS.fullmatch(p.name))
+    return sorted(path for path in paths if path.is_file() and not path.is_symlink())
+
+
+@contextmanager
+def own_scratch() -> Iterator[Path]:
+    """Yield a new scratch folder that no other process finds; it goes with the block."""
+    while (descriptor := _hold(folder := _root() / f"own-{secrets.token_hex(8)}")) is None:
+        continue
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextmanager
+def named_scratch(name: str) -> Iterator[Path | None]:
+    """Yield the scratch folder of a name, as an earlier process left it; None if another process holds it.
+
+    It is deleted when the block ends well.
+    """
+    folder = _root() / name
+    descriptor = _hold(folder)
+    if descriptor is None:
+        yield None
+        return
+    try:
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def reclaim_cache(also_unfinished: bool = False) -> None:
+    """Remove from the cache what killed processes left there: files that were being written, and scratch folders.
+
+    Those with which a command could go on stay, but for `also_unfinished`; those in use stay always.
+    """
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    remove_abandoned(cache_folder())
+    for folder in sorted(_root().glob("*")):
+        if not inside.is_folder(folder) or (_may_go_on(folder) and not also_unfinished):
+            continue
+        with suppress(OSError):
+            (folder / LOCK).touch()  # of a process killed before it had its lock, or of an older surgeon
+        with held(folder / LOCK) as ours:
+            if ours:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _root() -> Path:
+    return cache_folder() / SCRATCH
+
+
+def _may_go_on(folder: Path) -> bool:
+    try:
+        return time.time() - (folder / PROGRESS).stat().st_mtime < _KEPT
+    except OSError:
+        return False
+
+
+def _hold(folder: Path) -> int | None:
+    """Make a folder if it is missing, and lock it; None if another process has it, or nobody could tell."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # somebody reclaimed it just then
+            continue
+        try:
+            ours = lock(descriptor)
+        except OSError:  # no locks on this file system, where nobody reclaims anything either
+            ours = folder.name.startswith("own-")
+        if ours and is_still(descriptor, folder / LOCK):
+            return descriptor
+        os.close(descriptor)
+        if not ours:
+            return None

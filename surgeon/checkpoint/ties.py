@@ -1,7 +1,8 @@
-"""Which stored tensors are one parameter of the model: decided here, for edits, freezing, measuring and comparing.
+"""Embeddings of tokens, tables of positions and output heads, told by their names; and which are one parameter.
 
-A model that ties its output head to its embeddings may store the head as well. Whether it ties them its config says;
-where the config is silent, the family's own default does (`TIED_BY_DEFAULT`, which a test holds against
+Roles, limits of length, what a checkpoint must hold, edits, freezing, measuring and comparing all ask here, so that
+they agree. A model that ties its output head to its embeddings may store the head as well. Whether it ties them its
+config says; where the config is silent, the family's own default does (`TIED_BY_DEFAULT`, which a test holds against
 transformers). Copies that differ are two parameters whatever the config says: transformers loads them as such.
 """
 
@@ -10,10 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from surgeon.checkpoint.embeddings import is_embedding, is_head
-
-Ties = Sequence[Sequence[str]]  # groups of names that are one parameter
-
+# Modules, whatever stands before them; a test holds embeddings and heads against every family of transformers.
+_EMBEDDINGS = (
+    "embed_tokens", "wte", "embed_in", "word_embeddings", "word_embedding", "tokens_embed", "tok_embeddings",
+    "backbone.embeddings", "rwkv.embeddings", "transformer.embeddings", "transformer.w",
+)  # fmt: skip
+_POSITIONS = ("wpe", "embed_positions", "positions_embed")
+_HEADS = ("lm_head", "embed_out")
+# Names that may be other things inside a model, so that they count only where nothing stands before them.
+_WHOLE_HEADS = frozenset({
+    "output", "output_projection", "head", "proj_out", "decoder", "generator_lm_head", "lm_head.decoder",
+    "cls.predictions.decoder", "pred_layer.proj", "lm_loss",
+})  # fmt: skip
 # Families (`model_type`) that tie where the config has no `tie_word_embeddings`; all others then do not.
 TIED_BY_DEFAULT = frozenset({
     "bart", "bert", "bert-generation", "big_bird", "biogpt", "blenderbot", "blenderbot-small", "bloom", "camembert",
@@ -33,6 +42,31 @@ NEVER_TIED = frozenset({
     "musicgen", "musicgen_melody", "nemotron_h", "reformer", "rembert", "xlstm",
 })  # fmt: skip
 
+Ties = Sequence[Sequence[str]]  # groups of names that are one parameter
+
+
+def is_embedding(name: str) -> bool:
+    """True for the embeddings of tokens, by a tensor's name on disk."""
+    return _ends_in(_module(name), _EMBEDDINGS)
+
+
+def is_position_table(name: str) -> bool:
+    """True for a learned table of positions, of one row each, beyond which a model cannot read."""
+    return _ends_in(_module(name), _POSITIONS)
+
+
+def is_head(name: str) -> bool:
+    """True for the output head over the vocabulary, its bias included."""
+    return _module(name) in _WHOLE_HEADS or _ends_in(_module(name), _HEADS)
+
+
+def _module(name: str) -> str:
+    return name.removesuffix(".weight").removesuffix(".bias")
+
+
+def _ends_in(module: str, endings: tuple[str, ...]) -> bool:
+    return module.endswith(tuple("." + ending for ending in endings)) or module in endings
+
 
 def tied_groups(
     names: Iterable[str], config: Mapping[str, Any], alike: Callable[[str, str], bool]
@@ -44,7 +78,7 @@ def tied_groups(
     """
     weights = [name for name in names if name.endswith(".weight")]
     embeddings, heads = list(filter(is_embedding, weights)), list(filter(is_head, weights))
-    if not embeddings or not _ties(config, bool(heads)):
+    if not embeddings or not ties_head(config, bool(heads)):
         return ()
     first, *others = [*heads, *embeddings]
     same = {first, *(name for name in others if alike(first, name))}
@@ -53,17 +87,13 @@ def tied_groups(
     return (tuple(name for name in (*embeddings, *heads) if name in same),)
 
 
-def ties_stored_head(config: Mapping[str, Any]) -> bool:
-    """True if a head that is stored is no parameter of its own, by what config and family say."""
-    return _ties(config, True)
-
-
 def stored_copies(ties: Ties, name: str) -> tuple[str, ...]:
     """Return all stored names that are the same parameter as `name`, itself included."""
     return next((tuple(group) for group in ties if name in group), (name,))
 
 
-def _ties(config: Mapping[str, Any], head_stored: bool) -> bool:
+def ties_head(config: Mapping[str, Any], head_stored: bool = True) -> bool:
+    """True if a head is no parameter of its own, by what config and family say; also whether one is stored counts."""
     family, text = str(config.get("model_type")), config.get("text_config") or {}
     said = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
     if said is None:

@@ -1,7 +1,8 @@
-"""Files of `torch.save`: plain tensors, lists and texts out of a pickle, whatever else stands in it.
+"""torch, imported only where it is asked for: numpy views as its tensors, and files of `torch.save` as plain data.
 
-They are loaded with `weights_only=True`, so that no code in them runs, and what needs more is refused. What they hold
-is no larger than they are: an archive that unpacks to more, and a tensor of which one byte stands for many, are none.
+Such files are loaded with `weights_only=True`, so that no code in them runs, and what needs more is refused. What they
+hold is no larger than they are: an archive that unpacks to more, and a tensor of which one byte stands for many, are
+none.
 """
 
 from __future__ import annotations
@@ -12,11 +13,35 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
 from surgeon.checkpoint.plain_json import NotPlain
 from surgeon.mapped import remember
 
 if TYPE_CHECKING:
     import torch
+
+
+def as_tensor(array: NDArray[Any]) -> torch.Tensor:
+    """Return a tensor that shares the memory of a writable array, dtype for dtype."""
+    import torch
+
+    if array.dtype.isbuiltin == 1:
+        return torch.from_numpy(array)
+    # torch has the dtypes of ml_dtypes under the same names; they cross as integers of their width.
+    return torch.from_numpy(array.view(f"u{array.itemsize}")).view(getattr(torch, array.dtype.name))
+
+
+def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return an array that shares the memory of a CPU tensor, dtype for dtype."""
+    import torch
+
+    dtype = getattr(ml_dtypes, str(tensor.dtype).removeprefix("torch."), None)
+    if dtype is None:
+        return np.asarray(tensor.detach().numpy())
+    return tensor.detach().view(torch.int16 if tensor.itemsize == 2 else torch.uint8).numpy().view(dtype)
 
 
 def load_plain(path: Path) -> Any:

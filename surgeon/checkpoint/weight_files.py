@@ -13,6 +13,7 @@ name.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.checkpoint.config import LAYERS, of_text, whole_number
-from surgeon.checkpoint.embeddings import is_embedding, is_head
 from surgeon.checkpoint.plain_json import NotPlain, as_texts, read_object
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.sources import Source
-from surgeon.checkpoint.storage import File, Header, TensorInfo, read_header
-from surgeon.checkpoint.ties import ties_stored_head
+from surgeon.checkpoint.storage import File, TensorInfo, read_header
+from surgeon.checkpoint.ties import is_embedding, is_head, ties_head
 from surgeon.errors import CheckpointError, shorten
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -254,7 +254,7 @@ def _needed(names: Iterable[str], tensors: Mapping[str, TensorInfo], config: Map
     kinds = {_NUMBER.sub("*", name) for name in tensors}
     weights = [name for name in tensors if name.endswith(".weight")]
     has_embedding = any(map(is_embedding, weights))
-    has_head = any(map(is_head, weights)) or ties_stored_head(config)
+    has_head = any(map(is_head, weights)) or ties_head(config)
 
     def must_be(name: str) -> bool:
         layer = _LAYER.search(name)
@@ -266,9 +266,9 @@ def _needed(names: Iterable[str], tensors: Mapping[str, TensorInfo], config: Map
     return [name for name in names if name not in tensors and must_be(name)]
 
 
-def index_for(headers: Iterable[Header]) -> dict[str, Any]:
-    """Return the index of weights that have none, and that transformers would not find without it."""
-    headers = tuple(headers)
-    size = sum(info.nbytes for header in headers for info in header.tensors.values())
-    names = {tensor: header.path.name for header in headers for tensor in header.tensors}
-    return {"metadata": {"total_size": size}, "weight_map": dict(sorted(names.items()))}
+def index_bytes(files: Mapping[str, Iterable[TensorInfo]]) -> bytes:
+    """Return the content of an index of weight files, by the tensors of each."""
+    size = sum(info.nbytes for tensors in files.values() for info in tensors)
+    names = {info.name: file for file, tensors in files.items() for info in tensors}
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(names.items()))}
+    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()

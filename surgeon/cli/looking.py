@@ -44,7 +44,7 @@ def verify(
     CHECKPOINT may also be an output folder: then every file that its manifest names is checked.
     """
     from surgeon import api
-    from surgeon.write.integrity import is_output
+    from surgeon.write.marker import is_output
 
     if measure is False or (measure is None and is_output(Path(os.path.expanduser(checkpoint)))):
         checked = api.check_files(checkpoint)

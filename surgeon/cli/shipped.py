@@ -79,8 +79,7 @@ def cache(
 ) -> None:
     """Show what is kept between runs, where, and how large it is; with --clear, remove it."""
     from surgeon.checkpoint import store
-    from surgeon.checkpoint.scratch import reclaim_cache
-    from surgeon.checkpoint.sources import cache_folder
+    from surgeon.checkpoint.store import cache_folder, reclaim_cache
     from surgeon.report.words import size
     from surgeon.views.terminal import render, table, told
 

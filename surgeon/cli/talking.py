@@ -85,7 +85,7 @@ def _show(prompt: str, found: Mapping[str, Any]) -> None:
 
 def _serve(speakers: Speakers, page: Path, port: int) -> None:
     from surgeon.chat.server import LOOPBACK, make_server, page_with_box
-    from surgeon.write.integrity import read_own_text
+    from surgeon.write.marker import read_own_text
 
     if not inside.is_plain_file(page.parent, page.name):
         raise InputError(f"{page}: no page there; `surgeon apply` writes it")

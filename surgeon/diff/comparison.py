@@ -9,17 +9,16 @@ from pathlib import Path
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed
-from surgeon.checkpoint.quantized import codecs_of, unread_quantization
-from surgeon.checkpoint.remarks import remarks
+from surgeon.checkpoint.quantized import codecs_of, remarks, unread_quantization
 from surgeon.checkpoint.sources import is_hub_file, local_file, look_again
 from surgeon.checkpoint.storage import TensorInfo, read_header
 from surgeon.diff.diff import BYTEWISE, Diff, TensorDiff, chunks, compare_checkpoints
 from surgeon.errors import InputError, RegionError, present, shorten
 from surgeon.progress import Progress
+from surgeon.region.mask import VALUES
 from surgeon.region.overlap import Overlap, overlap
 from surgeon.region.patch import Patch, Piece, write_patch
 from surgeon.region.region import Region, is_region_file
-from surgeon.region.tables import VALUES
 
 
 @dataclass(frozen=True)

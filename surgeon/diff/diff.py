@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import Coded, parts_of, pieces_of
-from surgeon.checkpoint.logical import is_code
+from surgeon.checkpoint.coded import Coded, is_code, parts_of, pieces_of
 from surgeon.checkpoint.naming import Place, natural_key
 from surgeon.checkpoint.storage import DTYPE_BITS, NUMPY_DTYPES, TensorInfo, read_pieces
 from surgeon.checkpoint.ties import stored_copies
@@ -28,7 +27,8 @@ from surgeon.diff.renaming import find_renamed
 from surgeon.errors import present
 from surgeon.operations.edits import check_regions_fit
 from surgeon.region.dimensions import along, hidden_size, residual_axis
-from surgeon.region.region import Indices, Mask, Region, encode_packed
+from surgeon.region.mask import Indices, Mask, encode_packed
+from surgeon.region.region import Region
 
 Kind = Literal["same", "changed", "renamed", "renamed_changed", "retyped", "reshaped", "missing", "extra"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

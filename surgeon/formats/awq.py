@@ -13,15 +13,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.coded import Coded, Indices, Stored
+from surgeon.checkpoint.coded import Coded, Indices, Stored, StoredEdit
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import CheckpointError
-from surgeon.formats.base import StoredEdit, coded, logical_dtype
+from surgeon.formats.base import coded, logical_dtype, misfit, require_method, required
 from surgeon.formats.gptq import columns
 from surgeon.formats.integers import FLOATS, Integers
 from surgeon.formats.packing import Places, unpacked
-from surgeon.formats.parts import misfit, required
-from surgeon.formats.said import require_method
 
 _METHODS = ("awq", "auto-round", "intel/auto-round")
 _LAYOUTS = ("gemm", "marlin", None)  # `marlin` names the kernel that repacks when it loads

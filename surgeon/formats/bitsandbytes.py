@@ -17,16 +17,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.coded import Coded, Indices, Stored, StoredFiles
+from surgeon.checkpoint.coded import Coded, Indices, Stored, StoredEdit, StoredFiles
 from surgeon.checkpoint.plain_json import NotPlain, as_object, as_shape, parse_json
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo
 from surgeon.errors import CheckpointError, InputError
-from surgeon.formats.base import StoredEdit, coded, logical_dtype
+from surgeon.formats.base import coded, logical_dtype, misfit, require_method, required, whole
 from surgeon.formats.blocks import AT_ONCE, Extremes, ScaledBlocks
-from surgeon.formats.packing import halves, with_halves
-from surgeon.formats.parts import misfit, required
-from surgeon.formats.places import distinct, gathered
-from surgeon.formats.said import require_method, whole
+from surgeon.formats.packing import distinct, gathered, halves, with_halves
 
 _METHODS = ("bitsandbytes",)
 _STATE = ".quant_state.bitsandbytes__"

@@ -16,14 +16,16 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.rounding import rounded
+from surgeon.checkpoint.coded import Codec, Coded, Encoded, Indices, Rounding, Stored, StoredEdit, rounded
 from surgeon.checkpoint.storage import NUMPY_DTYPES
 from surgeon.errors import InputError
-from surgeon.formats.base import Codec, Coded, Encoded, Indices, Rounding, Stored, StoredEdit, require_scales
-from surgeon.formats.places import distinct, united
+from surgeon.formats.base import require_scales
+from surgeon.formats.packing import distinct, halves, united, with_halves
 
 AT_ONCE = 1 << 20  # entries that are worked on: some tens of megabytes, however large a tensor is
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
+_E2M1 = np.dtype(ml_dtypes.float4_e2m1fn)
+_NUMBERS = np.arange(16, dtype=np.uint8).view(_E2M1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -288,3 +290,28 @@ def _rounding(after: NDArray[Any], wanted: NDArray[np.float64]) -> Rounding:
     error = error[np.isfinite(error)]
     largest = float(np.abs(error).max(initial=0.0))
     return Rounding(rounded=int(np.count_nonzero(error)), largest=largest, square=float(error @ error))
+
+
+@dataclass(frozen=True)
+class E2M1(ScaledBlocks):
+    """Base of formats whose codes are E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and negatives; two a byte, the first below."""
+
+    code_bits: ClassVar[int] = 4
+    limit: ClassVar[float] = 7.0  # half-way from 6, the largest code, to what would come next
+
+    def codes(self, tensor: Coded, read: Stored, at: Indices) -> NDArray[np.uint8]:
+        """Return halves of bytes."""
+        return halves(read, tensor.codes, at)
+
+    def with_codes(self, tensor: Coded, read: Stored, at: Indices, codes: NDArray[Any]) -> dict[str, StoredEdit]:
+        """Return the edit of whole bytes, of which the other half may stay."""
+        return {tensor.codes.name: with_halves(read, tensor.codes, at, codes)}
+
+    def numbers(self, codes: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the numbers of E2M1."""
+        numbers: NDArray[np.float32] = _NUMBERS[codes]
+        return numbers
+
+    def nearest(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.uint8]:
+        """Round to E2M1: half-way goes to the even code."""
+        return nearest_float(numbers, _E2M1) & np.uint8(0x0F)

@@ -15,15 +15,22 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.coded import Coded, Indices, Stored, StoredFiles
+from surgeon.checkpoint.coded import Coded, Indices, Stored, StoredEdit, StoredFiles
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import CheckpointError
-from surgeon.formats.base import StoredEdit, coded, logical_dtype
+from surgeon.formats.base import (
+    COMPRESSED,
+    coded,
+    logical_dtype,
+    misfit,
+    require_method,
+    required,
+    tensors_beside,
+    weight_groups,
+    whole,
+)
 from surgeon.formats.integers import FLOATS, Integers
-from surgeon.formats.packing import Places, unpacked
-from surgeon.formats.parts import misfit, required, tensors_beside
-from surgeon.formats.places import gathered
-from surgeon.formats.said import COMPRESSED, require_method, weight_groups, whole
+from surgeon.formats.packing import Places, gathered, unpacked
 
 
 @dataclass(frozen=True)

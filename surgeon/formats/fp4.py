@@ -15,14 +15,20 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.coded import Coded, Indices, Stored
+from surgeon.checkpoint.coded import Coded, Indices, Stored, StoredEdit
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import InputError
-from surgeon.formats.base import StoredEdit, coded, logical_dtype, require_scales
-from surgeon.formats.blocks import Extremes
-from surgeon.formats.e2m1 import E2M1
-from surgeon.formats.parts import misfit, required, tensors_beside
-from surgeon.formats.said import COMPRESSED, require_method
+from surgeon.formats.base import (
+    COMPRESSED,
+    coded,
+    logical_dtype,
+    misfit,
+    require_method,
+    require_scales,
+    required,
+    tensors_beside,
+)
+from surgeon.formats.blocks import E2M1, Extremes
 
 _E4M3, _E8M0 = np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e8m0fnu)
 _MOST = {_E4M3: 448.0, _E8M0: 2.0**127}

@@ -17,11 +17,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.checkpoint.coded import Coded, Indices, Stored
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo
 from surgeon.errors import CheckpointError
-from surgeon.formats.base import Coded, Indices, Stored, coded, logical_dtype
+from surgeon.formats.base import coded, logical_dtype, require_method
 from surgeon.formats.blocks import AT_ONCE, ScaledBlocks, nearest_float
-from surgeon.formats.said import require_method
 
 SCALE = "_scale_inv"  # behind the name of the tensor that it scales
 _E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)

@@ -14,10 +14,8 @@ from typing import Any, ClassVar
 from surgeon.checkpoint.coded import Coded
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import CheckpointError
-from surgeon.formats.base import coded, logical_dtype
+from surgeon.formats.base import COMPRESSED, coded, logical_dtype, require_method, tensors_beside, weight_groups, whole
 from surgeon.formats.fp8_block import Fp8Block
-from surgeon.formats.parts import tensors_beside
-from surgeon.formats.said import COMPRESSED, require_method, weight_groups, whole
 
 _METHODS = (COMPRESSED, "modelopt", "fbgemm_fp8", "fp8", "quark")
 _WHOLE = 1 << 40  # a block wider or higher than any tensor

@@ -14,10 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.coded import Coded, Indices, Stored
+from surgeon.checkpoint.coded import Coded, Indices, Stored, StoredEdit
 from surgeon.checkpoint.storage import NUMPY_DTYPES
 from surgeon.errors import CheckpointError, InputError
-from surgeon.formats.base import StoredEdit
 from surgeon.formats.blocks import AT_ONCE, Extremes, ScaledBlocks
 
 FLOATS = ("F32", "BF16", "F16")

@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from surgeon.checkpoint.coded import Coded, Indices, Stored
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo
 from surgeon.errors import CheckpointError
-from surgeon.formats.base import Coded, Indices, Stored, coded, logical_dtype
-from surgeon.formats.e2m1 import E2M1
-from surgeon.formats.said import require_method
+from surgeon.formats.base import coded, logical_dtype, require_method
+from surgeon.formats.blocks import E2M1
 
 BLOCKS, SCALES = "_blocks", "_scales"  # behind the name of the logical tensor
 WIDE = 32  # codes of a block

@@ -1,17 +1,63 @@
-"""Codes of a few bits, side by side in words of 32 bits, the first in the lowest bits; one may lie across two words."""
+"""Entries of stored tensors by flat indices in any order, and codes of a few bits in their bytes and words.
+
+Codes lie side by side in words of 32 bits, the first in the lowest bits; one may lie across two words.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.coded import Indices, Stored
+from surgeon.checkpoint.coded import Indices, Stored, StoredEdit
 from surgeon.checkpoint.storage import TensorInfo
-from surgeon.formats.base import StoredEdit
-from surgeon.formats.places import distinct, gathered
+
+_READ, _MARKED = 8, 4  # a range is worth it up to so many times the entries in it
+
+
+def gathered(read: Stored, info: TensorInfo, at: Indices) -> NDArray[Any]:
+    """Return entries by flat indices in any order, some perhaps more than once; shape (n,), in the stored dtype.
+
+    Where they lie close together all between them is read, which is faster than to sort them.
+    """
+    values: NDArray[Any]
+    if at.size and int(np.ptp(at)) < _READ * at.size:
+        first = int(at.min())
+        values = read.span(info, first, int(at.max()) + 1)[at - first]
+    else:
+        numbers, which = np.unique(at, return_inverse=True)
+        values = read.entries(info, numbers)[which]
+    return values
+
+
+def distinct(at: Indices) -> tuple[Indices, Indices]:
+    """Return what `np.unique` with its inverse returns, without sorting where the numbers lie close together."""
+    if not at.size or int(np.ptp(at)) >= _MARKED * at.size:
+        numbers, which = np.unique(at, return_inverse=True)
+        return numbers, which
+    first = int(at.min())
+    marks = np.zeros(int(at.max()) - first + 1, dtype=bool)
+    marks[at - first] = True
+    return np.flatnonzero(marks) + first, (np.cumsum(marks) - 1)[at - first]
+
+
+def united(read: Stored, info: TensorInfo, edits: Sequence[StoredEdit]) -> StoredEdit:
+    """Return one edit for several of the same tensor, no two of which change the same bit."""
+    if len(edits) == 1:
+        return edits[0]
+    at = np.concatenate([edit.indices for edit in edits])
+    order = np.argsort(at, kind="stable")
+    at, values = at[order], np.concatenate([edit.values for edit in edits])[order]
+    first = np.flatnonzero(np.diff(at, prepend=-1))
+    if first.size == at.size:
+        return StoredEdit(at, values)
+    bits, once = f"u{values.dtype.itemsize}", at[first]
+    before = read.entries(info, once).view(bits)
+    changed = values.view(bits) ^ np.repeat(before, np.diff(first, append=at.size))
+    return StoredEdit(once, (before ^ np.bitwise_xor.reduceat(changed, first)).view(values.dtype))
 
 
 @dataclass(frozen=True)
@@ -38,13 +84,13 @@ class Places:
     def edit(self, read: Stored, info: TensorInfo, codes: NDArray[Any]) -> StoredEdit:
         """Return the edit of the words that puts codes there; places are in any order, each there once."""
         across = self._across()
-        found, which = distinct(np.concatenate([self.words, self.words[across] + self.step]))
+        words, which = distinct(np.concatenate([self.words, self.words[across] + self.step]))
         low, high = which[: self.words.size], which[self.words.size :]
         change = (self.read(read, info) ^ codes.astype(np.uint8)).astype(np.uint64) << self.shifts.astype(np.uint64)
-        changes = np.zeros(found.size, np.uint32)  # no two of one word have a bit in common, so that a sum is both
+        changes = np.zeros(words.size, np.uint32)  # no two of one word have a bit in common, so that a sum is both
         np.add.at(changes, low, change.astype(np.uint32))
         np.add.at(changes, high, (change[across] >> np.uint64(32)).astype(np.uint32))
-        return StoredEdit(found, (read.entries(info, found).view(np.uint32) ^ changes).view(np.int32))
+        return StoredEdit(words, (read.entries(info, words).view(np.uint32) ^ changes).view(np.int32))
 
     def _across(self) -> NDArray[np.bool_]:
         """True for codes that go on in the next word."""
@@ -54,19 +100,19 @@ class Places:
 
 def halves(read: Stored, info: TensorInfo, at: Indices, *, high_first: bool = False) -> NDArray[np.uint8]:
     """Return codes of four bits, two a byte, by their places in any order; the first of a byte in its low half."""
-    found: NDArray[np.uint8] = gathered(read, info, at // 2) >> _shifts(at, high_first) & np.uint8(15)
-    return found
+    codes: NDArray[np.uint8] = gathered(read, info, at // 2) >> _shifts(at, high_first) & np.uint8(15)
+    return codes
 
 
 def with_halves(
     read: Stored, info: TensorInfo, at: Indices, codes: NDArray[np.uint8], *, high_first: bool = False
 ) -> StoredEdit:
     """Return the edit of bytes that puts codes there, each place once; the other half of a byte stays."""
-    found, which = distinct(at // 2)
-    data, changes = read.entries(info, found), np.zeros(found.size, np.uint8)
+    pairs, which = distinct(at // 2)
+    data, changes = read.entries(info, pairs), np.zeros(pairs.size, np.uint8)
     shifts = _shifts(at, high_first)
     np.add.at(changes, which, ((data[which] >> shifts & np.uint8(15)) ^ codes) << shifts)
-    return StoredEdit(found, data ^ changes)
+    return StoredEdit(pairs, data ^ changes)
 
 
 def _shifts(at: Indices, high_first: bool) -> NDArray[np.uint8]:

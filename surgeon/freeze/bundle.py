@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.address import model_address
 from surgeon.checkpoint.hashing import sha256
-from surgeon.checkpoint.hub_downloads import fetch_snapshot
-from surgeon.checkpoint.hub_errors import hub_errors
+from surgeon.checkpoint.hub import fetch_snapshot, hub_errors
 from surgeon.checkpoint.plain_json import NotPlain, as_object, as_shape, as_size, as_text, read_object
-from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo, map_bytes, read_header, replacing, view
+from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo, map_bytes, read_header, view
 from surgeon.errors import CheckpointError, FreezeError, InputError, RegionError
-from surgeon.region.region import Mask, Region, encode_indices, encode_mask
+from surgeon.inside import replacing
+from surgeon.region.mask import Mask, encode_indices, encode_mask
+from surgeon.region.region import Region
 
 FOLDER = "freeze"
 MANIFEST = "manifest.json"

@@ -23,27 +23,28 @@ from typing import Any
 import yaml
 
 from surgeon import inside
+from surgeon.checkpoint.address import is_local, last_part, recipe_without_paths, without_paths
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import damaged
 from surgeon.checkpoint.hashing import file_hash, sha256
-from surgeon.checkpoint.local_paths import is_local, last_part, recipe_without_paths, without_paths
 from surgeon.errors import CheckpointError, InputError
 from surgeon.report.card import REBUILD, RESULTS, SourceCard, base_model
 from surgeon.report.published import published_manifest
 from surgeon.report.words import size
 from surgeon.visible import visible, visible_lines
-from surgeon.write.integrity import (
+from surgeon.write.marker import (
     CARD,
     FIGURES,
     MANIFEST,
+    MARKER,
     RECIPE,
     REGIONS,
+    Marker,
     is_made_anew,
-    read_object,
+    read_own,
     read_own_text,
     run_manifest,
 )
-from surgeon.write.marker import MARKER, Marker
 
 # By file of a source, the key under which older versions of transformers wrote the folder that it was loaded from.
 _SOURCE_FOLDER = {"config.json": "_name_or_path", "tokenizer_config.json": "name_or_path"}
@@ -150,7 +151,7 @@ def _without_source_folder(items: list[Item], marker: Marker) -> tuple[list[Item
     result = []
     for item in items:
         key = _SOURCE_FOLDER.get(item.path)
-        data = read_object(item.content) if key is not None and isinstance(item.content, Path) else {}
+        data = read_own(item.content) if key is not None and isinstance(item.content, Path) else {}
         if key is not None and is_local(str(data.get(key, ""))):
             del data[key]
             item = text_item(item.path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from surgeon import inside
+from surgeon.checkpoint.address import recipe_without_paths
 from surgeon.checkpoint.hashing import file_hash
-from surgeon.checkpoint.local_paths import recipe_without_paths
 from surgeon.checkpoint.sources import builtin_names
 from surgeon.errors import CheckpointError, InputError, RecipeError
 from surgeon.hub.parcel import Item, Parcel, text_item
@@ -27,7 +27,7 @@ from surgeon.report.card import base_model
 from surgeon.report.markup import markdown, markdown_code, quoted, yaml_text
 from surgeon.report.published import published_manifest
 from surgeon.report.words import count, percent, size
-from surgeon.write.integrity import CARD, MANIFEST, RECIPE, VARIANTS, outputs_of, read_object, read_own_text
+from surgeon.write.marker import CARD, MANIFEST, RECIPE, VARIANTS, outputs_of, read_own, read_own_text
 
 ENDING = ".patch.safetensors"
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,100}", re.ASCII)
@@ -48,7 +48,7 @@ def pack_patch(path: Path, address: str) -> Parcel:
     patch, run = Patch.load(path), path.resolve().parent.parent
     if not path.name.endswith(ENDING):
         raise InputError(f"{path}: name it NAME{ENDING}, so others see what it is")
-    manifest = read_object(run / MANIFEST)
+    manifest = read_own(run / MANIFEST)
     expected = outputs_of(manifest).get(f"{VARIANTS}/{path.name}")
     if expected is None:
         raise CheckpointError(

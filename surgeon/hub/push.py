@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgeon.checkpoint.hub_downloads import fetch_file
-from surgeon.checkpoint.hub_errors import explain, hub_errors
+from surgeon.checkpoint.hub import explain, fetch_file, hub_errors
 from surgeon.checkpoint.plain_json import NotPlain, as_object, read_object
 from surgeon.errors import EnvironmentFailure, InputError, present
 from surgeon.hub.parcel import Item, Parcel, pack
@@ -26,8 +25,7 @@ from surgeon.hub.patch_parcel import ENDING, pack_patch
 from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe
 from surgeon.report.entries import PushReport
-from surgeon.write.integrity import CARD, MANIFEST, RECIPE
-from surgeon.write.marker import MARKER
+from surgeon.write.marker import CARD, MANIFEST, MARKER, RECIPE
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi

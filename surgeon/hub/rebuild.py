@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,24 +17,33 @@ from surgeon.checkpoint.address import model_address
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash
 from surgeon.checkpoint.hashing import file_hash
-from surgeon.checkpoint.hub_downloads import fetch_snapshot
-from surgeon.checkpoint.hub_errors import hub_errors
+from surgeon.checkpoint.hub import fetch_snapshot, hub_errors
 from surgeon.checkpoint.sources import look_again
-from surgeon.checkpoint.storage import replacing
 from surgeon.errors import CheckpointError, InputError
 from surgeon.hub.parcel import region_path
+from surgeon.inside import replacing
 from surgeon.model.workplace import Workplace
 from surgeon.operations.edits import Surgery
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VariantSpec
 from surgeon.region.region import Region
 from surgeon.report.card import RESULTS, base_model
-from surgeon.write.integrity import CARD, FIGURES, MANIFEST, RECIPE, REGIONS, VARIANTS, outputs_of, read_object
-from surgeon.write.marker import MARKER, Marker
+from surgeon.write.marker import (
+    CARD,
+    FIGURES,
+    MANIFEST,
+    MARKER,
+    RECIPE,
+    REGIONS,
+    VARIANTS,
+    Marker,
+    outputs_of,
+    read_own,
+)
 from surgeon.write.output import output_lock
 from surgeon.write.patches import donor_hash
 from surgeon.write.shards import copy_small
-from surgeon.write.staging import Staged, Written, publish, stage_variant, write_freeze
+from surgeon.write.staging import Staged, Written, publish, stage_variant
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _DESCRIBED = (f"{REGIONS}/", f"{FIGURES}/", f"{RESULTS}/")
@@ -94,7 +102,7 @@ def rebuild(
             destination,
             Workplace("cpu", jobs),
             marker=marker,
-            complete=partial(write_freeze, checkpoint, held),
+            held=held,
             advance=advance,
         )
         _check(name, staged, hashes)
@@ -137,7 +145,7 @@ def _fetch(name: str) -> Path:
 
 def _hashes(folder: Path, name: str) -> dict[str, str]:
     """Return the SHA-256 of each file that was published, by the manifest."""
-    hashes = outputs_of(read_object(folder / MANIFEST))
+    hashes = outputs_of(read_own(folder / MANIFEST))
     if not any(_is_weight(path) for path in hashes):
         raise InputError(f"{name}: has no {MANIFEST} that names weights, so it was not published by `surgeon push`")
     return hashes

@@ -20,8 +20,8 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import Field
 
-from surgeon.checkpoint.storage import replacing
 from surgeon.errors import InputError
+from surgeon.inside import replacing
 from surgeon.measure.base import End, Measurement, Piece, Pieces, Seen, Subject, batched
 from surgeon.model.results import Figures, Quantity, Sums
 from surgeon.recipe.fields import Count

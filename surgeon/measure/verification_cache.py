@@ -16,8 +16,8 @@ from pydantic import TypeAdapter
 
 from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_versions, tokenizer_hashes
 from surgeon.checkpoint.hashing import sha256
-from surgeon.checkpoint.store import place, recall, remember
-from surgeon.model.precision import Precision
+from surgeon.checkpoint.store import path_of, recall, remember
+from surgeon.model.arithmetic import Precision
 from surgeon.model.results import CONTINUATIONS, PERPLEXITY, Continuation, Figures, Measure, Verification
 from surgeon.model.workplace import Workplace
 from surgeon.operations.edits import Surgery
@@ -62,7 +62,7 @@ def kept_path(
         device=workplace.device.partition(":")[0],
         libraries=library_versions(),
     )
-    return place("measures", fingerprint.key(), ".json")
+    return path_of("measures", fingerprint.key(), ".json")
 
 
 def _settings(spec: VerifySpec, kind: str) -> dict[str, Any] | None:

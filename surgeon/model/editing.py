@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.tensors import as_tensor
 from surgeon.checkpoint.ties import stored_copies
+from surgeon.checkpoint.torch_files import as_tensor
 from surgeon.errors import CheckpointError
 from surgeon.model import budgets
 from surgeon.model.model import LoadedModel
 from surgeon.operations import Operation
 from surgeon.operations.edits import Edit, Surgery
-from surgeon.region.region import Indices, Region
+from surgeon.region.mask import Indices
+from surgeon.region.region import Region
 
 
 @dataclass(frozen=True)

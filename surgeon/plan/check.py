@@ -16,11 +16,10 @@ from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.address import is_repository
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
-from surgeon.checkpoint.embeddings import is_position_table
 from surgeon.checkpoint.fingerprint import base_hashes
 from surgeon.checkpoint.naming import TOWERS
-from surgeon.checkpoint.plain_form import plain_dtypes
-from surgeon.checkpoint.quantized import codecs_of
+from surgeon.checkpoint.quantized import codecs_of, plain_dtypes
+from surgeon.checkpoint.ties import is_position_table
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, did_you_mean, shorten
 from surgeon.memory import require_room_for_torch
 from surgeon.operations import open_donor
@@ -83,7 +82,7 @@ def check_device(device: str) -> InputError | None:
     require_room_for_torch()
     import torch
 
-    from surgeon.model.repeatable import set_workspace
+    from surgeon.model.arithmetic import set_workspace
 
     if device.startswith("cuda"):
         set_workspace()

@@ -19,9 +19,9 @@ from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.coded import Coded
 from surgeon.checkpoint.config import of_text, whole_number
-from surgeon.checkpoint.plain_form import plain_bytes
-from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.quantized import written_bytes
 from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
+from surgeon.checkpoint.store import cache_folder
 from surgeon.model import budgets
 from surgeon.model.prospect import known_prospect
 from surgeon.operations import Operation
@@ -88,7 +88,7 @@ def shape_of(checkpoint: Checkpoint) -> Shape:
 def bytes_to_write(write: bool | Literal["patch"], checkpoint: Checkpoint, regions: Iterable[RegionPlan]) -> int:
     """Return the bytes of the whole checkpoint, or at most those of a patch; 0 if nothing is written."""
     if write != "patch" and write:
-        return plain_bytes(checkpoint) if checkpoint.written_plain else checkpoint.data_bytes
+        return written_bytes(checkpoint)
     if not write:
         return 0
     total = 0

@@ -12,7 +12,7 @@ from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.companions import companions
 from surgeon.checkpoint.naming import natural_key
-from surgeon.checkpoint.remarks import notes_on, remarks
+from surgeon.checkpoint.quantized import notes_on, remarks
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.measure.parts import parted

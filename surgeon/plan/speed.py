@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from surgeon.checkpoint.hashing import sha256
-from surgeon.checkpoint.store import place, recall, remember
+from surgeon.checkpoint.store import path_of, recall, remember
 from surgeon.plan.estimates import Shape
 
 _AFFINE = hasattr(os, "sched_getaffinity")
@@ -42,7 +42,7 @@ def tried_speed(shape: Shape, device: str) -> Speed:
     import torch
 
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-    path = place("speeds", sha256(repr((name, torch.__version__, hidden, wide)).encode()), ".json")
+    path = path_of("speeds", sha256(repr((name, torch.__version__, hidden, wide)).encode()), ".json")
     known = recall(path)
     if known is None:
         operations = 2 * _ROWS_ON_DEVICE * hidden * wide / _least(_on_device(hidden, wide, device), time.perf_counter)

@@ -41,7 +41,7 @@ def weight_patches(path: str | Path) -> Iterator[Any]:
     """
     import numpy as np
 
-    from surgeon.checkpoint.tensors import as_tensor
+    from surgeon.checkpoint.torch_files import as_tensor
 
     patch = Patch.load(path)
     make = _their_class()

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from surgeon.checkpoint.storage import replacing
+from surgeon.inside import replacing
 from surgeon.json_text import to_json
 from surgeon.measure.verdicts import VERDICTS, Audit, Change
 from surgeon.report.charts import amount, colour, finished, intervals, layer, named, rule_at, words

@@ -17,10 +17,9 @@ from typing import Any
 import yaml
 
 from surgeon.anatomy.scope import left_out, senses
-from surgeon.checkpoint.address import is_repository
-from surgeon.checkpoint.local_paths import last_part
-from surgeon.checkpoint.storage import replacing
+from surgeon.checkpoint.address import is_repository, last_part
 from surgeon.errors import RecipeError
+from surgeon.inside import replacing
 from surgeon.plan.plan import Plan
 from surgeon.recipe.plain_yaml import plain, read_yaml
 from surgeon.region.region import Region

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgeon.checkpoint.storage import replacing
 from surgeon.errors import InputError
+from surgeon.inside import replacing
 from surgeon.model.results import exponential
 from surgeon.report.charts import (
     BROKEN,

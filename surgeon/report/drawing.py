@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.checkpoint.hashing import sha256
-from surgeon.checkpoint.storage import replacing
-from surgeon.checkpoint.store import keep_value, place, value
+from surgeon.checkpoint.store import keep_value, path_of, value
+from surgeon.inside import replacing
 from surgeon.memory import require_room_for_figures
 from surgeon.report.charts import PALETTE, Spec
 from surgeon.report.markup import svg_id
@@ -74,7 +74,7 @@ def _kept(kind: str, source: str, make: Callable[[str], bytes]) -> bytes:
     seconds. Of the drawings the latest are kept.
     """
     made_by = f"{version('vl-convert-python')} {kind}\n{source}"
-    path = place("page", sha256(made_by.encode()), f".{kind}")
+    path = path_of("page", sha256(made_by.encode()), f".{kind}")
     held = value(path)
     if held is not None:
         return held

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from surgeon.checkpoint.storage import replacing
+from surgeon.inside import replacing
 from surgeon.report import regions, tables
 from surgeon.report.data import Report
 from surgeon.report.drawing import Figure, runtime, script_data, svg, write_pictures

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from surgeon.checkpoint.address import last_part, origin_without_path
 from surgeon.checkpoint.fingerprint import source_file_hashes
 from surgeon.checkpoint.hashing import file_hash
-from surgeon.checkpoint.local_paths import last_part, origin_without_path
 from surgeon.plan.plan import Plan
 from surgeon.plan.texts import needed_languages
 
@@ -41,7 +41,7 @@ def manifest(plan: Plan, outputs: Mapping[Path, str], report: Sequence[Path], de
     hold timings, do not, and are named apart from them.
     """
     checkpoint = plan.checkpoint
-    seeds = {name: seed for name, region in plan.regions.items() if (seed := region.seed) is not None}
+    seeds = {name: seed for name, region in plan.regions.items() if (seed := region.kind.drawn_with) is not None}
     texts = {language: plan.corpus.text(language) for language in sorted(needed_languages(plan))}
     return {
         "name": plan.recipe.name,

@@ -12,14 +12,14 @@ from typing import Any
 import yaml
 
 from surgeon import inside
-from surgeon.checkpoint.local_paths import last_part, origin_without_path, recipe_without_paths, without_paths
-from surgeon.checkpoint.storage import replacing
+from surgeon.checkpoint.address import last_part, origin_without_path, recipe_without_paths, without_paths
 from surgeon.errors import InputError
+from surgeon.inside import replacing
 from surgeon.report.data import Report
 from surgeon.report.html import write_page
 from surgeon.report.sentences import headline
 from surgeon.report.story import tell
-from surgeon.write.integrity import MANIFEST, RECIPE, read_object
+from surgeon.write.marker import MANIFEST, RECIPE, read_own
 
 
 def published(report: Report) -> Report:
@@ -69,7 +69,7 @@ def write_space(output: str | Path, folder: str | Path) -> list[Path]:
     report.save(target / "report.json")
     recipe = yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True)
     beside = {target / RECIPE: recipe}
-    if run := read_object(Path(os.path.expanduser(output)) / MANIFEST):
+    if run := read_own(Path(os.path.expanduser(output)) / MANIFEST):
         beside[target / MANIFEST] = json.dumps(published_manifest(run), indent=2, ensure_ascii=False) + "\n"
     name = re.sub(r"[^\w .-]+", " ", report.name).strip() or "report"
     text = f"""---

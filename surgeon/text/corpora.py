@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from surgeon.checkpoint.hashing import sha256
-from surgeon.checkpoint.hub_downloads import fetch_file
-from surgeon.checkpoint.hub_errors import hub_errors
+from surgeon.checkpoint.hub import fetch_file, hub_errors
 from surgeon.checkpoint.sources import ASSETS
 from surgeon.errors import EnvironmentFailure, InputError, did_you_mean
 from surgeon.foreign import dataset_rows

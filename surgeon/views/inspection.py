@@ -15,10 +15,8 @@ from rich.text import Text
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.scope import left_out, scope, unknown_kinds
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import Coded, parts_of
-from surgeon.checkpoint.logical import is_code
-from surgeon.checkpoint.quantized import quantization, unread_quantization
-from surgeon.checkpoint.remarks import notes_on
+from surgeon.checkpoint.coded import Coded, is_code, parts_of
+from surgeon.checkpoint.quantized import notes_on, quantization, unread_quantization
 from surgeon.checkpoint.sources import local_file, look_again
 from surgeon.checkpoint.storage import DTYPE_BITS
 from surgeon.errors import shorten

@@ -16,7 +16,7 @@ from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.store import cache_folder
 from surgeon.model.results import Continuation, Stopped
 from surgeon.report.data import Report
 from surgeon.report.entries import Expectation, Perplexity, PushReport

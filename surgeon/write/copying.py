@@ -5,6 +5,7 @@ Each shard is hashed while it is written, and flushed behind the next one's back
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,15 +15,16 @@ from threading import Event
 
 from surgeon import inside
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.storage import File, Header, flush, naming
+from surgeon.checkpoint.companions import companions
+from surgeon.checkpoint.hashing import file_stamp, sha256
+from surgeon.checkpoint.storage import File, Header
 from surgeon.errors import CheckpointError
+from surgeon.inside import flush
 from surgeon.model.workplace import Workplace
 from surgeon.operations import Operation
 from surgeon.operations.edits import Surgery
 from surgeon.region.region import Region
-from surgeon.write.companions import copy_companions
-from surgeon.write.plain_shards import copy_plain_shard
-from surgeon.write.shards import Copied, copy_shard
+from surgeon.write.shards import Copied, copy_plain_shard, copy_shard, copy_small
 
 Result = tuple[dict[str, Copied], tuple["Future[None]", ...]]
 _TOKEN = ".ranks"  # a file in the staged folder by which a rank finds out that it sees the same folder as rank 0
@@ -120,7 +122,7 @@ def _copy_shards(
         target = folder / header.path.name
         copy = copy_plain_shard if surgery.checkpoint.written_plain else copy_shard
         copied[header.path.name] = copy(surgery, header, by_file[header.path], target, stopping)
-        flushing.append(disk.submit(flush_file, target))
+        flushing.append(disk.submit(flush, target))
         advance(header.file_size)
 
     try:
@@ -144,7 +146,13 @@ def _side_by_side(job: Callable[[Header, Event], None], headers: Sequence[Header
             raise
 
 
-def flush_file(path: Path) -> None:
-    """Force a file to disk; an error names it."""
-    with naming(path):
-        flush(path)
+def copy_companions(checkpoint: Checkpoint, target: Path) -> dict[str, Copied]:
+    """Copy the companion files; returns what was copied, by path in the variant."""
+    copied, found = {}, companions(checkpoint)
+    for relative in found.kept:
+        copied[relative.as_posix()] = copy_small(checkpoint.folder / relative, target / relative)
+    for name, content in found.made.items():
+        with inside.create(target / name) as file:
+            file.write(content)
+            copied[name] = Copied(sha256(content), file_stamp(os.fstat(file.fileno())))
+    return copied

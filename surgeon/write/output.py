@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from surgeon import inside
-from surgeon.checkpoint.remembered import stored_hash
-from surgeon.checkpoint.storage import naming, remove_abandoned
+from surgeon.checkpoint.fingerprint import stored_hash
+from surgeon.checkpoint.hashing import file_hash
 from surgeon.errors import EnvironmentFailure, InputError
-from surgeon.locks import lock
-from surgeon.write.integrity import FIGURES, MANIFEST, REGIONS, SAMPLES, VARIANTS, read_object
-from surgeon.write.marker import MARKER
+from surgeon.inside import lock, naming, remove_abandoned, replacing
+from surgeon.model.results import Figures
+from surgeon.write.marker import FIGURES, MANIFEST, MARKER, REGIONS, SAMPLES, VARIANTS, read_own
 from surgeon.write.staging import old_folder, staging_folder
 
 LOCK = ".surgeon.lock"
@@ -104,7 +104,7 @@ def _refuse_others(output: Path, owner: str, there: Collection[str]) -> None:
 def _owner(output: Path) -> str | None:
     """Return the name of the recipe whose run the folder holds."""
     for name, key in ((LOCK, "recipe"), (MANIFEST, "name")):
-        found = read_object(output / name).get(key) if inside.is_plain_file(output, name) else None
+        found = read_own(output / name).get(key) if inside.is_plain_file(output, name) else None
         if isinstance(found, str):
             return found
     return None
@@ -160,3 +160,18 @@ def remove_old(
         else:
             old.append(f"{VARIANTS}/{path.name}")
     return old
+
+
+def write_samples(output: Path, found: Mapping[str, Mapping[str, Figures]]) -> dict[Path, str]:
+    """Write what figures, by variant and kind, have of them; returns the files with their SHA-256."""
+    files = {}
+    for variant, by_kind in found.items():
+        for kind, figures in by_kind.items():
+            if not figures.samples:
+                continue
+            path = output / SAMPLES / kind / f"{variant}.jsonl"
+            with replacing(path) as part, inside.create(part) as file:
+                for sample in figures.samples:
+                    file.write((json.dumps(sample, ensure_ascii=False) + "\n").encode())
+            files[path] = file_hash(path)
+    return files

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import identity, refuse_changed
+from surgeon.checkpoint.address import last_part, without_paths
+from surgeon.checkpoint.fingerprint import identity, refuse_changed, stored_hash
 from surgeon.checkpoint.hashing import file_hash
-from surgeon.checkpoint.local_paths import last_part, without_paths
-from surgeon.checkpoint.remembered import stored_hash
 from surgeon.checkpoint.sources import refuse_output_inside
 from surgeon.checkpoint.storage import TensorInfo
-from surgeon.operations import Operation, open_donor
+from surgeon.operations import open_donor
 from surgeon.operations.edits import Surgery, check_regions_fit
 from surgeon.plan.plan import Plan
 from surgeon.progress import Progress
 from surgeon.region.patch import Patch, write_patch
 from surgeon.region.region import Region
+from surgeon.write.shards import poke
 from surgeon.write.staging import Written
 
 _PIECE_ENTRIES = 1 << 20  # a few megabytes at a time, whatever the tensor's size
@@ -46,24 +44,18 @@ def write_as_patch(plan: Plan, variant: str, regions: Mapping[str, Region], prog
         "revision": checkpoint.source.revision,
         "recipe": plan.recipe.name,
         "variant": variant,
-        "operations": without_paths(_plain(operations)),
+        "operations": without_paths([item.model_dump(by_alias=True, exclude_none=True) for item in operations]),
     }
     path = plan.output / "variants" / f"{variant}.patch.safetensors"
-    total = sum(checkpoint.tensors[name].nbytes for name in Surgery(checkpoint, operations, regions).touched)
-    with progress.task(f"write {variant}", total) as advance:
-        return write_variant_patch(checkpoint, operations, regions, path, provenance=provenance, advance=advance)
+    surgery = Surgery(checkpoint, operations, regions)
+    with progress.task(f"write {variant}", sum(checkpoint.tensors[name].nbytes for name in surgery.touched)) as advance:
+        return write_variant_patch(surgery, path, provenance, advance)
 
 
 def write_variant_patch(
-    checkpoint: Checkpoint,
-    operations: Sequence[Operation],
-    regions: Mapping[str, Region],
-    path: Path,
-    *,
-    provenance: Mapping[str, Any],
-    advance: Callable[[int], None] = lambda count: None,
+    surgery: Surgery, path: Path, provenance: Mapping[str, Any], advance: Callable[[int], None] = lambda count: None
 ) -> Written:
-    """Write only what the operations change, as a patch file (see patch.py); reads only the touched tensors.
+    """Write only what operations change, as a patch file (see patch.py); reads only the touched tensors.
 
     `advance` is called with bytes done. Memory: one tensor at most, where the checkpoint is not on this disk.
 
@@ -72,17 +64,17 @@ def write_variant_patch(
         CheckpointError: the source changed meanwhile.
         RegionError: a region does not fit the checkpoint, or the operations change nothing.
     """
+    checkpoint, acted_on = surgery.checkpoint, []
     refuse_output_inside(path, checkpoint.source.path)
-    check_regions_fit(checkpoint, regions)
-    surgery, acted_on = Surgery(checkpoint, operations, regions), []
+    check_regions_fit(checkpoint, surgery.regions)
 
     def pieces(info: TensorInfo) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         edit = surgery.edit(info.name)
         acted_on.append(edit.indices.size)
-        for start, before in _pieces(checkpoint, info):
+        for start in range(0, info.numel, _PIECE_ENTRIES):
+            before = checkpoint.span(info, start, min(start + _PIECE_ENTRIES, info.numel))
             after = before.copy()
-            low, high = np.searchsorted(edit.indices, (start, start + before.size))
-            after[edit.indices[low:high] - start] = edit.values[low:high]
+            poke(after, start, edit)
             yield before, after
         advance(info.nbytes)
 
@@ -93,13 +85,3 @@ def write_variant_patch(
     infos = [checkpoint.tensors[name] for name in surgery.touched]
     write_patch(path, unchanged(), provenance)
     return Written(path, {path: file_hash(path)}, len(infos), sum(acted_on), reused=False)
-
-
-def _pieces(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield a tensor's entries piece by piece, each with the flat index of its first."""
-    for start in range(0, info.numel, _PIECE_ENTRIES):
-        yield start, checkpoint.span(info, start, min(start + _PIECE_ENTRIES, info.numel))
-
-
-def _plain(operations: Sequence[Operation]) -> list[dict[str, object]]:
-    return [operation.model_dump(by_alias=True, exclude_none=True) for operation in operations]

@@ -1,7 +1,8 @@
 """Copy and poke: bytes stream from a source file to its copy, edited entries are set on the way, hashes taken.
 
 Every byte that no edit touches stays as it is, header included, because it is never interpreted. The source is read,
-not mapped: one that becomes shorter meanwhile is an error and no fault.
+not mapped: one that becomes shorter meanwhile is an error and no fault. The plain copy of a quantized shard is decoded
+and poked a piece at a time.
 """
 
 from __future__ import annotations
@@ -9,24 +10,29 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surgeon import inside
-from surgeon.checkpoint.coded import StoredEdit, parts_of
+from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.coded import Coded, StoredEdit, parts_of
+from surgeon.checkpoint.fingerprint import FileDigest, hashes_of, known_hashes
 from surgeon.checkpoint.hashing import CHANGED, Stamp, file_stamp
-from surgeon.checkpoint.remembered import FileDigest, hashes_of, known_hashes
-from surgeon.checkpoint.storage import Header, TensorInfo, naming, on_disk
+from surgeon.checkpoint.quantized import plain_start, plain_tensors
+from surgeon.checkpoint.storage import Header, TensorInfo, on_disk, read_pieces
 from surgeon.errors import CheckpointError, EnvironmentFailure
-from surgeon.operations.edits import EditCount, Surgery
+from surgeon.inside import naming
+from surgeon.operations.edits import Edit, EditCount, Surgery
 
 _BUFFER_BYTES = 1 << 18  # stays in the processor's cache between reading, hashing, poking and writing
+_PIECE_BYTES = 1 << 20  # of a plain copy at a time, whatever the tensor's size
 _TO_DISK_EVERY = 1 << 25  # bytes: large enough for a disk at full speed, small enough to stop within a second
 # Errors by which the kernel says that it cannot copy between these two files itself.
 _NOT_SUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
@@ -186,3 +192,52 @@ def copy_small(source: Path, target: Path) -> Copied:
         if file_stamp(os.fstat(reader.fileno())) != before:
             raise CheckpointError(f"{source}: {CHANGED}")
     return Copied(digest.hexdigest(), stamp)
+
+
+def copy_plain_shard(surgery: Surgery, header: Header, names: Sequence[str], target: Path, stopping: Event) -> Copied:
+    """Write the plain copy of one shard with the edits of the named tensors.
+
+    Memory: one piece, and the indices and values of one tensor's edit.
+
+    Raises:
+        CheckpointError: the source changed meanwhile, or a scale is none.
+        EnvironmentFailure: `stopping` was set.
+    """
+    checkpoint, edited = surgery.checkpoint, frozenset(names)
+    digest, entries, edits = hashlib.sha256(), 0, EditCount()
+    with naming(target), inside.create(target) as writer:
+
+        def put(data: NDArray[np.uint8]) -> None:
+            if stopping.is_set():
+                raise EnvironmentFailure("stopped, since something else failed")
+            digest.update(data.data)
+            write_fully(writer, data)
+
+        put(np.frombuffer(plain_start(checkpoint, header), np.uint8))
+        for info in plain_tensors(checkpoint, header):
+            edit = surgery.edit(info.name) if info.name in edited else None
+            if edit is not None:
+                entries += edit.entries
+                edits += edit.count() if info.name in surgery.counted else EditCount()
+            for piece in _pieces(checkpoint, info, edit):
+                put(piece)
+        return Copied(digest.hexdigest(), file_stamp(os.fstat(writer.fileno())), entries, edits)
+
+
+def _pieces(checkpoint: Checkpoint, info: TensorInfo, edit: Edit | None) -> Iterator[NDArray[np.uint8]]:
+    """Yield the bytes of a logical tensor, edited."""
+    if not isinstance(info, Coded) and edit is None:
+        yield from read_pieces(info, _PIECE_BYTES)
+        return
+    step = info.codec.piece(info) if isinstance(info, Coded) else _PIECE_BYTES
+    for start in range(0, info.numel, step):
+        values: NDArray[Any] = checkpoint.span(info, start, min(start + step, info.numel))
+        if edit is not None:
+            poke(values, start, edit)
+        yield np.ascontiguousarray(values).view(np.uint8)
+
+
+def poke(values: NDArray[Any], start: int, edit: Edit) -> None:
+    """Set those entries of a tensor that an edit changes; `values` are the entries from flat index `start` on."""
+    low, high = np.searchsorted(edit.indices, (start, start + values.size))
+    values[edit.indices[low:high] - start] = edit.values[low:high]

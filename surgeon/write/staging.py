@@ -9,38 +9,31 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from surgeon import inside
+from surgeon.checkpoint.address import last_part
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.companions import check_companions, companions
-from surgeon.checkpoint.fingerprint import content_hash, file_hashes, refuse_changed
+from surgeon.checkpoint.fingerprint import content_hash, refuse_changed, remember_file, stored_hash
 from surgeon.checkpoint.hashing import Stamp, file_hash, file_stamp, sha256
-from surgeon.checkpoint.local_paths import last_part
-from surgeon.checkpoint.plain_form import plain_bytes, plain_start, tensors_of
-from surgeon.checkpoint.quantized import codecs_of, refuse_quantized
-from surgeon.checkpoint.remembered import remember_file
+from surgeon.checkpoint.quantized import codecs_of, plain_start, refuse_quantized, written_bytes
 from surgeon.checkpoint.sources import refuse_output_inside
-from surgeon.checkpoint.storage import Header, TensorInfo, naming, on_disk, replacing
+from surgeon.checkpoint.storage import Header, on_disk
 from surgeon.errors import EnvironmentFailure, InputError
 from surgeon.freeze.bundle import FOLDER as FREEZE_FOLDER
 from surgeon.freeze.bundle import write_bundle
+from surgeon.inside import flush, naming, replacing
 from surgeon.model.workplace import Workplace
 from surgeon.operations import Operation
 from surgeon.operations.edits import EditCount, Surgery, check_regions_fit
 from surgeon.region.region import Region
-from surgeon.write.copying import copy_all, flush_file
-from surgeon.write.integrity import CARD, FIGURES
-from surgeon.write.marker import MARKER, MarkedModel, Marker
+from surgeon.write.copying import copy_all
+from surgeon.write.marker import CARD, FIGURES, MARKER, MarkedModel, Marker
 from surgeon.write.shards import Copied
-
-Completion = Callable[[Path, Marker], None]
 
 
 @dataclass(frozen=True)
@@ -126,9 +119,8 @@ def write_variant(
         RegionError: a region does not fit the checkpoint.
         EnvironmentFailure: not enough disk.
     """
-    folder = Path(os.path.expanduser(destination))
-    place = Workplace("cpu", jobs)
-    staged = stage_variant(Surgery(checkpoint, operations, regions), folder, place, marker=marker, advance=advance)
+    folder, surgery = Path(os.path.expanduser(destination)), Surgery(checkpoint, operations, regions)
+    staged = stage_variant(surgery, folder, Workplace("cpu", jobs), marker=marker, advance=advance)
     if card is not None:
         with replacing(staged.folder / CARD) as part:
             part.write_text(card, encoding="utf-8")
@@ -141,13 +133,13 @@ def stage_variant(
     place: Workplace,
     *,
     marker: Marker | None = None,
-    complete: Completion = lambda folder, marker: None,
+    held: Region | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Staged:
     """Do all of `write_variant` but the last step, `publish`, or find it done; all of a team write.
 
-    `complete` may add files to the staged folder once its weights are written; they become part of the marker. A
-    marker without the hash of the source's content gets it here, where the source is read anyway.
+    `held` is what trainers shall keep, or alone change: it comes along as a freeze bundle. A marker without the hash of
+    the source's content gets it here, where the source is read anyway.
     """
     checkpoint, jobs = surgery.checkpoint, place.jobs
     refuse_output_inside(destination, checkpoint.source.path)
@@ -155,17 +147,18 @@ def stage_variant(
     check_companions(checkpoint)
     check_regions_fit(checkpoint, surgery.regions)
     _refuse_foreign(destination)
-    found = _finished(checkpoint, destination, marker, jobs) if marker is not None else None
-    if found is not None:
+    earlier = _finished(checkpoint, destination, marker, jobs) if marker is not None else None
+    if earlier is not None:
         advance(checkpoint.data_bytes)
-        return found
+        return earlier
     folder = staging_folder(destination)
     inside.new_folder(folder)
     try:
         _require_space(destination, checkpoint)
         copied, flushing = copy_all(surgery, folder, place, advance)
         marker = _with_content(marker or _plain_marker(surgery, destination.name), checkpoint, jobs)
-        complete(folder, marker)
+        if held is not None:
+            _write_freeze(checkpoint, held, folder, marker)
         marker = _filled(marker, folder, copied, len(surgery.touched))
         with naming(folder / MARKER), inside.create(folder / MARKER) as file:
             file.write(marker.text().encode("utf-8"))
@@ -184,13 +177,14 @@ def _filled(marker: Marker, folder: Path, copied: Mapping[str, Copied], tensors:
         if name not in files and name not in (MARKER, CARD):
             files[name] = file_hash(path)
     counts = [copied[name] for name in sorted(copied)]  # in one order, whichever file was finished first
-    found = {
-        "tensors": tensors,
-        "entries": sum(item.entries for item in counts),
-        "edits": sum((item.edits for item in counts), EditCount()),
-        "files": dict(sorted(files.items())),
-    }
-    return marker.model_copy(update=found)
+    return marker.model_copy(
+        update={
+            "tensors": tensors,
+            "entries": sum(item.entries for item in counts),
+            "edits": sum((item.edits for item in counts), EditCount()),
+            "files": dict(sorted(files.items())),
+        }
+    )
 
 
 def _plain_marker(surgery: Surgery, name: str) -> Marker:
@@ -225,49 +219,40 @@ def _finished(checkpoint: Checkpoint, destination: Path, marker: Marker, jobs: i
         if not inside.is_folder(folder) or not inside.is_plain_file(folder, MARKER):
             continue
         try:
-            found = Marker.read(folder)
+            earlier = Marker.read(folder)
         except InputError:  # damaged, so it is made again
             continue
         wanted = _with_content(marker, checkpoint, jobs)
-        if found.matches(wanted) and found.intact(folder, jobs) and _has_form_of(checkpoint, folder, found, jobs):
-            return Staged(checkpoint, folder, destination, found.model_copy(update={"recipe": marker.recipe}))
+        if earlier.matches(wanted) and earlier.intact(folder, jobs) and _has_form_of(checkpoint, folder, earlier):
+            return Staged(checkpoint, folder, destination, earlier.model_copy(update={"recipe": marker.recipe}))
     return None
 
 
-def _has_form_of(checkpoint: Checkpoint, folder: Path, marker: Marker, jobs: int) -> bool:
+def _has_form_of(checkpoint: Checkpoint, folder: Path, marker: Marker) -> bool:
     """True if what is beside the tensors is that of the source as it is now: companions, shards, their headers."""
-    wanted = companions(checkpoint)
-    beside = {path.as_posix(): checkpoint.folder / path for path in wanted.kept}
-    hashes = file_hashes(beside.values(), jobs)
-    made = {name: sha256(content) for name, content in wanted.made.items()}
-    sizes = {header.path.name: header.data_start for header in checkpoint.headers}
-    others = {name: digest for name, digest in marker.files.items() if name not in sizes}
-    if {name: digest for name, digest in others.items() if not name.startswith(f"{FREEZE_FOLDER}/")} != {
-        **{name: hashes[path] for name, path in beside.items()},
-        **made,
-    }:
+    beside = companions(checkpoint)
+    expected = {path.as_posix(): stored_hash(checkpoint.folder / path) for path in beside.kept}
+    expected |= {name: sha256(content) for name, content in beside.made.items()}
+    weights = {header.path.name for header in checkpoint.headers}
+    own = {name: digest for name, digest in marker.files.items() if not name.startswith(f"{FREEZE_FOLDER}/")}
+    if own.keys() != expected.keys() | weights or any(own[name] != digest for name, digest in expected.items()):
         return False
-    return len(others) + len(sizes) == len(marker.files) and all(
-        _start(folder / header.path.name, len(start)) == start
-        for header, start in ((header, _start_of(checkpoint, header)) for header in checkpoint.headers)
-    )
+    return all(_begins_alike(checkpoint, header, folder) for header in checkpoint.headers)
 
 
-def _start_of(checkpoint: Checkpoint, header: Header) -> bytes:
-    """Return how a variant's file begins: as the source's, or with the header of its plain copy."""
+def _begins_alike(checkpoint: Checkpoint, header: Header, folder: Path) -> bool:
+    """True if a variant's file begins as the source's does, or with the header of its plain copy."""
     if checkpoint.written_plain:
-        return plain_start(header, tensors_of(checkpoint, header))
-    return _start(on_disk(header.path), header.data_start)
-
-
-def _start(path: Path, count: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(count)
+        start = plain_start(checkpoint, header)
+    else:
+        with on_disk(header.path).open("rb") as source:
+            start = source.read(header.data_start)
+    with (folder / header.path.name).open("rb") as file:
+        return file.read(len(start)) == start
 
 
 def _require_space(destination: Path, checkpoint: Checkpoint) -> None:
-    free = shutil.disk_usage(destination.parent).free
-    needed = plain_bytes(checkpoint) if checkpoint.written_plain else checkpoint.data_bytes
+    free, needed = shutil.disk_usage(destination.parent).free, written_bytes(checkpoint)
     if free < needed:
         raise EnvironmentFailure(
             f"{destination}: {free:,} bytes free, but the variant needs {needed:,}; make room or choose "
@@ -285,27 +270,23 @@ def publish(staged: Staged) -> Written:
         future.result()
     for path in sorted(staged.folder.rglob("*")):  # what is on disk already costs nothing
         if inside.is_folder(path) or inside.is_plain_file(path.parent, path.name):
-            flush_file(path)
-    flush_file(staged.folder)
+            flush(path)
+    flush(staged.folder)
     refuse_changed(staged.checkpoint)
     if not staged.reused:
         _rename(staged.folder, staged.destination)
-    place = staged.destination
+    destination, hashes = staged.destination, staged.marker.files
     for name, stamp in staged.stamps.items():
-        if file_stamp((place / name).stat()) == stamp:
-            remember_file(stamp, staged.marker.files[name])
-    files = {path: staged.marker.files.get(path.relative_to(place).as_posix()) for path in _published(staged)}
-    hashes = {path: digest if digest is not None else file_hash(path) for path, digest in files.items()}
-    return Written(place, hashes, staged.marker.tensors, staged.marker.entries, staged.reused)
-
-
-def _published(staged: Staged) -> Iterator[Path]:
-    """Yield the files of a published variant that are surgeon's: those of its marker, its card and its figures."""
-    figures = (path for path in files_below(staged.destination / FIGURES) if not path.name.startswith("."))
-    own = [CARD, MARKER, *(path.relative_to(staged.destination).as_posix() for path in figures)]
-    for name in sorted({*staged.marker.files, *own}):
-        if inside.is_plain_file(staged.destination, name):
-            yield staged.destination / name
+        if file_stamp((destination / name).stat()) == stamp:
+            remember_file(stamp, hashes[name])
+    figures = (path for path in files_below(destination / FIGURES) if not path.name.startswith("."))
+    names = {*hashes, CARD, MARKER, *(path.relative_to(destination).as_posix() for path in figures)}
+    files = {
+        destination / name: hashes.get(name) or file_hash(destination / name)
+        for name in sorted(names)
+        if inside.is_plain_file(destination, name)
+    }
+    return Written(destination, files, staged.marker.tensors, staged.marker.entries, staged.reused)
 
 
 def _rename(folder: Path, destination: Path) -> None:
@@ -314,33 +295,27 @@ def _rename(folder: Path, destination: Path) -> None:
     if destination.exists():
         inside.rename(destination, old)
     inside.rename(folder, destination)
-    flush_file(destination.parent)
+    flush(destination.parent)
     inside.remove_folder(old)
 
 
-def write_freeze(checkpoint: Checkpoint, region: Region | None, stage: Path, marker: Marker) -> None:
-    """Write `freeze/` beside staged weights, if there is a region that trainers shall keep, or alone change."""
-    if region is None:
-        return
+def _write_freeze(checkpoint: Checkpoint, region: Region, stage: Path, marker: Marker) -> None:
+    """Write `freeze/` beside staged weights."""
     from surgeon.model.model import model_places
 
-    model = marker.model
-    base = {"name": last_part(model.source), "revision": model.revision, "content_sha256": model.content_sha256}
+    model, decoded = marker.model, None
+    if codecs_of(checkpoint) and not checkpoint.written_plain:
+        variant = Checkpoint.open(stage)
+        decoded = variant.tensors, variant.array
     write_bundle(
         stage,
         region,
-        base=base,
+        base={"name": last_part(model.source), "revision": model.revision, "content_sha256": model.content_sha256},
         ties=checkpoint.ties,
         places=model_places(checkpoint),
         train_only=marker.train_only is not None,
-        logical=_decoded(stage) if codecs_of(checkpoint) and not checkpoint.written_plain else None,
+        logical=decoded,
     )
-
-
-def _decoded(folder: Path) -> tuple[Mapping[str, TensorInfo], Callable[[str], NDArray[Any]]]:
-    """Return the tensors that a quantized variant decodes to, and what decodes one."""
-    variant = Checkpoint.open(folder)
-    return variant.tensors, variant.array
 
 
 def files_below(folder: Path) -> tuple[Path, ...]:

@@ -17,7 +17,7 @@ from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.scope import left_out, scope
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import Place
-from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.store import cache_folder
 from surgeon.errors import RecipeError
 
 SMALL = {

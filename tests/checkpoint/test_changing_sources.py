@@ -14,8 +14,7 @@ from conftest import ModelMaker, with_pictures
 from forking import run_forked
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.opened import OpenFile
-from surgeon.checkpoint.storage import read_header, read_pieces
+from surgeon.checkpoint.storage import OpenFile, read_header, read_pieces
 from surgeon.errors import CheckpointError
 
 RECIPE = """\

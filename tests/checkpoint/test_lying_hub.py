@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hub_server import TOKEN, LoopbackHub
 
-from surgeon.checkpoint import hub_answers
+from surgeon.checkpoint import hub
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.sources import local_file
 from surgeon.errors import EnvironmentFailure, SurgeonError
@@ -105,7 +105,7 @@ def test_names_lead_nowhere_out_of_the_cache(
 
 
 def test_a_body_that_drips_is_given_up(model: str, hub_here: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_answers, "PATIENCE", 0.4)
+    monkeypatch.setattr(hub, "PATIENCE", 0.4)
     checkpoint = Checkpoint.open(model)
     name = next(iter(checkpoint.tensors))
     for path, read in (
@@ -166,13 +166,13 @@ def test_what_was_compressed_although_not_asked_for(model: str, hub_here: Loopba
 
 
 def test_a_list_that_is_too_long(model: str, hub_here: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_answers, "_LONGEST_API", 1000)
+    monkeypatch.setattr(hub, "_LONGEST_API", 1000)
     hub_here.fail("GET", "^/api/models", content=b" " * 2000 + b"{}", times=float("inf"))
     assert "longer than 1,000 bytes" in failure(lambda: Checkpoint.open(model))
 
 
 def test_an_error_of_ours_is_not_blamed_on_the_hub() -> None:
-    from surgeon.checkpoint.hub_errors import hub_errors
+    from surgeon.checkpoint.hub import hub_errors
 
     with pytest.raises(KeyError), hub_errors("hf://org/model"):
         {}["ours"]

@@ -11,14 +11,20 @@ from pathlib import Path
 import pytest
 from conftest import ModelMaker
 
-import surgeon.checkpoint.remembered as remembered
+import surgeon.checkpoint.fingerprint as remembered
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import content_hash, source_file_hashes, tensor_hashes
+from surgeon.checkpoint.fingerprint import (
+    content_hash,
+    is_sealed,
+    known_hashes,
+    seal,
+    source_file_hashes,
+    stored_hash,
+    tensor_hashes,
+)
 from surgeon.checkpoint.hashing import file_hash
-from surgeon.checkpoint.remembered import known_hashes, stored_hash
-from surgeon.checkpoint.sealed import is_sealed, seal
-from surgeon.checkpoint.sources import cache_folder
 from surgeon.checkpoint.storage import allocate_file, map_bytes
+from surgeon.checkpoint.store import cache_folder
 
 
 def settle() -> None:

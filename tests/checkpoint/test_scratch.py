@@ -13,20 +13,20 @@ import pytest
 from forking import program_forked
 
 import surgeon
-from surgeon.checkpoint.scratch import named_scratch, own_scratch, reclaim_cache
-from surgeon.scores.pass_scratch import scratch_folder
+from surgeon.checkpoint.store import named_scratch, own_scratch, reclaim_cache
+from surgeon.scores.score_pass import scratch_folder
 
 RecipeMaker = Callable[..., Path]
 SCORES = """
 import os, signal, sys
-from surgeon.scoring import scoring
+from surgeon import scoring
 scoring.publish_sealed = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 import surgeon.api
 surgeon.api.score(sys.argv[1])
 """
 HOLDS = """
 import sys
-from surgeon.checkpoint.scratch import named_scratch, own_scratch
+from surgeon.checkpoint.store import named_scratch, own_scratch
 with own_scratch() as own, named_scratch("key") as named:
     for folder in (own, named):
         (folder / "hidden.bin").write_bytes(b"states")

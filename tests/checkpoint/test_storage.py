@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from surgeon.checkpoint.storage import (
     view,
     write_stream,
 )
-from surgeon.checkpoint.tensors import as_tensor, to_numpy
+from surgeon.checkpoint.torch_files import as_tensor, to_numpy
 from surgeon.errors import CheckpointError
+from surgeon.inside import replacing
 
 TORCH_DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
@@ -174,8 +176,8 @@ def test_pieces_that_arrive_make_aligned_tensors(tmp_path: Path) -> None:
 def test_what_is_being_written_bears_a_name_of_its_own_whatever_the_processs_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage.os, "getpid", lambda: 7)  # as in two containers that share a cache
-    with storage.replacing(tmp_path / "kept") as one, storage.replacing(tmp_path / "kept") as other:
+    monkeypatch.setattr(os, "getpid", lambda: 7)  # as in two containers that share a cache
+    with replacing(tmp_path / "kept") as one, replacing(tmp_path / "kept") as other:
         assert one != other
         one.write_text("one")
         other.write_text("other")
@@ -185,7 +187,7 @@ def test_what_is_being_written_bears_a_name_of_its_own_whatever_the_processs_num
 
 def test_an_error_of_the_system_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
     def full() -> None:
-        with storage.replacing(tmp_path / "kept"):
+        with replacing(tmp_path / "kept"):
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match=r"No space left on device: '.*kept'"):

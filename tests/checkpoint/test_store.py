@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 import surgeon
 from surgeon.checkpoint import store
-from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.store import cache_folder
 from surgeon.cli import app
 
 KEY = "0123456789abcdef" * 4
 
 
 def test_a_value_is_found_as_it_was_kept_and_not_when_a_bit_has_changed() -> None:
-    path = store.place("page", KEY, ".svg")
+    path = store.path_of("page", KEY, ".svg")
     assert store.value(path) is None
     store.keep_value(path, b"<svg/>")
     assert store.value(path) == b"<svg/>"
@@ -33,7 +33,7 @@ def test_a_value_is_found_as_it_was_kept_and_not_when_a_bit_has_changed() -> Non
 
 
 def test_plain_data_keeps_infinities_and_names_of_any_text() -> None:
-    path = store.place("measures", KEY, ".json")
+    path = store.path_of("measures", KEY, ".json")
     store.remember(path, {"nll": math.inf, "größe": [1.5, "\u202e"]})
     assert store.recall(path) == {"nll": math.inf, "größe": [1.5, "\u202e"]}
     assert store.recall(path, longest=10) is None
@@ -66,7 +66,7 @@ def test_what_is_kept_is_listed_shelf_by_shelf_and_cleared(recipe, tmp_path: Pat
 
 
 def test_clearing_leaves_what_a_run_holds(tmp_path: Path) -> None:
-    from surgeon.checkpoint.scratch import named_scratch
+    from surgeon.checkpoint.store import named_scratch
 
     with named_scratch("abc") as held:
         assert held is not None

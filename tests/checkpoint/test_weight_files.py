@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.remarks import remarks
+from surgeon.checkpoint.quantized import remarks
 from surgeon.checkpoint.weight_files import INDEX_NAME, SINGLE_NAME
 from surgeon.errors import CheckpointError
 from surgeon.views.inspection import look_at

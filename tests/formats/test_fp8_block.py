@@ -12,7 +12,7 @@ from quantizing import BLOCK, fp8, stored, written
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.coded import Coded
-from surgeon.checkpoint.tensors import as_tensor
+from surgeon.checkpoint.torch_files import as_tensor
 from surgeon.errors import CheckpointError, InputError
 
 NAME = "model.layers.1.mlp.down_proj.weight"

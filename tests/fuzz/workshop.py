@@ -24,9 +24,10 @@ from surgeon.hub.rebuild import rebuild
 from surgeon.plan.summary import summarize
 from surgeon.progress import Progress
 from surgeon.recipe.reading import load_recipe
-from surgeon.region.importers import load_masks, load_neurons
 from surgeon.region.patch import Patch
 from surgeon.region.region import Region
+from surgeon.regions.file import load_masks
+from surgeon.regions.neurons import load_neurons
 from surgeon.report.card import SourceCard
 from surgeon.report.manifest import differences
 from surgeon.text.corpora import Corpus, FileLocation
@@ -35,8 +36,7 @@ from surgeon.views.differences import diff_data, diff_view, overlap_data, overla
 from surgeon.views.planned import plan_view
 from surgeon.views.terminal import told
 from surgeon.visible import visible
-from surgeon.write.integrity import check_written, is_output, outputs_of, read_object
-from surgeon.write.marker import MARKER, MarkedModel, Marker
+from surgeon.write.marker import MARKER, MarkedModel, Marker, check_written, is_output, outputs_of, read_own
 
 
 class Workshop:
@@ -236,7 +236,7 @@ class Workshop:
         }  # fmt: skip
 
         def act() -> None:
-            found = read_object(folder / "manifest.json")
+            found = read_own(folder / "manifest.json")
             outputs_of(found)
             for line in differences(found, good):
                 show(told(line))

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, snapshot_download
 from pushing import apply_recipe, files_of, send
 
 import surgeon
-from surgeon.checkpoint.hub_errors import explain
+from surgeon.checkpoint.hub import explain
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError
 from surgeon.hub.parcel import pack
 

@@ -23,6 +23,7 @@ from surgeon.errors import CheckpointError, InputError
 from surgeon.hub.patch_parcel import pack_patch
 from surgeon.hub.push import Target, push
 from surgeon.operations import Zero
+from surgeon.operations.edits import Surgery
 from surgeon.region.region import Region
 from surgeon.visible import visible
 from surgeon.write.patches import write_variant_patch
@@ -155,7 +156,7 @@ def test_what_nobody_could_use_or_check_is_not_sent(patch: Path, llama: Path, tm
     local = tmp_path / "out" / "variants" / "cut.patch.safetensors"
     local.parent.mkdir(parents=True)
     model, some = Checkpoint.open(llama), Region.from_masks({"model.norm.weight": np.ones(32, np.bool_)})
-    write_variant_patch(model, [Zero(zero="some")], {"some": some}, local, provenance={"model": str(llama)})
+    write_variant_patch(Surgery(model, [Zero(zero="some")], {"some": some}), local, {"model": str(llama)})
     manifest = {"outputs": {"variants/cut.patch.safetensors": file_hash(local)}}
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     (tmp_path / "out" / "recipe.yaml").write_text("", encoding="utf-8")

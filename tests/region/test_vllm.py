@@ -16,6 +16,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.diff.comparison import compare
 from surgeon.errors import RegionError
 from surgeon.operations import Scale
+from surgeon.operations.edits import Surgery
 from surgeon.region.region import Region
 from surgeon.region.vllm import WeightPatch, _their_class, weight_patches
 from surgeon.write.patches import write_variant_patch
@@ -52,7 +53,7 @@ def test_the_patched_weights_are_the_variant_s(dtype: str, make_model: Callable[
     names = [f"model.layers.{layer}.{part}.weight" for layer in (0, 1) for part in ("mlp.up_proj", "input_layernorm")]
     region = Region.from_masks({name: generator.random(checkpoint.info(name).shape) < 0.3 for name in names})
     operations, regions = [Scale(scale="some", by=-2.0)], {"some": region}
-    written = write_variant_patch(checkpoint, operations, regions, tmp_path / "p.patch.safetensors", provenance={})
+    written = write_variant_patch(Surgery(checkpoint, operations, regions), tmp_path / "p.patch.safetensors", {})
     variant = write_variant(checkpoint, operations, regions, tmp_path / "variant")
     weights = load_file(checkpoint.folder / "model.safetensors")
     load_as_vllm_does(weights, list(weight_patches(str(written.path))))

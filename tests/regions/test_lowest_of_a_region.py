@@ -12,7 +12,7 @@ from safetensors import safe_open
 import surgeon
 from surgeon.api import plan_recipe
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.store import cache_folder
 from surgeon.errors import RecipeError
 from surgeon.plan.estimates import stores
 from surgeon.region.region import Region

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import surgeon
 from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.sources import cache_folder
+from surgeon.checkpoint.store import cache_folder
 from surgeon.errors import InputError
 from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model

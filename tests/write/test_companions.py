@@ -13,7 +13,7 @@ import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.companions import companions, is_tokenizers
 from surgeon.errors import CheckpointError
-from surgeon.write.companions import copy_companions
+from surgeon.write.copying import copy_companions
 
 SENTENCEPIECE = b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02"
 WANTED = [

@@ -249,7 +249,7 @@ def test_files_of_an_output_folder_are_changed_in_one_place() -> None:
             said = [str(a.value) for a in node.args if isinstance(a, ast.Constant)]
             opens = what == "open" and any(set("wax+") & set(mode) for mode in said)
             changes = what in CHANGING or opens or (whose == "os" and what in ("replace", "remove", "link", "symlink"))
-            staged = whose in ("part", "staged") and what.startswith("write_")  # inside `storage.replacing`
+            staged = whose in ("part", "staged") and what.startswith("write_")  # inside `replacing`
             if changes and whose != "inside" and not staged and f"{whose}.{what}" not in ELSEWHERE:
                 found.append(f"{path.name}:{node.lineno}: {whose}.{what}")
     assert found == []

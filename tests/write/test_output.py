@@ -138,7 +138,8 @@ WRITES = """
 import sys
 from pathlib import Path
 from numpy import zeros
-from surgeon.checkpoint.storage import replacing, write_stream
+from surgeon.checkpoint.storage import write_stream
+from surgeon.inside import replacing
 def pieces():
     yield "a", "U8", zeros(3, "u1")
     print(1, flush=True)

@@ -9,9 +9,8 @@ import pytest
 
 import surgeon
 from surgeon.api import check_files
+from surgeon.checkpoint.fingerprint import is_sealed, remember_file, seal, stored_hash
 from surgeon.checkpoint.hashing import file_hash, file_stamp, is_settled, sha256
-from surgeon.checkpoint.remembered import remember_file, stored_hash
-from surgeon.checkpoint.sealed import is_sealed, seal
 from surgeon.errors import CheckpointError
 from surgeon.hub.parcel import pack
 

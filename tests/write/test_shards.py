@@ -13,7 +13,7 @@ import pytest
 from conftest import ModelMaker
 from test_staging import ZERO, random_region
 
-import surgeon.checkpoint.remembered as remembered
+import surgeon.checkpoint.fingerprint as remembered
 import surgeon.write.shards as shards
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import source_file_hashes, tensor_hashes
