@@ -45,6 +45,12 @@ def with_pictures(cache: Path) -> Path:
     return cache
 
 
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scores are kept by content, so runs on the builtin model that score alike score once."""
+    return with_pictures(tmp_path_factory.mktemp("shared-cache"))
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, _session_cache: Path) -> None:
     """No test reads or fills the user's cache, and none reaches the network."""

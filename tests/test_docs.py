@@ -156,10 +156,12 @@ def test_what_a_page_says_runs(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     hub_here: LoopbackHub,
+    shared_cache: Path,
 ) -> None:
     """Every command and every piece of Python of a page, in order, on the builtin model and a Hub on loopback."""
     monkeypatch.chdir(tmp_path)
-    if path.name not in DRAWN:  # what others keep was not drawn
+    monkeypatch.setenv("SURGEON_CACHE", str(shared_cache))
+    if path.name not in DRAWN:
         monkeypatch.setenv("SURGEON_CACHE", str(tmp_path_factory.getbasetemp() / "scores-of-the-pages"))
         draw_nothing(monkeypatch)
     prepare(tmp_path)
@@ -221,10 +223,11 @@ def test_the_pieces_of_recipes_on_sweeps_can_be_planned(tmp_path: Path) -> None:
         assert set(made.file.sweeps) == {name for name, value in merged["variants"].items() if "sweep" in value}
 
 
-def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path) -> None:
     """All code cells in order; what a cell ends with can be shown, and the outputs kept in the file are small."""
     path = ROOT / "examples" / "first_look.ipynb"
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SURGEON_CACHE", str(shared_cache))
     names: dict[str, Any] = {}
     cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     for cell in cells:
