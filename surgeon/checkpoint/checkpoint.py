@@ -81,11 +81,10 @@ class Checkpoint:
         """
         if not isinstance(source, Source):
             source = locate(str(source))
-        folder = source.path.parent if source.path.is_file() else source.path
-        config = read_config(folder)
-        found = find_weights(source, config)
+        config = read_config(source.folder)
+        weights = find_weights(source, config)
         with ThreadPoolExecutor(_HEADERS_AT_ONCE if source.remote else 1) as pool:
-            headers = tuple(pool.map(read_header, found.files))
+            headers = tuple(pool.map(read_header, weights.files))
         stored: dict[str, TensorInfo] = {}
         for header in headers:
             for name, info in header.tensors.items():
@@ -94,10 +93,9 @@ class Checkpoint:
                         f"tensor '{name}' is in both {stored[name].path} and {info.path}; keep it in one of them"
                     )
                 stored[name] = info
-        beside = [folder / name for name in found.left_out if name.endswith(".safetensors") and name[0] != "."]
-        notes = check_index(found, stored, config, [path for path in beside if path.is_file()])
-        tensors = logical_tensors(config, folder, stored)
-        return cls(source, headers, tensors, config, found.index, found.left_out, tuple(notes))
+        notes = check_index(weights, stored, config)
+        tensors = logical_tensors(config, source.folder, stored)
+        return cls(source, headers, tensors, config, weights.index, weights.left_out, tuple(notes))
 
     def __repr__(self) -> str:
         entries = sum(info.numel for info in self.tensors.values())
@@ -117,7 +115,7 @@ class Checkpoint:
     @property
     def folder(self) -> Path:
         """The folder that holds the files, or will when they have been downloaded."""
-        return self.source.path.parent if self.source.path.is_file() else self.source.path
+        return self.source.folder
 
     @property
     def where(self) -> str:
@@ -171,10 +169,10 @@ class Checkpoint:
         path = on_disk(file)
         size = next(header.file_size for header in self.headers if header.path == file)
         try:
-            there = path.stat().st_size
+            now = path.stat().st_size
         except FileNotFoundError:
             raise CheckpointError(f"{path}: was removed while it was read; nothing was published") from None
-        if there != size:  # reading a mapped byte that is no longer there faults
+        if now != size:  # reading a mapped byte that is no longer there faults
             raise CheckpointError(f"{path}: {CHANGED}")
         if (path, mode) not in self._maps:
             self._maps[path, mode] = map_bytes(path, mode)
@@ -193,14 +191,13 @@ class Checkpoint:
         return view(self._mapped(info.path, "read"), info)
 
     def _fetch(self, info: TensorInfo) -> NDArray[Any]:
-        found = self._fetched.get((info.name, info.dtype))  # codecs may ask for its bytes
-        if found is None:
-            kept = sum(array.nbytes for array in self._fetched.values())
-            if kept + info.nbytes > _FETCHED_BYTES:
+        values = self._fetched.get((info.name, info.dtype))  # codecs may ask for its bytes
+        if values is None:
+            if sum(array.nbytes for array in self._fetched.values()) + info.nbytes > _FETCHED_BYTES:
                 self._fetched.clear()
-            self._fetched[info.name, info.dtype] = found = read_span(info, 0, info.numel).reshape(info.shape)
-            found.flags.writeable = False
-        return found
+            self._fetched[info.name, info.dtype] = values = read_span(info, 0, info.numel).reshape(info.shape)
+            values.flags.writeable = False
+        return values
 
     def entries(self, tensor: str | TensorInfo, indices: Indices) -> NDArray[Any]:
         """Return some entries of a tensor, by their sorted flat indices; shape (n,), in memory of their own.

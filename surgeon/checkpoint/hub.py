@@ -218,7 +218,7 @@ def explain(error: BaseException, what: str) -> SurgeonError | None:
             return InputError(f"{what}: the repository has no such revision; name a branch, tag or commit of it")
         if isinstance(one, errors.HfHubHTTPError) and not isinstance(one, absent):
             return _of_status(one, what)
-        if _is_transport(one):
+        if is_transport(one):
             return EnvironmentFailure(
                 f"{what}: the connection to the Hub broke ({scrub(str(one)) or type(one).__name__}); {_RESUMES}"
             )
@@ -284,7 +284,7 @@ def _chain(error: BaseException) -> list[BaseException]:
     return result
 
 
-def _is_transport(error: BaseException) -> bool:
+def is_transport(error: BaseException) -> bool:
     """True for an exception of the HTTP library below, whichever generation of it the client uses."""
     return any(
         cls.__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests") for cls in type(error).__mro__

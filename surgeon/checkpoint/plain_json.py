@@ -11,7 +11,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def parse_json(data: bytes, longest: int = LONGEST, unique: bool = True) -> Any:
     if parts > MOST_PARTS:
         raise NotPlain(f"more than {MOST_PARTS:,} lists and objects")
     try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=_once if unique else None)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_once if unique else None)
     except NotPlain:
         raise
     except RecursionError:
@@ -49,34 +50,19 @@ def parse_json(data: bytes, longest: int = LONGEST, unique: bool = True) -> Any:
         raise NotPlain(f"not JSON ({error})") from None
     halves = _HALF_ESCAPED.search(data) is not None
     if halves or parts > DEEPEST:
-        _check_parts(found, halves)
-    return found
-
-
-def read_json(path: Path, longest: int = LONGEST, unique: bool = True) -> Any:
-    """Read a file of JSON, and no more of it than the limit.
-
-    Raises:
-        NotPlain: see `parse_json`.
-        OSError: it cannot be read.
-    """
-    with open(path, "rb", opener=_without_waiting) as file:
-        return parse_json(file.read(longest + 1), longest, unique)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe of that name is empty, and is not waited for."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+        _check_parts(value, halves)
+    return value
 
 
 def read_object(path: Path, longest: int = LONGEST, unique: bool = True) -> dict[str, Any]:
-    """Read a file that holds a JSON object.
+    """Read a file that holds a JSON object, and no more of it than the limit; a pipe of that name is not waited for.
 
     Raises:
         NotPlain: it holds something else; see `parse_json`.
         OSError: it cannot be read.
     """
-    return as_object(read_json(path, longest, unique), "it")
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        return as_object(parse_json(file.read(longest + 1), longest, unique), "it")
 
 
 def as_object(value: Any, what: str) -> dict[str, Any]:
@@ -96,10 +82,10 @@ def as_texts(value: Any, what: str) -> dict[str, str]:
     Raises:
         NotPlain: it is none.
     """
-    found = as_object(value, what)
-    if not all(isinstance(item, str) for item in found.values()):
+    texts = as_object(value, what)
+    if not all(isinstance(item, str) for item in texts.values()):
         raise NotPlain(f"{what} must hold text only")
-    return found
+    return texts
 
 
 def as_text(value: Any, what: str) -> str:
@@ -141,11 +127,8 @@ def as_shape(value: Any, what: str = "the shape") -> tuple[int, ...]:
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise NotPlain(f"names '{key}' twice")
-            seen.add(key)
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise NotPlain(f"names '{twice}' twice")
     return result
 
 
@@ -155,14 +138,10 @@ def _check_parts(data: Any, halves: bool) -> None:
     for _ in range(DEEPEST + 1):
         if halves:
             keys = (key for item in level if isinstance(item, dict) for key in item)
-            _refuse_halves((*keys, *(item for item in level if isinstance(item, str))))
+            if any(_HALF.search(text) for text in (*keys, *(item for item in level if isinstance(item, str)))):
+                raise NotPlain("holds half a character (a lone surrogate)")
         parts = [item for item in level if isinstance(item, list | dict)]
         if not parts:
             return
         level = [child for part in parts for child in (part.values() if isinstance(part, dict) else part)]
     raise NotPlain(f"lists and objects are nested more than {DEEPEST} deep")
-
-
-def _refuse_halves(texts: Iterable[str]) -> None:
-    if any(_HALF.search(text) for text in texts):
-        raise NotPlain("holds half a character (a lone surrogate)")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from surgeon.checkpoint.hub import hub_errors
+from surgeon.checkpoint.hub import hub_errors, is_transport
 from surgeon.checkpoint.plain_json import NotPlain, as_size, as_text
 from surgeon.errors import CheckpointError, EnvironmentFailure
 
@@ -85,9 +85,10 @@ def stream_range(file: RemoteFile, start: int, count: int) -> Iterator[bytes]:
                 if position == stop:
                     return
                 raise EnvironmentFailure(f"{file}: the Hub sent less than byte {position} to {stop - 1}; try again")
-            except _transport_error() as error:
+            except Exception as error:
                 failures = 1 if position > before else failures + 1
-                if hasattr(error, "server_message") or failures == TRIES:  # the Hub's answer, no broken line
+                answered = not is_transport(error) or hasattr(error, "server_message")  # and no broken line
+                if answered or failures == TRIES:
                     raise
                 time.sleep(min(2.0 ** (failures - 1), 8.0))
 
@@ -137,10 +138,3 @@ def _check(file: RemoteFile, response: Any, position: int, stop: int) -> None:
             f"{file}: asked for bytes {position} to {stop - 1} of {file.size}, the Hub sent others ({said!r}); "
             "try again"
         )
-
-
-def _transport_error() -> type[Exception]:
-    """Return the base of the HTTP library's errors, whichever of its generations the Hub's client uses."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return HfHubHTTPError.__bases__[0]

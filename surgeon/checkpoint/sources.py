@@ -46,6 +46,11 @@ class Source:
     remote: Mapping[str, RemoteFile] = field(default_factory=dict, compare=False)
 
     @property
+    def folder(self) -> Path:
+        """The folder that holds the files, or will when they have been downloaded."""
+        return self.path.parent if self.path.is_file() else self.path
+
+    @property
     def pinned(self) -> str:
         """The name under which the very same files are found again: with the commit, if they are from the Hub."""
         address = model_address(self.name)

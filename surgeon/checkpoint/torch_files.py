@@ -13,8 +13,6 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
-import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.plain_json import NotPlain
@@ -32,16 +30,6 @@ def as_tensor(array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(array)
     # torch has the dtypes of ml_dtypes under the same names; they cross as integers of their width.
     return torch.from_numpy(array.view(f"u{array.itemsize}")).view(getattr(torch, array.dtype.name))
-
-
-def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
-    """Return an array that shares the memory of a CPU tensor, dtype for dtype."""
-    import torch
-
-    dtype = getattr(ml_dtypes, str(tensor.dtype).removeprefix("torch."), None)
-    if dtype is None:
-        return np.asarray(tensor.detach().numpy())
-    return tensor.detach().view(torch.int16 if tensor.itemsize == 2 else torch.uint8).numpy().view(dtype)
 
 
 def load_plain(path: Path) -> Any:

@@ -65,14 +65,15 @@ def find_weights(source: Source, config: Mapping[str, Any]) -> WeightFiles:
     """
     if source.path.is_file():
         return WeightFiles((source.path,))
-    there: dict[str, File] = {path.name: path for path in source.path.glob("*") if path.is_file()} | dict(source.remote)
-    _refuse_adapter(source, there, config)
+    listed: dict[str, File] = {path.name: path for path in source.path.glob("*") if path.is_file()}
+    listed |= source.remote
+    _refuse_adapter(source, listed, config)
     # Files whose names begin with a dot are notes that systems keep; macOS has one beside every file on foreign disks.
-    weights = {name: there[name] for name in sorted(there) if name.endswith(".safetensors") and name[0] != "."}
-    files, index, why = _chosen(source, there, weights, config)
+    weights = {name: listed[name] for name in sorted(listed) if name.endswith(".safetensors") and name[0] != "."}
+    files, index, why = _chosen(source, listed, weights, config)
     taken = {file.name for file in files}
     left_out = {name: why + _held(file) for name, file in weights.items() if name not in taken}
-    for name in sorted(there):
+    for name in sorted(listed):
         if name.endswith(".safetensors.index.json") and name[0] != "." and (index is None or name != index.name):
             left_out[name] = "an index that transformers does not read, " + why.removeprefix("not loaded, ")
         elif name.startswith("._"):
@@ -85,31 +86,28 @@ def find_weights(source: Source, config: Mapping[str, Any]) -> WeightFiles:
 
 
 def _chosen(
-    source: Source, there: Mapping[str, File], weights: Mapping[str, File], config: Mapping[str, Any]
+    source: Source, listed: Mapping[str, File], weights: Mapping[str, File], config: Mapping[str, Any]
 ) -> tuple[tuple[File, ...], Path | None, str]:
     """Return the files, their index, and why none of the others is taken."""
     folder, named = source.path, config.get("transformers_weights")
     if isinstance(named, str):
-        if _is_plain(named) and named.endswith(".safetensors") and named in there:
-            return (there[named],), None, f"not loaded, since config.json names {named}"
+        if _is_plain(named) and named.endswith(".safetensors") and named in listed:
+            return (listed[named],), None, f"not loaded, since config.json names {named}"
         if _is_plain(named) and named.endswith(".safetensors.index.json") and (folder / named).is_file():
-            return _indexed(folder / named, there), folder / named, f"not loaded, since {named} does not name it"
+            return _indexed(folder / named, listed), folder / named, f"not loaded, since {named} does not name it"
         raise CheckpointError(
             f"{folder / 'config.json'}: `transformers_weights` names {named!r}, no safetensors file or index here; "
             "fetch the checkpoint again, or take the line out"
         )
     if SINGLE_NAME in weights:
         return (weights[SINGLE_NAME],), None, f"not loaded, since {SINGLE_NAME} is there"
-    if INDEX_NAME in there:
-        return (
-            _indexed(folder / INDEX_NAME, there),
-            folder / INDEX_NAME,
-            f"not loaded, since {INDEX_NAME} does not name it",
-        )
-    return _without_index(source, there, weights), None, "not loaded: it is not part of the set of shards"
+    if INDEX_NAME in listed:
+        index = folder / INDEX_NAME
+        return _indexed(index, listed), index, f"not loaded, since {INDEX_NAME} does not name it"
+    return _without_index(source, listed, weights), None, "not loaded: it is not part of the set of shards"
 
 
-def _without_index(source: Source, there: Mapping[str, File], weights: Mapping[str, File]) -> tuple[File, ...]:
+def _without_index(source: Source, listed: Mapping[str, File], weights: Mapping[str, File]) -> tuple[File, ...]:
     sets: dict[tuple[str, int], set[int]] = {}
     for name in weights:
         match = _SHARD.match(name)
@@ -130,7 +128,7 @@ def _without_index(source: Source, there: Mapping[str, File], weights: Mapping[s
         raise CheckpointError(
             f"{source.name}: several safetensors files and no {INDEX_NAME} ({shorten(list(weights))}); name one of them"
         )
-    _refuse_other_formats(source, there)
+    _refuse_other_formats(source, listed)
     if (source.path / "surgeon.json").is_file():  # what a push without weights leaves out
         address = source.name if source.name.startswith("hf://") or source.revision is None else f"hf://{source.name}"
         raise CheckpointError(
@@ -139,9 +137,9 @@ def _without_index(source: Source, there: Mapping[str, File], weights: Mapping[s
     raise CheckpointError(f"{source.name}: no safetensors file in this {'repository' if source.revision else 'folder'}")
 
 
-def _refuse_other_formats(source: Source, there: Mapping[str, File]) -> None:
+def _refuse_other_formats(source: Source, listed: Mapping[str, File]) -> None:
     """Refuse a folder that holds weights, but none in safetensors; the remedy is one that transformers has."""
-    names = [name for name in sorted(there) if name[0] != "."]
+    names = [name for name in sorted(listed) if name[0] != "."]
     pickled = [name for name in names if re.fullmatch(r"pytorch_model.*\.bin", name)]
     packed = [name for name in names if name.endswith(".gguf")]
     other = [name for name in names if name.endswith(_OTHER_WEIGHTS)]
@@ -150,16 +148,16 @@ def _refuse_other_formats(source: Source, there: Mapping[str, File]) -> None:
         remedy = "load it in transformers and `save_pretrained` it first"
     elif packed:
         remedy = f"load it in transformers with `gguf_file={packed[0]!r}` and `save_pretrained` it first"
-    for found in (*pickled[:1], *packed[:1], *other[:1]):
-        raise CheckpointError(f"{source.name}: holds {found} but no safetensors; {remedy}")
+    for name in (*pickled[:1], *packed[:1], *other[:1]):
+        raise CheckpointError(f"{source.name}: holds {name} but no safetensors; {remedy}")
 
 
-def _refuse_adapter(source: Source, there: Mapping[str, File], config: Mapping[str, Any]) -> None:
+def _refuse_adapter(source: Source, listed: Mapping[str, File], config: Mapping[str, Any]) -> None:
     """Refuse an adapter, which transformers adds to the model beside it or to the one that it names."""
-    if ADAPTER_CONFIG not in there:
+    if ADAPTER_CONFIG not in listed:
         return
     merge = "merge it with peft (`merge_and_unload`), `save_pretrained` the model, and name that folder"
-    if config and any(name.startswith("model") and name.endswith(".safetensors") for name in there):
+    if config and any(name.startswith("model") and name.endswith(".safetensors") for name in listed):
         raise CheckpointError(
             f"{source.name}: {ADAPTER_CONFIG} makes an adapter part of this model, which transformers adds when it "
             f"loads it; {merge}; or take {ADAPTER_CONFIG} out of the folder, to work on the model without it"
@@ -172,16 +170,16 @@ def _refuse_adapter(source: Source, there: Mapping[str, File], config: Mapping[s
     raise CheckpointError(f"{source.name}: holds an adapter{of} and no model ({ADAPTER_CONFIG}); {merge}")
 
 
-def _indexed(index: Path, there: Mapping[str, File]) -> tuple[File, ...]:
+def _indexed(index: Path, listed: Mapping[str, File]) -> tuple[File, ...]:
     names = sorted(set(weight_map(index).values()))
     if not names:
         raise CheckpointError(f"{index}: names no tensor, so no weights would be loaded; fetch the file again")
     for name in names:
         if not _is_plain(name):
             raise CheckpointError(f"{index}: shard name {name!r} is not a plain file name")
-        if name not in there:
+        if name not in listed:
             raise CheckpointError(f"{index}: names the shard {name}, which is missing; fetch the checkpoint again")
-    return tuple(there[name] for name in names)
+    return tuple(listed[name] for name in names)
 
 
 def _is_plain(name: str) -> bool:
@@ -211,31 +209,29 @@ def _names_in(file: File) -> list[str]:
         return []
 
 
-def check_index(
-    found: WeightFiles, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], beside: Iterable[File]
-) -> list[str]:
-    """Hold an index against the headers of its shards; returns where it is wrong without harm.
-
-    `beside` are files that it leaves out.
+def check_index(weights: WeightFiles, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> list[str]:
+    """Hold an index against the headers of its shards, and of what it leaves out; say where it is wrong without harm.
 
     Raises:
         CheckpointError: a tensor is not there that the index promises, or that the model needs.
     """
-    if found.index is None:
+    index = weights.index
+    if index is None:
         return []
-    said, name = weight_map(found.index), found.index.name
-    for tensor, place in said.items():
+    said, name = weight_map(index), index.name
+    for tensor, file in said.items():
         if tensor not in tensors:
-            raise CheckpointError(f"{found.index}: names tensor '{tensor}' in {place}, which does not hold it")
-    for file in beside:
-        needed = _needed(_names_in(file), tensors, config)
+            raise CheckpointError(f"{index}: names tensor '{tensor}' in {file}, which does not hold it")
+    for file in weights.left_out:
+        beside = file.endswith(".safetensors") and file[0] != "." and (index.parent / file).is_file()
+        needed = _needed(_names_in(index.parent / file), tensors, config) if beside else []
         if needed:
             raise CheckpointError(
-                f"{found.index}: does not name {file.name}, which holds {shorten(needed)}: the model would be loaded "
+                f"{index}: does not name {file}, which holds {shorten(needed)}: the model would be loaded "
                 "without; fetch the index again, or take that file out of the folder"
             )
     unnamed = [tensor for tensor in tensors if tensor not in said]
-    moved = [tensor for tensor, place in said.items() if tensors[tensor].path.name != place]
+    moved = [tensor for tensor, file in said.items() if tensors[tensor].path.name != file]
     notes = []
     if unnamed:
         where = sorted({tensors[tensor].path.name for tensor in unnamed})

@@ -27,15 +27,13 @@ def push(
 ) -> None:
     """Upload a variant with its model card to the Hugging Face Hub; the same command resumes."""
     from surgeon.hub.parcel import pack, parcel_data, parcel_text
-    from surgeon.hub.patch_parcel import is_patch, pack_patch
     from surgeon.hub.push import Target, check_repo_id
     from surgeon.hub.push import push as push_parcel
     from surgeon.views.terminal import pushed_line
 
     check_repo_id(repo)
     target = Target(repo, revision, private, create_pr)
-    patched = is_patch(folder)
-    parcel = pack_patch(folder, target.address) if patched else pack(folder, target.address, jobs=jobs)
+    parcel = pack(folder, target.address, jobs=jobs)
     if dry_run and as_json:
         print_json(parcel_data(parcel, target.address))
     elif dry_run:

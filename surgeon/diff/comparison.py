@@ -12,7 +12,8 @@ from surgeon.checkpoint.fingerprint import refuse_changed
 from surgeon.checkpoint.quantized import codecs_of, remarks, unread_quantization
 from surgeon.checkpoint.sources import is_hub_file, local_file, look_again
 from surgeon.checkpoint.storage import TensorInfo, read_header
-from surgeon.diff.diff import BYTEWISE, Diff, TensorDiff, chunks, compare_checkpoints
+from surgeon.diff.diff import BYTEWISE, Diff, TensorDiff, compare_checkpoints
+from surgeon.diff.entries import chunks
 from surgeon.errors import InputError, RegionError, present, shorten
 from surgeon.progress import Progress
 from surgeon.region.mask import VALUES
@@ -35,10 +36,10 @@ class Comparison:
     remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        told, found = [], self.checkpoints
-        if found is not None:
-            what = f"{found.total.changed:,} of {found.total.entries:,} entries differ" if found.differs else "equal"
-            told.append(f"{found.before.source.name}, {found.after.source.name}: {what}")
+        told, diff = [], self.checkpoints
+        if diff is not None:
+            what = f"{diff.total.changed:,} of {diff.total.entries:,} entries differ" if diff.differs else "equal"
+            told.append(f"{diff.before.source.name}, {diff.after.source.name}: {what}")
         if self.overlap is not None:
             told.append(f"{', '.join(self.names)}: Jaccard {self.overlap.total.jaccard:.3g}")
         return f"Comparison({'; '.join(told)})"
@@ -122,8 +123,8 @@ def _labels(files: Sequence[Path]) -> tuple[str, ...]:
     return tuple(short) if len(set(short)) == len(short) else tuple(str(path) for path in files)
 
 
-def _save(found: Diff, path: Path) -> None:
-    region = found.changed_region()
+def _save(diff: Diff, path: Path) -> None:
+    region = diff.changed_region()
     if not len(region):
         raise RegionError(f"{path}: not written, since no entry differs")
     region.save(path)
@@ -147,9 +148,9 @@ def _remarks(*sides: Checkpoint) -> tuple[str, ...]:
     return tuple(dict.fromkeys(lines))
 
 
-def _save_patch(found: Diff, path: Path, progress: Progress) -> Patch:
-    carried = [tensor for tensor in found.tensors if tensor.kind == "changed" and not _obstacle(tensor)]
-    left_out = {tensor.name: reason for tensor in found.tensors if (reason := _obstacle(tensor))}
+def _save_patch(diff: Diff, path: Path, progress: Progress) -> Patch:
+    carried = [tensor for tensor in diff.tensors if tensor.kind == "changed" and not _obstacle(tensor)]
+    left_out = {tensor.name: reason for tensor in diff.tensors if (reason := _obstacle(tensor))}
     if not carried:
         if not left_out:
             raise RegionError(f"{path}: not written, since no entry differs")
@@ -158,10 +159,10 @@ def _save_patch(found: Diff, path: Path, progress: Progress) -> Patch:
             f"{path}: not written. What differs are tensors that a patch cannot carry ({why}): "
             f"{shorten(list(left_out))}. A patch holds new values for tensors of the same name, shape and dtype"
         )
-    before, after = found.before.source, found.after.source
+    before, after = diff.before.source, diff.after.source
     provenance = {
         "model": before.name,
-        "model_type": found.before.config.get("model_type"),
+        "model_type": diff.before.config.get("model_type"),
         "revision": before.revision,
         "changed_to": {"model": after.name, "revision": after.revision},
     }

@@ -1,17 +1,10 @@
-"""What differs between two checkpoints, tensor by tensor, entry by entry, in flat memory.
-
-Entries are compared by their bits, so that a lost sign of zero or another not-a-number is a change too; how
-large the changes are is computed in float64. Both files are read once, a piece at a time, however the
-tensors are spread over shards.
-"""
+"""What differs between two checkpoints, tensor by tensor, however the tensors are spread over shards."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,68 +12,22 @@ from numpy.typing import NDArray
 
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import Coded, is_code, parts_of, pieces_of
+from surgeon.checkpoint.coded import Coded, is_code
 from surgeon.checkpoint.naming import Place, natural_key
-from surgeon.checkpoint.storage import DTYPE_BITS, NUMPY_DTYPES, TensorInfo, read_pieces
+from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo
 from surgeon.checkpoint.ties import stored_copies
+from surgeon.diff.entries import Change, Counter, chunks, fullest, measure, reader, stored_changes, total
 from surgeon.diff.renaming import find_renamed
 from surgeon.errors import present
 from surgeon.operations.edits import check_regions_fit
-from surgeon.region.dimensions import along, hidden_size, residual_axis
-from surgeon.region.mask import Indices, Mask, encode_packed
+from surgeon.region.dimensions import hidden_size, residual_axis
+from surgeon.region.mask import Mask, encode_packed
 from surgeon.region.region import Region
 
 Kind = Literal["same", "changed", "renamed", "renamed_changed", "retyped", "reshaped", "missing", "extra"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 STORED_OTHERWISE = "the same values, stored by other codes and scales"
 BYTEWISE = "entries share bytes; compared byte by byte"
-CHUNK = 1 << 20  # entries held of each checkpoint, per thread; a multiple of eight, so that masks pack
-_BLOCK = 1 << 13  # entries whose squares are summed at a time, in the processor's cache
-
-
-@dataclass(frozen=True)
-class Change:
-    """Totals over some entries; add two to get the totals over both.
-
-    `entries` were compared, `changed` differ. Of these `zeroed` became zero, `sign_flips` changed their sign,
-    `not_finite` have no finite difference and are left out of `delta_square` (the sum of squared differences)
-    and `largest` (the largest absolute difference). `base_square` is the sum of the first checkpoint's
-    squares over all entries compared.
-    """
-
-    entries: int = 0
-    changed: int = 0
-    zeroed: int = 0
-    sign_flips: int = 0
-    not_finite: int = 0
-    delta_square: float = 0.0
-    base_square: float = 0.0
-    largest: float = 0.0
-
-    def __add__(self, other: Change) -> Change:
-        return Change(
-            self.entries + other.entries, self.changed + other.changed, self.zeroed + other.zeroed,
-            self.sign_flips + other.sign_flips, self.not_finite + other.not_finite,
-            self.delta_square + other.delta_square, self.base_square + other.base_square,
-            max(self.largest, other.largest),
-        )  # fmt: skip
-
-    @property
-    def l2(self) -> float:
-        """Euclidean length of the difference."""
-        return math.sqrt(self.delta_square)
-
-    @property
-    def relative(self) -> float | None:
-        """`l2` as a share of the first checkpoint's length; None where that is zero or not finite."""
-        if not self.base_square or not math.isfinite(self.base_square):
-            return None
-        return math.sqrt(self.delta_square / self.base_square)
-
-
-def total(changes: Iterable[Change]) -> Change:
-    """Add changes up."""
-    return reduce(Change.__add__, changes, Change())
 
 
 @dataclass(frozen=True)
@@ -97,7 +44,7 @@ class TensorDiff:
     before: TensorInfo | None
     after: TensorInfo | None
     where: Place
-    change: Change = Change()
+    change: Change = field(default_factory=Change)
     inside: tuple[Change, ...] = ()
     rows: tuple[tuple[int, int], ...] = ()
     columns: tuple[tuple[int, int], ...] = ()
@@ -199,7 +146,8 @@ def compare_checkpoints(
     hidden = hidden_size(shapes, anatomy_of(before).places)
 
     def job(pair: TensorDiff) -> TensorDiff:
-        masks = [_mask_of(region, pair.name) for region in regions.values()]
+        name = pair.name
+        masks = [region[name] if name in region else None for region in regions.values()]  # noqa: SIM401 - has no `get`
         done = _compare_tensor(pair, masks, hidden)
         advance(done.change.entries)
         return done
@@ -248,198 +196,42 @@ def _tie(owner: Checkpoint, name: str, other: Checkpoint) -> str | None:
 
 def _compare_tensor(pair: TensorDiff, masks: Sequence[Mask | None], hidden: int | None) -> TensorDiff:
     """Compare the entries of a pair of equal shape."""
-    if pair.before is None or pair.after is None or pair.kind == "reshaped":
-        return pair
-    stored = stored_changes(pair.before, pair.after)
-    done = _compare_values(pair, masks, hidden)
-    if stored is None or not any(stored):
-        return done
-    note = None if done.change.changed else STORED_OTHERWISE
-    return replace(done, kind="changed" if done.kind == "same" else done.kind, stored=stored, note=note or done.note)
-
-
-def _compare_values(pair: TensorDiff, masks: Sequence[Mask | None], hidden: int | None) -> TensorDiff:
-    if pair.before is None or pair.after is None:
+    before, after = pair.before, pair.after
+    if before is None or after is None or pair.kind == "reshaped":
         return pair
     if pair.kind == "renamed":  # found by equal content
-        return replace(pair, change=Change(entries=pair.before.numel), inside=(Change(),) * len(masks))
-    if pair.before.dtype not in NUMPY_DTYPES or pair.after.dtype not in NUMPY_DTYPES:
-        changes = (_measure(left, right, np.flatnonzero(differ)) for _, left, right, differ in chunks(*_infos(pair)))
-        return _named(replace(pair, change=total(changes), inside=(Change(),) * len(masks), note=BYTEWISE))
-    counter = _Counter(pair.before.shape, residual_axis(pair.before.shape, pair.where, hidden))
-    readers = [_reader(mask) for mask in masks]
+        return replace(pair, change=Change(entries=before.numel), inside=(Change(),) * len(masks))
+    if before.dtype not in NUMPY_DTYPES or after.dtype not in NUMPY_DTYPES:
+        changes = (measure(left, right, np.flatnonzero(differ)) for _, left, right, differ in chunks(before, after))
+        pair = replace(pair, change=total(changes), inside=(Change(),) * len(masks), note=BYTEWISE)
+    else:
+        pair = _compare_values(pair, masks, residual_axis(before.shape, pair.where, hidden))
+    stored = stored_changes(before, after)
+    if stored is not None and any(stored):
+        pair = replace(pair, stored=stored, note=pair.note if pair.change.changed else STORED_OTHERWISE)
+    changed = pair.change.changed or pair.stored is not None
+    return replace(pair, kind="changed") if pair.kind == "same" and changed else pair
+
+
+def _compare_values(pair: TensorDiff, masks: Sequence[Mask | None], axis: int | None) -> TensorDiff:
+    """Count and measure what differs: in all, inside of each mask, and per row, column and residual dimension."""
+    before, after = present(pair.before), present(pair.after)
+    counter, readers = Counter(before.shape, axis), [reader(mask) for mask in masks]
     change, inside = Change(), [Change()] * len(masks)
-    for start, left, right, differ in chunks(*_infos(pair)):
+    for start, left, right, differ in chunks(before, after):
         at = np.flatnonzero(differ)
         counter.add(at + start)
-        change += _measure(left, right, at)
+        change += measure(left, right, at)
         for i, read in enumerate(readers):
             chosen = read(start, differ.size)
-            inside[i] += _measure(left[chosen], right[chosen], np.flatnonzero(differ[chosen]))
-    rows, columns = _fullest(counter.rows), _fullest(counter.columns)
-    return _named(
-        replace(pair, change=change, inside=tuple(inside), rows=rows, columns=columns, hits=counter.hits)
-    )  # fmt: skip
-
-
-def _named(pair: TensorDiff) -> TensorDiff:
-    return replace(pair, kind="changed") if pair.kind == "same" and pair.change.changed else pair
-
-
-def _infos(pair: TensorDiff) -> tuple[TensorInfo, TensorInfo]:
-    return present(pair.before), present(pair.after)
-
-
-def _mask_of(region: Region, name: str) -> Mask | None:
-    return region[name] if name in region else None  # noqa: SIM401 - a region has no `get`
-
-
-def _reader(mask: Mask | None) -> Callable[[int, int], Indices]:
-    """Return a function of (start, count) that gives the selected entries of a piece, counted from its start."""
-    if mask is None:
-        return lambda start, count: np.empty(0, dtype=np.int64)
-    if mask.encoding == "bits":
-        return lambda start, count: np.flatnonzero(np.unpackbits(mask.data[start // 8 :], count=count))
-    indices = mask.indices()
-
-    def read(start: int, count: int) -> Indices:
-        low, high = np.searchsorted(indices, (start, start + count))
-        return indices[low:high] - start
-
-    return read
-
-
-def _measure(left: NDArray[Any], right: NDArray[Any], at: Indices) -> Change:
-    """Total up a piece of both checkpoints whose entries differ at positions `at`."""
-    if left.dtype.kind == "c" or left.dtype.type is np.void:  # complex numbers and bare bytes have no magnitudes
-        return Change(entries=left.size, changed=at.size)
-    with np.errstate(all="ignore"):  # infinities are the user's, and counted below
-        base_square = _square(left)
-        if not at.size:
-            return Change(entries=left.size, base_square=base_square)
-        old, new = left[at].astype(np.float64), right[at].astype(np.float64)
-        delta = new - old
-        finite = np.isfinite(delta)
-        delta = delta[finite]
-        return Change(
-            entries=left.size,
-            changed=at.size,
-            zeroed=int(np.count_nonzero((new == 0) & (old != 0))),
-            sign_flips=int(np.count_nonzero(np.sign(old) * np.sign(new) < 0)),
-            not_finite=at.size - delta.size,
-            delta_square=float(np.dot(delta, delta)),
-            base_square=base_square,
-            largest=float(np.abs(delta).max(initial=0.0)),
-        )
-
-
-def _square(values: NDArray[Any]) -> float:
-    """Return the sum of the squares in float64, over blocks that stay in the processor's cache.
-
-    Narrow types go by way of float32, which holds all that they hold: straight to float64 is many times as slow.
-    """
-    result = 0.0
-    for start in range(0, values.size, _BLOCK):
-        block = values[start : start + _BLOCK]
-        wide = (block.astype(np.float32) if block.itemsize < 4 else block).astype(np.float64)
-        result += float(np.dot(wide, wide))
-    return result
-
-
-def chunks(
-    before: TensorInfo, after: TensorInfo
-) -> Iterator[tuple[int, NDArray[Any], NDArray[Any], NDArray[np.bool_]]]:
-    """Yield (first flat index, entries before, entries after, where they differ), piece by piece.
-
-    Entries of dtypes that share bytes are compared byte by byte. Between different dtypes values are compared.
-    """
-    infos = (before, after)
-    known = all(info.dtype in NUMPY_DTYPES for info in infos)
-    if known:
-        step = _step(infos)
-        readers: Sequence[Iterator[NDArray[Any]]] = [pieces_of(info, step) for info in infos]
-    else:
-        step, length = CHUNK, min(info.nbytes for info in infos)
-        readers = [(piece.view("V1") for piece in read_pieces(info, step, length)) for info in infos]
-    start = 0
-    for left, right in zip(*readers, strict=True):
-        if before.dtype == after.dtype or not known:
-            bits = f"u{min(left.itemsize, 8)}"
-            differ = left.view(bits) != right.view(bits)
-        else:
-            old, new = left.astype(np.float64), right.astype(np.float64)
-            differ = (old != new) & ~(np.isnan(old) & np.isnan(new))
-        yield start, left, right, differ
-        start += left.size
-
-
-def _step(infos: Sequence[TensorInfo]) -> int:
-    """Return how many entries to hold of each: about as many as a codec likes best, a multiple of eight."""
-    liked = [info.codec.piece(info) for info in infos if isinstance(info, Coded)]
-    return math.lcm(liked[0], 8) if liked else CHUNK
-
-
-def stored_changes(before: TensorInfo, after: TensorInfo) -> tuple[int, int] | None:
-    """Count the codes, and the other stored values, such as scales, that differ between two quantized tensors.
-
-    None if not both are quantized in the same way.
-    """
-    if not (isinstance(before, Coded) and isinstance(after, Coded) and before.codec == after.codec):
-        return None
-    pairs = list(zip(parts_of(before), parts_of(after), strict=False))
-    if any((one.dtype, one.shape) != (other.dtype, other.shape) for one, other in pairs):
-        return None
-    counts = [
-        _count_stored(one, other, before.codec.code_bits if number == 0 else None)
-        for number, (one, other) in enumerate(pairs)
-    ]
-    return counts[0], sum(counts[1:])
-
-
-def _count_stored(before: TensorInfo, after: TensorInfo, bits: int | None) -> int:
-    """Count the entries of two stored tensors that differ; of `bits` each, of which some share a word."""
-    width = DTYPE_BITS[before.dtype] // 8 or 1
-    total = 0
-    for left, right in zip(read_pieces(before, CHUNK), read_pieces(after, CHUNK), strict=True):
-        differ = left ^ right
-        if bits is not None and 8 % bits == 0:
-            parts = range(0, 8, bits)
-            total += sum(int(np.count_nonzero(differ >> np.uint8(at) & (1 << bits) - 1)) for at in parts)
-        else:
-            total += int(np.count_nonzero(differ.reshape(-1, width).any(axis=1)))
-    return total
+            inside[i] += measure(left[chosen], right[chosen], np.flatnonzero(differ[chosen]))
+    rows, columns = fullest(counter.rows), fullest(counter.columns)
+    return replace(pair, change=change, inside=tuple(inside), rows=rows, columns=columns, hits=counter.hits)
 
 
 def _changed_mask(pair: TensorDiff) -> Mask:
     """Find the changed entries of one tensor again; dense changes never become a list of indices."""
-    before, after = _infos(pair)
+    before, after = present(pair.before), present(pair.after)
     packed = [(np.packbits(differ), np.count_nonzero(differ)) for _, _, _, differ in chunks(before, after)]
     bits = np.concatenate([data for data, _ in packed])
     return encode_packed(bits, int(sum(count for _, count in packed)), before.shape)
-
-
-class _Counter:
-    """Counts changed entries per row, column and residual dimension of one tensor."""
-
-    def __init__(self, shape: tuple[int, ...], axis: int | None) -> None:
-        self.shape, self.axis = shape, axis
-        matrix = len(shape) > 1
-        self.rows = np.zeros(math.prod(shape[:-1]) if matrix else 0, dtype=np.int64)
-        self.columns = np.zeros(shape[-1] if matrix else 0, dtype=np.int64)
-        self.hits = np.zeros(shape[axis], dtype=np.int64) if axis is not None else None
-
-    def add(self, indices: Indices) -> None:
-        if not indices.size:
-            return
-        if self.rows.size:
-            rows = indices // self.columns.size
-            counts = np.bincount(rows - rows[0])
-            self.rows[rows[0] : rows[0] + counts.size] += counts
-            self.columns += np.bincount(indices % self.columns.size, minlength=self.columns.size)
-        if self.axis is not None and self.hits is not None:
-            self.hits += np.bincount(along(indices, self.shape, self.axis), minlength=self.hits.size)
-
-
-def _fullest(counts: NDArray[np.int64], top: int = 3) -> tuple[tuple[int, int], ...]:
-    order = np.argsort(-counts, kind="stable")[:top]
-    return tuple((int(i), int(counts[i])) for i in order if counts[i])

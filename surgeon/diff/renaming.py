@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
@@ -10,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from surgeon.checkpoint.fingerprint import hash_tensor
 from surgeon.checkpoint.remote import RemoteFile
-from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo, read_bytes, read_pieces
+from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo, read_bytes
 
-PIECE = 1 << 20  # bytes held at a time
 SAMPLED = 64  # entries by which a tensor is known again that was renamed and changed
 
 
@@ -37,12 +36,12 @@ def _equal(lost: Sequence[TensorInfo], new: Sequence[TensorInfo]) -> dict[str, T
     holders: dict[tuple[Any, ...], list[TensorInfo]] = defaultdict(list)
     for info in new:
         if (info.dtype, info.shape) in partners:
-            holders[info.dtype, info.shape, _digest(info)].append(info)
+            holders[info.dtype, info.shape, hash_tensor(info)].append(info)
     return _best(
         (1.0, info, other)
         for info in lost
         if (info.dtype, info.shape) in partners
-        for other in holders.get((info.dtype, info.shape, _digest(info)), ())
+        for other in holders.get((info.dtype, info.shape, hash_tensor(info)), ())
     )
 
 
@@ -52,17 +51,17 @@ def _alike(lost: Sequence[TensorInfo], new: Sequence[TensorInfo]) -> dict[str, T
     for info in new:
         for entry in _sample(info):
             holders[entry].append(info)
-    found = []
+    pairs = []
     for info in lost:
         sample = _sample(info)
         votes = Counter(holder for entry in sample for holder in holders.get(entry, ()))
-        found += [(count / len(sample), info, other) for other, count in votes.items() if 2 * count > len(sample)]
-    return _best(found)
+        pairs += [(count / len(sample), info, other) for other, count in votes.items() if 2 * count > len(sample)]
+    return _best(pairs)
 
 
-def _best(found: Iterable[tuple[float, TensorInfo, TensorInfo]]) -> dict[str, TensorInfo]:
+def _best(pairs: Iterable[tuple[float, TensorInfo, TensorInfo]]) -> dict[str, TensorInfo]:
     """Choose pairs from (likeness, lost, new), best first; among equals, as vectors of ones, names that end alike."""
-    order = sorted(found, key=lambda item: (item[0], _shared_ending(item[1].name, item[2].name)), reverse=True)
+    order = sorted(pairs, key=lambda item: (item[0], _shared_ending(item[1].name, item[2].name)), reverse=True)
     result: dict[str, TensorInfo] = {}
     taken: set[str] = set()
     for _, info, other in order:
@@ -84,12 +83,5 @@ def _sample(info: TensorInfo) -> list[tuple[Any, ...]]:
     if not info.nbytes or isinstance(info.path, RemoteFile):
         return []
     width = max(1, DTYPE_BITS[info.dtype] // 8)
-    places = sorted({int(at) for at in np.linspace(0, info.nbytes // width - 1, SAMPLED)})
-    return [(info.dtype, info.shape, at, read_bytes(info, at * width, width).tobytes()) for at in places]
-
-
-def _digest(info: TensorInfo) -> str:
-    digest = hashlib.sha256()
-    for piece in read_pieces(info, PIECE):
-        digest.update(piece.data)
-    return digest.hexdigest()
+    indices = sorted({int(at) for at in np.linspace(0, info.nbytes // width - 1, SAMPLED)})
+    return [(info.dtype, info.shape, at, read_bytes(info, at * width, width).tobytes()) for at in indices]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.coded import Coded, Indices, Stored, StoredEdit
+from surgeon.checkpoint.coded import Coded, Indices, Stored
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import CheckpointError
 from surgeon.formats.base import coded, logical_dtype, misfit, require_method, required
@@ -75,19 +75,12 @@ class Awq(Integers):
 
     def zeros(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.int64]:
         """Zero points lie as codes do, a row per group."""
-        return self._places(blocks).read(read, tensor.parts["zeros"]).astype(np.int64)
+        return _places(blocks).read(read, tensor.parts["zeros"]).astype(np.int64)
 
-    def _places(self, at: Indices) -> Places:
-        """Return the places of flat indices of a matrix (anything, outputs): outputs are a multiple of eight."""
-        return Places(at // 8, _NIBBLE[at % 8] * 4, 4)
-
-    def _turned(self, tensor: Coded, indices: Indices) -> Indices:
+    def places(self, tensor: Coded, indices: Indices) -> Places:
+        """Codes lie transposed, (inputs, outputs)."""
         row, column = np.divmod(indices, tensor.shape[1])
-        return column * tensor.shape[0] + row
-
-    def stored_codes(self, tensor: Coded, read: Stored, indices: Indices) -> NDArray[np.uint8]:
-        """Read the words that hold the codes."""
-        return self._places(self._turned(tensor, indices)).read(read, tensor.codes)
+        return _places(column * tensor.shape[0] + row)
 
     def stored_rows(self, tensor: Coded, read: Stored, first: int, last: int) -> NDArray[np.uint8]:
         """Read a range of columns of words, put their codes in order and turn them over."""
@@ -96,8 +89,7 @@ class Awq(Integers):
         ordered = unpacked(words, 4, (high - low) * 8).reshape(-1, high - low, 8)[:, :, _NIBBLE]
         return ordered.reshape(words.shape[0], -1)[:, first - low * 8 : last - low * 8].T
 
-    def with_stored(
-        self, tensor: Coded, read: Stored, indices: Indices, codes: NDArray[np.uint8]
-    ) -> dict[str, StoredEdit]:
-        """Put the codes into the words."""
-        return {tensor.codes.name: self._places(self._turned(tensor, indices)).edit(read, tensor.codes, codes)}
+
+def _places(at: Indices) -> Places:
+    """Return the places of flat indices of a matrix (anything, outputs): outputs are a multiple of eight."""
+    return Places(at // 8, _NIBBLE[at % 8] * 4, 4)

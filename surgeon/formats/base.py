@@ -14,7 +14,7 @@ from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo
 from surgeon.errors import CheckpointError
 
 COMPRESSED = "compressed-tensors"
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 # What a module has beside its weight and the unquantized model has not, such as scales of activations: the weight takes
 # them along, so that they are copied byte for byte and never edited.
 _OF_MODULE = (
@@ -34,8 +34,8 @@ def logical_dtype(config: Mapping[str, Any]) -> str:
     """Return the dtype of the unquantized model by its config, as safetensors names it; BF16 where it says none."""
     for part in (config, config.get("text_config") or {}):
         for key in ("dtype", "torch_dtype"):
-            if isinstance(part.get(key), str) and part[key] in _DTYPES:
-                return _DTYPES[part[key]]
+            if isinstance(part.get(key), str) and part[key] in DTYPES:
+                return DTYPES[part[key]]
     return "BF16"
 
 

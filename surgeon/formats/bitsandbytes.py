@@ -21,14 +21,13 @@ from surgeon.checkpoint.coded import Coded, Indices, Stored, StoredEdit, StoredF
 from surgeon.checkpoint.plain_json import NotPlain, as_object, as_shape, parse_json
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo
 from surgeon.errors import CheckpointError, InputError
-from surgeon.formats.base import coded, logical_dtype, misfit, require_method, required, whole
+from surgeon.formats.base import DTYPES, coded, logical_dtype, misfit, require_method, required, whole
 from surgeon.formats.blocks import AT_ONCE, Extremes, ScaledBlocks
-from surgeon.formats.packing import distinct, gathered, halves, with_halves
+from surgeon.formats.packing import distinct, gathered, halves, pairs, with_halves
 
 _METHODS = ("bitsandbytes",)
 _STATE = ".quant_state.bitsandbytes__"
 _TABLES = ("nf4", "fp4")
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _STATE_BYTES = 1 << 12  # a state has some hundred
 _READERS = 8  # states that are read side by side, since each is a short wait for the disk
 _STEP = np.float32(7.874015718698502e-3)  # 1 / 127, as bitsandbytes has it
@@ -123,7 +122,7 @@ class BitsAndBytes4(_LargestMagnitudes):
         low, high = first * self.size, min(last * self.size, tensor.numel)
         info = _as_bytes(tensor.codes)
         data = read.span(info, low // 2, -(-high // 2))
-        codes = np.stack([data >> 4, data & 15], axis=-1).reshape(-1)[: high - low]
+        codes = pairs(data)[:, ::-1].reshape(-1)[: high - low]
         scales = np.repeat(self.scales(tensor, read, np.arange(first, last)), self.size)[: high - low]
         return self._values(tensor, self._table(tensor, read)[codes], scales)[start - low : stop - low]
 
@@ -277,7 +276,7 @@ def _read_state(info: TensorInfo, text: bytes) -> tuple[Mapping[str, Any], tuple
     dtype = None
     try:
         state = as_object(parse_json(text), "the state")
-        shape, dtype = as_shape(state.get("shape")), _DTYPES.get(str(state.get("dtype")))
+        shape, dtype = as_shape(state.get("shape")), DTYPES.get(str(state.get("dtype")))
         sizes = [state.get("blocksize"), state.get("nested_blocksize", 1)]
         sane = all(whole(size, 1, 1 << 20) for size in sizes) and info.name.endswith(_TABLES)
         sane = sane and sizes[0] % 2 == 0 and np.isfinite(float(state.get("nested_offset", 0.0)))

@@ -46,15 +46,15 @@ class CompressedIntegers(Integers):
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
         """Claim `weight_packed` in I32, and matrices in I8 if the config says compressed-tensors."""
-        dtype, found = logical_dtype(config), []
+        dtype, tensors = logical_dtype(config), []
         ours = settings.get("quant_method", settings.get("format")) == COMPRESSED
         for name, info in stored.items():
             module, _, last = name.rpartition(".")
             if last == "weight_packed" and info.dtype == "I32":
-                found.append(cls._packed(module, dtype, settings, stored))
+                tensors.append(cls._packed(module, dtype, settings, stored))
             elif last == "weight" and info.dtype == "I8" and (ours or f"{name}_scale" in stored):
-                found.append(cls._bytes(module, dtype, settings, stored))
-        return found
+                tensors.append(cls._bytes(module, dtype, settings, stored))
+        return tensors
 
     @classmethod
     def _packed(cls, module: str, dtype: str, settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> Coded:
@@ -135,7 +135,8 @@ class CompressedIntegers(Integers):
         places = Places(bit // 32 * info.shape[1] + group, bit % 32, self.bits, step=info.shape[1])
         return places.read(read, info).astype(np.int64)
 
-    def _places(self, tensor: Coded, indices: Indices) -> Places:
+    def places(self, tensor: Coded, indices: Indices) -> Places:
+        """Rows of packed codes are bit streams."""
         row, column = np.divmod(indices, tensor.shape[1])
         bit = column * self.bits
         return Places(row * tensor.codes.shape[1] + bit // 32, bit % 32, self.bits)
@@ -143,21 +144,21 @@ class CompressedIntegers(Integers):
     def stored_codes(self, tensor: Coded, read: Stored, indices: Indices) -> NDArray[np.uint8]:
         """Read words, or bytes whose highest bit is turned over."""
         if self.packed:
-            return self._places(tensor, indices).read(read, tensor.codes)
+            return super().stored_codes(tensor, read, indices)
         return gathered(read, tensor.codes, indices).view(np.uint8) ^ np.uint8(128)
 
     def stored_rows(self, tensor: Coded, read: Stored, first: int, last: int) -> NDArray[np.uint8]:
         """Read whole rows."""
         wide = tensor.codes.shape[1]
-        found = read.span(tensor.codes, first * wide, last * wide).reshape(-1, wide)
-        return unpacked(found, self.bits, tensor.shape[1]) if self.packed else found.view(np.uint8) ^ np.uint8(128)
+        rows = read.span(tensor.codes, first * wide, last * wide).reshape(-1, wide)
+        return unpacked(rows, self.bits, tensor.shape[1]) if self.packed else rows.view(np.uint8) ^ np.uint8(128)
 
     def with_stored(
         self, tensor: Coded, read: Stored, indices: Indices, codes: NDArray[np.uint8]
     ) -> dict[str, StoredEdit]:
         """Put the codes into words or bytes."""
         if self.packed:
-            return {tensor.codes.name: self._places(tensor, indices).edit(read, tensor.codes, codes)}
+            return super().with_stored(tensor, read, indices, codes)
         order = np.argsort(indices, kind="stable")
         return {tensor.codes.name: StoredEdit(indices[order], (codes[order] ^ np.uint8(128)).view(np.int8))}
 
@@ -182,7 +183,7 @@ def _groups(parts: Mapping[str, TensorInfo], rows: int, columns: int) -> int:
 
 def _widths(settings: Mapping[str, Any], parts: Mapping[str, TensorInfo]) -> list[tuple[int, int]]:
     """Return the columns and bits that a group of layers of the config would give the packed codes."""
-    words, scales, found = parts["codes"].shape[1], parts["scales"], set()
+    words, scales, widths = parts["codes"].shape[1], parts["scales"], set()
     for weights in weight_groups(settings):
         bits, size = weights.get("num_bits"), weights.get("group_size")
         if weights.get("type", "int") != "int" or not whole(bits, 1, 8):
@@ -190,5 +191,5 @@ def _widths(settings: Mapping[str, Any], parts: Mapping[str, TensorInfo]) -> lis
         grouped = whole(size, 1, 1 << 31) and len(scales.shape) == 2
         columns = scales.shape[1] * int(size or 0) if grouped else words * 32 // int(bits or 1)
         if math.ceil(columns * int(bits or 1) / 32) == words:
-            found.add((columns, int(bits or 1)))
-    return sorted(found)
+            widths.add((columns, int(bits or 1)))
+    return sorted(widths)

@@ -29,6 +29,7 @@ from surgeon.formats.base import (
     tensors_beside,
 )
 from surgeon.formats.blocks import E2M1, Extremes
+from surgeon.formats.packing import pairs
 
 _E4M3, _E8M0 = np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e8m0fnu)
 _MOST = {_E4M3: 448.0, _E8M0: 2.0**127}
@@ -57,17 +58,17 @@ class Fp4(E2M1):
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
         """Claim `weight_packed` in U8, and `weight` in U8 with `weight_scale_2`."""
-        dtype, found = logical_dtype(config), []
+        dtype, tensors = logical_dtype(config), []
         optimized = str(settings.get("quant_method")) == "modelopt"
         for name, info in stored.items():
             module, _, last = name.rpartition(".")
             if info.dtype != "U8" or len(info.shape) != 2:
                 continue
             if last == "weight_packed":
-                found.append(cls._claimed(module, COMPRESSED, dtype, settings, stored))
+                tensors.append(cls._claimed(module, COMPRESSED, dtype, settings, stored))
             elif last == "weight" and (f"{name}_scale_2" in stored or optimized):
-                found.append(cls._claimed(module, "modelopt", dtype, settings, stored))
-        return found
+                tensors.append(cls._claimed(module, "modelopt", dtype, settings, stored))
+        return tensors
 
     @classmethod
     def _claimed(
@@ -107,7 +108,7 @@ class Fp4(E2M1):
         """Decode whole groups, and return the part of them that is asked for."""
         first, last = start // self.wide, -(-stop // self.wide)
         data = read.span(tensor.codes, first * self.wide // 2, last * self.wide // 2)
-        codes = np.stack([data & 15, data >> 4], axis=-1).reshape(-1, self.wide)
+        codes = pairs(data).reshape(-1, self.wide)
         scales = self.widened(tensor, read, read.span(tensor.parts["scales"], first, last))
         values = self._values(tensor, codes, scales[:, None]).reshape(-1)
         return values[start - first * self.wide : stop - first * self.wide]

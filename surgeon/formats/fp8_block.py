@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from surgeon.checkpoint.coded import Coded, Indices, Stored
 from surgeon.checkpoint.storage import NUMPY_DTYPES, TensorInfo
 from surgeon.errors import CheckpointError
-from surgeon.formats.base import coded, logical_dtype, require_method
+from surgeon.formats.base import coded, logical_dtype, require_method, whole
 from surgeon.formats.blocks import AT_ONCE, ScaledBlocks, nearest_float
 
 SCALE = "_scale_inv"  # behind the name of the tensor that it scales
@@ -124,9 +124,9 @@ class Fp8Block(ScaledBlocks):
         matrix, down_at = np.divmod(band, down)
         rows = (down_at * self.rows)[:, None] + np.arange(min(self.rows, height))
         columns = (at * self.columns)[:, None] + np.arange(min(self.columns, width))
-        found = ((matrix[:, None] * height + rows) * width)[:, :, None] + columns[:, None, :]
-        there = (rows < height)[:, :, None] & (columns < width)[:, None, :]
-        return np.sort(found[there])
+        indices = ((matrix[:, None] * height + rows) * width)[:, :, None] + columns[:, None, :]
+        inside = (rows < height)[:, :, None] & (columns < width)[:, None, :]
+        return np.sort(indices[inside])
 
     def codes(self, tensor: Coded, read: Stored, at: Indices) -> NDArray[np.uint8]:
         """Return the codes; `at` is sorted, as entries are."""
@@ -134,8 +134,8 @@ class Fp8Block(ScaledBlocks):
 
     def numbers(self, codes: NDArray[Any]) -> NDArray[np.float32]:
         """Return the numbers of E4M3."""
-        found: NDArray[np.float32] = _NUMBERS[codes]
-        return found
+        numbers: NDArray[np.float32] = _NUMBERS[codes]
+        return numbers
 
     def nearest(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.uint8]:
         """Round to E4M3."""
@@ -150,7 +150,7 @@ def _block(settings: Mapping[str, Any], scale: TensorInfo) -> tuple[int, int]:
     """
     said = settings.get("weight_block_size", _BLOCK)
     sizes = list(said) if isinstance(said, list | tuple) else []
-    if len(sizes) != 2 or not all(type(size) is int and 0 < size < 1 << 31 for size in sizes):
+    if len(sizes) != 2 or not all(whole(size, 1, (1 << 31) - 1) for size in sizes):
         raise CheckpointError(
             f"{scale.path}: '{scale.name}' are the scales of blocks, whose size is two whole numbers, but "
             f"`weight_block_size` in config.json is {str(said)[:60]}; fetch config.json again"

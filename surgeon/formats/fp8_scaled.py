@@ -39,7 +39,7 @@ class Fp8Scaled(Fp8Block):
         """Claim matrices in F8_E4M3 that have scales, `NAME_scale` or of quantizer `fp8` `NAME_scale_inv`."""
         ending = "_scale_inv" if settings.get("quant_method") == "fp8" else "_scale"
         dtype, sizes = logical_dtype(config), _block_sizes(settings)
-        found = []
+        tensors = []
         for name, info in stored.items():
             scale = stored.get(name + ending)
             if info.dtype != "F8_E4M3" or len(info.shape) != 2 or not info.numel or name.endswith(_SCALES):
@@ -52,8 +52,8 @@ class Fp8Scaled(Fp8Block):
                 )
             beside = tensors_beside(stored, name.removesuffix(".weight"))
             codec = cls._fitting(info, scale, sizes)
-            found.append(coded(codec, name, dtype, info.shape, {"codes": info, "scales": scale, **beside}))
-        return found
+            tensors.append(coded(codec, name, dtype, info.shape, {"codes": info, "scales": scale, **beside}))
+        return tensors
 
     @classmethod
     def _fitting(cls, info: TensorInfo, scale: TensorInfo, sizes: list[tuple[int, int]]) -> Fp8Scaled:

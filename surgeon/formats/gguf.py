@@ -20,7 +20,6 @@ from surgeon.errors import CheckpointError
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _MOST = 1 << 20  # tensors, keys; and bytes of a text
-_LENGTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
 
@@ -78,7 +77,6 @@ class GgufTensor:
 class Gguf:
     """What the head of a file says; of lists in the metadata only the length is kept."""
 
-    path: Path
     size: int
     metadata: Mapping[str, Any]
     tensors: tuple[GgufTensor, ...]
@@ -92,14 +90,14 @@ def read_gguf(path: Path) -> Gguf:
     """
     try:
         with path.open("rb") as file:
-            return _read(path, file, os.fstat(file.fileno()).st_size)
+            return _read(file, os.fstat(file.fileno()).st_size)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (struct.error, UnicodeDecodeError, ValueError) as error:
         raise CheckpointError(f"{path}: no GGUF file, or a damaged one ({error}); fetch the file again") from None
 
 
-def _read(path: Path, file: BufferedReader, size: int) -> Gguf:
+def _read(file: BufferedReader, size: int) -> Gguf:
     if file.read(4) != _MAGIC:
         raise ValueError("it does not begin with GGUF")
     version, tensors, keys = _numbers(file, "IQQ")
@@ -111,14 +109,14 @@ def _read(path: Path, file: BufferedReader, size: int) -> Gguf:
     for _ in range(keys):
         key = _text(file)
         metadata[key] = _value(file, int(_numbers(file, "I")[0]), size)
-    found, end = [], 0
+    described, end = [], 0
     for _ in range(tensors):
         tensor, offset = _tensor(file)
-        found.append(tensor)
+        described.append(tensor)
         end = max(end, offset + tensor.nbytes)
     if file.tell() + end > size:
         raise ValueError(f"cut off: {size:,} bytes, of which its tensors need {file.tell() + end:,}")
-    return Gguf(path, size, metadata, tuple(found))
+    return Gguf(size, metadata, tuple(described))
 
 
 def _tensor(file: BufferedReader) -> tuple[GgufTensor, int]:
@@ -164,8 +162,8 @@ def _value(file: BufferedReader, kind: int, size: int) -> Any:
     if inner == _TEXT:
         for _ in range(length):
             file.seek(_numbers(file, "Q")[0], os.SEEK_CUR)
-    elif inner in _LENGTHS:
-        file.seek(length * _LENGTHS[inner], os.SEEK_CUR)
+    elif inner in _FORMATS:
+        file.seek(length * struct.calcsize(f"<{_FORMATS[inner]}"), os.SEEK_CUR)
     else:
         raise ValueError(f"a list of type {inner}")
     return length

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.coded import Coded, Indices, Stored, StoredEdit
+from surgeon.checkpoint.coded import Coded, Indices, Stored
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import CheckpointError
 from surgeon.formats.base import coded, logical_dtype, misfit, require_method, required
@@ -31,9 +31,8 @@ class Gptq(Integers):
     """Codes of `bits` bits; `offset` is what is added to the stored zero points."""
 
     kind: ClassVar[str] = "gptq"
-    entries_at_once: ClassVar[int] = (
-        1 << 22
-    )  # a range of outputs is read from every row of words, so that many are read at once
+    # A range of outputs is read from every row of words, so that many are read at once.
+    entries_at_once: ClassVar[int] = 1 << 22
 
     offset: int = 1
 
@@ -108,24 +107,15 @@ class Gptq(Integers):
         made = gathered(read, info, words).view(np.uint32) + np.uint32(ones)
         return made.astype(np.int64) >> bit % 32 & self.most
 
-    def _places(self, tensor: Coded, indices: Indices) -> Places:
+    def places(self, tensor: Coded, indices: Indices) -> Places:
+        """Columns of words are bit streams, one an output."""
         row, column = np.divmod(indices, tensor.shape[1])
         bit = column * self.bits
         return Places(bit // 32 * tensor.shape[0] + row, bit % 32, self.bits, step=tensor.shape[0])
 
-    def stored_codes(self, tensor: Coded, read: Stored, indices: Indices) -> NDArray[np.uint8]:
-        """Read the words that hold the codes."""
-        return self._places(tensor, indices).read(read, tensor.codes)
-
     def stored_rows(self, tensor: Coded, read: Stored, first: int, last: int) -> NDArray[np.uint8]:
         """Read a range of columns of words, and turn it over."""
         return unpacked(columns(tensor.codes, read, first, last).T, self.bits, tensor.shape[1])
-
-    def with_stored(
-        self, tensor: Coded, read: Stored, indices: Indices, codes: NDArray[np.uint8]
-    ) -> dict[str, StoredEdit]:
-        """Put the codes into the words."""
-        return {tensor.codes.name: self._places(tensor, indices).edit(read, tensor.codes, codes)}
 
 
 def columns(info: TensorInfo, read: Stored, first: int, last: int) -> NDArray[Any]:

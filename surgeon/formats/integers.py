@@ -18,6 +18,7 @@ from surgeon.checkpoint.coded import Coded, Indices, Stored, StoredEdit
 from surgeon.checkpoint.storage import NUMPY_DTYPES
 from surgeon.errors import CheckpointError, InputError
 from surgeon.formats.blocks import AT_ONCE, Extremes, ScaledBlocks
+from surgeon.formats.packing import Places
 
 FLOATS = ("F32", "BF16", "F16")
 
@@ -79,18 +80,22 @@ class Integers(ScaledBlocks):
         """Return the codes that stand for zero in some blocks, in any order."""
 
     @abstractmethod
+    def places(self, tensor: Coded, indices: Indices) -> Places:
+        """Return where codes lie in words of 32 bits, by logical indices in any order."""
+
     def stored_codes(self, tensor: Coded, read: Stored, indices: Indices) -> NDArray[np.uint8]:
         """Return codes by logical indices, in any order."""
+        return self.places(tensor, indices).read(read, tensor.codes)
 
     @abstractmethod
     def stored_rows(self, tensor: Coded, read: Stored, first: int, last: int) -> NDArray[np.uint8]:
         """Return the codes of some rows, shape (rows, columns)."""
 
-    @abstractmethod
     def with_stored(
         self, tensor: Coded, read: Stored, indices: Indices, codes: NDArray[np.uint8]
     ) -> dict[str, StoredEdit]:
         """Return the edits that put codes at logical indices."""
+        return {tensor.codes.name: self.places(tensor, indices).edit(read, tensor.codes, codes)}
 
     def piece(self, tensor: Coded) -> int:
         """Return whole rows, about a million entries."""

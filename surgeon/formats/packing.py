@@ -108,15 +108,20 @@ def with_halves(
     read: Stored, info: TensorInfo, at: Indices, codes: NDArray[np.uint8], *, high_first: bool = False
 ) -> StoredEdit:
     """Return the edit of bytes that puts codes there, each place once; the other half of a byte stays."""
-    pairs, which = distinct(at // 2)
-    data, changes = read.entries(info, pairs), np.zeros(pairs.size, np.uint8)
+    places, which = distinct(at // 2)
+    data, changes = read.entries(info, places), np.zeros(places.size, np.uint8)
     shifts = _shifts(at, high_first)
     np.add.at(changes, which, ((data[which] >> shifts & np.uint8(15)) ^ codes) << shifts)
-    return StoredEdit(pairs, data ^ changes)
+    return StoredEdit(places, data ^ changes)
 
 
 def _shifts(at: Indices, high_first: bool) -> NDArray[np.uint8]:
     return ((at + high_first) % 2 * 4).astype(np.uint8)
+
+
+def pairs(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the two codes of four bits of each byte, the one in the low half first, along a new last axis."""
+    return np.stack([data & 15, data >> 4], axis=-1)
 
 
 def unpacked(words: NDArray[Any], bits: int, count: int) -> NDArray[np.uint8]:
@@ -126,6 +131,6 @@ def unpacked(words: NDArray[Any], bits: int, count: int) -> NDArray[np.uint8]:
     if bits == 8:
         return data[:, :count]
     if bits == 4:
-        return np.stack([data & 15, data >> 4], axis=-1).reshape(rows, -1)[:, :count]
+        return pairs(data).reshape(rows, -1)[:, :count]
     single = np.unpackbits(data, axis=1, bitorder="little")[:, : count * bits]
     return np.packbits(single.reshape(rows, count, bits), axis=2, bitorder="little").reshape(rows, count)

@@ -1,4 +1,4 @@
-"""What a push sends: the files of a written variant, checked, and what a reader needs to make them again.
+"""What a push sends: the files of a written variant, checked, and what a reader needs to make them again; or a patch.
 
 README.md        the card, with the command that rebuilds the variant
 surgeon.json     what was done to which model, with the hashes of both
@@ -8,6 +8,9 @@ regions/         the regions that the operations act on
 figures/         the card's figures
 .eval_results/   what was measured on datasets of the Hub, in the form that it shows
 the rest         weights, config, tokenizer, freeze/: left out with `weights: false`
+
+A patch, `NAME.patch.safetensors`, is sent with a card of its own (`patch_card`), with the recipe of the run that made
+it, and with that run's manifest, of which only the patch is left as an output.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,10 @@ from surgeon.checkpoint.address import is_local, last_part, recipe_without_paths
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import damaged
 from surgeon.checkpoint.hashing import file_hash, sha256
-from surgeon.errors import CheckpointError, InputError
+from surgeon.errors import CheckpointError, InputError, RecipeError
+from surgeon.hub.patch_card import patch_card
+from surgeon.recipe.plain_yaml import plain, read_yaml
+from surgeon.region.patch import Patch, is_patch_file
 from surgeon.report.card import REBUILD, RESULTS, SourceCard, base_model
 from surgeon.report.published import published_manifest
 from surgeon.report.words import size
@@ -39,8 +45,10 @@ from surgeon.write.marker import (
     MARKER,
     RECIPE,
     REGIONS,
+    VARIANTS,
     Marker,
     is_made_anew,
+    outputs_of,
     read_own,
     read_own_text,
     run_manifest,
@@ -48,6 +56,7 @@ from surgeon.write.marker import (
 
 # By file of a source, the key under which older versions of transformers wrote the folder that it was loaded from.
 _SOURCE_FOLDER = {"config.json": "_name_or_path", "tokenizer_config.json": "name_or_path"}
+PATCH = ".patch.safetensors"
 _DESCRIBING = (f"{FIGURES}/", f"{RESULTS}/")
 
 
@@ -71,7 +80,7 @@ class Parcel:
     folder: Path
     items: tuple[Item, ...]
     card: str
-    origin: tuple[str, str] | None
+    origin: tuple[str, str] | None = None
     left_behind: tuple[str, ...] = ()
 
     @property
@@ -85,25 +94,27 @@ def region_path(label: str) -> str:
     return f"{REGIONS}/{label}.region.safetensors"
 
 
-def pack(folder: Path, address: str, *, weights: bool = True, jobs: int = 2) -> Parcel:
-    """Check a written variant against its manifest and collect what is to be sent to `address` (`hf://org/name`).
+def pack(path: Path, address: str, *, weights: bool = True, jobs: int = 2) -> Parcel:
+    """Check a written variant, or a patch, against its manifest and collect what is sent to `address` (`hf://org/name`).
 
     Raises:
-        InputError: this is not a variant, or without weights nobody could rebuild it.
+        InputError: this is no variant; without weights nobody could rebuild it; a patch's base is one that others lack.
         CheckpointError: files are missing, are not those that `apply` wrote, or no manifest tells.
     """
-    marker = Marker.read(folder)
-    run = run_manifest(folder)
+    return _pack_patch(path, address) if is_patch_file(path) else _pack_variant(path, address, weights, jobs)
+
+
+def _pack_variant(folder: Path, address: str, weights: bool, jobs: int) -> Parcel:
+    marker, run = Marker.read(folder), run_manifest(folder)
     if not run:
         raise CheckpointError(
             f"{folder}: no {MANIFEST} of the run that wrote it, so nothing tells whether its files are whole; push it "
             "from where `surgeon apply` wrote it, such as out/NAME/variants/VARIANT"
         )
-    outputs = dict(run["outputs"])
-    links = [name for name in outputs if os.path.lexists(folder / name) and not inside.is_own_file(folder, name)]
+    links = [name for name in run["outputs"] if os.path.lexists(folder / name) and not inside.is_own_file(folder, name)]
     if links:
         raise CheckpointError(f"{folder / links[0]}: a link, and only files of the variant's own folder are published")
-    named = {name: digest for name, digest in outputs.items() if not is_made_anew(name)}
+    named = {name: digest for name, digest in run["outputs"].items() if not is_made_anew(name)}
     wrong = damaged(folder, named | marker.files, jobs)
     if wrong:
         raise CheckpointError(f"{wrong[0]}; run `surgeon apply` again")
@@ -111,27 +122,62 @@ def pack(folder: Path, address: str, *, weights: bool = True, jobs: int = 2) -> 
         Checkpoint.open(folder)
     items = [Item(name, folder / name, (folder / name).stat().st_size, digest) for name, digest in named.items()]
     regions = list(_regions(folder, marker))
-    rebuildable = len(regions) == len(marker.regions) and not any(map(is_local, marker.donors))
-    origin = _origin(marker)
+    complete, origin = len(regions) == len(marker.regions), _origin(marker)
     if not weights:
-        _refuse_unless_rebuildable(folder, marker, len(regions) == len(marker.regions), origin)
+        _refuse_unless_rebuildable(folder, marker, complete, origin)
         items = [item for item in items if item.path == MARKER or item.path.startswith(_DESCRIBING)]
-    card = _card(folder, marker, address, weights, rebuildable, origin)
+    card = _card(folder, marker, address, weights, complete and not any(map(is_local, marker.donors)))
     told = _without_paths(marker)
     if origin is None:
         items, told = _without_source_folder(items, told)
     if told != marker:
         items = [text_item(MARKER, told.text()) if item.path == MARKER else item for item in items]
-    recipe = yaml.safe_dump(told.recipe, sort_keys=False, allow_unicode=True)
-    items += [*regions, text_item(RECIPE, recipe)]
+    items += [*regions, _recipe_item(told.recipe)]
     outputs = named | {item.path: item.sha256 for item in items}
-    manifest = published_manifest(run)
-    manifest["outputs"] = dict(sorted(outputs.items()))
-    items += [text_item(MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"), text_item(CARD, card)]
-    sent = {item.path for item in items}
-    there = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not inside.is_folder(path))
-    behind = tuple(name for name in there if name not in sent and name not in named)
-    return Parcel(folder, tuple(sorted(items, key=lambda item: item.path)), card, origin, behind)
+    parcel = _parcel(folder, items, {**published_manifest(run), "outputs": dict(sorted(outputs.items()))}, card)
+    known = {item.path for item in parcel.items} | named.keys()
+    beside = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not inside.is_folder(path))
+    return replace(parcel, origin=origin, left_behind=tuple(name for name in beside if name not in known))
+
+
+def _pack_patch(path: Path, address: str) -> Parcel:
+    patch, run = Patch.load(path), path.resolve().parent.parent
+    if not path.name.endswith(PATCH):
+        raise InputError(f"{path}: name it NAME{PATCH}, so others see what it is")
+    manifest = read_own(run / MANIFEST)
+    expected = outputs_of(manifest).get(f"{VARIANTS}/{path.name}")
+    if expected is None:
+        raise CheckpointError(
+            f"{path}: no {MANIFEST} of the run that wrote it; push it from where `surgeon apply` wrote it, such as "
+            f"out/NAME/{VARIANTS}/VARIANT{PATCH}"
+        )
+    digest = file_hash(path)
+    if digest != expected:
+        raise CheckpointError(f"{path}: not the file that was written; run `surgeon apply` again")
+    if not inside.is_plain_file(run, RECIPE):
+        raise CheckpointError(f"{run / RECIPE}: no plain file there; run `surgeon apply` again")
+    text = read_own_text(run / RECIPE, "the recipe of the run")
+    try:
+        recipe = plain(read_yaml(text, lambda line: f"{run / RECIPE}:{line}")[0])
+    except RecipeError as error:
+        raise CheckpointError(f"{error}; run `surgeon apply` again") from None
+    items = [
+        Item(path.name, path, path.stat().st_size, digest),
+        _recipe_item(recipe_without_paths(recipe if isinstance(recipe, dict) else {})),
+    ]
+    told = {**published_manifest(manifest), "outputs": {path.name: digest}}
+    return _parcel(path, items, told, patch_card(patch, address))
+
+
+def _parcel(folder: Path, items: Sequence[Item], manifest: Mapping[str, Any], card: str) -> Parcel:
+    """Put manifest and card beside the items."""
+    told = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    items = [*items, text_item(MANIFEST, told), text_item(CARD, card)]
+    return Parcel(folder, tuple(sorted(items, key=lambda item: item.path)), card)
+
+
+def _recipe_item(recipe: Mapping[str, Any]) -> Item:
+    return text_item(RECIPE, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
 
 
 def _without_paths(marker: Marker) -> Marker:
@@ -200,12 +246,12 @@ def _refuse_unless_rebuildable(folder: Path, marker: Marker, regions: bool, orig
         )
 
 
-def _card(folder: Path, marker: Marker, address: str, weights: bool, rebuildable: bool, origin: Any) -> str:
+def _card(folder: Path, marker: Marker, address: str, weights: bool, rebuildable: bool) -> str:
     """Return the card with the command that rebuilds the variant, now that its address is known."""
     if os.path.lexists(folder / CARD) and not inside.is_own_file(folder, CARD):
         raise CheckpointError(f"{folder / CARD}: a link, and only files of the variant's own folder are published")
     card = read_own_text(folder / CARD, "the model card")
-    model = "" if origin is not None or marker.model.source.startswith("builtin:") else " --set model=SOURCE"
+    model = "" if _origin(marker) is not None or marker.model.source.startswith("builtin:") else " --set model=SOURCE"
     command = (
         f"`recipe.yaml` is in this repository. To make exactly these weights from the source and the regions here, "
         f"checked by their SHA-256, nothing has to be scored again:\n\n```sh\nsurgeon apply {address}{model}\n```\n"

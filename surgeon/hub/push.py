@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 from surgeon.checkpoint.hub import explain, fetch_file, hub_errors
 from surgeon.checkpoint.plain_json import NotPlain, as_object, read_object
 from surgeon.errors import EnvironmentFailure, InputError, present
-from surgeon.hub.parcel import Item, Parcel, pack
-from surgeon.hub.patch_parcel import ENDING, pack_patch
+from surgeon.hub.parcel import PATCH, Item, Parcel, pack
 from surgeon.progress import Progress
 from surgeon.recipe.schema import Recipe
 from surgeon.report.entries import PushReport
@@ -108,14 +107,20 @@ def push(parcel: Parcel, target: Target) -> PushReport:
                     url = f"{api.endpoint}/{target.repo}/discussions/{number}"
                     return _nothing_to_do(parcel, target, url, head)
         copies = _copies(api, parcel, target, changed)
-        commit, copied = _commit(api, parcel, target, branch, changed, copies, stale)
+        try:
+            commit = _commit(api, parcel, target, branch.head, _operations(parcel, changed, copies, stale))
+        except Exception as error:  # if the Hub will not copy between the two repositories, send those files from here
+            if not copies or not _copying_failed(error):
+                raise
+            copies = set()
+            commit = _commit(api, parcel, target, branch.head, _operations(parcel, changed, copies, stale))
         _check_arrived(api, parcel, target, commit.oid)
         return PushReport(
             address=target.address,
             url=commit.pr_url or commit.commit_url,
             commit=commit.oid,
-            sent=len(changed) - copied,
-            copied=copied,
+            sent=len(changed) - len(copies),
+            copied=len(copies),
             removed=len(stale),
             unchanged=unchanged,
         )
@@ -135,11 +140,11 @@ def push_variants(recipe: Recipe, output: Path, jobs: int, progress: Progress) -
     spec, parcels = present(recipe.push), {}
     for name in recipe.pushed_variants():
         repo, revision = spec.place(name)
-        target, folder = Target(repo, revision, spec.private, spec.create_pr), output / "variants"
+        target, ending = Target(repo, revision, spec.private, spec.create_pr), ""
         if recipe.variants[name].write == "patch":
-            parcels[name] = target, pack_patch(folder / f"{name}{ENDING}", target.address)
-        else:
-            parcels[name] = target, pack(folder / name, target.address, weights=spec.weights, jobs=jobs)
+            ending = PATCH
+        path = output / "variants" / f"{name}{ending}"
+        parcels[name] = target, pack(path, target.address, weights=spec.weights, jobs=jobs)
     result = {}
     for name, (target, parcel) in parcels.items():
         with progress.task(f"push {name}", 1):
@@ -199,7 +204,7 @@ def _refuse_foreign(parcel: Parcel, target: Target, branch: _Branch) -> None:
 def _ours(branch: _Branch) -> bool:
     """True for what surgeon pushed: a variant has a marker, a patch stands beside its manifest with nothing else."""
     others = set(branch.files) - {*_HARMLESS, MANIFEST, RECIPE}
-    patches = {path for path in others if path.endswith(ENDING)}
+    patches = {path for path in others if path.endswith(PATCH)}
     return MARKER in branch.files or (MANIFEST in branch.files and bool(patches) and others == patches)
 
 
@@ -227,12 +232,10 @@ def _stale(api: HfApi, parcel: Parcel, target: Target, branch: _Branch) -> list[
 
 def _copies(api: HfApi, parcel: Parcel, target: Target, changed: list[Item]) -> set[str]:
     """Return which of the changed files the Hub can copy from the source: LFS files that nothing touched."""
-    from huggingface_hub import CommitOperationCopy
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import RepoFile
 
-    supported = "src_repo_id" in CommitOperationCopy.__dataclass_fields__  # older clients copy within one repository
-    if not supported or parcel.origin is None or parcel.origin[0] == target.repo:
+    if parcel.origin is None or parcel.origin[0] == target.repo:
         return set()
     repo, revision = parcel.origin
     wanted = {item.path: item for item in changed if not isinstance(item.content, bytes)}
@@ -247,16 +250,8 @@ def _copies(api: HfApi, parcel: Parcel, target: Target, changed: list[Item]) -> 
     }
 
 
-def _commit(
-    api: HfApi,
-    parcel: Parcel,
-    target: Target,
-    branch: _Branch,
-    changed: list[Item],
-    copies: set[str],
-    stale: list[str],
-) -> tuple[Any, int]:
-    """Make the commit; if the Hub will not copy between the two repositories, send those files from here."""
+def _operations(parcel: Parcel, changed: Sequence[Item], copies: set[str], stale: Sequence[str]) -> list[Operation]:
+    """Return what the commit does: files that the Hub copies from the source, files that are sent, files that go."""
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
     operations: list[Operation] = [CommitOperationDelete(path, is_folder=False) for path in stale]
@@ -271,20 +266,18 @@ def _commit(
         else:
             content = item.content if isinstance(item.content, bytes) else str(item.content)
             operations.append(CommitOperationAdd(item.path, content))
-    try:
-        commit = api.create_commit(
-            target.repo,
-            operations,
-            commit_message=f"Variant {parcel.folder.resolve().name.removesuffix(ENDING)}, made by surgeon",
-            revision=target.revision,
-            create_pr=target.create_pr,
-            parent_commit=branch.head,
-        )
-    except Exception as error:
-        if copies and _copying_failed(error):
-            return _commit(api, parcel, target, branch, changed, set(), stale)
-        raise
-    return commit, len(copies)
+    return operations
+
+
+def _commit(api: HfApi, parcel: Parcel, target: Target, parent: str, operations: list[Operation]) -> Any:
+    return api.create_commit(
+        target.repo,
+        operations,
+        commit_message=f"Variant {parcel.folder.resolve().name.removesuffix(PATCH)}, made by surgeon",
+        revision=target.revision,
+        create_pr=target.create_pr,
+        parent_commit=parent,
+    )
 
 
 def _copying_failed(error: BaseException) -> bool:

@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.diff.diff import KINDS, Change, Diff, Kind, TensorDiff
+from surgeon.diff.diff import KINDS, Diff, Kind, TensorDiff
+from surgeon.diff.entries import Change
 from surgeon.errors import present, shorten
 from surgeon.region.overlap import Overlap, TensorOverlap
 from surgeon.region.patch import Patch

@@ -22,33 +22,33 @@ def look_at_gguf(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is none.
     """
-    found = read_gguf(path)
+    file = read_gguf(path)
     kinds: dict[str, dict[str, Any]] = {}
-    for tensor in found.tensors:
+    for tensor in file.tensors:
         quantization = tensor.quantization
         row = kinds.setdefault(quantization.name, {"tensors": 0, "numel": 0, "bytes": 0, "zero": quantization.zero})
         row["tensors"] += 1
         row["numel"] += tensor.numel
         row["bytes"] += tensor.nbytes
     return {
-        "kind": "gguf", "path": str(path), "bytes": found.size,
-        "architecture": str(found.metadata.get("general.architecture", "unknown")),
-        "name": str(found.metadata.get("general.name", "")) or None,
-        "tensors": len(found.tensors), "parameters": sum(tensor.numel for tensor in found.tensors),
+        "kind": "gguf", "path": str(path), "bytes": file.size,
+        "architecture": str(file.metadata.get("general.architecture", "unknown")),
+        "name": str(file.metadata.get("general.name", "")) or None,
+        "tensors": len(file.tensors), "parameters": sum(tensor.numel for tensor in file.tensors),
         "quantizations": kinds, "surgery": _REMEDY,
     }  # fmt: skip
 
 
-def gguf_view(found: Mapping[str, Any]) -> Group:
+def gguf_view(data: Mapping[str, Any]) -> Group:
     """Render it."""
     head = facts(
-        ("gguf", found["path"]),
-        ("model", f"{found['architecture']}{', ' + found['name'] if found['name'] else ''}"),
-        ("size", f"{found['parameters']:,} parameters in {found['tensors']:,} tensors, {size(found['bytes'])}"),
-        ("surgery", found["surgery"]),
+        ("gguf", data["path"]),
+        ("model", f"{data['architecture']}{', ' + data['name'] if data['name'] else ''}"),
+        ("size", f"{data['parameters']:,} parameters in {data['tensors']:,} tensors, {size(data['bytes'])}"),
+        ("surgery", data["surgery"]),
     )
     rows = table("Quantizations", "type", "tensors", "parameters", "share", "zero is a code")
-    for name, row in found["quantizations"].items():
-        share = percent(row["numel"] / found["parameters"]) if found["parameters"] else "-"
+    for name, row in data["quantizations"].items():
+        share = percent(row["numel"] / data["parameters"]) if data["parameters"] else "-"
         rows.add_row(name, f"{row['tensors']:,}", f"{row['numel']:,}", share, row["zero"])
     return Group(head, Text(""), rows)

@@ -60,13 +60,13 @@ def look_at(target: str) -> dict[str, Any]:
     if (path / MANIFEST).is_file() and (path / REGION).is_file():
         return _bundle(path)
     checkpoint = Checkpoint.open(target)
-    found, path = _checkpoint(checkpoint), checkpoint.source.path
+    data, path = _checkpoint(checkpoint), checkpoint.source.path
     if (path / MARKER).is_file():
-        found = {**found, "kind": "variant", **_marker(path)}
+        data = {**data, "kind": "variant", **_marker(path)}
     bundle = _bundle_of(checkpoint)
     if bundle is not None:
-        found["frozen"] = _frozen(bundle)
-    return found
+        data["frozen"] = _frozen(bundle)
+    return data
 
 
 def _bundle_of(checkpoint: Checkpoint) -> Bundle | None:
@@ -108,9 +108,9 @@ def _frozen(bundle: Bundle) -> dict[str, Any]:
 def _region(path: Path) -> dict[str, Any]:
     region = Region.load(path)
     # Names and shapes tell the rest; only a transposed family needs to be named by the provenance.
-    found = region_report(region, {"model_type": region.metadata.get("model_type")}, "file")
+    report = region_report(region, {"model_type": region.metadata.get("model_type")}, "file")
     layers: dict[int, dict[str, int]] = {}
-    for cell in found.cells:
+    for cell in report.cells:
         if cell.layer is not None:
             counted = layers.setdefault(cell.layer, {"layer": cell.layer, "entries": 0, "numel": 0})
             counted["entries"] += cell.entries
@@ -119,8 +119,8 @@ def _region(path: Path) -> dict[str, Any]:
         "kind": "region", "path": str(path), "tensors": len(region), "entries": region.entries, "numel": region.numel,
         "density": region.density(), "bytes": path.stat().st_size,
         "encodings": dict(Counter(region[name].encoding for name in region)),
-        "roles": role_counts(found), "layers": [layers[layer] for layer in sorted(layers)],
-        "hidden_size": found.hidden_size, "dimensions": [asdict(item) for item in found.dimensions],
+        "roles": role_counts(report), "layers": [layers[layer] for layer in sorted(layers)],
+        "hidden_size": report.hidden_size, "dimensions": [asdict(item) for item in report.dimensions],
         "provenance": {key: value for key, value in region.metadata.items() if key != "source_sha256"},
     }  # fmt: skip
 
@@ -187,8 +187,8 @@ def _output(path: Path) -> dict[str, Any]:
     """Describe an output folder by its report."""
     report = Report.load(path)
     # By way of text, since only there are inf and nan the strings that JSON can hold.
-    data = json.loads(report.model_dump_json())
-    return {"kind": "output", "path": str(path.parent), "passed": report.passed, "report": data}
+    dumped = json.loads(report.model_dump_json())
+    return {"kind": "output", "path": str(path.parent), "passed": report.passed, "report": dumped}
 
 
 def _recipe(path: Path) -> dict[str, Any]:
@@ -197,8 +197,8 @@ def _recipe(path: Path) -> dict[str, Any]:
     return {"kind": "recipe", "path": str(path), "recipe": json.loads(recipe.model_dump_json(by_alias=True))}
 
 
-def inspection_view(found: Mapping[str, Any]) -> Group:
-    """Show what `look_at` found."""
+def inspection_view(data: Mapping[str, Any]) -> Group:
+    """Show what `look_at` tells."""
     views = {
         "region": _region_view,
         "bundle": _region_view,
@@ -207,14 +207,14 @@ def inspection_view(found: Mapping[str, Any]) -> Group:
         "recipe": _recipe_view,
         "gguf": gguf_view,
     }
-    return views.get(found["kind"], _checkpoint_view)(found)
+    return views.get(data["kind"], _checkpoint_view)(data)
 
 
-def _recipe_view(found: Mapping[str, Any]) -> Group:
-    recipe = Recipe.model_validate(found["recipe"])
+def _recipe_view(data: Mapping[str, Any]) -> Group:
+    recipe = Recipe.model_validate(data["recipe"])
     corpus = recipe.corpus if isinstance(recipe.corpus, str) else ", ".join(recipe.corpus)
     head = facts(
-        ("recipe", f"{recipe.name} ({found['path']})"), ("model", recipe.model), ("corpus", corpus),
+        ("recipe", f"{recipe.name} ({data['path']})"), ("model", recipe.model), ("corpus", corpus),
         ("measures", _verify_words(recipe.verify)), ("output", recipe.output),
         ("push", recipe.push.repo if recipe.push is not None else None),
     )  # fmt: skip
@@ -243,19 +243,19 @@ def _verify_words(verify: VerifySpec | None) -> str:
     return f"{languages}, at most {verify.tokens} tokens each; {count(len(verify.expect), 'expectation')}"
 
 
-def _region_view(found: Mapping[str, Any]) -> Group:
-    provenance = found["provenance"]
-    encodings = ", ".join(f"{count} as {name}" for name, count in found["encodings"].items())
+def _region_view(data: Mapping[str, Any]) -> Group:
+    provenance = data["provenance"]
+    encodings = ", ".join(f"{count} as {name}" for name, count in data["encodings"].items())
     head = facts(
-        ("freeze bundle" if found["kind"] == "bundle" else found["kind"], found["path"]),
-        ("freezes", _frozen_line(found)),
-        ("values", ", ".join(f"{name} ({count} tensors)" for name, count in found.get("dtypes", {}).items())),
-        ("left out", shorten([f"{name} ({reason})" for name, reason in found.get("left_out", {}).items()])),
-        ("entries", f"{found['entries']:,} of {found['numel']:,} ({percent(found['density'])})"),
-        ("tensors", f"{found['tensors']:,} ({encodings}), {size(found['bytes'])}"),
+        ("freeze bundle" if data["kind"] == "bundle" else data["kind"], data["path"]),
+        ("freezes", _frozen_line(data)),
+        ("values", ", ".join(f"{name} ({count} tensors)" for name, count in data.get("dtypes", {}).items())),
+        ("left out", shorten([f"{name} ({reason})" for name, reason in data.get("left_out", {}).items()])),
+        ("entries", f"{data['entries']:,} of {data['numel']:,} ({percent(data['density'])})"),
+        ("tensors", f"{data['tensors']:,} ({encodings}), {size(data['bytes'])}"),
         *((key, _plain(value)) for key, value in provenance.items()),
     )
-    layers = found["layers"]
+    layers = data["layers"]
     lines = []
     if len(layers) > 1:
         densities = [item["entries"] / item["numel"] for item in layers]
@@ -263,17 +263,17 @@ def _region_view(found: Mapping[str, Any]) -> Group:
         lines.append(("layers", f"{layers[0]['layer']}-{layers[-1]['layer']}  {marks}"))
     fullest = [
         f"{item['index']} ({item['hits']:,}, out in {item['tensors']})"
-        for item in found["dimensions"][:DIMENSIONS_SHOWN]
+        for item in data["dimensions"][:DIMENSIONS_SHOWN]
     ]
     if fullest:
         lines.append(("residual", ", ".join(fullest)))
-        explained = f"dimension (entries, tensors it stands out in), of {found['hidden_size']:,}"
+        explained = f"dimension (entries, tensors it stands out in), of {data['hidden_size']:,}"
         lines.append(("", explained))
-    return Group(head, Text(""), grid_table(roles_table(found["roles"])), facts(*lines))
+    return Group(head, Text(""), grid_table(roles_table(data["roles"])), facts(*lines))
 
 
-def _frozen_line(found: Mapping[str, Any]) -> str | None:
-    frozen = found.get("frozen")
+def _frozen_line(data: Mapping[str, Any]) -> str | None:
+    frozen = data.get("frozen")
     if frozen is None:
         return None
     source = (frozen["base"] or {}).get("name")
@@ -293,45 +293,45 @@ def _plain(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _checkpoint_view(found: Mapping[str, Any]) -> Group:
-    pairs: list[tuple[str, str | None]] = [("checkpoint", found["source"])]
-    if found["kind"] == "variant":
-        pairs[0] = ("variant", f"{found['variant']} of recipe {found['recipe']}")
-        operations = [" ".join(f"{key} {value}" for key, value in item.items()) for item in found["operations"]]
-        edited = f"{found['edited']['entries']:,} entries in {found['edited']['tensors']:,} tensors"
-        pairs += [("made from", found["made_from"]["source"]), ("edits", f"{', '.join(operations)}: {edited}")]
-    reach = found["reach"]
-    unread = found["unread"]
+def _checkpoint_view(data: Mapping[str, Any]) -> Group:
+    pairs: list[tuple[str, str | None]] = [("checkpoint", data["source"])]
+    if data["kind"] == "variant":
+        pairs[0] = ("variant", f"{data['variant']} of recipe {data['recipe']}")
+        operations = [" ".join(f"{key} {value}" for key, value in item.items()) for item in data["operations"]]
+        edited = f"{data['edited']['entries']:,} entries in {data['edited']['tensors']:,} tensors"
+        pairs += [("made from", data["made_from"]["source"]), ("edits", f"{', '.join(operations)}: {edited}")]
+    reach = data["reach"]
+    unread = data["unread"]
     quantized = f"the weights are quantized ({unread}): nothing can be cut here" if unread else None
     pairs += [
-        ("revision", found["revision"]),
-        ("family", f"{found['model_type'] or 'unknown'}, {found['layers']} layers, hidden size {found['hidden_size']}"),
-        ("size", f"{found['parameters']:,} parameters, {size(found['bytes'])} in {found['shards']} file(s)"),
-        ("dtypes", ", ".join(f"{name} ({count} tensors)" for name, count in found["dtypes"].items())),
-        ("stored", _stored_words(found)),
-        ("tied", "; ".join(_tie(group) for group in found["ties"])),
-        ("freezes", _frozen_line(found)),
-        ("unknown", "; ".join(found["unknown_kinds"])),
-        ("left out", "; ".join(found["left_out"])),
-        ("notes", "; ".join(found["notes"])),
-        ("not read", "; ".join(f"{name} ({why})" for name, why in found["files_left_out"].items())),
+        ("revision", data["revision"]),
+        ("family", f"{data['model_type'] or 'unknown'}, {data['layers']} layers, hidden size {data['hidden_size']}"),
+        ("size", f"{data['parameters']:,} parameters, {size(data['bytes'])} in {data['shards']} file(s)"),
+        ("dtypes", ", ".join(f"{name} ({count} tensors)" for name, count in data["dtypes"].items())),
+        ("stored", _stored_words(data)),
+        ("tied", "; ".join(_tie(group) for group in data["ties"])),
+        ("freezes", _frozen_line(data)),
+        ("unknown", "; ".join(data["unknown_kinds"])),
+        ("left out", "; ".join(data["left_out"])),
+        ("notes", "; ".join(data["notes"])),
+        ("not read", "; ".join(f"{name} ({why})" for name, why in data["files_left_out"].items())),
         ("surgery", quantized or f"reaches {reach['numel']:,} parameters in {reach['tensors']} decoder tensors"),
     ]
     roles = table("Roles", "role", "tensors", "parameters", "share")
-    for role in roles_in_order(list(found["roles"])):
-        count = found["roles"][role]
-        share = percent(count["numel"] / found["parameters"]) if found["parameters"] else "-"
+    for role in roles_in_order(list(data["roles"])):
+        count = data["roles"][role]
+        share = percent(count["numel"] / data["parameters"]) if data["parameters"] else "-"
         roles.add_row(role, f"{count['tensors']:,}", f"{count['numel']:,}", share)
     return Group(facts(*pairs), Text(""), roles)
 
 
-def _stored_words(found: Mapping[str, Any]) -> str | None:
-    coded = found["coded"]
+def _stored_words(data: Mapping[str, Any]) -> str | None:
+    coded = data["coded"]
     if coded is None:
         return None
-    dtypes = ", ".join(f"{name} ({count})" for name, count in found["stored_dtypes"].items())
+    dtypes = ", ".join(f"{name} ({count})" for name, count in data["stored_dtypes"].items())
     return (
-        f"{found['quantization']}; {coded['numel']:,} parameters in {coded['tensors']:,} tensors and "
+        f"{data['quantization']}; {coded['numel']:,} parameters in {coded['tensors']:,} tensors and "
         f"{coded['blocks']:,} blocks, {coded['bits_per_parameter']:.3g} bits each with scales; files hold {dtypes}"
     )
 
@@ -340,11 +340,11 @@ def _tie(group: list[str]) -> str:
     return " = ".join(group) if len(group) > 1 else f"{group[0]} is also the head, which is not stored"
 
 
-def _output_view(found: Mapping[str, Any]) -> Group:
-    report = Report.model_validate(found["report"])
-    folder = Path(found["path"])
+def _output_view(data: Mapping[str, Any]) -> Group:
+    report = Report.model_validate(data["report"])
+    folder = Path(data["path"])
     head = facts(
-        ("output", found["path"]),
+        ("output", data["path"]),
         ("recipe", report.name),
         ("model", f"{report.model.name}, {report.model.parameters:,} parameters"),
         ("measured", f"{len(report.perplexity.get('base', {}))} languages" if report.perplexity else "nothing"),

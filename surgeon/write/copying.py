@@ -1,6 +1,6 @@
 """The files of a variant are copied: companions, and shards side by side, dealt out to a team by their size.
 
-Each shard is hashed while it is written, and flushed behind the next one's back.
+Each shard is hashed, and sent to the disk, while it is written.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -26,20 +26,15 @@ from surgeon.operations.edits import Surgery
 from surgeon.region.region import Region
 from surgeon.write.shards import Copied, copy_plain_shard, copy_shard, copy_small
 
-Result = tuple[dict[str, Copied], tuple["Future[None]", ...]]
 _TOKEN = ".ranks"  # a file in the staged folder by which a rank finds out that it sees the same folder as rank 0
 
 
-def copy_all(surgery: Surgery, folder: Path, place: Workplace, advance: Callable[[int], None]) -> Result:
-    """Copy companions and shards, by all of a team that see the folder; also returns files on their way to the disk.
-
-    What others wrote is on the disk already.
-    """
-    checkpoint, team = surgery.checkpoint, place.team
+def copy_all(surgery: Surgery, folder: Path, workplace: Workplace, advance: Callable[[int], None]) -> dict[str, Copied]:
+    """Copy companions and shards, by all of a team that see the folder; what others wrote is on the disk already."""
+    checkpoint, team = surgery.checkpoint, workplace.team
     copied = copy_companions(checkpoint, folder)
     if len(checkpoint.headers) == 1:
-        shards, flushing = _copy_shards(surgery, checkpoint.headers, folder, place.jobs, advance)
-        return copied | shards, flushing
+        return copied | _copy_shards(surgery, checkpoint.headers, folder, workplace.jobs, advance)
     token = secrets.token_hex(8)
     with inside.create(folder / _TOKEN) as file:
         file.write(token.encode())
@@ -51,19 +46,17 @@ def copy_all(surgery: Surgery, folder: Path, place: Workplace, advance: Callable
     )  # fmt: skip
     shares = team.divided(by_size(checkpoint))
     inside.remove(folder / _TOKEN)
-    mine, background = 0, list[Future[None]]()
+    mine = 0
 
     def copy(share: Sequence[Header]) -> dict[str, Copied]:
         nonlocal mine
         mine = sum(header.file_size for header in share)
-        shards, flushing = _copy_shards(surgery, share, folder, place.jobs, advance)
-        background.extend(flushing)
-        return shards
+        return _copy_shards(surgery, share, folder, workplace.jobs, advance)
 
     for shards in team.map(copy, shares):
         copied |= shards
     advance(max(checkpoint.data_bytes - mine, 0))  # what others copied
-    return copied, tuple(background)
+    return copied
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ class Copying:
     regions: Mapping[str, Region]
     plain: bool = False
 
-    def help(self, place: Workplace) -> None:
+    def help(self, workplace: Workplace) -> None:
         """Copy this process's shards, and flush them to the disk."""
         folder = Path(self.folder)
         try:
@@ -87,18 +80,18 @@ class Copying:
             files = by_size(checkpoint)
         except (CheckpointError, OSError):
             able, files = False, []
-        shares = place.team.divided(files, able)
+        shares = workplace.team.divided(files, able)
 
         def copy(share: Sequence[Header]) -> dict[str, Copied]:
             if not share:
                 return {}
             surgery = Surgery(checkpoint, self.operations, self.regions)
-            copied, flushing = _copy_shards(surgery, share, folder, place.jobs, lambda count: None)
-            for future in flushing:
-                future.result()
+            copied = _copy_shards(surgery, share, folder, workplace.jobs, lambda count: None)
+            for name in copied:
+                flush(folder / name)
             return copied
 
-        for _ in place.team.map(copy, shares):
+        for _ in workplace.team.map(copy, shares):
             pass
 
 
@@ -109,27 +102,21 @@ def by_size(checkpoint: Checkpoint) -> list[Header]:
 
 def _copy_shards(
     surgery: Surgery, headers: Sequence[Header], folder: Path, jobs: int, advance: Callable[[int], None]
-) -> Result:
+) -> dict[str, Copied]:
     copied: dict[str, Copied] = {}
     by_file: dict[File, list[str]] = {header.path: [] for header in surgery.checkpoint.headers}
     for name in surgery.touched:
         for path in dict.fromkeys(info.path for info in surgery.stored(name)):
             by_file[path].append(name)
-    disk = ThreadPoolExecutor(1)
-    flushing: list[Future[None]] = []
 
     def job(header: Header, stopping: Event) -> None:
-        target = folder / header.path.name
         copy = copy_plain_shard if surgery.checkpoint.written_plain else copy_shard
-        copied[header.path.name] = copy(surgery, header, by_file[header.path], target, stopping)
-        flushing.append(disk.submit(flush, target))
+        name = header.path.name
+        copied[name] = copy(surgery, header, by_file[header.path], folder / name, stopping)
         advance(header.file_size)
 
-    try:
-        _side_by_side(job, headers, jobs)
-    finally:
-        disk.shutdown(wait=False)
-    return copied, tuple(flushing)
+    _side_by_side(job, headers, jobs)
+    return copied
 
 
 def _side_by_side(job: Callable[[Header, Event], None], headers: Sequence[Header], jobs: int) -> None:
@@ -148,10 +135,10 @@ def _side_by_side(job: Callable[[Header, Event], None], headers: Sequence[Header
 
 def copy_companions(checkpoint: Checkpoint, target: Path) -> dict[str, Copied]:
     """Copy the companion files; returns what was copied, by path in the variant."""
-    copied, found = {}, companions(checkpoint)
-    for relative in found.kept:
+    copied, beside = {}, companions(checkpoint)
+    for relative in beside.kept:
         copied[relative.as_posix()] = copy_small(checkpoint.folder / relative, target / relative)
-    for name, content in found.made.items():
+    for name, content in beside.made.items():
         with inside.create(target / name) as file:
             file.write(content)
             copied[name] = Copied(sha256(content), file_stamp(os.fstat(file.fileno())))

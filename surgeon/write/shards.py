@@ -62,25 +62,27 @@ def copy_shard(surgery: Surgery, header: Header, names: Sequence[str], target: P
         EnvironmentFailure: `stopping` was set.
     """
     path = on_disk(header.path)
-    with naming(target), path.open("rb", buffering=0) as reader, inside.create(target) as writer:
+    with naming(target), path.open("rb", buffering=0) as reader, inside.create(target) as file:
         if file_stamp(os.fstat(reader.fileno())) != header.stamp:
             raise CheckpointError(f"{path}: {CHANGED}")
+        writer = _Writer(file, stopping)
         if not names:
-            _copy_inside_the_kernel(reader, writer, header.file_size, stopping)
-            stamp = file_stamp(os.fstat(writer.fileno()))
-            return Copied(hashes_of(header).file, stamp)
-        stream = _Stream(reader, writer, None if known_hashes(header) else FileDigest(header), stopping)
+            _copy_inside_the_kernel(reader, writer, header.file_size)
+            return replace(writer.finish(), sha256=hashes_of(header).file)
+        source = None if known_hashes(header) else FileDigest(header)
         entries, edits, position = 0, EditCount(), 0
         for info, name in _touched(surgery, header, names):
-            stream.copy(info.offset - position)
+            _copy(reader, writer, info.offset - position, source)
             edit, stored = surgery.stored_edits(name)
-            stream.copy(info.nbytes, stored.get(info.name))
+            _copy(reader, writer, info.nbytes, source, stored.get(info.name))
             if info is parts_of(surgery.checkpoint.info(name))[0]:
                 entries += edit.entries
                 edits += edit.count() if name in surgery.counted else EditCount()
             position = info.offset + info.nbytes
-        stream.copy(header.file_size - position)
-        return replace(stream.finish(), entries=entries, edits=edits)
+        _copy(reader, writer, header.file_size - position, source)
+        if source is not None:
+            source.finish()  # which has it remembered
+        return replace(writer.finish(), entries=entries, edits=edits)
 
 
 def _touched(surgery: Surgery, header: Header, names: Sequence[str]) -> list[tuple[TensorInfo, str]]:
@@ -90,54 +92,54 @@ def _touched(surgery: Surgery, header: Header, names: Sequence[str]) -> list[tup
     return sorted(here, key=lambda item: item[0].offset)
 
 
-class _Stream:
-    """The bytes of a file on their way to another one, through one buffer."""
+class _Writer:
+    """A file that is written: hashed on the way, and sent to the disk while the processor goes on."""
 
-    def __init__(self, reader: FileIO, writer: FileIO, source: FileDigest | None, stopping: Event) -> None:
-        self._reader, self._writer, self._source, self._stopping = reader, writer, source, stopping
-        self._digest = hashlib.sha256()
-        self._buffer = np.empty(_BUFFER_BYTES, dtype=np.uint8)
-        self._to_disk = _ToDisk(writer)
+    def __init__(self, file: FileIO, stopping: Event) -> None:
+        self.file, self.stopping = file, stopping
+        self._digest, self._asked, self._written = hashlib.sha256(), 0, 0
 
-    def copy(self, count: int, edit: StoredEdit | None = None) -> None:
-        """Copy `count` bytes; with an edit, they are one tensor's, and its entries get their new values."""
-        width = edit.values.itemsize if edit is not None else 1
-        step = self._buffer.size - self._buffer.size % width
-        bounds = None if edit is None else np.searchsorted(edit.indices, np.arange(0, count + step, step) // width)
-        for number, start in enumerate(range(0, count, step)):
-            if self._stopping.is_set():
-                raise EnvironmentFailure("stopped, since something else failed")
-            chunk = self._buffer[: min(step, count - start)]
-            _read_fully(self._reader, chunk)
-            if self._source is not None:
-                self._source.update(chunk.data)
-            if edit is not None and bounds is not None:
-                chosen = slice(bounds[number], bounds[number + 1])
-                chunk.view(edit.values.dtype)[edit.indices[chosen] - start // width] = edit.values[chosen]
-            self._digest.update(chunk.data)
-            write_fully(self._writer, chunk)
-            self._to_disk.passed(chunk.size)
+    def put(self, data: memoryview | bytes) -> None:
+        """Write bytes, and hash them.
 
-    def finish(self) -> Copied:
-        """Say what was written, and remember the source's hashes."""
-        if self._source is not None:
-            self._source.finish()
-        return Copied(self._digest.hexdigest(), file_stamp(os.fstat(self._writer.fileno())))
-
-
-class _ToDisk:
-    """Sets the disk to work while the processor goes on, so that the final flush has less to wait for."""
-
-    def __init__(self, writer: FileIO) -> None:
-        self._writer, self._asked, self._written = writer, 0, 0
+        Raises:
+            EnvironmentFailure: `stopping` was set.
+        """
+        if self.stopping.is_set():
+            raise EnvironmentFailure("stopped, since something else failed")
+        view = memoryview(data)
+        self._digest.update(view)
+        while view:
+            view = view[self.file.write(view) or 0 :]
+        self.passed(len(data))
 
     def passed(self, count: int) -> None:
-        """Take note of bytes that were written; every few megabytes have them sent to disk, without waiting."""
+        """Take note of bytes; every few megabytes have them sent to disk without waiting: the flush then waits less."""
         self._written += count
         if self._written - self._asked >= _TO_DISK_EVERY and hasattr(os, "posix_fadvise"):
             size = self._written - self._asked
-            os.posix_fadvise(self._writer.fileno(), self._asked, size, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self.file.fileno(), self._asked, size, os.POSIX_FADV_DONTNEED)
             self._asked = self._written
+
+    def finish(self) -> Copied:
+        """Say what was written."""
+        return Copied(self._digest.hexdigest(), file_stamp(os.fstat(self.file.fileno())))
+
+
+def _copy(
+    reader: FileIO, writer: _Writer, count: int, source: FileDigest | None = None, edit: StoredEdit | None = None
+) -> None:
+    """Copy `count` bytes; with an edit, they are one tensor's, and its entries get their new values."""
+    width = edit.values.itemsize if edit is not None else 1
+    buffer = np.empty(min(_BUFFER_BYTES - _BUFFER_BYTES % width, count), np.uint8)
+    for start in range(0, count, buffer.size or 1):
+        chunk = buffer[: count - start]
+        _read_fully(reader, chunk)
+        if source is not None:
+            source.update(chunk.data)
+        if edit is not None:
+            poke(chunk.view(edit.values.dtype), start // width, edit)
+        writer.put(chunk.data)
 
 
 def _read_fully(reader: FileIO, chunk: NDArray[np.uint8]) -> None:
@@ -149,28 +151,21 @@ def _read_fully(reader: FileIO, chunk: NDArray[np.uint8]) -> None:
         done += count
 
 
-def write_fully(writer: FileIO, chunk: NDArray[np.uint8]) -> None:
-    """Write all of some bytes."""
-    done = 0
-    while done < chunk.size:
-        done += writer.write(chunk[done:].data) or 0
-
-
-def _copy_inside_the_kernel(reader: FileIO, writer: FileIO, size: int, stopping: Event) -> None:
+def _copy_inside_the_kernel(reader: FileIO, writer: _Writer, size: int) -> None:
     """Copy a file without its bytes passing through this process; file systems with reflinks share the blocks."""
-    done, to_disk = 0, _ToDisk(writer)
+    done = 0
     try:
-        while done < size and hasattr(os, "copy_file_range") and not stopping.is_set():
-            count = os.copy_file_range(reader.fileno(), writer.fileno(), min(size - done, _TO_DISK_EVERY))
+        while done < size and hasattr(os, "copy_file_range") and not writer.stopping.is_set():
+            count = os.copy_file_range(reader.fileno(), writer.file.fileno(), min(size - done, _TO_DISK_EVERY))
             if not count:
                 raise CheckpointError(f"{reader.name!s}: {CHANGED}")
-            to_disk.passed(count)
+            writer.passed(count)
             done += count
     except OSError as error:
         if error.errno not in _NOT_SUPPORTED:
             raise
     reader.seek(done)
-    _Stream(reader, writer, None, stopping).copy(size - done)
+    _copy(reader, writer, size - done)
 
 
 def copy_small(source: Path, target: Path) -> Copied:
@@ -179,19 +174,13 @@ def copy_small(source: Path, target: Path) -> Copied:
     Raises:
         CheckpointError: the source changed meanwhile.
     """
-    with source.open("rb") as reader:
-        before = file_stamp(os.fstat(reader.fileno()))
-        piece = reader.read(1 << 20)
-        digest = hashlib.sha256()
-        with naming(target), inside.create(target) as writer:
-            while piece:
-                digest.update(piece)
-                write_fully(writer, np.frombuffer(piece, np.uint8))
-                piece = reader.read(1 << 20)
-            stamp = file_stamp(os.fstat(writer.fileno()))
+    with naming(target), source.open("rb", buffering=0) as reader, inside.create(target) as file:
+        before, writer = file_stamp(os.fstat(reader.fileno())), _Writer(file, Event())
+        while piece := reader.read(1 << 20):
+            writer.put(piece)
         if file_stamp(os.fstat(reader.fileno())) != before:
             raise CheckpointError(f"{source}: {CHANGED}")
-    return Copied(digest.hexdigest(), stamp)
+        return writer.finish()
 
 
 def copy_plain_shard(surgery: Surgery, header: Header, names: Sequence[str], target: Path, stopping: Event) -> Copied:
@@ -204,24 +193,18 @@ def copy_plain_shard(surgery: Surgery, header: Header, names: Sequence[str], tar
         EnvironmentFailure: `stopping` was set.
     """
     checkpoint, edited = surgery.checkpoint, frozenset(names)
-    digest, entries, edits = hashlib.sha256(), 0, EditCount()
-    with naming(target), inside.create(target) as writer:
-
-        def put(data: NDArray[np.uint8]) -> None:
-            if stopping.is_set():
-                raise EnvironmentFailure("stopped, since something else failed")
-            digest.update(data.data)
-            write_fully(writer, data)
-
-        put(np.frombuffer(plain_start(checkpoint, header), np.uint8))
+    entries, edits = 0, EditCount()
+    with naming(target), inside.create(target) as file:
+        writer = _Writer(file, stopping)
+        writer.put(plain_start(checkpoint, header))
         for info in plain_tensors(checkpoint, header):
             edit = surgery.edit(info.name) if info.name in edited else None
             if edit is not None:
                 entries += edit.entries
                 edits += edit.count() if info.name in surgery.counted else EditCount()
             for piece in _pieces(checkpoint, info, edit):
-                put(piece)
-        return Copied(digest.hexdigest(), file_stamp(os.fstat(writer.fileno())), entries, edits)
+                writer.put(piece.data)
+        return replace(writer.finish(), entries=entries, edits=edits)
 
 
 def _pieces(checkpoint: Checkpoint, info: TensorInfo, edit: Edit | None) -> Iterator[NDArray[np.uint8]]:
@@ -237,7 +220,7 @@ def _pieces(checkpoint: Checkpoint, info: TensorInfo, edit: Edit | None) -> Iter
         yield np.ascontiguousarray(values).view(np.uint8)
 
 
-def poke(values: NDArray[Any], start: int, edit: Edit) -> None:
+def poke(values: NDArray[Any], start: int, edit: Edit | StoredEdit) -> None:
     """Set those entries of a tensor that an edit changes; `values` are the entries from flat index `start` on."""
     low, high = np.searchsorted(edit.indices, (start, start + values.size))
     values[edit.indices[low:high] - start] = edit.values[low:high]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,7 +55,7 @@ class Written:
 class Staged:
     """A variant whose weights are complete in `folder`; that is its destination already, if `reused`.
 
-    `flushing` are the files on their way to disk, `stamps` those of the files that were written just now.
+    `stamps` are those of the files that were written just now.
     """
 
     checkpoint: Checkpoint
@@ -64,7 +63,6 @@ class Staged:
     destination: Path
     marker: Marker
     stamps: Mapping[str, Stamp] = field(default_factory=dict)
-    flushing: tuple[Future[None], ...] = ()
 
     @property
     def reused(self) -> bool:
@@ -130,7 +128,7 @@ def write_variant(
 def stage_variant(
     surgery: Surgery,
     destination: Path,
-    place: Workplace,
+    workplace: Workplace,
     *,
     marker: Marker | None = None,
     held: Region | None = None,
@@ -141,7 +139,7 @@ def stage_variant(
     `held` is what trainers shall keep, or alone change: it comes along as a freeze bundle. A marker without the hash of
     the source's content gets it here, where the source is read anyway.
     """
-    checkpoint, jobs = surgery.checkpoint, place.jobs
+    checkpoint, jobs = surgery.checkpoint, workplace.jobs
     refuse_output_inside(destination, checkpoint.source.path)
     refuse_quantized(checkpoint)
     check_companions(checkpoint)
@@ -155,7 +153,7 @@ def stage_variant(
     inside.new_folder(folder)
     try:
         _require_space(destination, checkpoint)
-        copied, flushing = copy_all(surgery, folder, place, advance)
+        copied = copy_all(surgery, folder, workplace, advance)
         marker = _with_content(marker or _plain_marker(surgery, destination.name), checkpoint, jobs)
         if held is not None:
             _write_freeze(checkpoint, held, folder, marker)
@@ -166,7 +164,7 @@ def stage_variant(
         inside.remove_folder(folder)  # half of it is of no use, and may be what fills the disk
         raise
     stamps = {name: item.stamp for name, item in copied.items()}
-    return Staged(checkpoint, folder, destination, marker, stamps, flushing)
+    return Staged(checkpoint, folder, destination, marker, stamps)
 
 
 def _filled(marker: Marker, folder: Path, copied: Mapping[str, Copied], tensors: int) -> Marker:
@@ -266,8 +264,6 @@ def publish(staged: Staged) -> Written:
     Raises:
         CheckpointError: the source changed since it was opened; nothing is published.
     """
-    for future in staged.flushing:
-        future.result()
     for path in sorted(staged.folder.rglob("*")):  # what is on disk already costs nothing
         if inside.is_folder(path) or inside.is_plain_file(path.parent, path.name):
             flush(path)

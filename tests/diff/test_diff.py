@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.storage import NUMPY_DTYPES, header_bytes
-from surgeon.diff import diff as module
+from surgeon.diff import entries
 from surgeon.diff.comparison import compare
-from surgeon.diff.diff import Diff, TensorDiff, compare_checkpoints
+from surgeon.diff.diff import BYTEWISE, Diff, TensorDiff, compare_checkpoints
 from surgeon.errors import InputError, RegionError
 from surgeon.region.overlap import overlap
 from surgeon.region.region import Region
@@ -73,7 +73,7 @@ def poked(tensors: Arrays, seed: int = 1) -> dict[str, NDArray[Any]]:
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of 64 entries, so that every tensor but the norms spans several."""
-    monkeypatch.setattr(module, "CHUNK", 64)
+    monkeypatch.setattr(entries, "CHUNK", 64)
 
 
 def found(tmp_path: Path, before: Arrays, after: Arrays, regions: Mapping[str, Region] | None = None) -> Diff:
@@ -208,7 +208,7 @@ def test_packed_entries_are_compared_byte_by_byte(tmp_path: Path) -> None:
     left = write(tmp_path / "a.safetensors", {"experts": packed}, {"experts": "F4"})
     right = write(tmp_path / "b.safetensors", {"experts": other}, {"experts": "F4"})
     tensor = compare_checkpoints(Checkpoint.open(left), Checkpoint.open(right)).tensors[0]
-    assert (tensor.kind, tensor.change.changed, tensor.note) == ("changed", 2, module.BYTEWISE)
+    assert (tensor.kind, tensor.change.changed, tensor.note) == ("changed", 2, BYTEWISE)
 
 
 @pytest.mark.parametrize("density", [0.02, 0.6])
@@ -308,10 +308,10 @@ def test_memory_stays_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.undo()
     peaks = []
-    for entries in (1 << 22, 1 << 24):
-        array = np.zeros((entries // 1024, 1024), np.uint8).view(ml_dtypes.float8_e5m2)
-        left = Checkpoint.open(write(tmp_path / f"{entries}a.safetensors", {"layers.0.mlp.up_proj.weight": array}))
-        right = Checkpoint.open(write(tmp_path / f"{entries}b.safetensors", {"layers.0.mlp.up_proj.weight": array}))
+    for size in (1 << 22, 1 << 24):
+        array = np.zeros((size // 1024, 1024), np.uint8).view(ml_dtypes.float8_e5m2)
+        left = Checkpoint.open(write(tmp_path / f"{size}a.safetensors", {"layers.0.mlp.up_proj.weight": array}))
+        right = Checkpoint.open(write(tmp_path / f"{size}b.safetensors", {"layers.0.mlp.up_proj.weight": array}))
         del array
         tracemalloc.start()
         compare_checkpoints(left, right)

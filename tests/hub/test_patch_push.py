@@ -20,7 +20,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.hashing import file_hash
 from surgeon.cli import app
 from surgeon.errors import CheckpointError, InputError
-from surgeon.hub.patch_parcel import pack_patch
+from surgeon.hub.parcel import pack
 from surgeon.hub.push import Target, push
 from surgeon.operations import Zero
 from surgeon.operations.edits import Surgery
@@ -83,7 +83,7 @@ HOSTILE = (
 def test_what_a_patch_says_of_itself_is_text_in_the_card(hostile: str, patch: Path, tmp_path: Path) -> None:
     one = saying(patch, tmp_path / "run", recipe=hostile, variant=hostile)
     plain = saying(patch, tmp_path / "plain", recipe="r", variant="v")
-    card, expected = (pack_patch(path, "hf://you/patches").card for path in (one, plain))
+    card, expected = (pack(path, "hf://you/patches").card for path in (one, plain))
     assert yaml.safe_load(card.split("---\n")[1]) == yaml.safe_load(expected.split("---\n")[1])
     body, wanted = (MarkdownIt().parse(text.split("---\n", 2)[2]) for text in (card, expected))
     assert [token.type for token in body] == [token.type for token in wanted]  # as many headings, lists, paragraphs
@@ -97,7 +97,7 @@ def test_what_a_patch_says_of_itself_is_text_in_the_card(hostile: str, patch: Pa
     "name", ["a'b.patch.safetensors", "a: b.patch.safetensors", "`.patch.safetensors", "}.patch.safetensors"]
 )
 def test_the_recipe_in_the_card_is_one_whatever_the_file_is_called(name: str, patch: Path, tmp_path: Path) -> None:
-    card = pack_patch(saying(patch, tmp_path / "run", name), "hf://you/patches").card
+    card = pack(saying(patch, tmp_path / "run", name), "hf://you/patches").card
     recipe = yaml.safe_load(card.split("```yaml\n")[1].split("```\n")[0])
     assert recipe["regions"]["changed"]["file"] == f"hf://you/patches/{name}"
     assert recipe["variants"]["patched"]["operations"] == [{"restore": "changed", "from": f"hf://you/patches/{name}"}]
@@ -106,9 +106,9 @@ def test_the_recipe_in_the_card_is_one_whatever_the_file_is_called(name: str, pa
 @pytest.mark.parametrize("revision", ["x\n```\n<script>", 3, ["a"], "../x y", "`"])
 def test_a_revision_that_is_none_is_refused(revision: Any, patch: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="which is none"):
-        pack_patch(saying(patch, tmp_path / "run", revision=revision), "hf://you/patches")
+        pack(saying(patch, tmp_path / "run", revision=revision), "hf://you/patches")
     with pytest.raises(InputError, match="which others do not have"):
-        pack_patch(saying(patch, tmp_path / "other", model="builtin:x\n```\n<script>"), "hf://you/patches")
+        pack(saying(patch, tmp_path / "other", model="builtin:x\n```\n<script>"), "hf://you/patches")
 
 
 def test_it_comes_back_and_makes_the_variant(hub_here: LoopbackHub, llama: Path, tmp_path: Path) -> None:
@@ -134,14 +134,14 @@ def test_it_comes_back_and_makes_the_variant(hub_here: LoopbackHub, llama: Path,
 
 def test_a_second_push_changes_nothing_and_another_s_model_is_left_alone(hub_here: LoopbackHub, patch: Path) -> None:
     target = Target("you/patches")
-    first = push(pack_patch(patch, target.address), target)
+    first = push(pack(patch, target.address), target)
     assert first.sent == 4
-    assert push(pack_patch(patch, target.address), target).sent == 0
+    assert push(pack(patch, target.address), target).sent == 0
     hub_here.add("you/patches", {"cut.patch.safetensors": b"changed"})
-    assert push(pack_patch(patch, target.address), target).sent == 1  # a repository of patches is ours
+    assert push(pack(patch, target.address), target).sent == 1  # a repository of patches is ours
     hub_here.add("org/source", {"model.safetensors": b"somebody's"})
     with pytest.raises(InputError, match="holds files that surgeon did not push"):
-        push(pack_patch(patch, "hf://org/source"), Target("org/source"))
+        push(pack(patch, "hf://org/source"), Target("org/source"))
 
 
 def test_a_recipe_pushes_patches_that_it_names(hub_here: LoopbackHub, tmp_path: Path) -> None:
@@ -161,12 +161,12 @@ def test_what_nobody_could_use_or_check_is_not_sent(patch: Path, llama: Path, tm
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     (tmp_path / "out" / "recipe.yaml").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="which others do not have"):
-        pack_patch(local, "hf://you/x")
+        pack(local, "hf://you/x")
     data = local.read_bytes()
     local.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="not the file that was written"):
-        pack_patch(local, "hf://you/x")
+        pack(local, "hf://you/x")
     alone = tmp_path / "alone.patch.safetensors"
     alone.write_bytes(patch.read_bytes())
     with pytest.raises(CheckpointError, match=r"no manifest\.json of the run"):
-        pack_patch(alone, "hf://you/x")
+        pack(alone, "hf://you/x")

@@ -16,7 +16,6 @@ from surgeon.cli import app
 from surgeon.cli.talking import _serve
 from surgeon.errors import CheckpointError, InputError
 from surgeon.hub.parcel import pack, parcel_text
-from surgeon.hub.patch_parcel import pack_patch
 from surgeon.hub.push import Target, push
 from surgeon.hub.rebuild import rebuild
 from surgeon.progress import Progress
@@ -109,7 +108,7 @@ def test_what_goes_with_a_patch_is_a_file_of_its_run(name: str, out: Path, tmp_p
     shutil.move(out / name, tmp_path / "elsewhere")
     (out / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match=rf"{name}"):
-        pack_patch(out / "variants" / "small.patch.safetensors", "hf://org/x")
+        pack(out / "variants" / "small.patch.safetensors", "hf://org/x")
 
 
 def test_a_label_of_a_region_names_no_file_elsewhere(out: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import surgeon
-import surgeon.diff.diff as diff_module
+import surgeon.diff.entries as diff_module
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.storage import NUMPY_DTYPES, header_bytes
 from surgeon.diff.comparison import compare

@@ -194,14 +194,14 @@ def test_without_a_model_to_run_neither_torch_nor_transformers_is_imported(
 # It interrupts itself at the first piece of some hundred.
 COPYING = """
 import os, signal, time, surgeon.write.shards as shards
-real = shards.write_fully
-def slow(writer, chunk):
+real = shards._Writer.put
+def slow(writer, data):
     print("here", flush=True)
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.1)
-    real(writer, chunk)
+    real(writer, data)
 shards._BUFFER_BYTES = 1024
-shards.write_fully = slow
+shards._Writer.put = slow
 from surgeon.cli import main
 main()
 """
