@@ -35,6 +35,11 @@ class Comparison:
     patch: Patch | None = None
     remarks: tuple[str, ...] = ()
 
+    @property
+    def differs(self) -> bool:
+        """True if a tensor or the config differs; of two regions alone, if an entry does."""
+        return self.checkpoints.differs if self.checkpoints is not None else not present(self.overlap).identical
+
     def __repr__(self) -> str:
         told, diff = [], self.checkpoints
         if diff is not None:
