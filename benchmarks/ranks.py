@@ -31,9 +31,10 @@ STEPS = ("score", "verify")
 def worker(recipe: str, output: str, overrides: list[str]) -> None:
     """Run `apply` as one rank, and write down what it sent."""
     import surgeon
+    from surgeon import scoring
     from surgeon.measure import verification
-    from surgeon.ranks import group, messages
-    from surgeon.scoring import scoring, shared
+    from surgeon.ranks import group, team
+    from surgeon.scores import score_pass
 
     used = [0.0]
 
@@ -47,17 +48,17 @@ def worker(recipe: str, output: str, overrides: list[str]) -> None:
         return measured
 
     scoring._on_text = timed(scoring._on_text)
-    shared.SharedScorePass.help = timed(shared.SharedScorePass.help)  # type: ignore[method-assign]
+    score_pass.SharedScorePass.help = timed(score_pass.SharedScorePass.help)  # type: ignore[method-assign]
     verification.measure = timed(verification.measure)
     sent = {"sums": 0, "values": 0}
-    sending = messages.Sending.__init__
+    sending = team.Sending.__init__
 
     def counted(self: Any, value: Any, to: int) -> None:
         sending(self, value, to)
         for part in self._parts:
             sent["sums" if str(part.dtype) == "torch.float32" else "values"] += part.numel() * part.element_size()
 
-    messages.Sending.__init__ = counted  # type: ignore[method-assign]
+    team.Sending.__init__ = counted  # type: ignore[method-assign]
     surgeon.apply(recipe, output=output, overrides=overrides)
     Path(f"{output}.sent{group.started()[0]}.json").write_text(json.dumps({**sent, "processor": used[0]}))
 

@@ -43,8 +43,8 @@ Arrays = dict[str, NDArray[np.float32]]
 
 def sequences(plan: Any) -> dict[str, list[tuple[int, ...]]]:
     """Return the token ids that surgeon scores on."""
+    from surgeon import scoring
     from surgeon.model.tokenizer import load_tokenizer
-    from surgeon.scoring import scoring
 
     spec = plan.scores()[0]
     return scoring._sequences(plan, spec, spec.languages, load_tokenizer(plan.checkpoint))[0]
@@ -83,7 +83,7 @@ def ours(plan: Any, texts: dict[str, list[tuple[int, ...]]], select: bool) -> tu
     from surgeon.plan.estimates import scores_in_one_go
     from surgeon.progress import Progress
     from surgeon.scores.score_pass import ScorePass
-    from surgeon.scoring.select import cut_of, select_in_pass
+    from surgeon.scoring import cut_of, select_in_pass
 
     score = plan.sampled_scores()[0]
     stack = Workplace("cpu", 1).load(plan.checkpoint, "float32")

@@ -14,7 +14,7 @@ from surgeon.checkpoint.quantized import remarks
 from surgeon.checkpoint.store import reclaim_cache
 from surgeon.errors import InputError
 from surgeon.memory import require_room_for_figures, require_room_for_torch
-from surgeon.model.precision import resolve_precision
+from surgeon.model.arithmetic import resolve_precision
 from surgeon.model.results import Verification
 from surgeon.model.workplace import Workplace
 from surgeon.plan.check import check_length, check_ready, chosen_device, usable_device
@@ -25,8 +25,8 @@ from surgeon.plan.plan import Plan
 from surgeon.plan.planning import make_plan
 from surgeon.plan.recipes import copy_recipe, expected_steps, find_recipe, plan_recipe, shipped_recipes
 from surgeon.progress import Progress
+from surgeon.ranks import joined
 from surgeon.ranks.group import own_device, started
-from surgeon.ranks.team import Ranks, joined
 from surgeon.recipe.schema import VerifySpec
 from surgeon.report.data import Report
 from surgeon.report.manifest import differences
@@ -85,8 +85,8 @@ def carried_out(device: str, jobs: int | None, work: Callable[[Workplace], Found
     number, size = started()
     device, jobs = device if size == 1 else chosen_device(device), jobs or os.cpu_count() or 1
     with joined(device) as team:
-        if not isinstance(team, Ranks):
-            return work(Workplace(device, jobs, team))
+        if team is None:
+            return work(Workplace(device, jobs))
         place = Workplace(own_device(device), jobs, team)
         if number > 0:
             return cast(Found, team.help(place))

@@ -16,7 +16,7 @@ from surgeon.errors import InputError, reason
 from surgeon.measure.base import Pieces, Subject
 from surgeon.measure.verdicts import Audit, verdicts
 from surgeon.memory import require_room_for_torch
-from surgeon.model.precision import resolve_precision
+from surgeon.model.arithmetic import resolve_precision
 from surgeon.model.results import Figures
 from surgeon.model.workplace import Workplace
 from surgeon.plan.check import check_length, usable_device
@@ -120,7 +120,7 @@ def _outputs(
     from surgeon.measure.divergence import Divergence
     from surgeon.measure.measuring import Look, measure
     from surgeon.model.editing import Variant
-    from surgeon.model.vocabulary import check_ids
+    from surgeon.model.tokenizer import check_ids
 
     pieces = [bits.pieces(subject) for subject in subjects]
     for stack, looked_at in zip(stacks, pieces, strict=True):
@@ -144,7 +144,7 @@ def _same_tokens(base: Stack, model: Stack, left: Pieces, right: Pieces) -> bool
     """True if two models see the same tokens, and predict among the same ones."""
     import torch
 
-    from surgeon.model.embedding_and_head import vocabulary
+    from surgeon.model.layer_stack import vocabulary
 
     return (
         vocabulary(base) == vocabulary(model)

@@ -79,17 +79,17 @@ def kinds(group: str) -> Mapping[str, type[Any]]:
     Raises:
         EnvironmentFailure: an installed package's entry point cannot be loaded, or takes a name that is taken.
     """
-    found = {name: _load(where) for name, where in OWN[group].items()}
+    classes = {name: _load(where) for name, where in OWN[group].items()}
     for point in entry_points(group=group):
         origin = f"entry point '{point.name}' in group {group} ({point.value})"
-        if point.name in found:
+        if point.name in classes:
             raise EnvironmentFailure(f"{origin}: the name is taken; rename it, or uninstall the package")
         try:
-            found[point.name] = point.load()
+            classes[point.name] = point.load()
         except Exception as error:  # code of another package
             said = f"{type(error).__name__}: {error}"
             raise EnvironmentFailure(f"{origin} cannot be loaded ({said}); mend or uninstall the package") from error
-    return found
+    return classes
 
 
 def _load(where: str) -> Any:

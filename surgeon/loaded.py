@@ -98,12 +98,12 @@ def cut(model: Any, region: Region | str | Path) -> Iterator[Any]:
 
 def _later(one: _Cut) -> list[_Cut]:
     """Return the cuts made after one that share parameters with it, or with each other by way of these."""
-    shared, found = one.parameters, []
+    shared, later = one.parameters, []
     for other in _OPEN[_OPEN.index(one) + 1 :]:
         if other.parameters & shared:
             shared = shared | other.parameters
-            found.append(other)
-    return found
+            later.append(other)
+    return later
 
 
 def perplexity(
@@ -140,7 +140,7 @@ def perplexity(
 
     from surgeon.measure.measuring import measure_loaded
     from surgeon.measure.perplexity import evaluation_texts
-    from surgeon.model.vocabulary import check_ids
+    from surgeon.model.tokenizer import check_ids
 
     inner = _inner(model)
     texts = _corpus(corpus)
@@ -174,12 +174,12 @@ def _corpus(said: Corpus | str | Mapping[str, str | Sequence[str] | TextSpec | M
     others: dict[str, TextSpec] = {}
     for code, text in said.items():
         try:
-            found = None if isinstance(text, str) and "\n" in text else TextSpec.of(text)
+            spec = None if isinstance(text, str) and "\n" in text else TextSpec.of(text)
         except ValidationError as error:
             what = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise InputError(f"corpus, '{code}': {what}") from None
-        if found is not None:
-            others[code] = found
+        if spec is not None:
+            others[code] = spec
         else:
             given[code] = [text] if isinstance(text, str) else [*cast(Sequence[str], text)]
     return given_corpus(given, open_corpus(others))
@@ -201,14 +201,14 @@ def _inner(model: Any) -> Any:
     attributes = getattr(model, "__dict__", {})
     kept = next((held for name in _KEPT_AS if isinstance(held := attributes.get(name), torch.nn.Module)), model)
     modules = list(kept.modules()) if isinstance(kept, torch.nn.Module) else []
-    found = [module for module in modules if isinstance(module, PreTrainedModel)]  # from the outside inwards
-    inside = set(found[0].modules()) if found else set()
-    if not found or any(module not in inside for module in found):
+    models = [module for module in modules if isinstance(module, PreTrainedModel)]  # from the outside inwards
+    inside = set(models[0].modules()) if models else set()
+    if not models or any(module not in inside for module in models):
         raise InputError(
-            f"{type(model).__name__} is not a transformers model, and wraps {'several' if found else 'none'}: "
+            f"{type(model).__name__} is not a transformers model, and wraps {'several' if models else 'none'}: "
             "give the model itself"
         )
-    return found[0]
+    return models[0]
 
 
 def _places(model: Any, region: Region) -> list[tuple[Slot, torch.Tensor]]:
@@ -243,8 +243,8 @@ def _index(values: torch.Tensor, flat: torch.Tensor) -> tuple[torch.Tensor, ...]
 
 def _refuse_replaced(model: Any, done: _Cut) -> None:
     """A parameter that was exchanged for another meanwhile has not got its entries back."""
-    there = {id(parameter) for parameter in model.parameters()}
-    if not done.parameters <= there:
+    present = {id(parameter) for parameter in model.parameters()}
+    if not done.parameters <= present:
         raise InputError(
             "parameters of the model were replaced by others while a region was cut out of them, so that their entries "
             "could not be put back: load the weights again, and replace parameters outside of `surgeon.cut`"

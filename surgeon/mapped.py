@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 _sizes: dict[Path, int] = {}  # of the files that were mapped, when they were
@@ -48,9 +49,7 @@ def answer_faults(end: Callable[[str, bool], None]) -> None:
 def _changed() -> Path | None:
     """Return the mapped file that has not the size any more that it had."""
     for path, size in list(_sizes.items()):
-        try:
+        with suppress(OSError):  # one that was removed, such as scratch, is whole for who has it mapped
             if path.stat().st_size != size:
                 return path
-        except OSError:
-            return path
     return None

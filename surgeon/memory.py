@@ -104,7 +104,7 @@ def free_memory() -> int:
     Pages of files that the system would drop count as free. Where nothing can be told it is a gibibyte.
     """
     known = [_left("RLIMIT_AS", "VmSize"), _left("RLIMIT_DATA", "VmData"), _of_machine(), _of_container()]
-    return min((found for found in known if found is not None), default=1 << 30)
+    return min((left for left in known if left is not None), default=1 << 30)
 
 
 def _of_machine() -> int | None:

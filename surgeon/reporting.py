@@ -86,7 +86,7 @@ def make_report(
 
 def _region_report(the_plan: Plan, name: str, region: Region) -> RegionReport:
     places = {tensor: place for tensor, place in anatomy_of(the_plan.checkpoint).places.items() if tensor in region}
-    return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].origin, places)
+    return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].kind.origin, places)
 
 
 def _variant_report(run: Run, name: str, done: Staged | Written | None) -> VariantReport:

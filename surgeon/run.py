@@ -17,9 +17,8 @@ from surgeon.inside import replacing
 from surgeon.json_text import to_json
 from surgeon.measure.parts import Part, parts_of
 from surgeon.memory import give_memory_back
-from surgeon.model.precision import Precision
-from surgeon.model.token_counts import TokenCounts
-from surgeon.model.tokenizer import load_tokenizer
+from surgeon.model.arithmetic import Precision
+from surgeon.model.tokenizer import TokenCounts, load_tokenizer
 from surgeon.model.workplace import Workplace
 from surgeon.operations.edits import EditCount, Surgery
 from surgeon.plan.pinning import pinned, pinned_operations
@@ -28,12 +27,12 @@ from surgeon.plan.text_supply import check_supply, needs_text
 from surgeon.progress import Progress
 from surgeon.recipe.schema import as_data, resolved_yaml
 from surgeon.region.region import Region
-from surgeon.regions.make import make_regions
+from surgeon.regions.make import Scored, make_regions
 from surgeon.report.card import model_card, write_card, write_results
 from surgeon.report.data import Report
 from surgeon.report.html import write_page
 from surgeon.report.manifest import manifest
-from surgeon.scoring.scoring import ScoreSet, Scoring, run_scores
+from surgeon.scoring import Scoring, run_scores
 from surgeon.write.marker import MANIFEST, MARKER, RECIPE, VARIANTS, MarkedModel, Marker, outputs_of
 from surgeon.write.output import clear_staging, remove_old
 from surgeon.write.patches import donor_hash, write_as_patch
@@ -77,7 +76,7 @@ class Run:
         self.timings[what] = round(self.timings.get(what, 0.0) + time.perf_counter() - started, 3)
 
     @cached_property
-    def scores(self) -> list[ScoreSet]:
+    def scores(self) -> list[Scored]:
         """The importance scores, computed or out of the cache."""
         with self.timed("score"):
             return run_scores(Scoring(self.plan, self.stack, self.token_counts, self.place, self.progress, self.keep))
@@ -95,7 +94,7 @@ class Run:
         with self.timed("select"):
             return self._made(scores, spec.regions if spec is not None else (), known)
 
-    def _made(self, scores: Sequence[ScoreSet], names: Iterable[str], known: Mapping[str, Region]) -> dict[str, Region]:
+    def _made(self, scores: Sequence[Scored], names: Iterable[str], known: Mapping[str, Region]) -> dict[str, Region]:
         return make_regions(self.plan.provenance(self.place.jobs), scores, names, known)
 
     @cached_property

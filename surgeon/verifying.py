@@ -11,7 +11,7 @@ from typing import Any
 from surgeon.measure.parts import Part
 from surgeon.measure.uncertainty import LEVEL, RESAMPLES, SEED
 from surgeon.measure.verification_cache import keep, kept_path, load_kept
-from surgeon.model.precision import Precision, resolve_precision
+from surgeon.model.arithmetic import Precision, resolve_precision
 from surgeon.model.results import CONTINUATIONS, PERPLEXITY, Verification
 from surgeon.operations.edits import Surgery
 from surgeon.recipe.schema import VerifySpec

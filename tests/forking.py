@@ -37,7 +37,7 @@ Case = dict[str, Any]
 LIBRARIES = (
     "surgeon.api", "surgeon.cli", "surgeon.diff.comparison", "surgeon.hub.rebuild", "surgeon.measure.verification",
     "surgeon.model.continuations", "surgeon.model.layer_stack", "surgeon.report.html", "surgeon.scores.grad_param",
-    "surgeon.scores.score_pass", "surgeon.scoring.select", "surgeon.scoring.shared", "surgeon.views.inspection",
+    "surgeon.scores.score_pass", "surgeon.scoring", "surgeon.views.inspection",
     "surgeon.views.terminal", "jinja2", "vl_convert", "transformers.conversion_mapping",
     "transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama",
 )  # fmt: skip

@@ -18,7 +18,7 @@ from forking import run_forked, surgeon_forked
 
 import surgeon
 import surgeon.checkpoint.storage
-import surgeon.scoring.scoring
+import surgeon.scoring
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.region.region import Region
 from surgeon.report.data import Report
@@ -104,20 +104,21 @@ def test_scores_follow_the_text_and_the_weights(
     recipe: RecipeMaker, make_model: Callable[..., Path], texts: dict[str, str]
 ) -> None:
     from surgeon.api import plan_recipe
-    from surgeon.scores.cache import score_path
+    from surgeon.model.workplace import Workplace
     from surgeon.scores.grad_param import GradParam
+    from surgeon.scoring import score_path
 
     score = GradParam(kind="grad_param", languages=["de"], samples=4, sequence_length=32)
     smaller = score.model_copy(update={"batch_size": 2})
     made = plan_recipe(recipe())
     tensors = made.scored_tensors(made.scores()[0])
-    one = score_path(made.checkpoint, tensors, "a", score, "float32", 1)
+    one = score_path(made.checkpoint, tensors, "a", score, Workplace("cpu", 1))
     other = Checkpoint.open(make_model("llama", seed=5))
-    assert one == score_path(made.checkpoint, tensors, "a", score, "float32", 1)
-    assert one != score_path(made.checkpoint, tensors, "b", score, "float32", 1)
-    assert one != score_path(other, tensors, "a", score, "float32", 1)
-    assert one != score_path(made.checkpoint, tensors[1:], "a", score, "float32", 1)
-    assert one != score_path(made.checkpoint, tensors, "a", smaller, "float32", 1)
+    assert one == score_path(made.checkpoint, tensors, "a", score, Workplace("cpu", 1))
+    assert one != score_path(made.checkpoint, tensors, "b", score, Workplace("cpu", 1))
+    assert one != score_path(other, tensors, "a", score, Workplace("cpu", 1))
+    assert one != score_path(made.checkpoint, tensors[1:], "a", score, Workplace("cpu", 1))
+    assert one != score_path(made.checkpoint, tensors, "a", smaller, Workplace("cpu", 1))
 
 
 def test_resharding_does_not_score_again(recipe: RecipeMaker, make_model: Callable[..., Path]) -> None:
@@ -317,8 +318,8 @@ def test_a_run_killed_at_any_stage_is_finished_by_the_same_command_without_scori
     path, out, cache = recipe(), tmp_path / "out", tmp_path / "cache"
     environment = {"SURGEON_CACHE": str(with_pictures(cache))}
     stages = {
-        "first language scored": ("surgeon.scoring.scoring", "publish_sealed"),
-        "all languages scored": ("surgeon.scoring.scoring", "publish_sealed"),  # the second: the first is there
+        "first language scored": ("surgeon.scoring", "publish_sealed"),
+        "all languages scored": ("surgeon.scoring", "publish_sealed"),  # the second: the first is there
         "variant staged": ("surgeon.run", "stage_variant"),
         "variant published": ("surgeon.api", "publish_variants"),
     }

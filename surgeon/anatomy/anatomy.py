@@ -1,18 +1,23 @@
-"""What every tensor of a checkpoint is: by names that are plain, by what is kept, or by the model itself."""
+"""What every tensor of a checkpoint is: by names that are plain, by what is kept, or by the model itself.
+
+Families are plain whose names tell layer, role and axis of a tensor, so that no model need be built; a checkpoint is
+only if every one of its tensors has a name that its family is known to have. Tests hold it against the model itself.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from surgeon.anatomy.plain import plain_places
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.config import LAYERS, whole_number
 from surgeon.checkpoint.naming import Place, place
 from surgeon.checkpoint.store import path_of, recall, remember
 from surgeon.errors import CheckpointError
@@ -20,6 +25,19 @@ from surgeon.errors import CheckpointError
 _VERSION = 3  # raise it when the same model would be read otherwise
 _LONGEST = 1 << 28  # bytes of what is kept: a million names; what is longer is not ours
 _REMEMBERED = 8  # anatomies of one process: a base, its donors and what it is compared with
+
+_LLAMA = (
+    r"model\.embed_tokens\.weight|model\.norm\.weight|lm_head\.weight|"
+    r"model\.layers\.(\d+)\.(?:self_attn\.(?:[qkvo]_proj\.(?:weight|bias)|[qk]_norm\.weight)|"
+    r"mlp\.(?:gate|up|down)_proj\.(?:weight|bias)|(?:input|post_attention)_layernorm\.weight)"
+)
+_GPT2 = (
+    r"(?:transformer\.)?(?:wte\.weight|wpe\.weight|ln_f\.(?:weight|bias)|"
+    r"h\.(\d+)\.(?:ln_[12]|attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.(?:weight|bias))|lm_head\.weight"
+)
+PLAIN: Mapping[str, str] = {
+    "llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "gpt2": _GPT2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,8 +71,8 @@ def _read(checkpoint: Checkpoint, key: str) -> Anatomy:
         return Anatomy(plain)
     if not checkpoint.config.get("model_type"):
         return Anatomy(_by_names(checkpoint), f"{checkpoint.where}: no config.json that names a model type")
-    kept = path_of("anatomy", key, ".json")
-    known = _recall(kept, checkpoint)
+    path = path_of("anatomy", key, ".json")
+    known = _recall(path, checkpoint)
     if known is not None:
         return Anatomy(known)
     try:
@@ -65,8 +83,21 @@ def _read(checkpoint: Checkpoint, key: str) -> Anatomy:
         return Anatomy(_by_names(checkpoint), f"transformers cannot be asked ({error})")
     except CheckpointError as error:
         return Anatomy(_by_names(checkpoint), str(error))
-    _keep(kept, places)
+    _keep(path, places)
     return Anatomy(places)
+
+
+def plain_places(checkpoint: Checkpoint) -> dict[str, Place] | None:
+    """Return what every tensor is if the names alone tell it; None if the model has to be asked."""
+    form = PLAIN.get(str(checkpoint.config.get("model_type")))
+    layers = whole_number(checkpoint.config, *LAYERS)
+    if form is None:
+        return None
+    for name in checkpoint.tensors:
+        match = re.fullmatch(form, name)
+        if match is None or (match[1] is not None and int(match[1]) >= layers):
+            return None
+    return _by_names(checkpoint)
 
 
 def _by_names(checkpoint: Checkpoint) -> dict[str, Place]:
@@ -81,13 +112,13 @@ def key_of(checkpoint: Checkpoint) -> str:
 
 
 def _key(checkpoint: Checkpoint) -> str:
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in (_VERSION, _transformers(), json.dumps(dict(checkpoint.config), sort_keys=True, allow_nan=True)):
-        made.update(f"{part}\0".encode())
+        digest.update(f"{part}\0".encode())
     for name in sorted(checkpoint.tensors):
         info = checkpoint.tensors[name]
-        made.update(f"{name}\0{info.dtype}\0{info.shape}\0".encode())
-    return made.hexdigest()
+        digest.update(f"{name}\0{info.dtype}\0{info.shape}\0".encode())
+    return digest.hexdigest()
 
 
 @cache
@@ -112,11 +143,11 @@ def _keep(path: Path, places: Mapping[str, Place]) -> None:
 def _recall(path: Path, checkpoint: Checkpoint) -> dict[str, Place] | None:
     """Return what is kept; None if that is nothing, or damaged."""
     try:
-        found = recall(path, _LONGEST)
-        if found is None:
+        data = recall(path, _LONGEST)
+        if data is None:
             return None
-        distinct = [Place(*fields) for fields in found["places"]]
-        places = {name: distinct[number] for name, number in found["tensors"].items()}
+        distinct = [Place(*fields) for fields in data["places"]]
+        places = {name: distinct[number] for name, number in data["tensors"].items()}
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
     return places if places.keys() == checkpoint.tensors.keys() else None

@@ -74,12 +74,12 @@ def _words(checkpoint: Checkpoint, error: Exception) -> str:
 def _chosen(checkpoint: Checkpoint, config: Any) -> Architecture | None:
     """Choose between the two kinds of models by the class that the config names; else what is causal comes first."""
     text = config.get_text_config() is config
-    found = [Architecture(auto, model_class, config, text) for auto, model_class in model_classes(config)]
-    if not found:
+    candidates = [Architecture(auto, model_class, config, text) for auto, model_class in model_classes(config)]
+    if not candidates:
         return None
     said = checkpoint.config.get("architectures")
     named = said if isinstance(said, list) else []  # of any type in a damaged config
-    chosen = next((item for item in found if item.model_class.__name__ in named), found[0])
+    chosen = next((item for item in candidates if item.model_class.__name__ in named), candidates[0])
     if chosen.model_class.config_class == config.sub_configs.get("text_config"):
         return Architecture(chosen.auto, chosen.model_class, config, True)
     return chosen
@@ -93,12 +93,12 @@ def meta_model(checkpoint: Checkpoint) -> Any:
     """
     import torch
 
-    found = architecture(checkpoint)
-    config = found.config
-    if found.model_class.config_class == config.sub_configs.get("text_config"):
+    chosen = architecture(checkpoint)
+    config = chosen.config
+    if chosen.model_class.config_class == config.sub_configs.get("text_config"):
         config = config.get_text_config()
     with torch.device("meta"), building(checkpoint):
-        return found.model_class(config)
+        return chosen.model_class(config)
 
 
 @contextmanager

@@ -203,10 +203,10 @@ def _absent(checkpoint: Checkpoint, info: TensorInfo) -> Place:
 def _buffer(model: Any, candidates: Iterable[str], buffers: set[str]) -> bool:
     """True if the model computes a tensor of this name, whether it would save it or not."""
     prefix = model.base_model_prefix
-    found = {
+    names = {
         name for stored in candidates for name in (stored, f"{prefix}.{stored}", stored.removeprefix(f"{prefix}."))
     }
-    return bool(found & buffers)
+    return bool(names & buffers)
 
 
 def _output_axis(owner: Any, info: TensorInfo) -> int | None:

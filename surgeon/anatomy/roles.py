@@ -96,10 +96,10 @@ def role_of(way: Sequence[Held], leaf: str, axes: int) -> str:
         return "router" if last in ("router", "gate") else "other"
     if block == "mlp" and last in _ROUTERS:
         return "router"
-    found = None if _beside(way) else _leaf(block, names, leaf, way)
+    part = None if _beside(way) else _leaf(block, names, leaf, way)
     if block == "attn" and any(_CROSS.search(held.name) or _CROSS.search(held.kind) for held in way):
-        return f"cross_attn.{found if found in ('q', 'k', 'v', 'qkv', 'o') else 'other'}"
-    return f"{block}.{found or 'other'}"
+        return f"cross_attn.{part if part in ('q', 'k', 'v', 'qkv', 'o') else 'other'}"
+    return f"{block}.{part or 'other'}"
 
 
 def block_of(way: Sequence[Held]) -> str | None:

@@ -15,7 +15,7 @@ _EDITABLE = {"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "
 
 
 @dataclass(frozen=True)
-class Scope:
+class Reach:
     """The tensors that a region may take entries from, in natural order of their names."""
 
     tensors: tuple[TensorInfo, ...]
@@ -28,7 +28,7 @@ def scope(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     layers: Sequence[int] | None = None,
-) -> Scope:
+) -> Reach:
     """Choose tensors by role or name pattern; without `include`, all parameters of the decoder layers.
 
     `layers` are the first and the last layer to take from; tensors outside the layers are then left out. Buffers are
@@ -59,19 +59,19 @@ def scope(
         if not named_by(exclude, name) and wanted:
             chosen.append(info)
     unmatched = tuple(selector for selector in (*include, *exclude) if selector not in used)
-    return Scope(tuple(chosen), {info.name: places[info.name] for info in chosen}, unmatched)
+    return Reach(tuple(chosen), {info.name: places[info.name] for info in chosen}, unmatched)
 
 
 def unknown_kinds(checkpoint: Checkpoint) -> list[str]:
     """Return patterns of the names of tensors whose role is not known, `*` in place of layers and experts."""
     places = anatomy_of(checkpoint).places
-    found: dict[str, None] = {}
+    patterns: dict[str, None] = {}
     for name in sorted(checkpoint.tensors, key=natural_key):
         where = places[name]
         known_outside = where.kind != "parameter" or "embed" in name.split(".")[-2 if "." in name else -1]
         if where.role == "other" or (where.role == "outside" and not known_outside):
-            found[pattern(name)] = None
-    return list(found)
+            patterns[pattern(name)] = None
+    return list(patterns)
 
 
 def senses(checkpoint: Checkpoint) -> list[str]:

@@ -172,20 +172,20 @@ def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
         else:
             origins.setdefault(target, Origin(target, by_pattern[pattern])).parts.append((pattern, name))
     parameters = {_plain(name): item for name, item in model.named_parameters(remove_duplicate=False)}
-    made: dict[str, Origin] = {}
+    by_output: dict[str, Origin] = {}
     slots: dict[str, Slot] = {}
     laid: dict[Hashable, _Laid] = {}
     for origin in origins.values():
         names = [name for _, name in origin.parts]
         if origin.converter is None:
-            made[origin.target] = origin
+            by_output[origin.target] = origin
             if origin.target in parameters:
                 slots[names[0]] = _whole(parameters[origin.target])
             continue
-        found = _found(origin, shapes, model, state, laid)
-        made |= dict.fromkeys(found.outputs, origin)
-        slots |= _slots(found, names, shapes, parameters)
-    return Names(made, slots)
+        laid_out = _found(origin, shapes, model, state, laid)
+        by_output |= dict.fromkeys(laid_out.outputs, origin)
+        slots |= _slots(laid_out, names, shapes, parameters)
+    return Names(by_output, slots)
 
 
 def _whole(parameter: torch.nn.Parameter) -> Slot:
@@ -241,8 +241,8 @@ def _found(
         pairs = zip(known[key].outputs, moved.outputs, strict=True)
         if all(new in state and state[new].shape == state[old].shape for old, new in pairs):
             return moved
-    made = _outputs(origin, shapes, model, state)
-    known[key] = _lay(origin.target, made, [shapes[name] for _, name in origin.parts])
+    outputs = _outputs(origin, shapes, model, state)
+    known[key] = _lay(origin.target, outputs, [shapes[name] for _, name in origin.parts])
     return known[key]
 
 
@@ -254,21 +254,21 @@ def _outputs(
     None stands for an entry that is made in a way which is not followed.
     """
     numbers = {name: number for number, (_, name) in enumerate(origin.parts)}
-    made: Mapping[str, torch.Tensor]
+    values: Mapping[str, torch.Tensor]
     try:
-        made = origin.values(lambda name: Traced.stored(numbers[name], shapes[name]), model)
+        values = origin.values(lambda name: Traced.stored(numbers[name], shapes[name]), model)
     except Exception as error:  # a conversion that is not followed, or that the stored tensors do not fit
         if memory_error(error) is not None:
             raise
         try:
-            made = origin.values(lambda name: torch.empty(shapes[name], device="meta"), model)
+            values = origin.values(lambda name: torch.empty(shapes[name], device="meta"), model)
         except Exception as again:  # what it would make is missing then
             if memory_error(again) is not None:
                 raise
             return {}
     return {
         name: value if isinstance(value, Traced) else None
-        for name, value in made.items()
+        for name, value in values.items()
         if name in state and state[name].shape == value.shape
     }
 

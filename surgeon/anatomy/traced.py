@@ -114,9 +114,9 @@ def _narrow(value: Traced, axis: int, start: int, length: int) -> Traced:
         at, along = axes[axis]
         first, stop = max(at, start), min(at + len(along), start + length)
         if first < stop:
-            kept = along[first - at : stop - at]
-            axes[axis] = (first - start, kept - kept[0] if kept[0] else kept)
-            boxes.append(replace(box.with_axes(axes), base=box.base + int(kept[0])))
+            within = along[first - at : stop - at]
+            axes[axis] = (first - start, within - within[0] if within[0] else within)
+            boxes.append(replace(box.with_axes(axes), base=box.base + int(within[0])))
     return Traced.made([length if i == axis else size for i, size in enumerate(value.shape)], boxes)
 
 

@@ -13,7 +13,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import content_hash, read_hash
 from surgeon.errors import InputError, did_you_mean
 from surgeon.memory import require_room_for_torch
-from surgeon.model.precision import resolve_precision
+from surgeon.model.arithmetic import resolve_precision
 from surgeon.model.results import Continuation
 from surgeon.progress import Progress
 from surgeon.recipe.reading import load_recipe

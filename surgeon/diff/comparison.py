@@ -16,10 +16,10 @@ from surgeon.diff.diff import BYTEWISE, Diff, TensorDiff, compare_checkpoints
 from surgeon.diff.entries import chunks
 from surgeon.errors import InputError, RegionError, present, shorten
 from surgeon.progress import Progress
+from surgeon.region.mask import VALUES
 from surgeon.region.overlap import Overlap, overlap
 from surgeon.region.patch import Patch, Piece, write_patch
 from surgeon.region.region import Region, is_region_file
-from surgeon.region.tables import VALUES
 
 
 @dataclass(frozen=True)

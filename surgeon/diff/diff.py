@@ -21,7 +21,8 @@ from surgeon.diff.renaming import find_renamed
 from surgeon.errors import present
 from surgeon.operations.edits import check_regions_fit
 from surgeon.region.dimensions import hidden_size, residual_axis
-from surgeon.region.region import Mask, Region, encode_packed
+from surgeon.region.mask import Mask, encode_packed
+from surgeon.region.region import Region
 
 Kind = Literal["same", "changed", "renamed", "renamed_changed", "retyped", "reshaped", "missing", "extra"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from surgeon.checkpoint.coded import Coded, parts_of, pieces_of
 from surgeon.checkpoint.storage import DTYPE_BITS, NUMPY_DTYPES, TensorInfo, read_pieces
 from surgeon.region.dimensions import along
-from surgeon.region.region import Indices, Mask
+from surgeon.region.mask import Indices, Mask
 
 CHUNK = 1 << 20  # entries held of each checkpoint, per thread; a multiple of eight, so that masks pack
 _BLOCK = 1 << 13  # entries whose squares are summed at a time, in the processor's cache

@@ -19,7 +19,8 @@ from surgeon.checkpoint.ties import stored_copies
 from surgeon.errors import FreezeError
 from surgeon.freeze.bundle import Bundle, allowed_shapes
 from surgeon.freeze.layout import is_plain, shape_of
-from surgeon.region.region import Indices, Region, united
+from surgeon.region.mask import Indices, united
+from surgeon.region.region import Region
 
 # Inserted by torch.compile, activation checkpointing, Fabric and PEFT: `base_layer` holds the weight that LoRA adds to,
 # and beside `original_module`, which no longer trains, `modules_to_save.ADAPTER` is what does.

@@ -25,7 +25,8 @@ from surgeon.checkpoint.plain_json import NotPlain, as_object, as_shape, as_size
 from surgeon.checkpoint.storage import DTYPE_BITS, TensorInfo, map_bytes, read_header, view
 from surgeon.errors import CheckpointError, FreezeError, InputError, RegionError
 from surgeon.inside import replacing
-from surgeon.region.region import Mask, Region, encode_indices, encode_mask
+from surgeon.region.mask import Mask, encode_indices, encode_mask
+from surgeon.region.region import Region
 
 FOLDER = "freeze"
 MANIFEST = "manifest.json"

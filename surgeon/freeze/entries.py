@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.region.region import Indices
+from surgeon.region.mask import Indices
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ARE_BITS = frozenset(INTEGERS.values())

@@ -21,7 +21,8 @@ from surgeon.freeze.layout import shape_of
 from surgeon.freeze.saved import other_values
 from surgeon.freeze.trained import TrainedEntries
 from surgeon.freeze.watch import watches_on
-from surgeon.region.region import Mask, Region, encode_indices
+from surgeon.region.mask import Mask, encode_indices
+from surgeon.region.region import Region
 
 logger = logging.getLogger(__name__)
 _MOST = 0.1  # share of entries that train up to which these are held, and not the frozen ones

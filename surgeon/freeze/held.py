@@ -26,7 +26,7 @@ from surgeon.freeze.layout import (
     shape_of,
     whole_flat,
 )
-from surgeon.region.region import Indices
+from surgeon.region.mask import Indices
 
 logger = logging.getLogger(__name__)
 _NARROWER = {torch.float32: (torch.bfloat16, torch.float16), torch.float64: (torch.bfloat16, torch.float32)}

@@ -14,7 +14,7 @@ from torch import Tensor
 from surgeon.checkpoint.storage import NUMPY_DTYPES
 from surgeon.errors import FreezeError
 from surgeon.freeze.entries import bits
-from surgeon.region.region import Indices
+from surgeon.region.mask import Indices
 
 TORCH_DTYPES = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,

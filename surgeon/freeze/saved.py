@@ -20,7 +20,7 @@ from surgeon.errors import FreezeError, shorten
 from surgeon.freeze.binding import Bound, bind
 from surgeon.freeze.bundle import Bundle, allowed_shapes, entries_of, fitting, tensors_by_name
 from surgeon.freeze.layout import TORCH_DTYPES, as_numpy, whole_flat
-from surgeon.region.region import Mask
+from surgeon.region.mask import Mask
 
 TORCH_FILES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 _INSIDE = ("state_dict", "model_state_dict", "module", "model")  # where trainers put the weights in their own files

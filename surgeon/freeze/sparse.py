@@ -19,7 +19,8 @@ from surgeon.freeze.binding import bind_all, by_parameter
 from surgeon.freeze.bundle import Bundle
 from surgeon.freeze.entries import bits
 from surgeon.freeze.freezing import bundle_of, freeze
-from surgeon.region.region import Indices, Region
+from surgeon.region.mask import Indices
+from surgeon.region.region import Region
 
 
 def shira(model: torch.nn.Module, source: str | Path | Bundle | Region | None = None) -> Any:

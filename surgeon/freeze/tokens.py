@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from surgeon.errors import FreezeError
-from surgeon.region.region import Indices, Region
+from surgeon.region.mask import Indices
+from surgeon.region.region import Region
 
 Tokens = Sequence[int | str | Sequence[int]]
 

@@ -25,7 +25,7 @@ from surgeon.freeze.entries import Entries, bits, encode
 from surgeon.freeze.held import Held
 from surgeon.freeze.layout import is_distributed, local_flat
 from surgeon.freeze.saved import other_values
-from surgeon.region.region import Indices
+from surgeon.region.mask import Indices
 
 _PIECE = 1 << 22  # entries that are hashed or compared at a time
 # Optimizers whose step is about a matrix as a whole; so is one that calls the model itself.

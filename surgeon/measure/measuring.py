@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Outputs, OwnWork, Pieces, Seen
 from surgeon.measure.perplexity import EvaluationText, Perplexity, as_measures, window_pieces
+from surgeon.model.device import with_less_at_a_time
 from surgeon.model.editing import Variant
-from surgeon.model.full_device import with_less_at_a_time
 from surgeon.model.layer_stack import Stack
 from surgeon.model.results import Figures, Measure
 from surgeon.model.variant_pass import Take, outputs_of, run_models, work

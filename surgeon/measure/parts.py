@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from surgeon.checkpoint.naming import ROLES, Place
 from surgeon.checkpoint.ties import Ties, stored_copies
-from surgeon.region.region import Region, united
+from surgeon.region.mask import united
+from surgeon.region.region import Region
 
 
 @dataclass(frozen=True)

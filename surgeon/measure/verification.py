@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from surgeon.measure.base import Measurement, Pieces, Subject
 from surgeon.measure.measuring import Look, measure
 from surgeon.measure.perplexity import as_measures, evaluation_texts, window_pieces
+from surgeon.model.arithmetic import Precision
 from surgeon.model.continuations import continue_prompts, cost, encode_prompts
 from surgeon.model.editing import Variant
 from surgeon.model.layer_stack import Stack
-from surgeon.model.precision import Precision
 from surgeon.model.results import CONTINUATIONS, PERPLEXITY, Verification
-from surgeon.model.vocabulary import check_ids
+from surgeon.model.tokenizer import check_ids
 from surgeon.model.workplace import Workplace
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from surgeon.checkpoint.fingerprint import Fingerprint, content_hash, library_versions, tokenizer_hashes
 from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.store import path_of, recall, remember
-from surgeon.model.precision import Precision
+from surgeon.model.arithmetic import Precision
 from surgeon.model.results import CONTINUATIONS, PERPLEXITY, Continuation, Figures, Measure, Verification
 from surgeon.model.workplace import Workplace
 from surgeon.operations.edits import Surgery

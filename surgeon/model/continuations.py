@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from surgeon.errors import InputError
+from surgeon.model.device import with_less_at_a_time
 from surgeon.model.editing import Variant, edited, prepared
-from surgeon.model.full_device import with_less_at_a_time
 from surgeon.model.layer_stack import Stack
 from surgeon.model.results import Continuation, Stopped
 from surgeon.model.variant_pass import run_models
@@ -128,10 +128,10 @@ def _go_on(
 def _complete(
     model: Any, text: _Text, ends: frozenset[int], new_tokens: int, device: str, advance: Callable[[int], None]
 ) -> None:
-    kept, ids = None, list(text.prompt.ids)
+    cache, ids = None, list(text.prompt.ids)
     for count in range(new_tokens):
-        output = model(input_ids=torch.tensor([ids], device=device), past_key_values=kept, use_cache=True)
-        kept, token = getattr(output, "past_key_values", None), _likeliest(output.logits[0, -1])
+        output = model(input_ids=torch.tensor([ids], device=device), past_key_values=cache, use_cache=True)
+        cache, token = getattr(output, "past_key_values", None), _likeliest(output.logits[0, -1])
         if token is None or token in ends:
             text.stopped, text.done = "nan" if token is None else "end", True
             advance(new_tokens - count)
@@ -139,7 +139,7 @@ def _complete(
         text.added.append(token)
         advance(1)
         # A family that keeps nothing is given the whole text again.
-        ids = [token] if kept is not None else [*text.prompt.ids, *text.added]
+        ids = [token] if cache is not None else [*text.prompt.ids, *text.added]
 
 
 def _add_token(
@@ -185,8 +185,8 @@ def _end_tokens(stack: Stack) -> frozenset[int]:
     """Ids after which there is nothing more to say, as the model's config and the tokenizer name them."""
     settings = getattr(stack.loaded.model, "generation_config", None)
     named = getattr(settings, "eos_token_id", None)
-    found = [stack.loaded.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
-    return frozenset(token for token in found if token is not None)
+    tokens = [stack.loaded.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    return frozenset(token for token in tokens if token is not None)
 
 
 def _continuation(tokenizer: Any, text: _Text) -> Continuation:

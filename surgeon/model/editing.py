@@ -17,7 +17,8 @@ from surgeon.model import budgets
 from surgeon.model.model import LoadedModel
 from surgeon.operations import Operation
 from surgeon.operations.edits import Edit, Surgery
-from surgeon.region.region import Indices, Region
+from surgeon.region.mask import Indices
+from surgeon.region.region import Region
 
 
 @dataclass(frozen=True)

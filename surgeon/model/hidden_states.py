@@ -1,10 +1,13 @@
-"""Hidden states (or their gradients) of many batches: in memory, or, past a budget, in mapped scratch files."""
+"""Hidden states (or their gradients) of many batches: in memory, or, past a budget, in mapped scratch files.
+
+A batch enters the layers by its embedding's output, and with the arguments that its layers are called with.
+"""
 
 from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +17,8 @@ import torch
 
 from surgeon.errors import present
 from surgeon.inside import naming, reserve
-from surgeon.model.moving import moment, on_its_way, taken_over
+from surgeon.model.device import moment, on_its_way, taken_over
+from surgeon.model.layer_stack import Arguments, Stack, alike
 
 Moved = TypeVar("Moved")
 Shape = tuple[int, ...]
@@ -157,3 +161,36 @@ class States:
 def bytes_needed(shapes: Sequence[Shape], rows: int, dtype: torch.dtype) -> int:
     """Return the bytes of so many rows."""
     return rows * dtype.itemsize * sum(math.prod(shape) for shape in shapes)
+
+
+def enter_some(
+    stack: Stack, batches: Iterable[tuple[int, torch.Tensor]], states: States, row: int = 0
+) -> dict[int, tuple[Arguments, ...]]:
+    """Put the embedding's outputs of numbered batches into a row of `states`; returns, by number, their arguments.
+
+    Batches of one shape share their arguments where these are equal, as they are unless a family computes them from
+    the tokens.
+    """
+    shared: dict[tuple[int, ...], tuple[Arguments, ...]] = {}
+    result = {}
+    needed = stack.outer("in") if stack.layers else []
+    with stack.loaded.weights.resident(needed, stack.unit(0)), torch.no_grad():
+        for number, ids in batches:
+            call = stack.enter(ids)
+            states.put(row, number, call.hidden)
+            known = shared.setdefault(tuple(ids.shape), call.arguments)
+            result[number] = known if alike(known, call.arguments, _equal) else call.arguments
+    return result
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def hidden_layout(stack: Stack, batches: Sequence[torch.Tensor]) -> tuple[list[tuple[int, ...]], torch.dtype]:
+    """Return the shape of each batch's hidden state, and their dtype, found on two tokens."""
+    if not stack.layers or not batches:
+        return [tuple(ids.shape) for ids in batches], torch.int64
+    with stack.loaded.weights.resident(stack.outer("in")), torch.no_grad():
+        hidden = stack.enter(batches[0][:1, :2]).hidden
+    return [(*ids.shape, *hidden.shape[2:]) for ids in batches], hidden.dtype

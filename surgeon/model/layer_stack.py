@@ -12,7 +12,7 @@ plain stack: then there are no layers here, and the head is the whole model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 
 from surgeon.anatomy.reading import decoder_layers
 from surgeon.errors import CheckpointError
-from surgeon.model.budgets import ModelSize
+from surgeon.model.budgets import ModelSize, chunk_tokens
 from surgeon.model.model import LoadedModel
 
 _PROBE = 5  # tokens on which it is found out whether a model is a plain stack
@@ -35,13 +35,12 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a layer's forward, with
 
 @dataclass(frozen=True)
 class Call:
-    """One batch as it enters the layers: token ids (batch, length), the embedding's output, each layer's arguments.
+    """One batch as it enters the layers: the embedding's output, and each layer's arguments.
 
-    Without layers, `hidden` is None.
+    Without layers it enters the head, as it is: token ids (batch, length).
     """
 
-    ids: torch.Tensor
-    hidden: torch.Tensor | None
+    hidden: torch.Tensor
     arguments: tuple[Arguments, ...]
 
 
@@ -79,7 +78,7 @@ class Stack:
     def enter(self, ids: torch.Tensor) -> Call:
         """Run what comes before the layers on token ids, shape (batch, length); `outer("in")` must be resident."""
         if not self.layers:
-            return Call(ids, None, ())
+            return Call(ids, ())
         return _record(self.loaded.model, self.layers, ids.to(self.loaded.device), self.wraps)
 
     def layer(self, number: int, hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
@@ -89,11 +88,20 @@ class Stack:
         after: torch.Tensor = output[0] if isinstance(output, (tuple, list)) else output
         return after
 
+    def through(self, call: Call) -> torch.Tensor:
+        """Run all layers, whose parameters must be resident; returns the hidden state after the last."""
+        hidden = call.hidden
+        for number, arguments in enumerate(call.arguments):
+            hidden = self.layer(number, hidden, arguments)
+        return hidden
+
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return logits (batch, length, vocabulary) from the hidden state after the last layer.
+        """Return logits (batch, length, vocabulary) from the hidden state after the last layer, see `Call`.
 
         `outer("out")` must be resident. What the model does before its layers is done on zeros, and lost.
         """
+        if not self.layers:
+            return self.whole(hidden)
         model = self.loaded.model
         inputs = model.get_input_embeddings().weight
         zeros = torch.zeros(*hidden.shape[:2], inputs.shape[1], dtype=inputs.dtype, device=hidden.device)
@@ -152,9 +160,31 @@ def plain_layers(model: Any) -> tuple[tuple[torch.nn.Module, ...], bool]:
                     disturbed = _record(model, layers, ids, wraps, disturbed=True)
                 except _NotPlain:
                     continue
-                if _same(undisturbed.arguments, disturbed.arguments):
+                if alike(undisturbed.arguments, disturbed.arguments, _close):
                     return layers, wraps
     return (), False
+
+
+def vocabulary(stack: Stack) -> int:
+    """Return how many tokens a model chooses among."""
+    config = stack.loaded.model.config
+    return int((config.get_text_config() if hasattr(config, "get_text_config") else config).vocab_size)
+
+
+def head_chunks(stack: Stack, ids: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cut a batch (rows, length) into rows and positions, such that the logits of a chunk stay small.
+
+    The whole batch is one chunk of a model without layers.
+    """
+    rows, length = ids.shape
+    if not stack.layers:
+        yield slice(0, rows), slice(0, length)
+        return
+    tokens = chunk_tokens(vocabulary(stack), stack.loaded.device)
+    together, step = max(1, tokens // length), min(tokens, length)
+    for first in range(0, rows, together):
+        for start in range(0, length, step):
+            yield slice(first, min(first + together, rows)), slice(start, min(start + step, length))
 
 
 def without_gradients(model: Any) -> str | None:
@@ -180,7 +210,7 @@ def is_whole_model(stack: Stack) -> bool:
     with loaded.weights.resident(list(loaded.model.parameters())), torch.no_grad():
         other = stack.whole(ids).float()
         try:
-            one = _through(stack, ids).float()
+            one = stack.head(stack.through(stack.enter(ids))).float()
         except (_NotPlain, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
             return False  # what the layers and the head hand on is something else than it seemed to be
     if one.shape != other.shape:
@@ -188,16 +218,6 @@ def is_whole_model(stack: Stack) -> bool:
     share = _ALIKE if loaded.precision == "float32" else _ALIKE_IN_SHORT
     close = torch.isclose(one, other, rtol=0, atol=share * float(other.abs().nan_to_num().max()), equal_nan=True)
     return bool(close.all())
-
-
-def _through(stack: Stack, ids: torch.Tensor) -> torch.Tensor:
-    call = stack.enter(ids)
-    hidden = call.hidden
-    if hidden is None:
-        raise _NotPlain
-    for number, arguments in enumerate(call.arguments):
-        hidden = stack.layer(number, hidden, arguments)
-    return stack.head(hidden)
 
 
 def _layers(model: Any) -> tuple[torch.nn.Module, ...]:
@@ -225,26 +245,33 @@ def _constants(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
             parameter.data = data
 
 
-def _same(one: Any, other: Any) -> bool:
-    """True if two arguments are alike; not a number counts as alike with itself."""
+def alike(one: Any, other: Any, tensors: Callable[[torch.Tensor, torch.Tensor], bool]) -> bool:
+    """True if two arguments of a layer are the same; `tensors` compares those in them."""
+    if one is other:
+        return True
     if isinstance(one, torch.Tensor):
-        if not isinstance(other, torch.Tensor) or one.shape != other.shape:
-            return False
-        return bool(torch.isclose(one.float(), other.float(), equal_nan=True).all())
+        return isinstance(other, torch.Tensor) and tensors(one, other)
+    if type(one) is not type(other):
+        return False
     if isinstance(one, tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(alike(*pair, tensors) for pair in zip(one, other, strict=True))
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(alike(one[key], other[key], tensors) for key in one)
     return bool(one == other)
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """True if they are close; not a number counts as close to itself."""
+    return one.shape == other.shape and bool(torch.isclose(one.float(), other.float(), equal_nan=True).all())
 
 
 def _outer(model: Any, layers: Sequence[torch.nn.Module], part: str) -> list[torch.nn.Parameter]:
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
-    found = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    outside = [parameter for parameter in model.parameters() if id(parameter) not in inside]
     head, embedding = (_weight(get()) for get in (model.get_output_embeddings, model.get_input_embeddings))
     if not layers or part == "all" or head is embedding:
-        return found
-    return [parameter for parameter in found if parameter is not (head if part == "in" else embedding)]
+        return outside
+    return [parameter for parameter in outside if parameter is not (head if part == "in" else embedding)]
 
 
 def _weight(module: Any) -> torch.nn.Parameter | None:
@@ -291,7 +318,7 @@ def _record(
         raise _NotPlain from None  # the layers' outputs are used in another way
     if not all(_plain(argument) for _, arguments in noted for argument in arguments):
         raise _NotPlain
-    return Call(ids, noted[0][0], tuple(arguments for _, arguments in noted))
+    return Call(noted[0][0], tuple(arguments for _, arguments in noted))
 
 
 def _plain(argument: Any) -> bool:

@@ -1,15 +1,18 @@
 """The model that transformers builds for a checkpoint, hollow until its weights are asked for.
 
-Its parameters have their shapes and dtypes but no memory; `weights.py` fills a layer's at a time with what is on
-disk and empties them again, so that building a model costs neither time nor memory, whatever its size. Which
-parameter is made of which tensors on disk is `slots.py`'s to say.
+Its parameters have their shapes and dtypes but no memory; `Weights` fills a layer's at a time with what is on disk and
+empties them again, so that building a model costs neither time nor memory, whatever its size. What is filled stays if
+the whole model fits into a budget: then every later use finds it there. Otherwise memory holds the modules in use and,
+where asked for, the one that comes next, which a thread reads ahead. Which parameter is made of which tensors on disk
+is `slots.py`'s to say.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,20 +21,101 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from surgeon.anatomy.hollow import architecture, building, meta_model
-from surgeon.anatomy.slots import Names, ReadTensor, Slot, map_names
+from surgeon.anatomy.slots import Names, ReadTensor, Slot, check_slots, map_names
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.quantized import refuse_quantized
 from surgeon.errors import CheckpointError
 from surgeon.foreign import build_model
 from surgeon.freeze.bundle import ModelPlace
 from surgeon.memory import give_memory_back
-from surgeon.model.precision import Precision
-from surgeon.model.repeatable import compute_in_float32, set_workspace
+from surgeon.model import budgets
+from surgeon.model.arithmetic import Precision, compute_in_float32, set_workspace
+from surgeon.model.device import brought, taken_over, wait_for_arithmetic
 from surgeon.model.tokenizer import load_tokenizer
-from surgeon.model.weights import Weights, hollow
 
 _LARGEST_BUFFER = 1 << 26  # entries
+Parameters = Sequence[torch.nn.Parameter]
+_Fetched = list[tuple[torch.nn.Parameter, torch.Tensor]]
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+def hollow(shape: Sequence[int], dtype: torch.dtype, device: str | torch.device) -> torch.Tensor:
+    """Return a tensor of some shape that takes no memory: every entry is the same not-a-number."""
+    return torch.full((), float("nan"), dtype=dtype, device=device).expand(tuple(shape))
+
+
+class Weights:
+    """Fills and empties the parameters of one model, which are hollow at first; see `resident`."""
+
+    def __init__(self, model: Any, names: Names, read: ReadTensor, device: str, looks_ahead: bool = True) -> None:
+        self._model, self._names, self._read, self._looks_ahead = model, names, read, looks_ahead
+        self._paths = {
+            id(parameter): path
+            for path, parameter in model.named_parameters(remove_duplicate=False)
+            if path in names.origins
+        }
+        self._filled: set[int] = set()
+        self._checked: set[int] = set()
+        self._pool: ThreadPoolExecutor | None = None
+        self._ahead: dict[tuple[int, ...], Future[_Fetched]] = {}
+        self.memory = budgets.memory(device)  # before any of them is there
+        self.stays = sum(p.numel() * p.element_size() for p in model.parameters()) <= budgets.resident_bytes(device)
+
+    @contextmanager
+    def resident(self, parameters: Parameters, ahead: Parameters = ()) -> Iterator[None]:
+        """Have these parameters filled meanwhile; those of `ahead` are read in the background, to be filled next."""
+        empty = self._empty(parameters)
+        waiting = self._ahead.pop(_key(empty), None)
+        for parameter, value in self._fetch(empty) if waiting is None else waiting.result():
+            parameter.data = taken_over(value)
+        self._filled.update(map(id, empty))
+        self._read_ahead(self._empty(ahead))
+        try:
+            yield
+        finally:
+            if not self.stays:
+                for device in {parameter.device for parameter in empty}:
+                    wait_for_arithmetic(device)  # that is computed with them: two layers take memory, and no third
+                for parameter in empty:
+                    parameter.data = hollow(parameter.shape, parameter.dtype, parameter.device)
+                self._filled.difference_update(map(id, empty))
+                give_memory_back()
+
+    def fill(self) -> None:
+        """Fill the whole model, for good."""
+        self.stays = True
+        with self.resident(list(self._model.parameters())):
+            pass
+
+    def _empty(self, parameters: Parameters) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in parameters if id(parameter) not in self._filled]
+
+    def _read_ahead(self, parameters: Parameters) -> None:
+        if self._looks_ahead and parameters and _key(parameters) not in self._ahead:
+            self._pool = self._pool or ThreadPoolExecutor(1)
+            self._ahead = {_key(parameters): self._pool.submit(self._fetch, parameters)}
+
+    def _fetch(self, parameters: Parameters) -> _Fetched:
+        """Make the values of parameters as they are on disk, in their dtype and on their device."""
+        wanted = {self._paths[id(parameter)]: parameter for parameter in parameters}
+        result: _Fetched = []
+        with torch.no_grad():
+            while wanted:
+                origin = self._names.origins[next(iter(wanted))]
+                values = origin.values(self._read, self._model)
+                if origin.converter is not None and id(origin) not in self._checked:
+                    made = {key: values[path] for key, path in self._paths.items() if path in values}
+                    check_slots(origin, self._names.slots, made, self._read)
+                    self._checked.add(id(origin))
+                for path, value in values.items():
+                    parameter = wanted.pop(path, None)
+                    if parameter is not None:
+                        result.append((parameter, brought(value, parameter.device, parameter.dtype)))
+        return result
+
+
+def _key(parameters: Parameters) -> tuple[int, ...]:
+    return tuple(id(parameter) for parameter in parameters)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +157,11 @@ def load_model(
         if precision == "float32":
             compute_in_float32()
     refuse_quantized(checkpoint)
-    found = architecture(checkpoint)
-    _ask_for_logits_alone(found.config)
+    chosen = architecture(checkpoint)
+    _ask_for_logits_alone(chosen.config)
     dtype = torch.float32 if precision == "float32" else _stored_dtype(checkpoint)
     with _LargeOnMeta(), _parameters_on_meta(), building(checkpoint):
-        model = build_model(found.config, dtype, found.auto)
+        model = build_model(chosen.config, dtype, chosen.auto)
     _make_hollow(model, dtype, device)
     reading = read or checkpoint.tensor
     names = _mapped(model, checkpoint, reading)
@@ -148,14 +232,16 @@ def _parameters_on_meta() -> Iterator[None]:
 def _make_hollow(model: Any, dtype: torch.dtype, device: str) -> None:
     """Replace parameters on the meta device by hollow ones, tied ones by one; move the buffers to the device."""
     wide = _kept_wide(model, dtype)
-    made: dict[int, torch.nn.Parameter] = {}
+    hollowed: dict[int, torch.nn.Parameter] = {}
     for path, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if id(parameter) not in made:
-                kept = torch.float32 if wide(f"{path}.{name}") else parameter.dtype
-                made[id(parameter)] = torch.nn.Parameter(hollow(parameter.shape, kept, device), requires_grad=False)
-                made[id(made[id(parameter)])] = made[id(parameter)]
-            module._parameters[name] = made[id(parameter)]
+            if id(parameter) not in hollowed:
+                wanted = torch.float32 if wide(f"{path}.{name}") else parameter.dtype
+                hollowed[id(parameter)] = torch.nn.Parameter(
+                    hollow(parameter.shape, wanted, device), requires_grad=False
+                )
+                hollowed[id(hollowed[id(parameter)])] = hollowed[id(parameter)]
+            module._parameters[name] = hollowed[id(parameter)]
         for name, buffer in list(module.named_buffers(recurse=False)):
             module._buffers[name] = buffer.to(device)
 
@@ -165,7 +251,7 @@ def _kept_wide(model: Any, dtype: torch.dtype) -> Callable[[str], bool]:
     lists = [getattr(model, "_keep_in_fp32_modules_strict", None)] if dtype != torch.float32 else []
     if dtype == torch.float16:
         lists.append(getattr(model, "_keep_in_fp32_modules", None))
-    modules = {module for found in lists for module in found or ()}
+    modules = {module for names in lists for module in names or ()}
     return lambda name: any(f".{module}." in f".{name}." for module in modules)
 
 
@@ -196,21 +282,21 @@ def _same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _refuse_missing(checkpoint: Checkpoint, model: Any, names: Names) -> None:
-    made = {id(p) for path, p in model.named_parameters(remove_duplicate=False) if path in names.origins}
-    absent = [path for path, parameter in model.named_parameters() if id(parameter) not in made]
+    complete = {id(p) for path, p in model.named_parameters(remove_duplicate=False) if path in names.origins}
+    absent = [path for path, parameter in model.named_parameters() if id(parameter) not in complete]
     if not absent:
         return
     state = model.state_dict()
-    there = next((name for name in checkpoint.tensors if name in absent), None)
-    if there is not None and tuple(checkpoint.tensors[there].shape) == tuple(state[there].shape):
+    stored = next((name for name in checkpoint.tensors if name in absent), None)
+    if stored is not None and tuple(checkpoint.tensors[stored].shape) == tuple(state[stored].shape):
         raise CheckpointError(
-            f"{checkpoint.folder}: transformers takes tensor '{there}' for another one of the model and so finds none "
-            f"for '{there}' ({len(absent)} in all): it cannot load these files itself"
+            f"{checkpoint.folder}: transformers takes tensor '{stored}' for another one of the model and so finds none "
+            f"for '{stored}' ({len(absent)} in all): it cannot load these files itself"
         )
-    if there is not None:
-        shapes = f"{list(checkpoint.tensors[there].shape)} instead of {list(state[there].shape)}"
+    if stored is not None:
+        shapes = f"{list(checkpoint.tensors[stored].shape)} instead of {list(state[stored].shape)}"
         raise CheckpointError(
-            f"{checkpoint.folder}: tensor '{there}' is of another shape, {shapes} ({len(absent)} in all)"
+            f"{checkpoint.folder}: tensor '{stored}' is of another shape, {shapes} ({len(absent)} in all)"
         )
     raise CheckpointError(f"{checkpoint.folder}: tensor '{sorted(absent)[0]}' is missing ({len(absent)} in all)")
 

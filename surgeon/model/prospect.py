@@ -39,10 +39,10 @@ def prospect_of(checkpoint: Checkpoint) -> Prospect:
     known = known_prospect(checkpoint)
     if known is not None:
         return known
-    found = _look(checkpoint)
-    if found.refused is None and found.ungraded is None:
-        keep_prospect(checkpoint, found.whole)
-    return found
+    prospect = _look(checkpoint)
+    if prospect.refused is None and prospect.ungraded is None:
+        keep_prospect(checkpoint, prospect.whole)
+    return prospect
 
 
 def keep_prospect(checkpoint: Checkpoint, whole: bool) -> None:
@@ -52,15 +52,15 @@ def keep_prospect(checkpoint: Checkpoint, whole: bool) -> None:
 
 def known_prospect(checkpoint: Checkpoint) -> Prospect | None:
     """Return it if the checkpoint was looked at before."""
-    found = recall(_path(checkpoint))
-    return None if found is None else Prospect(whole=found.get("whole") is True)
+    data = recall(_path(checkpoint))
+    return None if data is None else Prospect(whole=data.get("whole") is True)
 
 
 def _look(checkpoint: Checkpoint) -> Prospect:
     require_room_for_torch()
     from surgeon.model.layer_stack import plain_layers, without_gradients
     from surgeon.model.model import load_model
-    from surgeon.model.vocabulary import check_vocabulary
+    from surgeon.model.tokenizer import check_vocabulary
 
     try:
         loaded = load_model(checkpoint, "float32")
@@ -75,11 +75,11 @@ def _look(checkpoint: Checkpoint) -> Prospect:
 
 
 def _path(checkpoint: Checkpoint) -> Path:
-    made = Fingerprint(
+    fingerprint = Fingerprint(
         version=_VERSION,
         model="",  # no weight has a say in it
         tokenizer=tokenizer_hashes(checkpoint.folder),
         settings={"anatomy": key_of(checkpoint)},  # the config and the headers, hashed once a plan
         libraries=library_versions(),
     )
-    return path_of("prospects", made.key(), ".json")
+    return path_of("prospects", fingerprint.key(), ".json")

@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
 from surgeon.checkpoint.store import own_scratch
 from surgeon.errors import present
 from surgeon.model import budgets
+from surgeon.model.arithmetic import repeatable
 from surgeon.model.editing import Variant, edited, prepared
-from surgeon.model.embedding_and_head import enter_all, head_chunks, hidden_layout
-from surgeon.model.hidden_states import States, bytes_needed
-from surgeon.model.layer_stack import Arguments, Stack
-from surgeon.model.repeatable import repeatable
+from surgeon.model.hidden_states import States, bytes_needed, enter_some, hidden_layout
+from surgeon.model.layer_stack import Arguments, Stack, head_chunks
 
 _OUTSIDE = -1
 Take = Callable[[int, int, slice, slice, torch.Tensor], None]  # variant, batch, its rows and positions, their logits
@@ -67,15 +66,12 @@ def run_models(
         InputError: see `Surgery.edit`.
     """
     models = _models(stack, variants, len(batches), uses)
-    with torch.inference_mode(), repeatable(stack.loaded.device):
-        if not stack.layers:
-            _run_whole(stack, models, batches, take, advance)
-            return
-        with _states(stack, batches, 1 + len(models)) as states:
-            arguments = _enter(stack, models, batches, states)
-            for number in range(len(stack.layers)):
-                _run_layer(stack, models, number, arguments, states, advance)
-            _run_heads(stack, models, batches, states, take, wanted, advance)
+    with (
+        torch.inference_mode(),
+        repeatable(stack.loaded.device),
+        _through_layers(stack, models, batches, advance) as states,
+    ):
+        _run_heads(stack, models, batches, states, take, wanted, advance)
 
 
 @contextmanager
@@ -92,12 +88,13 @@ def outputs_of(
             yield _WholeOutputs(stack, batches).part
         return
     everything = _Model(Variant(""), {}, len(stack.layers), 1, range(len(batches)))
-    with torch.inference_mode(), repeatable(stack.loaded.device), _states(stack, batches, 1) as states:
-        arguments = _enter(stack, [everything], batches, states)
-        for number in range(len(stack.layers)):
-            _run_layer(stack, [everything], number, arguments, states, advance)
-        with stack.loaded.weights.resident(stack.outer("out")):
-            yield lambda batch, rows, positions: stack.head(states.part(0, batch, rows, positions))
+    with (
+        torch.inference_mode(),
+        repeatable(stack.loaded.device),
+        _through_layers(stack, [everything], batches, advance) as states,
+        stack.loaded.weights.resident(stack.outer("out")),
+    ):
+        yield lambda batch, rows, positions: stack.head(states.part(0, batch, rows, positions))
 
 
 @dataclass
@@ -134,7 +131,7 @@ def work(
 def _models(stack: Stack, variants: Sequence[Variant], batches: int, uses: Callable[[int, int], bool]) -> list[_Model]:
     loaded = stack.loaded
     home = {id(parameter): number for number in range(len(stack.layers)) for parameter in stack.unit(number)}
-    before = {id(parameter) for parameter in stack.outer("in")}
+    before = {id(parameter) for parameter in (stack.outer("in") if stack.layers else ())}
     models = []
     for i, variant in enumerate(variants):
         names: dict[int, list[str]] = {}
@@ -154,6 +151,25 @@ def _unedited(models: Sequence[_Model], number: int) -> list[int]:
 
 
 @contextmanager
+def _through_layers(
+    stack: Stack, models: Sequence[_Model], batches: Sequence[torch.Tensor], advance: Callable[[int], None]
+) -> Iterator[States]:
+    """Run models through all layers; yields their states after the last one."""
+    with _states(stack, batches, 1 + len(models)) as states:
+        arguments = _enter(stack, models, batches, states)
+
+        def step(number: int, batch: int, source: int, target: int) -> None:
+            how = arguments.get(target, arguments[0])[batch][number]
+            states.put(target, batch, stack.layer(number, states.get(source, batch), how))
+            advance(1)
+
+        for number in range(len(stack.layers)):
+            with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
+                _run_layer(stack, models, number, partial(step, number))
+        yield states
+
+
+@contextmanager
 def _states(stack: Stack, batches: Sequence[torch.Tensor], rows: int) -> Iterator[States]:
     (shapes, dtype), device = hidden_layout(stack, batches), stack.loaded.device
     home = budgets.home_of_hidden(bytes_needed(shapes, rows, dtype), device, stack.size)
@@ -166,53 +182,42 @@ def _states(stack: Stack, batches: Sequence[torch.Tensor], rows: int) -> Iterato
 
 def _enter(
     stack: Stack, models: Sequence[_Model], batches: Sequence[torch.Tensor], states: States
-) -> dict[int, list[tuple[Arguments, ...]]]:
-    """Put the embeddings' outputs into `states`; returns, by row, each batch's arguments of the layers."""
-    arguments = {0: enter_all(stack, batches, states)}
+) -> dict[int, dict[int, tuple[Arguments, ...]]]:
+    """Put the embeddings' outputs into `states`; returns, by row and batch, the arguments of the layers."""
+    arguments = {0: enter_some(stack, enumerate(batches), states)}
     for model in models:
         if model.first == _OUTSIDE:
             with (
                 stack.loaded.weights.resident(stack.outer("in")),
                 edited(stack.loaded, model.variant, _resident(stack, model, "in")),
             ):
-                arguments[model.row] = enter_all(stack, batches, states, model.row)
+                arguments[model.row] = enter_some(stack, enumerate(batches), states, model.row)
     return arguments
 
 
 def _resident(stack: Stack, model: _Model, part: str) -> list[str]:
     """Return the tensors outside the layers that a model edits and that a part of the outside holds."""
-    there = {id(parameter) for parameter in stack.outer(part)}
+    resident = {id(parameter) for parameter in stack.outer(part)}
     slots = stack.loaded.parameters
-    return [name for name in model.names.get(_OUTSIDE, ()) if any(id(one) in there for one in slots[name].parameters)]
+    return [
+        name for name in model.names.get(_OUTSIDE, ()) if any(id(one) in resident for one in slots[name].parameters)
+    ]
 
 
-def _run_layer(
-    stack: Stack,
-    models: Sequence[_Model],
-    number: int,
-    arguments: Mapping[int, Sequence[tuple[Arguments, ...]]],
-    states: States,
-    advance: Callable[[int], None],
-) -> None:
-    def step(batch: int, source: int, target: int) -> None:
-        how = arguments.get(target, arguments[0])[batch][number]
-        states.put(target, batch, stack.layer(number, states.get(source, batch), how))
-        advance(1)
-
+def _run_layer(stack: Stack, models: Sequence[_Model], number: int, step: Callable[[int, int, int], None]) -> None:
+    """Have every model's batches take a step (batch, from which row, to which) through a layer, which is resident."""
     loaded, running = stack.loaded, [model for model in models if model.first <= number]
-    with loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
-        names = [model.names.get(number, ()) for model in running]
-        ready = (prepared(loaded, [model.variant], [of])[0] for model, of in zip(running, names, strict=True))
-        variant = next(ready, None)
-        for model, of in zip(
-            running, names, strict=True
-        ):  # before the unedited states move on: a model begins with them
-            with edited(loaded, present(variant), of):
-                for batch in model.batches:
-                    step(batch, 0 if model.first == number else model.row, model.row)
-                variant = next(ready, None)  # made while a device still computes
-        for batch in _unedited(models, number):
-            step(batch, 0, 0)
+    names = [model.names.get(number, ()) for model in running]
+    ready = (prepared(loaded, [model.variant], [of])[0] for model, of in zip(running, names, strict=True))
+    variant = next(ready, None)
+    # Before the unedited states move on: a model begins with them.
+    for model, of in zip(running, names, strict=True):
+        with edited(loaded, present(variant), of):
+            for batch in model.batches:
+                step(batch, 0 if model.first == number else model.row, model.row)
+            variant = next(ready, None)  # made while a device still computes
+    for batch in _unedited(models, number):
+        step(batch, 0, 0)
 
 
 def _run_heads(
@@ -238,21 +243,3 @@ def _run_heads(
                     with edited(loaded, variants[i], names[i]):
                         take(i, batch, rows, positions, stack.head(hidden))
             advance(len(users))
-
-
-def _run_whole(
-    stack: Stack,
-    models: Sequence[_Model],
-    batches: Sequence[torch.Tensor],
-    take: Take,
-    advance: Callable[[int], None],
-) -> None:
-    names = [[name for names in model.names.values() for name in names] for model in models]
-    with stack.loaded.weights.resident(stack.outer()):
-        variants = prepared(stack.loaded, [model.variant for model in models], names)
-        for batch, ids in enumerate(batches):
-            rows, length = ids.shape
-            for i in (i for i, model in enumerate(models) if batch in model.uses):
-                with edited(stack.loaded, variants[i], names[i]):
-                    take(i, batch, slice(0, rows), slice(0, length), stack.whole(ids))
-                advance(1)

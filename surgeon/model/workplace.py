@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.memory import require_room_for_torch
-from surgeon.model.precision import Precision
+from surgeon.model.arithmetic import Precision
 from surgeon.model.prospect import keep_prospect
 from surgeon.team import ALONE, Team
 

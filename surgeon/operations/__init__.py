@@ -15,8 +15,7 @@ from pydantic import Discriminator, Tag
 
 from surgeon.kinds import kinds
 from surgeon.operations.add import Add
-from surgeon.operations.base import Operation, Target, rounded
-from surgeon.operations.donors import open_donor
+from surgeon.operations.base import Operation, Target, open_donor, rounded
 from surgeon.operations.fill import Fill
 from surgeon.operations.noise import Noise
 from surgeon.operations.restore import Restore

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from surgeon.errors import InputError
-from surgeon.operations.base import Operation, Target, rounded
-from surgeon.operations.donors import finite_as, values_of
+from surgeon.operations.base import Operation, Target, rounded, values_of
 
 Names = Annotated[list[str], Field(min_length=1)]
 
@@ -61,17 +60,17 @@ class Add(Operation):
             InputError: a sum is too large for the dtype.
         """
         change, shared = np.zeros(values.size), np.zeros(values.size)
-        for (_, donor), there in zip(self.takes, target.parts, strict=False):
-            if not there.size:  # a tensor that this region, and perhaps the donor, does not have
+        for (_, donor), part in zip(self.takes, target.parts, strict=False):
+            if not part.size:  # a tensor that this region, and perhaps the donor, does not have
                 continue
-            at = np.searchsorted(target.indices, there)
-            base = target.source.reshape(-1)[there] if self.base is None else values_of(self.base, target.name, there)
-            change[at] += values_of(donor, target.name, there).astype(np.float64) - base.astype(np.float64)
+            at = np.searchsorted(target.indices, part)
+            base = target.source.reshape(-1)[part] if self.base is None else values_of(self.base, target.name, part)
+            change[at] += values_of(donor, target.name, part).astype(np.float64) - base.astype(np.float64)
             shared[at] += 1
         change *= self.factor
         change /= shared
         result = np.where(change == 0, values, rounded(values.astype(np.float64) + change, values.dtype))
-        if not finite_as(result, values.astype(np.float64), change):
+        if not np.isfinite(result[np.isfinite(values.astype(np.float64)) & np.isfinite(change)]).all():
             raise InputError(
                 f"'add {', '.join(dict.fromkeys(self.regions))}' makes entries of tensor '{target.name}' too large for "
                 f"its dtype {values.dtype.name}; use a smaller factor"

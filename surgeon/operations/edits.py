@@ -22,8 +22,9 @@ from surgeon.checkpoint.storage import TensorInfo
 from surgeon.checkpoint.ties import stored_copies
 from surgeon.errors import CheckpointError, InputError, RegionError, did_you_mean
 from surgeon.operations import Operation, Target, open_donor
+from surgeon.region.mask import Indices, united
 from surgeon.region.patch import Patch
-from surgeon.region.region import Indices, Region, united
+from surgeon.region.region import Region
 
 
 @dataclass(frozen=True)
@@ -167,11 +168,11 @@ class Surgery:
     @cached_property
     def counted(self) -> Collection[str]:
         """Those of which an edit counts: of stored copies of a tied weight, the first."""
-        found: dict[str, str] = {}
+        first: dict[str, str] = {}
         for name in self.touched:
-            if name not in found:
-                found |= dict.fromkeys(stored_copies(self.checkpoint.ties, name), name)
-        return dict.fromkeys(found.values())
+            if name not in first:
+                first |= dict.fromkeys(stored_copies(self.checkpoint.ties, name), name)
+        return dict.fromkeys(first.values())
 
     def stored(self, name: str) -> tuple[TensorInfo, ...]:
         """Return the stored tensors that the operations may change of a logical one, that of its codes first.
@@ -219,12 +220,12 @@ class Surgery:
             values = _new_values(checkpoint, name, steps, indices, before)
             return Edit(indices, values, before), {name: StoredEdit(indices, values)}
         wanted = _new_values(checkpoint, name, steps, indices, before.astype(np.float64))
-        made = info.codec.encode(info, checkpoint, indices, wanted)
-        if made.indices.size != indices.size:
-            before = checkpoint.entries(name, made.indices)
-        if np.count_nonzero(np.isfinite(made.values)) < np.count_nonzero(np.isfinite(before)):
+        encoded = info.codec.encode(info, checkpoint, indices, wanted)
+        if encoded.indices.size != indices.size:
+            before = checkpoint.entries(name, encoded.indices)
+        if np.count_nonzero(np.isfinite(encoded.values)) < np.count_nonzero(np.isfinite(before)):
             raise InputError(f"new entries of tensor '{name}' are too large for {info.dtype}; use smaller values")
-        return Edit(made.indices, made.values, before, indices.size, made.rounding), made.stored
+        return Edit(encoded.indices, encoded.values, before, indices.size, encoded.rounding), encoded.stored
 
     def count(self) -> EditCount:
         """Count what the operations change in the model, in a pass over what they touch.

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from surgeon.errors import InputError
-from surgeon.operations.base import Operation, Target, rounded
-from surgeon.operations.donors import values_of
+from surgeon.operations.base import Operation, Target, rounded, values_of
 
 
 class Restore(Operation):

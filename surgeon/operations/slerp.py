@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from surgeon.operations.base import Operation, Target, rounded
-from surgeon.operations.donors import values_of
+from surgeon.operations.base import Operation, Target, rounded, values_of
 
 _STRAIGHT = 1e-6  # sine of the angle, below which circle and chord are one
 
@@ -39,11 +38,11 @@ class Slerp(Operation):
             RegionError: the donor is a patch that lacks one of the entries.
         """
         here, t = values.astype(np.float64), self.fraction
-        there = values_of(self.from_, target.name, target.indices).astype(np.float64)
-        lengths = float(np.linalg.norm(here) * np.linalg.norm(there))
-        angle = float(np.arccos(np.clip(here @ there / lengths, -1.0, 1.0))) if lengths > 0 else 0.0
+        theirs = values_of(self.from_, target.name, target.indices).astype(np.float64)
+        lengths = float(np.linalg.norm(here) * np.linalg.norm(theirs))
+        angle = float(np.arccos(np.clip(here @ theirs / lengths, -1.0, 1.0))) if lengths > 0 else 0.0
         if np.sin(angle) < _STRAIGHT:
-            turned = (1 - t) * here + t * there
+            turned = (1 - t) * here + t * theirs
         else:
-            turned = (np.sin((1 - t) * angle) * here + np.sin(t * angle) * there) / np.sin(angle)
+            turned = (np.sin((1 - t) * angle) * here + np.sin(t * angle) * theirs) / np.sin(angle)
         return values if t == 0 else rounded(turned, values.dtype)

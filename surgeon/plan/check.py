@@ -82,7 +82,7 @@ def check_device(device: str) -> InputError | None:
     require_room_for_torch()
     import torch
 
-    from surgeon.model.repeatable import set_workspace
+    from surgeon.model.arithmetic import set_workspace
 
     if device.startswith("cuda"):
         set_workspace()

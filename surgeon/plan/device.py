@@ -82,5 +82,5 @@ def _selected(plan: Plan, score: SampledScore) -> int:
         elif region.select is not None:
             cut = RegionCut(region, score.labels)
             masks = _CANDIDATE * region.entries if cut.scope.spans_layers else region.numel // 8
-            total += (masks if cut.cuts_anywhere else 4 * region.numel) * len(cut.labels)
+            total += (masks if not region.parts else 4 * region.numel) * len(cut.labels)
     return total

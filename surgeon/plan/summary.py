@@ -16,7 +16,7 @@ from surgeon.plan.plan import Plan, VariantPlan
 from surgeon.plan.ranks import RankNeeds, rank_needs
 from surgeon.progress import Step
 from surgeon.regions.base import RegionPlan
-from surgeon.regions.narrowing import excludes_nothing
+from surgeon.regions.outlines import excludes_nothing
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from surgeon.errors import InputError
 from surgeon.model.results import FEWEST_TOKENS
-from surgeon.model.token_counts import TokenCounts
+from surgeon.model.tokenizer import TokenCounts
 from surgeon.plan.plan import Plan
 from surgeon.plan.texts import needed_languages
 from surgeon.recipe.schema import VerifySpec

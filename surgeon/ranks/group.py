@@ -158,11 +158,11 @@ def _wait_for_all(store: Any, number: int, size: int) -> None:
     """
     global _first, _meetings
     _meetings += 1
-    place = f"here/{_meetings}"
-    store.set(f"{place}/{number}", "1")
+    key = f"here/{_meetings}"
+    store.set(f"{key}/{number}", "1")
     missing, since = list(range(size)), time.monotonic()
     while missing:
-        still = [other for other in missing if not store.check([f"{place}/{other}"])]
+        still = [other for other in missing if not store.check([f"{key}/{other}"])]
         since = time.monotonic() if len(still) < len(missing) else since
         missing = still
         if missing and time.monotonic() - since > _coming():

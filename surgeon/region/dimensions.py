@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.naming import Place, places_of
-from surgeon.region.region import Indices, Region, hits_of
+from surgeon.region.mask import Indices, hits_of
+from surgeon.region.region import Region
+from surgeon.region.select import select_evenly
 
 WRITERS = {"attn.o", "cross_attn.o", "linear_attn.o", "ssm.out", "conv.out", "mlp.down"}
 READERS = {
@@ -173,13 +175,23 @@ def profile(
     )
 
 
+def random_like(region: Region, seed: int = 0) -> Callable[[str], Indices]:
+    """Return a function from tensor to as many sorted flat indices, drawn evenly from all: how chance alone crowds."""
+
+    def draw(name: str) -> Indices:
+        mask = region[name]
+        return select_evenly(mask.numel, mask.entries, seed, f"like:{name}")
+
+    return draw
+
+
 def by_role(region: Region) -> dict[str, tuple[int, int]]:
     """Return by role, such as `attn.q`, how many entries are selected, and of how many."""
-    found: dict[str, tuple[int, int]] = {}
+    roles: dict[str, tuple[int, int]] = {}
     for name, where in places_of(region.shapes, {}).items():
-        entries, numel = found.get(where.role, (0, 0))
-        found[where.role] = (entries + region[name].entries, numel + region[name].numel)
-    return found
+        entries, numel = roles.get(where.role, (0, 0))
+        roles[where.role] = (entries + region[name].entries, numel + region[name].numel)
+    return roles
 
 
 class _Tally:

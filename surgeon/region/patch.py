@@ -23,8 +23,8 @@ from surgeon.checkpoint.plain_json import NotPlain, as_text, as_texts, parse_jso
 from surgeon.checkpoint.storage import Header, OpenFile, TensorInfo, read_header, write_stream
 from surgeon.errors import CheckpointError, RegionError
 from surgeon.inside import replacing
-from surgeon.region.region import FORMAT_VERSION, Indices, Region, encode_packed
-from surgeon.region.tables import PATCH_FORMAT, VALUES, mask_names, read_table
+from surgeon.region.mask import PATCH_FORMAT, VALUES, Indices, encode_packed, mask_names, read_table
+from surgeon.region.region import FORMAT_VERSION, Region
 
 Piece = tuple[NDArray[Any], NDArray[Any]]  # the same entries before and after, one-dimensional, of one dtype
 
@@ -99,14 +99,14 @@ class Patch:
             RegionError: the patch does not carry one of them.
         """
         carried = self.region.indices(name)
-        places = np.searchsorted(carried, indices)
-        found = places < carried.size
-        if not (found.all() and np.array_equal(carried[places], indices)):
+        positions = np.searchsorted(carried, indices)
+        inside = positions < carried.size
+        if not (inside.all() and np.array_equal(carried[positions], indices)):
             raise RegionError(
                 f"{self.path}: carries {carried.size} entries of tensor '{name}', and not all that are asked of it; "
                 "use the patch itself as the region"
             )
-        return self.values(name)[places]
+        return self.values(name)[positions]
 
 
 def is_patch_file(path: str | Path) -> bool:

@@ -13,8 +13,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,89 +25,23 @@ from surgeon.checkpoint.storage import OpenFile, read_header, write_stream
 from surgeon.errors import CheckpointError, RegionError
 from surgeon.inside import replacing
 from surgeon.notebook import table, view
-from surgeon.region.tables import PATCH_FORMAT, described, mask_names, read_table
+from surgeon.region.mask import (
+    PATCH_FORMAT,
+    Indices,
+    Mask,
+    check_encoding,
+    described,
+    encode_indices,
+    encode_mask,
+    mask_names,
+    read_table,
+    united,
+)
 
 FORMAT = "surgeon-region"
 FORMAT_VERSION = "1"
-Indices = NDArray[np.int64]
 _SHOWN = 12  # tensors in a notebook: one layer's
 _MOST_LINES = 1 << 26  # rows or columns that are counted one by one: half a gigabyte of counts
-_PIECE = 1 << 20  # jumps that are decoded at a time
-_SKIP = 255  # in `gaps`: advance by 255, no entry here
-
-
-@dataclass(frozen=True, repr=False)
-class Mask:
-    """The selected entries of one tensor, encoded as `gaps` or `bits` (see `encode_indices`)."""
-
-    shape: tuple[int, ...]
-    encoding: str
-    data: NDArray[np.uint8]
-    entries: int
-
-    @property
-    def numel(self) -> int:
-        """Number of entries of the tensor, selected or not."""
-        return math.prod(self.shape)
-
-    def __repr__(self) -> str:
-        share = 100 * self.entries / max(self.numel, 1)
-        return f"Mask({self.entries:,} of {self.numel:,} entries, {share:.3g} %, shape {list(self.shape)})"
-
-    def indices(self) -> Indices:
-        """Return the sorted flat indices of the selected entries, int64."""
-        if self.encoding == "gaps":
-            reached, chosen = np.int64(0), [np.empty(0, dtype=np.int64)]
-            for start in range(0, self.data.size, _PIECE):  # a file of jumps alone is long, and says little
-                piece = self.data[start : start + _PIECE]
-                positions = np.cumsum(piece, dtype=np.int64) + reached
-                reached = positions[-1]
-                chosen.append(positions[piece != _SKIP])
-            return np.concatenate(chosen)
-        return np.flatnonzero(self.flat())
-
-    def flat(self) -> NDArray[np.bool_]:
-        """Return the mask as booleans, shape (numel,)."""
-        if self.encoding == "bits":
-            return np.unpackbits(self.data, count=self.numel).view(np.bool_)
-        mask = np.zeros(self.numel, dtype=np.bool_)
-        mask[self.indices()] = True
-        return mask
-
-    def dense(self) -> NDArray[np.bool_]:
-        """Return the mask as booleans in the tensor's shape."""
-        return self.flat().reshape(self.shape)
-
-
-def encode_indices(indices: Indices, shape: tuple[int, ...]) -> Mask:
-    """Encode sorted, distinct flat indices as the smaller of the two encodings (`gaps` on a tie).
-
-    `gaps`: differences between successive indices (the first one counted from 0), one byte each; 255 means
-    "255 further, no entry". `bits`: one bit per entry in the order of `numpy.packbits`.
-    """
-    numel = math.prod(shape)
-    steps = np.diff(indices, prepend=np.int64(0))
-    skips = steps // _SKIP
-    gap_bytes = indices.size + int(skips.sum())
-    if gap_bytes <= (numel + 7) // 8:
-        gaps = np.full(gap_bytes, _SKIP, dtype=np.uint8)
-        gaps[np.cumsum(skips + 1) - 1] = steps % _SKIP
-        return Mask(shape, "gaps", gaps, indices.size)
-    flat = np.zeros(numel, dtype=np.bool_)
-    flat[indices] = True
-    return Mask(shape, "bits", np.packbits(flat), indices.size)
-
-
-def encode_packed(bits: NDArray[np.uint8], entries: int, shape: tuple[int, ...]) -> Mask:
-    """Encode a mask given as packed bits; a dense one never becomes a list of indices."""
-    mask = Mask(shape, "bits", bits, entries)
-    # Each index takes at least a byte as a gap, so that above one in eight bits are the smaller encoding.
-    return mask if entries > bits.size else encode_indices(mask.indices(), shape)
-
-
-def encode_mask(mask: NDArray[np.bool_]) -> Mask:
-    """Encode a boolean array of the tensor's shape."""
-    return encode_indices(np.flatnonzero(mask), mask.shape)
 
 
 class Region:
@@ -185,7 +118,7 @@ class Region:
         def decode(name: str) -> Mask:
             shape, encoding, entries = table[name]
             mask = Mask(shape, encoding, file.tensor(header.tensors[name]), entries)
-            _check_encoding(path, name, mask)
+            check_encoding(path, name, mask)
             return mask
 
         return cls({name: shape for name, (shape, _, _) in table.items()}, decode, provenance)._counted()
@@ -274,13 +207,17 @@ class Region:
         return self[name].dense()
 
     def __and__(self, other: Region) -> Region:
-        return self._combine(other, [n for n in self if n in other], _intersect)
+        return self._combine(
+            other, [n for n in self if n in other], lambda left, right: np.intersect1d(left, right, assume_unique=True)
+        )
 
     def __or__(self, other: Region) -> Region:
-        return self._combine(other, [*self, *(n for n in other if n not in self)], _unite)
+        return self._combine(
+            other, [*self, *(n for n in other if n not in self)], lambda left, right: united([left, right])
+        )
 
     def __sub__(self, other: Region) -> Region:
-        return self._combine(other, list(self), _subtract)
+        return self._combine(other, list(self), lambda left, right: np.setdiff1d(left, right, assume_unique=True))
 
     def __invert__(self) -> Region:
         return Region(self.shapes, lambda name: encode_mask(~self.mask(name)))
@@ -318,12 +255,12 @@ class Region:
 
     def digest(self) -> str:
         """Return a SHA-256 of what is selected of which tensors; encodings of equal masks are equal."""
-        found = hashlib.sha256()
+        sha256 = hashlib.sha256()
         for name in self:
             mask = self[name]
-            found.update(json.dumps([name, list(mask.shape), mask.encoding]).encode())
-            found.update(np.ascontiguousarray(mask.data).data)
-        return found.hexdigest()
+            sha256.update(json.dumps([name, list(mask.shape), mask.encoding]).encode())
+            sha256.update(np.ascontiguousarray(mask.data).data)
+        return sha256.hexdigest()
 
     def density(self) -> float:
         """Selected entries as a share of all entries in scope."""
@@ -354,26 +291,6 @@ class Region:
         return shared / union if union else 1.0
 
 
-def united(parts: Sequence[Indices]) -> Indices:
-    """Return the sorted distinct indices of all parts, each of which is sorted.
-
-    NumPy's own `unique` and `union1d` hash, which takes twenty times as long as to sort.
-    """
-    parts = [part for i, part in enumerate(parts) if not any(part is other for other in parts[:i])]
-    if len(parts) == 1:
-        return parts[0]
-    merged = np.sort(np.concatenate([*parts, np.empty(0, np.int64)]), kind="stable")  # which merges runs
-    return merged[np.diff(merged, prepend=-1) > 0]
-
-
-def hits_of(places: Indices) -> NDArray[np.int64]:
-    """Count how often each place occurs that occurs at all, in no promised order of places."""
-    if places.size and int(places.max()) > 4 * places.size + (1 << 20):  # too wide a span to count over
-        return np.unique(places, return_counts=True)[1]
-    counts = np.bincount(places)
-    return counts[counts > 0]
-
-
 def is_region_file(path: str | Path) -> bool:
     """True if this is a readable safetensors file that says it is a region, or a patch."""
     path = Path(os.path.expanduser(path))
@@ -383,30 +300,3 @@ def is_region_file(path: str | Path) -> bool:
         return read_header(path).metadata.get("format") in (FORMAT, PATCH_FORMAT)
     except CheckpointError:
         return False
-
-
-def _check_encoding(path: Path, name: str, mask: Mask) -> None:
-    if mask.encoding == "gaps":
-        count = int(np.count_nonzero(mask.data != _SKIP))
-        in_range = not mask.data.size or int(mask.data.sum(dtype=np.int64)) < mask.numel
-        # A step of nothing is the first entry, or follows a jump; anywhere else it names an entry twice.
-        in_range &= not np.any((mask.data[1:] == 0) & (mask.data[:-1] != _SKIP))
-    elif mask.encoding == "bits":
-        in_range = mask.data.size == (mask.numel + 7) // 8
-        count = int(np.unpackbits(mask.data, count=mask.numel).sum(dtype=np.int64)) if in_range else -1
-    else:
-        raise RegionError(f"{path}: tensor '{name}' has the unknown encoding {mask.encoding!r}; upgrade surgeon")
-    if not in_range or count != mask.entries:
-        raise RegionError(f"{path}: the mask of tensor '{name}' is damaged")
-
-
-def _intersect(left: Indices, right: Indices) -> Indices:
-    return np.intersect1d(left, right, assume_unique=True)
-
-
-def _unite(left: Indices, right: Indices) -> Indices:
-    return united([left, right])
-
-
-def _subtract(left: Indices, right: Indices) -> Indices:
-    return np.setdiff1d(left, right, assume_unique=True)

@@ -1,4 +1,4 @@
-"""Whole units of a model: rows, columns, attention heads, neurons of the feed-forward, experts.
+"""Whole units of a model: rows, columns, attention heads, neurons of the feed-forward, experts; and their scores.
 
 A row or column belongs to one tensor. The others span several, which is why units are numbered by group:
 
@@ -21,12 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.naming import Place, key_value_heads
-from surgeon.region.region import Indices
+from surgeon.region.mask import Indices
 
 Unit = Literal["entry", "row", "column", "head", "neuron", "expert"]
 Aggregate = Literal["sum", "mean", "maximum", "l2"]
 
+# What makes the units' outputs, and what reads them.
+_PROJECTIONS: dict[str, tuple[tuple[str, ...], str]] = {
+    "head": (("attn.q", "attn.k", "attn.v"), "attn.o"),
+    "neuron": (("mlp.gate", "mlp.up", "mlp.gate_up"), "mlp.down"),
+}
 _EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.")
+_PERCENTILE = 0.95  # over units and languages: the bar of LAPE, as in its paper
 _LARGEST = 1 << 24  # number of an expert, or rows of a tensor; those of models are far below
 
 
@@ -73,14 +79,11 @@ def parts_of(unit: Unit, name: str, shape: tuple[int, ...], where: Place, config
         return None
     if unit in ("row", "column"):
         return _line_parts(unit, name, shape)
-    axis_of = {"head": _head_axis, "neuron": _neuron_axis}
     if unit == "expert":
         return _expert_parts(name, shape, where)
     if unit == "neuron" and is_stacked(name, shape, where):
         return _stacked_neurons(name, shape, where)
-    if unit not in axis_of or len(shape) > 2:
-        return None
-    axis = axis_of[unit](shape, where)
+    axis = _unit_axis(unit, shape, where)
     if axis is None:
         return None
     length, group = shape[axis], _module(name)
@@ -124,8 +127,8 @@ def _stacked_neurons(name: str, shape: tuple[int, ...], where: Place) -> Parts |
 
 def _stack_of(holder: str) -> str:
     """Return the name that a layer's stacked experts have in common, of a module that holds them, or one of them."""
-    head, found, _ = holder.partition(".experts")
-    return head + found if found else holder.rpartition(".")[0]
+    head, experts, _ = holder.partition(".experts")
+    return head + experts if experts else holder.rpartition(".")[0]
 
 
 def _line_parts(unit: Unit, name: str, shape: tuple[int, ...]) -> Parts | None:
@@ -140,25 +143,22 @@ def _line_parts(unit: Unit, name: str, shape: tuple[int, ...]) -> Parts | None:
 def _expert_parts(name: str, shape: tuple[int, ...], where: Place) -> Parts | None:
     if not where.role.startswith("mlp."):
         return None
-    found = _EXPERT.match(name)
-    if found is not None and int(found[2]) < _LARGEST:
-        return Parts(found[1], (1, 1, math.prod(shape)), np.array([int(found[2])], dtype=np.int64))
+    match = _EXPERT.match(name)
+    if match is not None and int(match[2]) < _LARGEST:
+        return Parts(match[1], (1, 1, math.prod(shape)), np.array([int(match[2])], dtype=np.int64))
     if len(shape) != 3 or ".experts." not in name:
         return None
     group = name[: name.rindex(".experts.")] + ".experts"
     return Parts(group, (1, shape[0], math.prod(shape[1:])), np.arange(shape[0], dtype=np.int64))
 
 
-def _head_axis(shape: tuple[int, ...], where: Place) -> int | None:
-    if where.role in ("attn.q", "attn.k", "attn.v"):
-        return where.output_axis or 0
-    return 1 - (where.output_axis or 0) if where.role == "attn.o" and len(shape) == 2 else None
-
-
-def _neuron_axis(shape: tuple[int, ...], where: Place) -> int | None:
-    if where.role in ("mlp.gate", "mlp.up", "mlp.gate_up"):
-        return where.output_axis or 0
-    return 1 - (where.output_axis or 0) if where.role == "mlp.down" and len(shape) == 2 else None
+def _unit_axis(unit: Unit, shape: tuple[int, ...], where: Place) -> int | None:
+    """Return the axis of a projection along which heads or neurons lie: of outputs if it makes them, else of inputs."""
+    made_by, read_by = _PROJECTIONS.get(unit, ((), ""))
+    output = where.output_axis or 0
+    if where.role in made_by and len(shape) < 3:
+        return output
+    return 1 - output if where.role == read_by and len(shape) == 2 else None
 
 
 def _view(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
@@ -190,3 +190,67 @@ def most_entries(sizes: Sequence[NDArray[np.int64]], wanted: int) -> tuple[int, 
     every = np.sort(np.concatenate(list(sizes)))[::-1] if sizes else np.zeros(0, np.int64)
     chosen = every[:wanted]
     return int(chosen.sum()), bool(chosen.size == 0 or every[0] == every[-1])
+
+
+class UnitScores:
+    """Adds up what the entries of each unit score, tensor by tensor; `values` gives the units' own scores.
+
+    Sums are float64 and taken in the order in which the tensors come.
+    """
+
+    def __init__(self, by: Aggregate) -> None:
+        self._by = by
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._sizes: dict[str, NDArray[np.int64]] = {}
+
+    def add(self, parts: Parts, scores: NDArray[np.float32]) -> None:
+        """Add one tensor's scores, non-negative, of any shape with the tensor's number of entries."""
+        lines = _lines(scores.reshape(parts.view), parts.others, self._by)
+        count = max(parts.count, len(self._sums.get(parts.group, ())))
+        sums, sizes = np.zeros(count), np.zeros(count, dtype=np.int64)
+        known = self._sums.get(parts.group)
+        if known is not None:
+            sums[: len(known)], sizes[: len(known)] = known, self._sizes[parts.group]
+        (np.maximum if self._by == "maximum" else np.add).at(sums, parts.labels, lines)
+        self._sums[parts.group], self._sizes[parts.group] = sums, sizes + parts.sizes(count)
+
+    def values(self, group: str) -> NDArray[np.float32]:
+        """Return the scores of a group's units, shape (units,)."""
+        sums = self._sums[group]
+        if self._by == "l2":
+            sums = np.sqrt(sums)
+        elif self._by == "mean":
+            sums = sums / np.maximum(self._sizes[group], 1)
+        return sums.astype(np.float32)
+
+
+def _lines(scores: NDArray[np.float32], others: tuple[int, ...], by: Aggregate) -> NDArray[np.float64]:
+    """Return what the entries at each label add to its unit, flat; `others` are the axes without labels."""
+    result: NDArray[np.float64]
+    if by == "maximum":
+        result = scores.max(axis=others).astype(np.float64)
+    elif by == "l2":
+        result = np.square(scores, dtype=np.float64).sum(axis=others)
+    else:
+        result = scores.sum(axis=others, dtype=np.float64)
+    return result.reshape(-1)
+
+
+def least_shared(by_language: Mapping[str, NDArray[np.float32]], own: str, fraction: float) -> NDArray[np.bool_]:
+    """Return the units of one language by the entropy of their activation over languages (LAPE, arXiv 2402.16438).
+
+    A unit's scores, divided by their sum over the languages, have an entropy. Units that in no language score above the
+    95th percentile of all scores are left out; of the `int(fraction * units)` of lowest entropy, those belong to a
+    language that score above that percentile in it. Ties go to the lower index. Each array has shape (units,).
+    """
+    scores = np.stack([values.astype(np.float64) for values in by_language.values()])
+    bar = np.sort(scores, axis=None)[max(round(_PERCENTILE * scores.size) - 1, 0)] if scores.size else 0.0
+    total = scores.sum(axis=0)
+    share = np.divide(scores, total, out=np.zeros_like(scores), where=total > 0)
+    entropy = -np.sum(share * np.log(share, out=np.zeros_like(share), where=share > 0), axis=0)
+    entropy[~(scores > bar).any(axis=0)] = np.inf
+    order = np.argsort(entropy, kind="stable")[: int(fraction * entropy.size)]
+    kept = np.zeros(entropy.size, dtype=np.bool_)
+    kept[order[np.isfinite(entropy[order])]] = True
+    chosen: NDArray[np.bool_] = kept & (by_language[own] > bar)
+    return chosen

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.checkpoint.address import last_part, without_paths
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import tensor_hashes
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import Problem, present
 from surgeon.recipe.plain_yaml import KeyPath
-from surgeon.region.region import Indices, Region
+from surgeon.region.mask import Indices
+from surgeon.region.region import Region
 from surgeon.region.units import Parts
 from surgeon.regions.scopes import Scope, scope_of
 
@@ -67,19 +67,9 @@ class RegionPlan:
         return scope_of(self.select) if self.select is not None else None
 
     @property
-    def origin(self) -> str:
-        """How the region is made, in a word: top, bottom, random, or a key of the recipe such as file or combine."""
-        return self.kind.origin
-
-    @property
     def drawn_as(self) -> str:
         """The name that random draws go by beside the seed: copies at points of a sweep draw as what is written."""
         return self.written or self.name
-
-    @property
-    def seed(self) -> int | None:
-        """The seed that its entries are drawn with; None if they are not drawn."""
-        return self.kind.drawn_with
 
     @property
     def numel(self) -> int:
@@ -88,12 +78,12 @@ class RegionPlan:
 
     def groups(self, tensors: Sequence[TensorInfo] | None = None) -> list[list[TensorInfo]]:
         """Tensors, all of the region's or some of them, that share one cut, in the order of the first of each."""
-        found: dict[Hashable, list[TensorInfo]] = {}
+        groups: dict[Hashable, list[TensorInfo]] = {}
         for info in self.tensors if tensors is None else tensors:
             alone = self.parts[info.name].group if self.parts else info.name
             key = self.scope.group(alone, self.places[info.name]) if self.scope is not None else alone
-            found.setdefault(key, []).append(info)
-        return list(found.values())
+            groups.setdefault(key, []).append(info)
+        return list(groups.values())
 
 
 @dataclass(frozen=True)
@@ -129,24 +119,21 @@ class Planning:
 
     def places(self, tensors: Iterable[TensorInfo]) -> dict[str, Place]:
         """Return where tensors stand in the model."""
-        found = anatomy_of(self.checkpoint).places
-        return {info.name: found[info.name] for info in tensors}
+        places = anatomy_of(self.checkpoint).places
+        return {info.name: places[info.name] for info in tensors}
 
 
 @dataclass(frozen=True)
 class Making:
     """What regions are made from: the model, other regions, and scores.
 
-    `part` returns another region of the recipe, made if need be. `kept` returns a region that was made and kept before,
-    or makes it now and keeps it. `ahead` returns one that was made while its score was computed. `stream` gives the
-    scores once more, in units that are large enough for some regions.
+    `part` returns another region of the recipe, made if need be. `stream` gives the scores of a region once more, in
+    units that are large enough for it.
     """
 
     checkpoint: Checkpoint
     plans: Mapping[str, RegionPlan]
     part: Callable[[str], Region]
-    kept: Callable[[RegionPlan, Callable[[], Region]], Region]
-    ahead: Callable[[RegionPlan], Region | None]
     stream: Callable[[RegionPlan], Stream]
 
 
@@ -158,12 +145,6 @@ class Provenance:
     corpus: str
     plans: Mapping[str, RegionPlan]
     jobs: int
-
-    def hashes(self, tensors: Sequence[TensorInfo]) -> dict[str, str]:
-        """Return the SHA-256 of some tensors by name."""
-        names = [info.name for info in tensors]
-        found = tensor_hashes(self.checkpoint, self.jobs, names)
-        return {name: found[name] for name in names}
 
 
 class RegionKind:
@@ -196,17 +177,21 @@ class RegionKind:
 
     @property
     def origin(self) -> str:
-        """How it is made, in a word."""
+        """How it is made, in a word: top, bottom, random, or a key of the recipe such as file or combine."""
         return self.key
 
     @property
     def drawn_with(self) -> int | None:
-        """The seed of what is drawn."""
+        """The seed that its entries are drawn with; None if they are not drawn."""
         return None
 
     def pinned(self) -> RegionKind:
         """Return the kind with the revision of what it reads from the Hub."""
         return self
+
+    def kept(self, plans: Mapping[str, RegionPlan]) -> bool:
+        """True if it is kept by all that it depends on, since it takes scores, or all weights, to make it."""
+        return False
 
     @abstractmethod
     def outline(self, planning: Planning, name: str, spec: RegionSpec, plans: Mapping[str, RegionPlan]) -> RegionPlan:

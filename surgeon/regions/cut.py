@@ -3,7 +3,7 @@
 A stream yields (unit, language, scores by tensor): all languages of a unit in a row, in the recipe's order, each unit
 once. A unit is a layer, what is outside the layers, or less. It comes from a pass through a model, which makes the
 scores, from score files, or from weights; a cut is the same. The languages' scores are added up in float32 in their
-order, and every cut is exact (`region.select`, `region.streaming`). What stays is the sum over languages in one unit,
+order, and every cut is exact (`region.select`). What stays is the sum over languages in one unit,
 the cuts of single languages in it, and finished masks. Scores may be torch's on a device: they are added up there, and
 cut there, entry by entry; for whole units and for controls they come to the host.
 """
@@ -19,12 +19,69 @@ from numpy.typing import NDArray
 
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import present
-from surgeon.region.region import Indices, Mask, Region, encode_indices
-from surgeon.region.streaming import StreamingCut
+from surgeon.region.mask import Indices, Mask, encode_indices
+from surgeon.region.region import Region
+from surgeon.region.select import StreamingCut, keys_of, on_host, select_count, select_random
+from surgeon.region.units import Parts, UnitScores, least_shared, unit_sizes
 from surgeon.regions.base import SUM, Drawing, RegionPlan, Scores, Stream
 from surgeon.regions.scopes import scope_of
 from surgeon.regions.share import Share
-from surgeon.regions.unit_cut import UnitCut
+
+
+class UnitCut:
+    """Takes the scores of a region's tensors, by label: a language, or "" for their sum; `choose` cuts a group."""
+
+    def __init__(self, select: Share, parts: Mapping[str, Parts], region: str = "") -> None:
+        """`parts` are those of units in the region's tensors; a random draw goes by the `region`'s name, too."""
+        self._region = region
+        self._select, self._parts = select, parts
+        self._scores: dict[str, UnitScores] = {}
+
+    def add(self, label: str, name: str, scores: NDArray[np.float32]) -> None:
+        """Add one tensor's scores.
+
+        Raises:
+            InputError: a score is negative or not a number.
+        """
+        keys_of(name, scores)
+        self._scores.setdefault(label, UnitScores(self._select.by)).add(self._parts[name], scores)
+
+    def choose(self, group: Sequence[TensorInfo]) -> dict[str, Indices]:
+        """Return the entries of the units chosen of a group of tensors that share one cut, all of which were added."""
+        parts = {info.name: self._parts[info.name] for info in group}
+        units = {label: sizes > 0 for label, sizes in unit_sizes(parts.values()).items()}  # that there are
+        for every, chosen in zip(units.values(), self._chosen(units), strict=True):
+            every[np.flatnonzero(every)] = chosen
+        return {name: part.entries(units[part.group]) for name, part in parts.items()}
+
+    def _chosen(self, units: Mapping[str, NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+        """Choose of units that are there, by group; returns which of these, group by group."""
+        select = self._select
+        counts = [(group, int(np.count_nonzero(existing))) for group, existing in units.items()]
+        if select.random is not None:
+            drawn = select_random(counts, select.random, select.seed, f"{self._region}:{counts[0][0]}")
+            return [np.isin(np.arange(count), drawn[group]) for group, count in counts]
+        scores = {
+            label: {group: of_units.values(group)[existing] for group, existing in units.items()}
+            for label, of_units in self._scores.items()
+        }
+        if select.specific is not None:
+            every = {label: np.concatenate(list(values.values())) for label, values in scores.items()}
+            chosen = least_shared(every, select.specific, select.top or 0.0)
+            return np.split(chosen, np.cumsum([count for _, count in counts])[:-1])
+        cuts = {label: self._cut(counts, values) for label, values in scores.items()}
+        if select.monolingual is None:
+            return cuts[SUM]
+        own = cuts.pop(select.monolingual)
+        return [mine & ~np.any(others, axis=0) for mine, *others in zip(own, *cuts.values(), strict=True)]
+
+    def _cut(
+        self, counts: Sequence[tuple[str, int]], scores: Mapping[str, NDArray[np.float32]]
+    ) -> list[NDArray[np.bool_]]:
+        if self._select.at_least is not None:
+            return [scores[group] >= self._select.at_least for group, _ in counts]
+        wanted = self._select.wanted(sum(count for _, count in counts))
+        return [chosen for _, chosen in select_count(scores.__getitem__, counts, wanted, self._select.end)]
 
 
 class RegionCut:
@@ -40,86 +97,69 @@ class RegionCut:
         self.masks: dict[str, Mask] = {}
         self._order = {info.name: i for i, info in enumerate(plan.tensors)}
         self._units = UnitCut(self._select, plan.parts) if plan.parts else None
-        self._cuts: dict[str, dict[str, Indices]] = {}  # of this unit, by label
-        self._spanning: list[_Spanning] = []  # groups of tensors in several units that share one cut
+        self._cuts: dict[str, dict[str, Mask]] = {}  # of this unit, by label
+        # By tensor, where those of several units share one cut: a stream for each label.
+        self._streams: dict[str, dict[str, StreamingCut]] = {}
         if self.scope.spans_layers and self._units is None and self._select.at_least is None:
-            self._spanning = [_Spanning(self._select, group, self.labels) for group in plan.groups()]
-        self._spanned = {name: spanning for spanning in self._spanning for name in spanning.names}
-
-    @property
-    def cuts_anywhere(self) -> bool:
-        """True if the cut is made where the scores are."""
-        return self._units is None and self.scope.cuts_on_device
+            for group in plan.groups():
+                wanted = self._select.wanted(sum(info.numel for info in group))
+                streams = {label: StreamingCut(wanted, self._select.end) for label in self.labels}
+                self._streams |= {info.name: streams for info in group}
 
     def take(self, label: str, scores: Scores) -> None:
         """Take the scores of a unit's tensors, of one language or their sum."""
         mine = self._mine(scores)
-        if self._units is not None:
-            for info in mine:
+        for info in mine:
+            if self._units is not None:
                 self._units.add(label, info.name, on_host(scores[info.name]))
-        elif self._spanned:
-            for info in mine:
-                self._spanned[info.name].streams[label].take(info.name, scores[info.name])
-        elif self.cuts_anywhere and mine and not isinstance(scores[mine[0].name], np.ndarray):
-            for group in self.plan.groups(mine):
-                self._take_masks(label, self.scope.cut_on_device(self._select, group, scores, self.plan.places))
-        else:
+            elif self._streams:
+                self._streams[info.name][label].take(info.name, scores[info.name])
+        if self._units is None and not self._streams:
             cuts = self._cuts.setdefault(label, {})
             for group in self.plan.groups(mine):
-                cuts |= self.scope.cut(self._select, group, lambda name: on_host(scores[name]), self.plan.places)
-
-    def _take_masks(self, label: str, masks: Mapping[str, Mask]) -> None:
-        if self.labels == [SUM]:
-            self.masks |= masks
-        else:
-            self._cuts.setdefault(label, {}).update({name: mask.indices() for name, mask in masks.items()})
+                cuts |= self.scope.cut(self._select, group, scores.__getitem__, self.plan.places)
 
     def end_unit(self, names: Iterable[str]) -> None:
         """Make the masks of a unit's tensors, now that all languages have come."""
         if self._units is not None and not self.scope.spans_layers:
             for group in self.plan.groups(self._mine(names)):
-                self._encode(self._units.choose(group))
+                self.masks |= self._encoded(self._units.choose(group))
             self._units = UnitCut(self._select, self.plan.parts)
         elif self._cuts:
-            self._encode(self._without_others(self._cuts))
+            self._take_masks(self._cuts)
             self._cuts = {}
 
     def finish(self) -> Region:
         """Return the region, now that every unit has come by."""
-        if self._units is not None and self.scope.spans_layers:
-            for group in self.plan.groups():
-                self._encode(self._units.choose(group))
-        for spanning in self._spanning:
-            cuts = {label: stream.finish(spanning.names) for label, stream in spanning.streams.items()}
-            self._encode(self._without_others(cuts))
+        for group in self.plan.groups() if self.scope.spans_layers else ():
+            if self._units is not None:
+                self.masks |= self._encoded(self._units.choose(group))
+            elif self._streams:
+                names = [info.name for info in group]
+                streams = self._streams[names[0]].items()
+                self._take_masks({label: self._encoded(stream.finish(names)) for label, stream in streams})
         return region_of(self.plan, self.masks)
 
     def _mine(self, names: Iterable[str]) -> list[TensorInfo]:
         """Return those of some tensors that are the region's, in its order, which decides between equal scores."""
         return [self.plan.tensors[i] for i in sorted(self._order[name] for name in names if name in self._order)]
 
-    def _without_others(self, cuts: Mapping[str, Mapping[str, Indices]]) -> Mapping[str, Indices]:
-        """Return the entries of the sum, or of one language those that no other language has."""
-        if self._select.monolingual is None:
-            return cuts[SUM]
-        chosen = dict(cuts[self._select.monolingual])
-        for language, cut in cuts.items():
-            if language != self._select.monolingual:
-                chosen = {name: np.setdiff1d(chosen[name], cut[name], assume_unique=True) for name in chosen}
-        return chosen
+    def _take_masks(self, cuts: Mapping[str, Mapping[str, Mask]]) -> None:
+        """Take the entries of the sum, or of one language those that no other language has."""
+        own = self._select.monolingual
+        if own is None:
+            self.masks |= cuts[SUM]
+            return
+        chosen = {name: mask.indices() for name, mask in cuts[own].items()}
+        for language, masks in cuts.items():
+            if language != own:
+                for name in chosen:
+                    chosen[name] = np.setdiff1d(chosen[name], masks[name].indices(), assume_unique=True)
+        self.masks |= self._encoded(chosen)
 
-    def _encode(self, chosen: Mapping[str, Indices]) -> None:
-        shapes = {info.name: info.shape for info in self.plan.tensors}
-        self.masks |= {name: encode_indices(indices, shapes[name]) for name, indices in chosen.items()}
-
-
-class _Spanning:
-    """Tensors of several units that share one cut, which is made in a stream of each label."""
-
-    def __init__(self, select: Share, group: Sequence[TensorInfo], labels: Iterable[str]) -> None:
-        wanted = select.wanted(sum(info.numel for info in group))
-        self.names = [info.name for info in group]
-        self.streams = {label: StreamingCut(wanted, select.end) for label in labels}
+    def _encoded(self, chosen: Mapping[str, Indices]) -> dict[str, Mask]:
+        shapes = {name: self.plan.tensors[self._order[name]].shape for name in chosen}
+        return {name: encode_indices(indices, shapes[name]) for name, indices in chosen.items()}
 
 
 class Cut:
@@ -156,12 +196,14 @@ class Cut:
 
         Scores are used up: an array may be changed, and is not looked at again after the unit's last language.
         """
-        total = _Total(self._summed, len(self._languages))
+        sums: dict[str, Any] = {}
         own: dict[str, Scores] = {}
         for unit, language, scores in stream:
             if language == self._languages[0]:
-                total, own = _Total(self._summed, len(self._languages)), {}
-            total.add(scores)
+                sums, own = {}, {}
+            if len(self._languages) > 1:
+                _add(sums, scores, self._summed)
+            total = sums if len(self._languages) > 1 else scores  # those of an only language as they are, unread
             if language in self._ranked:
                 own[language] = scores
             for cut in self._cuts.values():
@@ -170,30 +212,20 @@ class Cut:
             if language == self._languages[-1]:
                 for cut in self._cuts.values():
                     if SUM in cut.labels:
-                        cut.take(SUM, total.scores)
+                        cut.take(SUM, total)
                     cut.end_unit(scores)
-                self._draw({SUM: total.scores, **own})
+                self._draw({SUM: total, **own})
                 yield unit
 
     def finish(self) -> dict[str, Region]:
         """Return the regions, now that every unit has come by."""
-        made = {name: cut.finish() for name, cut in self._cuts.items()}
-        return made | {one.plan.name: region_of(one.plan, self._drawn[one.plan.name]) for one in self._drawings}
+        regions = {name: cut.finish() for name, cut in self._cuts.items()}
+        return regions | {one.plan.name: region_of(one.plan, self._drawn[one.plan.name]) for one in self._drawings}
 
     @property
     def masks(self) -> dict[str, dict[str, Mask]]:
         """What has been selected of each region so far, by tensor."""
         return {name: cut.masks for name, cut in self._cuts.items()} | self._drawn
-
-    def found(self, shapes: Mapping[str, tuple[int, ...]], name: str) -> Region:
-        """Return what has been selected of a region in some tensors, to be kept against a crash."""
-        masks = self.masks[name]
-        return Region({tensor: shape for tensor, shape in shapes.items() if tensor in masks}, masks.__getitem__)
-
-    def take_over(self, masks: Mapping[str, Mapping[str, Mask]]) -> None:
-        """Take over what an earlier process, or another one, has selected in other units."""
-        for name, found in masks.items():
-            self.masks[name].update(found)
 
     def _draw(self, scores: Mapping[str, Scores]) -> None:
         for drawing in self._drawings:
@@ -207,32 +239,15 @@ class Cut:
                     self._drawn[drawing.plan.name][info.name] = encode_indices(drawn, info.shape)
 
 
-class _Total:
-    """The sum over languages of a unit's scores of some tensors, in float32."""
-
-    def __init__(self, names: set[str], languages: int) -> None:
-        self._names, self._alone = names, languages == 1
-        self._sums: dict[str, Any] = {}
-        self.scores: Scores = self._sums
-
-    def add(self, scores: Scores) -> None:
-        """Add one language's scores; those of the only language are taken as they are, unread."""
-        if self._alone:
-            self.scores = scores
-            return
-        for name in self._names & scores.keys():
-            if name in self._sums:
-                self._sums[name] += scores[name]
-            elif isinstance(scores[name], np.ndarray):
-                self._sums[name] = np.array(scores[name], dtype=np.float32)
-            else:
-                self._sums[name] = scores[name].clone()
-
-
-def on_host(scores: Any) -> NDArray[np.float32]:
-    """Return one tensor's scores as numpy's, also where they are torch's on a device."""
-    found: NDArray[np.float32] = scores if isinstance(scores, np.ndarray) else scores.cpu().numpy()
-    return found
+def _add(sums: dict[str, Any], scores: Scores, names: set[str]) -> None:
+    """Add one language's scores of some tensors to those of the languages before it, in float32."""
+    for name in names & scores.keys():
+        if name in sums:
+            sums[name] += scores[name]
+        elif isinstance(scores[name], np.ndarray):
+            sums[name] = np.array(scores[name], dtype=np.float32)
+        else:
+            sums[name] = scores[name].clone()
 
 
 def region_from(stream: Stream, cut: Cut) -> Region:

@@ -1,4 +1,8 @@
-"""`dimensions:` the fullest rows and columns of each tensor of a region, or its fullest residual dimensions."""
+"""`dimensions:` the fullest rows and columns of each tensor of a region, or its fullest residual dimensions.
+
+A residual dimension is one row or column in each matrix that reads or writes the residual stream, and one entry in each
+norm.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from surgeon.anatomy.anatomy import anatomy_of
+from surgeon.checkpoint.naming import Place, places_of
 from surgeon.recipe.fields import Model
 from surgeon.recipe.plain_yaml import KeyPath
-from surgeon.region.coordinates import fullest_lines, residual_dimensions
-from surgeon.region.dimensions import hidden_size
+from surgeon.region.dimensions import along, hidden_size, residual_axis
+from surgeon.region.mask import Indices, Mask, encode_indices, encode_mask
 from surgeon.region.region import Region
 from surgeon.regions.base import Making, Planning, RegionKind, RegionPlan, shapes_of
+from surgeon.regions.entries import lines
+from surgeon.seeds import generator
 
 if TYPE_CHECKING:
     from surgeon.recipe.schema import RegionSpec
@@ -93,3 +102,57 @@ def mentioned_of(value: Any) -> Iterator[tuple[KeyPath, str]]:
     of = value.get("of") if isinstance(value, dict) else None
     if isinstance(of, str):
         yield ("of",), of
+
+
+def fullest_lines(region: Region, rows: int, columns: int, control: int | None = None, label: str = "") -> Region:
+    """Return, of each tensor, the `rows` and `columns` that hold most of a region's entries; ties go to the lower.
+
+    With `control`, a seed, as many others are drawn at random instead, by seed and `label`.
+    """
+
+    def mask(name: str) -> Mask:  # made when it is asked for: a sweep over many counts keeps none of them
+        shape = region.shapes[name]
+        by_row, by_column = region.hits(name)
+        top_rows = _top(by_row, rows, control, f"{label}:rows:{name}")
+        top_columns = _top(by_column, columns if len(shape) > 1 else 0, control, f"{label}:columns:{name}")
+        return encode_indices(lines(shape, top_rows.tolist(), top_columns.tolist()), shape)
+
+    return Region(region.shapes, mask)
+
+
+def residual_dimensions(
+    region: Region,
+    count: int,
+    config: Mapping[str, Any],
+    control: int | None = None,
+    places: Mapping[str, Place] | None = None,
+    label: str = "",
+) -> Region:
+    """Return the `count` residual dimensions that hold most of a region's entries, in all of its tensors.
+
+    With `control`, a seed, as many others are drawn at random instead, by seed and `label`.
+    """
+    places = places or places_of(region.shapes, config)
+    hidden = hidden_size(region.shapes, places)
+    axes = {name: residual_axis(shape, places[name], hidden) for name, shape in region.shapes.items()}
+    hits = np.zeros(hidden or 0, dtype=np.int64)
+    for name, axis in axes.items():
+        if axis is not None:
+            hits += np.bincount(along(region.indices(name), region.shapes[name], axis), minlength=hits.size)
+    top = _top(hits, count, control, f"{label}:residual")
+
+    def mask(name: str) -> Mask:
+        chosen, axis = np.zeros(region.shapes[name], dtype=np.bool_), axes[name]
+        if axis is not None:
+            np.moveaxis(chosen, axis, 0)[top] = True
+        return encode_mask(chosen)
+
+    return Region(region.shapes, mask)
+
+
+def _top(hits: NDArray[np.int64], count: int, control: int | None, label: str) -> Indices:
+    order = np.argsort(-hits, kind="stable")
+    top, others = np.sort(order[:count]), np.sort(order[count:])
+    if control is None or not count:
+        return top
+    return np.sort(generator(control, label).permutation(others)[:count])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
@@ -11,10 +12,10 @@ from pydantic import ConfigDict, Field, RootModel, model_validator
 from surgeon.anatomy.scope import scope
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.recipe.fields import Model
-from surgeon.region.coordinates import entry, lines
-from surgeon.region.region import Indices, Mask, Region, encode_indices
+from surgeon.region.mask import Indices, Mask, encode_indices
+from surgeon.region.region import Region
 from surgeon.regions.base import Planning, RegionKind, RegionPlan, shapes_of
-from surgeon.regions.narrowing import unmatched
+from surgeon.regions.outlines import unmatched
 
 if TYPE_CHECKING:
     from surgeon.recipe.schema import RegionSpec
@@ -74,3 +75,33 @@ class Entries(RootModel[Annotated[list[EntriesOf], Field(min_length=1)]], Region
 
         region = Region(shapes_of(checkpoint.info(tensor) for tensor in items), mask)
         return planning.whole(name, spec, region)
+
+
+def lines(shape: tuple[int, ...], rows: Sequence[int], columns: Sequence[int]) -> Indices:
+    """Return the flat indices of whole rows and columns.
+
+    A row is what stands at one index of all axes but the last, a column what stands at one index of the last axis; a
+    vector has one entry per row and no columns.
+
+    Raises:
+        ValueError: one of them is outside the shape.
+    """
+    mask = np.zeros(math.prod(shape), dtype=np.bool_).reshape(-1, shape[-1] if len(shape) > 1 else 1)
+    for what, chosen, count in (("row", rows, mask.shape[0]), ("column", columns, mask.shape[1])):
+        for index in chosen:
+            if not 0 <= index < count:
+                raise ValueError(f"{what} {index} is outside shape {list(shape)}")
+    mask[list(rows)] = True
+    mask[:, list(columns)] = True
+    return np.flatnonzero(mask)
+
+
+def entry(shape: tuple[int, ...], index: Sequence[int]) -> Indices:
+    """Return the flat index of one entry.
+
+    Raises:
+        ValueError: the index does not fit the shape.
+    """
+    if len(index) != len(shape) or not all(0 <= i < length for i, length in zip(index, shape, strict=True)):
+        raise ValueError(f"index {list(index)} is outside shape {list(shape)}")
+    return np.array([np.ravel_multi_index(tuple(index), shape)], dtype=np.int64)

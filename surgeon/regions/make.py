@@ -1,65 +1,156 @@
-"""Make the regions of a plan, each after those that it is made from; selected ones come from the cache if they can."""
+"""Make the regions of a plan, each after those that it is made from; selected ones are kept by all they depend on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.checkpoint.fingerprint import Fingerprint, identity, is_sealed, refuse_changed, seal
+from surgeon.checkpoint.store import path_of
 from surgeon.errors import present
 from surgeon.region.region import Region
 from surgeon.regions.base import Making, Provenance, RegionPlan, Stream, made_from
-from surgeon.regions.kept import keep_region, load_region
-from surgeon.scores.base import Score
+from surgeon.scores.base import Reader, Score
+
+REGION_VERSION = 4  # raise it when the same scores and settings would give another region
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """Sequences and predicted tokens that one language was scored on."""
+
+    sequences: int
+    tokens: int
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What came of one score: `keys` name what it depends on, by language; `stream` gives it once more.
+    """What came of one score: `keys` name what it depends on, and `samples` the texts' sizes, by language.
 
-    `stream` is asked for some regions, whose tensors that share a cut come in one unit. Where scores on text were not
-    kept, it has none, and `regions` holds what was made by them.
+    `readers` give it once more. Where scores on text were not kept there are none, and `regions` holds what was made
+    by them.
     """
 
     score: Score
     keys: Mapping[str, str] = field(default_factory=dict)
-    stream: Callable[[Sequence[RegionPlan]], Stream] | None = None
+    readers: Mapping[str, Reader] | None = None
     regions: Mapping[str, Region] = field(default_factory=dict)
+    samples: Mapping[str, SampleSize] = field(default_factory=dict)
 
 
 def make_regions(
-    source: Provenance, scored: Sequence[Scored], names: Iterable[str], known: Mapping[str, Region]
+    source: Provenance, scores: Sequence[Scored], names: Iterable[str], known: Mapping[str, Region]
 ) -> dict[str, Region]:
     """Return the named regions of a plan, those in `known` as they are."""
-    made, plans = dict(known), source.plans
+    regions, plans = dict(known), source.plans
 
-    def of(plan: RegionPlan) -> Scored | None:
+    def scored(plan: RegionPlan) -> Scored | None:
         """Return the score that a region depends on: its own, or that of the region that it is drawn like."""
-        scores = [plan.score, *(plans[name].score for name in plan.kind.parents)]
-        score = next((score for score in scores if score is not None), None)
-        return next((item for item in scored if item.score == score), None)
+        every = [plan.score, *(plans[name].score for name in plan.kind.parents)]
+        score = next((score for score in every if score is not None), None)
+        return next((item for item in scores if item.score == score), None)
 
-    def kept(plan: RegionPlan, make: Callable[[], Region]) -> Region:
-        found = of(plan)
-        keys = found.keys if found is not None else {}
-        before = load_region(source, plan, keys)
-        return before if before is not None else keep_region(source, plan, keys, make())
-
-    def stream(plan: RegionPlan) -> Stream:
-        return present(present(of(plan)).stream)([plan])
-
-    def ahead(plan: RegionPlan) -> Region | None:
-        found = of(plan)
-        return found.regions.get(plan.name) if found is not None else None
+    def made(plan: RegionPlan) -> Region:
+        by = scored(plan)
+        if by is not None and plan.name in by.regions:  # while its score was computed
+            return by.regions[plan.name]
+        return plan.kind.make(making, plan)
 
     def part(name: str) -> Region:
-        if name not in made:
-            plan = plans[name]
-            region = plan.kind.make(making, plan)
+        if name not in regions:
+            plan, by = plans[name], scored(plans[name])
+            keys = by.keys if by is not None else {}
+            region = load_region(source, plan, keys) if plan.kind.kept(plans) else made(plan)
+            if region is None:
+                region = keep_region(source, plan, keys, made(plan))
             if not plan.kind.says_itself:
                 region = region.only(info.name for info in plan.tensors)
                 region.metadata = made_from(plan, source)
-            made[name] = region
-        return made[name]
+            regions[name] = region
+        return regions[name]
 
-    making = Making(source.checkpoint, plans, part, kept, ahead, stream)
+    making = Making(
+        source.checkpoint, plans, part, lambda plan: stream_of(present(present(scored(plan)).readers), [plan])
+    )
     return {name: part(name) for name in names}
+
+
+def load_region(source: Provenance, plan: RegionPlan, keys: Mapping[str, str]) -> Region | None:
+    """Return a region that was made before; None if it was not, or its file is not as it was written.
+
+    `keys` name what the scores of each language depend on.
+    """
+    path = _path(source, plan, keys)
+    return Region.load(path) if is_sealed(path) else None
+
+
+def keep_region(source: Provenance, plan: RegionPlan, keys: Mapping[str, str], region: Region) -> Region:
+    """Write a region that was just made into the cache, with its provenance, and return it from there."""
+    path = _path(source, plan, keys)
+    region.metadata.update(plan.kind.provenance(plan, source))
+    region.save(path)
+    refuse_changed(source.checkpoint)
+    seal(path)
+    return Region.load(path)
+
+
+def _path(source: Provenance, plan: RegionPlan, keys: Mapping[str, str]) -> Path:
+    fingerprint = Fingerprint(
+        version=REGION_VERSION,
+        model=identity(source.checkpoint, source.jobs),
+        settings={
+            "provenance": plan.kind.provenance(plan, source),
+            "scores": list(keys.values()),
+            # which entries make a head, the config says
+            "units": {name: [part.group, len(set(part.labels.tolist()))] for name, part in plan.parts.items()},
+        },
+        tensors=tuple(info.name for info in plan.tensors),
+    )
+    return path_of("regions", fingerprint.key(), ".region.safetensors")
+
+
+class _Lazy(Mapping[str, NDArray[np.float32]]):
+    """The scores of some tensors, each read, or computed, when it is looked up."""
+
+    def __init__(self, names: Sequence[str], reader: Reader) -> None:
+        self._names, self._reader = dict.fromkeys(names), reader
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._reader(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def stream_of(readers: Mapping[str, Reader], plans: Sequence[RegionPlan]) -> Stream:
+    """Yield the scores of all tensors of some regions, unit by unit, each language's `reader` in turn.
+
+    Tensors that share a cut are in one unit: mostly a tensor, else a layer, so that memory is that of the sum over
+    languages in one unit.
+    """
+    for unit, names in enumerate(_units(plans)):
+        for language, reader in readers.items():
+            yield unit, language, _Lazy(names, reader)
+
+
+def _units(plans: Sequence[RegionPlan]) -> list[list[str]]:
+    """Return the tensors in units: one each, or those of a layer if some cut, or unit of a model, spans tensors."""
+    spans = any(plan.parts or (plan.scope is not None and plan.scope.spans_tensors) for plan in plans)
+    units: dict[object, dict[str, None]] = {}
+    for plan in plans:
+        for info in plan.tensors:
+            layer = plan.places[info.name].layer
+            units.setdefault(layer if spans and layer is not None else info.name, {})[info.name] = None
+    return [list(names) for names in units.values()]

@@ -1,7 +1,7 @@
 """What a share is taken of: each tensor, each layer, all tensors together, or the entries behind each output.
 
 A scope says which tensors share one cut, and how that is made. One that spans layers is cut in a stream of all its
-tensors (`region.streaming`); the others as soon as a layer's scores are complete.
+tensors (`region.select.StreamingCut`); the others as soon as a layer's scores are complete.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.kinds import kinds
-from surgeon.region.region import Indices, Mask
-from surgeon.region.select import Scores, entry_count_in_outputs, keys_of, select_count, select_in_outputs
-from surgeon.region.select_on_device import (
-    select_count_on_device,
-    select_in_outputs_on_device,
-    select_least_on_device,
+from surgeon.region.mask import Mask
+from surgeon.region.select import (
+    Scores,
+    at_least,
+    encode_chosen,
+    entry_count_in_outputs,
+    select_count,
+    select_in_outputs,
 )
 
 if TYPE_CHECKING:
@@ -47,40 +47,26 @@ class Scope:
 
     def cut(
         self, select: Share, group: Sequence[TensorInfo], scores: Scores, places: Mapping[str, Place]
-    ) -> dict[str, Indices]:
-        """Return the sorted flat indices of the entries selected of tensors that share a cut.
+    ) -> dict[str, Mask]:
+        """Return the entries selected of tensors that share a cut; it is made where their scores are.
 
         Raises:
             InputError: a score is negative or not a number.
         """
         if select.at_least is not None:
-            least = np.array([select.at_least], dtype=np.float32).view(np.uint32)[0]
-            return {info.name: np.flatnonzero(keys_of(info.name, scores(info.name)) >= least) for info in group}
-        sizes = [(info.name, info.numel) for info in group]
-        return select_count(scores, sizes, self.count(select, group, places), select.end)
-
-    def cut_on_device(
-        self, select: Share, group: Sequence[TensorInfo], scores: Mapping[str, Any], places: Mapping[str, Place]
-    ) -> dict[str, Mask]:
-        """Return the masks of the very entries that `cut` selects, of scores that are torch's on a device.
-
-        A scope with a `cut` of its own needs one of these, too, else its scores come to the host.
-        """
-        if select.at_least is not None:
-            return {info.name: select_least_on_device(info.name, scores[info.name], select.at_least) for info in group}
-        given = [(info.name, scores[info.name]) for info in group]
-        return select_count_on_device(given, self.count(select, group, places), select.end)
-
-    @property
-    def cuts_on_device(self) -> bool:
-        """True if `cut_on_device` goes with `cut`."""
-        return "cut_on_device" in vars(next(kind for kind in type(self).__mro__ if "cut" in vars(kind)))
+            least = select.at_least
+            return {
+                info.name: encode_chosen(at_least(info.name, scores(info.name), least), info.shape) for info in group
+            }
+        shapes, sizes = {info.name: info.shape for info in group}, [(info.name, info.numel) for info in group]
+        chosen = select_count(scores, sizes, self.count(select, group, places), select.end)
+        return {name: encode_chosen(of_tensor, shapes[name]) for name, of_tensor in chosen}
 
 
 def scope_of(select: Share) -> Scope:
     """Return what a share is taken of."""
-    found: Scope = kinds("surgeon.scopes")[select.scope]()
-    return found
+    scope: Scope = kinds("surgeon.scopes")[select.scope]()
+    return scope
 
 
 class PerTensor(Scope):
@@ -130,22 +116,11 @@ class PerOutput(Scope):
 
     def cut(
         self, select: Share, group: Sequence[TensorInfo], scores: Scores, places: Mapping[str, Place]
-    ) -> dict[str, Indices]:
-        """Return the entries selected behind each output."""
-        share, end = select.fraction or 0.0, select.end
-        return {
-            info.name: select_in_outputs(info.name, scores(info.name), share, end, places[info.name].output_axis)
-            for info in group
-        }
-
-    def cut_on_device(
-        self, select: Share, group: Sequence[TensorInfo], scores: Mapping[str, Any], places: Mapping[str, Place]
     ) -> dict[str, Mask]:
-        """Return the masks of the entries selected behind each output."""
-        share, end = select.fraction or 0.0, select.end
-        return {
-            info.name: select_in_outputs_on_device(
-                info.name, scores[info.name], share, end, places[info.name].output_axis
-            )
-            for info in group
-        }
+        """Return the entries selected behind each output."""
+        share = select.fraction or 0.0
+
+        def chosen(info: TensorInfo) -> Any:
+            return select_in_outputs(info.name, scores(info.name), share, select.end, places[info.name].output_axis)
+
+        return {info.name: encode_chosen(chosen(info), info.shape) for info in group}

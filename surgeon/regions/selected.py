@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,18 +13,19 @@ from surgeon.anatomy.scope import counted, unknown_kinds
 from surgeon.anatomy.scope import scope as reach_of
 from surgeon.checkpoint.address import last_part
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.checkpoint.fingerprint import tensor_hashes
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import present
-from surgeon.region.region import Indices, Mask, Region, encode_indices
+from surgeon.region.mask import Indices, Mask, encode_indices
+from surgeon.region.region import Region
 from surgeon.region.select import select_random
 from surgeon.region.units import Parts, most_entries, parts_of, unit_sizes
 from surgeon.regions.base import Making, Planning, Provenance, RegionKind, RegionPlan
-from surgeon.regions.cut import Cut, region_from
-from surgeon.regions.narrowing import misnamed
+from surgeon.regions.cut import Cut, UnitCut, region_from
+from surgeon.regions.outlines import misnamed
 from surgeon.regions.scopes import scope_of
 from surgeon.regions.share import Share
-from surgeon.regions.unit_cut import UnitCut
 
 if TYPE_CHECKING:
     from surgeon.recipe.schema import RegionSpec
@@ -74,20 +75,18 @@ class Select(Share, RegionKind):
         self, checkpoint: Checkpoint, tensors: Iterable[TensorInfo], places: Mapping[str, Place]
     ) -> dict[str, Parts]:
         """Return which parts of units the tensors hold that hold some."""
-        found = {
+        parts = {
             info.name: parts_of(self.unit, info.name, info.shape, places[info.name], checkpoint.config)
             for info in tensors
         }
-        return {name: part for name, part in found.items() if part is not None}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def kept(self, plans: Mapping[str, RegionPlan]) -> bool:
+        """True, also for a random one."""
+        return True
 
     def make(self, making: Making, plan: RegionPlan) -> Region:
-        """Return the region: out of the cache, as it was selected while its score was computed, or selected now."""
-        return making.kept(plan, lambda: self._made(making, plan))
-
-    def _made(self, making: Making, plan: RegionPlan) -> Region:
-        ahead = making.ahead(plan)
-        if ahead is not None:
-            return ahead
+        """Select by the scores, or draw."""
         if self.random is not None:
             return self._drawn(plan)
         return region_from(making.stream(plan), Cut([plan], present(plan.score).labels))
@@ -140,25 +139,24 @@ class Select(Share, RegionKind):
 
     def described(self, score: Score | None, named: Callable[[str], str]) -> list[str]:
         """Return the amount and the score, and whose entries they are."""
-        return list(self._described(score, named))
-
-    def _described(self, score: Score | None, named: Callable[[str], str]) -> Iterator[str]:
         share = f"{self.amount} of {scope_of(self).of}"
         if self.random is not None or score is None:
-            yield f"{share} at random, seed {self.seed}"
+            lines = [f"{share} at random, seed {self.seed}"]
         else:
             texts = score.on_text
             scored = f" on {', '.join(named(code) for code in texts.languages)}" if texts is not None else ""
             most = "highest" if self.end == "top" else "lowest"
-            yield f"the {share} with the {most} score ({score.kind}){scored}"
+            lines = [f"the {share} with the {most} score ({score.kind}){scored}"]
         if self.specific is not None:
-            yield f"only units that are active in {named(self.specific)} and in few others"
+            lines.append(f"only units that are active in {named(self.specific)} and in few others")
         if self.monolingual is not None:
-            yield f"only those of {named(self.monolingual)} and of no other language"
+            lines.append(f"only those of {named(self.monolingual)} and of no other language")
+        return lines
 
     def provenance(self, plan: RegionPlan, source: Provenance) -> dict[str, Any]:
         """Return what it was selected from, by which score, and how."""
-        checkpoint = source.checkpoint
+        checkpoint, names = source.checkpoint, [info.name for info in plan.tensors]
+        hashes = tensor_hashes(checkpoint, source.jobs, names)
         return {
             "model": last_part(checkpoint.source.name),
             "model_type": checkpoint.config.get("model_type"),
@@ -166,7 +164,7 @@ class Select(Share, RegionKind):
             "select": self.model_dump(exclude_none=True),
             "score": None if plan.score is None else plan.score.model_dump(),
             "corpus": source.corpus,
-            "source_sha256": source.hashes(plan.tensors),
+            "source_sha256": {name: hashes[name] for name in names},
             **({} if self.random is None else {"region": plan.drawn_as}),
         }
 

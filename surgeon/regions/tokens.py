@@ -13,7 +13,8 @@ from surgeon.checkpoint.ties import is_position_table
 from surgeon.errors import CheckpointError
 from surgeon.freeze.tokens import rows_of, token_ids
 from surgeon.model.tokenizer import load_tokenizer
-from surgeon.region.region import Region, encode_indices
+from surgeon.region.mask import encode_indices
+from surgeon.region.region import Region
 from surgeon.regions.base import Planning, RegionKind, RegionPlan, shapes_of
 
 if TYPE_CHECKING:

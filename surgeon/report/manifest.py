@@ -41,7 +41,7 @@ def manifest(plan: Plan, outputs: Mapping[Path, str], report: Sequence[Path], de
     hold timings, do not, and are named apart from them.
     """
     checkpoint = plan.checkpoint
-    seeds = {name: seed for name, region in plan.regions.items() if (seed := region.seed) is not None}
+    seeds = {name: seed for name, region in plan.regions.items() if (seed := region.kind.drawn_with) is not None}
     texts = {language: plan.corpus.text(language) for language in sorted(needed_languages(plan))}
     return {
         "name": plan.recipe.name,

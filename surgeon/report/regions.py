@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from surgeon.checkpoint.naming import Place
-from surgeon.region.controls import random_like
-from surgeon.region.dimensions import SPREAD_AT, Trace, profile
+from surgeon.region.dimensions import SPREAD_AT, Trace, profile, random_like
 from surgeon.region.overlap import likenesses
 from surgeon.region.region import Region
 from surgeon.report.entries import MOST_COLUMNS, OverlapReport, RegionReport, RoleCount, Scan

@@ -1,4 +1,4 @@
-"""Finding a region: one file per score, what is kept of scores between runs, and regions made from them.
+"""How important every entry is: one file per kind of score, and the passes forward and back that make them.
 
-Writes into the cache only.
+`scoring.py` above runs those of a plan, and keeps them. Writes into the cache only.
 """

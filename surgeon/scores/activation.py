@@ -22,12 +22,12 @@ from surgeon.checkpoint.storage import TensorInfo
 from surgeon.errors import InputError
 from surgeon.region.units import Parts, is_stacked, parts_of
 from surgeon.scores.base import ForwardScore
-from surgeon.scores.statistic import Side, Statistic
+from surgeon.scores.statistics import Side, Statistic
 
 if TYPE_CHECKING:
     import torch
 
-    from surgeon.scores.running_statistics import RunningStatistics
+    from surgeon.scores.statistics import RunningStatistics
 
 Measure = Literal["frequency", "mean", "maximum", "spike"]
 
@@ -99,12 +99,12 @@ class Activation(ForwardScore):
     def _sources(self, running: RunningStatistics, parts: Mapping[str, Parts]) -> list[str]:
         """Return the matrix of each layer, or expert, that its neurons' figures are read off."""
         roles = ("mlp.gate", "mlp.gate_up", "mlp.up") if self.measure == "frequency" else ("mlp.down",)
-        found: dict[str, str] = {}
+        sources: dict[str, str] = {}
         for role in roles:
             for name, part in parts.items():
                 if running.places[name].role == role and len(running.slots[name].shape) == 2:
-                    found.setdefault(part.group, name)
-        return list(found.values())
+                    sources.setdefault(part.group, name)
+        return list(sources.values())
 
     def _figures(self, name: str, running: RunningStatistics) -> torch.Tensor:
         """Return a figure per neuron, float32 on the CPU."""
@@ -119,8 +119,8 @@ class Activation(ForwardScore):
 
 def _neurons(running: RunningStatistics) -> dict[str, Parts]:
     """Return which part of which neuron each entry of a layer's tensors is."""
-    found = {
+    parts = {
         name: parts_of("neuron", name, slot.shape, running.places[name], running.config)
         for name, slot in running.slots.items()
     }
-    return {name: part for name, part in found.items() if part is not None}
+    return {name: part for name, part in parts.items() if part is not None}

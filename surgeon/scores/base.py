@@ -23,12 +23,11 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.recipe.fields import Count, Model
-from surgeon.scores.statistic import Statistic
 
 if TYPE_CHECKING:
     import torch
 
-    from surgeon.scores.running_statistics import RunningStatistics
+    from surgeon.scores.statistics import RunningStatistics, Statistic
 
 # Pieces of a language. More of them can be dealt out more evenly; each costs another sum of a layer, which is added up
 # here, or sent: with four, adding takes under one per cent of a pass, and six languages keep 24 processes busy.

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.slots import Slot, parameters_of
-from surgeon.model.embedding_and_head import enter_some, head_chunks
-from surgeon.model.hidden_states import States
-from surgeon.model.layer_stack import Stack
-from surgeon.scores.backward_pass import own_batches
+from surgeon.model.hidden_states import States, enter_some
+from surgeon.model.layer_stack import head_chunks
 from surgeon.scores.base import ForwardScore
-from surgeon.scores.running_statistics import Collected, RunningStatistics, merged
-from surgeon.scores.sample import Advance, Piece, Sample, Scores, totals, units
-from surgeon.team import ALONE, Team
+from surgeon.scores.passes import Advance, Pass, Piece, Scores, totals
+from surgeon.scores.statistics import Collected, RunningStatistics, merged
 
 # Functions that multiply inputs with a matrix: the positions of both, and the matrix's axis that meets the inputs.
 _PRODUCTS: dict[Any, tuple[int, int, int]] = {
@@ -67,28 +64,16 @@ class Watching(TorchFunctionMode):
             self.running.take(number, axis, statistic)
 
 
-def run(
-    stack: Stack,
-    sample: Sample,
-    slots: Mapping[str, Slot],
-    score: ForwardScore,
-    statistics: Callable[[Mapping[str, Slot]], RunningStatistics],
-    hidden: States,
-    advance: Advance,
-    team: Team = ALONE,
-) -> Iterator[tuple[int, str, Scores]]:
+def run(of: Pass, hidden: States, advance: Advance) -> Iterator[tuple[int, str, Scores]]:
     """Yield (layer, language, scores), the first layer first, all languages of a layer in a row; -1 is what is outside.
 
-    `statistics` makes empty ones of the matrices of some slots. The hidden states of one layer are kept in `hidden`.
-    `advance` is called with units of work, see `work`.
+    The hidden states of one layer are kept in `hidden`. `advance` is called with units of work, see `work`.
 
     Raises:
         InputError: see `ForwardScore.scores`.
     """
-    wanted = units(stack, slots)
-    numbered = ((number, ids) for _, number, ids in own_batches(sample, team))
-    arguments = enter_some(stack, numbered, hidden)
-    watched = _Watched(stack.loaded.model, sample, score, statistics, team)
+    stack, wanted = of.stack, of.by_layer
+    arguments = enter_some(stack, ((number, ids) for _, number, ids in of.own_batches), hidden)
 
     def through(layer: int, batch: int, ids: torch.Tensor) -> None:
         before = hidden.get(layer, batch)
@@ -96,63 +81,50 @@ def run(
         advance(1)
 
     def head(batch: int, ids: torch.Tensor) -> None:
-        if not stack.layers:
-            stack.whole(ids)
-        else:
-            last = hidden.get(len(stack.layers), batch)
-            for rows, positions in head_chunks(stack, ids):
-                stack.head(last[rows, positions])
+        last = hidden.get(len(stack.layers), batch)
+        for rows, positions in head_chunks(stack, ids):
+            stack.head(last[rows, positions])
         advance(1)
 
     for number in range(len(stack.layers)):
         with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
-            for language, scores in watched.scores(wanted.get(number, {}), partial(through, number)):
+            for language, scores in _watched(of, wanted.get(number, {}), partial(through, number)):
                 yield number, language, scores
         hidden.drop(number)
     if -1 in wanted:
         with stack.loaded.weights.resident(stack.outer("out")):
-            for language, scores in watched.scores(wanted[-1], head):
+            for language, scores in _watched(of, wanted[-1], head):
                 yield -1, language, scores
 
 
-def work(stack: Stack, sample: Sample, slots: Mapping[str, Slot], team: Team = ALONE) -> int:
+def work(of: Pass) -> int:
     """Return how many units `run` calls `advance` with."""
-    return len(own_batches(sample, team)) * (len(stack.layers) + (-1 in units(stack, slots)))
+    return len(of.own_batches) * (len(of.stack.layers) + (-1 in of.by_layer))
 
 
-@dataclass(frozen=True)
-class _Watched:
-    """A sample whose batches are watched on their way through something."""
+def _watched(
+    of: Pass, slots: Mapping[str, Slot], through: Callable[[int, torch.Tensor], None]
+) -> Iterator[tuple[str, Scores]]:
+    """Have every batch pass `through`, by its number and token ids; yield each language's scores of slots, if any."""
+    score, checkpoint = cast(ForwardScore, of.score), of.stack.loaded.checkpoint
+    places = anatomy_of(checkpoint).places
 
-    model: Any
-    sample: Sample
-    score: ForwardScore
-    statistics: Callable[[Mapping[str, Slot]], RunningStatistics]
-    team: Team
+    def statistics() -> RunningStatistics:
+        return RunningStatistics(score.kind, slots, {name: places[name] for name in slots}, checkpoint.config)
 
-    def scores(
-        self, slots: Mapping[str, Slot], through: Callable[[int, torch.Tensor], None]
-    ) -> Iterator[tuple[str, Scores]]:
-        """Have every batch pass `through`, by its number and token ids; yield each language's scores, if any."""
+    def of_piece(piece: Piece) -> Collected:
+        running = statistics()
+        watching = Watching(score, running)
+        with torch.no_grad(), _plain_experts(of.stack.loaded.model, parameters_of(slots)), watching:
+            for batch, ids in piece.batches:
+                through(batch, ids)
+        return running.collected
 
-        def of_piece(piece: Piece) -> Collected:
-            running = self.statistics(slots)
-            with _watching(self.model, slots, Watching(self.score, running)):
-                for batch, ids in piece.batches:
-                    through(batch, ids)
-            return running.collected
-
-        for language, total in totals(self.team, self.sample.pieces, of_piece, merged):
-            if slots:
-                running = self.statistics(slots)
-                running.collected = total
-                yield language, self.score.scores(running)
-
-
-@contextmanager
-def _watching(model: Any, slots: Mapping[str, Slot], watching: Watching) -> Iterator[None]:
-    with torch.no_grad(), _plain_experts(model, parameters_of(slots)), watching:
-        yield
+    for language, total in totals(of.team, of.sample.pieces, of_piece, merged):
+        if slots:
+            running = statistics()
+            running.collected = total
+            yield language, score.scores(running)
 
 
 @contextmanager

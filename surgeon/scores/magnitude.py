@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from surgeon.checkpoint.checkpoint import Checkpoint
@@ -22,10 +21,5 @@ class Magnitude(WeightScore):
         return "magnitude, from the weights alone"
 
     def reader(self, checkpoint: Checkpoint) -> Reader:
-        """Return |weight| of a tensor."""
-        return lambda name: magnitude(checkpoint.array(name))
-
-
-def magnitude(weights: NDArray[Any]) -> NDArray[np.float32]:
-    """Return |weight| of one tensor as float32, exact for every dtype of no more than float32's precision."""
-    return np.abs(weights.astype(np.float32))
+        """Return |weight| of a tensor, exact for every dtype of no more than float32's precision."""
+        return lambda name: np.abs(checkpoint.array(name).astype(np.float32))

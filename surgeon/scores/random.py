@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from surgeon.checkpoint.checkpoint import Checkpoint
@@ -24,10 +23,5 @@ class Random(WeightScore):
         return f"random, seed {self.seed}"
 
     def reader(self, checkpoint: Checkpoint) -> Reader:
-        """Return a tensor's draw."""
-        return lambda name: random_scores(name, checkpoint.info(name).shape, self.seed)
-
-
-def random_scores(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
-    """Return float32 in [0, 1), uniform, in the tensor's shape; the draw depends on (seed, name) only."""
-    return generator(seed, f"score:{name}").random(shape, dtype=np.float32)
+        """Return a tensor's draw: float32 in [0, 1), uniform; it depends on (seed, name) only."""
+        return lambda name: generator(self.seed, f"score:{name}").random(checkpoint.info(name).shape, dtype=np.float32)

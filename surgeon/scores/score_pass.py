@@ -1,36 +1,75 @@
-"""One pass of a score on text through a model: what it keeps meanwhile and where, and what becomes of its scores."""
+"""One pass of a score on text through a model: what it keeps meanwhile and where, and what becomes of its scores.
+
+What a pass over a large model keeps lies in the cache, in a scratch folder under a name made from all that the pass
+depends on, so that a killed run goes on. Such a folder is used only where the hidden states are too large for memory;
+`progress.json` in it is written after what it speaks of has reached the disk.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from surgeon.anatomy.anatomy import anatomy_of
 from surgeon.anatomy.slots import Slot
 from surgeon.checkpoint.hashing import sha256
+from surgeon.checkpoint.plain_json import read_object
 from surgeon.checkpoint.storage import TensorInfo
+from surgeon.checkpoint.store import PROGRESS, named_scratch, own_scratch
 from surgeon.errors import InputError
+from surgeon.inside import replacing
 from surgeon.model import budgets
-from surgeon.model.embedding_and_head import hidden_layout
-from surgeon.model.hidden_states import States, bytes_needed
+from surgeon.model.arithmetic import Precision, repeatable
+from surgeon.model.hidden_states import States, bytes_needed, hidden_layout
 from surgeon.model.layer_stack import Stack
-from surgeon.model.repeatable import repeatable
+from surgeon.model.workplace import Workplace
 from surgeon.progress import Progress
 from surgeon.scores import backward_pass, forward_pass
-from surgeon.scores.backward_pass import BEHIND, Kept, Progressed, own_batches
-from surgeon.scores.base import BackwardScore, ForwardScore, SampledScore
-from surgeon.scores.pass_scratch import Scratch, scratch_folder
-from surgeon.scores.running_statistics import RunningStatistics
-from surgeon.scores.sample import Sample, Scores, make_sample, units
+from surgeon.scores.backward_pass import BEHIND
+from surgeon.scores.base import SampledScore
+from surgeon.scores.passes import Kept, Pass, Progressed, Sample, Scores, make_sample
 from surgeon.team import ALONE, Team
 
 Arrays = Mapping[str, Any]  # float32: numpy's, or torch's on a device
 Flush = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A folder of one pass, locked for this process. `resumes` is False for one that nobody will find again."""
+
+    folder: Path
+    resumes: bool
+
+    def progress(self) -> Progressed:
+        """Return how far an earlier process came here."""
+        try:
+            noted = read_object(self.folder / PROGRESS)
+            return Progressed(int(noted["forward"]), None if noted["left"] is None else int(noted["left"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return Progressed()
+
+    def note(self, progressed: Progressed, kept: Kept) -> None:
+        """Note how far the pass came, once the states that it needs to go on are on the disk."""
+        row = progressed.forward if progressed.left is None else progressed.left
+        kept.hidden.flush(row)
+        kept.gradients.flush(row)
+        with replacing(self.folder / PROGRESS) as staged:
+            staged.write_text(json.dumps(asdict(progressed)), encoding="utf-8")
+
+
+@contextmanager
+def scratch_folder(key: str, resumes: bool) -> Iterator[Scratch]:
+    """Yield a pass's scratch folder, deleted when the block ends well; one that another process uses is not shared."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(named_scratch(key)) if resumes else None
+        yield Scratch(folder or stack.enter_context(own_scratch()), folder is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +98,14 @@ class ScorePass:
         return make_sample(self.sequences, self.score.batch_size, self.begun, self.rows)
 
     @cached_property
-    def slots(self) -> dict[str, Slot]:
-        """The places of the tensors in the model.
+    def _pass(self) -> Pass:
+        return Pass(self.stack, self._slots(), self.score, self.sample, self.team)
+
+    def _slots(self) -> dict[str, Slot]:
+        """Return where the tensors are in the model.
 
         Raises:
-            InputError: one has none.
+            InputError: one is nowhere.
         """
         known = self.stack.loaded.parameters
         absent = [info.name for info in self.tensors if info.name not in known]
@@ -77,7 +119,7 @@ class ScorePass:
     @contextmanager
     def scratch(self, key: str) -> Iterator[Scratch]:
         """Yield the pass's scratch folder, which a later process finds again only if hidden states go there."""
-        numbers = [number for _, number, _ in self._own]
+        numbers = [number for _, number, _ in self._pass.own_batches]
         part = "" if len(numbers) == len(self.sample.all()) else f"-{sha256(repr(numbers).encode())[:16]}"
         with scratch_folder(key + part, resumes=self._home is None) as scratch:
             yield scratch
@@ -85,12 +127,12 @@ class ScorePass:
     def start(self, scratch: Scratch) -> Progressed:
         """Return where an earlier process left off; of several, where all of them can go on."""
         own, layers = scratch.progress(), len(self.stack.layers)
-        found = [item for item in self.team.everyones(own if self._own else None) if item is not None]
-        left = [layers if item.left is None else item.left for item in found]
+        every = [item for item in self.team.everyones(own if self._pass.own_batches else None) if item is not None]
+        left = [layers if item.left is None else item.left for item in every]
         if max(left) - min(left) > BEHIND:  # one has lost what it had, and others have dropped what it would need
-            scratch.forget()
+            (scratch.folder / PROGRESS).unlink(missing_ok=True)
             return Progressed()
-        return own if all(item.left is None for item in found) else Progressed(own.forward, max(left))
+        return own if all(item.left is None for item in every) else Progressed(own.forward, max(left))
 
     def run(
         self, scratch: Scratch, start: Progressed, flush: Flush = lambda: None
@@ -112,9 +154,9 @@ class ScorePass:
 
         The most is needed before the first scores come, so that later on nothing needs to be begun anew.
         """
-        made = self._engine(scratch, start, flush)
+        scores = self._engine(scratch, start, flush)
         try:
-            first = next(made, None)
+            first = next(scores, None)
         except torch.OutOfMemoryError:
             less = self._with_less()
             if less is None:
@@ -122,7 +164,7 @@ class ScorePass:
         else:
             if first is not None:
                 yield first
-                yield from made
+                yield from scores
             return
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -131,7 +173,7 @@ class ScorePass:
     def _with_less(self) -> ScorePass | None:
         """Return the same with less at a time; None if there is nothing less, or others wait for this process."""
         rows, device = self.rows or self.score.batch_size, self.stack.loaded.device
-        if len(self._own) < len(self.sample.all()) or (rows == 1 and not self.in_one_go):
+        if len(self._pass.own_batches) < len(self.sample.all()) or (rows == 1 and not self.in_one_go):
             return None
         if self.in_one_go:
             self.progress.note(f"out of memory on {device}: layer by layer, instead of all layers at once")
@@ -140,32 +182,23 @@ class ScorePass:
         return replace(self, rows=rows // 2)
 
     def _engine(self, scratch: Scratch, start: Progressed, flush: Flush) -> Iterator[tuple[int, str, Scores]]:
-        kept = self._kept(scratch)
+        kept, of = self._kept(scratch), self._pass
 
         def note(progressed: Progressed) -> None:
             if scratch.resumes:
                 flush()
                 scratch.note(progressed, kept)
 
-        stack, sample, slots, score, team = self.stack, self.sample, self.slots, self.score, self.team
-        kind = backward_pass if score.backward else forward_pass
-        work = len(self._own) if self.in_one_go else kind.work(stack, sample, slots, team)
+        kind = backward_pass if self.score.backward else forward_pass
+        work = len(of.own_batches) if self.in_one_go else kind.work(of)
         with self.progress.task(f"score {', '.join(self.sequences)}", work) as advance:
             if self.in_one_go:
-                backward = cast(BackwardScore, score)
-                for language, scores in backward_pass.in_one_go(stack, sample, slots, backward, advance, team):
+                for language, scores in backward_pass.in_one_go(of, advance):
                     yield -1, language, scores
-            elif score.backward:
-                backward = cast(BackwardScore, score)
-                yield from backward_pass.run(stack, sample, slots, backward, kept, advance, team, start, note)
+            elif self.score.backward:
+                yield from backward_pass.run(of, kept, advance, start, note)
             else:
-                forward, hidden = cast(ForwardScore, score), kept.hidden
-                yield from forward_pass.run(stack, sample, slots, forward, self._statistics, hidden, advance, team)
-
-    def _statistics(self, slots: Mapping[str, Slot]) -> RunningStatistics:
-        checkpoint = self.stack.loaded.checkpoint
-        places = anatomy_of(checkpoint).places
-        return RunningStatistics(self.score.kind, slots, {name: places[name] for name in slots}, checkpoint.config)
+                yield from forward_pass.run(of, kept.hidden, advance)
 
     def _kept(self, scratch: Scratch) -> Kept:
         shapes, dtype = self._hidden
@@ -176,22 +209,17 @@ class ScorePass:
     @property
     def shapes(self) -> dict[int, dict[str, tuple[int, ...]]]:
         """The shapes of what is scored in each layer; -1 is what is outside."""
-        names = {-1: self.slots} if self.in_one_go else units(self.stack, self.slots)
+        names = {-1: self._pass.slots} if self.in_one_go else self._pass.by_layer
         return {
             layer: {info.name: info.shape for info in self.tensors if info.name in inside}
             for layer, inside in names.items()
         }
 
     @cached_property
-    def _own(self) -> list[tuple[str, int, torch.Tensor]]:
-        """The batches of this process."""
-        return own_batches(self.sample, self.team)
-
-    @cached_property
     def _hidden(self) -> tuple[list[tuple[int, ...]], torch.dtype]:
         """The shape of each batch's hidden state, of none where it is another process's, and their dtype."""
         shapes, dtype = hidden_layout(self.stack, self.sample.all())
-        own = {number for _, number, _ in self._own}
+        own = {number for _, number, _ in self._pass.own_batches}
         return [shape if number in own else (0,) for number, shape in enumerate(shapes)], dtype
 
     @cached_property
@@ -203,3 +231,34 @@ class ScorePass:
         shapes, dtype = self._hidden
         rows = len(self.stack.layers) + 3 if self.score.backward else 2
         return budgets.home_of_hidden(bytes_needed(shapes, rows, dtype), device, self.stack.size)
+
+
+@dataclass(frozen=True)
+class SharedScorePass:
+    """A pass as all processes of a team are told of it, of which each does some pieces.
+
+    `begun` special tokens at the beginning of each sequence are not predicted. `key` names what is kept of the pass if
+    it is interrupted, and `goes_on` says whether it then goes on and does not begin anew.
+    """
+
+    model: str
+    sequences: Mapping[str, Sequence[Sequence[int]]]
+    begun: int
+    tensors: Sequence[TensorInfo]
+    score: SampledScore
+    precision: Precision
+    key: str
+    goes_on: bool
+    in_one_go: bool
+
+    def over(self, stack: Stack, progress: Progress, team: Team) -> ScorePass:
+        """Return the pass through a model; it is in one go only where every process holds the whole of it."""
+        in_one_go = self.in_one_go and all(team.everyones(stack.loaded.weights.stays))
+        return ScorePass(stack, self.sequences, self.tensors, self.score, progress, self.begun, team, in_one_go)
+
+    def help(self, place: Workplace) -> None:
+        """Run this process's batches; the scores come elsewhere."""
+        score_pass = self.over(place.stack(self.model, self.precision), Progress(), place.team)
+        with score_pass.scratch(self.key) as scratch:
+            for _ in score_pass.run(scratch, score_pass.start(scratch) if self.goes_on else Progressed()):
+                pass

@@ -16,12 +16,12 @@ from pydantic import Field
 from surgeon.checkpoint.naming import Place
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.scores.base import ForwardScore
-from surgeon.scores.statistic import Statistic
+from surgeon.scores.statistics import Statistic
 
 if TYPE_CHECKING:
     import torch
 
-    from surgeon.scores.running_statistics import RunningStatistics
+    from surgeon.scores.statistics import RunningStatistics
 
 
 class Wanda(ForwardScore):
@@ -45,11 +45,11 @@ class Wanda(ForwardScore):
 
     def scores(self, running: RunningStatistics) -> dict[str, torch.Tensor]:
         """Return the weights' sizes times the norms of their inputs; zeros for an expert that no router chose."""
-        result = {}
-        for name, slot in running.slots.items():
-            norms = running.expanded(name, "squares", self._norms)
-            result[name] = slot.values().float().abs() * norms
-        return result
 
-    def _norms(self, squares: torch.Tensor) -> torch.Tensor:
-        return (squares if self.power == 2 else squares.sqrt()).float()
+        def norms(squares: torch.Tensor) -> torch.Tensor:
+            return (squares if self.power == 2 else squares.sqrt()).float()
+
+        return {
+            name: slot.values().float().abs() * running.expanded(name, "squares", norms)
+            for name, slot in running.slots.items()
+        }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from surgeon.anatomy.plain import PLAIN, plain_places
+from surgeon.anatomy.anatomy import PLAIN, plain_places
 from surgeon.anatomy.reading import read_places
 from surgeon.checkpoint.checkpoint import Checkpoint
 

@@ -14,12 +14,12 @@ from forking import program_forked
 
 import surgeon
 from surgeon.checkpoint.store import named_scratch, own_scratch, reclaim_cache
-from surgeon.scores.pass_scratch import scratch_folder
+from surgeon.scores.score_pass import scratch_folder
 
 RecipeMaker = Callable[..., Path]
 SCORES = """
 import os, signal, sys
-from surgeon.scoring import scoring
+from surgeon import scoring
 scoring.publish_sealed = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 import surgeon.api
 surgeon.api.score(sys.argv[1])

@@ -118,8 +118,7 @@ def test_a_dry_run_looks_for_the_device(
 def test_the_shipped_recipe_has_nothing_to_warn_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """But if a recipe asks for more than there is, that is said."""
     from surgeon.api import plan_recipe
-    from surgeon.model.token_counts import TokenCounts
-    from surgeon.model.tokenizer import load_tokenizer
+    from surgeon.model.tokenizer import TokenCounts, load_tokenizer
     from surgeon.plan.text_supply import check_supply
 
     made = plan_recipe("zero_core")

@@ -20,14 +20,14 @@ from surgeon.region.region import Region
 from surgeon.regions.base import Making, Planning, RegionKind, RegionPlan, shapes_of
 from surgeon.regions.scopes import Scope
 from surgeon.scores.base import BackwardScore, ForwardScore, Reader, WeightScore
-from surgeon.scores.statistic import Statistic
+from surgeon.scores.statistics import Statistic
 
 if TYPE_CHECKING:
     import torch
 
     from surgeon.recipe.schema import RegionSpec
     from surgeon.scores.base import Score
-    from surgeon.scores.running_statistics import RunningStatistics
+    from surgeon.scores.statistics import RunningStatistics
 
 
 class Fisher(BackwardScore):

@@ -24,9 +24,10 @@ from surgeon.hub.rebuild import rebuild
 from surgeon.plan.summary import summarize
 from surgeon.progress import Progress
 from surgeon.recipe.reading import load_recipe
-from surgeon.region.importers import load_masks, load_neurons
 from surgeon.region.patch import Patch
 from surgeon.region.region import Region
+from surgeon.regions.file import load_masks
+from surgeon.regions.neurons import load_neurons
 from surgeon.report.card import SourceCard
 from surgeon.report.manifest import differences
 from surgeon.text.corpora import Corpus, FileLocation

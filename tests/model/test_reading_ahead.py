@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from surgeon.anatomy.slots import Names, Origin
-from surgeon.model import budgets, moving
+from surgeon.model import budgets
+from surgeon.model import device as transfers
+from surgeon.model.arithmetic import repeatable
 from surgeon.model.hidden_states import States
-from surgeon.model.repeatable import repeatable
-from surgeon.model.weights import Weights
+from surgeon.model.model import Weights
 
 LAYERS, SECONDS = 10, 0.02
 
@@ -128,7 +129,7 @@ def test_a_gpu_s_copies_begin_after_the_arithmetic_they_need_and_are_complete_at
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("arithmetic"))
-    monkeypatch.setattr(moving, "_streams", {})
+    monkeypatch.setattr(transfers, "_streams", {})
     states, device = States([(1, 1)] * 2, torch.float32, None), torch.device("cuda", 0)
     states._away, states._device = True, device
     monkeypatch.setattr(states, "_hold", lambda: torch.zeros(2))
@@ -146,7 +147,7 @@ def test_a_gpu_s_copies_begin_after_the_arithmetic_they_need_and_are_complete_at
     assert float(states.get(0, 1)) == 1.0
     assert asked == [*copied[:3], ("brought",), copied[3]]
     asked.clear()
-    moving.wait_for_arithmetic(device)
+    transfers.wait_for_arithmetic(device)
     assert asked == [("arithmetic", "complete")]
 
 

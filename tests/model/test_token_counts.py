@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.model.token_counts import TokenCounts
-from surgeon.model.tokenizer import load_tokenizer
+from surgeon.model.tokenizer import TokenCounts, load_tokenizer
 
 TEXT = "Alle Menschen sind frei."
 

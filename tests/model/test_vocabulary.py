@@ -15,7 +15,7 @@ from surgeon.errors import CheckpointError, InputError
 from surgeon.measure.verification import verify
 from surgeon.model.layer_stack import make_stack
 from surgeon.model.model import load_model
-from surgeon.model.vocabulary import check_ids, check_vocabulary
+from surgeon.model.tokenizer import check_ids, check_vocabulary
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.text.corpora import Corpus, FileLocation

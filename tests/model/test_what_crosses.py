@@ -20,14 +20,13 @@ from surgeon.measure.perplexity import evaluation_texts
 from surgeon.model import budgets
 from surgeon.model.editing import Variant
 from surgeon.model.hidden_states import States
-from surgeon.model.weights import Weights
+from surgeon.model.model import Weights
 from surgeon.model.workplace import Workplace
 from surgeon.operations import Zero
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
-from surgeon.region.select import select_count
-from surgeon.region.select_on_device import select_count_on_device
+from surgeon.region.select import encode_chosen, select_count
 from surgeon.scores.grad_param import GradParam
 from surgeon.scores.score_pass import ScorePass
 from surgeon.text.corpora import Corpus, FileLocation
@@ -75,10 +74,10 @@ def test_scoring_brings_weights_up_as_they_are_stored_and_only_masks_down(
         other = expected.pop((language, name))  # by another kernel of attention
         np.testing.assert_allclose(values.inner.numpy(), other, rtol=1e-3, atol=1e-4 * other.max())
         before, wanted = device.bytes(up=False), max(values.numel() // 100, 1)
-        mask = select_count_on_device([(name, values)], wanted, "top")[name]
-        array = values.inner.numpy()
-        at = select_count({name: array}.__getitem__, [(name, array.size)], wanted, "top")[name]
-        assert np.array_equal(mask.indices(), at)
+        ((_, chosen),) = select_count({name: values}.__getitem__, [(name, values.numel())], wanted, "top")
+        mask, array = encode_chosen(chosen, tuple(values.shape)), values.inner.numpy()
+        ((_, expected_here),) = select_count({name: array}.__getitem__, [(name, array.size)], wanted, "top")
+        assert np.array_equal(mask.flat(), expected_here)
         assert device.bytes(up=False) - before == -(-values.numel() // 8)
         masks += -(-values.numel() // 8)
     assert not expected

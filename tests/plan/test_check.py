@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 import surgeon
 import surgeon.plan.check
 import surgeon.region.patch
-import surgeon.scoring.scoring
+import surgeon.scoring
 from surgeon.api import verify_checkpoint
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.diff.comparison import compare

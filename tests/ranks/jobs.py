@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import surgeon.run
-from surgeon.ranks import group, messages
+from surgeon.ranks import group, team
 
 
 def apply(recipe: str, output: str, share_of_disk: float = 0.0, hidden_bytes: int | None = None) -> None:
@@ -36,20 +36,20 @@ def apply(recipe: str, output: str, share_of_disk: float = 0.0, hidden_bytes: in
 
 def _counted() -> list[tuple[int, torch.dtype]]:
     """Note the bytes of results that this rank sends from now on."""
-    sending, sent = messages.Sending.__init__, []
+    sending, sent = team.Sending.__init__, []
 
     def counted(self: Any, value: Any, to: int) -> None:
         sending(self, value, to)
         if group.rank() > 0:
             sent.extend((part.numel() * part.element_size(), part.dtype) for part in self._parts)
 
-    messages.Sending.__init__ = counted
+    team.Sending.__init__ = counted
     return sent
 
 
 def apply_and_die(recipe: str, output: str, hidden_bytes: int, share_of_disk: float, victim: int, moment: int) -> None:
     """Carry out a recipe; the rank `victim` is killed when it has noted for the `moment`th time how far it came."""
-    from surgeon.scores.pass_scratch import Scratch
+    from surgeon.scores.score_pass import Scratch
 
     note, left = Scratch.note, [moment]
 

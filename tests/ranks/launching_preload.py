@@ -16,7 +16,7 @@ import surgeon.measure.verification
 import surgeon.model.continuations
 import surgeon.model.model
 import surgeon.report.figures
-import surgeon.scoring.shared
+import surgeon.scores.score_pass
 
 warm_up()
 

@@ -16,7 +16,8 @@ from surgeon.errors import InputError
 from surgeon.freeze.bundle import Bundle
 from surgeon.operations import Noise
 from surgeon.recipe.reading import load_recipe
-from surgeon.region.region import Region, encode_mask
+from surgeon.region.mask import encode_mask
+from surgeon.region.region import Region
 from surgeon.text.corpora import builtin_corpus
 
 # Claim 5 is run by test_further_pretraining.py: its reversion starts from what an example has trained.

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 import surgeon
 import surgeon.run
-import surgeon.scoring.scoring
+import surgeon.scoring
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import RecipeError
 from surgeon.recipe.reading import RecipeFile, load_recipe
 from surgeon.recipe.schema import resolved_yaml
-from surgeon.region.region import Mask, Region
+from surgeon.region.mask import Mask
+from surgeon.region.region import Region
 from surgeon.regions.base import kind_of
 from surgeon.report.data import Report
 

@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import RecipeError
-from surgeon.region.controls import Draw, draw_control, random_like
+from surgeon.region.dimensions import random_like
 from surgeon.region.overlap import likenesses
 from surgeon.region.region import Region
+from surgeon.regions.control import Control, Draw
 from surgeon.report.regions import region_report
 
 DTYPES = st.sampled_from([np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
@@ -48,7 +49,7 @@ def plainly(values: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], draw: st
 @given(tensor=tensors(), draw=st.sampled_from(["bottom", "magnitude"]), count=st.integers(0, 60))
 def test_ranked_controls_are_those_of_a_plain_sort(tensor: Any, draw: Draw, count: int) -> None:
     values, scores = tensor
-    found = draw_control("t", values, count, draw, scores=scores)
+    found = Control(of="r", draw=draw).drawn("t", values, count, scores=scores)
     assert found.tolist() == sorted(plainly(values, scores, draw)[:count])
 
 
@@ -57,7 +58,7 @@ def test_matched_controls_come_as_near_to_the_norm_as_their_order_allows(tensor:
     values, scores = tensor
     squares = values.astype(np.float64).reshape(-1) ** 2
     target = share * squares.sum()
-    found = draw_control("t", values, 0, draw, scores=scores, removed=target)
+    found = Control(of="r", draw=draw).drawn("t", values, 0, scores=scores, removed=target)
     order = plainly(values, scores, draw)
     assert found.tolist() == sorted(order[: found.size])
     misses = [abs(squares[order[:count]].sum() - target) for count in range(len(order) + 1)]
@@ -67,18 +68,18 @@ def test_matched_controls_come_as_near_to_the_norm_as_their_order_allows(tensor:
 @given(tensor=tensors(), count=st.integers(0, 60), seed=st.integers(0, 5))
 def test_random_controls_hold_no_zero_and_as_many_as_asked_for(tensor: Any, count: int, seed: int) -> None:
     values, _ = tensor
-    found = draw_control("t", values, count, "random", seed=seed)
+    found = Control(of="r", seed=seed).drawn("t", values, count)
     there = np.flatnonzero(values.astype(np.float64).reshape(-1))
     assert set(found.tolist()) <= set(there.tolist())
     assert found.size == min(count, there.size)
     assert found.tolist() == sorted(set(found.tolist()))
-    assert found.tolist() == draw_control("t", values, count, "random", seed=seed).tolist()
+    assert found.tolist() == Control(of="r", seed=seed).drawn("t", values, count).tolist()
 
 
 def test_random_controls_follow_seed_and_name_and_are_even() -> None:
     values = np.where(np.arange(4000) % 2, 1.0, 0.0)
     labels = (("a", 0), ("a", 1), ("b", 0))
-    found = [draw_control(name, values, 500, "random", seed=seed).tolist() for name, seed in labels]
+    found = [Control(of="r", seed=seed).drawn(name, values, 500).tolist() for name, seed in labels]
     assert len({tuple(indices) for indices in found}) == 3
     assert all(200 < sum(index < 2000 for index in indices) < 300 for indices in found)
 

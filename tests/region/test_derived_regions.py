@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 import surgeon
 from surgeon.anatomy.scope import scope
 from surgeon.errors import RecipeError
-from surgeon.region.algebra import MOST_SIGNS, parse
-from surgeon.region.coordinates import entry, fullest_lines, lines, residual_dimensions
 from surgeon.region.region import Region
+from surgeon.regions.combined import MOST_SIGNS, parse
+from surgeon.regions.dimensions import fullest_lines, residual_dimensions
+from surgeon.regions.entries import entry, lines
 
 SETS = {"a": {0, 1, 2, 3}, "b": {2, 3, 4}, "core-3.x": {0, 4, 5}}
 EVERYTHING = set(range(8))

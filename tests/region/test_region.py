@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file, save_file
 
 from surgeon.errors import RegionError
-from surgeon.region.region import Region, encode_indices, encode_mask
+from surgeon.region.mask import encode_indices, encode_mask
+from surgeon.region.region import Region
 
 masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=1, max_dims=3, max_side=9))
 pairs = hnp.array_shapes(min_dims=1, max_dims=2, max_side=30).flatmap(

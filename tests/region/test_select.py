@@ -27,7 +27,7 @@ fractions = st.floats(0.01, 1.0)
 def test_behind_an_output_of_a_convolution_are_all_its_channels_and_places() -> None:
     """State space models have weights of shape (channels, 1, width): the first axis of three runs over outputs."""
     scores = np.random.default_rng(0).random((6, 2, 5), dtype=np.float32)
-    chosen = select_in_outputs("t", scores, 0.3, "top", 0)
+    chosen = np.flatnonzero(select_in_outputs("t", scores, 0.3, "top", 0))
     expected = [row * 10 + i for row in range(6) for i in brute_force(scores[row].reshape(-1), 3, "top")]
     assert chosen.tolist() == expected
     assert entry_count_in_outputs(scores.shape, 0.3, 0) == len(expected)
@@ -41,7 +41,7 @@ def brute_force(scores: np.ndarray, k: int, kind: str) -> list[int]:
 
 @given(few_values, fractions, st.sampled_from(["top", "bottom"]))
 def test_a_vector_is_cut_as_a_whole_also_within_outputs(scores: np.ndarray, fraction: float, kind: str) -> None:
-    chosen = select_in_outputs("t", scores, fraction, kind, None)  # type: ignore[arg-type]
+    chosen = np.flatnonzero(select_in_outputs("t", scores, fraction, kind, None))  # type: ignore[arg-type]
     assert chosen.tolist() == brute_force(scores, int(fraction * scores.size), kind)
 
 
@@ -125,7 +125,7 @@ def test_each_output_alone_is_sorting_its_inputs(
 ) -> None:
     axes, output_axis = layout
     scores = scores[0] if axes == 2 else scores
-    chosen = select_in_outputs("t", scores, fraction, kind, output_axis)
+    chosen = np.flatnonzero(select_in_outputs("t", scores, fraction, kind, output_axis))  # type: ignore[arg-type]
     mask = np.zeros(scores.shape, dtype=bool)
     mask.reshape(-1)[chosen] = True
     input_axis = 2 * axes - 3 - output_axis

@@ -6,8 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgeon.region.select import select_extreme
-from surgeon.region.streaming import StreamingCut
+from surgeon.region.select import StreamingCut, select_extreme
 
 
 @given(

@@ -12,8 +12,7 @@ from conftest import ModelMaker
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import place
-from surgeon.region.unit_scores import UnitScores, least_shared
-from surgeon.region.units import Aggregate, Parts, Unit, most_entries, parts_of, unit_sizes
+from surgeon.region.units import Aggregate, Parts, Unit, UnitScores, least_shared, most_entries, parts_of, unit_sizes
 
 
 def parts_in(folder: Path, unit: Unit) -> dict[str, Parts]:

@@ -11,12 +11,11 @@ import pytest
 
 from surgeon.api import plan_recipe
 from surgeon.plan.plan import Plan
-from surgeon.region.coordinates import fullest_lines, residual_dimensions
 from surgeon.region.region import Region
 from surgeon.regions import cut
 from surgeon.regions.control import Control
+from surgeon.regions.dimensions import fullest_lines, residual_dimensions
 from surgeon.regions.make import Scored, make_regions
-from surgeon.regions.streams import stream_of
 
 RecipeMaker = Callable[..., Path]
 MORE = """\
@@ -45,7 +44,7 @@ def scored(plan: Plan, reader: Callable[[str], Any] | None = None, **given: Any)
     """Scores as a run hands them over: here those of magnitude, by plain numpy."""
     (score,) = plan.scores()
     readers = {"": reader or (lambda name: np.abs(plan.checkpoint.array(name)))}
-    return Scored(score, **{"stream": lambda plans: stream_of(readers, plans), **given})
+    return Scored(score, **{"readers": readers, **given})
 
 
 def made(plan: Plan, scored: Scored, names: list[str], known: Mapping[str, Region] | None = None) -> dict[str, Region]:
@@ -163,7 +162,7 @@ def test_regions_that_a_sweep_has_selected_already_are_taken_and_kept(plan: Plan
         )
         for i, label in enumerate(("core", "lowest"))
     }
-    for scores in (scored(plan, stream=None, regions=ready), scored(plan)):  # the second time from the cache
+    for scores in (scored(plan, readers=None, regions=ready), scored(plan)):  # the second time from the cache
         found = made(plan, scores, ["core", "lowest"])
         assert {label: indices(region) for label, region in found.items()} == {
             label: indices(region) for label, region in ready.items()

@@ -13,20 +13,21 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from surgeon import scoring
 from surgeon.api import plan_recipe
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.fingerprint import seal
+from surgeon.checkpoint.fingerprint import is_sealed, seal
 from surgeon.checkpoint.store import cache_folder
 from surgeon.errors import CheckpointError
+from surgeon.model.workplace import Workplace
 from surgeon.region.region import Region
-from surgeon.regions import kept as kept_regions
-from surgeon.regions.kept import keep_region, load_region
-from surgeon.scores import cache
+from surgeon.regions import make as kept_regions
+from surgeon.regions.make import keep_region, load_region
 from surgeon.scores.activation import Activation
 from surgeon.scores.base import SampledScore
-from surgeon.scores.cache import allocate_score, load_score, score_path, writable
 from surgeon.scores.grad_param import GradParam
 from surgeon.scores.wanda import Wanda
+from surgeon.scoring import allocate_score, score_arrays, score_path
 
 RecipeMaker = Callable[..., Path]
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -66,9 +67,7 @@ def name_of_scores(checkpoint: Checkpoint, **changes: Any) -> Path:
         "tensors": tensors,
         "text_hash": "a" * 64,
         "score": SCORES[0],
-        "precision": "float32",
-        "jobs": 1,
-        "device": "cpu",
+        "workplace": Workplace("cpu", 1),
         **changes,
     }
     return score_path(checkpoint, **given)
@@ -76,7 +75,7 @@ def name_of_scores(checkpoint: Checkpoint, **changes: Any) -> Path:
 
 def test_every_setting_gives_scores_another_name(llama: Path) -> None:
     checkpoint = Checkpoint.open(llama)
-    found = [name_of_scores(checkpoint, precision="native")]
+    found = [name_of_scores(checkpoint, score=SCORES[0].model_copy(update={"dtype": "native"}))]
     for score in SCORES:
         found.append(name_of_scores(checkpoint, score=score))
         for setting in type(score).model_fields.keys() - {"kind", "languages", "dtype"}:
@@ -104,38 +103,42 @@ def test_texts_tensors_devices_and_versions_give_scores_another_name(
 ) -> None:
     checkpoint = Checkpoint.open(llama)
     before, tensors = name_of_scores(checkpoint), [info for name, info in checkpoint.tensors.items() if "mlp" in name]
-    others = {name_of_scores(checkpoint, text_hash="b" * 64), name_of_scores(checkpoint, device="cuda")}
+    others = {
+        name_of_scores(checkpoint, text_hash="b" * 64),
+        name_of_scores(checkpoint, workplace=Workplace("cuda", 1)),
+    }
     others |= {name_of_scores(checkpoint, tensors=tensors[1:]), name_of_scores(checkpoint, tensors=tensors[::-1])}
-    for name, value in (("SCORE_VERSION", cache.SCORE_VERSION + 1), ("library_versions", lambda: {"torch": "0.0"})):
+    for name, value in (("SCORE_VERSION", scoring.SCORE_VERSION + 1), ("library_versions", lambda: {"torch": "0.0"})):
         with monkeypatch.context() as patched:
-            patched.setattr(cache, name, value)
+            patched.setattr(scoring, name, value)
             others.add(name_of_scores(checkpoint))
     assert len(others - {before}) == 6
-    assert name_of_scores(checkpoint, device="cuda:0", jobs=2) == name_of_scores(checkpoint, device="cuda:1")
+    assert name_of_scores(checkpoint, workplace=Workplace("cuda:0", 2)) == name_of_scores(
+        checkpoint, workplace=Workplace("cuda:1", 1)
+    )
 
 
 def test_a_score_file_holds_what_was_written_and_is_believed_only_sealed(llama: Path, tmp_path: Path) -> None:
     checkpoint, path = Checkpoint.open(llama), tmp_path / "x.safetensors"
     tensors = [checkpoint.tensors[NAME], checkpoint.tensors["model.norm.weight"]]
     allocate_score(path, tensors, "de")
-    assert load_score(path, "de") is None
-    written = writable(path)
+    assert not is_sealed(path)
+    written = score_arrays(path, writable=True)
     assert {name: (array.dtype, array.shape) for name, array in written.items()} == {
         info.name: (np.dtype(np.float32), info.shape) for info in tensors
     }
     assert not any(array.any() for array in written.values())
     written[NAME][:] = np.arange(written[NAME].size, dtype=np.float32).reshape(written[NAME].shape)
     seal(path)
-    found = load_score(path, "de")
-    assert found is not None
-    assert (found.language, found.path) == ("de", path)
-    assert np.array_equal(found.reader()(NAME).reshape(-1), np.arange(checkpoint.tensors[NAME].numel))
-    assert not found.reader()("model.norm.weight").any()
+    assert is_sealed(path)
+    scores = score_arrays(path)
+    assert np.array_equal(scores[NAME].reshape(-1), np.arange(checkpoint.tensors[NAME].numel))
+    assert not scores["model.norm.weight"].any()
     assert load_file(path)[NAME].reshape(-1)[:3].tolist() == [0, 1, 2]  # as another library reads it
     with safe_open(path, "np") as file:
         assert file.metadata() == {"format": "surgeon-score", "format_version": "3", "language": "de"}
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    assert load_score(path, "de") is None
+    assert not is_sealed(path)
 
 
 KEYS = {"de": "1" * 64, "fr": "2" * 64}

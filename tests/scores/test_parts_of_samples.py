@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from surgeon.scores.base import PIECES
-from surgeon.scores.sample import Sample, make_sample, totals
+from surgeon.scores.passes import Sample, make_sample, totals
 from surgeon.team import ALONE
 
 

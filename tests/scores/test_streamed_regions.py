@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ModelMaker, with_pictures
@@ -17,7 +17,7 @@ from forking import program_forked
 import surgeon
 from surgeon.checkpoint.store import cache_folder
 from surgeon.region.region import Region
-from surgeon.regions import cut
+from surgeon.regions import scopes
 from surgeon.scores.score_pass import ScorePass
 
 SCORE = "{kind: %s, languages: [de, fr], samples: 5, sequence_length: 24, batch_size: 2}"
@@ -89,25 +89,25 @@ def test_scores_that_stay_on_a_device_give_the_same_bytes(
     kind: str, make_model: ModelMaker, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There they are torch's, and all but whole units and controls is cut without a copy to numpy."""
-    real, on_host, came = ScorePass.run, cut.on_host, set[str]()
+    real, select_count, cut_there = ScorePass.run, scopes.select_count, set[type]()
 
     def as_torch(*args: Any) -> Iterator[tuple[int, str, dict[str, torch.Tensor]]]:
         for unit, language, scores in real(*args):
             yield unit, language, {name: torch.from_numpy(array) for name, array in scores.items()}
 
-    def counted(scores: Any) -> Any:
-        came.add(sys._getframe(1).f_code.co_name)
-        return on_host(scores)
+    def noted(scores: Any, group: Any, wanted: int, kind: Any) -> Any:
+        cut_there.update(type(scores(name)) for name, _ in group)
+        return select_count(scores, group, wanted, kind)
 
-    monkeypatch.setattr(cut, "on_host", counted)
+    monkeypatch.setattr(scopes, "select_count", noted)
     monkeypatch.setattr("surgeon.plan.estimates.SHARE_OF_DISK", 0.0)
     path = recipe(tmp_path, make_model("llama", tie_word_embeddings=False), texts, kind)
     for name, run in (("numpy", real), ("torch", as_torch)):
         monkeypatch.setenv("SURGEON_CACHE", str(with_pictures(tmp_path / f"cache-{name}")))
         monkeypatch.setattr(ScorePass, "run", run)
         surgeon.apply(path, output=tmp_path / name)
-        assert ("<lambda>" in came) == (name == "numpy")  # of a cut by numpy
-        came.clear()
+        assert cut_there == {np.ndarray if name == "numpy" else torch.Tensor}
+        cut_there.clear()
     assert regions_below(tmp_path / "numpy") == regions_below(tmp_path / "torch")
 
 
@@ -144,17 +144,17 @@ import torch, transformers, surgeon, surgeon.model.model, surgeon.model.layer_st
 import surgeon.scores.score_pass
 from surgeon.model import budgets
 from surgeon.plan import estimates
-from surgeon.scores import pass_scratch
+from surgeon.scores import score_pass
 recipe, share, runs = sys.argv[1], float(sys.argv[2]), json.loads(sys.argv[3])
 budgets.HIDDEN_BYTES = 0
 estimates.SHARE_OF_DISK = share
-note, left = pass_scratch.Scratch.note, [0]
+note, left = score_pass.Scratch.note, [0]
 def counted(self, progressed, kept):
     note(self, progressed, kept)
     left[0] -= 1
     if left[0] == 0:
         os.kill(os.getpid(), 9)
-pass_scratch.Scratch.note = counted
+score_pass.Scratch.note = counted
 surgeon.run.write_page = lambda report, output: []  # regions are what is looked at
 codes = []
 for output, cache, steps in runs:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import surgeon
-import surgeon.scoring.scoring
+import surgeon.scoring
 from surgeon.errors import InputError, RecipeError
 from surgeon.progress import Progress
 from surgeon.text.corpora import Corpus, DatasetLocation, FileLocation
@@ -170,8 +170,7 @@ def test_all_languages_that_have_too_little_text_are_said_before_scoring(
 
 
 def test_a_text_without_a_token_to_predict_is_refused(recipe: Callable[..., Path], tmp_path: Path) -> None:
-    from surgeon.model.token_counts import TokenCounts
-    from surgeon.model.tokenizer import load_tokenizer
+    from surgeon.model.tokenizer import TokenCounts, load_tokenizer
     from surgeon.plan.text_supply import check_supply
 
     class Barren:

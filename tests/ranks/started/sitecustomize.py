@@ -10,8 +10,7 @@ import sys
 
 if "TORCHELASTIC_RESTART_COUNT" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
     from surgeon.model import budgets
-    from surgeon.scores.pass_scratch import Scratch
-    from surgeon.scores.score_pass import ScorePass
+    from surgeon.scores.score_pass import ScorePass, Scratch
 
     budgets.HIDDEN_BYTES = 0
     _note, _start, _left = Scratch.note, ScorePass.start, [8]

@@ -1,15 +1,18 @@
-"""Copies between a device and the host that nobody waits for: on a stream of their own, made by a thread of their own.
+"""A device beside the host: copies between both that nobody waits for, and what to do where it turns out to be full.
 
-A thread that copies goes through `on_its_way`. What it makes there is complete when it hands it over, so that no
-buffer on the host is read, filled again or let go while a copy is under way.
+Copies are on a stream of their own, made by a thread of their own, which goes through `on_its_way`. What it makes
+there is complete when it hands it over, so that no buffer on the host is read, filled again or let go while a copy is
+under way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+
+from surgeon.progress import Progress
 
 _streams: dict[tuple[torch.device, str], torch.cuda.Stream] = {}
 
@@ -60,3 +63,24 @@ def wait_for_arithmetic(device: torch.device) -> None:
     """Wait until a GPU has computed all that it was told to; else it is told more and more, and all takes memory."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
+
+
+def with_less_at_a_time(
+    rows: int, do: Callable[[int], None], device: str, progress: Progress, may_halve: bool = True
+) -> None:
+    """Do something with so many texts of a batch at a time; where memory is short, anew with half as many, and say so.
+
+    Raises:
+        torch.OutOfMemoryError: one is too many, or it may not be halved.
+    """
+    while rows:
+        try:
+            do(rows)
+            return
+        except torch.OutOfMemoryError:
+            if rows == 1 or not may_halve:
+                raise
+        rows //= 2
+        progress.note(f"out of memory on {device}: {rows} of a batch's texts at a time")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

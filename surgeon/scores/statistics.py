@@ -1,17 +1,41 @@
-"""What a forward score has noted of the products with a layer's matrices, in one language."""
+"""What a forward score notes of the products with a layer's matrices: of one product, and of all in one language."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from surgeon.anatomy.slots import Slot, parameters_of
 from surgeon.checkpoint.naming import Place
 from surgeon.errors import InputError, present
-from surgeon.scores.statistic import Side, Statistic
+
+if TYPE_CHECKING:
+    import torch
+
+    from surgeon.anatomy.slots import Slot
+
+Side = Literal["inputs", "outputs"]  # of a matrix
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What one product of inputs (tokens, inputs) with a matrix gives to a running sum or maximum, float64.
+
+    `along` says which side of the matrix the values belong to: one for each input or output, or one for all of them.
+    """
+
+    word: str
+    along: Side
+    how: Literal["sum", "maximum"]
+    values: torch.Tensor
+
+    def and_then(self, other: Statistic) -> Statistic:
+        """Return the sum, or maximum, of both."""
+        import torch
+
+        both = torch.add if self.how == "sum" else torch.maximum
+        return replace(self, values=both(self.values, other.values))
+
 
 # By the number of a matrix, the axis of it that meets the inputs, and a statistic's word.
 Collected = dict[tuple[int, int, str], Statistic]
@@ -33,10 +57,12 @@ class RunningStatistics:
     _numbers: dict[int, range] = field(default_factory=dict)  # by a parameter's id, those of its matrices
 
     def __post_init__(self) -> None:
+        from surgeon.anatomy.slots import parameters_of
+
         for parameter in parameters_of(self.slots):
-            found = matrices_of(parameter)
-            self._numbers[id(parameter)] = range(len(self.matrices), len(self.matrices) + len(found))
-            self.matrices += found
+            matrices = matrices_of(parameter)
+            self._numbers[id(parameter)] = range(len(self.matrices), len(self.matrices) + len(matrices))
+            self.matrices += matrices
 
     def take(self, matrix: int, axis: int, statistic: Statistic) -> None:
         """Add what one product gives."""
@@ -56,37 +82,36 @@ class RunningStatistics:
         slot = self.slots[name]
         spread: dict[int, torch.Tensor] = {}
         for parameter in slot.parameters:
-            found = self._of(parameter, word)
-            if found is None:
+            noted = self._of(parameter, word)
+            if noted is None:
                 raise InputError(
                     f"tensor '{name}' has no {self.kind} score: the model multiplies no inputs with it as the matrix "
                     "of a linear layer; exclude it, or use grad_param"
                 )
-            if not bool(torch.isfinite(found[1]).all()):
+            axis, values = noted
+            if not bool(values.isfinite().all()):
                 raise InputError(f"the activations at tensor '{name}' are not finite: the model is broken")
-            whole = change(found[1]).unsqueeze(2 - self._axis(parameter, word))
+            whole = change(values).unsqueeze(2 - axis)
             spread[id(parameter)] = (whole if parameter.dim() == 3 else whole[0]).expand_as(parameter)
         return slot.of(lambda parameter: spread[id(parameter)])
 
     def vector(self, name: str, word: str) -> torch.Tensor:
         """Return what was noted of each input or output of a tensor with two axes, float64 on the CPU."""
-        whole = self.expanded(name, word)
-        return whole.select(1 - self.slots[name].matrix_axis(self._axis(self.slots[name].parameters[0], word)), 0).cpu()
+        whole, slot = self.expanded(name, word), self.slots[name]
+        axis, _ = present(self._of(slot.parameters[0], word))
+        return whole.select(1 - slot.matrix_axis(axis), 0).cpu()
 
-    def _axis(self, parameter: torch.nn.Parameter, word: str) -> int:
-        """Return the axis of a parameter's matrices along which a statistic's values lie, one of those there are."""
-        inner, _, side = present(self._of(parameter, word))
-        return 1 - inner if side == "outputs" else inner
+    def _of(self, parameter: torch.nn.Parameter, word: str) -> tuple[int, torch.Tensor] | None:
+        """Return what was noted of a parameter's matrices, stacked, and along which of their axes the values lie."""
+        import torch
 
-    def _of(self, parameter: torch.nn.Parameter, word: str) -> tuple[int, torch.Tensor, Side] | None:
-        """Return the axis that meets the inputs, what was noted of a parameter's matrices, stacked, and its side."""
         for axis in (0, 1):
-            found = [self.collected.get((number, axis, word)) for number in self._numbers[id(parameter)]]
-            some = next((statistic for statistic in found if statistic is not None), None)
+            noted = [self.collected.get((number, axis, word)) for number in self._numbers[id(parameter)]]
+            some = next((statistic for statistic in noted if statistic is not None), None)
             if some is not None:
                 nothing = torch.zeros_like(some.values)
-                values = [nothing if statistic is None else statistic.values for statistic in found]
-                return axis, torch.stack(values), some.along
+                values = [nothing if statistic is None else statistic.values for statistic in noted]
+                return axis if some.along == "inputs" else 1 - axis, torch.stack(values)
         return None
 
 

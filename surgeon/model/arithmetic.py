@@ -1,4 +1,4 @@
-"""On a GPU: float32 multiplied as float32, and the same bits every time, where torch has a way to them."""
+"""In which arithmetic a model is run, and on a GPU: the same bits every time, where torch has a way to them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Literal
 
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
+Precision = Literal["float32", "native"]
 _ALL_PAIRS = 512  # tokens of a sequence, at most, whose attention is computed as a matrix of all pairs
+
+
+def resolve_precision(dtype: Literal["auto", "float32", "native"]) -> Precision:
+    """Turn `auto` into float32, whatever the device: what is found shall not depend on where it was computed."""
+    return "float32" if dtype == "auto" else dtype
 
 
 def set_workspace() -> None:
@@ -23,6 +27,8 @@ def set_workspace() -> None:
 
 def compute_in_float32() -> None:
     """Have GPUs multiply float32 as float32, and not in the nineteen bits of TF32, which they may do for speed."""
+    import torch
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer ways to say so are not in every torch, and do not go with this one
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -39,6 +45,9 @@ def repeatable(device: str, length: int = 0) -> Iterator[None]:
     if not device.startswith("cuda"):
         yield
         return
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     warnings.filterwarnings("ignore", message=".*deterministic")

@@ -1,4 +1,4 @@
-"""What a score on text is computed from: batches of token ids per language, in pieces that have a sum each."""
+"""What a pass of a score on text goes over: batches of token ids per language, in pieces, and hidden states."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 
 from surgeon.anatomy.slots import Slot
 from surgeon.errors import CheckpointError, InputError
+from surgeon.model.hidden_states import States
 from surgeon.model.layer_stack import Stack
-from surgeon.scores.base import PIECES
-from surgeon.team import Team
+from surgeon.scores.base import PIECES, SampledScore
+from surgeon.team import ALONE, Team
 from surgeon.text.windows import predicted
 
 UNCOUNTED = -100  # in place of a label: nothing is predicted there
@@ -65,7 +66,7 @@ class Sample:
     @cached_property
     def pieces(self) -> list[Piece]:
         """The pieces of all languages, in order: of each language `PIECES`, or as many as it has batches."""
-        found, number = [], 0
+        pieces, number = [], 0
         for language, batches in self.batches.items():
             count = min(PIECES, len(batches))
             for i, j in pairwise(i * len(batches) // count for i in range(count + 1)):
@@ -74,9 +75,9 @@ class Sample:
                 for ids in batches[i:j]:
                     parts += list(enumerate(self._parts(ids), number + len(parts)))
                     ends.add(parts[-1][0])
-                found.append(Piece(language, tuple(parts), frozenset(ends)))
+                pieces.append(Piece(language, tuple(parts), frozenset(ends)))
                 number += len(parts)
-        return found
+        return pieces
 
 
 def make_sample(
@@ -97,10 +98,62 @@ def make_sample(
         starts = range(0, len(long_enough), batch_size)
         batches[language] = [torch.tensor(long_enough[start : start + batch_size]) for start in starts]
     counts = {
-        language: sum(ids.shape[0] * predicted(ids.shape[1], begun) for ids in found)
-        for language, found in batches.items()
+        language: sum(ids.shape[0] * predicted(ids.shape[1], begun) for ids in of_language)
+        for language, of_language in batches.items()
     }
     return Sample(batches, counts, begun, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One pass through a model: a score of tensors, by their slots, on a sample of which each of a team does pieces."""
+
+    stack: Stack
+    slots: Mapping[str, Slot]
+    score: SampledScore
+    sample: Sample
+    team: Team = ALONE
+
+    @cached_property
+    def by_layer(self) -> dict[int, dict[str, Slot]]:
+        """The slots by the layer that holds them; -1 stands for what is outside the layers.
+
+        Raises:
+            CheckpointError: one lies in several layers.
+        """
+        stack = self.stack
+        home = {id(parameter): number for number in range(len(stack.layers)) for parameter in stack.unit(number)}
+        by_layer: dict[int, dict[str, Slot]] = {}
+        for name, slot in self.slots.items():
+            layers = {home.get(id(parameter), -1) for parameter in slot.parameters}
+            if len(layers) > 1:
+                raise CheckpointError(
+                    f"tensor '{name}' lies in several layers of the model: exclude it, or use magnitude"
+                )
+            by_layer.setdefault(layers.pop(), {})[name] = slot
+        return by_layer
+
+    @cached_property
+    def own_batches(self) -> list[tuple[str, int, torch.Tensor]]:
+        """The batches that this process does: language, number among all, token ids."""
+        own = self.team.own(self.sample.pieces)
+        return [(piece.language, number, ids) for piece in own for number, ids in piece.batches]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The hidden states before each layer (row 0 is the embedding's output), and gradients by the same rows."""
+
+    hidden: States
+    gradients: States
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """How far an earlier pass over the same states came: layers forward, and, once it turned, layers left backward."""
+
+    forward: int = 0
+    left: int | None = None
 
 
 def totals(
@@ -112,23 +165,11 @@ def totals(
     """
     results, total = team.map(sums, pieces), None
     for number, piece in enumerate(pieces):
-        found = next(results, None)
-        if found is None:
+        result = next(results, None)
+        if result is None:
             return
-        total = found if total is None else add(total, found)
-        del found
+        total = result if total is None else add(total, result)
+        del result
         if number + 1 == len(pieces) or pieces[number + 1].language != piece.language:
             yield piece.language, total
             total = None
-
-
-def units(stack: Stack, slots: Mapping[str, Slot]) -> dict[int, dict[str, Slot]]:
-    """Sort slots by the layer that holds them; -1 stands for what is outside the layers."""
-    home = {id(parameter): number for number in range(len(stack.layers)) for parameter in stack.unit(number)}
-    result: dict[int, dict[str, Slot]] = {}
-    for name, slot in slots.items():
-        layers = {home.get(id(parameter), -1) for parameter in slot.parameters}
-        if len(layers) > 1:
-            raise CheckpointError(f"tensor '{name}' lies in several layers of the model: exclude it, or use magnitude")
-        result.setdefault(layers.pop(), {})[name] = slot
-    return result
