@@ -102,7 +102,7 @@ def test_links_that_lead_out_of_the_source_are_not_followed(source: Path, tmp_pa
     (source / "merges_chain.txt").symlink_to("tokenizer_secret.json")
     (source / "tokenizer_inside.json").symlink_to(source / "config.json")
     found = companions(Checkpoint.open(source))
-    assert Path("tokenizer_inside.json") in found.kept
+    assert Path("tokenizer_inside.json") in found.files
     links = [name for name, reason in found.left_out.items() if "link" in reason]
     assert links == ["merges_chain.txt", "tokenizer_secret.json", "vocab_relative.json"]
     target = tmp_path / "target"
@@ -123,7 +123,7 @@ def test_links_of_the_hubs_cache_are_followed(source: Path, tmp_path: Path) -> N
     (tmp_path / "hub" / "token").write_text("secret")
     (snapshot / "vocab.json").symlink_to("../../../token")
     found = companions(Checkpoint.open(snapshot))
-    assert [path.name for path in found.kept] == ["config.json", "tokenizer.json"]
+    assert [path.name for path in found.files] == ["config.json", "tokenizer.json"]
     assert list(found.left_out) == ["vocab.json"]
 
 
