@@ -21,12 +21,12 @@ from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import VariantSpec, as_data
 from surgeon.region.region import Region
 from surgeon.report.data import Report
-from surgeon.report.entries import EncodingReport, ModelReport, RegionReport, ScoreReport, StepReport, VariantReport
+from surgeon.report.entries import EncodingReport, ModelReport, ScoreReport, StepReport, VariantReport
 from surgeon.report.expected import check_expectations
 from surgeon.report.manifest import environment
 from surgeon.report.measured import measurement_reports, passages, perplexities, summarize, sweep_report
 from surgeon.report.parts import part_reports
-from surgeon.report.regions import overlap_reports, region_report
+from surgeon.report.regions import RegionReport, overlap_reports, region_report
 from surgeon.run import Run
 from surgeon.write.marker import VARIANTS
 from surgeon.write.staging import Staged, Written

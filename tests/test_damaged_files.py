@@ -16,7 +16,7 @@ import surgeon
 from surgeon.cli import app
 from surgeon.errors import InputError, SurgeonError
 from surgeon.report.data import Report
-from surgeon.report.entries import Scan
+from surgeon.report.regions import Scan
 
 RECIPE = """\
 version: 1

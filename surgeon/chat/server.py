@@ -128,11 +128,13 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             with self.server.one_at_a_time:
-                answers = {name: _shown(item) for name, item in self.server.answer(question).items()}
+                answers = self.server.answer(question)
         except SurgeonError as error:
             self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         else:
-            self._send_json(HTTPStatus.OK, {"answers": answers})
+            keys = ("continuation", "tokens", "stopped")
+            shown = {name: {key: getattr(item, key) for key in keys} for name, item in answers.items()}
+            self._send_json(HTTPStatus.OK, {"answers": shown})
 
     def _is_meant(self, path: str) -> bool:
         """Refuse what names another host, comes from another site's page, or asks for another path."""
@@ -184,7 +186,3 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: the page shows what was asked."""
-
-
-def _shown(item: Continuation) -> dict[str, Any]:
-    return {"continuation": item.continuation, "tokens": item.tokens, "stopped": item.stopped}

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import InputError, reason
@@ -33,14 +34,6 @@ class Questions:
 
     likelihoods: dict[Question, None] = field(default_factory=dict)
     speeches: dict[Speech, None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _StandIn:
-    """What the harness looks at of a model that it never runs."""
-
-    config: Any
-    device: Any
 
 
 def recorder(tokenizer: Any, config: Any, questions: Questions) -> Any:
@@ -91,7 +84,7 @@ def asked_model() -> Any:
             speeches: Callable[[Sequence[Speech]], list[str]],
         ) -> None:
             self._likelihoods, self._speeches = likelihoods, speeches
-            stand_in = _StandIn(config, torch.device("cpu"))
+            stand_in = SimpleNamespace(config=config, device=torch.device("cpu"))  # for a model that is never run
             super().__init__(pretrained=stand_in, backend="causal", tokenizer=copy.deepcopy(tokenizer))
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:

@@ -56,11 +56,16 @@ class Batch:
 class Pieces:
     """What is looked at: the pieces by their numbers, and the batches that they are in.
 
-    Batches that share their `inputs`, as one and the same tensor, are run once for all that look at them.
+    Batches that share their `inputs`, as one and the same tensor, are run once for all that look at them. `source` is
+    what a kind makes its figures with, beside the sums; it does not go to other processes, which make none.
     """
 
     pieces: Sequence[Piece]
     batches: Sequence[Batch]
+    source: Any = None
+
+    def __reduce__(self) -> Any:
+        return Pieces, (self.pieces, self.batches)
 
     def by_group(self, totals: NDArray[np.float64], weights: Sequence[float] | None = None) -> dict[str, Sums]:
         """Return the sums of every group's pieces; their weights are their tokens if not given."""
@@ -192,21 +197,19 @@ class Measurement(Model):
                 groups.setdefault(group, {})[name] = of_group
         return Figures(groups)
 
-
-class OwnWork(Measurement):
-    """A measurement that needs more of the models than their outputs, such as texts that they go on with."""
-
-    @abstractmethod
     def work(self, stack: Stack, variants: Sequence[Variant], pieces: Pieces, progress: Progress) -> Mapping[str, Any]:
-        """Return what is found of each variant, by name; done on the first rank, after the pass.
+        """Return what is found of each variant, by name, where that takes more of the models than their outputs.
+
+        Such as texts that they go on with. Done on the first rank, after the pass.
 
         Raises:
             InputError: it cannot be done with this model.
         """
+        return {}
 
-    @abstractmethod
     def figures_with(self, pieces: Pieces, sums: Mapping[str, NDArray[np.float64]], own: Any) -> Figures:
-        """Return a model's figures from the sums, as `figures` does, and from what `work` found of it."""
+        """Return a model's figures from the sums, and from what `work` found of it; by default from the sums alone."""
+        return self.figures(pieces, sums)
 
 
 Item = TypeVar("Item")

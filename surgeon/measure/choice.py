@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import yaml
@@ -96,13 +96,6 @@ def _word(paragraph: str, at: int, within: int) -> int:
     return at if at + within < len(paragraph) else len(paragraph)
 
 
-@dataclass(frozen=True)
-class _Asked(Pieces):
-    """Each end is a piece, those of a question in a row; `asked` are languages and questions in the same order."""
-
-    asked: Sequence[tuple[str, Question]] = ()
-
-
 class Choice(Measurement):
     """Which of four ends of a paragraph is its own."""
 
@@ -122,6 +115,8 @@ class Choice(Measurement):
 
     def pieces(self, subject: Subject) -> Pieces:
         """Return the ends, each after its beginning; of a beginning that is too long for the window, the last part.
+
+        Each end is a piece, those of a question in a row.
 
         Raises:
             InputError: a language's text is too short for a question.
@@ -146,7 +141,7 @@ class Choice(Measurement):
                 rows.append((ids[:-1], (chosen, [len(pieces)] * len(chosen))))
                 pieces.append(Piece(language, len(chosen)))
         most = subject.batch_size * room
-        return _Asked(pieces, list(batched(rows, lambda length: most // length)), asked)
+        return Pieces(pieces, list(batched(rows, lambda length: most // length)), asked)
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
         """Return the log-likelihoods."""
@@ -155,7 +150,7 @@ class Choice(Measurement):
     def figures(self, pieces: Pieces, sums: Mapping[str, NDArray[np.float64]]) -> Figures:
         """Return how many questions of each paragraph were answered rightly; not a number is no answer."""
         right: dict[str, dict[int, list[int]]] = {}
-        for number, (language, question) in enumerate(cast(_Asked, pieces).asked):
+        for number, (language, question) in enumerate(pieces.source):
             likelihoods = sums["loglikelihood"][ENDS * number : ENDS * (number + 1)]
             each = likelihoods / [len(end) for end in question.ends]
             hit = bool(np.isfinite(each).all()) and int(each.argmax()) == question.right

@@ -10,7 +10,6 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from surgeon.errors import EnvironmentFailure
-from surgeon.measure.base import OwnWork, Pieces, Seen, Subject, evenly
+from surgeon.measure.base import Measurement, Pieces, Seen, Subject, evenly
 from surgeon.model.results import Continuation, Figures, Quantity, Sums
 from surgeon.recipe.fields import Count
 
@@ -79,14 +78,7 @@ _GRAM = 4
 _NO_TEXT = "no text"
 
 
-@dataclass(frozen=True)
-class _Begun(Pieces):
-    """The beginnings, each with its language."""
-
-    begun: Sequence[tuple[str, str]] = ()
-
-
-class LanguageKept(OwnWork):
+class LanguageKept(Measurement):
     """Whether a model goes on in the language of a text."""
 
     kind: ClassVar[str] = "language_kept"
@@ -118,14 +110,14 @@ class LanguageKept(OwnWork):
         ]
 
     def pieces(self, subject: Subject) -> Pieces:
-        """Return the beginnings; of a language that the identifier does not know, none."""
+        """Return the beginnings, each with its language; of a language that the identifier does not know, none."""
         begun = [
             (language, start)
             for language in subject.languages
             if language in known_languages()
             for start in beginnings(subject.corpus.text(language).evaluate, self.prompts)
         ]
-        return _Begun([], [], begun)
+        return Pieces([], [], begun)
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
         """Return nothing: outputs are not looked at."""
@@ -137,8 +129,7 @@ class LanguageKept(OwnWork):
         """Have each model go on; one that does not stay in memory is read once for every new token, as a note says."""
         from surgeon.model.continuations import continue_prompts, encode_prompts
 
-        asked: Any = pieces
-        prompts = encode_prompts(stack, [start for _, start in asked.begun], self.new_tokens)
+        prompts = encode_prompts(stack, [start for _, start in pieces.source], self.new_tokens)
         if not prompts:
             return {variant.name: [] for variant in variants}
         if not stack.loaded.weights.stays:
@@ -151,8 +142,7 @@ class LanguageKept(OwnWork):
         self, pieces: Pieces, sums: Mapping[str, NDArray[np.float64]], own: Sequence[Continuation]
     ) -> Figures:
         """Identify the languages of what was said."""
-        asked: Any = pieces
-        samples = [_sample(language, said) for (language, _), said in zip(asked.begun, own, strict=False)]
+        samples = [_sample(language, said) for (language, _), said in zip(pieces.source, own, strict=False)]
         groups: dict[str, dict[str, Sums]] = {}
         for language in dict.fromkeys(sample["language"] for sample in samples):
             those = [sample for sample in samples if sample["language"] == language]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Outputs, OwnWork, Pieces, Seen
+from surgeon.measure.base import UNCOUNTED, Batch, Measurement, Outputs, Pieces, Seen
 from surgeon.measure.perplexity import EvaluationText, Perplexity, as_measures, window_pieces
 from surgeon.model.device import with_less_at_a_time
 from surgeon.model.editing import Variant
@@ -47,13 +47,15 @@ class _Watcher:
 class _Pass:
     """The batches of a pass, those who look at each, and what they noted: by model and watcher, a batch's sums.
 
-    Batches are run in `parts`, some rows at a time, and noted as if they were not.
+    Where a measurement compares, the base is the first model; it may be another one, that stands `beside`. Batches are
+    run in `parts`, some rows at a time, and noted as if they were not.
     """
 
     looks: Sequence[Look]
     names: Sequence[str]
     inputs: Sequence[torch.Tensor]
     watchers: Sequence[Sequence[_Watcher]]
+    beside: Stack | None = None
     notes: list[dict[tuple[int, int], _Sums]] = field(default_factory=list)
     parts: Sequence[tuple[int, int]] = ()  # a batch, and its first row
     base: tuple[tuple[int, slice, slice], Outputs] | None = None  # a chunk, and what the base says of it
@@ -112,12 +114,10 @@ def measure(
     """
     names = [*([] if beside is None else ["base"]), *(variant.name for variant in variants)]
     whole = _pass(looks, names)
-    told = ", ".join(dict.fromkeys(look.measurement.kind for look in looks))
-    label = f"{told} of {len(names)} models" if len(names) > 1 else f"{told} of {names[0]}"
 
     def noted(share: Sequence[int]) -> dict[int, dict[tuple[int, int], _Sums]]:
-        part = _Pass(looks, names, [whole.inputs[i] for i in share], [whole.watchers[i] for i in share])
-        _run(stack, variants, part, label, progress, len(share) == len(whole.inputs), beside)
+        part = _Pass(looks, names, [whole.inputs[i] for i in share], [whole.watchers[i] for i in share], beside)
+        _run(stack, variants, part, progress, may_halve=len(share) == len(whole.inputs))
         return dict(zip(share, part.notes, strict=True))
 
     shares = list(team.map(noted, team.divided(range(len(whole.inputs)))))
@@ -127,28 +127,23 @@ def measure(
     return _figures(whole, [notes[number] for number in sorted(notes)], _own_work(stack, variants, looks, progress))
 
 
-def _run(
-    stack: Stack,
-    variants: Sequence[Variant],
-    part: _Pass,
-    label: str,
-    progress: Progress,
-    may_halve: bool,
-    beside: Stack | None,
-) -> None:
+def _run(stack: Stack, variants: Sequence[Variant], part: _Pass, progress: Progress, may_halve: bool) -> None:
     """Fill the notes of a pass; where the device's memory is short, anew with half as many rows at a time.
 
     It is not begun anew, unless it `may_halve`: others may wait for this process.
     """
-    first = 0 if beside is None else 1  # the number of the first variant among all models
+    told = ", ".join(dict.fromkeys(look.measurement.kind for look in part.looks))
+    label = f"{told} of {len(part.names)} models" if len(part.names) > 1 else f"{told} of {part.names[0]}"
+    first = len(part.names) - len(variants)  # the number of the first variant among all models
 
     def uses(variant: int, batch: int) -> bool:
         return part.uses(first + variant, batch)
 
     def noted(rows: int) -> None:
         inputs = part.begin(rows)
-        cost = work(stack, variants, len(inputs), uses) + (0 if beside is None else len(inputs) * len(beside.layers))
-        with progress.task(label, cost) as advance, _taken(part, inputs, beside, advance) as take:
+        cost = work(stack, variants, len(inputs), uses)
+        cost += len(inputs) * len(part.beside.layers) if part.beside is not None else 0
+        with progress.task(label, cost) as advance, _taken(part, inputs, advance) as take:
             run_models(stack, variants, inputs, take, wanted=part.wanted, uses=uses, advance=advance)
 
     rows = max((len(ids) for ids in part.inputs), default=0)
@@ -156,14 +151,12 @@ def _run(
 
 
 @contextmanager
-def _taken(
-    part: _Pass, inputs: Sequence[torch.Tensor], beside: Stack | None, advance: Callable[[int], None]
-) -> Iterator[Take]:
+def _taken(part: _Pass, inputs: Sequence[torch.Tensor], advance: Callable[[int], None]) -> Iterator[Take]:
     """Give what takes the outputs of variants; of a base beside them it has the same chunk's taken first."""
-    if beside is None:
+    if part.beside is None:
         yield part.take
         return
-    with outputs_of(beside, inputs, advance) as outputs:
+    with outputs_of(part.beside, inputs, advance) as outputs:
 
         def take(variant: int, batch: int, rows: slice, positions: slice, logits: torch.Tensor) -> None:
             if variant == 0:
@@ -180,8 +173,7 @@ def _own_work(
     own: list[Mapping[str, Any]] = []
     for look in looks:
         models = [variant for variant in variants if variant.name in look.models]
-        item = look.measurement
-        own.append(item.work(stack, models, look.pieces, progress) if isinstance(item, OwnWork) else {})
+        own.append(look.measurement.work(stack, models, look.pieces, progress))
     return own
 
 
@@ -224,11 +216,8 @@ def _figures(
                         for value, added in of_batch.get((model, turn), {}).items():
                             totals = sums.setdefault(value, np.zeros(len(look.pieces.pieces)))
                             totals[watcher.ids] += added
-            item = look.measurement
-            result[name][item.kind] = (
-                item.figures_with(look.pieces, sums, own[number][name])
-                if isinstance(item, OwnWork)
-                else item.figures(look.pieces, sums)
+            result[name][look.measurement.kind] = look.measurement.figures_with(
+                look.pieces, sums, own[number].get(name)
             )
     return result
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +27,6 @@ if TYPE_CHECKING:
 BITS = "bits"
 
 
-@dataclass(frozen=True)
-class _Paragraphs(Pieces):
-    """The paragraphs; `sizes` are their bytes in UTF-8."""
-
-    sizes: Sequence[float] = ()
-
-
 class Paragraphs(Measurement):
     """Bits per byte of paragraphs of each language."""
 
@@ -48,7 +40,7 @@ class Paragraphs(Measurement):
         return [Quantity(BITS, "bits per byte", "bits per byte", "more", "difference")]
 
     def pieces(self, subject: Subject) -> Pieces:
-        """Return the paragraphs of all languages, in windows.
+        """Return the paragraphs of all languages, in windows; their source are their bytes in UTF-8.
 
         Raises:
             InputError: a language has none.
@@ -69,7 +61,7 @@ class Paragraphs(Measurement):
                 ]
                 pieces.append(Piece(language, len(ids)))
                 sizes.append(float(len(line.encode())))
-        return _Paragraphs(pieces, list(batched(rows, lambda length: subject.batch_size)), sizes)
+        return Pieces(pieces, list(batched(rows, lambda length: subject.batch_size)), sizes)
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
         """Return the losses in bits."""
@@ -77,8 +69,7 @@ class Paragraphs(Measurement):
 
     def figures(self, pieces: Pieces, sums: Mapping[str, NDArray[np.float64]]) -> Figures:
         """Return bits by paragraph, weighted by bytes."""
-        asked: Any = pieces
-        by_group = pieces.by_group(sums[BITS], asked.sizes)
+        by_group = pieces.by_group(sums[BITS], pieces.source)
         return Figures({language: {BITS: bits} for language, bits in by_group.items()})
 
 

@@ -10,7 +10,6 @@ lm-evaluation-harness has it, so that figures are the harness's to the last digi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -24,7 +23,7 @@ from surgeon.harness.models import Answer, Question, Questions, Speech, recorder
 from surgeon.measure.base import (
     Batch,
     End,
-    OwnWork,
+    Measurement,
     Piece,
     Pieces,
     Seen,
@@ -87,19 +86,7 @@ def _batches(asks: Sequence[Question], starts: Sequence[int], size: int) -> Iter
             yield labelled(inputs, [asked[read][turn] if turn < len(asked[read]) else None for read in reads])
 
 
-@dataclass(frozen=True)
-class _Asked(Pieces):
-    """The questions' tokens, and where they come from; other ranks than the first get the tokens alone."""
-
-    tasks: running.Tasks | None = None
-    questions: Questions = field(default_factory=Questions)
-    subject: Subject | None = None
-
-    def __reduce__(self) -> Any:
-        return Pieces, (self.pieces, self.batches)
-
-
-class Tasks(OwnWork):
+class Tasks(Measurement):
     """Tasks of lm-evaluation-harness."""
 
     kind: ClassVar[str] = "tasks"
@@ -141,7 +128,7 @@ class Tasks(OwnWork):
             asked = recorder(subject.tokenizer, subject.config, questions)
         running.evaluate(asked, tasks)
         asks = question_pieces(list(questions.likelihoods), subject.batch_size)
-        return _Asked(asks.pieces, asks.batches, tasks, questions, subject)
+        return Pieces(asks.pieces, asks.batches, (tasks, questions, subject))
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
         """Return the likelihood of each token, and whether it was the likeliest."""
@@ -155,7 +142,7 @@ class Tasks(OwnWork):
         Raises:
             InputError: the model is read anew for every token, so that this would take for ever.
         """
-        speeches = list(_asked(pieces).questions.speeches)
+        speeches = list(pieces.source[1].speeches)
         if not speeches:
             return {variant.name: {} for variant in variants}
         if not stack.loaded.weights.stays:
@@ -168,12 +155,8 @@ class Tasks(OwnWork):
 
     def figures_with(self, pieces: Pieces, sums: Mapping[str, NDArray[np.float64]], own: dict[Speech, str]) -> Figures:
         """Tell the harness the answers, and take over what it makes of them."""
-        asked = _asked(pieces)
-        answers = dict(zip(asked.questions.likelihoods, answered(asked.questions.likelihoods, sums), strict=True))
+        tasks, questions, subject = pieces.source
+        answers = dict(zip(questions.likelihoods, answered(questions.likelihoods, sums), strict=True))
         with running.quiet():
-            model = replayer(asked.subject.tokenizer, asked.subject.config, answers, own)
-        return running.told(running.evaluate(model, asked.tasks), asked.tasks)
-
-
-def _asked(pieces: Pieces) -> Any:
-    return pieces
+            model = replayer(subject.tokenizer, subject.config, answers, own)
+        return running.told(running.evaluate(model, tasks), tasks)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,13 +45,6 @@ class Passage:
     tokens: Sequence[str]
     kinds: Sequence[Sequence[str]]
     words: Sequence[int]
-
-
-@dataclass(frozen=True)
-class _Read(Pieces):
-    """The tokens of all passages, one after the other, each a piece."""
-
-    passages: Sequence[Passage] = ()
 
 
 class Words(Measurement):
@@ -87,7 +80,7 @@ class Words(Measurement):
                 pieces.append(Piece(language, 1))
             counts = _counts(subject.windows, language)
             passages.append(_passage(language, _said(subject, language, labels), labels, counts))
-        return _Read(pieces, list(batches.values()), passages)
+        return Pieces(pieces, list(batches.values()), passages)
 
     def values(self, seen: Seen) -> Mapping[str, torch.Tensor]:
         """Return the losses."""
@@ -97,7 +90,7 @@ class Words(Measurement):
         """Return the mean loss of each kind of tokens, summed by language, and the tokens' own as samples."""
         samples, start = [], 0
         each: dict[str, list[tuple[float, float]]] = {kind: [] for kind in _KINDS}
-        for passage in cast(_Read, pieces).passages:
+        for passage in pieces.source:
             losses = sums["loss"][start : start + len(passage.tokens)].tolist()
             start += len(losses)
             samples.append(_sample(passage, losses))

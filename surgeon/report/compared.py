@@ -35,7 +35,7 @@ from surgeon.report.data import Report
 from surgeon.report.drawing import Figure, svg, write_pictures
 from surgeon.report.grid import Cell, Grid, Row, as_cells
 from surgeon.report.markup import rendered
-from surgeon.report.story import Story, log_ratio, mean_ratio, ratio, tell
+from surgeon.report.story import Story, log_ratio, ratio, tell
 from surgeon.report.words import interval, is_lost, number
 
 _MOST = 24  # runs on one page
@@ -164,13 +164,10 @@ def comparison_table(runs: Sequence[Compared]) -> Grid:
         bits = sum(report.perplexity["base"][code].bits_per_byte for code in languages) / len(languages)
         named, times, bounds = Cell("-"), Cell("-"), "-"
         if cut is not None:
-            item, mean = report.summary[cut], mean_ratio(report, cut)
-            draws = [report.summary[draw].ratio_to_base for draw in report.draws(cut)]
-            named = Cell(report.label(cut))
-            times = Cell(number(mean), item.log_geometric_mean_perplexity, ratio=mean)
-            several = len(draws) > 1
-            bounds = f"{interval(min(draws), max(draws))} (range)" if several else interval(item.low, item.high)
-        controls = [f"{report.label(name)} ×{number(mean_ratio(report, name))}" for name in run.story.controls]
+            item, named = report.mean(cut), Cell(report.label(cut))
+            times = Cell(number(item.ratio_to_base), item.log_geometric_mean_perplexity, ratio=item.ratio_to_base)
+            bounds = interval(item.low, item.high) + (" (range)" if report.is_range(cut) else "")
+        controls = [f"{report.label(name)} ×{number(report.mean(name).ratio_to_base)}" for name in run.story.controls]
         base = number(report.summary["base"].geometric_mean_perplexity)
         beside = ("; ".join(controls) or "-", base, Cell(f"{bits:.3f}", bits))
         rows.append(Row(as_cells(run.name, report.model.name, named, times, bounds, *beside)))
@@ -188,7 +185,7 @@ def comparison_data(runs: Sequence[Compared]) -> dict[str, Any]:
         data[run.name] = {
             "model": report.model.name, "variant": cut,
             "languages": {code: ratio(report, str(cut), code) for code in languages},
-            "ratio_to_base": mean_ratio(report, cut) if cut is not None else None,
+            "ratio_to_base": report.mean(cut).ratio_to_base if cut is not None else None,
             "base_perplexity": report.summary["base"].geometric_mean_perplexity,
         }  # fmt: skip
     return data

@@ -15,19 +15,19 @@ from surgeon.notebook import table, view
 from surgeon.report.entries import (
     Entry,
     Expectation,
+    Figure,
     MeasurementReport,
     ModelReport,
-    OverlapReport,
     PartsReport,
     PassageReport,
     Perplexity,
     PushReport,
-    RegionReport,
     ScoreReport,
     Summary,
     SweepReport,
     VariantReport,
 )
+from surgeon.report.regions import OverlapReport, RegionReport
 from surgeon.report.words import coordinate, interval, number
 from surgeon.text.languages import Language, language
 
@@ -159,6 +159,29 @@ class Report(Entry):
             if variant == sweep.control:
                 return [point for point in sweep.points if point in self.perplexity] or [variant]
         return [variant]
+
+    def is_range(self, variant: str) -> bool:
+        """True if a variant stands for several draws, so that bounds are their smallest and their largest."""
+        return len(self.draws(variant)) > 1
+
+    def mean(self, variant: str) -> Summary:
+        """Return a variant over its languages; of a control that was drawn several times the mean of its draws."""
+        draws = [self.summary[draw] for draw in self.draws(variant)]
+        if len(draws) == 1:
+            return draws[0]
+        log = math.fsum(draw.log_geometric_mean_perplexity for draw in draws) / len(draws)
+        ratios = [draw.ratio_to_base for draw in draws]
+        return Summary(
+            geometric_mean_perplexity=exponential(log),
+            log_geometric_mean_perplexity=log,
+            ratio_to_base=exponential(log - self.summary["base"].log_geometric_mean_perplexity),
+            low=min(ratios),
+            high=max(ratios),
+        )
+
+    def figure(self, kind: str, variant: str, group: str | None, quantity: str) -> Figure | None:
+        """Return what a measurement told of a variant in a group, or over all; see `MeasurementReport.averaged`."""
+        return self.measurements[kind].averaged(self.draws(variant), group, quantity)
 
     def averaged(self, variant: str) -> dict[str, Perplexity]:
         """Return a variant's perplexities; of a control that was drawn several times the geometric means.

@@ -13,7 +13,7 @@ from surgeon.report.language_figures import measurement_figures, perplexity_figu
 from surgeon.report.parts import part_figures
 from surgeon.report.region_figures import crowding_figure, overlap_figure, scan_figures
 from surgeon.report.regions import region_report
-from surgeon.report.story import Story, regions_of, tell
+from surgeon.report.story import Story, tell
 from surgeon.report.sweeps import sweep_figure
 
 
@@ -39,7 +39,7 @@ def variant_figures(report: Report, variant: str) -> list[Figure]:
     """Return the figures of one variant's card: what it did, and where its region is if the report describes that."""
     story = tell(report, variant)
     result = [perplexity_figure(report.only([variant, *report.measured_alone]), story)]
-    if any(region in report.regions for region in regions_of(report, variant)):
+    if any(region in report.regions for region in report.variants[variant].regions):
         result += [figure for figure in scan_figures(report, story) if figure.name == "scan"]
     return [replace(figure, key=True) for figure in result]
 

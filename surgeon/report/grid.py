@@ -7,8 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from surgeon.report.story import SAME
-from surgeon.report.words import number, percent
+from surgeon.report.words import SAME, number, percent
 
 
 @dataclass(frozen=True)

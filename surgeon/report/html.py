@@ -21,7 +21,6 @@ from surgeon.report.drawing import Figure, runtime, script_data, svg, write_pict
 from surgeon.report.entries import PassageReport
 from surgeon.report.expected import outcome
 from surgeon.report.figures import figures
-from surgeon.report.grid import Grid
 from surgeon.report.language_figures import ORDERS, places
 from surgeon.report.markup import HERE, rendered
 from surgeon.report.parts import part_lines, part_tables
@@ -72,7 +71,9 @@ def page(report: Report, drawn: Sequence[tuple[Figure, str]] | None = None) -> s
         figures={figure.name: (figure, Markup(picture)) for figure, picture in drawn},
         tables=tables,
         regions=regions,
-        languages=lambda variants: _languages(report, variants),
+        languages=lambda names: tables.languages_table(
+            {name: report.averaged(name) for name in ("base", *names)}, "base", report, places(report)
+        ),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
         runtime=Markup(runtime() if specs else ""),
         data=Markup(script_data(_data(report, story, specs, scans))),
@@ -90,11 +91,6 @@ def _data(report: Report, story: Story, specs: Mapping[str, Any], scans: Mapping
     full = {name: brightest(scan) for name, scan in first.items() if scan is not None}
     light = {"colours": light_palette().tolist(), "exponent": EXPONENT}
     return {"figures": specs, "shown": story.shown, "scans": scans, "full": full, "light": light}
-
-
-def _languages(report: Report, variants: Sequence[str]) -> Grid:
-    measured = {name: report.averaged(name) for name in ("base", *variants)}
-    return tables.languages_table(measured, "base", report, places(report))
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:

@@ -42,7 +42,7 @@ from surgeon.report.data import Report
 from surgeon.report.drawing import Figure
 from surgeon.report.entries import MeasurementReport
 from surgeon.report.story import Story, log_ratio, ratio, scored_languages, tell
-from surgeon.report.words import capital, count, is_lost, number, quantity_interval, quantity_text, with_unit
+from surgeon.report.words import capital, count, figure_texts, is_lost, number, quantity_text, with_unit
 
 ORDERS = ("script", "family", "effect")
 STEP = 20  # height of a language
@@ -53,19 +53,15 @@ RANKED = {"field": "rank", "op": "min"}
 def language_groups(report: Report, order: str) -> list[tuple[str, list[str]]]:
     """Arrange the languages: by script or family in named groups, or in one group by the largest effect."""
     codes = list(report.perplexity["base"])
-    if order == "effect":
-        return [("", sorted(codes, key=lambda code: (-_effect(report, code), report.language(code).name)))]
+    if order == "effect":  # how far the cut moves a language, either way
+        cut = tell(report).cut
+        moves = {code: abs(log_ratio(report, str(cut), code)) if cut in report.perplexity else 0.0 for code in codes}
+        moves = {code: math.inf if math.isnan(move) else move for code, move in moves.items()}
+        return [("", sorted(codes, key=lambda code: (-moves[code], report.language(code).name)))]
     groups: dict[str, list[str]] = {}
     for code in sorted(codes, key=lambda code: report.language(code).name):
         groups.setdefault(getattr(report.language(code), order), []).append(code)
     return sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-
-
-def _effect(report: Report, code: str) -> float:
-    """Return how far the cut moves a language, either way."""
-    cut = tell(report).cut
-    change = 0.0 if cut is None or cut not in report.perplexity else abs(log_ratio(report, cut, code))
-    return math.inf if math.isnan(change) else change
 
 
 def places(report: Report) -> dict[str, dict[str, Any]]:
@@ -131,7 +127,7 @@ def _rows(report: Report, story: Story) -> list[dict[str, Any]]:
                 "broken": "" if is_drawable(log) else said, "multiple": times if math.isfinite(times) else said,
                 "bits": f"{base.bits_per_byte:.3f} to {number(item.bits_per_byte)}",
                 "ratio": drawn(closer(log, guesses[code])), **RATIOS.of(times, lost),
-                **_interval(item.low, item.high, guesses[code], len(report.draws(name)) > 1),
+                **_interval(item.low, item.high, guesses[code], report.is_range(name)),
             })  # fmt: skip
     edge = max((row["ratio"] for row in rows), default=1.0)
     for row, (_, code) in zip(rows, logs, strict=True):
@@ -276,15 +272,14 @@ def measurement_figures(report: Report, story: Story) -> list[Figure]:
     for kind, item in report.measurements.items() if report.perplexity else ():
         models = [name for name in ("base", *drawn_variants(report, story)) if item.found.get(name)]
         if kind != PERPLEXITY and models:
-            drawn.append(_measurement_figure(report, story, kind, item, models))
+            drawn.append(_measurement_figure(report, story, kind, models))
     return drawn
 
 
-def _measurement_figure(
-    report: Report, story: Story, kind: str, item: MeasurementReport, models: Sequence[str]
-) -> Figure:
+def _measurement_figure(report: Report, story: Story, kind: str, models: Sequence[str]) -> Figure:
+    item = report.measurements[kind]
     quantity, of_languages = item.quantities[0], item.by == "language"
-    rows = _measurement_rows(report, item, quantity, models)
+    rows = _measurement_rows(report, kind, quantity, models)
     variants = [name for name in models if name != "base"]
     looks = [("ink", SHAPES[0])] * models.count("base") + series(variants, story)
     shown = [name for name in models if name in story.shown] or variants
@@ -312,37 +307,30 @@ def _measurement_figure(
     return Figure(f"measured-{kind}", title, _caption(item, quantity, rows), finished(spec), fluid=True)
 
 
-def _measurement_rows(
-    report: Report, item: MeasurementReport, quantity: Quantity, models: Sequence[str]
-) -> list[dict[str, Any]]:
+def _measurement_rows(report: Report, kind: str, quantity: Quantity, models: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row for each model and group; a value that is not a number stands at the edge, and says so."""
+    item = report.measurements[kind]
     fields = language_fields(report) if item.by == "language" else {}
     figures = {
         (name, group): figure
         for name in models for group in dict.fromkeys(group for model in models for group in item.found[model])
-        if (figure := item.averaged(report.draws(name), group, quantity.name)) is not None
+        if (figure := report.figure(kind, name, group, quantity.name)) is not None
     }  # fmt: skip
     finite = [figure.value for figure in figures.values() if math.isfinite(figure.value)]
     edge = (max if quantity.worse == "more" else min)(finite, default=0.0)
     rows = []
     for (name, group), figure in figures.items():
-        said, several = quantity_text(quantity, figure.value), len(report.draws(name)) > 1
+        said, change, bounds = figure_texts(quantity, figure)
+        told = {} if change is None else {"change": change}
+        if bounds is not None:
+            told["interval"] = f"{bounds} (range)" if report.is_range(name) else bounds
         rows.append({
             "variant": name, "name": report.label(name), **fields.get(group, {item.by: group, "label": group}),
             "value": figure.value if math.isfinite(figure.value) else edge, "said": f"{said} {quantity.unit}".rstrip(),
-            "broken": "" if math.isfinite(figure.value) else said, **_change(quantity, figure, several),
+            "broken": "" if math.isfinite(figure.value) else said, **told,
             **_ends(quantity, figure, figures.get(("base", group))),
         })  # fmt: skip
     return rows
-
-
-def _change(quantity: Quantity, figure: entries.Figure, is_range: bool) -> dict[str, str]:
-    change = figure.change
-    said = {} if change is None else {"change": quantity_text(quantity, change, change=True)}
-    if figure.low is not None and figure.high is not None:
-        bounds = quantity_interval(quantity, figure.low, figure.high, change is not None)
-        said["interval"] = f"{bounds} (range)" if is_range else bounds
-    return said
 
 
 def _ends(quantity: Quantity, figure: entries.Figure, base: entries.Figure | None) -> dict[str, float]:

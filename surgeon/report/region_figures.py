@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from surgeon.report.charts import (
     CROWDING,
     JACCARD,
-    SERIES,
     Spec,
     amount,
     cells,
@@ -22,15 +21,15 @@ from surgeon.report.charts import (
     colour_map,
     finished,
     heads,
+    hue_and_shape,
     layer,
     named,
     tips,
     words,
 )
 from surgeon.report.data import Report
-from surgeon.report.drawing import Figure
-from surgeon.report.entries import RegionReport, Scan
-from surgeon.report.png import encoded
+from surgeon.report.drawing import Figure, png
+from surgeon.report.regions import RegionReport, Scan
 from surgeon.report.story import Story, is_control, own_language
 from surgeon.report.words import percent, roles_in_order
 
@@ -91,7 +90,7 @@ def picture(shares: NDArray[np.float64], full: float) -> str:
         full: the share that takes full light.
     """
     levels = np.rint(255 * np.minimum(shares / full, 1.0) ** EXPONENT).astype(np.uint8)
-    content = encoded(levels, light_palette())
+    content = png(levels, light_palette())
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
 
 
@@ -99,8 +98,7 @@ def _figure(name: str, regions: list[str], report: Report, key: bool) -> Figure:
     scans = {region: scan for region in regions if (scan := report.regions[region].scan) is not None}
     full = brightest(scans[regions[0]])
     marked = _marked(report.regions[regions[0]], scans[regions[0]])
-    panel = _panel(regions[0], scans[regions[0]], full)
-    panel["layer"].append(_marks(marked, scans[regions[0]]))
+    panel = _panel(scans[regions[0]], full, marked)
     profile = _profile(scans)
     profile["layer"].append(_lamp(full))  # its legend stands below both
     spec = finished({"vconcat": [panel, profile], "spacing": 10})
@@ -122,8 +120,14 @@ def _caption(regions: list[str], scan: Scan, report: Report, marked: list[int]) 
     return f"{text} Below: the mean over all rows, for {regions[0]}{beside}."
 
 
-def _panel(name: str, scan: Scan, full: float) -> Spec:
-    """Draw one region."""
+def _across(scan: Scan, title: str | None, **axis: Any) -> Spec:
+    """Return the axis of the residual dimensions, several of which may be a column."""
+    labels = {"grid": False, "tickCount": 5, "labelExpr": f"format(datum.value * {scan.width}, 'd')", **axis}
+    return amount("x", title=title, scale={"domain": [0, scan.columns], "nice": False}, axis=labels)
+
+
+def _panel(scan: Scan, full: float, marked: list[int]) -> Spec:
+    """Draw one region, and name the marked dimensions above the picture."""
     rows, shares = scan.rows, pooled(scan.shares(), _WIDTH)
     width, height = _WIDTH, max(210, min(2 * len(rows), 480))
     roles = [role for _, role in rows]
@@ -131,9 +135,7 @@ def _panel(name: str, scan: Scan, full: float) -> Spec:
         {"role": role, "y": roles.index(role), "middle": roles.index(role) + roles.count(role) / 2}
         for role in dict.fromkeys(roles)
     ]
-    labels = {"grid": False, "tickCount": 5, "labelExpr": f"format(datum.value * {scan.width}, 'd')"}
-    across = {"domain": [0, scan.columns], "nice": False}
-    x = amount("x", title=None, scale=across, axis={**labels, "labels": False, "ticks": False})
+    x = _across(scan, None, labels=False, ticks=False)
     down = {"title": None, "scale": {"domain": [len(rows), 0], "nice": False}, "axis": None}
     look = {"width": width, "height": height, "aspect": False, "smooth": False, "align": "left", "baseline": "top"}
     layers = [
@@ -141,6 +143,7 @@ def _panel(name: str, scan: Scan, full: float) -> Spec:
         _with(blocks[1:], layer("rule", {"color": colour("ground"), "strokeWidth": 1}, y=amount("y", **down))),
         _with(blocks, layer("text", {"align": "right", "dx": -8, "fontSize": 12}, x={"value": 0},
                             y=amount("middle", **down), text=words("role"))),
+        _marks(marked, scan),
     ]  # fmt: skip
     return {"width": width, "height": height, "layer": layers}
 
@@ -154,18 +157,11 @@ def _profile(scans: dict[str, Scan]) -> Spec:
         step = scan.columns / len(means)
         rows += [{"region": name, "x": (at + 0.5) * step, "mean": round(float(value), 5), "order": i}
                  for at, value in enumerate(means)]  # fmt: skip
-    names = list(scans)
-    legend = {"title": None, "orient": "bottom", "symbolType": "stroke"} if len(names) > 1 else None
-    hue = words(
-        "region", scale={"domain": names, "range": [colour(SERIES[i]) for i in range(len(names))]}, legend=legend
-    )
-    labels = {"grid": False, "tickCount": 5, "labelExpr": f"format(datum.value * {first.width}, 'd')"}
-    across = amount(
-        "x", title="residual dimension", axis=labels, scale={"domain": [0, first.columns], "nice": False}
-    )  # fmt: skip
+    legend = {"title": None, "orient": "bottom", "symbolType": "stroke"} if len(scans) > 1 else None
+    hue, _ = hue_and_shape("region", list(scans), legend)
     up = amount("mean", title=None, axis={"format": "~%", "tickCount": 2, "domain": False})
     look = {"strokeWidth": 1.2, "interpolate": "step"}
-    line = _with(rows, layer("line", look, x=across, y=up, color=hue))
+    line = _with(rows, layer("line", look, x=_across(first, "residual dimension"), y=up, color=hue))
     return {"width": _WIDTH, "height": _PROFILE, "layer": [line], "resolve": {"scale": {"color": "independent"}}}
 
 
@@ -184,7 +180,7 @@ def _marked(region: RegionReport, scan: Scan) -> list[int]:
 
 
 def _marks(dimensions: list[int], scan: Scan) -> Spec:
-    """Name the marked dimensions above the picture."""
+    """Return the names of dimensions, and what points at them from above the picture."""
     pointer = {"shape": "triangle-down", "filled": True, "size": 28, "color": colour("ink"), "opacity": 1}
     return {
         "data": {"values": [{"x": index / scan.width + 0.5, "said": str(index)} for index in dimensions]},
@@ -206,9 +202,8 @@ def _lamp(full: float) -> Spec:
         "labelExpr": f"datum.value < {full} * 0.9 ? format(100 * datum.value, '.2~r') + ' %' : {most}",
     }  # fmt: skip
     scale = {"type": "pow", "exponent": EXPONENT, "domain": [0, full], "range": ramp, "clamp": True}
-    at = {"value": 0}
-    lamp = layer("point", {"opacity": 0}, color=amount("share", scale=scale, legend=legend), x=at, y=at)
-    return _with([{"share": 0}], lamp)
+    light = amount("share", scale=scale, legend=legend)
+    return _with([{"share": 0}], layer("point", {"opacity": 0}, color=light, x={"value": 0}, y={"value": 0}))
 
 
 def overlap_figure(report: Report) -> Figure:

@@ -8,15 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from surgeon.model.results import FEWEST_TOKENS, PERPLEXITY, Quantity, exponential
 from surgeon.report.data import Report
 from surgeon.report.entries import Figure, Perplexity
-from surgeon.report.story import SAME, Story, alike, drawn, mean_ratio, ratio, regions_of, spec_of, steps_of
+from surgeon.report.story import Story, alike, drawn, ratio, spec_of
 from surgeon.report.words import (
+    SAME,
     capital,
     count,
+    figure_texts,
     interval,
     is_lost,
     number,
     percent,
-    quantity_interval,
     quantity_text,
     roles_in_order,
     with_unit,
@@ -57,13 +58,11 @@ def evidence(report: Report, story: Story) -> str | None:
 
 def mean_words(report: Report, name: str) -> str:
     """Say a variant's mean ratio to the base with its interval; of a control drawn several times, with its range."""
-    item, draws = report.summary[name], report.draws(name)
-    if len(draws) > 1:
-        ratios = [report.summary[draw].ratio_to_base for draw in draws]
-        return f"{number(mean_ratio(report, name))} (range {interval(min(ratios), max(ratios))})"
+    item = report.mean(name)
     if item.low is None or item.high is None:
         return number(item.ratio_to_base)
-    return f"{number(item.ratio_to_base)} (95 % interval {interval(item.low, item.high)})"
+    bounds = "range" if report.is_range(name) else "95 % interval"
+    return f"{number(item.ratio_to_base)} ({bounds} {interval(item.low, item.high)})"
 
 
 def measured_lines(report: Report, story: Story) -> list[str]:
@@ -74,7 +73,7 @@ def measured_lines(report: Report, story: Story) -> list[str]:
         said = [
             f"{report.label(name)} {_value(report, quantity, name, figure)}"
             for name in ("base", *story.shown)
-            if (figure := item.averaged(report.draws(name), None, quantity.name)) is not None
+            if (figure := report.figure(kind, name, None, quantity.name)) is not None
         ]
         if said and kind != PERPLEXITY:
             chance = "" if quantity.chance is None else f"; by chance {quantity_text(quantity, quantity.chance)}"
@@ -85,17 +84,16 @@ def measured_lines(report: Report, story: Story) -> list[str]:
 
 def _value(report: Report, quantity: Quantity, name: str, figure: Figure) -> str:
     """Return a mean, its change from the base, and the interval of the change, or else of the value."""
-    text = quantity_text(quantity, figure.value)
-    told = [] if figure.change is None else [f"change {quantity_text(quantity, figure.change, change=True)}"]
-    if figure.low is not None and figure.high is not None:
-        kind = "range" if len(report.draws(name)) > 1 else "95 % interval"
-        told.append(f"{kind} {quantity_interval(quantity, figure.low, figure.high, figure.change is not None)}")
+    text, change, bounds = figure_texts(quantity, figure)
+    told = [] if change is None else [f"change {change}"]
+    if bounds is not None:
+        told.append(f"{'range' if report.is_range(name) else '95 % interval'} {bounds}")
     return f"{text} ({', '.join(told)})" if told else text
 
 
 def _tells_of_a_cut(report: Report, story: Story) -> bool:
     """True if the headline is of one cut and its effect; else it is of something that has no controls."""
-    if story.cut is None or not steps_of(report, story.cut)[0] or len(story.own) > 1:
+    if story.cut is None or not report.variants[story.cut].done or len(story.own) > 1:
         return False
     return too_little_text(report.perplexity, report.language) is None
 
@@ -103,17 +101,17 @@ def _tells_of_a_cut(report: Report, story: Story) -> bool:
 def headline(report: Report, story: Story) -> str:
     """Say in a short sentence what came out, or that there was too little text to tell."""
     little = too_little_text(report.perplexity, report.language)
-    if little is not None and (story.cut is None or steps_of(report, story.cut)[0]):
+    if little is not None and (story.cut is None or report.variants[story.cut].done):
         return little
     if story.cut is None and not report.perplexity:
-        told = [name for name in report.variants if steps_of(report, name)[1]]
-        if told and len(told) == len(report.variants) and not any(steps_of(report, name)[0] for name in told):
-            return _of_a_bundle(report, told[0])
+        variants = report.variants.values()
+        if variants and all(variant.told and not variant.done for variant in variants):
+            return _of_a_bundle(report, next(iter(report.variants)))
     if story.cut is None:
         return _of_a_sweep(report) if report.sweeps and report.perplexity else _of_a_region(report, story)
-    if not steps_of(report, story.cut)[0]:
+    if not report.variants[story.cut].done:
         return _of_a_bundle(report, story.cut)
-    kinds = list(dict.fromkeys(kind for kind, _ in steps_of(report, story.cut)[0]))
+    kinds = list(dict.fromkeys(step.kind for step in report.variants[story.cut].done))
     doing = f"{_DOING.get(kinds[0], kinds[0]) if len(kinds) == 1 else 'Changing'} {_amount(report, story.cut)}"
     if len(story.own) > 1:
         pairs = [(name, own, code) for name, own in story.own.items() for code in report.perplexity[name]]
@@ -171,7 +169,7 @@ def _beside(report: Report, story: Story, cut: str) -> list[str]:
     """Say what the controls did, those of one kind together."""
     by_kind: dict[str, list[float]] = {}
     for name in story.controls:
-        by_kind.setdefault(_control(report, name, cut), []).append(mean_ratio(report, name))
+        by_kind.setdefault(_control(report, name, cut), []).append(report.mean(name).ratio_to_base)
     guess, entries = report.guessing(), report.variants[cut].entries
 
     def change(value: float) -> str:
@@ -241,18 +239,18 @@ def _change(value: float) -> str:
 
 def _of_a_bundle(report: Report, variant: str) -> str:
     """Say of a variant that no operation acts on what it is for."""
-    kind, name = steps_of(report, variant)[1][0]
-    region = report.regions.get(name)
+    step = report.variants[variant].told[0]
+    region = report.regions.get(step.region)
     write = ((report.recipe.get("variants") or {}).get(variant) or {}).get("write")
     stored = f"decoded to {write['dtype']}" if isinstance(write, dict) else "byte for byte"
     return (
         f"The weights are the source's, {stored}; a trainer that heeds freeze/ will "
-        f"{_TOLD[kind].format(_share(report, name, region.entries if region is not None else 0))}."
+        f"{_TOLD[step.kind].format(_share(report, step.region, region.entries if region is not None else 0))}."
     )
 
 
 def _amount(report: Report, variant: str) -> str:
-    entries, used = report.variants[variant].entries, regions_of(report, variant)
+    entries, used = report.variants[variant].entries, report.variants[variant].regions
     if len(used) == 1:
         return _share(report, used[0], entries)
     return "a single weight" if entries == 1 else f"{entries:,} weights"
@@ -275,7 +273,7 @@ def _share(report: Report, name: str, entries: int) -> str:
 
 def _control(report: Report, variant: str, cut: str) -> str:
     """Name a control by how its entries were chosen, and by its variant where their number is another."""
-    kinds = {drawn(report, region) for region in regions_of(report, variant)}
+    kinds = {drawn(report, region) for region in report.variants[variant].regions}
     said = {
         "bottom": "lowest scores", "magnitude": "largest weights", "random": "random weights",
         "dimensions": "other dimensions",

@@ -10,10 +10,9 @@ from typing import Any
 
 from surgeon.model.results import exponential
 from surgeon.report.data import Report
+from surgeon.report.words import SAME
 
-SAME = 0.01  # a ratio to the base's that differs from 1 by less is no effect
 CONTROLS = 3  # at most, beside the cut
-HELD = ("freeze", "train_only")  # what is done to no weight: trainers are told
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,9 @@ def tell(report: Report, about: str | None = None) -> Story:
         about: the variant; by default the first that is no control.
     """
     measured = [*([about] if about is not None else []), *(name for name in report.measured_alone if name != about)]
-    used = {name: regions_of(report, name) for name in report.variants}
+    used = {name: variant.regions for name, variant in report.variants.items()}
     cuts = [name for name in measured if not all(is_control(report, region) for region in used[name])]
-    cuts.sort(key=lambda name: not steps_of(report, name)[0])  # one that only tells trainers something changes nothing
+    cuts.sort(key=lambda name: not report.variants[name].done)  # one that only tells trainers something changes nothing
     cut = about or next(iter(cuts or measured), None)
     controls = [name for name in measured if name not in cuts and name != cut]
     if cut is not None:
@@ -59,18 +58,6 @@ def tell(report: Report, about: str | None = None) -> Story:
     beside = next((name for name in _likest(report, shown) if name != shown), None)
     own = {name: language for name in measured if (language := _language_of(report, used[name])) is not None}
     return Story(cut, tuple(controls[:CONTROLS]), shown, beside, own)
-
-
-def regions_of(report: Report, variant: str) -> list[str]:
-    """Return the regions that a variant's operations act on; of one without any, the region that trainers heed."""
-    done, held = steps_of(report, variant)
-    return [region for _, region in done or held]
-
-
-def steps_of(report: Report, variant: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Return what is done to a variant's weights, and what trainers are told: each a kind, and a region."""
-    steps = [(step.kind, step.region) for step in report.variants[variant].steps]
-    return [step for step in steps if step[0] not in HELD], [step for step in steps if step[0] in HELD]
 
 
 def drawn(report: Report, region: str) -> str | None:
@@ -99,12 +86,6 @@ def is_control(report: Report, region: str) -> bool:
 def _rank(report: Report, region: str) -> int:
     """Order controls: ordinary entries first, those that do nothing last."""
     return {"magnitude": 1, "bottom": 2}.get(str(drawn(report, region)), 0)
-
-
-def mean_ratio(report: Report, variant: str) -> float:
-    """Return a variant's mean perplexity as a multiple of the base's; of a control drawn several times, the mean."""
-    logs = [report.summary[draw].log_geometric_mean_perplexity for draw in report.draws(variant)]
-    return exponential(math.fsum(logs) / len(logs) - report.summary["base"].log_geometric_mean_perplexity)
 
 
 def scored_languages(report: Report) -> set[str]:
@@ -149,7 +130,7 @@ def own_cuts(report: Report) -> list[tuple[str, str, str]]:
     """Return each variant that cuts one language's own region, or a control of it: variant, language, what it is."""
     cuts, kinds = [], {"random": "random", "magnitude": "largest", "bottom": "lowest"}
     for name in report.measured_alone:
-        for region in regions_of(report, name) if name in report.variants else ():
+        for region in report.variants[name].regions if name in report.variants else ():
             code = own_language(report, region)
             of = (spec_of(report, region).get("control") or {}).get("of")
             if code is None and isinstance(of, str):

@@ -17,11 +17,11 @@ from surgeon.report.words import (
     capital,
     coordinate,
     count,
+    figure_texts,
     interval,
     is_lost,
     is_number,
     number,
-    quantity_interval,
     quantity_text,
     size,
     with_unit,
@@ -156,20 +156,7 @@ def languages_table(
     tested = report.measurements.get(PERPLEXITY) if report is not None else None
     rows = []
     for code, base in measured[first].items():
-        known, cells = named(code), []
-        for name in others:
-            item = measured[name][code]
-            log = item.log_perplexity - base.log_perplexity
-            several = report is not None and len(report.draws(name)) > 1  # whose bounds are the range of the draws
-            bounds = "range" if several else "interval"
-            note = "" if item.low is None else f"{bounds} {interval(item.low, item.high)}"
-            times = times_cell(exponential(log), log)
-            if report is not None and is_lost(log, report.guessing(code)):
-                times = replace(times, text=f"{times.text}°")
-            cell = _beside(number(item.perplexity), times, note)
-            figure = tested.found.get(name, {}).get(code, {}).get(PERPLEXITY) if tested is not None else None
-            by_chance = figure is not None and not several and figure.beyond_chance is False
-            cells.append(replace(cell, ratio=None, note=f"{note}; may be chance") if by_chance else cell)
+        known, cells = named(code), [_times(report, name, code, measured[name][code], base) for name in others]
         per_byte = measured[bits][code].bits_per_byte
         data = {key.removeprefix("rank_"): at for key, at in (places or {}).get(code, {}).items() if "rank" in key}
         data["search"] = f"{known.name} {code} {known.script} {known.family}".lower()
@@ -187,6 +174,22 @@ def languages_table(
     rows.sort(key=lambda row: int(row.data.get("script", 0)))
     foot = None if report is None else _means(measured)
     return Grid("Perplexity", heads, rows, note, ("script", "family"), foot)
+
+
+def _times(report: Report | None, name: str, code: str, item: Perplexity, base: Perplexity) -> Cell:
+    """Show a variant's perplexity in a language, and the multiple of the base's, as far as it is more than chance."""
+    log = item.log_perplexity - base.log_perplexity
+    several = report is not None and report.is_range(name)  # whose bounds are the range of the draws
+    note = "" if item.low is None else f"{'range' if several else 'interval'} {interval(item.low, item.high)}"
+    cell = _beside(number(item.perplexity), times_cell(exponential(log), log), note)
+    if report is None:
+        return cell
+    if is_lost(log, report.guessing(code)):
+        cell = replace(cell, text=f"{cell.text}°")
+    tested = report.measurements.get(PERPLEXITY)
+    figure = tested.found.get(name, {}).get(code, {}).get(PERPLEXITY) if tested is not None else None
+    by_chance = figure is not None and not several and figure.beyond_chance is False
+    return replace(cell, ratio=None, note=f"{note}; may be chance") if by_chance else cell
 
 
 def _beside(perplexity: str, times: Cell, note: str = "") -> Cell:
@@ -237,14 +240,12 @@ def measurement_tables(report: Report, kind: str, variants: Sequence[str]) -> li
         rows = []
         for group in dict.fromkeys(group for name in shown for group in item.found[name]):
             name = report.language(group).name if item.by == "language" else group
-            cells = [_cell(report, item, quantity, model, group) for model in shown]
-            if quantity is item.quantities[0]:
-                cells = [
-                    _remarked(cell, item.remarks.get(model, {}).get(group))
-                    for model, cell in zip(shown, cells, strict=True)
-                ]
+            cells = [_cell(report, kind, quantity, model, group) for model in shown]
+            for i, model in enumerate(shown if quantity is item.quantities[0] else ()):
+                remark = item.remarks.get(model, {}).get(group)
+                cells[i] = cells[i] if remark is None else replace(cells[i], text=f"{cells[i].text}; {remark}")
             rows.append(Row(as_cells(name, *cells)))
-        means = [_cell(report, item, quantity, model, None) for model in shown if item.overall]
+        means = [_cell(report, kind, quantity, model, None) for model in shown if item.overall]
         chance = "" if quantity.chance is None else f" By chance {quantity_text(quantity, quantity.chance)}."
         note = f"{capital(quantity.worse)} is worse.{chance}"
         note += "" if quantity.compare == "base" else " In brackets the change from the base; * is more than chance."
@@ -277,34 +278,25 @@ def _chance_words(report: Report, item: MeasurementReport, variants: Sequence[st
 
 def summary_table(report: Report) -> Grid:
     """Show every measurement but perplexity over all groups: a row per variant, a column per quantity."""
-    told = [(kind, quantity) for kind, item in report.measurements.items() if kind != "perplexity" and item.overall
-            for quantity in item.quantities]  # fmt: skip
-    measured = dict.fromkeys(name for kind, _ in told for name in report.measurements[kind].overall)
+    others = {kind: item for kind, item in report.measurements.items() if kind != PERPLEXITY and item.overall}
+    told = [(kind, quantity) for kind, item in others.items() for quantity in item.quantities]
     draws = {draw for name in report.measured_alone for draw in report.draws(name)}
-    names = [name for name in measured if name in report.measured_alone or name not in draws]
     rows = []
-    for name in names:
-        cells = [_cell(report, report.measurements[kind], quantity, name, None) for kind, quantity in told]
-        rows.append(Row(as_cells(report.label(name), *cells)))
+    for name in dict.fromkeys(name for item in others.values() for name in item.overall):
+        if name in report.measured_alone or name not in draws:
+            rows.append(Row(as_cells(report.label(name), *(_cell(report, *one, name, None) for one in told))))
     heads = [capital(with_unit(quantity)) for _, quantity in told]
     note = "Means over all languages or tasks; in brackets the change from the base."
     return Grid("Other measurements", ("variant", *heads), rows, note)
 
 
-def _cell(report: Report, item: MeasurementReport, quantity: Quantity, model: str, group: str | None) -> Cell:
+def _cell(report: Report, kind: str, quantity: Quantity, model: str, group: str | None) -> Cell:
     """Show a value of a group, or the mean of all, and in brackets its change; bounds stand in the note."""
-    draws = report.draws(model)
-    figure = item.averaged(draws, group, quantity.name)
+    figure = report.figure(kind, model, group, quantity.name)
     if figure is None:
         return Cell("-")
-    said = quantity_text(quantity, figure.value)
-    if figure.change is not None:
-        said += f" ({quantity_text(quantity, figure.change, change=True)}){'*' if figure.beyond_chance else ''}"
-    if figure.low is None or figure.high is None:
-        return Cell(said, order_of(figure.value))
-    bounds = quantity_interval(quantity, figure.low, figure.high, figure.change is not None)
-    return Cell(said, order_of(figure.value), note=f"{'range' if len(draws) > 1 else 'interval'} {bounds}")
-
-
-def _remarked(cell: Cell, remark: str | None) -> Cell:
-    return cell if remark is None else replace(cell, text=f"{cell.text}; {remark}")
+    said, change, bounds = figure_texts(quantity, figure)
+    if change is not None:
+        said += f" ({change}){'*' if figure.beyond_chance else ''}"
+    note = "" if bounds is None else f"{'range' if report.is_range(model) else 'interval'} {bounds}"
+    return Cell(said, order_of(figure.value), note=note)

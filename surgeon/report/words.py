@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgeon.checkpoint.naming import ROLES
 from surgeon.model.results import Quantity
+
+if TYPE_CHECKING:
+    from surgeon.report.entries import Figure
+
+
+SAME = 0.01  # a ratio to the base's that differs from 1 by less is no effect
 
 
 def count(number_of: int, thing: str) -> str:
@@ -107,11 +113,18 @@ def quantity_text(quantity: Quantity, value: float, change: bool = False) -> str
     return sign + (number(size) if size >= 10 else f"{size:.3f}" if size >= 0.1 else f"{size:.2g}")
 
 
-def quantity_interval(quantity: Quantity, low: float, high: float, change: bool = False) -> str:
-    """Say the bounds of a measured value, or of its change, such as "50.0 to 90.0 %"."""
-    first, last = (quantity_text(quantity, end, change) for end in (low, high))
+def figure_texts(quantity: Quantity, figure: Figure) -> tuple[str, str | None, str | None]:
+    """Say a measured value, its change from the base's, and the bounds of that, such as "50.0 to 90.0 %".
+
+    Where there is no change, the bounds are those of the value.
+    """
+    value, is_change = quantity_text(quantity, figure.value), figure.change is not None
+    change = None if figure.change is None else quantity_text(quantity, figure.change, change=True)
+    if figure.low is None or figure.high is None:
+        return value, change, None
+    first, last = (quantity_text(quantity, end, is_change) for end in (figure.low, figure.high))
     number_alone, blank, unit = first.rpartition(" ")
-    return f"{number_alone} to {last}" if blank and last.endswith(f" {unit}") else f"{first} to {last}"
+    return value, change, f"{number_alone if blank and last.endswith(f' {unit}') else first} to {last}"
 
 
 def stopped_note(stopped: str) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from surgeon.text.unpacked import ALWAYS, MOST_TIMES, PACKED, opened_text
 
 _LONGEST_LIST = 1 << 28  # bytes of a .json file that is one list: all of it is in memory at once
 _LONGEST_CELL = (1 << 31) - 1  # characters, the most that csv takes where a long has 32 bits
+_JSON_IS = "a .json file holds one list of objects, or one object per line"
 _MARKUP = re.compile(r"\s*<(!doctype|html|\?xml)\b", re.IGNORECASE)
 
 
-def text_of(row: Mapping[str, Any], field: str, place: str) -> str:
+def text_of(row: Mapping[str, Any], field: str, where: str) -> str:
     """Return the text of a row's field; several texts, as of a list of messages, are joined by line breaks.
 
     A dot leads into an object, unless the row has a field of just that name; of a list every item is taken.
@@ -29,42 +32,38 @@ def text_of(row: Mapping[str, Any], field: str, place: str) -> str:
     Args:
         row: names of fields, and what they hold.
         field: a name, or several with dots between.
-        place: where the row stands, for messages.
+        where: the row stands, for messages.
 
     Raises:
         InputError: there is no such field, or it holds no text.
     """
-    return "\n".join(_texts(row, [field] if field in row else field.split("."), (), place))
+    return "\n".join(_texts(row, [field] if field in row else field.split("."), (), where))
 
 
-def _texts(value: Any, names: Sequence[str], above: tuple[str, ...], place: str) -> Iterator[str]:
+def _texts(value: Any, names: Sequence[str], above: tuple[str, ...], where: str) -> Iterator[str]:
     """Yield the texts that `names` lead to from a value that was found under the names `above`."""
     if value is None:
         return
     if isinstance(value, list | tuple):
-        for item in _having(value, names):
-            yield from _texts(item, names, above, place)
+        # Those that have the field, such as the parts of a message that are text and no picture.
+        having = [item for item in value if names and isinstance(item, Mapping) and names[0] in item]
+        for item in having or value:
+            yield from _texts(item, names, above, where)
     elif names and isinstance(value, Mapping):
         if names[0] not in value:
             within = f" in '{'.'.join(above)}'" if above else ""
-            raise InputError(f"{place}: no field '{names[0]}'{within}{did_you_mean(names[0], value)}")
-        yield from _texts(value[names[0]], names[1:], (*above, names[0]), place)
+            raise InputError(f"{where}: no field '{names[0]}'{within}{did_you_mean(names[0], value)}")
+        yield from _texts(value[names[0]], names[1:], (*above, names[0]), where)
     elif isinstance(value, str) and not names:
         yield value
     elif isinstance(value, Mapping):
         inner = [f"{'.'.join(above)}.{name}" for name in value]
         raise InputError(
-            f"{place}: field '{'.'.join(above)}' holds objects and no text; write one of {', '.join(inner)}"
+            f"{where}: field '{'.'.join(above)}' holds objects and no text; write one of {', '.join(inner)}"
         )
     else:
         what = f"no field '{names[0]}'" if names else "no text"
-        raise InputError(f"{place}: field '{'.'.join(above)}' holds {what} but {type(value).__name__}")
-
-
-def _having(items: Sequence[Any], names: Sequence[str]) -> Sequence[Any]:
-    """Return the items that have the field, such as those parts of a message that are text and no picture."""
-    having = [item for item in items if names and isinstance(item, Mapping) and names[0] in item]
-    return having or items
+        raise InputError(f"{where}: field '{'.'.join(above)}' holds {what} but {type(value).__name__}")
 
 
 def file_documents(path: Path, field: str) -> Iterator[str]:
@@ -126,15 +125,12 @@ def _refuse_other_kinds(path: Path, first: str) -> None:
     """Refuse a file of plain text whose first line is evidently data or markup, whose syntax would be measured."""
     if _MARKUP.match(first):
         raise InputError(f"{path}: HTML or XML, and no plain text; take the text out of it first")
-    if first in ("[", "{") or first.startswith("[{") or (first.startswith("{") and _is_object(first)):
+    is_json = first in ("[", "{") or first.startswith("[{")
+    if first.startswith("{") and not is_json:
+        with suppress(NotPlain):
+            is_json = isinstance(parse_json(first.encode(), unique=False), dict)
+    if is_json:
         raise InputError(f"{path}: JSON, and no plain text; name it .json, or .jsonl if each line is an object")
-
-
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(parse_json(line.encode(), unique=False), dict)
-    except NotPlain:
-        return False
 
 
 def _json(path: Path, field: str) -> Iterator[str]:
@@ -155,9 +151,6 @@ def _json(path: Path, field: str) -> Iterator[str]:
         yield _of_object(row, field, f"{path}: item {number}")
 
 
-_JSON_IS = "a .json file holds one list of objects, or one object per line"
-
-
 def _json_lines(path: Path, field: str) -> Iterator[str]:
     with opened_text(path) as text:
         for number, line in _numbered(path, text):
@@ -171,18 +164,10 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
             yield _of_object(row, field, f"{path}:{number}")
 
 
-def _of_object(row: Any, field: str, place: str) -> str:
+def _of_object(row: Any, field: str, where: str) -> str:
     if not isinstance(row, dict):
-        raise InputError(f"{place}: not a JSON object but {type(row).__name__}")
-    return text_of(row, field, place)
-
-
-def _comma_separated(path: Path, field: str) -> Iterator[str]:
-    return _table(path, field, ",")
-
-
-def _tab_separated(path: Path, field: str) -> Iterator[str]:
-    return _table(path, field, "\t")
+        raise InputError(f"{where}: not a JSON object but {type(row).__name__}")
+    return text_of(row, field, where)
 
 
 def _table(path: Path, field: str, delimiter: str) -> Iterator[str]:
@@ -237,5 +222,5 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
 
 _READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
     ".txt": _lines, ".text": _lines, ".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json,
-    ".csv": _comma_separated, ".tsv": _tab_separated, ".parquet": _parquet,
+    ".csv": partial(_table, delimiter=","), ".tsv": partial(_table, delimiter="\t"), ".parquet": _parquet,
 }  # fmt: skip

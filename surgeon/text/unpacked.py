@@ -70,15 +70,13 @@ def opened_bytes(path: Path) -> Iterator[io.BufferedReader]:
             with path.open("rb") as file:
                 yield file
         else:
-            with unpack(path) as packed, closing(_buffered(_Bounded(path, packed))) as data:
-                yield data
+            with unpack(path) as packed:
+                data: io.BufferedReader = io.BufferedReader(_Bounded(path, packed), 1 << 16)
+                with closing(data):
+                    yield data
     except _DAMAGES as error:
         damaged = "cannot be read" if unpack is None else f"not a {path.suffix} file that can be unpacked"
         raise InputError(f"{path}: {damaged} ({str(error) or type(error).__name__})") from None
-
-
-def _buffered(raw: io.RawIOBase) -> io.BufferedReader:
-    return io.BufferedReader(raw, 1 << 16)
 
 
 class _Bounded(io.RawIOBase):

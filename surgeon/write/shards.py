@@ -99,7 +99,7 @@ class _Writer:
         self.file, self.stopping = file, stopping
         self._digest, self._asked, self._written = hashlib.sha256(), 0, 0
 
-    def put(self, data: NDArray[np.uint8] | bytes) -> None:
+    def put(self, data: memoryview | bytes) -> None:
         """Write bytes, and hash them.
 
         Raises:
@@ -139,7 +139,7 @@ def _copy(
             source.update(chunk.data)
         if edit is not None:
             poke(chunk.view(edit.values.dtype), start // width, edit)
-        writer.put(chunk)
+        writer.put(chunk.data)
 
 
 def _read_fully(reader: FileIO, chunk: NDArray[np.uint8]) -> None:
@@ -203,7 +203,7 @@ def copy_plain_shard(surgery: Surgery, header: Header, names: Sequence[str], tar
                 entries += edit.entries
                 edits += edit.count() if info.name in surgery.counted else EditCount()
             for piece in _pieces(checkpoint, info, edit):
-                writer.put(piece)
+                writer.put(piece.data)
         return replace(writer.finish(), entries=entries, edits=edits)
 
 

@@ -22,13 +22,11 @@ from surgeon.model.results import Quantity
 from surgeon.region.region import Region
 from surgeon.report.charts import COOL, CROWDING, HEAT, JACCARD, LOST, RATIOS, STRONG
 from surgeon.report.data import Report
-from surgeon.report.drawing import PALETTE, Figure, svg, themed, write_pictures
-from surgeon.report.entries import OverlapReport
+from surgeon.report.drawing import PALETTE, Figure, repacked, svg, themed, write_pictures
 from surgeon.report.figures import figures, variant_figures
 from surgeon.report.language_figures import language_groups, series
-from surgeon.report.png import repacked
 from surgeon.report.region_figures import EXPONENT, brightest, picture, pooled
-from surgeon.report.regions import overlap_reports, region_report
+from surgeon.report.regions import OverlapReport, overlap_reports, region_report
 from surgeon.report.story import tell
 from surgeon.report.words import number
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from surgeon.region.dimensions import Trace
-from surgeon.report.entries import MOST_COLUMNS, Scan
-from surgeon.report.regions import scan_report
+from surgeon.report.regions import MOST_COLUMNS, Scan, scan_report
 
 
 def test_shares_come_back_role_by_role_and_layer_by_layer() -> None:
