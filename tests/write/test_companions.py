@@ -112,6 +112,17 @@ def test_links_that_lead_out_of_the_source_are_not_followed(source: Path, tmp_pa
     assert not (target / "tokenizer_inside.json").is_symlink()
 
 
+def test_a_folder_in_which_transformers_looks_is_left_out_only_by_its_files(source: Path) -> None:
+    before = companions(Checkpoint.open(source))
+    (source / "custom_generate").mkdir()
+    assert companions(Checkpoint.open(source)) == before
+    for name in ("generate.py", "notes.md"):
+        (source / "custom_generate" / name).write_text("pass")
+    found = companions(Checkpoint.open(source))
+    assert set(found.files) - set(before.files) == {Path("custom_generate/generate.py")}
+    assert found.left_out.keys() - before.left_out.keys() == {"custom_generate/notes.md"}
+
+
 def test_links_of_the_hubs_cache_are_followed(source: Path, tmp_path: Path) -> None:
     repository = tmp_path / "hub" / "models--org--name"
     snapshot, blobs = repository / "snapshots" / "abc", repository / "blobs"
