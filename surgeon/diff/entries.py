@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,7 @@ class Change(Totals):
 
 def total(changes: Iterable[Change]) -> Change:
     """Add changes up."""
-    return reduce(Change.__add__, changes, Change())
+    return sum(changes, Change())
 
 
 def chunks(
