@@ -250,7 +250,7 @@ def fast(work: Path, options: argparse.Namespace, dtype: str) -> Found:
     import torch
 
     import surgeon
-    from surgeon.plan.device import device_needs
+    from surgeon.plan.elsewhere import device_needs
 
     device, on_gpu = options.device, options.device.startswith("cuda")
     path = recipe(work, dtype, large_model(work, options), options.size, dtype=dtype)

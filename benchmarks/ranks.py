@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.api import plan_recipe
-from surgeon.plan.ranks import rank_needs
+from surgeon.plan.elsewhere import rank_needs
 from surgeon.scores.base import PIECES
 
 STEPS = ("score", "verify")

@@ -80,14 +80,14 @@ def plain(plan: Any, texts: dict[str, list[tuple[int, ...]]]) -> tuple[float, di
 def ours(plan: Any, texts: dict[str, list[tuple[int, ...]]], select: bool) -> tuple[float, dict[str, Arrays]]:
     """Score, and select if wanted, by surgeon; also returns the processor seconds of the passes alone."""
     from surgeon.model.workplace import Workplace
-    from surgeon.plan.estimates import scores_in_one_go
+    from surgeon.plan.needs import Running
     from surgeon.progress import Progress
     from surgeon.scores.score_pass import ScorePass
     from surgeon.scoring import cut_of, select_in_pass
 
     score = plan.sampled_scores()[0]
     stack = Workplace("cpu", 1).load(plan.checkpoint, "float32")
-    in_one_go = scores_in_one_go(plan, score)
+    in_one_go = Running(plan).scores_in_one_go(score)
     sweep = ScorePass(stack, texts, plan.scored_tensors(score), score, Progress(), in_one_go=in_one_go)
     started = time.process_time()
     if select:

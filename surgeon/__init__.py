@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from surgeon.diff.comparison import compare
     from surgeon.errors import SurgeonError
     from surgeon.loaded import cut, perplexity
-    from surgeon.plan.recipes import plan_recipe
+    from surgeon.plan.planning import plan_recipe
     from surgeon.region.region import Region
     from surgeon.report.data import Report
     from surgeon.write.staging import write_variant
@@ -45,7 +45,7 @@ _HOMES = {
     "compare": "surgeon.diff.comparison",
     "cut": "surgeon.loaded",
     "perplexity": "surgeon.loaded",
-    "plan_recipe": "surgeon.plan.recipes",
+    "plan_recipe": "surgeon.plan.planning",
     "score": "surgeon.api",
     "verify_checkpoint": "surgeon.api",
     "write_variant": "surgeon.write.staging",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed, stored_hash
@@ -17,13 +17,11 @@ from surgeon.memory import require_room_for_figures, require_room_for_torch
 from surgeon.model.arithmetic import resolve_precision
 from surgeon.model.results import Verification
 from surgeon.model.workplace import Workplace
-from surgeon.plan.check import check_length, check_ready, chosen_device, usable_device
+from surgeon.plan.check import check_ready, chosen_device, open_models, usable_device
 from surgeon.plan.duration import steps
 from surgeon.plan.first_cut import RECIPE as FIRST_CUT
 from surgeon.plan.first_cut import FirstCut, rows_at_a_time
-from surgeon.plan.plan import Plan
-from surgeon.plan.planning import make_plan
-from surgeon.plan.recipes import copy_recipe, expected_steps, find_recipe, plan_recipe, shipped_recipes
+from surgeon.plan.planning import copy_recipe, expected_steps, find_recipe, make_plan, plan_recipe, shipped_recipes
 from surgeon.progress import Progress
 from surgeon.ranks import joined
 from surgeon.ranks.group import own_device, started
@@ -43,14 +41,6 @@ __all__ = [
     "apply", "check_files", "copy_recipe", "cut_model", "cut_overrides", "expected_steps", "find_recipe", "plan_recipe",
     "score", "shipped_recipes", "verify_checkpoint",
 ]  # fmt: skip
-
-
-def _plan_to_run(recipe: str | Path, output: str | Path | None, overrides: Sequence[str]) -> Plan:
-    """Plan, and download a model from the Hub if more than parts of it are needed."""
-    made = plan_recipe(recipe, output=output, overrides=overrides)
-    if not (made.checkpoint.is_remote and made.needs_all_weights):
-        return made
-    return make_plan(made.file, made.checkpoint.downloaded(), made.output)
 
 
 def apply(
@@ -75,9 +65,80 @@ def apply(
     Raises:
         SurgeonError: something in the recipe, the model, or the environment; nothing is left half written.
     """
-    return carried_out(
-        device, jobs, lambda place: _apply(place, recipe, output, overrides, progress or Progress(), push, overwrite)
-    )
+
+    def work(place: Workplace) -> Report:
+        run = _prepared(place, recipe, output, overrides, progress or Progress())
+        if push and run.plan.recipe.push is None:
+            raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
+        require_room_for_figures()  # now, and not after an hour
+        expected = steps(run.plan, place.device) if run.progress.console is not None else []
+        with output_lock(run.plan.output, run.plan.recipe.name, overwrite), run.progress.steps(expected):
+            return _carry_out(run, push, {} if overrides else _manifest_beside(run.plan.file.path))
+
+    return carried_out(device, jobs, work)
+
+
+def _prepared(
+    place: Workplace,
+    recipe: str | Path,
+    output: str | Path | None,
+    overrides: Sequence[str],
+    progress: Progress,
+    keep: bool = False,
+) -> Run:
+    """Plan, download a model of which more than parts are needed, and look at all that may stand in the way."""
+    began = time.perf_counter()
+    with progress.task("plan, texts, libraries", 3, least=30) as advance:
+        plan = plan_recipe(recipe, output=output, overrides=overrides)
+        if plan.checkpoint.is_remote and plan.needs_all_weights:
+            plan = make_plan(plan.file, plan.checkpoint.downloaded(), plan.output)
+        advance(1)
+        place.device = chosen_device(place.device) if plan.runs_model or place.device != "auto" else "cpu"
+        run = Run(plan, place, progress, began, keep=keep)
+        check_ready(plan, place.device, place.jobs)
+        advance(1)
+        notes = run.check_texts()
+    for line in [*(remarks(plan.checkpoint) if keep else plan.remarks), *notes]:
+        progress.note(line)
+    return run
+
+
+def _manifest_beside(recipe: Path) -> Mapping[str, Any]:
+    """Return the manifest of the run that a recipe was left by, if it was."""
+    return read_own(recipe.parent / MANIFEST) if recipe.name == RECIPE else {}
+
+
+def _carry_out(run: Run, push: bool | None, repeated: Mapping[str, Any]) -> Report:
+    """Score, select, write, verify, report and push; what differs from the run that is `repeated` is said."""
+    plan, progress, out = run.plan, run.progress, run.plan.output
+    if plan.idle:
+        progress.note(f"neither written nor measured, so without effect: {', '.join(plan.idle)}")
+    reclaim_cache()
+    run.token_counts.keep()
+    before = read_own(out / MANIFEST)
+    run.refuse_changed()  # from here on donors stay what they are, too
+    region_files = save_regions(run)
+    run.count_unwritten()
+    staged = stage_variants(run, region_files)
+    figures, method = verify_variants(run)  # meanwhile the disk takes what was staged
+    with progress.task("page", 1):
+        report = make_report(run, staged, figures, method)
+        earlier = unchanged_report(out, report, before)
+        written = publish_variants(run, staged, report if earlier is None else None)
+        outputs = {path: stored_hash(path) for path in region_files.values()}
+        outputs |= {path: digest for item in written.values() for path, digest in item.files.items()}
+        outputs |= write_samples(out, figures.figures)
+        run.timings["total"] = round(time.perf_counter() - run.began, 3)
+        report = report.model_copy(update={"timings": run.timings if earlier is None else earlier.timings})
+        sealed = dict(before) if earlier is not None else seal(run, report, outputs, before)
+    for line in differences(repeated, sealed):
+        progress.note(line)
+    if push is not False and report.passed and plan.recipe.push is not None:
+        from surgeon.hub.push import push_variants  # only here: most runs push nothing
+
+        report = report.model_copy(update={"pushed": push_variants(plan.recipe, out, run.place.jobs, progress)})
+        seal(run, report, outputs, sealed)
+    return report
 
 
 def carried_out(device: str, jobs: int | None, work: Callable[[Workplace], Found]) -> Found:
@@ -90,69 +151,9 @@ def carried_out(device: str, jobs: int | None, work: Callable[[Workplace], Found
         place = Workplace(own_device(device), jobs, team)
         if number > 0:
             return cast(Found, team.help(place))
-        found = work(place)
-        team.end(found)
-        return found
-
-
-def _apply(
-    place: Workplace,
-    recipe: str | Path,
-    output: str | Path | None,
-    overrides: Sequence[str],
-    progress: Progress,
-    push: bool | None,
-    overwrite: bool,
-) -> Report:
-    began = time.perf_counter()
-    with progress.task("plan, texts, libraries", 3, least=30) as advance:
-        the_plan = _plan_to_run(recipe, output, overrides)
-        advance(1)
-        if the_plan.runs_model or place.device != "auto":
-            place.device = chosen_device(place.device)
-        else:
-            place.device = "cpu"
-        run, out = Run(the_plan, place, progress), the_plan.output
-        if push and the_plan.recipe.push is None:
-            raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
-        check_ready(the_plan, place.device, place.jobs)
-        require_room_for_figures()  # now, and not after an hour
-        advance(1)
-        notes = run.check_texts()
-        expected = steps(the_plan, place.device) if progress.console is not None else []
-    for line in [*the_plan.remarks, *notes]:
-        progress.note(line)
-    ahead = progress.steps(expected)
-    with output_lock(out, the_plan.recipe.name, overwrite), ahead:
-        if the_plan.idle:
-            progress.note(f"neither written nor measured, so without effect: {', '.join(the_plan.idle)}")
-        reclaim_cache()
-        run.token_counts.keep()
-        before, path = read_own(out / MANIFEST), the_plan.file.path
-        repeated = read_own(path.parent / MANIFEST) if path.name == RECIPE and not overrides else {}
-        run.refuse_changed()  # from here on donors stay what they are, too
-        region_files = save_regions(run)
-        run.count_unwritten()
-        staged = stage_variants(run, region_files)
-        found, method = verify_variants(run)  # meanwhile the disk takes what was staged
-        with progress.task("page", 1):
-            report = make_report(run, staged, found, method)
-            earlier = unchanged_report(out, report, before)
-            written = publish_variants(run, staged, report if earlier is None else None)
-            outputs = {path: stored_hash(path) for path in region_files.values()}
-            outputs |= {path: digest for item in written.values() for path, digest in item.files.items()}
-            outputs |= write_samples(out, found.figures)
-            run.timings["total"] = round(time.perf_counter() - began, 3)
-            report = report.model_copy(update={"timings": run.timings if earlier is None else earlier.timings})
-            sealed = dict(before) if earlier is not None else seal(run, report, outputs, before)
-        for line in differences(repeated, sealed):
-            progress.note(line)
-        if push is not False and report.passed and the_plan.recipe.push is not None:
-            from surgeon.hub.push import push_variants  # only here: most runs push nothing
-
-            report = report.model_copy(update={"pushed": push_variants(the_plan.recipe, out, place.jobs, progress)})
-            seal(run, report, outputs, sealed)
-    return report
+        result = work(place)
+        team.end(result)
+        return result
 
 
 def cut_overrides(wanted: FirstCut, overrides: Sequence[str] = (), device: str = "auto") -> list[str]:
@@ -185,8 +186,8 @@ def cut_model(
     Raises:
         SurgeonError: see `apply`.
     """
-    found = cut_overrides(wanted, overrides, device)
-    return apply(FIRST_CUT, overrides=found, device=device, jobs=jobs, progress=progress, overwrite=overwrite)
+    settings = cut_overrides(wanted, overrides, device)
+    return apply(FIRST_CUT, overrides=settings, device=device, jobs=jobs, progress=progress, overwrite=overwrite)
 
 
 def score(
@@ -202,13 +203,7 @@ def score(
     """Compute the scores and regions of a recipe only; returns the region files by name."""
 
     def work(place: Workplace) -> dict[str, Path]:
-        place.device = chosen_device(place.device)
-        run = Run(_plan_to_run(recipe, output, overrides), place, progress or Progress(), keep=True)
-        for line in remarks(run.plan.checkpoint):
-            run.progress.note(line)
-        check_ready(run.plan, place.device, place.jobs)
-        for line in run.check_texts():
-            run.progress.note(line)
+        run = _prepared(place, recipe, output, overrides, progress or Progress(), keep=True)
         with output_lock(run.plan.output, run.plan.recipe.name, overwrite):
             reclaim_cache()
             return save_regions(run)
@@ -234,47 +229,33 @@ def verify_checkpoint(
         SurgeonError: files are damaged, the corpus lacks a language, there is no such device, or the window is too
             long.
     """
-    return carried_out(
-        device, None, lambda place: _verify(place, checkpoint, base, corpus, spec, progress or Progress())
-    )
-
-
-def _verify(
-    place: Workplace,
-    checkpoint: str | Path,
-    base: str | Path | None,
-    corpus: Corpus,
-    spec: VerifySpec,
-    progress: Progress,
-) -> Verification:
-    require_room_for_torch()
-    from surgeon.measure.verification import verify
-    from surgeon.model.editing import Variant
-
-    place.device = chosen_device(place.device)
+    progress = progress or Progress()
     languages = corpus.languages if spec.languages == "all" else list(dict.fromkeys(spec.languages))
-    variants = _written_variants(Path(os.path.expanduser(checkpoint)))
-    if variants:
-        check_written(Path(os.path.expanduser(checkpoint)), place.jobs)
-    named = [("base", base)] if base is not None else []
-    named += variants.items() if variants else [("checkpoint", checkpoint)]
-    opened = [(label, Checkpoint.open(source).downloaded()) for label, source in named]
-    for line in dict.fromkeys(line for _, item in opened for line in remarks(item)):
-        progress.note(line)
-    usable_device(place.device)
-    for _, item in opened:
-        too_long = check_length(item, min(spec.window, spec.tokens))
-        if too_long is not None:
-            raise InputError(f"--window {spec.window}: {too_long}")
-    found = Verification()
-    for _, item in opened:
-        check_written(item.folder, place.jobs)
-    for label, item in opened:
-        stack = place.load(item, resolve_precision("auto"))
-        one = verify(stack, [Variant(label)], corpus, languages, spec, progress, team=place.team)
-        found = found.joined(one)
-        refuse_changed(item)
-    return found
+
+    def work(place: Workplace) -> Verification:
+        require_room_for_torch()
+        from surgeon.measure.verification import verify
+        from surgeon.model.editing import Variant
+
+        place.device = usable_device(place.device)
+        folder = Path(os.path.expanduser(checkpoint))
+        variants = _written_variants(folder)
+        if variants:
+            check_written(folder, place.jobs)
+        named: dict[str, str | Path] = {"base": base} if base is not None else {}
+        named |= variants or {"checkpoint": checkpoint}
+        models = open_models(named.values(), spec.window, spec.tokens, progress)
+        for model in models:
+            check_written(model.folder, place.jobs)
+        figures = Verification()
+        for name, model in zip(named, models, strict=True):
+            stack = place.load(model, resolve_precision("auto"))
+            one = verify(stack, [Variant(name)], corpus, languages, spec, progress, team=place.team)
+            figures = figures.joined(one)
+            refuse_changed(model)
+        return figures
+
+    return carried_out(device, None, work)
 
 
 def check_files(written: str | Path, jobs: int | None = None) -> int:
@@ -296,7 +277,7 @@ def check_files(written: str | Path, jobs: int | None = None) -> int:
     return checked
 
 
-def _written_variants(folder: Path) -> dict[str, str]:
+def _written_variants(folder: Path) -> dict[str, str | Path]:
     """Return the whole checkpoints of an output folder by name; {} if it is none."""
     if not is_output(folder):
         return {}

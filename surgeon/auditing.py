@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.anatomy.scope import senses
-from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed, tokenizer_hashes
-from surgeon.checkpoint.quantized import remarks
 from surgeon.errors import InputError, reason
 from surgeon.measure.base import Pieces, Subject
 from surgeon.measure.verdicts import Audit, verdicts
@@ -19,7 +17,7 @@ from surgeon.memory import require_room_for_torch
 from surgeon.model.arithmetic import resolve_precision
 from surgeon.model.results import Figures
 from surgeon.model.workplace import Workplace
-from surgeon.plan.check import check_length, usable_device
+from surgeon.plan.check import open_models, usable_device
 from surgeon.progress import Progress
 from surgeon.recipe.schema import VerifySpec
 from surgeon.report.words import text_alone
@@ -58,7 +56,7 @@ def audit(
     progress, device = progress or Progress(), usable_device(device)
     chosen = list(dict.fromkeys(languages)) if languages is not None else corpus.languages
     kept = _language_kept(prompts, new_tokens, progress)
-    opened = _opened((base, model), window, progress)
+    opened = open_models((base, model), window, window, progress)
     require_room_for_torch()
     place = Workplace(device, os.cpu_count() or 1)
     stacks = [place.load(item, resolve_precision("auto")) for item in opened]
@@ -99,18 +97,6 @@ def _language_kept(prompts: int, new_tokens: int, progress: Progress) -> Measure
     from surgeon.measure.language_kept import LanguageKept
 
     return LanguageKept(prompts=prompts, new_tokens=new_tokens)
-
-
-def _opened(sources: Sequence[str | Path], window: int, progress: Progress) -> list[Checkpoint]:
-    """Open the checkpoints, tell what is remarkable of them, and refuse a window that is longer than one can take."""
-    opened = [Checkpoint.open(source).downloaded() for source in sources]
-    for line in dict.fromkeys(line for item in opened for line in remarks(item)):
-        progress.note(line)
-    for item in opened:
-        too_long = check_length(item, window)
-        if too_long is not None:
-            raise InputError(f"--window {window}: {too_long}")
-    return opened
 
 
 def _outputs(

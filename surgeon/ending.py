@@ -113,9 +113,9 @@ def _explain(error: BaseException) -> None:
     """End with what is known of an error; one that is a defect of ours goes on as it is."""
     if isinstance(error, EnvironmentFailure):
         _fail(*error.said, code=error.exit_code)
-    found = memory_error(error)
-    if found is not None:
-        said = next(iter(str(found).strip().splitlines()), "")[:200] or type(found).__name__
+    memory = memory_error(error)
+    if memory is not None:
+        said = next(iter(str(memory).strip().splitlines()), "")[:200] or type(memory).__name__
         _fail(f"out of memory ({said}); {HELP}", code=EnvironmentFailure.exit_code)
     if isinstance(error, SurgeonError):
         _fail(*error.said, code=error.exit_code)

@@ -16,7 +16,7 @@ from surgeon.checkpoint.quantized import codecs_of, notes_on
 from surgeon.errors import SurgeonError
 from surgeon.model.results import Verification
 from surgeon.operations.edits import EditCount
-from surgeon.plan.estimates import shape_of
+from surgeon.plan.needs import shape_of
 from surgeon.plan.plan import Plan
 from surgeon.recipe.schema import VariantSpec, as_data
 from surgeon.region.region import Region
@@ -33,18 +33,18 @@ from surgeon.write.staging import Staged, Written
 
 
 def make_report(
-    run: Run, staged: Mapping[str, Staged | Written], found: Verification, method: dict[str, Any]
+    run: Run, staged: Mapping[str, Staged | Written], figures: Verification, method: dict[str, Any]
 ) -> Report:
     """Put together all that a run did and found."""
-    the_plan, parts = run.plan, part_reports(run.parts, found.measures, run.plan.checkpoint.ties)
-    found = found.ordered(["base", *the_plan.recipe.variants])
-    measures = found.measures
-    recipe, checkpoint = the_plan.recipe, the_plan.checkpoint
+    plan, parts = run.plan, part_reports(run.parts, figures.measures, run.plan.checkpoint.ties)
+    figures = figures.ordered(["base", *plan.recipe.variants])
+    measures = figures.measures
+    recipe, checkpoint = plan.recipe, plan.checkpoint
     perplexity, summary = (perplexities(measures), summarize(measures)) if measures else ({}, {})
-    measurements = measurement_reports(found, recipe.verify.measurements) if recipe.verify else {}
+    measurements = measurement_reports(figures, recipe.verify.measurements) if recipe.verify else {}
     return Report(
         name=recipe.name,
-        recipe=as_data(the_plan.file.as_written),
+        recipe=as_data(plan.file.as_written),
         model=ModelReport(
             name=checkpoint.source.name,
             revision=checkpoint.source.revision,
@@ -55,7 +55,7 @@ def make_report(
             bytes=checkpoint.data_bytes,
             content_sha256=None if checkpoint.is_remote else content_hash(checkpoint, run.place.jobs),
             vocabulary=shape_of(checkpoint).vocabulary or None,
-            left_out=left_out(checkpoint, the_plan.edited()),
+            left_out=left_out(checkpoint, plan.edited()),
             senses=senses(checkpoint),
             files_left_out=dict(companions(checkpoint).left_out),
             notes=notes_on(checkpoint),
@@ -65,17 +65,17 @@ def make_report(
             for item in run.scores
             for language, size in item.samples.items()
         ],
-        regions={name: _region_report(the_plan, name, region) for name, region in run.regions.items()},
+        regions={name: _region_report(plan, name, region) for name, region in run.regions.items()},
         overlaps=overlap_reports(run.regions),
-        variants={name: _variant_report(run, name, staged.get(name)) for name in the_plan.variants},
-        sweeps={name: sweep_report(sweep, summary) for name, sweep in the_plan.file.sweeps.items()},
+        variants={name: _variant_report(run, name, staged.get(name)) for name in plan.variants},
+        sweeps={name: sweep_report(sweep, summary) for name, sweep in plan.file.sweeps.items()},
         method=method,
         perplexity=perplexity,
         summary=summary,
         measurements=measurements,
         parts=parts,
-        passages=passages(found),
-        generations={name: list(items) for name, items in found.continuations.items()},
+        passages=passages(figures),
+        generations={name: list(items) for name, items in figures.continuations.items()},
         expectations=check_expectations(recipe.verify.expect, perplexity, summary, measurements)
         if recipe.verify
         else [],
@@ -84,13 +84,13 @@ def make_report(
     )
 
 
-def _region_report(the_plan: Plan, name: str, region: Region) -> RegionReport:
-    places = {tensor: place for tensor, place in anatomy_of(the_plan.checkpoint).places.items() if tensor in region}
-    return region_report(region, the_plan.checkpoint.config, the_plan.regions[name].kind.origin, places)
+def _region_report(plan: Plan, name: str, region: Region) -> RegionReport:
+    places = {tensor: place for tensor, place in anatomy_of(plan.checkpoint).places.items() if tensor in region}
+    return region_report(region, plan.checkpoint.config, plan.regions[name].kind.origin, places)
 
 
-def _variant_report(run: Run, name: str, done: Staged | Written | None) -> VariantReport:
-    counted = done.marker.edits if isinstance(done, Staged) else run.edits[name]
+def _variant_report(run: Run, name: str, written: Staged | Written | None) -> VariantReport:
+    counted = written.marker.edits if isinstance(written, Staged) else run.edits[name]
     edits = counted if counted is not None else run.count(name)
     return VariantReport(
         operations=list(run.plan.variants[name].operations),
@@ -99,19 +99,23 @@ def _variant_report(run: Run, name: str, done: Staged | Written | None) -> Varia
         changed=edits.changed,
         norm_removed=edits.norm,
         encoding=_encoding(run, edits),
-        written=done is not None,
-        path=str(done.path) if done else None,
-        bytes=done.size if done else None,
-        reused=done.reused if done else False,
+        written=written is not None,
+        path=str(written.path) if written else None,
+        bytes=written.size if written else None,
+        reused=written.reused if written else False,
     )
 
 
 def _encoding(run: Run, edits: EditCount) -> EncodingReport | None:
     if not codecs_of(run.plan.checkpoint):
         return None
-    found = edits.rounding
+    rounding = edits.rounding
     return EncodingReport(
-        blocks=found.blocks, rescaled=found.rescaled, rounded=found.rounded, largest=found.largest, norm=found.norm
+        blocks=rounding.blocks,
+        rescaled=rounding.rescaled,
+        rounded=rounding.rounded,
+        largest=rounding.largest,
+        norm=rounding.norm,
     )
 
 

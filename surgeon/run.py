@@ -21,9 +21,8 @@ from surgeon.model.arithmetic import Precision
 from surgeon.model.tokenizer import TokenCounts, load_tokenizer
 from surgeon.model.workplace import Workplace
 from surgeon.operations.edits import EditCount, Surgery
-from surgeon.plan.pinning import pinned, pinned_operations
-from surgeon.plan.plan import Plan
-from surgeon.plan.text_supply import check_supply, needs_text
+from surgeon.plan.plan import Plan, pinned, pinned_operations
+from surgeon.plan.texts import check_supply
 from surgeon.progress import Progress
 from surgeon.recipe.schema import as_data, resolved_yaml
 from surgeon.region.region import Region
@@ -45,17 +44,18 @@ if TYPE_CHECKING:
 class Run:
     """One run of a plan: the model is built when first needed, once per precision; `keep` insists on whole scores.
 
+    `began` is when planning did, by `time.perf_counter`.
     The processes of a `team` all have a part in what runs the model, and in writing.
     """
 
-    def __init__(self, plan: Plan, place: Workplace, progress: Progress, *, keep: bool = False) -> None:
-        self.plan, self.place, self.progress, self.keep = plan, place, progress, keep
+    def __init__(self, plan: Plan, place: Workplace, progress: Progress, began: float, *, keep: bool = False) -> None:
+        self.plan, self.place, self.progress, self.began, self.keep = plan, place, progress, began, keep
         self.timings: dict[str, float] = {}
         self.edits: dict[str, EditCount] = {}
 
     def check_texts(self) -> list[str]:
         """Read every text before anything is scored or written; returns notes on where there is too little of it."""
-        return check_supply(self.plan, self.token_counts) if needs_text(self.plan) else []
+        return check_supply(self.plan, self.token_counts) if self.plan.runs_model else []
 
     @cached_property
     def token_counts(self) -> TokenCounts:
@@ -242,11 +242,11 @@ def seal(run: Run, report: Report, outputs: Mapping[Path, str], before: Mapping[
         report.save(part)
     pages = write_page(report, out)
     named = {**outputs, out / RECIPE: file_hash(out / RECIPE)}
-    made = manifest(run.plan, named, [out / "report.json", *pages], run.place.device, run.place.jobs)
+    sealed = manifest(run.plan, named, [out / "report.json", *pages], run.place.device, run.place.jobs)
     variants = [name for name, variant in run.plan.variants.items() if variant.write is True]
-    replaced = before.get("name") not in (None, made["name"])
-    for path in remove_old(out, outputs_of(before), outputs_of(made), variants, replaced):
+    replaced = before.get("name") not in (None, sealed["name"])
+    for path in remove_old(out, outputs_of(before), outputs_of(sealed), variants, replaced):
         run.progress.note(f"{out / path}: from an earlier run, and not in this recipe; it stays")
     with replacing(out / MANIFEST) as part:
-        part.write_text(to_json(made) + "\n", encoding="utf-8")
-    return made
+        part.write_text(to_json(sealed) + "\n", encoding="utf-8")
+    return sealed

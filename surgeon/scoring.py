@@ -35,7 +35,7 @@ from surgeon.inside import flush
 from surgeon.model.arithmetic import Precision, resolve_precision
 from surgeon.model.tokenizer import TokenCounts, check_ids, load_tokenizer
 from surgeon.model.workplace import Workplace
-from surgeon.plan.estimates import keeps_scores, scores_in_one_go
+from surgeon.plan.needs import Running, keeps_scores
 from surgeon.plan.plan import Plan
 from surgeon.progress import Progress
 from surgeon.region.region import Region
@@ -117,7 +117,8 @@ def _on_text(run: Scoring, score: SampledScore) -> Scored:
     cut = None if kept else cut_of(plan.checkpoint, plans, list(sequences))
     folder, goes_on = str(plan.checkpoint.folder), cut is None or not cut.spans_layers
     stack = run.load(precision)
-    in_one_go = stack.loaded.weights.stays and bool(stack.layers) and scores_in_one_go(plan, score, run.place.device)
+    fits = Running(plan, run.place.device).scores_in_one_go(score)
+    in_one_go = stack.loaded.weights.stays and bool(stack.layers) and fits
     shared = SharedScorePass(folder, sequences, begun, tensors, score, precision, key, goes_on, in_one_go)
     check_ids(stack.loaded.model, stack.loaded.tokenizer, (ids for texts in sequences.values() for ids in texts))
     run.place.team.begin(shared)

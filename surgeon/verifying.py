@@ -54,21 +54,21 @@ def verify_variants(run: Run) -> tuple[Verification, dict[str, Any]]:
     models = {name: _Measured(run, name) for name in ("base", *run.plan.recipe.variants)}
     models |= {part.name: _Measured(run, part.variant, part) for part in run.parts}
     paths = {name: _kept_paths(model, spec, precision) for name, model in models.items()}
-    found, missing = Verification(), dict[str, list[str]]()
+    figures, missing = Verification(), dict[str, list[str]]()
     for name, by_kind in paths.items():
         for kind, path in by_kind.items():
-            kept = load_kept(path, name, kind)
-            if kept is None:
+            known = load_kept(path, name, kind)
+            if known is None:
                 missing.setdefault(name, []).append(kind)
             else:
-                found = found.joined(kept)
+                figures = figures.joined(known)
     if missing:
-        new = _measured(run, models, spec, precision, missing, found)
+        new = _measured(run, models, spec, precision, missing, figures)
         for name, kinds in missing.items():
             for kind in kinds:
                 keep(paths[name][kind], name, new, kind)
-        found = found.joined(new)
-    return found.ordered(models), _method(run, precision, spec)
+        figures = figures.joined(new)
+    return figures.ordered(models), _method(run, precision, spec)
 
 
 def _measured(

@@ -20,7 +20,7 @@ from undrawn import draw_nothing
 from surgeon.api import find_recipe, plan_recipe
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.cli import app
-from surgeon.hub.rebuild import is_published
+from surgeon.cli.running import is_published
 from surgeon.recipe.reading import load_recipe
 from surgeon.recipe.schema import Recipe, recipe_schema
 

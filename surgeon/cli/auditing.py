@@ -51,21 +51,21 @@ def audit(
     corpus, chosen = texts_for(
         [] if languages == "none" else None if languages == "all" else listed(languages), texts or []
     )
-    found = run(
+    outcome = run(
         model, base, corpus=corpus, languages=chosen, paragraphs=paragraphs, prompts=prompts, device=device,
         progress=progress_to(as_json),
     )  # fmt: skip
-    files = write_audit(found, output) if output is not None else []
-    passed = all(found.counts[verdict] <= bound for verdict, bound in most.items())
+    files = write_audit(outcome, output) if output is not None else []
+    passed = all(outcome.counts[verdict] <= bound for verdict, bound in most.items())
     if as_json:
-        print_json(audit_data(found) | {"passed": passed})
+        print_json(audit_data(outcome) | {"passed": passed})
     else:
-        for one in found.changes:
-            print(visible(change_line(found, one)))
-        print("\n".join([verdict_line(found), *(f"{note}." for note in found.notes), *map(str, files)]))
+        for one in outcome.changes:
+            print(visible(change_line(outcome, one)))
+        print("\n".join([verdict_line(outcome), *(f"{note}." for note in outcome.notes), *map(str, files)]))
         for verdict, bound in most.items():
-            mark = "held  " if found.counts[verdict] <= bound else "FAILED"
-            print(f"{mark}  languages {verdict}: {found.counts[verdict]}, expected at most {bound}")
+            mark = "held  " if outcome.counts[verdict] <= bound else "FAILED"
+            print(f"{mark}  languages {verdict}: {outcome.counts[verdict]}, expected at most {bound}")
     if not passed:
         raise SystemExit(1)
 

@@ -169,8 +169,8 @@ def inspect(
     from surgeon.views.inspection import inspection_view, look_at
     from surgeon.views.terminal import render
 
-    found = look_at(target)
+    inspection = look_at(target)
     if as_json:
-        print_json(found)
+        print_json(inspection)
     else:
-        render(stdout(), inspection_view(found))
+        render(stdout(), inspection_view(inspection))

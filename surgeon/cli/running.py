@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,8 +50,6 @@ def apply(
 
     RECIPE may also be a variant that was pushed, as hf://org/name or a folder: its weights are made again.
     """
-    from surgeon.hub.rebuild import is_published
-
     overrides = [*(overrides or ()), *(["verify=null"] if no_verify else [])]
     published = is_published(recipe)
     if dry_run and not published:
@@ -72,6 +71,13 @@ def apply(
         _show_report(report, str(output if output is not None else report.recipe["output"]), as_json, verbose)
     else:
         _rebuild(recipe, output, overrides, jobs, as_json, dry_run, overwrite)
+
+
+def is_published(name: str) -> bool:
+    """True for a variant that was pushed, which is no recipe: `hf://org/name`, or a folder with a variant's marker."""
+    from surgeon.write.marker import MARKER
+
+    return name.startswith("hf://") or (Path(os.path.expanduser(name)) / MARKER).is_file()
 
 
 def _show_report(report: Report, output: str, as_json: bool, verbose: bool) -> None:
@@ -150,8 +156,8 @@ def cut(
         model, share(top, "--top"), listed(languages), output, tokens, samples, prompts, quick, not no_verify, dose
     )
     if dry_run:
-        found = api.cut_overrides(wanted, overrides or (), device)
-        _show_plan(RECIPE, None, found, device, as_json)
+        settings = api.cut_overrides(wanted, overrides or (), device)
+        _show_plan(RECIPE, None, settings, device, as_json)
         return
     quiet_libraries(verbose)
     report = api.cut_model(
@@ -191,21 +197,21 @@ def _show_plan(
     ranks: int | None = None,
 ) -> None:
     from surgeon.plan.check import chosen_device
-    from surgeon.plan.recipes import expected_steps, plan_recipe
+    from surgeon.plan.planning import expected_steps, plan_recipe
     from surgeon.plan.summary import summarize
     from surgeon.plan.texts import open_datasets, short_texts
     from surgeon.views.planned import plan_view
     from surgeon.views.terminal import render
 
-    made = plan_recipe(recipe, output=output, overrides=overrides or (), device=device)
-    notes = [*open_datasets(made), *short_texts(made)]
-    expected = expected_steps(made, device)
-    where = chosen_device(device) if made.runs_model else "cpu"
-    found = summarize(made, expected, ranks, notes, where)
+    planned = plan_recipe(recipe, output=output, overrides=overrides or (), device=device)
+    notes = [*open_datasets(planned), *short_texts(planned)]
+    expected = expected_steps(planned, device)
+    chosen = chosen_device(device) if planned.runs_model else "cpu"
+    summary = summarize(planned, expected, ranks, notes, chosen)
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(summary))
     else:
-        render(stdout(), plan_view(found))
+        render(stdout(), plan_view(summary))
 
 
 def score(

@@ -19,7 +19,7 @@ def recipes(
 ) -> None:
     """List, show or copy the shipped recipes."""
     from surgeon.errors import did_you_mean
-    from surgeon.plan.recipes import copy_recipe, shipped_recipes
+    from surgeon.plan.planning import copy_recipe, shipped_recipes
 
     shipped = shipped_recipes()
     if name is None:
@@ -87,17 +87,17 @@ def cache(
     if clear:
         store.clear()
         reclaim_cache(also_unfinished=True)
-    found = store.contents()
-    kept, freed = (sum(shelf.bytes for shelf in shelves) for shelves in (found, before))
+    contents = store.contents()
+    kept, freed = (sum(shelf.bytes for shelf in shelves) for shelves in (contents, before))
     freed -= kept
     if as_json:
-        data = {shelf.name: {"holds": shelf.holds, "files": shelf.files, "bytes": shelf.bytes} for shelf in found}
+        data = {shelf.name: {"holds": shelf.holds, "files": shelf.files, "bytes": shelf.bytes} for shelf in contents}
         print_json({"folder": str(cache_folder()), "bytes": kept, "freed": freed, "kept": data})
         return
     rows = table(f"Kept in {cache_folder()}", "folder", "holds", "files", "size", words=["folder", "holds"])
-    for shelf in found:
+    for shelf in contents:
         rows.add_row(shelf.name, shelf.holds, f"{shelf.files:,}", size(shelf.bytes))
-    rows.add_row("all", "", f"{sum(shelf.files for shelf in found):,}", size(kept))
+    rows.add_row("all", "", f"{sum(shelf.files for shelf in contents):,}", size(kept))
     render(stdout(), rows)
     if clear:
         render(stdout(), told(f"{size(freed)} freed"))

@@ -53,11 +53,11 @@ def chat(
         return
     answered = []
     for prompt in prompts or _typed(speakers):
-        found = speakers.answer(prompt, progress_to(as_json or not prompts))
+        answers = speakers.answer(prompt, progress_to(as_json or not prompts))
         if as_json:
-            answered.append({"prompt": prompt, "answers": {name: vars(item) for name, item in found.items()}})
+            answered.append({"prompt": prompt, "answers": {name: vars(item) for name, item in answers.items()}})
         else:
-            _show(prompt, found)
+            _show(prompt, answers)
     if as_json:
         print_json(answered)
 
@@ -77,10 +77,10 @@ def _typed(speakers: Speakers) -> Iterator[str]:
             yield line.rstrip("\n")
 
 
-def _show(prompt: str, found: Mapping[str, Any]) -> None:
+def _show(prompt: str, answers: Mapping[str, Any]) -> None:
     from surgeon.views.terminal import SideBySide, render
 
-    render(stdout(), SideBySide(prompt, {name: (item.continuation, item.stopped) for name, item in found.items()}))
+    render(stdout(), SideBySide(prompt, {name: (item.continuation, item.stopped) for name, item in answers.items()}))
 
 
 def _serve(speakers: Speakers, page: Path, port: int) -> None:

@@ -51,11 +51,6 @@ _SHOWN = re.compile(rf"{FIGURES}/\w[\w.-]*\.(svg|png)|{re.escape(RESULTS)}/\w[\w
 _PUBLISHED = (MARKER, CARD, RECIPE, MANIFEST, *(f"{folder}*" for folder in _DESCRIBED))
 
 
-def is_published(name: str) -> bool:
-    """True for what `rebuild` takes and a recipe is not: `hf://org/name`, or a folder with a variant's marker."""
-    return name.startswith("hf://") or (Path(os.path.expanduser(name)) / MARKER).is_file()
-
-
 def rebuild(
     name: str,
     output: Path | None,

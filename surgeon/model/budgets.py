@@ -14,7 +14,7 @@ from surgeon.memory import free_memory
 
 HOST = "SURGEON_MEMORY"  # of the host's memory, such as 8G: weights, hidden states, sums and activations together
 DEVICE = "SURGEON_DEVICE_MEMORY"  # the same of an accelerator's
-SHARE_OF_HOST = 0.5  # of what is free: estimates may be off by a quarter, and other programs go on meanwhile
+SHARE_OF_HOST = 0.5  # of what is free: estimates may be off by a third, and other programs go on meanwhile
 SHARE_OF_DEVICE = 0.7  # the rest is for activations of kernels, whose workspaces nobody tells beforehand
 # Set in place of a share of the above: what a model may take to stay in memory, and hidden states between layers.
 RESIDENT_BYTES: int | None = None
@@ -47,10 +47,10 @@ def memory(device: str = "cpu") -> int:
         InputError: the variable holds no number of bytes.
     """
     if device.startswith(("cuda", "mps")):
-        found = _set(DEVICE)
-        return int(_free_on(device) * SHARE_OF_DEVICE) if found is None else found
-    found = _set(HOST)
-    return int(free_memory() * SHARE_OF_HOST) if found is None else found
+        limit = _set(DEVICE)
+        return int(_free_on(device) * SHARE_OF_DEVICE) if limit is None else limit
+    limit = _set(HOST)
+    return int(free_memory() * SHARE_OF_HOST) if limit is None else limit
 
 
 def device_memory_is_set() -> bool:
@@ -104,10 +104,10 @@ def _set(variable: str) -> int | None:
     said = os.environ.get(variable, "").strip()
     if not said:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", said.upper())
-    if found is None:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", said.upper())
+    if match is None:
         raise InputError(f"{variable}={said}: write a number of bytes, such as 8G or 500M")
-    return int(float(found[1]) * _UNITS[found[2]])
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def _free_on(device: str) -> int:

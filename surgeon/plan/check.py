@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.config import whole_number
 from surgeon.checkpoint.fingerprint import base_hashes
 from surgeon.checkpoint.naming import TOWERS
-from surgeon.checkpoint.quantized import codecs_of, plain_dtypes
+from surgeon.checkpoint.quantized import codecs_of, plain_dtypes, remarks
 from surgeon.checkpoint.ties import is_position_table
 from surgeon.errors import CheckpointError, EnvironmentFailure, InputError, Problem, did_you_mean, shorten
 from surgeon.memory import require_room_for_torch
@@ -26,6 +26,7 @@ from surgeon.operations import open_donor
 from surgeon.operations.edits import check_donor, check_patch_base
 from surgeon.plan.plan import Plan
 from surgeon.plan.texts import file_problems
+from surgeon.progress import Progress
 from surgeon.recipe.plain_yaml import KeyPath
 from surgeon.recipe.reading import RecipeFile
 from surgeon.region.patch import Patch
@@ -153,6 +154,22 @@ def check_length(checkpoint: Checkpoint, tokens: int) -> str | None:
     return f"{tokens} tokens at a time are more than the {most} positions of {checkpoint.source.name}"
 
 
+def open_models(sources: Iterable[str | Path], window: int, tokens: int, progress: Progress) -> list[Checkpoint]:
+    """Open models to be measured on so many tokens, in windows, and tell what is remarkable of them.
+
+    Raises:
+        InputError: one cannot be read, or cannot take as many tokens at once.
+    """
+    models = [Checkpoint.open(source).downloaded() for source in sources]
+    for line in dict.fromkeys(line for model in models for line in remarks(model)):
+        progress.note(line)
+    for model in models:
+        too_long = check_length(model, min(window, tokens))
+        if too_long is not None:
+            raise InputError(f"--window {window}: {too_long}")
+    return models
+
+
 def _length_problems(file: RecipeFile, checkpoint: Checkpoint) -> Iterator[Problem]:
     lengths: dict[KeyPath, int] = {}
     for name, spec in file.recipe.regions.items():
@@ -162,9 +179,9 @@ def _length_problems(file: RecipeFile, checkpoint: Checkpoint) -> Iterator[Probl
     if verify is not None:
         lengths["verify", "window"] = min(verify.window, verify.tokens)
     for key, length in lengths.items():
-        found = check_length(checkpoint, length)
-        if found is not None:
-            yield file.problem(key, found)
+        too_long = check_length(checkpoint, length)
+        if too_long is not None:
+            yield file.problem(key, too_long)
 
 
 def _unfound_problems(plan: Plan) -> Iterator[Problem]:
@@ -214,8 +231,8 @@ def _require_space(plan: Plan) -> None:
     folder = plan.output / "variants"
     missing = [item for name, item in plan.variants.items() if item.write is True and not (folder / name).exists()]
     needed = sum(item.bytes_to_write for item in missing)
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise EnvironmentFailure(
             f"{plan.output}: {free / 1e6:,.0f} MB free, but the variants to write need {needed / 1e6:,.1f} MB; make "
@@ -224,25 +241,25 @@ def _require_space(plan: Plan) -> None:
 
 
 def _language_problems(file: RecipeFile, corpus: Corpus) -> Iterator[Problem]:
-    recipe = file.recipe
-    known = corpus.languages
-    for name, spec in recipe.regions.items():
-        scored = spec.score.on_text if spec.score is not None else None
-        for i, language in enumerate(scored.languages if scored is not None else ()):
+    """Find languages that the corpus lacks, and those of expectations that are not measured."""
+    known, verify = corpus.languages, file.recipe.verify
+    asked: dict[KeyPath, Sequence[str]] = {}
+    for name, spec in file.recipe.regions.items():
+        if spec.score is not None and spec.score.on_text is not None:
+            asked["regions", name, "score", "languages"] = spec.score.on_text.languages
+    if verify is not None and verify.languages != "all":
+        asked["verify", "languages"] = verify.languages
+    for key, languages in asked.items():
+        for i, language in enumerate(languages):
             if language not in known:
                 what = f"the corpus has no text for language '{language}'{code_meant(language, known, corpus.language)}"
-                yield file.problem(("regions", name, "score", "languages", i), what)
-    if recipe.verify is not None:
-        for i, language in enumerate(recipe.verify.languages if recipe.verify.languages != "all" else ()):
-            if language not in known:
-                what = f"the corpus has no text for language '{language}'{code_meant(language, known, corpus.language)}"
-                yield file.problem(("verify", "languages", i), what)
-        measured = known if recipe.verify.languages == "all" else recipe.verify.languages
-        for i, expectation in enumerate(recipe.verify.expect):
-            if expectation.language is not None and expectation.language not in measured:
-                meant = code_meant(expectation.language, measured, corpus.language)
-                what = f"language '{expectation.language}' is not measured{meant}"
-                yield file.problem(("verify", "expect", i, "language"), what)
+                yield file.problem((*key, i), what)
+    measured = asked.get(("verify", "languages"), known)
+    for i, expectation in enumerate(verify.expect if verify is not None else ()):
+        if expectation.language is not None and expectation.language not in measured:
+            meant = code_meant(expectation.language, measured, corpus.language)
+            what = f"language '{expectation.language}' is not measured{meant}"
+            yield file.problem(("verify", "expect", i, "language"), what)
 
 
 def _donor_problems(file: RecipeFile, checkpoint: Checkpoint, regions: Mapping[str, RegionPlan]) -> Iterator[Problem]:
@@ -303,10 +320,10 @@ def _push_problems(file: RecipeFile) -> Iterator[Problem]:
     names = recipe.pushed_variants()
     if not names:
         yield file.problem(("push",), "no variant is written, so there is nothing to push")
-    places = [recipe.push.place(name) for name in names]
-    if len(set(places)) < len(places):
+    targets = [recipe.push.place(name) for name in names]
+    if len(set(targets)) < len(targets):
         what = 'several variants would go to one place; put {variant} into `repo`, or `revision: "{variant}"`'
         yield file.problem(("push", "repo"), what)
-    for repo in dict.fromkeys(repo for repo, _ in places):
+    for repo in dict.fromkeys(repo for repo, _ in targets):
         if not is_repository(repo):
             yield file.problem(("push", "repo"), f"'{repo}' cannot name a repository; it has the form org/name")

@@ -12,8 +12,8 @@ from typing import Any
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import InputError
 from surgeon.plan.check import most_positions
-from surgeon.plan.estimates import Shape, activations, shape_of
-from surgeon.plan.recipes import find_recipe
+from surgeon.plan.needs import Shape, shape_of
+from surgeon.plan.planning import find_recipe
 from surgeon.recipe.reading import load_recipe
 from surgeon.text.languages import code_meant
 
@@ -149,7 +149,7 @@ def rows_at_a_time(checkpoint: Checkpoint, device: str) -> int:
 
 def rows_within(shape: Shape, free: int) -> int:
     """Return the largest power of two of sequences whose activations in a layer, both ways, fit into so many bytes."""
-    row, rows = activations(shape, _LENGTH, backward=True), _MOST_ROWS
+    row, rows = shape.activations(_LENGTH, shape.layers if shape.whole else 1), _MOST_ROWS
     while rows > 1 and rows * row > free:
         rows //= 2
     return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,9 +14,12 @@ from surgeon.checkpoint.companions import companions
 from surgeon.checkpoint.naming import natural_key
 from surgeon.checkpoint.quantized import notes_on, remarks
 from surgeon.checkpoint.remote import RemoteFile
+from surgeon.checkpoint.sources import is_hub_file, pinned_file
 from surgeon.checkpoint.storage import TensorInfo
+from surgeon.errors import SurgeonError, present
 from surgeon.measure.parts import parted
-from surgeon.operations import Operation
+from surgeon.operations import AnyOperation, Operation, open_donor
+from surgeon.recipe.corpus import TextSpec
 from surgeon.recipe.reading import RecipeFile
 from surgeon.recipe.schema import Recipe
 from surgeon.regions.base import Provenance, RegionPlan
@@ -110,12 +113,12 @@ class Plan:
     def parts(self) -> list[list[str]]:
         """Return the tensors of each part of a cut that is measured by itself; there may turn out to be fewer."""
         places, by = anatomy_of(self.checkpoint).places, self.recipe.verify.by if self.recipe.verify else []
-        found = [
+        parts_of_cuts = [
             list(parted(self.edited(name), one, places, self.checkpoint.ties).values())
             for name in self.dissected
             for one in dict.fromkeys(by)
         ]
-        return [names for parts in found if len(parts) > 1 for names in parts]
+        return [names for parts in parts_of_cuts if len(parts) > 1 for names in parts]
 
     @property
     def needs_all_weights(self) -> bool:
@@ -164,3 +167,54 @@ class Plan:
     def provenance(self, jobs: int) -> Provenance:
         """Return what the regions are made from."""
         return Provenance(self.checkpoint, self.corpus.name, self.regions, jobs)
+
+
+def pinned_operations(operations: Sequence[AnyOperation]) -> list[AnyOperation]:
+    """Return operations with the commits of donors that came from the Hub."""
+    return [
+        operation.model_copy(
+            update={key: _pinned_names(getattr(operation, key)) for key in ("from_", "base") if hasattr(operation, key)}
+        )
+        for operation in operations
+    ]
+
+
+def _pinned_names(named: str | list[str] | None) -> str | list[str] | None:
+    if named is None or isinstance(named, str):
+        return named if named is None else _pinned_name(named)
+    return [_pinned_name(one) for one in named]
+
+
+def _pinned_name(donor: str) -> str:
+    try:
+        return pinned_file(donor) if is_hub_file(donor) else open_donor(donor).pinned
+    except SurgeonError:  # what a sweep will put something else in the place of
+        return donor
+
+
+def pinned(plan: Plan) -> Recipe:
+    """Return the recipe as it was written, with the commits of what came from the Hub."""
+    recipe = plan.file.as_written
+    variants = {}
+    for name, variant in recipe.variants.items():
+        variants[name] = variant.model_copy(update={"operations": pinned_operations(variant.operations)})
+    corpus = recipe.corpus
+    if isinstance(corpus, dict):
+        corpus = {
+            language: present(TextSpec.of(text)).model_copy(update={"revision": revision})
+            if (revision := plan.corpus.revision(language))
+            else text
+            for language, text in corpus.items()
+        }
+    regions = {
+        name: region.model_copy(update={region.kind.key: region.kind.pinned()})
+        for name, region in recipe.regions.items()
+    }
+    return recipe.model_copy(
+        update={
+            "model": plan.checkpoint.source.pinned,
+            "corpus": corpus,
+            "regions": regions,
+            "variants": variants,
+        }
+    )

@@ -9,11 +9,10 @@ from typing import Literal
 from surgeon.anatomy.scope import left_out, senses, unknown_kinds
 from surgeon.checkpoint.coded import Coded
 from surgeon.checkpoint.quantized import quantization
-from surgeon.plan.device import DeviceNeeds, device_needs
 from surgeon.plan.duration import parts_in_models
-from surgeon.plan.estimates import peak_memory, scores_in_one_go, shape_of, stores
+from surgeon.plan.elsewhere import DeviceNeeds, RankNeeds, device_needs, rank_needs
+from surgeon.plan.needs import Running, peak_memory, shape_of, stores
 from surgeon.plan.plan import Plan, VariantPlan
-from surgeon.plan.ranks import RankNeeds, rank_needs
 from surgeon.progress import Step
 from surgeon.regions.base import RegionPlan
 from surgeon.regions.outlines import excludes_nothing
@@ -135,7 +134,7 @@ def summarize(
         prompts=len(recipe.verify.prompts) if recipe.verify is not None else 0,
         push={name: {"repo": repo, "revision": revision} for name, (repo, revision) in targets.items()},
         runs_model=plan.runs_model, held_whole=plan.runs_model and shape_of(checkpoint).whole,
-        in_one_go=any(scores_in_one_go(plan, score, device) for score in plan.sampled_scores()),
+        in_one_go=any(map(Running(plan, device).scores_in_one_go, plan.sampled_scores())),
         score_bytes={"kept": stored.kept, "not_kept": stored.not_kept}, scratch_bytes=stored.scratch,
         peak_memory=peak_memory(plan, device), disk_needed=plan.disk_needed,
         on_device=device_needs(plan, device) if device != "cpu" and plan.runs_model else None,

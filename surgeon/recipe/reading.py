@@ -39,7 +39,7 @@ from surgeon.recipe.sweeps import Copy, Sweep, expand
 _LONGEST_PROBLEM = 1000  # characters
 
 
-@dataclass(frozen=True)
+@dataclass
 class Places:
     """Where the keys of a recipe stand: in the file, or in `--set PATH` for those that are `overridden`.
 
@@ -110,7 +110,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
     data = _named_tokens(data, places, problems)
     written = _validated(data, places, problems)
     expansion = expand(written)
-    places = replace(places, copies=expansion.copies)
+    places.copies = expansion.copies
     regions, variants = expansion.regions, expansion.variants
     _refuse(places, chain(expansion.problems, dangling(regions, variants, regions)))
     _refuse(places, unmet(written.verify, variants) if written.verify is not None else ())

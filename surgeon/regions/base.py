@@ -54,7 +54,8 @@ class RegionPlan:
     @property
     def kind(self) -> RegionKind:
         """How it is made."""
-        return kind_of(self.spec)
+        kind: RegionKind = self.spec.kind
+        return kind
 
     @property
     def select(self) -> Share | None:
@@ -223,12 +224,6 @@ class RegionKind:
     def bytes_to_make(self, largest: int) -> int:
         """Return the memory that making it takes beside scores and cuts, from the entries of its largest tensor."""
         return 0
-
-
-def kind_of(spec: RegionSpec) -> RegionKind:
-    """Return how a region of a recipe is made: what stands under the key of its kind."""
-    kind: RegionKind = spec.kind
-    return kind
 
 
 def made_from(plan: RegionPlan, source: Provenance) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from surgeon.anatomy.scope import Reach, scope
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import SELECTORS
 from surgeon.errors import Problem, did_you_mean
-from surgeon.regions.base import Planning, RegionPlan, kind_of
+from surgeon.regions.base import Planning, RegionPlan
 
 if TYPE_CHECKING:
     from surgeon.recipe.reading import RecipeFile
@@ -25,8 +25,8 @@ def plan_regions(file: RecipeFile, checkpoint: Checkpoint, problems: list[Proble
     """Plan all regions, each after those it is made from; what does not fit the model is added to `problems`."""
     specs, planning = file.recipe.regions, Planning(file, checkpoint, problems)
     plans: dict[str, RegionPlan] = {}
-    for name in TopologicalSorter({name: kind_of(spec).parents for name, spec in specs.items()}).static_order():
-        plan = narrowed(planning, kind_of(specs[name]).outline(planning, name, specs[name], plans))
+    for name in TopologicalSorter({name: spec.kind.parents for name, spec in specs.items()}).static_order():
+        plan = narrowed(planning, specs[name].kind.outline(planning, name, specs[name], plans))
         plans[name] = replace(plan, written=file.written_name(name))
     return {name: plans[name] for name in specs}
 

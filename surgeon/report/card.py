@@ -23,7 +23,6 @@ from surgeon.inside import replacing
 from surgeon.plan.plan import Plan
 from surgeon.recipe.plain_yaml import plain, read_yaml
 from surgeon.region.region import Region
-from surgeon.regions.base import kind_of
 from surgeon.report.data import Report
 from surgeon.report.drawing import svg, write_pictures
 from surgeon.report.figures import variant_figures
@@ -231,7 +230,7 @@ def _why(plan: Plan, region: str) -> str:
     spec, named = plan.recipe.regions.get(region), plan.corpus.language
     if spec is None:
         return ""
-    parts = kind_of(spec).described(plan.recipe.score_of(region), lambda code: named(code).name)
+    parts = spec.kind.described(plan.recipe.score_of(region), lambda code: named(code).name)
     limits = [("in", spec.include), ("without", spec.exclude)]
     parts += [f"{word} {', '.join(names)}" for word, names in limits if names]
     if spec.layers is not None:

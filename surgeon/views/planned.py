@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from surgeon.plan.estimates import SHARE_OF_DISK
+from surgeon.plan.needs import SHARE_OF_DISK
 from surgeon.plan.summary import PlanSummary
 from surgeon.progress import duration, extent
 from surgeon.report.words import count, percent, size, text_alone

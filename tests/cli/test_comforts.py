@@ -119,7 +119,7 @@ def test_the_shipped_recipe_has_nothing_to_warn_of(monkeypatch: pytest.MonkeyPat
     """But if a recipe asks for more than there is, that is said."""
     from surgeon.api import plan_recipe
     from surgeon.model.tokenizer import TokenCounts, load_tokenizer
-    from surgeon.plan.text_supply import check_supply
+    from surgeon.plan.texts import check_supply
 
     made = plan_recipe("zero_core")
     tokens = TokenCounts(made.checkpoint, lambda: load_tokenizer(made.checkpoint))

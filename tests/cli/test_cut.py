@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from surgeon.api import plan_recipe
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.cli import app
-from surgeon.plan.estimates import Shape
 from surgeon.plan.first_cut import FirstCut, rows_within
+from surgeon.plan.needs import Shape
 from surgeon.recipe.reading import load_recipe
 from surgeon.recipe.schema import Recipe
 from surgeon.region.region import Region

@@ -15,7 +15,7 @@ import surgeon
 from surgeon.checkpoint.naming import Place
 from surgeon.measure.parts import parts_of
 from surgeon.measure.perplexity import evaluation_texts
-from surgeon.plan.recipes import plan_recipe
+from surgeon.plan.planning import plan_recipe
 from surgeon.recipe.schema import VerifySpec
 from surgeon.region.region import Region
 from surgeon.report.parts import part_lines

@@ -12,10 +12,9 @@ import transformers
 from surgeon.api import plan_recipe
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.model import budgets
-from surgeon.plan.device import device_needs
-from surgeon.plan.duration import active_entries, steps
-from surgeon.plan.estimates import shape_of
-from surgeon.plan.speed import Speed, tried_speed
+from surgeon.plan.duration import Speed, active_entries, steps, tried_speed
+from surgeon.plan.elsewhere import device_needs
+from surgeon.plan.needs import shape_of
 
 
 def test_the_steps_are_those_of_the_run_and_scale_with_the_work(recipe: Callable[..., Path]) -> None:

@@ -14,9 +14,9 @@ import surgeon
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.storage import header_bytes
 from surgeon.model import budgets
-from surgeon.plan import estimates
-from surgeon.plan.device import device_needs
-from surgeon.plan.estimates import scratch_bytes, shape_of, stores
+from surgeon.plan import needs as plan_needs
+from surgeon.plan.elsewhere import device_needs
+from surgeon.plan.needs import scratch_bytes, shape_of, stores
 from surgeon.plan.summary import summarize
 
 # Layers, hidden, feed-forward, query heads, key heads, vocabulary; and the parameters by their makers, in billions.
@@ -84,7 +84,7 @@ def test_what_a_large_model_takes_is_known_from_its_headers(name: str, tmp_path:
 def test_what_a_device_takes_is_known_from_headers_and_its_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimates, "SHARE_OF_DISK", 0.0)  # scores are not kept
+    monkeypatch.setattr(plan_needs, "SHARE_OF_DISK", 0.0)  # scores are not kept
     monkeypatch.setenv(budgets.HOST, "64G")
     layers, hidden, wide, heads, keys, vocabulary, _ = LLAMAS["7B"]
     folder = sparse_llama(tmp_path / "model", layers, hidden, wide, heads, keys, vocabulary)

@@ -18,7 +18,7 @@ from surgeon.errors import CheckpointError
 from surgeon.memory import memory_error
 from surgeon.model.model import load_model
 from surgeon.model.workplace import Workplace
-from surgeon.plan.estimates import shape_of
+from surgeon.plan.needs import shape_of
 
 VERIFIED = "verify: {tokens: 16, window: 16}\n"
 

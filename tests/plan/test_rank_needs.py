@@ -8,7 +8,7 @@ from pathlib import Path
 from forking import surgeon_forked
 
 from surgeon.api import plan_recipe
-from surgeon.plan.ranks import rank_needs
+from surgeon.plan.elsewhere import rank_needs
 from surgeon.progress import Step
 
 

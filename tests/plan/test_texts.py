@@ -16,7 +16,7 @@ from forking import surgeon_forked
 
 import surgeon
 from surgeon.errors import InputError, RecipeError
-from surgeon.plan.recipes import plan_recipe
+from surgeon.plan.planning import plan_recipe
 from surgeon.plan.texts import open_datasets, short_texts
 
 LINES = [f"{i}. Alle Menschen sind frei und gleich an Würde geboren." for i in range(40)]

@@ -19,10 +19,10 @@ def apply(recipe: str, output: str, share_of_disk: float = 0.0, hidden_bytes: in
     from rich.console import Console
 
     from surgeon.model import budgets
-    from surgeon.plan import estimates
+    from surgeon.plan import needs
     from surgeon.progress import Progress
 
-    estimates.SHARE_OF_DISK = share_of_disk
+    needs.SHARE_OF_DISK = share_of_disk
     if hidden_bytes is not None:
         budgets.HIDDEN_BYTES = hidden_bytes
     # Pages and cards are rank 0's alone, and drawing them takes most of such a small run's time.

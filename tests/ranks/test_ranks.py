@@ -15,7 +15,7 @@ from launching import run_ranks
 
 import surgeon
 from surgeon.api import plan_recipe
-from surgeon.plan.ranks import rank_needs
+from surgeon.plan.elsewhere import rank_needs
 
 pytestmark = pytest.mark.slow
 

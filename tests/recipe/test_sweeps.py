@@ -24,7 +24,6 @@ from surgeon.recipe.reading import RecipeFile, load_recipe
 from surgeon.recipe.schema import resolved_yaml
 from surgeon.region.mask import Mask
 from surgeon.region.region import Region
-from surgeon.regions.base import kind_of
 from surgeon.report.data import Report
 
 RecipeMaker = Callable[..., Path]
@@ -109,8 +108,8 @@ def test_regions_made_from_a_swept_one_follow_it(tmp_path: Path) -> None:
     assert [operation.regions[0] for operation in recipe.variants["cut-0.03"].operations] == [
         "lines-0.03", "both-0.03", "rest"
     ]  # fmt: skip
-    assert kind_of(recipe.regions["lines-0.03"]).parents == ["both-0.03"]
-    assert kind_of(recipe.regions["both-0.03"]).described(None, str) == ["core-0.03 | rest"]
+    assert recipe.regions["lines-0.03"].kind.parents == ["both-0.03"]
+    assert recipe.regions["both-0.03"].kind.described(None, str) == ["core-0.03 | rest"]
 
 
 def test_a_swept_score_is_followed_by_those_who_take_it(tmp_path: Path) -> None:
@@ -127,7 +126,7 @@ def test_lists_and_whole_operations_can_be_swept(tmp_path: Path) -> None:
     entries = {"regions.core.select.top": "regions.one.entries.0.columns", "[{zero: core}]": "[{zero: one}]"}
     recipe = load(tmp_path, **entries, **{"- 0.001": "- [12]", "- 0.03": "- [7, 77]"}).recipe
     assert list(recipe.variants) == ["cut-12", "cut-7_77", "plain"]
-    assert kind_of(recipe.regions["one-7_77"]).model_dump()[0]["columns"] == [7, 77]
+    assert recipe.regions["one-7_77"].kind.model_dump()[0]["columns"] == [7, 77]
     whole = {"regions.core.select.top": "operations.0"}
     recipe = load(tmp_path, **whole, **{"- 0.001": "- {zero: rest}", "- 0.03": "- {scale: core, by: 0}"}).recipe
     assert list(recipe.variants) == ["cut-zero_rest", "cut-scale_core_by_0", "plain"]
@@ -256,7 +255,7 @@ def test_regions_made_from_one_in_many_ways_are_followed_once(tmp_path: Path) ->
     """Each of thirty uses the next one twice: a billion ways from the first to the last."""
     ladder = "".join(f"  a{i}: {{combine: a{i + 1} & ~a{i + 1}}}\n" for i in range(30)) + "  a30: {combine: core}\n"
     recipe = load(tmp_path, **{"regions:\n": f"regions:\n{ladder}", "[{zero: core}]": "[{zero: a0}]"}).recipe
-    assert kind_of(recipe.regions["a0-0.03"]).described(None, str) == ["a1-0.03 & ~a1-0.03"]
+    assert recipe.regions["a0-0.03"].kind.described(None, str) == ["a1-0.03 & ~a1-0.03"]
 
 
 def test_a_mistake_outside_of_the_sweep_is_named_once(tmp_path: Path) -> None:

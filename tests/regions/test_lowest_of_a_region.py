@@ -14,7 +14,7 @@ from surgeon.api import plan_recipe
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.store import cache_folder
 from surgeon.errors import RecipeError
-from surgeon.plan.estimates import stores
+from surgeon.plan.needs import stores
 from surgeon.region.region import Region
 
 SCORE = "{kind: grad_param, languages: [de, fr], samples: 5, sequence_length: 24}"
@@ -67,7 +67,7 @@ def test_of_a_languages_own_region_by_that_languages_scores(
     assert files.keys() == {"de", "fr"}
     if in_one_pass:
         monkeypatch.setenv("SURGEON_CACHE", str(with_pictures(tmp_path / "other")))
-        monkeypatch.setattr("surgeon.plan.estimates.SHARE_OF_DISK", 0.0)
+        monkeypatch.setattr("surgeon.plan.needs.SHARE_OF_DISK", 0.0)
         surgeon.apply(path)
         assert score_files() == {}
     german, low, of_core = (
@@ -85,7 +85,7 @@ def test_of_a_languages_own_region_by_that_languages_scores(
 def test_scores_that_a_control_needs_once_more_are_kept_and_the_plan_says_so(
     llama: Path, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("surgeon.plan.estimates.SHARE_OF_DISK", 0.0)
+    monkeypatch.setattr("surgeon.plan.needs.SHARE_OF_DISK", 0.0)
     path = write(tmp_path, llama, texts, SPANNING)
     told = stores(plan_recipe(path))
     surgeon.apply(path)

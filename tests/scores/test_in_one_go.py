@@ -16,7 +16,7 @@ from surgeon.memory import free_memory
 from surgeon.model import budgets
 from surgeon.model.layer_stack import Stack
 from surgeon.model.workplace import Workplace
-from surgeon.plan.estimates import peak_memory, scores_in_one_go
+from surgeon.plan.needs import Running, peak_memory
 from surgeon.progress import Progress
 from surgeon.scores.grad_param import GradParam
 from surgeon.scores.score_pass import ScorePass
@@ -121,7 +121,7 @@ def test_a_run_goes_by_the_memory_there_is_and_finds_the_same(
         recipe.write_text(RECIPE.format(model=model, out=tmp_path / f"out{said}", **texts))
         plan = surgeon.plan_recipe(recipe)
         told[said] = peak_memory(plan)
-        assert scores_in_one_go(plan, plan.sampled_scores()[0]) == (said == "8G")
+        assert Running(plan).scores_in_one_go(plan.sampled_scores()[0]) == (said == "8G")
         layers_run.clear()
         surgeon.apply(recipe)
         found[said] = len(layers_run), (tmp_path / f"out{said}/regions/core.region.safetensors").read_bytes()

@@ -74,7 +74,7 @@ def test_the_same_bytes_with_and_without_score_files(
     surgeon.score(path, output=tmp_path / "kept")
     assert len(list((cache_folder() / "scores").glob("*.safetensors"))) == 2
     monkeypatch.setenv("SURGEON_CACHE", str(with_pictures(tmp_path / "other")))
-    monkeypatch.setattr("surgeon.plan.estimates.SHARE_OF_DISK", 0.0)
+    monkeypatch.setattr("surgeon.plan.needs.SHARE_OF_DISK", 0.0)
     surgeon.apply(path, output=tmp_path / "streamed")
     assert not (cache_folder() / "scores").exists()
     assert list((cache_folder() / "scratch").iterdir()) == []
@@ -100,7 +100,7 @@ def test_scores_that_stay_on_a_device_give_the_same_bytes(
         return select_count(scores, group, wanted, kind)
 
     monkeypatch.setattr(scopes, "select_count", noted)
-    monkeypatch.setattr("surgeon.plan.estimates.SHARE_OF_DISK", 0.0)
+    monkeypatch.setattr("surgeon.plan.needs.SHARE_OF_DISK", 0.0)
     path = recipe(tmp_path, make_model("llama", tie_word_embeddings=False), texts, kind)
     for name, run in (("numpy", real), ("torch", as_torch)):
         monkeypatch.setenv("SURGEON_CACHE", str(with_pictures(tmp_path / f"cache-{name}")))
@@ -115,7 +115,7 @@ def test_regions_without_scores_are_found_again(
     llama: Path, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second run needs no model; one more region on the same scores needs them all again."""
-    monkeypatch.setattr("surgeon.plan.estimates.SHARE_OF_DISK", 0.0)
+    monkeypatch.setattr("surgeon.plan.needs.SHARE_OF_DISK", 0.0)
     path = recipe(tmp_path, llama, texts, "grad_param", "  core: {score: SCORE, select: {top: 0.03}}\n")
     first = surgeon.apply(path, output=tmp_path / "one")
     with monkeypatch.context() as patched:

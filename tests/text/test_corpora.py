@@ -171,7 +171,7 @@ def test_all_languages_that_have_too_little_text_are_said_before_scoring(
 
 def test_a_text_without_a_token_to_predict_is_refused(recipe: Callable[..., Path], tmp_path: Path) -> None:
     from surgeon.model.tokenizer import TokenCounts, load_tokenizer
-    from surgeon.plan.text_supply import check_supply
+    from surgeon.plan.texts import check_supply
 
     class Barren:
         """A tokenizer that knows one token a text."""
