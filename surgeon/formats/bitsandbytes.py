@@ -71,8 +71,12 @@ class BitsAndBytes4(_LargestMagnitudes):
         states = [info for name, info in stored.items() if _STATE in name]
         if not states:
             return []
+
+        def text(info: TensorInfo) -> bytes:
+            return StoredFiles().span(info, 0, min(info.numel, _STATE_BYTES)).tobytes() if info.dtype == "U8" else b""
+
         with ThreadPoolExecutor(_READERS) as pool:
-            texts = list(pool.map(_state_bytes, states))
+            texts = list(pool.map(text, states))
         return [cls._claimed(info, text, settings, stored) for info, text in zip(states, texts, strict=True)]
 
     @classmethod
@@ -256,10 +260,6 @@ class BitsAndBytes8(_LargestMagnitudes):
     def nearest(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.int8]:
         """Round to steps of 127."""
         return np.clip(np.rint(np.nan_to_num(numbers) * 127), -127, 127).astype(np.int8)
-
-
-def _state_bytes(info: TensorInfo) -> bytes:
-    return StoredFiles().span(info, 0, min(info.numel, _STATE_BYTES)).tobytes() if info.dtype == "U8" else b""
 
 
 def _read_state(info: TensorInfo, text: bytes) -> tuple[Mapping[str, Any], tuple[int, ...], str]:

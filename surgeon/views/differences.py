@@ -83,7 +83,8 @@ def _headline(diff: Diff) -> Text:
         lines.append(
             f"entries  {whole.changed:,} of {whole.entries:,} changed ({percent(whole.changed / whole.entries)})"
         )
-        lines.append(f"         {whole.zeroed:,} became zero, {whole.sign_flips:,} changed sign{_not_finite(whole)}")
+        odd = f", {whole.not_finite:,} are or were not finite" if whole.not_finite else ""
+        lines.append(f"         {whole.zeroed:,} became zero, {whole.sign_flips:,} changed sign{odd}")
         lines.append(
             f"size     L2 {whole.l2:.4g}, {_relative(whole)} of the weights compared; largest {whole.largest:.4g}"
         )
@@ -110,10 +111,6 @@ def _layers_line(layers: Sequence[tuple[int, Change]]) -> str:
 
 def _words(kind: Kind) -> str:
     return "renamed and changed" if kind == "renamed_changed" else kind
-
-
-def _not_finite(change: Change) -> str:
-    return f", {change.not_finite:,} are or were not finite" if change.not_finite else ""
 
 
 def _relative(change: Change) -> str:
