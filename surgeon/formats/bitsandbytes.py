@@ -72,11 +72,11 @@ class BitsAndBytes4(_LargestMagnitudes):
         if not states:
             return []
 
-        def text(info: TensorInfo) -> bytes:
+        def read(info: TensorInfo) -> bytes:
             return StoredFiles().span(info, 0, min(info.numel, _STATE_BYTES)).tobytes() if info.dtype == "U8" else b""
 
         with ThreadPoolExecutor(_READERS) as pool:
-            texts = list(pool.map(text, states))
+            texts = list(pool.map(read, states))
         return [cls._claimed(info, text, settings, stored) for info, text in zip(states, texts, strict=True)]
 
     @classmethod
