@@ -45,6 +45,12 @@ def with_pictures(cache: Path) -> Path:
     return cache
 
 
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scores are kept by content, so runs on the builtin model that score alike score once."""
+    return with_pictures(tmp_path_factory.mktemp("shared-cache"))
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, _session_cache: Path) -> None:
     """No test reads or fills the user's cache, and none reaches the network."""
@@ -109,9 +115,28 @@ def tiny_config(family: str, **changes: object):  # type: ignore[no-untyped-def]
 ModelMaker = Callable[..., Path]
 
 
+def new_model(
+    folder: Path, family: str, dtype: str, shard: str, seed: int, bos: bool, template: str, **config: object
+) -> None:
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(tiny_config(family, **config))
+    with torch.no_grad():  # far from the initial state, where norms are all one and biases all zero
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
+    byte_tokenizer(bos, template).save_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
-    """`make_model("llama", dtype="bfloat16", shard="20KB", tie_word_embeddings=True, bos=True)` -> folder."""
+    """`make_model("llama", dtype="bfloat16", shard="20KB", tie_word_embeddings=True, bos=True)` -> folder.
+
+    Each is a folder of its own, a copy where such a model was made before.
+    """
+    known: dict[str, Path] = {}
 
     def make(
         family: str = "llama",
@@ -122,17 +147,14 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
         template: str = "<s> $A",
         **config: object,
     ) -> Path:
-        import torch
-        import transformers
-
-        torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(tiny_config(family, **config))
-        with torch.no_grad():  # far from the initial state, where norms are all one and biases all zero
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+        key = repr((family, dtype, shard, seed, bos, template, sorted(config.items())))
         folder = tmp_path_factory.mktemp(family) / "model"
-        model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
-        byte_tokenizer(bos, template).save_pretrained(folder)
+        if key in known:
+            shutil.copytree(known[key], folder, copy_function=shutil.copyfile)  # whose times are new
+        else:
+            new_model(folder, family, dtype, shard, seed, bos, template, **config)
+            if sum(path.stat().st_size for path in folder.iterdir()) < 1 << 22:
+                known[key] = Path(shutil.copytree(folder, tmp_path_factory.mktemp("made") / "model"))
         return folder
 
     return make

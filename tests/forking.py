@@ -44,8 +44,8 @@ LIBRARIES = (
 SECONDS = 300  # that a command may take
 AS_STARTED = dict(os.environ)  # before a test changes it
 LITTLE = [
-    "regions.core.score.samples=1", "verify.tokens=8", "verify.languages=[en]", "verify.new_tokens=1",
-    "verify.expect=[]",
+    "regions.core.score.languages=[en]", "regions.core.score.samples=1", "regions.core.score.sequence_length=16",
+    "verify.languages=[en]", "verify.tokens=8", "verify.new_tokens=1", "verify.expect=[]",
 ]  # fmt: skip
 
 

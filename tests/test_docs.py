@@ -66,6 +66,8 @@ NOT_RUN = {
     "python examples/freeze_matrix.py": "trains in every setting that is installed, for minutes",
 }
 FRAGMENTS = {"freezing.md": "pieces of a training loop; tests/test_freeze_*.py run them in whole ones"}
+# Run with more text by tests/recipe/test_shipped_recipes.py; here, where nothing else is said to them, planned.
+RUN_THERE = {"paper/claim1", "paper/claim2", "paper/claim3", "paper/claim4", "scores", "sweep", "methods/super_weight"}
 # Pictures are drawn for these pages; for the others drawing would take longer than all that they say.
 DRAWN = {"python.md"}
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -111,6 +113,8 @@ def prepare(folder: Path) -> None:
 def run_command(command: str) -> None:
     """Run a line of a page."""
     arguments = shlex.split(command.removeprefix("$ "))[1:]
+    if arguments[0] == "apply" and set(arguments[1:]) <= RUN_THERE:
+        arguments.append("--dry-run")
     if arguments[0] in ("cut", "score") or (arguments[0] == "apply" and not is_published(arguments[1])):
         recipe = load_recipe(find_recipe("zero_core" if arguments[0] == "cut" else arguments[1])).as_written
         little = [*on_little_text(recipe), *([] if arguments[0] == "cut" else at_two_points(recipe))]
@@ -152,13 +156,13 @@ def test_what_a_page_says_runs(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     hub_here: LoopbackHub,
+    shared_cache: Path,
 ) -> None:
     """Every command and every piece of Python of a page, in order, on the builtin model and a Hub on loopback."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SURGEON_CACHE", str(tmp_path_factory.getbasetemp() / "scores-of-the-pages"))
-    if path.name in DRAWN:
-        monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "cache"))  # where nothing is kept that was not drawn
-    else:
+    monkeypatch.setenv("SURGEON_CACHE", str(shared_cache))
+    if path.name not in DRAWN:
+        monkeypatch.setenv("SURGEON_CACHE", str(tmp_path_factory.getbasetemp() / "scores-of-the-pages"))
         draw_nothing(monkeypatch)
     prepare(tmp_path)
     names: dict[str, Any] = {}
@@ -219,10 +223,11 @@ def test_the_pieces_of_recipes_on_sweeps_can_be_planned(tmp_path: Path) -> None:
         assert set(made.file.sweeps) == {name for name, value in merged["variants"].items() if "sweep" in value}
 
 
-def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path) -> None:
     """All code cells in order; what a cell ends with can be shown, and the outputs kept in the file are small."""
     path = ROOT / "examples" / "first_look.ipynb"
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SURGEON_CACHE", str(shared_cache))
     names: dict[str, Any] = {}
     cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     for cell in cells:

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 
 from surgeon.errors import did_you_mean
 from surgeon.kinds import kinds
 from surgeon.operations import OPERATIONS
 from surgeon.recipe.plain_yaml import KeyPath
-from surgeon.recipe.schema import ExpectSpec, RegionSpec, VariantSpec, VerifySpec, recipe_schema
+from surgeon.recipe.schema import ExpectSpec, Recipe, RegionSpec, VariantSpec, VerifySpec
 from surgeon.text.languages import code_meant
 
 if TYPE_CHECKING:
@@ -246,45 +245,35 @@ def _as_number(text: str) -> str:
 
 
 def _keys_at(location: Sequence[str | int]) -> list[str]:
-    """Return the keys that the schema knows at a place, for the did-you-mean."""
-    schema = _schema()
-    node: Any = schema
+    """Return the keys that the schema knows at a place of it, for the did-you-mean."""
+    models: list[type[BaseModel]] = [Recipe]
     for part in location:
-        if not (isinstance(part, str) and (part.startswith(("dict[", "function-")) or part in schema["$defs"])):
-            node = _step(schema, node, part)  # the others name a choice of the schema, and no place in the recipe
-    return sorted(_resolve(schema, node).get("properties", {}))
+        fields = [
+            field for model in models for name, field in model.model_fields.items() if part in (field.alias, name)
+        ]
+        chosen = [model for model in models if part in (model.__name__, _tag(model))]
+        if chosen:
+            models = chosen
+        elif fields:
+            models = [model for field in fields for model in _models_in(field.annotation)]
+        # else it is the number or name of one of several of the same kind
+    return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
 
 
-@lru_cache(maxsize=1)
-def _schema() -> dict[str, Any]:
-    return recipe_schema()
+def _tag(model: type[BaseModel]) -> str | None:
+    """Return what tells a model from the others of a choice: an operation's key, or a score's `kind`."""
+    field = model.model_fields.get("kind")
+    return getattr(model, "kind", None) if field is None else next(iter(get_args(field.annotation)), None)
 
 
-def _resolve(schema: Any, node: Any) -> Any:
-    """Follow references, and of several choices take the list or mapping."""
-    while "$ref" in node:
-        node = schema["$defs"][node["$ref"].rpartition("/")[2]]
-    for choice in node.get("anyOf", ()):
-        resolved = _resolve(schema, choice)
-        if resolved.get("type") in ("object", "array"):
-            return resolved
-    return node
-
-
-def _step(schema: Any, node: Any, part: str | int) -> Any:
-    """Return the schema of one part of what a schema describes."""
-    node = _resolve(schema, node)
-    for choice in node.get("oneOf", ()):  # `part` is the tag of a choice: the key or the kind that tells it apart
-        properties = _resolve(schema, choice).get("properties", {})
-        if part in properties or properties.get("kind", {}).get("const") == part:
-            return choice
-    if isinstance(part, int):
-        return node.get("items", {})
-    properties = node.get("properties", {})
-    if part in properties:
-        return properties[part]
-    extra = node.get("additionalProperties", {})
-    return extra if isinstance(extra, dict) else {}
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models that a value of this type may be, or may be made of."""
+    if isinstance(annotation, type) and issubclass(annotation, RootModel):
+        yield from _models_in(annotation.model_fields["root"].annotation)
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:

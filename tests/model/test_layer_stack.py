@@ -140,7 +140,7 @@ def test_a_head_in_chunks_changes_the_last_bits_at_most(llama: Path, monkeypatch
 
 def all_texts(stack: Stack, texts: dict[str, str]):  # type: ignore[no-untyped-def]
     corpus = Corpus("c", {language: FileLocation(Path(path)) for language, path in texts.items()})
-    return evaluation_texts(stack.loaded.tokenizer, corpus, list(texts), VerifySpec(tokens=70, window=16, stride=12))
+    return evaluation_texts(stack.loaded.tokenizer, corpus, list(texts), VerifySpec(tokens=45, window=16, stride=12))
 
 
 def some_variants(stack: Stack) -> list[Variant]:

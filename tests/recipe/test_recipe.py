@@ -56,6 +56,10 @@ def test_a_good_recipe_and_its_defaults(tmp_path: Path) -> None:
 
 MISTAKES = {
     "unknown key": ("top: 0.01", "topp: 0.01", "recipe.yaml:7: unknown key 'topp'; did you mean 'top'?"),
+    "unknown key of a score": (
+        "languages: [ar, es]}", "languages: [ar, es], sampels: 3}",
+        "recipe.yaml:6: unknown key 'sampels'; did you mean 'samples'?",
+    ),
     "unknown top-level key": ("output:", "outptu:", "recipe.yaml:13: unknown key 'outptu'; did you mean 'output'?"),
     "missing key": ("model: builtin:tiny30\n", "", "recipe.yaml:1: 'model' is missing"),
     "fraction": ("top: 0.01", "top: 1.5", "recipe.yaml:7: regions.core.select.top: input should be less than or equal"),

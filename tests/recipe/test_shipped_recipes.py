@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import with_pictures
 
 import surgeon
 from surgeon.api import copy_recipe, plan_recipe, shipped_recipes
@@ -43,12 +42,6 @@ WORSE = {
     "paper/claim2": ("fullest-zeroed", "others-zeroed"),
     "paper/claim3": ("recurring-times-4", "ordinary-times-4"),
 }
-
-
-@pytest.fixture(scope="module")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scores are kept by content, so recipes that score alike score once."""
-    return with_pictures(tmp_path_factory.mktemp("shared-cache"))
 
 
 def test_there_are_recipes_to_run() -> None:

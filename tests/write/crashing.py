@@ -1,6 +1,6 @@
 """Runs `surgeon apply` many times, killed or failing at one call after another; prints what went wrong as JSON.
 
-    LD_PRELOAD=shim.so python crashing.py WORK RECIPE KILLED FAILING
+    LD_PRELOAD=shim.so python crashing.py RECIPE WORK KILLED FAILING [WORK KILLED FAILING ...]
 
 Each run happens in a fork of this process, which has everything imported, in fresh copies of the folder WORK/before
 (the output, and the cache beside it); it is followed by the same command undisturbed, whose output is compared.
@@ -19,6 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,32 @@ import surgeon.cli
 import surgeon.hub.rebuild
 import surgeon.views.terminal
 
-WORK, RECIPE, RUNS = Path(sys.argv[1]), sys.argv[2], {"kill": int(sys.argv[3]), "fail": int(sys.argv[4])}
 SHIM = ctypes.CDLL(None)
 KILL_BEFORE, KILL_AFTER, FAIL_ONCE, FAIL_FROM = range(4)
 KINDS = WRITE, FSYNC, RENAME, COPY, OPEN, REMOVE, MKDIR, SIZE = [1 << i for i in range(8)]
 CHANGING = sum(KINDS)
-STATE, BEFORE = WORK / "state", WORK / "before"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where a command is run, with how many runs of each scenario."""
+
+    work: Path
+    runs: dict[str, int]
+
+    @property
+    def state(self) -> Path:
+        return self.work / "state"
+
+    @property
+    def log(self) -> Path:
+        return self.work / "log"
+
+    def reset(self) -> None:
+        shutil.rmtree(self.state, ignore_errors=True)
+        if (self.work / "before").exists():
+            shutil.copytree(self.work / "before", self.state, symlinks=True)
+        self.state.mkdir(exist_ok=True)
 
 
 def remembering(draw: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,10 +70,12 @@ def remembering(draw: Callable[..., Any]) -> Callable[..., Any]:
     return drawn
 
 
+for name in ("vegalite_to_svg", "svg_to_png", "javascript_bundle"):
+    setattr(vl_convert, name, remembering(getattr(vl_convert, name)))
+
+
 def draw_once(command: list[str]) -> None:
     """Run the command in this process, so that its forks find the pictures drawn."""
-    for name in ("vegalite_to_svg", "svg_to_png", "javascript_bundle"):
-        setattr(vl_convert, name, remembering(getattr(vl_convert, name)))
     sys.argv = ["surgeon", "apply", *command]
     try:
         surgeon.cli.main()
@@ -123,13 +146,6 @@ def half_done(out: Path, whole: list[dict[str, bytes]]) -> Iterator[str]:
             yield f"{variant.name} lacks files or has too many: {sorted(files)}"
 
 
-def reset() -> None:
-    shutil.rmtree(STATE, ignore_errors=True)
-    if BEFORE.exists():
-        shutil.copytree(BEFORE, STATE, symlinks=True)
-    STATE.mkdir(exist_ok=True)
-
-
 # (how, error, kinds) of each run, in turn.
 WAYS = {
     "kill": [(KILL_BEFORE, 0, CHANGING), (KILL_AFTER, 0, CHANGING)],
@@ -143,10 +159,11 @@ WAYS = {
 
 
 def disturbed(
-    command: list[str], scenario: str, calls: dict[int, int], states: list[dict[str, bytes]]
+    scene: Scene, command: list[str], scenario: str, calls: dict[int, int], states: list[dict[str, bytes]]
 ) -> dict[str, Any]:
     """Strike one run after the other, evenly over all its calls, and run the same command again after each."""
-    out, problems, codes, ways, runs = STATE / "out", [], Counter[int](), WAYS[scenario], RUNS[scenario]
+    out, log, ways, runs = scene.state / "out", scene.log, WAYS[scenario], scene.runs[scenario]
+    problems, codes = [], Counter[int]()
     rounds = -(-runs // len(ways))
     started = time.monotonic()
     for run in sorted(range(runs), key=lambda run: run * 7919 % runs):  # cut short, it has been everywhere
@@ -156,45 +173,54 @@ def disturbed(
         total = sum(count for kind, count in calls.items() if kind & kinds)
         at = 1 + (run // len(ways)) * max(total, 1) // rounds
         where = f"how {how}, error {code}, kinds {kinds}, call {at} of {total}"
-        reset()
-        ended = apply(command, WORK / "log", (at, how, code, kinds))
-        said = (WORK / "log").read_text(errors="replace")
+        scene.reset()
+        ended = apply(command, log, (at, how, code, kinds))
+        said = log.read_text(errors="replace")
         codes[ended] += 1
         if ended not in (0, 2, 3, -signal.SIGKILL):
             problems.append(f"{where}: exit code {ended}: {said[-1500:]}")
         errors = [line for line in said.splitlines() if line.startswith("error: ")]
         if ended in (2, 3) and (len(errors) != 1 or "Traceback" in said):
             problems.append(f"{where}: not one message: {said[-1500:]}")
-        if ended == 3 and errors and str(STATE) not in errors[0]:
+        if ended == 3 and errors and str(scene.state) not in errors[0]:
             problems.append(f"{where}: names no file: {errors[0]}")
         if out.exists():
             problems += [f"{where}: {problem}" for problem in half_done(out, states)]
-        again = apply(command, WORK / "log")
+        again = apply(command, log)
         if again != 0:
-            problems.append(f"{where}: the same command again: {again}: {(WORK / 'log').read_text()[-1500:]}")
+            problems.append(f"{where}: the same command again: {again}: {log.read_text()[-1500:]}")
         elif (now := tree(out)) != (whole := states[-1]):
             differ = sorted(name for name in {*now, *whole} if now.get(name) != whole.get(name))
             problems.append(f"{where}: came out otherwise: {differ}")
-        left = [*STATE.rglob(".*.part*"), *(STATE / "cache" / "scratch").glob("*")]
+        left = [*scene.state.rglob(".*.part*"), *(scene.state / "cache" / "scratch").glob("*")]
         if left:
-            problems.append(f"{where}: left behind: {[str(path.relative_to(STATE)) for path in left]}")
+            problems.append(f"{where}: left behind: {[str(path.relative_to(scene.state)) for path in left]}")
     return {"codes": codes, "seconds": round(time.monotonic() - started, 1), "problems": problems}
 
 
-def main() -> None:
-    os.environ["SURGEON_CACHE"] = str(STATE / "cache")
-    out = STATE / "out"
-    command = [RECIPE, "--output", str(out), "--jobs", "1"]
-    reset()
+def played(scene: Scene, recipe: str) -> dict[str, Any]:
+    os.environ["SURGEON_CACHE"] = str(scene.state / "cache")
+    out = scene.state / "out"
+    command = [recipe, "--output", str(out), "--jobs", "1"]
+    scene.reset()
     draw_once(command)
-    reset()
+    scene.reset()
     first = tree(out) if out.exists() else {}
     # The calls that can be struck are counted in a run that nothing disturbs.
-    assert apply(command, WORK / "log", (1 << 40, FAIL_ONCE, 0, CHANGING)) == 0, (WORK / "log").read_text()
-    counted = (WORK / "log").read_text().rpartition("calls: ")[2].split()
+    assert apply(command, scene.log, (1 << 40, FAIL_ONCE, 0, CHANGING)) == 0, scene.log.read_text()
+    counted = scene.log.read_text().rpartition("calls: ")[2].split()
     calls = dict(zip(KINDS, map(int, counted), strict=True))
     states = [first, tree(out)]
-    print(json.dumps({scenario: disturbed(command, scenario, calls, states) for scenario in WAYS}))
+    return {scenario: disturbed(scene, command, scenario, calls, states) for scenario in WAYS}
+
+
+def main() -> None:
+    recipe, *rest = sys.argv[1:]
+    scenes = [
+        Scene(Path(work), {"kill": int(killed), "fail": int(failing)})
+        for work, killed, failing in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+    ]
+    print(json.dumps([played(scene, recipe) for scene in scenes]))
 
 
 if __name__ == "__main__":
