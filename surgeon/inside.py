@@ -211,10 +211,10 @@ def _begin(path: Path) -> tuple[Path, int]:
 def remove_abandoned(folder: Path) -> None:
     """Remove what was being written below a folder when its process was killed; nobody else gives these names."""
     for path in sorted(folder.rglob(".*.part*")):  # before a file the bodies that it was to be made of
-        found = _PART.fullmatch(path.name)
-        if found is None or not is_plain_file(folder, path.relative_to(folder)):
+        match = _PART.fullmatch(path.name)
+        if match is None or not is_plain_file(folder, path.relative_to(folder)):
             continue
-        whole = path.with_name(found[1])
+        whole = path.with_name(match[1])
         with held(whole) as ours:
             if ours or not whole.exists():
                 remove(path)
@@ -284,7 +284,7 @@ def held(path: Path) -> Iterator[bool]:
 def is_still(descriptor: int, path: Path) -> bool:
     """True if a path still leads to the file that was opened by it, and that nobody removed meanwhile."""
     try:
-        found = os.stat(path, follow_symlinks=False)
+        status = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return os.path.samestat(found, os.fstat(descriptor))
+    return os.path.samestat(status, os.fstat(descriptor))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from surgeon.errors import InputError
 from surgeon.kinds import kinds
 
 Indices = NDArray[np.int64]
+Added = TypeVar("Added", bound="Totals")
 # Packed codes; and eight-bit floats, which without scales are the values themselves, unless the config says otherwise.
 _PACKED = {"U8", "I8", "U16", "I16", "I32", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2"}
 
@@ -88,9 +89,19 @@ class StoredEdit:
     values: NDArray[Any]
 
 
+class Totals:
+    """Base of frozen dataclasses of totals: add two to get those over both; of `largest` the larger one is taken."""
+
+    def __add__(self: Added, other: Added) -> Added:
+        pairs = {name: (value, getattr(other, name)) for name, value in vars(self).items()}
+        return type(self)(
+            **{name: max(both) if name == "largest" else both[0] + both[1] for name, both in pairs.items()}
+        )
+
+
 @dataclass(frozen=True)
-class Rounding:
-    """What encoding cost beside the edit; add two to get both.
+class Rounding(Totals):
+    """What encoding cost beside the edit.
 
     `blocks` are those of which an entry was encoded anew; of them `rescaled` got another scale. `rounded` entries hold
     another value than was asked for, or, untouched, than they had; `largest` is the largest of these differences,
@@ -102,12 +113,6 @@ class Rounding:
     rounded: int = 0
     largest: float = 0.0
     square: float = 0.0
-
-    def __add__(self, other: Rounding) -> Rounding:
-        return Rounding(
-            self.blocks + other.blocks, self.rescaled + other.rescaled, self.rounded + other.rounded,
-            max(self.largest, other.largest), self.square + other.square,
-        )  # fmt: skip
 
     @property
     def norm(self) -> float:

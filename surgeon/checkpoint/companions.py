@@ -63,12 +63,12 @@ _MOST_CODE = 200  # files, more than any model brings
 class Companions:
     """What travels with the weights, relative to the source's folder, and why what else lies there does not.
 
-    `made` are files that the source lacks and a variant needs, with their content.
+    `added` are files that the source lacks and a variant needs, with their content.
     """
 
-    kept: tuple[Path, ...]
+    files: tuple[Path, ...]
     left_out: Mapping[str, str]
-    made: Mapping[str, bytes]
+    added: Mapping[str, bytes]
 
     @property
     def notes(self) -> list[str]:
@@ -85,7 +85,7 @@ def companions(checkpoint: Checkpoint) -> Companions:
     taken = {header.path.name for header in checkpoint.headers}
     homes = {header.path.resolve().parent for header in checkpoint.headers if not isinstance(header.path, RemoteFile)}
     own = _OWN if (root / _MARKER).is_file() else ()
-    kept: list[Path] = []
+    files: list[Path] = []
     left_out: dict[str, str] = dict(checkpoint.left_out)
     for relative in _beside(checkpoint, code):
         name = relative.as_posix()
@@ -95,16 +95,16 @@ def companions(checkpoint: Checkpoint) -> Companions:
             continue
         reason = _obstacle(checkpoint, relative, code, homes)
         if reason is None:
-            kept.append(relative)
+            files.append(relative)
         else:
             left_out[name + ("/" if (root / relative).is_dir() else "")] = reason
-    made = {}
+    added = {}
     if checkpoint.written_plain:
-        made = plain_companions(checkpoint)
-        kept = [path for path in kept if path.as_posix() not in (*made, _QUANTIZERS)]
+        added = plain_companions(checkpoint)
+        files = [path for path in files if path.as_posix() not in (*added, _QUANTIZERS)]
     elif not checkpoint.index and taken != {SINGLE_NAME} and checkpoint.config.get("transformers_weights") not in taken:
-        made[INDEX_NAME] = index_bytes({header.path.name: header.tensors.values() for header in checkpoint.headers})
-    return Companions(tuple(kept), {} if checkpoint.source.path.is_file() else left_out, made)
+        added[INDEX_NAME] = index_bytes({header.path.name: header.tensors.values() for header in checkpoint.headers})
+    return Companions(tuple(files), {} if checkpoint.source.path.is_file() else left_out, added)
 
 
 def _beside(checkpoint: Checkpoint, code: frozenset[Path]) -> list[Path]:

@@ -27,12 +27,12 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def file_stamp(found: os.stat_result) -> Stamp:
+def file_stamp(status: os.stat_result) -> Stamp:
     """Return device, inode, size, and the times of the last change of content and of inode in nanoseconds.
 
     Whoever overwrites a file and sets its old time again still moves the time of its inode.
     """
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def is_settled(stamp: Stamp) -> bool:

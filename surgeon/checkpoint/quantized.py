@@ -44,9 +44,8 @@ def quantization(checkpoint: Checkpoint) -> str | None:
 
     Of formats that surgeon knows these are the words of their codecs, of others names such as `nvfp4 of modelopt`.
     """
-    known = [f"{codec.kind}: {codec.words}" for codec in codecs_of(checkpoint)]
     unknown = unread_quantization(checkpoint)
-    return "; ".join([*known, *([unknown] if unknown is not None else [])]) or None
+    return "; ".join([*codec_words(checkpoint), *([unknown] if unknown is not None else [])]) or None
 
 
 def codecs_of(checkpoint: Checkpoint) -> list[Codec]:
@@ -54,11 +53,17 @@ def codecs_of(checkpoint: Checkpoint) -> list[Codec]:
     return list(dict.fromkeys(info.codec for info in checkpoint.tensors.values() if isinstance(info, Coded)))
 
 
+def codec_words(checkpoint: Checkpoint) -> list[str]:
+    """Return what these are, in their words."""
+    return [f"{codec.kind}: {codec.words}" for codec in codecs_of(checkpoint)]
+
+
 def unread_quantization(checkpoint: Checkpoint) -> str | None:
     """Return how those weights are quantized that no codec knows."""
     kind, said = _by_tensors(checkpoint), said_quantizer(checkpoint)
     if kind is None:
-        return said if said is not None and _holds_codes(checkpoint) else None
+        codes = (info for info in _plain(checkpoint).values() if len(info.shape) > 1 and is_code(info.dtype))
+        return said if said is not None and any(codes) else None
     if said is None or said == kind:
         return kind
     if said in _BROAD:
@@ -80,10 +85,6 @@ def _by_tensors(checkpoint: Checkpoint) -> str | None:
         weight = tensors.get(endings[trace].removesuffix("_scale"))
         return "int8" if weight is not None and weight.dtype == "I8" else "fp8"
     return None if trace is None else _TRACES[trace]
-
-
-def _holds_codes(checkpoint: Checkpoint) -> bool:
-    return any(len(info.shape) > 1 and is_code(info.dtype) for info in _plain(checkpoint).values())
 
 
 def said_quantizer(checkpoint: Checkpoint) -> str | None:

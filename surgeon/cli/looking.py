@@ -11,7 +11,6 @@ import typer
 
 from surgeon.cli.options import PROCESSORS, DeviceOption, JobsOption, JsonOption, VerboseOption, listed
 from surgeon.console import print_json, progress_to, quiet_libraries, stdout
-from surgeon.errors import present
 
 if TYPE_CHECKING:
     from surgeon.text.corpora import Corpus
@@ -112,25 +111,17 @@ def diff(
 ) -> None:
     """Show what differs between two checkpoints, or how far two regions coincide."""
     from surgeon.diff.comparison import compare
-    from surgeon.views.differences import diff_data, diff_view, overlap_data, overlap_view
+    from surgeon.views.differences import comparison_data, comparison_view
     from surgeon.views.terminal import render
 
     found = compare(
         before, after, regions=regions or (), save=save, save_patch=save_patch, jobs=jobs, progress=progress_to(as_json)
     )
-    if found.checkpoints is not None:
-        view = diff_view(found.checkpoints, found.overlap, details, found.patch)
-        data, differ = diff_data(found.checkpoints, found.overlap, found.patch), found.checkpoints.differs
-        data["notes"] = list(found.remarks)
-    else:
-        overlap = present(found.overlap)
-        view = overlap_view(overlap, found.names, details)
-        data, differ = overlap_data(overlap), not overlap.identical
     if as_json:
-        print_json(data)
+        print_json(comparison_data(found))
     else:
-        render(stdout(), view)
-    if exit_code and differ:
+        render(stdout(), comparison_view(found, details))
+    if exit_code and found.differs:
         raise SystemExit(1)
 
 

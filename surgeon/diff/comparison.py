@@ -9,7 +9,7 @@ from pathlib import Path
 
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.fingerprint import refuse_changed
-from surgeon.checkpoint.quantized import codecs_of, remarks, unread_quantization
+from surgeon.checkpoint.quantized import codec_words, remarks, unread_quantization
 from surgeon.checkpoint.sources import is_hub_file, local_file, look_again
 from surgeon.checkpoint.storage import TensorInfo, read_header
 from surgeon.diff.diff import BYTEWISE, Diff, TensorDiff, compare_checkpoints
@@ -34,6 +34,11 @@ class Comparison:
     overlap: Overlap | None
     patch: Patch | None = None
     remarks: tuple[str, ...] = ()
+
+    @property
+    def differs(self) -> bool:
+        """True if a tensor or the config differs; of two regions alone, if an entry does."""
+        return self.checkpoints.differs if self.checkpoints is not None else not present(self.overlap).identical
 
     def __repr__(self) -> str:
         told, diff = [], self.checkpoints
@@ -134,11 +139,9 @@ def _remarks(*sides: Checkpoint) -> tuple[str, ...]:
     """Say of each checkpoint what its files are not, and where what differs are codes and no values."""
     lines = [line for side in sides for line in remarks(side)]
     for side in sides:
-        known = [f"{codec.kind}: {codec.words}" for codec in codecs_of(side)]
+        known = "; ".join(codec_words(side))
         if known:
-            lines.append(
-                f"{side.source.name}: the weights are quantized ({'; '.join(known)}); their values are compared"
-            )
+            lines.append(f"{side.source.name}: the weights are quantized ({known}); their values are compared")
         method = unread_quantization(side)
         if method is not None:
             lines.append(

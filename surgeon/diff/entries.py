@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.checkpoint.coded import Coded, parts_of, pieces_of
+from surgeon.checkpoint.coded import Coded, Totals, parts_of, pieces_of
 from surgeon.checkpoint.storage import DTYPE_BITS, NUMPY_DTYPES, TensorInfo, read_pieces
 from surgeon.region.dimensions import along
 from surgeon.region.mask import Indices, Mask
@@ -25,8 +24,8 @@ _BLOCK = 1 << 13  # entries whose squares are summed at a time, in the processor
 
 
 @dataclass(frozen=True)
-class Change:
-    """Totals over some entries; add two to get the totals over both.
+class Change(Totals):
+    """Totals over some entries.
 
     `entries` were compared, `changed` differ. Of these `zeroed` became zero, `sign_flips` changed their sign,
     `not_finite` have no finite difference and are left out of `delta_square` (the sum of squared differences)
@@ -43,14 +42,6 @@ class Change:
     base_square: float = 0.0
     largest: float = 0.0
 
-    def __add__(self, other: Change) -> Change:
-        return Change(
-            self.entries + other.entries, self.changed + other.changed, self.zeroed + other.zeroed,
-            self.sign_flips + other.sign_flips, self.not_finite + other.not_finite,
-            self.delta_square + other.delta_square, self.base_square + other.base_square,
-            max(self.largest, other.largest),
-        )  # fmt: skip
-
     @property
     def l2(self) -> float:
         """Euclidean length of the difference."""
@@ -66,7 +57,7 @@ class Change:
 
 def total(changes: Iterable[Change]) -> Change:
     """Add changes up."""
-    return reduce(Change.__add__, changes, Change())
+    return sum(changes, Change())
 
 
 def chunks(

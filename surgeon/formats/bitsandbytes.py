@@ -40,6 +40,15 @@ class _LargestMagnitudes(ScaledBlocks):
         """Return the largest magnitudes, as bitsandbytes does."""
         return np.maximum(asked.scales, asked.largest).astype(np.float32).astype(np.float64)
 
+    def fits(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.bool_]:
+        """A number fits up to the limit; in a block whose scale is zero only zero does."""
+        return np.isnan(numbers) | (np.abs(numbers) <= self.limit)
+
+    def scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
+        """Return the largest magnitudes; one may be zero, where all of a block is."""
+        info = tensor.parts["scales"]
+        return _finite(tensor, info, read.entries(info, blocks))
+
 
 @dataclass(frozen=True)
 class BitsAndBytes4(_LargestMagnitudes):
@@ -62,8 +71,12 @@ class BitsAndBytes4(_LargestMagnitudes):
         states = [info for name, info in stored.items() if _STATE in name]
         if not states:
             return []
+
+        def read(info: TensorInfo) -> bytes:
+            return StoredFiles().span(info, 0, min(info.numel, _STATE_BYTES)).tobytes() if info.dtype == "U8" else b""
+
         with ThreadPoolExecutor(_READERS) as pool:
-            texts = list(pool.map(_state_bytes, states))
+            texts = list(pool.map(read, states))
         return [cls._claimed(info, text, settings, stored) for info, text in zip(states, texts, strict=True)]
 
     @classmethod
@@ -157,22 +170,17 @@ class BitsAndBytes4(_LargestMagnitudes):
         halfway = (table[1:].astype(np.float64) + table[:-1]) / 2
         return table[np.searchsorted(halfway, numbers)]
 
-    def fits(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.bool_]:
-        """A number fits up to the largest; in a block whose scale is zero only zero does."""
-        return np.isfinite(numbers) & (np.abs(numbers) <= self.limit) | np.isnan(numbers)
-
     def _table(self, tensor: Coded, read: Stored) -> NDArray[np.float32]:
         return _finite(tensor, tensor.parts["table"], read.span(tensor.parts["table"], 0, 16))
 
     def scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
-        """Return the scales; one may be zero, where all of a block is."""
-        info = tensor.parts["scales"]
-        scales = read.entries(info, blocks)
-        if self.nested:
-            outer = tensor.parts["nested_scales"]
-            table = read.span(tensor.parts["nested_table"], 0, 256)
-            scales = table[scales] * gathered(read, outer, blocks // self.nested) + np.float32(self.offset)
-        return _finite(tensor, info, scales)
+        """Return the scales, which may be codes themselves."""
+        if not self.nested:
+            return super().scales(tensor, read, blocks)
+        info, outer = tensor.parts["scales"], tensor.parts["nested_scales"]
+        table = read.span(tensor.parts["nested_table"], 0, 256)
+        scales = table[read.entries(info, blocks)] * gathered(read, outer, blocks // self.nested)
+        return _finite(tensor, info, scales + np.float32(self.offset))
 
     def enlarged(self, tensor: Coded, read: Stored, asked: Extremes) -> NDArray[np.float64]:
         """Return the largest magnitudes.
@@ -193,7 +201,7 @@ class BitsAndBytes8(_LargestMagnitudes):
     """Codes of a byte, -127 to 127, and the largest magnitude of each row."""
 
     kind: ClassVar[str] = "bitsandbytes-8"
-    limit: ClassVar[float] = 127.5 / 127
+    limit: ClassVar[float] = 127.5 / 127  # half a step beyond the largest
 
     @classmethod
     def claim(
@@ -252,19 +260,6 @@ class BitsAndBytes8(_LargestMagnitudes):
     def nearest(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.int8]:
         """Round to steps of 127."""
         return np.clip(np.rint(np.nan_to_num(numbers) * 127), -127, 127).astype(np.int8)
-
-    def fits(self, tensor: Coded, read: Stored, numbers: NDArray[np.float64], blocks: Indices) -> NDArray[np.bool_]:
-        """A number fits up to half a step beyond the largest; in a row whose scale is zero only zero does."""
-        return np.isnan(numbers) | (np.abs(numbers) <= self.limit)
-
-    def scales(self, tensor: Coded, read: Stored, blocks: Indices) -> NDArray[np.float32]:
-        """Return the largest magnitudes; one may be zero, where all of a row is."""
-        info = tensor.parts["scales"]
-        return _finite(tensor, info, read.entries(info, blocks))
-
-
-def _state_bytes(info: TensorInfo) -> bytes:
-    return StoredFiles().span(info, 0, min(info.numel, _STATE_BYTES)).tobytes() if info.dtype == "U8" else b""
 
 
 def _read_state(info: TensorInfo, text: bytes) -> tuple[Mapping[str, Any], tuple[int, ...], str]:

@@ -117,9 +117,9 @@ class Fp4(E2M1):
         """Return the scales of groups with that of the tensor in them."""
         values, whole = super().widened(tensor, read, stored), self._whole(tensor, read)
         with np.errstate(over="ignore", under="ignore"):
-            made = values * whole if self.multiplies else values / whole
-        require_scales(tensor, tensor.parts["scales"], made)
-        return made
+            scales = values * whole if self.multiplies else values / whole
+        require_scales(tensor, tensor.parts["scales"], scales)
+        return scales
 
     def _whole(self, tensor: Coded, read: Stored) -> np.float32:
         info = tensor.parts.get("global")
@@ -135,16 +135,16 @@ class Fp4(E2M1):
         Raises:
             InputError: that is not enough beside the scale of the tensor.
         """
-        made = super().enlarged(tensor, read, asked)
+        scales = super().enlarged(tensor, read, asked)
         info = tensor.parts["scales"]
         dtype = _E4M3 if info.dtype == "F8_E4M3" else _E8M0
         most = float(self.widened(tensor, read, np.array([_MOST[dtype]], dtype))[0])
-        if (asked.largest > self.limit * np.minimum(made, most)).any():
+        if (asked.largest > self.limit * np.minimum(scales, most)).any():
             raise InputError(
                 f"new values of tensor '{tensor.name}' need a scale of their group that is too large for {info.dtype} "
                 "beside the scale of the tensor; use smaller values, or `write: {dtype: bfloat16}`"
             )
-        return np.minimum(made, most)
+        return np.minimum(scales, most)
 
     def with_scales(
         self, tensor: Coded, read: Stored, blocks: Indices, scales: NDArray[np.float64]

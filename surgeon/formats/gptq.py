@@ -104,8 +104,8 @@ class Gptq(Integers):
             stored = Places(words, bit % 32, self.bits).read(read, info).astype(np.int64)
             return stored + self.offset & self.most
         ones = sum(1 << shift for shift in range(0, 32, self.bits))
-        made = gathered(read, info, words).view(np.uint32) + np.uint32(ones)
-        return made.astype(np.int64) >> bit % 32 & self.most
+        raised = gathered(read, info, words).view(np.uint32) + np.uint32(ones)
+        return raised.astype(np.int64) >> bit % 32 & self.most
 
     def places(self, tensor: Coded, indices: Indices) -> Places:
         """Columns of words are bit streams, one an output."""

@@ -40,16 +40,16 @@ class Mxfp4(E2M1):
         cls, config: Mapping[str, Any], settings: Mapping[str, Any], stored: Mapping[str, TensorInfo]
     ) -> list[Coded]:
         """Claim every `NAME_blocks` of four axes, of which the last has sixteen bytes, with its `NAME_scales`."""
-        found = {
+        stacks = {
             name.removesuffix(BLOCKS): info
             for name, info in stored.items()
             if name.endswith(BLOCKS) and info.dtype == "U8" and len(info.shape) == 4 and info.shape[3] == WIDE // 2
         }
-        if not found:
+        if not stacks:
             return []
-        require_method(settings, ("mxfp4",), next(iter(found.values())), "MXFP4")
+        require_method(settings, ("mxfp4",), next(iter(stacks.values())), "MXFP4")
         codec, dtype = cls(), logical_dtype(config)
-        return [codec._claimed(name, dtype, info, stored.get(name + SCALES)) for name, info in found.items()]
+        return [codec._claimed(name, dtype, info, stored.get(name + SCALES)) for name, info in stacks.items()]
 
     def _claimed(self, name: str, dtype: str, blocks: TensorInfo, scales: TensorInfo | None) -> Coded:
         if scales is None:
@@ -97,8 +97,8 @@ class Mxfp4(E2M1):
         stored = read.span(tensor.parts["scales"], expert * groups, (expert + 1) * groups).reshape(outputs, -1)
         scales = self.widened(tensor, read, stored[:, first:last])
         with np.errstate(over="ignore", invalid="ignore"):
-            made = self.numbers(codes.reshape(outputs, -1, WIDE)) * scales[:, :, None]
-            values = made.astype(NUMPY_DTYPES[tensor.dtype]).reshape(outputs, -1)
+            wide = self.numbers(codes.reshape(outputs, -1, WIDE)) * scales[:, :, None]
+            values = wide.astype(NUMPY_DTYPES[tensor.dtype]).reshape(outputs, -1)
         return values[:, low - first * WIDE : high - first * WIDE]
 
     def locate(self, tensor: Coded, read: Stored, indices: Indices) -> tuple[Indices, Indices]:

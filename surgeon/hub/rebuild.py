@@ -180,8 +180,8 @@ def _source(name: str, marker: Marker, model: str | None, jobs: int) -> Checkpoi
 
 def _check(name: str, staged: Staged, expected: Mapping[str, str]) -> None:
     """Compare the weights that came out with the manifest that was published."""
-    found = staged.marker.files
-    wrong = [file for file, digest in expected.items() if _is_weight(file) and found.get(file) != digest]
+    files = staged.marker.files
+    wrong = [file for file, digest in expected.items() if _is_weight(file) and files.get(file) != digest]
     if wrong:
         if not staged.reused:
             inside.remove_folder(staged.folder)

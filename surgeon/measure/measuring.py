@@ -58,7 +58,7 @@ class _Pass:
     beside: Stack | None = None
     notes: list[dict[tuple[int, int], _Sums]] = field(default_factory=list)
     parts: Sequence[tuple[int, int]] = ()  # a batch, and its first row
-    base: tuple[tuple[int, slice, slice], Outputs] | None = None  # a chunk, and what the base says of it
+    base: tuple[tuple[int, slice, slice] | None, Outputs | None] = (None, None)  # a chunk, and what it says of it
 
     def begin(self, rows: int) -> list[torch.Tensor]:
         """Note nothing yet, and return the parts to run, of so many rows at most."""
@@ -86,11 +86,10 @@ class _Pass:
             look = self.looks[watcher.look]
             if self.names[model] not in look.models:
                 continue
-            compared = look.measurement.compares and self.base is not None and self.base[0] == chunk
+            base = self.base[1] if look.measurement.compares and self.base[0] == chunk else None
             labels = watcher.batch.labels[rows, positions].to(logits.device)
-            seen = Seen(outputs, labels, self.base[1] if compared and self.base else None)
             sums = self.notes[batch].setdefault((model, number), {})
-            _note(sums, look.measurement, seen, watcher, rows, positions)
+            _note(sums, look.measurement, Seen(outputs, labels, base), watcher, rows, positions)
 
     def _chunk(self, part: int, rows: slice) -> tuple[int, slice]:
         """Return the batch that a part is of, and where the part's rows are there."""
@@ -124,7 +123,11 @@ def measure(
     if not shares:
         return {}
     notes = {number: sums for share in shares for number, sums in share.items()}
-    return _figures(whole, [notes[number] for number in sorted(notes)], _own_work(stack, variants, looks, progress))
+    own = []  # what each look finds by work of its own on the models, by variant
+    for look in looks:
+        models = [variant for variant in variants if variant.name in look.models]
+        own.append(look.measurement.work(stack, models, look.pieces, progress))
+    return _figures(whole, [notes[number] for number in sorted(notes)], own)
 
 
 def _run(stack: Stack, variants: Sequence[Variant], part: _Pass, progress: Progress, may_halve: bool) -> None:
@@ -164,17 +167,6 @@ def _taken(part: _Pass, inputs: Sequence[torch.Tensor], advance: Callable[[int],
             part.take(1 + variant, batch, rows, positions, logits)
 
         yield take
-
-
-def _own_work(
-    stack: Stack, variants: Sequence[Variant], looks: Sequence[Look], progress: Progress
-) -> list[Mapping[str, Any]]:
-    """Return what each look finds by work of its own on the models, by variant."""
-    own: list[Mapping[str, Any]] = []
-    for look in looks:
-        models = [variant for variant in variants if variant.name in look.models]
-        own.append(look.measurement.work(stack, models, look.pieces, progress))
-    return own
 
 
 def _pass(looks: Sequence[Look], names: Sequence[str]) -> _Pass:

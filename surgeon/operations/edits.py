@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.checkpoint.checkpoint import Checkpoint
-from surgeon.checkpoint.coded import Coded, Rounding, StoredEdit, parts_of
+from surgeon.checkpoint.coded import Coded, Rounding, StoredEdit, Totals, parts_of
 from surgeon.checkpoint.storage import TensorInfo
 from surgeon.checkpoint.ties import stored_copies
 from surgeon.errors import CheckpointError, InputError, RegionError, did_you_mean
@@ -28,7 +28,7 @@ from surgeon.region.region import Region
 
 
 @dataclass(frozen=True)
-class EditCount:
+class EditCount(Totals):
     """How much was edited: entries acted on, those whose bits really changed, and the change's square.
 
     `square` is the sum of the squared differences, in float64; inf or nan where values are. `rounding` is what encoding
@@ -44,12 +44,6 @@ class EditCount:
     def norm(self) -> float:
         """The L2 norm of the difference; of zeroed entries, the norm that was removed."""
         return math.sqrt(max(self.square, 0.0))  # less than that is only what a damaged file says
-
-    def __add__(self, other: EditCount) -> EditCount:
-        return EditCount(
-            self.entries + other.entries, self.changed + other.changed, self.square + other.square,
-            self.rounding + other.rounding,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Told from headers, so both are estimates or upper bounds. The model goes through layer by layer, so that memory is a
 few of its largest layers in float32, one batch's activations in one layer, and what `model/budgets.py` allows; only a
-model that is no plain stack is held whole. What is told of memory is no less than what a run takes, and at most half as
-much again: tests/plan/test_needs.py measures it on Linux.
+model that is no plain stack is held whole. What is told of memory is no less than what a run takes, and at most a
+quarter more: tests/plan/test_needs.py measures it on Linux.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from surgeon.scores.base import SampledScore, Score
 # Measured: the interpreter with numpy; torch, transformers and a tokenizer loaded; the figures of the page.
 _BASELINE_BYTES, _TORCH_BYTES, _DRAWING_BYTES = 60_000_000, 350_000_000, 160_000_000
 # Beside what is in use the C library has blocks ready for the next batch, and blocks are not cut to measure.
-_SPARE, _MOST_SPARE = 0.55, 200_000_000
+_SPARE, _MOST_SPARE = 0.5, 200_000_000
 SHARE_OF_DISK = 0.05  # scores that take more of what is free are not kept, unless asked for
 _ENCODED_BYTES = 80  # for each entry of a block that gets another scale: places, codes and values before and after
 _CUT_BYTES = 24  # for each score that a cut looks at: its key, its place, and both once more in their order

@@ -31,17 +31,16 @@ from surgeon.text.corpora import Corpus
 class VariantPlan:
     """A variant to be made; bytes are those of the whole checkpoint, or at most of the patch, it is written as.
 
-    `blocks` are at most those of which entries are encoded anew, 0 if zeros are codes; None where nothing is quantized.
+    `blocks_at_most` are those of which entries are encoded anew, 0 if zeros are codes; None where nothing is quantized.
     """
 
-    name: str
+    operations: Sequence[str]
     write: bool | Literal["patch"]
-    operations: tuple[str, ...]
     tensors: int
-    entries: int
+    entries_at_most: int
     shards: int
     bytes_to_write: int
-    blocks: int | None = None
+    blocks_at_most: int | None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from surgeon.plan.plan import Plan, VariantPlan
 from surgeon.progress import Step
 from surgeon.recipe.corpus import open_corpus
 from surgeon.recipe.reading import RecipeFile, load_recipe
-from surgeon.recipe.schema import Recipe
+from surgeon.recipe.schema import VariantSpec
 from surgeon.region.region import Region
 from surgeon.regions.base import RegionPlan, no_masks
 from surgeon.regions.outlines import plan_regions
@@ -134,7 +134,7 @@ def make_plan(file: RecipeFile, checkpoint: Checkpoint, output: Path) -> Plan:
     corpus = open_corpus(recipe.corpus)
     problems: list[Problem] = []
     regions = plan_regions(file, checkpoint, problems)
-    variants = {name: _plan_variant(recipe, checkpoint, name, regions) for name in recipe.variants}
+    variants = {name: _plan_variant(spec, checkpoint, regions) for name, spec in recipe.variants.items()}
     languages: tuple[str, ...] = ()
     if recipe.verify is not None:
         chosen = recipe.verify.languages
@@ -165,8 +165,7 @@ def _refuse_encoders(checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{name}: {masked[0]} sees later tokens, so it has no perplexity; {works}")
 
 
-def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Mapping[str, RegionPlan]) -> VariantPlan:
-    spec = recipe.variants[name]
+def _plan_variant(spec: VariantSpec, checkpoint: Checkpoint, regions: Mapping[str, RegionPlan]) -> VariantPlan:
     checkpoint = checkpoint.dequantized() if spec.dequantized else checkpoint
     write: bool | Literal["patch"] = "patch" if spec.write == "patch" else spec.whole
     used = {label: regions[label] for operation in spec.operations for label in operation.regions}
@@ -177,13 +176,13 @@ def _plan_variant(recipe: Recipe, checkpoint: Checkpoint, name: str, regions: Ma
     operations = [line for operation in spec.operations for line in operation.described()]
     named = (("freeze", spec.freeze), ("train only", spec.train_only))
     held = [f"{polarity} {region}" for polarity, region in named if region is not None]
+    entries = sum(region.entries for region in used.values())
     return VariantPlan(
-        name,
-        write,
-        tuple(operations + held),
-        len(surgery.touched),
-        sum(region.entries for region in used.values()),
-        len({info.path for tensor in surgery.touched for info in surgery.stored(tensor)}),
-        bytes_to_write(write, checkpoint, used.values()),
-        surgery.most_blocks(sum(region.entries for region in used.values())),
+        operations=[*operations, *held],
+        write=write,
+        tensors=len(surgery.touched),
+        entries_at_most=entries,
+        shards=len({info.path for tensor in surgery.touched for info in surgery.stored(tensor)}),
+        bytes_to_write=bytes_to_write(write, checkpoint, used.values()),
+        blocks_at_most=surgery.most_blocks(entries),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from surgeon.anatomy.scope import left_out, senses, unknown_kinds
 from surgeon.checkpoint.coded import Coded
@@ -34,19 +33,6 @@ class RegionSummary:
     in_recipe: bool
     leaves_out: Sequence[str]
     excludes_nothing: Sequence[str]
-
-
-@dataclass(frozen=True)
-class VariantSummary:
-    """A variant, in the words of `VariantPlan`."""
-
-    operations: Sequence[str]
-    write: bool | Literal["patch"]
-    tensors: int
-    entries_at_most: int
-    shards: int
-    bytes_to_write: int
-    blocks_at_most: int | None
 
 
 @dataclass(frozen=True)
@@ -86,7 +72,7 @@ class PlanSummary:
     output: str
     scores: Sequence[str]
     regions: Mapping[str, RegionSummary]
-    variants: Mapping[str, VariantSummary]
+    variants: Mapping[str, VariantPlan]
     idle: Sequence[str]
     verify_languages: Sequence[str]
     parts: PartsSummary
@@ -128,7 +114,7 @@ def summarize(
         senses=senses(checkpoint), corpus=plan.corpus.name, languages=len(plan.corpus.languages), text_notes=notes,
         output=str(plan.output), scores=[score.described() for score in plan.scores()],
         regions={name: _region(plan, name, region) for name, region in plan.regions.items()},
-        variants={name: _variant(variant) for name, variant in plan.variants.items()},
+        variants=plan.variants,
         idle=plan.idle, verify_languages=plan.verify_languages,
         parts=PartsSummary(len(plan.parts()), round(parts_in_models(plan), 2)),
         prompts=len(recipe.verify.prompts) if recipe.verify is not None else 0,
@@ -148,11 +134,4 @@ def _region(plan: Plan, name: str, region: RegionPlan) -> RegionSummary:
     return RegionSummary(
         region.kind.selects(), len(region.tensors), region.entries, region.exact, region.numel,
         name in plan.file.as_written.regions, region.leaves_out, excludes_nothing(plan.checkpoint, region.spec),
-    )  # fmt: skip
-
-
-def _variant(variant: VariantPlan) -> VariantSummary:
-    return VariantSummary(
-        variant.operations, variant.write, variant.tensors, variant.entries, variant.shards, variant.bytes_to_write,
-        variant.blocks,
     )  # fmt: skip

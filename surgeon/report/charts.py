@@ -90,13 +90,13 @@ def dashed_at(axis: str, value: float) -> Spec:
 
 
 def hue_and_shape(
-    field: str, names: Sequence[str], legend: Spec | None, looks: Sequence[tuple[str, str]] | None = None
+    field: str, names: Sequence[str], legend: Spec | None, looks: Sequence[tuple[str, str]] | None = None, **more: Any
 ) -> tuple[Spec, Spec]:
     """Return the channels of colour and shape, which tell names apart; `looks` are theirs, or else the first ones."""
     kinds = looks or [(SERIES[i % len(SERIES)], SHAPES[i % len(SHAPES)]) for i in range(len(names))]
     hues, shapes = [colour(hue) for hue, _ in kinds], [shape for _, shape in kinds]
     hue, shape = (
-        words(field, legend=legend, scale={"domain": list(names), "range": values}) for values in (hues, shapes)
+        words(field, legend=legend, scale={"domain": list(names), "range": values}, **more) for values in (hues, shapes)
     )
     return hue, shape
 

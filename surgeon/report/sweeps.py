@@ -52,7 +52,7 @@ def sweep_figure(report: Report, name: str) -> Figure:
         if item.low is not None and item.high is not None and math.isfinite(item.low) and math.isfinite(item.high):
             row |= {"low": item.low, "high": item.high, "interval": f"×{number(item.low)} to ×{number(item.high)}"}
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    hue, shape = hue_and_shape("kind", kinds, None if len(kinds) == 1 else {"title": None, "symbolOpacity": 1})
+    hue, shape = hue_and_shape("kind", kinds, None if len(kinds) == 1 else {"symbolOpacity": 1}, title=None)
     interval = {"interval": "interval"} if any("low" in row for row in rows) else {}
     hover = tips(point="point", along=along, kind="of", times="of the base's perplexity", **interval)
     values = sweep.axes[along]

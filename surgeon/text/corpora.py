@@ -157,7 +157,7 @@ class DatasetLocation(Location):
         name, local = str(self), Path(os.path.expanduser(self.dataset))
         try:
             with hub_errors(name):
-                root, names, card, revision = _folder(local) if local.exists() else _repository(self)
+                root, names, card, revision = _files(self, local)
                 saved = saved_files(local, names, self.config, self.split) if local.exists() else None
                 files = saved or split_files(names, card, self.config, self.split)
                 paths = (f"{root}/{file}" for file in files.names)
@@ -175,28 +175,27 @@ class DatasetLocation(Location):
         return Documents(tuple(text for text in texts if text.strip()), revision)
 
 
-def _folder(folder: Path) -> tuple[str, list[str], bytes, None]:
-    """Return a local dataset's root, the names of its files, and its card."""
-    if not folder.is_dir():
-        raise NoSuchFiles("a file, and no dataset; name it with `file:`")
-    names = folder_files(folder)
-    card = b""
-    if CARD in names:
-        with (folder / CARD).open("rb") as file:
-            card = file.read(LONGEST_CARD + 1)
-    return str(folder), names, card, None
+def _files(where: DatasetLocation, local: Path) -> tuple[str, list[str], bytes, str | None]:
+    """Return a dataset's root, the names of its files, its card, and its commit on the Hub.
 
-
-def _repository(where: DatasetLocation) -> tuple[str, list[str], bytes, str]:
-    """Return the same of a dataset on the Hub, and its commit: all of a run, and its repetition, read the same."""
+    All of a run, and its repetition, read the same commit.
+    """
     from huggingface_hub import HfApi
 
-    info = HfApi().dataset_info(where.dataset, revision=where.revision)
-    names, revision, card = sorted(entry.rfilename for entry in info.siblings or ()), str(info.sha), b""
-    if CARD in names:
-        with fetch_file(where.dataset, CARD, revision, "dataset").open("rb") as file:
-            card = file.read(LONGEST_CARD + 1)
-    return f"hf://datasets/{where.dataset}@{revision}", names, card, revision
+    revision: str | None = None
+    if local.exists():
+        if not local.is_dir():
+            raise NoSuchFiles("a file, and no dataset; name it with `file:`")
+        root, names = str(local), folder_files(local)
+    else:
+        info = HfApi().dataset_info(where.dataset, revision=where.revision)
+        names, revision = sorted(entry.rfilename for entry in info.siblings or ()), str(info.sha)
+        root = f"hf://datasets/{where.dataset}@{revision}"
+    if CARD not in names:
+        return root, names, b"", revision
+    card = local / CARD if revision is None else fetch_file(where.dataset, CARD, revision, "dataset")
+    with card.open("rb") as file:
+        return root, names, file.read(LONGEST_CARD + 1), revision
 
 
 def _first_line(error: BaseException) -> str:

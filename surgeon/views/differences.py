@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from surgeon.diff.comparison import Comparison
 from surgeon.diff.diff import KINDS, Diff, Kind, TensorDiff
 from surgeon.diff.entries import Change
 from surgeon.errors import present, shorten
@@ -20,8 +21,11 @@ from surgeon.views.terminal import sparkline, table, told
 SHOWN = 5  # tensors listed unless details are asked for, so that all fits one screen
 
 
-def diff_view(diff: Diff, overlap: Overlap | None, details: bool, patch: Patch | None = None) -> Group:
-    """Show a diff: one screen, or every layer and tensor with `details`."""
+def comparison_view(comparison: Comparison, details: bool) -> Group:
+    """Show what differs: one screen, or every layer and tensor with `details`."""
+    diff, overlap, patch = comparison.checkpoints, comparison.overlap, comparison.patch
+    if diff is None:
+        return _overlap_view(present(overlap), comparison.names, details)
     parts: list[RenderableType] = [_headline(diff)]
     if diff.total.changed:
         parts.append(_changes_table("By role", "role", _in_order(diff.by_role())))
@@ -42,7 +46,7 @@ def diff_view(diff: Diff, overlap: Overlap | None, details: bool, patch: Patch |
     if codes or scales:
         parts.append(Text(f"stored   {codes:,} codes and {scales:,} scales differ; all else here is of their values"))
     if overlap is not None:
-        parts.append(overlap_view(overlap, diff.regions, details))
+        parts.append(_overlap_view(overlap, diff.regions, details))
     if patch is not None:
         parts.append(_patch_line(patch))
     return Group(*parts)
@@ -79,7 +83,8 @@ def _headline(diff: Diff) -> Text:
         lines.append(
             f"entries  {whole.changed:,} of {whole.entries:,} changed ({percent(whole.changed / whole.entries)})"
         )
-        lines.append(f"         {whole.zeroed:,} became zero, {whole.sign_flips:,} changed sign{_not_finite(whole)}")
+        odd = f", {whole.not_finite:,} are or were not finite" if whole.not_finite else ""
+        lines.append(f"         {whole.zeroed:,} became zero, {whole.sign_flips:,} changed sign{odd}")
         lines.append(
             f"size     L2 {whole.l2:.4g}, {_relative(whole)} of the weights compared; largest {whole.largest:.4g}"
         )
@@ -106,10 +111,6 @@ def _layers_line(layers: Sequence[tuple[int, Change]]) -> str:
 
 def _words(kind: Kind) -> str:
     return "renamed and changed" if kind == "renamed_changed" else kind
-
-
-def _not_finite(change: Change) -> str:
-    return f", {change.not_finite:,} are or were not finite" if change.not_finite else ""
 
 
 def _relative(change: Change) -> str:
@@ -193,7 +194,7 @@ def _odd_line(tensor: TensorDiff) -> Text:
     return Text.assemble((f"{_words(tensor.kind):<8} ", "yellow"), told(f"{tensor.name}: {what}{note}"))
 
 
-def overlap_view(overlap: Overlap, names: tuple[str, ...], details: bool) -> Group:
+def _overlap_view(overlap: Overlap, names: tuple[str, ...], details: bool) -> Group:
     """Show how far two regions coincide."""
     left, right = names
     most = sorted(overlap.tensors, key=lambda item: -item.jaccard)
@@ -230,8 +231,11 @@ def _overlap_table(shown: Sequence[TensorOverlap], total: TensorOverlap, names: 
     return rows
 
 
-def diff_data(diff: Diff, overlap: Overlap | None, patch: Patch | None = None) -> dict[str, Any]:
-    """Return a diff as plain data, for `--json`; tensors that are the same are only counted."""
+def comparison_data(comparison: Comparison) -> dict[str, Any]:
+    """Return what differs as plain data, for `--json`; tensors that are the same are only counted."""
+    diff, overlap, patch = comparison.checkpoints, comparison.overlap, comparison.patch
+    if diff is None:
+        return _overlap_data(present(overlap))
     data: dict[str, Any] = {
         "before": diff.before.source.name,
         "after": diff.after.source.name,
@@ -254,13 +258,13 @@ def diff_data(diff: Diff, overlap: Overlap | None, patch: Patch | None = None) -
         "tensors": [_tensor_data(diff, tensor) for tensor in diff.tensors if tensor.kind != "same"],
     }
     if overlap is not None:
-        data["overlap"] = overlap_data(overlap)
+        data["overlap"] = _overlap_data(overlap)
     if patch is not None:
         data["patch"] = {
             "path": str(patch.path), "tensors": len(patch.tensors), "entries": patch.region.entries,
             "left_out": dict(patch.left_out),
         }  # fmt: skip
-    return data
+    return {**data, "notes": list(comparison.remarks)}
 
 
 def _fields(item: object, names: str) -> dict[str, Any]:
@@ -286,8 +290,7 @@ def _tensor_data(diff: Diff, tensor: TensorDiff) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def overlap_data(overlap: Overlap) -> dict[str, Any]:
-    """Return an overlap as plain data, for `--json`."""
+def _overlap_data(overlap: Overlap) -> dict[str, Any]:
     return {
         **_overlap_fields(overlap.total),
         "only_left": dict(overlap.only_left),

@@ -189,7 +189,7 @@ def generations_view(
 ) -> Group:
     """Show what models put after each prompt, one below the other; `named` returns a model's name for people."""
     parts: list[RenderableType] = []
-    for answers in zip(*(generations[model] for model in models), strict=True):
+    for answers in zip(*(generations[model] for model in models), strict=False):
         rows = Pairs()
         rows.add_column(style="dim", overflow="fold", max_width=24)
         rows.add_column(overflow="fold")

@@ -136,9 +136,9 @@ def _side_by_side(job: Callable[[Header, Event], None], headers: Sequence[Header
 def copy_companions(checkpoint: Checkpoint, target: Path) -> dict[str, Copied]:
     """Copy the companion files; returns what was copied, by path in the variant."""
     copied, beside = {}, companions(checkpoint)
-    for relative in beside.kept:
+    for relative in beside.files:
         copied[relative.as_posix()] = copy_small(checkpoint.folder / relative, target / relative)
-    for name, content in beside.made.items():
+    for name, content in beside.added.items():
         with inside.create(target / name) as file:
             file.write(content)
             copied[name] = Copied(sha256(content), file_stamp(os.fstat(file.fileno())))

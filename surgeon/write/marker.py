@@ -179,17 +179,17 @@ def run_manifest(folder: Path) -> dict[str, Any]:
     for path, prefix in places:
         if not path.is_file():
             continue
-        found = read_own(path)
-        if not isinstance(found.get("outputs"), dict):
+        manifest = read_own(path)
+        if not isinstance(manifest.get("outputs"), dict):
             raise CheckpointError(f"{path}: not a manifest that surgeon wrote; run `surgeon apply` again")
-        outputs = {k.removeprefix(prefix): str(v) for k, v in found["outputs"].items() if k.startswith(prefix)}
+        outputs = {k.removeprefix(prefix): str(v) for k, v in manifest["outputs"].items() if k.startswith(prefix)}
         if outputs:
-            return {**found, "outputs": outputs}
+            return {**manifest, "outputs": outputs}
     return {}
 
 
 def outputs_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return the SHA-256 of every file that a manifest names, by path below the output folder; damage gives nothing."""
     parts = [manifest.get(key) for key in ("outputs", "report")]
-    found = {name: digest for part in parts if isinstance(part, dict) for name, digest in part.items()}
-    return {name: digest for name, digest in found.items() if isinstance(digest, str)}
+    outputs = {name: digest for part in parts if isinstance(part, dict) for name, digest in part.items()}
+    return {name: digest for name, digest in outputs.items() if isinstance(digest, str)}

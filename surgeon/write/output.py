@@ -45,13 +45,13 @@ def output_lock(output: Path, owner: str, overwrite: bool = False) -> Iterator[N
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        there = sorted(path.name for path in output.iterdir() if _counts(path))
+        names = sorted(path.name for path in output.iterdir() if _counts(path))
     except OSError as error:
         if error.errno in _NO_FOLDER:
             raise InputError(f"output {output}: {error.strerror}; choose another --output") from None
         raise EnvironmentFailure(f"output {output}: {error.strerror}") from None
-    if there and not overwrite:
-        _refuse_others(output, owner, there)
+    if names and not overwrite:
+        _refuse_others(output, owner, names)
     with inside.no_links_below(output):
         for name in _FOLDERS:
             inside.refuse_link(output / name)
@@ -87,11 +87,11 @@ def _counts(path: Path) -> bool:
     return not path.name.startswith(".") and (path.is_file() or path.name in _FOLDERS)
 
 
-def _refuse_others(output: Path, owner: str, there: Collection[str]) -> None:
+def _refuse_others(output: Path, owner: str, names: Collection[str]) -> None:
     before = _owner(output)
     if before is None and not inside.is_plain_file(output, LOCK):
         raise InputError(
-            f"output {output}: holds {sorted(there)[0]}, which surgeon did not write; choose another --output, or "
+            f"output {output}: holds {sorted(names)[0]}, which surgeon did not write; choose another --output, or "
             "insist with --overwrite (what surgeon did not write stays)"
         )
     if before is not None and before != owner:
@@ -104,9 +104,9 @@ def _refuse_others(output: Path, owner: str, there: Collection[str]) -> None:
 def _owner(output: Path) -> str | None:
     """Return the name of the recipe whose run the folder holds."""
     for name, key in ((LOCK, "recipe"), (MANIFEST, "name")):
-        found = read_own(output / name).get(key) if inside.is_plain_file(output, name) else None
-        if isinstance(found, str):
-            return found
+        owner = read_own(output / name).get(key) if inside.is_plain_file(output, name) else None
+        if isinstance(owner, str):
+            return owner
     return None
 
 
@@ -162,10 +162,10 @@ def remove_old(
     return old
 
 
-def write_samples(output: Path, found: Mapping[str, Mapping[str, Figures]]) -> dict[Path, str]:
+def write_samples(output: Path, figures_by_variant: Mapping[str, Mapping[str, Figures]]) -> dict[Path, str]:
     """Write what figures, by variant and kind, have of them; returns the files with their SHA-256."""
     files = {}
-    for variant, by_kind in found.items():
+    for variant, by_kind in figures_by_variant.items():
         for kind, figures in by_kind.items():
             if not figures.samples:
                 continue

@@ -87,8 +87,8 @@ def copy_shard(surgery: Surgery, header: Header, names: Sequence[str], target: P
 
 def _touched(surgery: Surgery, header: Header, names: Sequence[str]) -> list[tuple[TensorInfo, str]]:
     """Return the stored tensors of a file that may change, as they lie, each with the logical one that it is of."""
-    found = [(info, name) for name in names for info in surgery.stored(name)]
-    here = [(info, name) for info, name in found if info.path == header.path]
+    touched = [(info, name) for name in names for info in surgery.stored(name)]
+    here = [(info, name) for info, name in touched if info.path == header.path]
     return sorted(here, key=lambda item: item[0].offset)
 
 

@@ -229,8 +229,8 @@ def _finished(checkpoint: Checkpoint, destination: Path, marker: Marker, jobs: i
 def _has_form_of(checkpoint: Checkpoint, folder: Path, marker: Marker) -> bool:
     """True if what is beside the tensors is that of the source as it is now: companions, shards, their headers."""
     beside = companions(checkpoint)
-    expected = {path.as_posix(): stored_hash(checkpoint.folder / path) for path in beside.kept}
-    expected |= {name: sha256(content) for name, content in beside.made.items()}
+    expected = {path.as_posix(): stored_hash(checkpoint.folder / path) for path in beside.files}
+    expected |= {name: sha256(content) for name, content in beside.added.items()}
     weights = {header.path.name for header in checkpoint.headers}
     own = {name: digest for name, digest in marker.files.items() if not name.startswith(f"{FREEZE_FOLDER}/")}
     if own.keys() != expected.keys() | weights or any(own[name] != digest for name, digest in expected.items()):

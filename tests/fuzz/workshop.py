@@ -32,7 +32,7 @@ from surgeon.report.card import SourceCard
 from surgeon.report.manifest import differences
 from surgeon.text.corpora import Corpus, FileLocation
 from surgeon.text.dataset_files import NoSuchFiles, split_files
-from surgeon.views.differences import diff_data, diff_view, overlap_data, overlap_view
+from surgeon.views.differences import comparison_data, comparison_view
 from surgeon.views.planned import plan_view
 from surgeon.views.terminal import told
 from surgeon.visible import visible
@@ -121,8 +121,8 @@ class Workshop:
         def act() -> None:
             found = compare(self.model / "model.safetensors", path, regions=[self.folder / "good.region.safetensors"])
             assert found.checkpoints is not None
-            show(diff_view(found.checkpoints, found.overlap, details=True))
-            show_json(diff_data(found.checkpoints, found.overlap))
+            show(comparison_view(found, details=True))
+            show_json(comparison_data(found))
 
         return Door("difference", "safetensors", (weights(0), self.other.read_bytes()), self._replaced(path, act))
 
@@ -170,8 +170,8 @@ class Workshop:
         def act() -> None:
             found = compare(self.folder / "good.region.safetensors", path)
             assert found.overlap is not None
-            show(overlap_view(found.overlap, found.names, details=True))
-            show_json(overlap_data(found.overlap))
+            show(comparison_view(found, details=True))
+            show_json(comparison_data(found))
 
         return Door("overlap", "safetensors", (self.file("good.region.safetensors"),), self._replaced(path, act))
 

@@ -143,11 +143,11 @@ import json, os, sys
 import torch, transformers, surgeon, surgeon.model.model, surgeon.model.layer_stack, surgeon.run
 import surgeon.scores.score_pass
 from surgeon.model import budgets
-from surgeon.plan import estimates
+from surgeon.plan import needs
 from surgeon.scores import score_pass
 recipe, share, runs = sys.argv[1], float(sys.argv[2]), json.loads(sys.argv[3])
 budgets.HIDDEN_BYTES = 0
-estimates.SHARE_OF_DISK = share
+needs.SHARE_OF_DISK = share
 note, left = score_pass.Scratch.note, [0]
 def counted(self, progressed, kept):
     note(self, progressed, kept)

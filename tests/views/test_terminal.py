@@ -14,6 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.diff.comparison import Comparison
 from surgeon.diff.diff import compare_checkpoints
 from surgeon.errors import InputError
 from surgeon.freeze.bundle import write_bundle
@@ -23,7 +24,7 @@ from surgeon.report.data import Report
 from surgeon.report.entries import OverSeeds, SweepReport
 from surgeon.report.grid import Grid, Row, as_cells
 from surgeon.report.words import number
-from surgeon.views.differences import diff_view, overlap_view
+from surgeon.views.differences import comparison_view
 from surgeon.views.inspection import inspection_view, look_at
 from surgeon.views.terminal import grid_table, render, report_view, sparkline
 
@@ -107,7 +108,8 @@ def test_diff_and_overlap_fit_eighty_columns(llama: Path) -> None:
     found = compare_checkpoints(checkpoint, checkpoint, {"one": one, "two": two})
     both = overlap(one, two)
     for details in (False, True):
-        for view in (diff_view(found, both, details), overlap_view(both, ("one", "two"), details)):
+        for checkpoints in (found, None):
+            view = comparison_view(Comparison(("one", "two"), checkpoints, both), details)
             assert max(len(line.rstrip()) for line in shown(view, 80, color_system=None)) <= 80
 
 

@@ -102,7 +102,7 @@ def test_links_that_lead_out_of_the_source_are_not_followed(source: Path, tmp_pa
     (source / "merges_chain.txt").symlink_to("tokenizer_secret.json")
     (source / "tokenizer_inside.json").symlink_to(source / "config.json")
     found = companions(Checkpoint.open(source))
-    assert Path("tokenizer_inside.json") in found.kept
+    assert Path("tokenizer_inside.json") in found.files
     links = [name for name, reason in found.left_out.items() if "link" in reason]
     assert links == ["merges_chain.txt", "tokenizer_secret.json", "vocab_relative.json"]
     target = tmp_path / "target"
@@ -110,6 +110,17 @@ def test_links_that_lead_out_of_the_source_are_not_followed(source: Path, tmp_pa
     copy_companions(Checkpoint.open(source), target)
     assert not any("secret" in path.read_text(errors="replace") for path in target.rglob("*") if path.is_file())
     assert not (target / "tokenizer_inside.json").is_symlink()
+
+
+def test_a_folder_in_which_transformers_looks_is_left_out_only_by_its_files(source: Path) -> None:
+    (source / "custom_generate" / "generate.py").unlink()
+    before = companions(Checkpoint.open(source))
+    assert not any("custom_generate" in name for name in before.left_out)
+    for name in ("generate.py", "notes.md"):
+        (source / "custom_generate" / name).write_text("pass")
+    found = companions(Checkpoint.open(source))
+    assert set(found.files) - set(before.files) == {Path("custom_generate/generate.py")}
+    assert found.left_out.keys() - before.left_out.keys() == {"custom_generate/notes.md"}
 
 
 def test_links_of_the_hubs_cache_are_followed(source: Path, tmp_path: Path) -> None:
@@ -123,7 +134,7 @@ def test_links_of_the_hubs_cache_are_followed(source: Path, tmp_path: Path) -> N
     (tmp_path / "hub" / "token").write_text("secret")
     (snapshot / "vocab.json").symlink_to("../../../token")
     found = companions(Checkpoint.open(snapshot))
-    assert [path.name for path in found.kept] == ["config.json", "tokenizer.json"]
+    assert [path.name for path in found.files] == ["config.json", "tokenizer.json"]
     assert list(found.left_out) == ["vocab.json"]
 
 
