@@ -156,7 +156,6 @@ class _Grid:
         wrong += [((*at, "to", i), f"the value {axis.to[i]} is given twice") for i in _repeated(axis)]
         if wrong:
             raise _NotMade(*wrong)
-        self._require_room(len(keys) * len(axis.to))  # which all choices of the axis take, before any is made
         labelled = enumerate(zip(axis.to, _labels(axis.to), strict=True))
         return [Choice(number, label, keys, value, (*at, "to", i)) for i, (value, label) in labelled]
 
