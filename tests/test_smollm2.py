@@ -41,7 +41,7 @@ def test_the_core_carries_every_language_and_the_controls_do_not(
     """
     import torch
 
-    monkeypatch.setattr("surgeon.plan.estimates.SHARE_OF_DISK", 0.0)  # half a gigabyte of scores a language
+    monkeypatch.setattr("surgeon.plan.needs.SHARE_OF_DISK", 0.0)  # half a gigabyte of scores a language
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     try:
