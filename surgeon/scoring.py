@@ -78,14 +78,11 @@ def run_scores(run: Scoring) -> list[Scored]:
         if score.on_text is not None:
             result.append(_on_text(run, score.on_text))
         else:
-            result.append(_from_weights(run, cast(WeightScore, score)))
+            # It is computed when it is cut; its keys tell the models that it compares with apart.
+            keys = {name: identity(Checkpoint.open(name), run.place.jobs) for name in score.compared_with.values()}
+            reader = cast(WeightScore, score).reader(run.plan.checkpoint)
+            result.append(Scored(score, keys, {SUM: reader}))
     return result
-
-
-def _from_weights(run: Scoring, score: WeightScore) -> Scored:
-    """Return a score that is computed when it is cut; its keys tell the models that it compares with apart."""
-    keys = {name: identity(Checkpoint.open(name), run.place.jobs) for name in score.compared_with.values()}
-    return Scored(score, keys, {SUM: score.reader(run.plan.checkpoint)})
 
 
 def _on_text(run: Scoring, score: SampledScore) -> Scored:

@@ -14,7 +14,7 @@ import torch
 
 from surgeon.anatomy.hollow import architecture, meta_model
 from surgeon.anatomy.roles import Held, branch, role_of
-from surgeon.anatomy.slots import Names, Slot, map_names
+from surgeon.anatomy.slots import Slot, map_names
 from surgeon.checkpoint.checkpoint import Checkpoint
 from surgeon.checkpoint.naming import MTP, TOWERS, Place, place, tower_of
 from surgeon.checkpoint.storage import TensorInfo
@@ -59,7 +59,9 @@ def read_places(checkpoint: Checkpoint) -> dict[str, Place]:
         model, dict(model.named_modules()), *decoder_layers(model), _hidden(model), architecture(checkpoint).text_alone
     )
     names = map_names(model, {name: info.shape for name, info in checkpoint.tensors.items()})
-    _refuse_other_models(checkpoint, model, names)
+    missing = names.missing(model)
+    if missing:  # the tensors are those of another model: what this one says of the rest would be of no use
+        raise CheckpointError(f"{checkpoint.where}: no tensor of the right shape makes '{missing[0]}' of the model")
     targets: dict[str, list[str]] = {}
     for target, origin in names.origins.items():
         for _, name in origin.parts:
@@ -80,14 +82,6 @@ def read_places(checkpoint: Checkpoint) -> dict[str, Place]:
         else:
             places[name] = _absent(checkpoint, info)
     return places
-
-
-def _refuse_other_models(checkpoint: Checkpoint, model: Any, names: Names) -> None:
-    """Refuse tensors that are not those of the model: what it says of the rest would be of no use."""
-    made = {id(p) for path, p in model.named_parameters(remove_duplicate=False) if path in names.origins}
-    for path, parameter in model.named_parameters():
-        if id(parameter) not in made:
-            raise CheckpointError(f"{checkpoint.where}: no tensor of the right shape makes '{path}' of the model")
 
 
 def _parameter(whole: _Model, path: str, info: TensorInfo, made: Iterable[str], slot: Slot | None) -> Place:

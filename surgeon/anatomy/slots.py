@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from surgeon.errors import CheckpointError
 from surgeon.memory import memory_error
 
 ReadTensor = Callable[[str], torch.Tensor]  # from a name on disk to the tensor
+_LAYER = re.compile(r".*?\.\d+\.")  # how the names of a layer's parameters begin
 _MOST_PIECES = 256  # of a tensor that is said to have a place in the model
 
 
@@ -142,6 +144,11 @@ class Names:
     origins: Mapping[str, Origin]
     slots: Mapping[str, Slot]
 
+    def missing(self, model: Any) -> list[str]:
+        """Return the parameters of a model that are made of nothing on disk; of tied ones the first name."""
+        made = {id(p) for path, p in model.named_parameters(remove_duplicate=False) if path in self.origins}
+        return [path for path, parameter in model.named_parameters() if id(parameter) not in made]
+
 
 def _plain(name: str) -> str:
     """Return a name as the model's class has it; TransformerLens' bridge puts each module into one of its own."""
@@ -174,7 +181,7 @@ def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
     parameters = {_plain(name): item for name, item in model.named_parameters(remove_duplicate=False)}
     by_output: dict[str, Origin] = {}
     slots: dict[str, Slot] = {}
-    laid: dict[Hashable, _Laid] = {}
+    laid: dict[Hashable, tuple[str, _Laid]] = {}
     for origin in origins.values():
         names = [name for _, name in origin.parts]
         if origin.converter is None:
@@ -182,9 +189,9 @@ def map_names(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Names:
             if origin.target in parameters:
                 slots[names[0]] = _whole(parameters[origin.target])
             continue
-        laid_out = _found(origin, shapes, model, state, laid)
-        by_output |= dict.fromkeys(laid_out.outputs, origin)
-        slots |= _slots(laid_out, names, shapes, parameters)
+        one = _laid_out(origin, shapes, model, state, laid)
+        by_output |= dict.fromkeys(one.outputs, origin)
+        slots |= _slots(one, names, shapes, parameters)
     return Names(by_output, slots)
 
 
@@ -203,47 +210,43 @@ class _Laid:
     it, base and strides, see `Piece`.
     """
 
-    target: str
     outputs: tuple[str, ...]
     pieces: Mapping[int, Sequence[tuple[str, tuple[slice, ...], int, tuple[int, ...]]]]
 
-    def renamed(self, target: str) -> _Laid | None:
-        """Return it for another target; None if that differs in more than the numbers of layers and what holds them."""
-        old, new = self.target.split("."), target.split(".")
-        first = next((i for i, part in enumerate(old) if part.isdecimal()), 0)
-        differ = [i for i, (one, other) in enumerate(zip(old, new, strict=False)) if one != other]
-        if len(old) != len(new) or any(i > first and not (old[i].isdecimal() and new[i].isdecimal()) for i in differ):
-            return None
+    def within(self, old: str, new: str) -> _Laid:
+        """Return it for another layer, whose names begin otherwise."""
 
         def moved(name: str) -> str:
-            parts = name.split(".")
-            return ".".join(new[i] if i in differ and part == old[i] else part for i, part in enumerate(parts))
+            return new + name.removeprefix(old) if name.startswith(old) else name
 
-        pieces = {number: [(moved(path), *rest) for path, *rest in found] for number, found in self.pieces.items()}
-        return _Laid(target, tuple(map(moved, self.outputs)), pieces)  # type: ignore[arg-type]
+        pieces = {number: [(moved(path), *rest) for path, *rest in boxes] for number, boxes in self.pieces.items()}
+        return _Laid(tuple(map(moved, self.outputs)), pieces)  # type: ignore[arg-type]
 
 
-def _found(
+def _laid_out(
     origin: Origin,
     shapes: Mapping[str, tuple[int, ...]],
     model: Any,
     state: Mapping[str, torch.Tensor],
-    known: dict[Hashable, _Laid],
+    known: dict[Hashable, tuple[str, _Laid]],
 ) -> _Laid:
     """Return how an origin's tensors lie; what is known of another layer's, of the same shapes, goes for this one."""
-    wanted = state.get(origin.target)
+    numbered, wanted = _LAYER.match(origin.target), state.get(origin.target)
+    layer = numbered[0] if numbered is not None else ""
     key = (
-        id(origin.converter), wanted.shape if wanted is not None else None,
+        id(origin.converter), origin.target.removeprefix(layer), wanted.shape if wanted is not None else None,
         tuple((pattern, tuple(shapes[name])) for pattern, name in origin.parts),
     )  # fmt: skip
-    moved = known[key].renamed(origin.target) if key in known else None
-    if moved is not None:
-        pairs = zip(known[key].outputs, moved.outputs, strict=True)
+    if key in known:
+        other, laid = known[key]
+        moved = laid.within(other, layer)
+        pairs = zip(laid.outputs, moved.outputs, strict=True)
         if all(new in state and state[new].shape == state[old].shape for old, new in pairs):
             return moved
     outputs = _outputs(origin, shapes, model, state)
-    known[key] = _lay(origin.target, outputs, [shapes[name] for _, name in origin.parts])
-    return known[key]
+    laid = _lay(outputs, [shapes[name] for _, name in origin.parts])
+    known[key] = layer, laid
+    return laid
 
 
 def _outputs(
@@ -273,18 +276,18 @@ def _outputs(
     }
 
 
-def _lay(target: str, outputs: Mapping[str, Traced | None], shapes: Sequence[tuple[int, ...]]) -> _Laid:
+def _lay(outputs: Mapping[str, Traced | None], shapes: Sequence[tuple[int, ...]]) -> _Laid:
     """Find the pieces of an origin's tensors; one that does not lie in the model as a whole has none."""
     pieces: dict[int, list[tuple[str, tuple[slice, ...], int, tuple[int, ...]]]] = {}
     for path, value in outputs.items():
         for box in value.boxes if value is not None else ():
             pieces.setdefault(box.number, []).extend((path, *piece) for piece in _pieces(box))
     whole = {}
-    for number, found in pieces.items():
-        entries = sum(math.prod(at.stop - at.start for at in index) for _, index, _, _ in found)
-        if entries == math.prod(shapes[number]) and len(found) <= _MOST_PIECES:
-            whole[number] = found
-    return _Laid(target, tuple(outputs), whole)
+    for number, boxes in pieces.items():
+        entries = sum(math.prod(at.stop - at.start for at in index) for _, index, _, _ in boxes)
+        if entries == math.prod(shapes[number]) and len(boxes) <= _MOST_PIECES:
+            whole[number] = boxes
+    return _Laid(tuple(outputs), whole)
 
 
 def _slots(
@@ -295,10 +298,10 @@ def _slots(
 ) -> dict[str, Slot]:
     """Return the slots of an origin's tensors, `names` in their order."""
     slots = {}
-    for number, found in laid.pieces.items():
+    for number, boxes in laid.pieces.items():
         name = names[number]
-        if all(path in parameters for path, *_ in found):
-            pieces = tuple(Piece(parameters[path], *rest) for path, *rest in found)  # type: ignore[arg-type]
+        if all(path in parameters for path, *_ in boxes):
+            pieces = tuple(Piece(parameters[path], *rest) for path, *rest in boxes)  # type: ignore[arg-type]
             slots[name] = Slot(pieces, tuple(shapes[name]), _order(pieces, shapes[name]))
     return slots
 

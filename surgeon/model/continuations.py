@@ -16,6 +16,7 @@ from surgeon.errors import InputError
 from surgeon.model.device import with_less_at_a_time
 from surgeon.model.editing import Variant, edited, prepared
 from surgeon.model.layer_stack import Stack
+from surgeon.model.model import LoadedModel
 from surgeon.model.results import Continuation, Stopped
 from surgeon.model.variant_pass import run_models
 from surgeon.progress import Progress
@@ -75,6 +76,13 @@ class _Text:
     stopped: Stopped = "length"
     done: bool = False
 
+    def take(self, token: int | None, ends: frozenset[int]) -> None:
+        """Go on with a token, or be done if it is none, or ends a text."""
+        if token is None or token in ends:
+            self.stopped, self.done = "nan" if token is None else "end", True
+        else:
+            self.added.append(token)
+
 
 def continue_prompts(
     stack: Stack, variants: Sequence[Variant], prompts: Sequence[Prompt], new_tokens: int, progress: Progress
@@ -85,13 +93,17 @@ def continue_prompts(
     penalties and lengths.
     """
     texts = [[_Text(prompt) for prompt in prompts] for _ in variants]
-    ends = _end_tokens(stack)
-    at_once = 1 if stack.loaded.weights.stays else len(prompts) * len(variants)
+    loaded, ends = stack.loaded, _end_tokens(stack)
+    at_once = 1 if loaded.weights.stays else len(prompts) * len(variants)
     with progress.task("continuations", new_tokens * len(prompts) * len(variants) // at_once) as advance:
-        if stack.loaded.weights.stays:
-            _go_on(stack, variants, texts, ends, new_tokens, advance)
+        if loaded.weights.stays:
+            with torch.inference_mode(), loaded.weights.resident(list(loaded.model.parameters())):
+                for variant, of_variant in zip(variants, texts, strict=True):
+                    with edited(loaded, variant, variant.touched(loaded)):
+                        for text in of_variant:
+                            _complete(loaded, text, ends, new_tokens, advance)
         else:
-            edited_often, count = prepared(stack.loaded, variants), 0
+            edited_often, count = prepared(loaded, variants), 0
 
             def go_on(rows: int) -> None:
                 nonlocal count
@@ -101,45 +113,29 @@ def continue_prompts(
                     advance(1)
                     count += 1
 
-            with_less_at_a_time(len(prompts), go_on, stack.loaded.device, progress)
+            with_less_at_a_time(len(prompts), go_on, loaded.device, progress)
     return {
-        variant.name: [_continuation(stack.loaded.tokenizer, text) for text in of_variant]
+        variant.name: [_continuation(loaded.tokenizer, text) for text in of_variant]
         for variant, of_variant in zip(variants, texts, strict=True)
     }
 
 
-def _go_on(
-    stack: Stack,
-    variants: Sequence[Variant],
-    texts: Sequence[Sequence[_Text]],
-    ends: frozenset[int],
-    new_tokens: int,
-    advance: Callable[[int], None],
-) -> None:
-    """Complete every text of every variant, by the model's own forward and cache."""
-    loaded = stack.loaded
-    with torch.inference_mode(), loaded.weights.resident(list(loaded.model.parameters())):
-        for variant, of_variant in zip(variants, texts, strict=True):
-            with edited(loaded, variant, variant.touched(loaded)):
-                for text in of_variant:
-                    _complete(loaded.model, text, ends, new_tokens, loaded.device, advance)
-
-
 def _complete(
-    model: Any, text: _Text, ends: frozenset[int], new_tokens: int, device: str, advance: Callable[[int], None]
+    loaded: LoadedModel, text: _Text, ends: frozenset[int], new_tokens: int, advance: Callable[[int], None]
 ) -> None:
+    """Go on with a text to its end, by the model's own forward and cache."""
     cache, ids = None, list(text.prompt.ids)
     for count in range(new_tokens):
-        output = model(input_ids=torch.tensor([ids], device=device), past_key_values=cache, use_cache=True)
-        cache, token = getattr(output, "past_key_values", None), _likeliest(output.logits[0, -1])
-        if token is None or token in ends:
-            text.stopped, text.done = "nan" if token is None else "end", True
-            advance(new_tokens - count)
+        output = loaded.model(
+            input_ids=torch.tensor([ids], device=loaded.device), past_key_values=cache, use_cache=True
+        )
+        cache = getattr(output, "past_key_values", None)
+        text.take(_likeliest(output.logits[0, -1]), ends)
+        advance(new_tokens - count if text.done else 1)
+        if text.done:
             return
-        text.added.append(token)
-        advance(1)
         # A family that keeps nothing is given the whole text again.
-        ids = [token] if cache is not None else [*text.prompt.ids, *text.added]
+        ids = text.added[-1:] if cache is not None else [*text.prompt.ids, *text.added]
 
 
 def _add_token(
@@ -168,10 +164,7 @@ def _add_token(
     chosen: list[tuple[_Text, int | None]] = []
     run_models(stack, variants, batches, take, wanted=wanted, uses=lambda variant, batch: owned[batch][0] == variant)
     for text, token in chosen:
-        if token is None or token in ends:
-            text.stopped, text.done = "nan" if token is None else "end", True
-        else:
-            text.added.append(token)
+        text.take(token, ends)
 
 
 def _likeliest(logits: torch.Tensor) -> int | None:

@@ -174,7 +174,7 @@ def enter_some(
     shared: dict[tuple[int, ...], tuple[Arguments, ...]] = {}
     result = {}
     needed = stack.outer("in") if stack.layers else []
-    with stack.loaded.weights.resident(needed, stack.unit(0)), torch.no_grad():
+    with stack.loaded.weights.resident(needed, stack.inner(0)), torch.no_grad():
         for number, ids in batches:
             call = stack.enter(ids)
             states.put(row, number, call.hidden)

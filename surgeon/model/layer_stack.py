@@ -60,7 +60,7 @@ class Stack:
     layers: tuple[torch.nn.Module, ...]
     wraps: bool
 
-    def unit(self, number: int) -> list[torch.nn.Parameter]:
+    def inner(self, number: int) -> list[torch.nn.Parameter]:
         """Return the parameters of a layer; none past the last, so that one may always look ahead."""
         return list(self.layers[number].parameters()) if 0 <= number < len(self.layers) else []
 
@@ -71,8 +71,8 @@ class Stack:
     @property
     def size(self) -> ModelSize:
         """How large the model is, where it is run."""
-        units = [self.outer(), *(self.unit(number) for number in range(len(self.layers)))]
-        entries = [sum(parameter.numel() for parameter in unit) for unit in units]
+        parts = [self.outer(), *(self.inner(number) for number in range(len(self.layers)))]
+        entries = [sum(parameter.numel() for parameter in part) for part in parts]
         return ModelSize(self.loaded.weights.memory, sum(entries), max(entries), self.loaded.weights.stays)
 
     def enter(self, ids: torch.Tensor) -> Call:

@@ -282,8 +282,7 @@ def _same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _refuse_missing(checkpoint: Checkpoint, model: Any, names: Names) -> None:
-    complete = {id(p) for path, p in model.named_parameters(remove_duplicate=False) if path in names.origins}
-    absent = [path for path, parameter in model.named_parameters() if id(parameter) not in complete]
+    absent = names.missing(model)
     if not absent:
         return
     state = model.state_dict()

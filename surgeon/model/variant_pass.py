@@ -65,13 +65,26 @@ def run_models(
         CheckpointError: a variant edits a tensor that is no parameter of the model.
         InputError: see `Surgery.edit`.
     """
-    models = _models(stack, variants, len(batches), uses)
+    loaded, models = stack.loaded, _models(stack, variants, len(batches), uses)
+    names = [_resident(stack, model, "out") for model in models]
     with (
         torch.inference_mode(),
-        repeatable(stack.loaded.device),
+        repeatable(loaded.device),
         _through_layers(stack, models, batches, advance) as states,
+        loaded.weights.resident(stack.outer("out")),
     ):
-        _run_heads(stack, models, batches, states, take, wanted, advance)
+        ready = prepared(loaded, variants, names)
+        for batch, ids in enumerate(batches):
+            users = [i for i, model in enumerate(models) if batch in model.uses]
+            for rows, positions in head_chunks(stack, ids) if users else ():
+                if not wanted(batch, rows, positions):
+                    continue
+                for i in users:
+                    row = models[i].row if models[i].first < len(stack.layers) else 0
+                    hidden = states.part(row, batch, rows, positions)
+                    with edited(loaded, ready[i], names[i]):
+                        take(i, batch, rows, positions, stack.head(hidden))
+            advance(len(users))
 
 
 @contextmanager
@@ -130,7 +143,7 @@ def work(
 
 def _models(stack: Stack, variants: Sequence[Variant], batches: int, uses: Callable[[int, int], bool]) -> list[_Model]:
     loaded = stack.loaded
-    home = {id(parameter): number for number in range(len(stack.layers)) for parameter in stack.unit(number)}
+    home = {id(parameter): number for number in range(len(stack.layers)) for parameter in stack.inner(number)}
     before = {id(parameter) for parameter in (stack.outer("in") if stack.layers else ())}
     models = []
     for i, variant in enumerate(variants):
@@ -164,7 +177,7 @@ def _through_layers(
             advance(1)
 
         for number in range(len(stack.layers)):
-            with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
+            with stack.loaded.weights.resident(stack.inner(number), stack.inner(number + 1)):
                 _run_layer(stack, models, number, partial(step, number))
         yield states
 
@@ -218,28 +231,3 @@ def _run_layer(stack: Stack, models: Sequence[_Model], number: int, step: Callab
             variant = next(ready, None)  # made while a device still computes
     for batch in _unedited(models, number):
         step(batch, 0, 0)
-
-
-def _run_heads(
-    stack: Stack,
-    models: Sequence[_Model],
-    batches: Sequence[torch.Tensor],
-    states: States,
-    take: Take,
-    wanted: Wanted,
-    advance: Callable[[int], None],
-) -> None:
-    loaded, names = stack.loaded, [_resident(stack, model, "out") for model in models]
-    with loaded.weights.resident(stack.outer("out")):
-        variants = prepared(loaded, [model.variant for model in models], names)
-        for batch, ids in enumerate(batches):
-            users = [i for i, model in enumerate(models) if batch in model.uses]
-            for rows, positions in head_chunks(stack, ids) if users else ():
-                if not wanted(batch, rows, positions):
-                    continue
-                for i in users:
-                    row = models[i].row if models[i].first < len(stack.layers) else 0
-                    hidden = states.part(row, batch, rows, positions)
-                    with edited(loaded, variants[i], names[i]):
-                        take(i, batch, rows, positions, stack.head(hidden))
-            advance(len(users))

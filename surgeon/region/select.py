@@ -22,7 +22,7 @@ from surgeon.region.mask import Indices, Mask, encode_indices, encode_packed, un
 from surgeon.seeds import generator
 
 Array = Any  # numpy's, or torch's on a device
-Scores = Callable[[str], Array]  # from a tensor's name to its scores, float32
+ScoresOf = Callable[[str], Array]  # from a tensor's name to its scores, float32
 Group = Sequence[tuple[str, int]]  # tensor names with their number of entries
 End = Literal["top", "bottom"]
 _CHUNK = 1 << 22  # scores that are looked at at a time: some tens of megabytes of keys and indices
@@ -31,7 +31,7 @@ _INFINITY = 0x7F800000  # the bits of infinity in float32; above it are not-a-nu
 _CROWDED = 4  # when this many times k are kept, those behind the bound are dropped: seldom, and memory stays that of k
 
 
-def select_extreme(scores: Scores, group: Group, fraction: float, kind: End) -> dict[str, Indices]:
+def select_extreme(scores: ScoresOf, group: Group, fraction: float, kind: End) -> dict[str, Indices]:
     """Return the sorted flat indices of the k highest or lowest scores of a group, per tensor.
 
     Raises:
@@ -41,7 +41,7 @@ def select_extreme(scores: Scores, group: Group, fraction: float, kind: End) -> 
     return {name: np.flatnonzero(on_host(chosen)) for name, chosen in select_count(scores, group, wanted, kind)}
 
 
-def select_count(scores: Scores, group: Group, wanted: int, kind: End) -> Iterator[tuple[str, Array]]:
+def select_count(scores: ScoresOf, group: Group, wanted: int, kind: End) -> Iterator[tuple[str, Array]]:
     """Yield, tensor by tensor, which are the `wanted` highest or lowest scores of a group: flat booleans.
 
     Raises:

@@ -176,9 +176,8 @@ def unit_sizes(parts: Iterable[Parts]) -> dict[str, NDArray[np.int64]]:
     result: dict[str, NDArray[np.int64]] = {}
     for part in parts:
         known = result.get(part.group, np.zeros(0, dtype=np.int64))
-        sizes = part.sizes(max(part.count, known.size))
-        sizes[: known.size] += known
-        result[part.group] = sizes
+        count = max(part.count, known.size)
+        result[part.group] = np.pad(known, (0, count - known.size)) + part.sizes(count)
     return result
 
 
@@ -201,18 +200,16 @@ class UnitScores:
     def __init__(self, by: Aggregate) -> None:
         self._by = by
         self._sums: dict[str, NDArray[np.float64]] = {}
-        self._sizes: dict[str, NDArray[np.int64]] = {}
+        self._parts: dict[str, list[Parts]] = {}
 
     def add(self, parts: Parts, scores: NDArray[np.float32]) -> None:
         """Add one tensor's scores, non-negative, of any shape with the tensor's number of entries."""
         lines = _lines(scores.reshape(parts.view), parts.others, self._by)
-        count = max(parts.count, len(self._sums.get(parts.group, ())))
-        sums, sizes = np.zeros(count), np.zeros(count, dtype=np.int64)
-        known = self._sums.get(parts.group)
-        if known is not None:
-            sums[: len(known)], sizes[: len(known)] = known, self._sizes[parts.group]
+        known = self._sums.get(parts.group, np.zeros(0))
+        sums = np.pad(known, (0, max(parts.count - known.size, 0)))
         (np.maximum if self._by == "maximum" else np.add).at(sums, parts.labels, lines)
-        self._sums[parts.group], self._sizes[parts.group] = sums, sizes + parts.sizes(count)
+        self._sums[parts.group] = sums
+        self._parts.setdefault(parts.group, []).append(parts)
 
     def values(self, group: str) -> NDArray[np.float32]:
         """Return the scores of a group's units, shape (units,)."""
@@ -220,7 +217,7 @@ class UnitScores:
         if self._by == "l2":
             sums = np.sqrt(sums)
         elif self._by == "mean":
-            sums = sums / np.maximum(self._sizes[group], 1)
+            sums = sums / np.maximum(unit_sizes(self._parts[group])[group], 1)
         return sums.astype(np.float32)
 
 

@@ -73,9 +73,10 @@ def make_regions(
             regions[name] = region
         return regions[name]
 
-    making = Making(
-        source.checkpoint, plans, part, lambda plan: stream_of(present(present(scored(plan)).readers), [plan])
-    )
+    def stream(plan: RegionPlan) -> Stream:
+        return stream_of(present(present(scored(plan)).readers), plan)
+
+    making = Making(source.checkpoint, plans, part, stream)
     return {name: part(name) for name in names}
 
 
@@ -134,23 +135,17 @@ class _Lazy(Mapping[str, NDArray[np.float32]]):
         return len(self._names)
 
 
-def stream_of(readers: Mapping[str, Reader], plans: Sequence[RegionPlan]) -> Stream:
-    """Yield the scores of all tensors of some regions, unit by unit, each language's `reader` in turn.
+def stream_of(readers: Mapping[str, Reader], plan: RegionPlan) -> Stream:
+    """Yield the scores of all tensors of a region, unit by unit, each language's `reader` in turn.
 
-    Tensors that share a cut are in one unit: mostly a tensor, else a layer, so that memory is that of the sum over
-    languages in one unit.
+    Tensors that share a cut, or hold parts of one unit of the model, are in one unit: mostly a tensor, else a layer, so
+    that memory is that of the sum over languages in one unit.
     """
-    for unit, names in enumerate(_units(plans)):
+    spans = bool(plan.parts) or (plan.scope is not None and plan.scope.spans_tensors)
+    units: dict[object, list[str]] = {}
+    for info in plan.tensors:
+        layer = plan.places[info.name].layer
+        units.setdefault(layer if spans and layer is not None else info.name, []).append(info.name)
+    for unit, names in enumerate(units.values()):
         for language, reader in readers.items():
             yield unit, language, _Lazy(names, reader)
-
-
-def _units(plans: Sequence[RegionPlan]) -> list[list[str]]:
-    """Return the tensors in units: one each, or those of a layer if some cut, or unit of a model, spans tensors."""
-    spans = any(plan.parts or (plan.scope is not None and plan.scope.spans_tensors) for plan in plans)
-    units: dict[object, dict[str, None]] = {}
-    for plan in plans:
-        for info in plan.tensors:
-            layer = plan.places[info.name].layer
-            units.setdefault(layer if spans and layer is not None else info.name, {})[info.name] = None
-    return [list(names) for names in units.values()]

@@ -14,7 +14,7 @@ from surgeon.checkpoint.storage import TensorInfo
 from surgeon.kinds import kinds
 from surgeon.region.mask import Mask
 from surgeon.region.select import (
-    Scores,
+    ScoresOf,
     at_least,
     encode_chosen,
     entry_count_in_outputs,
@@ -46,9 +46,11 @@ class Scope:
         return select.wanted(sum(info.numel for info in group))
 
     def cut(
-        self, select: Share, group: Sequence[TensorInfo], scores: Scores, places: Mapping[str, Place]
+        self, select: Share, group: Sequence[TensorInfo], scores: ScoresOf, places: Mapping[str, Place]
     ) -> dict[str, Mask]:
         """Return the entries selected of tensors that share a cut; it is made where their scores are.
+
+        These are numpy's, or torch's on a device; `region.select.on_host` brings those.
 
         Raises:
             InputError: a score is negative or not a number.
@@ -115,7 +117,7 @@ class PerOutput(Scope):
         return sum(entry_count_in_outputs(info.shape, share, places[info.name].output_axis) for info in group)
 
     def cut(
-        self, select: Share, group: Sequence[TensorInfo], scores: Scores, places: Mapping[str, Place]
+        self, select: Share, group: Sequence[TensorInfo], scores: ScoresOf, places: Mapping[str, Place]
     ) -> dict[str, Mask]:
         """Return the entries selected behind each output."""
         share = select.fraction or 0.0

@@ -94,7 +94,7 @@ def _forward(run: _Run, done: int, note: Callable[[Progressed], None]) -> None:
     stack, hidden = run.stack, run.kept.hidden
     run.advance(done * len(run.arguments))
     for number in range(done, len(stack.layers)):
-        with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)), torch.no_grad():
+        with stack.loaded.weights.resident(stack.inner(number), stack.inner(number + 1)), torch.no_grad():
             for batch, of_layers in run.arguments.items():
                 before = hidden.get(number, batch)
                 hidden.put(number + 1, batch, stack.layer(number, before, of_layers[number]))
@@ -139,8 +139,8 @@ def _backward(run: _Run, number: int, further: bool) -> Iterator[tuple[str, Scor
     """Take every batch's gradient down through one layer, `further` if something below wants it; yield its scores."""
     stack, kept, slots = run.stack, run.kept, run.of.by_layer.get(number, {})
     # On a CPU a second layer would cost more than it gains.
-    ahead = stack.unit(number - 1) if stack.loaded.device != "cpu" else []
-    with stack.loaded.weights.resident(stack.unit(number), ahead), _Sums(run.of, slots) as sums:
+    ahead = stack.inner(number - 1) if stack.loaded.device != "cpu" else []
+    with stack.loaded.weights.resident(stack.inner(number), ahead), _Sums(run.of, slots) as sums:
 
         def step(language: str, batch: int, ids: torch.Tensor) -> None:
             hidden = kept.hidden.get(number, batch).requires_grad_(further)

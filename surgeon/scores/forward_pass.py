@@ -87,7 +87,7 @@ def run(of: Pass, hidden: States, advance: Advance) -> Iterator[tuple[int, str, 
         advance(1)
 
     for number in range(len(stack.layers)):
-        with stack.loaded.weights.resident(stack.unit(number), stack.unit(number + 1)):
+        with stack.loaded.weights.resident(stack.inner(number), stack.inner(number + 1)):
             for language, scores in _watched(of, wanted.get(number, {}), partial(through, number)):
                 yield number, language, scores
         hidden.drop(number)

@@ -122,7 +122,7 @@ class Pass:
             CheckpointError: one lies in several layers.
         """
         stack = self.stack
-        home = {id(parameter): number for number in range(len(stack.layers)) for parameter in stack.unit(number)}
+        home = {id(parameter): number for number in range(len(stack.layers)) for parameter in stack.inner(number)}
         by_layer: dict[int, dict[str, Slot]] = {}
         for name, slot in self.slots.items():
             layers = {home.get(id(parameter), -1) for parameter in slot.parameters}

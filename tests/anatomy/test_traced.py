@@ -53,7 +53,7 @@ def slots_of(
     assert [tuple(one.shape) for one in stand_ins] == [tuple(one.shape) for one in made]
     parameters = {str(i): torch.nn.Parameter(value.clone(), requires_grad=False) for i, value in enumerate(made)}
     outputs = {str(i): value for i, value in enumerate(stand_ins)}
-    found_slots = _slots(_lay("0", outputs, shapes), names, dict(zip(names, shapes, strict=True)), parameters)
+    found_slots = _slots(_lay(outputs, shapes), names, dict(zip(names, shapes, strict=True)), parameters)
     return found_slots, numbered, list(parameters.values())
 
 

@@ -37,7 +37,7 @@ def _gradients(model: str, shard: Any) -> tuple[dict[str, torch.Tensor], torch.T
     stack = make_stack(load_model(Checkpoint.open(model), "float32"))
     stack.loaded.weights.fill()
     number = len(stack.layers) - 1
-    for parameter in stack.unit(number):
+    for parameter in stack.inner(number):
         parameter.data = parameter.data.clone()
         parameter.requires_grad_()
     shard(stack.layers[number])
