@@ -37,6 +37,17 @@ def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks() -> Iterator[None]:
+    """What is written is not flushed to the disk, which a test could only see if the power failed.
+
+    `write/test_crashes.py` strikes those calls too, in processes of its own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 def with_pictures(cache: Path) -> Path:
     """An empty cache, but for the drawn pictures: they take seconds, and depend on nothing else."""
     cache.mkdir(parents=True, exist_ok=True)

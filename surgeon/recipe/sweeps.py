@@ -43,17 +43,17 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Choice:
-    """At a point, the `key` of a region, or of the variant itself, takes a value; `at` is where the recipe gives it."""
+    """At a point, `keys` of regions, or of the variant itself, take a value; `at` is where the recipe gives it."""
 
     axis: int
     label: str
-    key: KeyPath
+    keys: Sequence[KeyPath]
     value: Any
     at: KeyPath
 
     def is_of(self, region: str) -> bool:
         """True if it sets a key of this region."""
-        return self.key[:2] == ("regions", region)
+        return any(key[:2] == ("regions", region) for key in self.keys)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Copy:
     def written(self, key: KeyPath) -> KeyPath:
         """Return where the recipe gives the value that decides on a key of the copy."""
         own = ("regions", self.origin, *key[2:]) if key[0] == "regions" else key[2:]
-        return max(self.choices, key=lambda choice: (shared(choice.key, own), choice.axis)).at
+        return max(self.choices, key=lambda choice: (max(shared(key, own) for key in choice.keys), choice.axis)).at
 
 
 @dataclass
@@ -132,23 +132,23 @@ class _Grid:
         """
         axes = [self._axis(number, name) for number, name in enumerate(self.variant.sweep)]
         template = {key: value for key, value in _data(self.variant).items() if key != "sweep"}
-        at_each = _size(template) + sum(len(choices[0]) for choices in axes)
+        at_each = _size(template) + sum(len(choices[0].keys) for choices in axes)
         self._require_room(math.prod(map(len, axes)) * at_each)
         points: dict[str, tuple[Any, ...]] = {}
-        for chosen in itertools.product(*axes):
-            point = "-".join([self.name, *(choices[0].label for choices in chosen)])
+        for choices in itertools.product(*axes):
+            point = "-".join([self.name, *(choice.label for choice in choices)])
             if point in self.recipe.variants or point in self.expansion.variants:
                 raise _NotMade((self.key, f"'{point}' would be the name of two variants; rename one"))
-            self._add_point(point, template, list(itertools.chain(*chosen)))
+            self._add_point(point, template, choices)
             self._require_room(0)
-            points[point] = tuple(choices[0].value for choices in chosen)
+            points[point] = tuple(choice.value for choice in choices)
             if len(self.expansion.problems) > MOST_PROBLEMS:
                 break
         if not self.told:
             self._refuse_twins(points)
         return Sweep({name: tuple(axis.to) for name, axis in self.variant.sweep.items()}, points)
 
-    def _axis(self, number: int, name: str) -> list[list[Choice]]:
+    def _axis(self, number: int, name: str) -> list[Choice]:
         """Return what is chosen at each value of an axis."""
         axis, at = self.variant.sweep[name], (*self.key, name)
         keys = [_swept_key(text) for text in ([axis.set] if isinstance(axis.set, str) else axis.set)]
@@ -156,8 +156,9 @@ class _Grid:
         wrong += [((*at, "to", i), f"the value {axis.to[i]} is given twice") for i in _repeated(axis)]
         if wrong:
             raise _NotMade(*wrong)
+        self._require_room(len(keys) * len(axis.to))  # which all choices of the axis take, before any is made
         labelled = enumerate(zip(axis.to, _labels(axis.to), strict=True))
-        return [[Choice(number, label, key, value, (*at, "to", i)) for key in keys] for i, (value, label) in labelled]
+        return [Choice(number, label, keys, value, (*at, "to", i)) for i, (value, label) in labelled]
 
     def _not_swept(self, key: KeyPath) -> Iterator[str]:
         """Say why a key cannot be swept, if it cannot."""
@@ -175,9 +176,8 @@ class _Grid:
             raise _NotMade((self.key, f"its points would have more than {_LARGEST:,} values in all"))
 
     def _add_point(self, point: str, template: Any, choices: Sequence[Choice]) -> None:
-        own = [choice for choice in choices if choice.key[0] == "operations"]
         key, copy = ("variants", point), Copy(self.name, choices)
-        variant = self._valid(VariantSpec, key, _changed(template, own, 0), copy)
+        variant = self._valid(VariantSpec, key, _changed(template, choices, ("operations",), 0), copy)
         if variant is None:
             return
         names, data = self._add_regions(point, variant.regions, choices), _data(variant)
@@ -218,13 +218,12 @@ class _Grid:
         if not own:
             return spec
         key = ("regions", self._name(name, own, None))
-        return self._valid(RegionSpec, key, _changed(_data(spec), own, 2), Copy(name, own))
+        return self._valid(RegionSpec, key, _changed(_data(spec), own, ("regions", name), 2), Copy(name, own))
 
     def _followed(self, region: RegionSpec, choices: Sequence[Choice]) -> list[str]:
         """Return the regions that one is made from; the one whose score it takes only if that score is swept."""
-        swept = {
-            choice.key[1] for choice in choices if choice.key[0] == "regions" and choice.key[2] in ("score", "from")
-        }
+        keys = (key for choice in choices for key in choice.keys)
+        swept = {key[1] for key in keys if key[0] == "regions" and key[2] in ("score", "from")}
         parts, origin = region.kind.parents, region.from_
         for _ in range(LONGEST_CHAIN):
             if origin in swept and region.from_ is not None:
@@ -272,17 +271,18 @@ class _Grid:
                 raise _NotMade(((*self.key, axis), what))
 
 
-def _changed(data: Any, choices: Iterable[Choice], skipped: int) -> Any:
+def _changed(data: Any, choices: Iterable[Choice], within: KeyPath, skipped: int) -> Any:
     """Return the data of a variant or region with the values of a point.
 
-    `skipped` parts of the keys lead to it.
+    Keys that do not begin with `within` are of something else; `skipped` parts of the others lead to the data.
     """
     for choice in choices:
-        try:
-            data = with_value(data, choice.key[skipped:], choice.value)
-        except LookupError:
-            dotted = ".".join(map(str, choice.key))
-            raise _NotMade(((*choice.at[:4], "set"), f"the recipe has no such place as {dotted}")) from None
+        for key in choice.keys:
+            try:
+                data = with_value(data, key[skipped:], choice.value) if key[: len(within)] == within else data
+            except LookupError:
+                what = f"the recipe has no such place as {'.'.join(map(str, key))}"
+                raise _NotMade(((*choice.at[:4], "set"), what)) from None
     return data
 
 

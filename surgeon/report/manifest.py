@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,22 @@ _PACKAGES = ("model-surgeon", "torch", "transformers", "safetensors", "numpy", "
 
 def environment(device: str) -> dict[str, Any]:
     """Return what the figures may depend on: versions, platform, processors."""
-    versions = {}
-    for package in _PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "device": device,
-        "packages": versions,
+        "packages": {**_versions()},
     }
+
+
+@cache  # a run asks for its report and for its manifest, and each answer takes files of all packages
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def manifest(plan: Plan, outputs: Mapping[Path, str], report: Sequence[Path], device: str, jobs: int) -> dict[str, Any]:

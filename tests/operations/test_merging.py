@@ -183,8 +183,8 @@ verify: {{languages: [de], tokens: 32}}
 output: {tmp_path / "out"}
 """)
     planned = surgeon.plan_recipe(path).variants
-    assert planned["both"].operations == ("add one", "add two")
-    assert planned["swept-0.2"].operations == ("add one", "add two-0.2")
+    assert list(planned["both"].operations) == ["add one", "add two"]
+    assert list(planned["swept-0.2"].operations) == ["add one", "add two-0.2"]
     assert planned["swept-0.3"].entries > planned["swept-0.2"].entries > planned["both"].entries
     alone = path.read_text().partition("  swept:")[0] + f"output: {tmp_path / 'out'}\n"
     path.write_text(alone)
