@@ -49,7 +49,7 @@ MIXERS = ("attn", "cross_attn", "linear_attn", "ssm", "conv")  # what mixes toke
 BRANCHES = ("experts", "shared_experts")
 SELECTORS = (*ROLES, *MIXERS, "mixer", "mlp", *BRANCHES)
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,9})\.(.+)$", re.DOTALL)
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,9})\.(.+)$", re.DOTALL)
 # Encoders of other modalities have layers too, but are no decoder.
 _OTHER_TOWERS = re.compile(r"(?:^|\.)((?:vision|visual|audio|encoder)[^.]*)\.")
 MTP = re.compile(r"(?:^|\.)(?:mtp|nextn|mtp_layers|draft)[^.]*\.")
@@ -106,7 +106,7 @@ def place(info: TensorInfo, config: Mapping[str, Any]) -> Place:
     axis = _output_axis(info, str(config.get("model_type")))
     if MTP.search(info.name):
         return Place(None, "mtp", axis, "absent")
-    match = _LAYER.search(info.name)
+    match = LAYER.search(info.name)
     if match is None or _OTHER_TOWERS.search(info.name):
         role = _outer_role(info.name)
         return Place(None, role, axis, "buffer" if role == "buffer" else "parameter")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.checkpoint.config import LAYERS, of_text, whole_number
+from surgeon.checkpoint.naming import LAYER, pattern
 from surgeon.checkpoint.plain_json import NotPlain, as_texts, read_object
 from surgeon.checkpoint.remote import RemoteFile
 from surgeon.checkpoint.sources import Source
@@ -32,8 +33,6 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5,})-of-(?P<count>\d{5,})\.safetensors$")
-_NUMBER = re.compile(r"(?<=\.)\d{1,9}(?=\.)")
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,9})\.")
 _FINAL_NORMS = frozenset({
     "model.norm.weight", "transformer.ln_f.weight", "model.final_layernorm.weight", "gpt_neox.final_layer_norm.weight",
     "model.decoder.final_layer_norm.weight",
@@ -247,15 +246,15 @@ def check_index(weights: WeightFiles, tensors: Mapping[str, TensorInfo], config:
 def _needed(names: Iterable[str], tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> list[str]:
     """Return those names that the model must have, by its config and by what else it has."""
     layers = whole_number(of_text(config), *LAYERS)
-    kinds = {_NUMBER.sub("*", name) for name in tensors}
+    kinds = {pattern(name) for name in tensors}
     weights = [name for name in tensors if name.endswith(".weight")]
     has_embedding = any(map(is_embedding, weights))
     has_head = any(map(is_head, weights)) or ties_head(config)
 
     def must_be(name: str) -> bool:
-        layer = _LAYER.search(name)
+        layer = LAYER.search(name)
         if layer is not None:  # layers beyond the config's number are heads for further tokens
-            return int(layer[1]) < layers and _NUMBER.sub("*", name) in kinds
+            return int(layer[1]) < layers and pattern(name) in kinds
         missing = (not has_embedding and is_embedding(name)) or (not has_head and is_head(name))
         return name in _FINAL_NORMS or (missing and name.endswith(".weight"))
 
