@@ -150,7 +150,7 @@ def test_the_plan_keeps_its_word(recipe: RecipeMaker) -> None:
     report = surgeon.apply(recipe())
     for name, region in report.regions.items():
         assert (region.entries, region.numel) == (made.regions[name].entries, made.regions[name].numel)
-    assert report.variants["cut"].entries == made.variants["cut"].entries
+    assert report.variants["cut"].entries == made.variants["cut"].entries_at_most
 
 
 def test_json_is_all_there_is_on_stdout(recipe: RecipeMaker) -> None:
