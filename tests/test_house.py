@@ -19,6 +19,18 @@ BASES = {
     "Score", "SampledScore", "WeightScore", "ForwardScore", "BackwardScore", "RegionKind", "Measurement", "Scope",
     "TextSpec", "Dequantized",
 }  # fmt: skip
+# Names of the standard library that came after the oldest Python that pyproject.toml allows.
+AFTER_3_10 = {
+    "typing": {
+        "LiteralString", "Never", "NotRequired", "Required", "Self", "TypeVarTuple", "Unpack", "assert_never",
+        "assert_type", "dataclass_transform", "override", "reveal_type",
+    },
+    "enum": {"EnumType", "ReprEnum", "StrEnum", "member", "nonmember", "verify"},
+    "asyncio": {"Runner", "TaskGroup", "timeout"},
+    "tomllib": {"", "load", "loads"},
+    "datetime": {"UTC"}, "contextlib": {"chdir"}, "itertools": {"batched"}, "hashlib": {"file_digest"},
+    "collections.abc": {"Buffer"},
+}  # fmt: skip
 
 
 @dataclass
@@ -68,6 +80,16 @@ def test_no_files_import_each_other_in_a_circle(house: dict[str, Source]) -> Non
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_nothing_is_imported_that_the_oldest_python_lacks(house: dict[str, Source]) -> None:
+    found = [
+        f"{module}:{line} {name or of}"
+        for module, source in house.items()
+        for line, of, name in source.imports
+        if name in AFTER_3_10.get(of, ())
+    ]
+    assert not found
 
 
 def classes_of(*groups: str) -> dict[str, str]:

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Self
 
 from surgeon.checkpoint.hashing import sha256
 from surgeon.checkpoint.hub import fetch_file, hub_errors
@@ -73,7 +72,7 @@ class Location:
         """
 
     @abstractmethod
-    def first(self, count: int) -> Self:
+    def first(self, count: int) -> Location:
         """Return the location of so many documents at most, from the first."""
 
     def text(self, language: str) -> Text:
@@ -114,7 +113,7 @@ class FileLocation(Location):
         texts = (text for text in file_documents(self.path, self.field) if text.strip())
         return Documents(tuple(islice(texts, self.documents)))
 
-    def first(self, count: int) -> Self:
+    def first(self, count: int) -> FileLocation:
         """Return the first documents, see `Location`."""
         return replace(self, documents=min(count, self.documents or count))
 
@@ -144,7 +143,7 @@ class DatasetLocation(Location):
     def __str__(self) -> str:
         return f"dataset {self.dataset}" + (f", config {self.config}" if self.config else "") + f", split {self.split}"
 
-    def first(self, count: int) -> Self:
+    def first(self, count: int) -> DatasetLocation:
         """Return the first rows, see `Location`."""
         return replace(self, documents=min(count, self.documents))
 
