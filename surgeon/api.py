@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -21,6 +22,7 @@ from surgeon.plan.check import check_ready, chosen_device, open_models, usable_d
 from surgeon.plan.duration import steps
 from surgeon.plan.first_cut import RECIPE as FIRST_CUT
 from surgeon.plan.first_cut import FirstCut, rows_at_a_time
+from surgeon.plan.plan import Plan
 from surgeon.plan.planning import copy_recipe, expected_steps, find_recipe, make_plan, plan_recipe, shipped_recipes
 from surgeon.progress import Progress
 from surgeon.ranks import joined
@@ -66,11 +68,15 @@ def apply(
         SurgeonError: something in the recipe, the model, or the environment; nothing is left half written.
     """
 
-    def work(place: Workplace) -> Report:
-        run = _prepared(place, recipe, output, overrides, progress or Progress())
-        if push and run.plan.recipe.push is None:
+    def planned() -> Plan:
+        plan = plan_recipe(recipe, output=output, overrides=overrides)
+        if push and plan.recipe.push is None:
             raise InputError("the recipe has no `push:`; add one, or give its repository with --set push.repo=org/name")
         require_room_for_figures()  # now, and not after an hour
+        return plan
+
+    def work(place: Workplace) -> Report:
+        run = _prepared(place, planned, progress or Progress())
         expected = steps(run.plan, place.device) if run.progress.console is not None else []
         with output_lock(run.plan.output, run.plan.recipe.name, overwrite), run.progress.steps(expected):
             return _carry_out(run, push, {} if overrides else _manifest_beside(run.plan.file.path))
@@ -78,18 +84,11 @@ def apply(
     return carried_out(device, jobs, work)
 
 
-def _prepared(
-    place: Workplace,
-    recipe: str | Path,
-    output: str | Path | None,
-    overrides: Sequence[str],
-    progress: Progress,
-    keep: bool = False,
-) -> Run:
+def _prepared(place: Workplace, planned: Callable[[], Plan], progress: Progress, keep: bool = False) -> Run:
     """Plan, download a model of which more than parts are needed, and look at all that may stand in the way."""
     began = time.perf_counter()
     with progress.task("plan, texts, libraries", 3, least=30) as advance:
-        plan = plan_recipe(recipe, output=output, overrides=overrides)
+        plan = planned()
         if plan.checkpoint.is_remote and plan.needs_all_weights:
             plan = make_plan(plan.file, plan.checkpoint.downloaded(), plan.output)
         advance(1)
@@ -203,7 +202,8 @@ def score(
     """Compute the scores and regions of a recipe only; returns the region files by name."""
 
     def work(place: Workplace) -> dict[str, Path]:
-        run = _prepared(place, recipe, output, overrides, progress or Progress(), keep=True)
+        planned = partial(plan_recipe, recipe, output=output, overrides=overrides)
+        run = _prepared(place, planned, progress or Progress(), keep=True)
         with output_lock(run.plan.output, run.plan.recipe.name, overwrite):
             reclaim_cache()
             return save_regions(run)

@@ -20,6 +20,7 @@ import surgeon
 import surgeon.checkpoint.storage
 import surgeon.scoring
 from surgeon.checkpoint.checkpoint import Checkpoint
+from surgeon.errors import InputError
 from surgeon.region.region import Region
 from surgeon.report.data import Report
 from surgeon.report.words import quantity_text
@@ -71,6 +72,14 @@ def test_the_resolved_recipe_repeats_the_run(recipe: RecipeMaker, tmp_path: Path
     for name in ("core", "bottom", "random"):
         left, right = (tmp_path / o / "regions" / f"{name}.region.safetensors" for o in ("out", "again"))
         assert left.read_bytes() == right.read_bytes()
+
+
+def test_a_push_that_goes_nowhere_is_refused_before_texts_are_read(
+    recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("surgeon.run.Run.check_texts", lambda run: pytest.fail("texts were read"))
+    with pytest.raises(InputError, match=r"--set push\.repo=org/name"):
+        surgeon.apply(recipe(), push=True)
 
 
 def test_a_second_recipe_on_the_same_model_scores_nothing_again(
