@@ -36,6 +36,7 @@ _DISK = 3e8  # bytes a second, copied and hashed
 _PAGE = 7.0  # seconds for the figures, none of which is kept from before
 _PER_READ = 4e-9  # seconds an entry of the weights, read and widened
 _PER_EDIT = 2e-7  # seconds an entry, edited and put back
+_PER_CALL = 1e-3  # seconds that a layer takes however little it does
 _TRIED, _LONGEST = 0.1, 1.2  # seconds: long enough for some dozen products, short enough for a plan
 _TRIES = 20  # at least, unless these take longest
 _ROWS = 64  # of the matrices: so few that some products come to their end before other work takes the processor
@@ -195,9 +196,10 @@ def _continuations(running: Running, active: int, rate: float) -> float:
     given = sum(len(prompt.encode()) // BYTES_PER_TOKEN for prompt in verify.prompts)
     added = verify.new_tokens * len(verify.prompts)
     tokens = given + added if running.stays else verify.new_tokens * (given + added // 2)
+    calls = (added if running.stays else verify.new_tokens) * (shape.layers + 1)
     operations = _FORWARD * (tokens * active + added * shape.hidden * shape.vocabulary)
     read = 0.0 if running.stays else shape.total * _PER_READ + edited_entries(plan) * _PER_EDIT
-    return len(plan.talkers) * operations / rate + verify.new_tokens * read
+    return len(plan.talkers) * (operations / rate + calls * _PER_CALL) + verify.new_tokens * read
 
 
 def active_entries(checkpoint: Checkpoint) -> int:

@@ -68,6 +68,13 @@ def test_a_text_that_is_short_is_not_scored_for_longer_than_it_is(recipe: Callab
     assert told["score "] <= 8 * tokens * weights / 1e6 / 0.3
 
 
+def test_however_fast_a_device_is_every_layer_takes_time_for_every_new_token(recipe: Callable[..., Path]) -> None:
+    made = plan_recipe(recipe(), overrides=["verify.prompts=[a, b]", "verify.new_tokens=50"])
+    told = {step.label: step.seconds for step in steps(made, speed=lambda shape, device: Speed(1e18))}
+    models, layers = 3, shape_of(made.checkpoint).layers
+    assert told["continuations"] >= models * 2 * 50 * layers * 5e-4
+
+
 def test_the_speed_is_tried_out(llama: Path) -> None:
     assert 1e7 < tried_speed(shape_of(Checkpoint.open(llama)), "cpu").operations < 1e13
 
