@@ -54,6 +54,28 @@ def dangling(
                 yield ("variants", name, *key), _unknown("region", region_name, known)
 
 
+def unknown_names(data: Mapping[str, Any], at: KeyPath, known: Collection[str]) -> Problems:
+    """Find names of no region in what stands at a key of a recipe's data, a region or variant that is not valid."""
+    value: Any = data
+    for part in at:
+        value = value[part]
+    for key, name in _names_in(value) if isinstance(value, dict) else ():
+        if isinstance(name, str) and name not in known:
+            yield (*at, *key), _unknown("region", name, known)
+
+
+def _names_in(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield what stands where a region or variant names regions."""
+    yield from (((key,), data.get(key)) for key in ("from", "freeze", "train_only"))
+    for key, region in kinds("surgeon.regions").items():
+        yield from (((key, *below), name) for below, name in region.mentioned(data.get(key)))
+    operations = data.get("operations")
+    for i, operation in enumerate(operations if isinstance(operations, list) else ()):
+        for key, named in operation.items() if isinstance(operation, dict) else ():
+            if key in OPERATIONS:
+                yield from _named(("operations", i, key), named)
+
+
 def unusable_names(regions: Iterable[str], variants: Iterable[str]) -> Problems:
     """Find names that cannot be those of files."""
     for name in regions:
@@ -67,11 +89,14 @@ def unusable_names(regions: Iterable[str], variants: Iterable[str]) -> Problems:
 def named_regions(variant: VariantSpec) -> Problems:
     """Yield the regions that a variant names, with the key of each."""
     for i, operation in enumerate(variant.operations):
-        several = not isinstance(getattr(operation, operation.kind), str)
-        for j, region in enumerate(operation.regions):
-            yield ("operations", i, operation.kind, *([j] if several else [])), region
+        yield from _named(("operations", i, operation.kind), getattr(operation, operation.kind))
     if variant.held is not None:
         yield ("freeze" if variant.freeze is not None else "train_only",), variant.held
+
+
+def _named(key: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield the region that an operation names under its key, or each of a list of them."""
+    return (((*key, j), name) for j, name in enumerate(value)) if isinstance(value, list) else iter([(key, value)])
 
 
 def _mentions(region: RegionSpec) -> Problems:

@@ -32,7 +32,7 @@ from surgeon.recipe.plain_yaml import (
     shared,
     with_value,
 )
-from surgeon.recipe.problems import MOST_PROBLEMS, dangling, objections, unmet, unusable_names
+from surgeon.recipe.problems import MOST_PROBLEMS, dangling, objections, unknown_names, unmet, unusable_names
 from surgeon.recipe.schema import Recipe, RegionSpec, VariantSpec
 from surgeon.recipe.sweeps import Copy, Sweep, expand
 
@@ -125,7 +125,7 @@ def _validated(data: Mapping[str, Any], places: Places, problems: Iterable[Probl
         RecipeError: the problems that there are, what the schema objects to, and names that refer to nothing.
     """
     errors: list[tuple[KeyPath, ValidationError]] = []
-    # One by one, so that names are looked up in those that are valid also where others are not.
+    # One by one, so that names are looked up in all of them, also where some are not valid.
     given = {group: data[group] for group in ("regions", "variants") if isinstance(data.get(group), dict)}
     regions = _valid(RegionSpec, "regions", given, errors)
     variants = _valid(VariantSpec, "variants", given, errors)
@@ -137,7 +137,7 @@ def _validated(data: Mapping[str, Any], places: Places, problems: Iterable[Probl
         errors.append(((), error))
     known = given.get("regions", {})
     wrong = chain(
-        *(objections(error, data, key) for key, error in errors),
+        *(chain(objections(error, data, key), unknown_names(data, key, known)) for key, error in errors),
         dangling(regions, variants, known),
         unusable_names(known, given.get("variants", ())),
     )

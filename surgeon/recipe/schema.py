@@ -101,7 +101,7 @@ class AxisSpec(Model):
 
 if TYPE_CHECKING:
     Held: TypeAlias = str | None
-else:  # `inline_regions` gives a name to what is no name
+else:  # `reading` gives a name to what is no name
     Held = Annotated[
         str | None,
         WithJsonSchema(

@@ -128,8 +128,11 @@ class _Grid:
         """Add a variant for each point, with the regions that it uses.
 
         Raises:
-            _NotMade: they are too many, or one of them has no name or no place.
+            _NotMade: an axis cannot be swept; they are too many; or one of them has no name or no place.
         """
+        wrong = [problem for name in self.variant.sweep for problem in self._axis_problems(name)]
+        if wrong:
+            raise _NotMade(*wrong)
         axes = [self._axis(number, name) for number, name in enumerate(self.variant.sweep)]
         template = {key: value for key, value in _data(self.variant).items() if key != "sweep"}
         at_each = _size(template) + sum(len(choices[0].keys) for choices in axes)
@@ -150,14 +153,19 @@ class _Grid:
 
     def _axis(self, number: int, name: str) -> list[Choice]:
         """Return what is chosen at each value of an axis."""
-        axis, at = self.variant.sweep[name], (*self.key, name)
-        keys = [_swept_key(text) for text in ([axis.set] if isinstance(axis.set, str) else axis.set)]
-        wrong = [((*at, "set"), what) for key in keys for what in self._not_swept(key)]
-        wrong += [((*at, "to", i), f"the value {axis.to[i]} is given twice") for i in _repeated(axis)]
-        if wrong:
-            raise _NotMade(*wrong)
+        axis, keys = self.variant.sweep[name], self._keys(name)
         labelled = enumerate(zip(axis.to, _labels(axis.to), strict=True))
-        return [Choice(number, label, keys, value, (*at, "to", i)) for i, (value, label) in labelled]
+        return [Choice(number, label, keys, value, (*self.key, name, "to", i)) for i, (value, label) in labelled]
+
+    def _keys(self, axis: str) -> list[KeyPath]:
+        keys = self.variant.sweep[axis].set
+        return [_swept_key(text) for text in ([keys] if isinstance(keys, str) else keys)]
+
+    def _axis_problems(self, name: str) -> Iterator[tuple[KeyPath, str]]:
+        """Find keys of an axis that cannot be swept, and values that it has twice."""
+        axis, at = self.variant.sweep[name], (*self.key, name)
+        yield from (((*at, "set"), what) for key in self._keys(name) for what in self._not_swept(key))
+        yield from (((*at, "to", i), f"the value {axis.to[i]} is given twice") for i in _repeated(axis))
 
     def _not_swept(self, key: KeyPath) -> Iterator[str]:
         """Say why a key cannot be swept, if it cannot."""

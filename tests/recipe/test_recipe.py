@@ -151,6 +151,16 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
     assert [problem.split(":")[1] for problem in found] == ["1", "2", "7", "10"]
 
 
+def test_names_are_looked_up_where_something_else_is_wrong_too(tmp_path: Path) -> None:
+    text = GOOD.replace("{zero: core}", "{zero: coer}, {scale: [core, kore], by: two}, {zreo: core}, 3")
+    text = text.replace("{from: core, select: {bottom: 0.01}", "{from: cor, select: {bottom: 7}")
+    found = problems(tmp_path, text)
+    for name in ("cor", "coer", "kore"):
+        assert any(f"no region '{name}'; did you mean 'core'?" in problem for problem in found), found
+    assert any("unknown operation 'zreo'" in problem for problem in found)
+    assert [problem.split(":")[1] for problem in found] == ["8", "8", *["10"] * 5]
+
+
 def test_overrides_reach_any_field_and_are_named_in_errors(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     overrides = ["model=elsewhere", "verify.tokens=99", "regions.core.score.languages.1=ru"]

@@ -187,6 +187,17 @@ def test_all_mistakes_come_at_once_and_those_of_a_sweep_next(tmp_path: Path) -> 
     assert [line.split(": ", 1)[0] for line in found] == [f"recipe.yaml:{line}" for line in (19, 20)]
 
 
+def test_mistakes_in_several_axes_come_at_once(tmp_path: Path) -> None:
+    others = "      a: {set: regions.coer.select.top, to: [0.1]}\n      b: {set: [verify.tokens, name], to: [1, 1]}\n"
+    found = problems(tmp_path, **{"      fraction:": f"{others}      fraction:"})
+    assert [problem.split(" ", 1)[1] for problem in found] == [
+        "no region 'coer'; did you mean 'core'?",
+        "'verify.tokens' cannot be swept: give a key of a region or operation, such as regions.core.select.top",
+        "'name' cannot be swept: give a key of a region or operation, such as regions.core.select.top",
+        "the value 1 is given twice",
+    ]
+
+
 def test_a_mistake_at_all_points_is_named_once(tmp_path: Path) -> None:
     grid = "      again: {set: operations.0.by, to: [1, two, 3]}\n      fraction:"
     found = problems(tmp_path, **{"{zero: core}": "{scale: core, by: 1}", "      fraction:": grid})
