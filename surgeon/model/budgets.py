@@ -14,7 +14,7 @@ from surgeon.memory import free_memory
 
 HOST = "SURGEON_MEMORY"  # of the host's memory, such as 8G: weights, hidden states, sums and activations together
 DEVICE = "SURGEON_DEVICE_MEMORY"  # the same of an accelerator's
-SHARE_OF_HOST = 0.5  # of what is free: estimates may be off by a quarter, and other programs go on meanwhile
+SHARE_OF_HOST = 0.5  # of what is free: estimates may be off by a third, and other programs go on meanwhile
 SHARE_OF_DEVICE = 0.7  # the rest is for activations of kernels, whose workspaces nobody tells beforehand
 # Set in place of a share of the above: what a model may take to stay in memory, and hidden states between layers.
 RESIDENT_BYTES: int | None = None

@@ -3,7 +3,7 @@
 Told from headers, so both are estimates or upper bounds. The model goes through layer by layer, so that memory is a
 few of its largest layers in float32, one batch's activations in one layer, and what `model/budgets.py` allows; only a
 model that is no plain stack is held whole. What is told of memory is no less than what a run takes, and in the runs
-that tests/plan/test_needs.py measures at most a quarter more.
+that tests/plan/test_needs.py measures at most a third more.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ output: {out}
         pytest.param(128, 512, 12, 1024, "500M", id="much text at a time"),
     ],
 )
-def test_a_run_takes_what_the_plan_says_or_up_to_a_quarter_less(
+def test_a_run_takes_what_the_plan_says_or_up_to_a_third_less(
     make_model: ModelMaker,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -90,4 +90,4 @@ def test_a_run_takes_what_the_plan_says_or_up_to_a_quarter_less(
     assert done.returncode == 0, done.stderr
     taken = int(json.loads(done.stdout.splitlines()[-1]))
     print(f"told {told / 1e6:.0f} MB, taken {taken / 1e6:.0f} MB")
-    assert taken <= told <= 1.25 * taken
+    assert taken <= told <= 4 / 3 * taken
