@@ -21,16 +21,14 @@ from surgeon.model.results import Sums
 
 if __name__ == "__main__":
     found = json.loads((Path(sys.argv[1]) / "report.json").read_text(encoding="utf-8"))["perplexity"]
-    kept = [
-        data["measures"]
-        for path in (cache_folder() / "measures").glob("*.json")
-        if "measures" in (data := recall(path) or {})
-    ]
+    kept = [(recall(path) or {}).get("found") for path in (cache_folder() / "measures").glob("*.json")]
     pieces = {
         variant: {language: Sums(*zip(*item["pieces"], strict=True)) for language, item in sums.items()}
         for variant, by_language in found.items()
-        for sums in kept
-        if sums.keys() == by_language.keys() and all(sums[code]["nll"] == by_language[code]["nll"] for code in sums)
+        for sums in kept  # of every measurement; those of perplexities are by language
+        if isinstance(sums, dict)
+        and sums.keys() == by_language.keys()
+        and all(sums[code]["nll"] == by_language[code]["nll"] for code in sums)
     }
     for variant, by_language in pieces.items():
         own = variant.partition("-")[0]

@@ -54,7 +54,7 @@ def codecs_of(checkpoint: Checkpoint) -> list[Codec]:
 
 
 def codec_words(checkpoint: Checkpoint) -> list[str]:
-    """Return what these are, in their words."""
+    """Return the kind of each codec that weights are stored by, and what it says of itself."""
     return [f"{codec.kind}: {codec.words}" for codec in codecs_of(checkpoint)]
 
 

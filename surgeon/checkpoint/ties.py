@@ -93,7 +93,7 @@ def stored_copies(ties: Ties, name: str) -> tuple[str, ...]:
 
 
 def ties_head(config: Mapping[str, Any], head_stored: bool = True) -> bool:
-    """True if a head is no parameter of its own, by what config and family say; also whether one is stored counts."""
+    """True if the head is no parameter of its own: by the config, by the family, and by whether one is stored."""
     family, text = str(config.get("model_type")), config.get("text_config") or {}
     said = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
     if said is None:

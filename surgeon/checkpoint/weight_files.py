@@ -266,4 +266,4 @@ def index_bytes(files: Mapping[str, Iterable[TensorInfo]]) -> bytes:
     size = sum(info.nbytes for tensors in files.values() for info in tensors)
     names = {info.name: file for file, tensors in files.items() for info in tensors}
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(names.items()))}
-    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(index, indent=2) + "\n").encode()  # escaped: names of files need not be UTF-8 text

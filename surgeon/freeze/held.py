@@ -125,13 +125,17 @@ class Held:
 
     def moved(self) -> int:
         """Return how many frozen entries in this process do not hold their saved bits."""
-        target = self.master()
-        values = self.values(target)  # which moves `here` along
-        return int((bits(self.here.select(target)) != bits(values)).sum())
+        now, then = self._now_and_then()
+        return int((now != then).sum())
 
     def seems_moved(self) -> bool:
-        """Like `moved`, as it is asked between steps."""
-        return self.moved() > 0
+        """Like `moved`, as it is asked between steps: without a mask of all entries it takes a fraction of the time."""
+        return not torch.equal(*self._now_and_then())
+
+    def _now_and_then(self) -> tuple[Tensor, Tensor]:
+        target = self.master()
+        values = self.values(target)  # which moves `here` along
+        return bits(self.here.select(target)), bits(values)
 
     def mend(self) -> None:
         """Put the values back, and remember that this was needed."""

@@ -106,4 +106,5 @@ def keep(path: Path | None, name: str, verification: Verification, kind: str = P
         found = verification.continuations.get(name, [])
     else:
         found = verification.figures[name][kind]
-    remember(path, {"found": _form(kind).dump_python(found)})
+    # A kind from elsewhere may give lists, or whole numbers, which come back as the tuples and floats that are meant.
+    remember(path, {"found": _form(kind).dump_python(found, warnings=False)})

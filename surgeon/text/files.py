@@ -32,7 +32,7 @@ def text_of(row: Mapping[str, Any], field: str, where: str) -> str:
     Args:
         row: names of fields, and what they hold.
         field: a name, or several with dots between.
-        where: the row stands, for messages.
+        where: the file and the line, or the number, of the row, for messages.
 
     Raises:
         InputError: there is no such field, or it holds no text.

@@ -1,4 +1,4 @@
-"""What was written down of what is on disk, and the one held against the other: markers of variants, manifests of runs.
+"""Markers of variants and manifests of runs: what they say, and whether the files on disk are those that they name.
 
 `surgeon.json`, the marker of a variant, says what was done to which model, and the SHA-256 of what came out.
 """

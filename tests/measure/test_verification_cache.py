@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,15 @@ def test_figures_come_back_as_they_were_not_a_number_and_infinities_too(tmp_path
     assert repr(again) == repr(Verification({name: measures}, {name: said}, {name: figures}))  # nan is not nan
     keep(tmp_path / "none", "base", found, "continuations")
     assert load_kept(tmp_path / "none", "base", "continuations") == Verification()
+
+
+def test_a_kind_from_elsewhere_may_give_lists_and_whole_numbers(tmp_path: Path) -> None:
+    sums: Any = Sums([1, 0], [1, 1])  # type: ignore[arg-type]
+    figures = Figures({"de": {"hits": sums}}, [{"a": 1}])  # type: ignore[arg-type]
+    with warnings.catch_warnings(action="error"):
+        keep(tmp_path / "hits", "cut", Verification(figures={"cut": {"hits": figures}}), "hits")
+    expected = Figures({"de": {"hits": Sums((1.0, 0.0), (1.0, 1.0))}}, ({"a": 1},))
+    assert load_kept(tmp_path / "hits", "cut", "hits") == Verification(figures={"cut": {"hits": expected}})
 
 
 def test_figures_that_are_damaged_or_gone_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

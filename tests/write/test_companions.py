@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -121,6 +122,15 @@ def test_a_folder_in_which_transformers_looks_is_left_out_only_by_its_files(sour
     found = companions(Checkpoint.open(source))
     assert set(found.files) - set(before.files) == {Path("custom_generate/generate.py")}
     assert found.left_out.keys() - before.left_out.keys() == {"custom_generate/notes.md"}
+
+
+@pytest.mark.parametrize("name", [b"w\xc3\xa4.safetensors", b"w\xff.safetensors"])
+def test_an_index_is_made_for_weights_of_any_name(name: bytes, llama: Path, tmp_path: Path) -> None:
+    shutil.copyfile(llama / "model.safetensors", tmp_path / os.fsdecode(name))
+    shutil.copyfile(llama / "config.json", tmp_path / "config.json")
+    (index,) = companions(Checkpoint.open(tmp_path)).added.values()
+    assert index.isascii()
+    assert set(json.loads(index)["weight_map"].values()) == {os.fsdecode(name)}
 
 
 def test_links_of_the_hubs_cache_are_followed(source: Path, tmp_path: Path) -> None:
