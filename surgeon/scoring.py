@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -80,9 +81,14 @@ def run_scores(run: Scoring) -> list[Scored]:
         else:
             # It is computed when it is cut; its keys tell the models that it compares with apart.
             keys = {name: identity(Checkpoint.open(name), run.place.jobs) for name in score.compared_with.values()}
-            reader = cast(WeightScore, score).reader(run.plan.checkpoint)
-            result.append(Scored(score, keys, {SUM: reader}))
+            result.append(Scored(score, keys, {SUM: _when_asked(cast(WeightScore, score), run.plan.checkpoint)}))
     return result
+
+
+def _when_asked(score: WeightScore, checkpoint: Checkpoint) -> Reader:
+    """Return a score's reader, made when a tensor is first asked for: where all regions are kept, none is."""
+    reader = cache(partial(score.reader, checkpoint))
+    return lambda name: reader()(name)
 
 
 def _on_text(run: Scoring, score: SampledScore) -> Scored:

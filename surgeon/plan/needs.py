@@ -130,7 +130,7 @@ class Running:
             return False
         if self.home_of(scratch_bytes(self.shape, score)) is None:  # on disk a killed run would go on
             return False
-        return self._in_one_go(score) <= budgets.memory(self.device)
+        return _with_spare(self._in_one_go(score)) <= budgets.memory(self.device)
 
     def home_of(self, states: int) -> str | None:
         """Return where so many bytes of hidden states stay, see `budgets.home_of_hidden`."""

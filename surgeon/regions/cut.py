@@ -197,10 +197,11 @@ class Cut:
         Scores are used up: an array may be changed, and is not looked at again after the unit's last language.
         """
         sums: dict[str, Any] = {}
+        total: Scores = {}
         own: dict[str, Scores] = {}
         for unit, language, scores in stream:
-            if language == self._languages[0]:
-                sums, own = {}, {}
+            if language == self._languages[0]:  # the last unit's sum goes before this one's is made
+                sums, total, own = {}, {}, {}
             if len(self._languages) > 1:
                 _add(sums, scores, self._summed)
             total = sums if len(self._languages) > 1 else scores  # those of an only language as they are, unread

@@ -89,7 +89,8 @@ def test_scores_that_stay_on_a_device_give_the_same_bytes(
     kind: str, make_model: ModelMaker, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There they are torch's, and all but whole units and controls is cut without a copy to numpy."""
-    real, select_count, cut_there = ScorePass.run, scopes.select_count, set[type]()
+    real, cut_there = ScorePass.run, set[type]()
+    select_count, in_outputs = scopes.select_count, scopes.select_in_outputs
 
     def as_torch(*args: Any) -> Iterator[tuple[int, str, dict[str, torch.Tensor]]]:
         for unit, language, scores in real(*args):
@@ -99,7 +100,12 @@ def test_scores_that_stay_on_a_device_give_the_same_bytes(
         cut_there.update(type(scores(name)) for name, _ in group)
         return select_count(scores, group, wanted, kind)
 
+    def noted_in_outputs(name: str, scores: Any, *rest: Any) -> Any:
+        cut_there.add(type(scores))
+        return in_outputs(name, scores, *rest)
+
     monkeypatch.setattr(scopes, "select_count", noted)
+    monkeypatch.setattr(scopes, "select_in_outputs", noted_in_outputs)
     monkeypatch.setattr("surgeon.plan.needs.SHARE_OF_DISK", 0.0)
     path = recipe(tmp_path, make_model("llama", tie_word_embeddings=False), texts, kind)
     for name, run in (("numpy", real), ("torch", as_torch)):
